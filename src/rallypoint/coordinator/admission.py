@@ -21,7 +21,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.wire import messages as wire
 
 FORGOTTEN_MAX: Final = 4_096
-"""How many names are kept of runs that were forgotten before they had a round."""
+"""How many names to keep of runs that were forgotten before they had a round."""
 
 
 class Host(Protocol):
@@ -45,12 +45,12 @@ class Host(Protocol):
 
 
 class Admission:
-    """Counts what each account uses, and refuses what is too much or does not fit here.
+    """Counts what each account uses, and refuses connections, nodes and runs above a limit.
 
-    It counts connections and runs by account, limits how fast an account begins runs, and has the
-    time by which each connection must attach. It must not open, change or close a run or a
-    connection: the coordinator does that. Only `refusal` asks it to forget an idle run, to make
-    room for another.
+    It counts connections and runs by account, limits how fast an account begins runs, and keeps the
+    deadline by which each connection must attach. It must not open, change or close a run or a
+    connection; the coordinator does that. Only `refusal` makes the coordinator forget an idle run,
+    as room for another.
     """
 
     def __init__(self, host: Host, idle: IdleRuns, *, is_in_memory: bool) -> None:
@@ -62,44 +62,44 @@ class Admission:
         self._idle = idle
         self._is_in_memory = is_in_memory
         self._attach_due_s: dict[int, float] = {}
-        """By when each connection has to attach that has not yet, by their ids."""
+        """The deadline of each connection that has not attached yet, by connection id."""
         self._held_sessions = Holdings()
         self._held_runs = Holdings()
         self._paces = Paces(host.config.new_runs_per_s)
         self._paces_of_members = Paces(host.config.new_runs_per_s, max(1, host.config.runs_max))
-        """For nodes that were in a run: they all come at once after a takeover."""
+        """For nodes that were in a run before, which all attach at once after a takeover."""
         self._begins_at_s: dict[str, float] = {}
-        """When each run may begin for which nodes wait, by its name."""
+        """When each run for which nodes wait may begin, by its name."""
         self._never_formed: dict[str, None] = {}
-        """Names of runs that were forgotten before they had a round: a node may begin them anew."""
+        """Names of runs that were forgotten before they had a round. A node may begin them anew."""
 
     def limit_descriptors(self, descriptors_max: int) -> None:
-        """The process can have no more connections than this."""
+        """Set the most connections that this process can have."""
         self.descriptors_max = descriptors_max
         self._sessions_max = min(self._host.config.sessions_max, descriptors_max)
 
     # -- connections ---------------------------------------------------------------------------
 
     def session_refusal(self, account: Account) -> Refusal | None:
-        """Why this account cannot have another connection, if it cannot."""
+        """Why this account cannot have another connection; None if it can."""
         if self._held_sessions.has_room(account, self._sessions_max):
             return None
         return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
 
     def connected(self, connection_id: int, account: Account) -> None:
-        """Count a new connection, which has to attach in time."""
+        """Count a new connection, and set its deadline to attach."""
         self._held_sessions.take(account)
         due_s = self._host.now_s() + self._host.config.attach_timeout_s
         self._attach_due_s[connection_id] = due_s
 
     def disconnected(self, connection_id: int, account: Account) -> None:
-        """Count a connection no more. Each may be given once."""
+        """Stop counting a connection. Call it once for each."""
         self._attach_due_s.pop(connection_id, None)
         self._held_sessions.give_back(account)
 
     def take_overdue(self, now_s: float) -> list[int]:
         """The ids of connections that have not attached in time. Each is returned once."""
-        # One look for all: with a timer each, 9,000 connections would wake the loop 9,000 times.
+        # One timer for all: with a timer each, 9,000 connections would wake the loop 9,000 times.
         overdue = [i for i, due_s in self._attach_due_s.items() if due_s <= now_s]
         for connection_id in overdue:
             del self._attach_due_s[connection_id]
@@ -108,7 +108,7 @@ class Admission:
     # -- nodes that attach ---------------------------------------------------------------------
 
     def refusal(self, attach: wire.Attach, account: Account = NOBODY) -> Refusal | None:
-        """Why the node cannot attach, if it cannot."""
+        """Why the node cannot attach; None if it can."""
         host = self._host
         only = host.config.only_run
         if only is not None and attach.run_id != only:
@@ -126,7 +126,7 @@ class Admission:
         run = host.runs.get(attach.run_id)
         was_forgotten = self._is_in_memory and attach.stamp.ledger_id and run is None
         if was_forgotten and attach.run_id not in self._never_formed:
-            # R5: begun anew under the same ledger, its rounds would look old to this node.
+            # R5: if the run began anew on the same ledger, its rounds would look old to this node.
             return reasons.run_lost(attach.run_id, "removed: it had no nodes for too long")
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
@@ -138,7 +138,7 @@ class Admission:
         return None if excess is None else Refusal(RefusalCode.LIMIT, str(excess), HOW_TO_RAISE)
 
     def admit(self, connection_id: int, attach: wire.Attach, account: Account) -> float | None:
-        """In how many seconds the node may enter its run; None: too late to wait for.
+        """In how many seconds the node may enter its run; None: the wait would be too long.
 
         An account that begins many runs has to wait. All nodes of one run wait for the same moment.
         """
@@ -149,9 +149,9 @@ class Admission:
         return wait_s
 
     def wait_s(self, run_id: str, account: Account, *, was_in_it: bool = False) -> float | None:
-        """How long a node of this account has to wait for the run; None: too long.
+        """How long a node of this account has to wait for the run, in seconds; None: too long.
 
-        `was_in_it`: by what the node says, another coordinator had the run.
+        `was_in_it`: the node reports that it was in the run at another coordinator.
         """
         if run_id in self._host.runs:
             return 0.0
@@ -171,7 +171,7 @@ class Admission:
     # -- runs ----------------------------------------------------------------------------------
 
     def run_begun(self, run: HostedRun) -> None:
-        """Count a new run, for the account that it has."""
+        """Count a new run for its account."""
         self._held_runs.take(run.account)
         self._never_formed.pop(run.run_id, None)
 
@@ -182,11 +182,11 @@ class Admission:
         run.account = account
 
     def run_removed(self, run: HostedRun) -> None:
-        """Count a run no more."""
+        """Stop counting a run."""
         self._held_runs.give_back(run.account)
 
     def may_begin_again(self, run_id: str) -> None:
-        """The run is forgotten and never had a round: a node that was in it may begin it anew."""
+        """A run without any round was forgotten: a node that was in it may begin it anew."""
         self._never_formed[run_id] = None
         while len(self._never_formed) > FORGOTTEN_MAX:
             del self._never_formed[next(iter(self._never_formed))]
@@ -199,7 +199,7 @@ class Admission:
             return False
         may_take_any = held.total == runs_max and held.is_small(account, runs_max)
         for run in self._idle.evictable():
-            # For a run of its own, the account then has as many as before.
+            # If the run is the account's own, its number of runs stays the same.
             if may_take_any or run.account == account:
                 self._host.forget_run(run)
                 return True

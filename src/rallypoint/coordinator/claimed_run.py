@@ -1,4 +1,4 @@
-"""A run that a process has claimed on a ledger: its claim, and what goes with it."""
+"""A run that a process has claimed on a ledger: its claim, and the data beside it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from rallypoint.core.values import Address, CloseRecord, RoundRecord
 
 
 class ClaimedRun:
-    """One run. `claim` decides; the rest is forgotten with it."""
+    """One run. `claim` decides; the other data is dropped together with it."""
 
     def __init__(self, run_id: str, claim: e.Claim) -> None:
         self.run_id = run_id
         self.claim = claim
         self.wanted_s = 0.0
-        """When a node came for it last."""
+        """When a node last asked for it."""
         self.is_wanted_again = False
-        """Whether a node has come while this process was letting go of it."""
+        """Whether a node has asked for it while this process was giving it up."""
         self.elsewhere: tuple[Address, ...] | None = None
-        """Where its coordinator is, if another process owns it."""
+        """The addresses of its coordinator, if another process owns it."""
         self.noting: int | None = None
-        """The serial number of the note that is being written, if one is."""
+        """The serial number of the note that is being written, if any."""
         self.resignation: e.Resignation | None = None
 
     @property
     def is_owned(self) -> bool:
-        """Whether this process owns the run, as far as it knows."""
+        """Whether this process owns the run, as far as is known here."""
         return self.claim.state is e.ClaimState.OWNED and self.claim.register is not None
 
     @property
     def register(self) -> e.RunRegister:
-        """The run's register, as it was read or written last."""
+        """The run's register, as it was last read or written."""
         assert self.claim.register is not None
         return self.claim.register
 
     def won(self, yield_after_s: float | None, timing: e.Timing, now_s: float) -> None:
-        """The run is owned. `yield_after_s`: see CoordinatorConfig."""
+        """This process owns the run now. `yield_after_s`: see CoordinatorConfig."""
         if yield_after_s is not None:
             if self.resignation is None:
                 self.resignation = e.Resignation(yield_after_s, timing.ttl_s)
@@ -50,7 +50,7 @@ class ClaimedRun:
 def with_record(
     register: e.RunRegister, run: HostedRun, record: RoundRecord | CloseRecord
 ) -> e.RunRegister:
-    """The register with this record. The table of a round is put in once its place is known."""
+    """The register with this record. The table of a round is added when its place is known."""
     membership = run.membership
     changes: dict[str, Any] = {"past": run.past()}
     if isinstance(record, CloseRecord):

@@ -13,36 +13,33 @@ from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
 from rallypoint.core.values import NodeId, repr_without
 
 SOFTWARE: Final = f"rallypoint {__version__}"
-"""The release of this coordinator, as nodes and people are told."""
+"""The release of this coordinator, for nodes and people."""
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
-    `token`: required of every peer; "" admits all. `more_tokens` are accepted as well.
-    `runs_max`, `sessions_max`: runs and connections, of all accounts together. `new_runs_per_s`:
-    how fast one account may begin runs, once it has begun many. See core/quotas.py.
-    `empty_run_keep_s`: how long a run without members is kept, unless it is closed;
+    `token`: required from every peer; "" admits all peers. `more_tokens` are accepted as well.
+    `runs_max`, `sessions_max`: limits for the runs and connections of all accounts together.
+    `new_runs_per_s`: how fast one account may begin runs, after a number at once. See
+    core/quotas.py. `empty_run_keep_s`: how long a run without members is kept, unless it is closed;
     `unformed_run_keep_s`: the same for a run that never had a round, nor more than one node.
     `only_run`: the one run that an embedded coordinator admits; None admits any.
     `heartbeats_per_suspicion`: how many heartbeats a node sends within `suspect_after_s`.
     `strangers_max`: how many connections may be open without a token (without a request, if no
-    token is required); more wait in the kernel.
-    `attach_timeout_s`: within this time a connection has to attach.
-    `backlog_bytes_max`: how much may wait for one node that does not read; beyond it the connection
-    is closed, and the node resumes. Of a large answer, only what the store does not hold counts.
-    `attach_grace_s`: how long the members of a run that was taken over have to attach here.
-    `lease_ttl_s`: the ttl of this coordinator's lease, which names it.
-    `own_node`: the node that hosts this coordinator: that it is heard proves nothing. The lease
-    names it.
-    `token_origin`: where the token comes from (tokens.Origin); "" where that is not told.
-    `lease_token`: the same as `token`, if nodes without one may find it in the ledger; else "".
-    `memory_bytes_max`: the memory for all peers together: see core/budget.py.
+    token is required); more wait in the kernel. `attach_timeout_s`: a connection must attach within
+    this time. `backlog_bytes_max`: how much may wait for one node that does not read. Above it the
+    connection is closed, and the node resumes. Values that the store holds anyway do not count.
+    `attach_grace_s`: how long the members of a run have to attach here after a takeover.
+    `lease_ttl_s`: the ttl of this coordinator's lease; the lease contains it. `own_node`: the node
+    that hosts this coordinator, which is named in the lease. Its messages do not prove that other
+    nodes can reach this process. `token_origin`: where the token comes from (tokens.Origin); "" if
+    it is not to be shown. `lease_token`: the same as `token`, if nodes without one may find it in
+    the ledger; else "". `memory_bytes_max`: the memory for all peers together: see core/budget.py.
     `hosts`: names of this coordinator besides those of its machine, such as an endpoint's host. A
-    coordinator without a token answers to no other name.
-    `clock_host`: the host whose wall clock gives the times of day that people are shown.
-    `yield_after_s`: a coordinator that has heard no other node for so long resigns in favour of
-    another candidate; None: never.
+    coordinator without a token answers to no other name. `clock_host`: the host whose wall clock
+    gives the times of day that are shown to people. `yield_after_s`: a coordinator that has heard
+    no other node for this time resigns in favour of another candidate; None: never.
     """
 
     token: str = ""

@@ -1,7 +1,7 @@
-"""The connections of one run: which node has which, and which nodes are silent.
+"""The connections of one run: one for each attached node, and which nodes are silent.
 
-Silence is watched here and not in the core: a heartbeat is no event of the protocol, but to fall
-silent is one, and so is to be heard again. What follows from that is the core's.
+Silence is detected here and not in the core, because a heartbeat is no event of the protocol. The
+core gets an event when a node falls silent, and when it is heard again. It decides what follows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rallypoint.core.values import NodeId, RoundMember
 from rallypoint.wire import messages as wire
 
 LISTEN_MAX_S: Final = 60.0
-"""Every session is looked at this often, so that one that has ended is not kept for long."""
+"""Every session is checked at least this often, so that one that has ended is dropped soon."""
 
 
 class Connections:
     """One for each attached node. `by_name` has them by the names of the nodes.
 
-    `post` gives an event to the run. `listen` sees to it that `check_silence` is called at a time,
-    on the clock `now_s`.
+    `post` gives an event to the run. `listen` arranges a call of `check_silence` at a time on the
+    clock `now_s`.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Connections:
         return len(self.by_name)
 
     def close(self) -> None:
-        """The run is forgotten here: it gets no event any more."""
-        self._post = lambda event: None  # it holds the run
+        """The run was forgotten here: give it no more events."""
+        self._post = lambda event: None  # it refers to the run
 
-    # -- which node has which ------------------------------------------------------------------
+    # -- connections by node -------------------------------------------------------------------
 
     def of(self, node: NodeId) -> Session | None:
         """The node's connection."""
@@ -56,9 +56,9 @@ class Connections:
         return session if session is not None and session.node == node else None
 
     def of_each(self, members: Iterable[RoundMember]) -> Iterator[Session | None]:
-        """The connection of each member; None if it has none, or has come back as another node.
+        """The connection of each member; None if it has none, or if another start of it attached.
 
-        O(N) of a round, twice a round: so without a call for each.
+        O(N), twice for each round, so it makes no call for each member.
         """
         sessions = self.by_name
         for member in members:
@@ -68,14 +68,14 @@ class Connections:
             yield session if is_it else None
 
     def add(self, session: Session, node: NodeId) -> None:
-        """The node is attached by this connection, and is heard."""
+        """The node has attached with this connection, and counts as heard now."""
         session.node = node
         session.heard_s = self._now_s()
         self.by_name[node.name] = session
         self._listen_again(session, node)
 
     def remove(self, session: Session, name: str) -> bool:
-        """The connection of this name has ended. Whether it was this one."""
+        """The connection of this name has ended. Returns whether this session was the one."""
         if self.by_name.get(name) is not session:
             return False
         del self.by_name[name]
@@ -83,7 +83,7 @@ class Connections:
         return True
 
     def forget(self, name: str) -> None:
-        """The node is no member any more, connected or not."""
+        """The node is no member any more, whether it is connected or not."""
         self._silent.pop(name, None)
 
     def send_to(self, node: NodeId, message: wire.FromCoordinator) -> None:
@@ -105,7 +105,7 @@ class Connections:
             session.close(reason)
 
     def send_away(self, refusal: Refusal) -> None:
-        """Refuse the nodes that cannot find another coordinator by themselves."""
+        """Refuse the nodes that cannot read the ledger to find another coordinator."""
         for session in list(self.by_name.values()):
             if not session.reads_ledger:
                 session.refuse(refusal)
@@ -113,7 +113,7 @@ class Connections:
     # -- silence -------------------------------------------------------------------------------
 
     def heard(self, session: Session, node: NodeId) -> None:
-        """A message of the node has come. This is done for every message."""
+        """A message of the node has arrived. This is called for every message."""
         session.heard_s = self._now_s()
         if self._silent and node.name in self._silent:
             self._listen_again(session, node)
@@ -121,13 +121,14 @@ class Connections:
     def check_silence(self, session: Session, now_s: float) -> None:
         """Tell the core if this node was not heard for `suspect_after_s`.
 
-        Each session is looked at about once in that time, no matter how often it is heard.
+        Each session is checked about once in that time, no matter how often it is heard.
         """
         node, settings = session.node, self._membership.settings
         if settings is None or node is None or self.by_name.get(node.name) is not session:
             return
         if session.is_put_off:
-            session.heard_s = now_s  # R8: its input waits in this process.
+            # R8: the node is not silent, as its input waits in this process.
+            session.heard_s = now_s
         if session.heard_s + settings.suspect_after_s > now_s:
             self._listen_until(session, now_s)
         else:

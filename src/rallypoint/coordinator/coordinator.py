@@ -1,7 +1,7 @@
-"""All runs and connections of one coordinator: opens runs, passes time on, forgets idle runs.
+"""All runs and connections of one coordinator: it opens runs, passes on time, forgets idle runs.
 
 It has no sockets and no asyncio. `Ownership` keeps the records of runs, in memory or on a ledger,
-and knows whether this process owns a run.
+and decides whether this process owns a run.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 
 class Ownership(hosted_run.Ownership, Protocol):
-    """What a coordinator needs of it, besides what its runs need.
+    """What a coordinator needs from the part that keeps its runs, besides what the runs need.
 
-    In `memory_ownership` all runs are in this process, and end with it. In `run_ownership` they are
+    In `memory_ownership` all runs are in this process and end with it. In `run_ownership` they are
     on a ledger that several coordinators share.
     """
 
     @property
     def ledger_id(self) -> str:
-        """The id of the ledger; in memory, one that is drawn for this process."""
+        """The id of the ledger; in memory, an id that is drawn for this process."""
 
     @property
     def process(self) -> str:
@@ -50,32 +50,32 @@ class Ownership(hosted_run.Ownership, Protocol):
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where nodes reach this process, as its lease says; none in memory."""
+        """The addresses in its lease, where nodes reach this process; none in memory."""
 
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger, and take the lease. Raises LedgerError."""
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
-        """This coordinator is going: let go of every run, within a bounded time."""
+        """This coordinator is ending: give up every run, within a bounded time."""
 
     async def aclose(self) -> None:
         """Stop. Idempotent."""
 
     def claim(self, run_id: str, seen: Seen | None = None) -> None:
-        """A node of the run is here: own the run, or find its owner.
+        """A node has asked for the run: own it, or find its owner.
 
-        `seen`: since when this process has seen the owner's lease stand still.
+        `seen`: since when this process has seen the owner's lease unchanged.
         """
 
     def forget(self, run_id: str) -> None:
-        """The run is over, and its records can go."""
+        """The run is over, and its records can be removed."""
 
 
 class Coordinator:
     """The runs and connections of one coordinator.
 
-    Owned by one thread. Its driver calls `tick` at least every `clock.TICK_S` seconds and at
-    `next_due_s`; `wake` is called when that may be earlier than before.
+    Owned by one thread. The caller drives it: it calls `tick` at least every `clock.TICK_S` seconds
+    and at `next_due_s`. `wake` is called when `next_due_s` may have become earlier.
     """
 
     def __init__(
@@ -103,26 +103,27 @@ class Coordinator:
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, HostedRun] = {}
         self.clock = clock or StallProofClock()
-        """R8: leaves out the time for which the process slept."""
+        """R8: this clock leaves out the time for which the process slept."""
         self._timers = Timers()
         self._wake = wake
         self._last_connection_id = 0
         self._listening: list[tuple[float, int]] = []
-        """When to look whether a session was silent: (time, connection id); a heap."""
+        """When to check a session for silence: (time, connection id); a heap."""
         self._idle = IdleRuns(self.runs, config, self.now_s, is_in_memory=ownership.is_in_memory)
         self.admission = Admission(self, self._idle, is_in_memory=ownership.is_in_memory)
         self._next_round_s = 0.0
         self.floor_term = 0
         self.floor_number = 0
-        """The highest term and round number of all runs that were forgotten here: new ones begin
-        above them (R1, R13). In memory; a ledger has a floor of its own."""
+        """The highest term and round number of all runs that were forgotten here. New runs begin
+        above them (R1, R13). Used only in memory, as a ledger has its own floor.
+        """
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed."""
 
     # -- time ----------------------------------------------------------------------------------
 
     def now_s(self) -> float:
-        """The coordinator's time, in seconds, without those for which the process slept (R8)."""
+        """The coordinator's time in seconds, without the time for which the process slept (R8)."""
         return self.clock.now_s()
 
     def has_stalled_since(self, since_s: float) -> bool:
@@ -146,7 +147,7 @@ class Coordinator:
         now_s = self.now_s() if until_s is None else until_s
         self._timers.run_due(now_s)
         if now_s < self._next_round_s:
-            return  # Going through all runs for every timer of one of them would be O(runs²).
+            return  # A loop over all runs for every timer of one of them would be O(runs²).
         self._next_round_s = now_s + TICK_S / 2
         self._check_silence(now_s)
         for connection_id in self.admission.take_overdue(now_s):
@@ -160,11 +161,11 @@ class Coordinator:
             self.forget_run(run)
 
     def listen(self, session: Session, due_s: float) -> None:
-        """Look at `due_s` whether the session was silent for too long."""
+        """Check at `due_s` whether the session was silent for too long."""
         heappush(self._listening, (due_s, session.connection_id))
 
     def _check_silence(self, now_s: float) -> None:
-        """O(those that are due): idle runs and idle sessions cost a tick nothing."""
+        """O(due sessions): idle runs and idle sessions add nothing to a tick."""
         while self._listening and self._listening[0][0] <= now_s:
             session = self.sessions.get(heappop(self._listening)[1])
             if session is not None and session.run is not None:
@@ -172,7 +173,7 @@ class Coordinator:
                 run.supervised(run.connections.check_silence, session, now_s)
 
     def stamp(self) -> Stamp:
-        """The stamp of a message to a node that is in no run."""
+        """The stamp for messages to a node that is in no run."""
         return Stamp(self.ledger_id, self._first_term, 0)
 
     @property
@@ -198,7 +199,7 @@ class Coordinator:
         self.on_fewer()
 
     def open_run(self, run_id: str) -> HostedRun:
-        """The run of that name, begun if there is none."""
+        """The run of that name. It is begun if it does not exist."""
         run = self.runs.get(run_id)
         if run is None:
             membership = Membership(
@@ -215,7 +216,7 @@ class Coordinator:
         return run
 
     def run_for(self, session: Session, run_id: str) -> HostedRun:
-        """The run, which counts for the session's account unless it counts for one already."""
+        """The run of this name. It counts for the session's account if it had no account."""
         run = self.open_run(run_id)
         if run.account is NOBODY:
             self.admission.count_for(run, session.account)
@@ -235,7 +236,7 @@ class Coordinator:
             self.forget_run(run)
 
     def other_runs(self, run: HostedRun) -> tuple[str, ...]:
-        """Runs in which missing nodes of this one may be, if it has had no round yet."""
+        """Runs that may have the missing nodes of this one, if this one has had no round yet."""
         if run.membership.round is not None:
             return ()
         if self.config.only_run is not None:
@@ -243,7 +244,7 @@ class Coordinator:
         return looking_alike(run, reversed(self.runs.values()))
 
     def claim(self, run_id: str) -> None:
-        """A node of the run is here: own the run, or find its owner."""
+        """A node has asked for the run: own it, or find its owner."""
         run = self.runs.get(run_id)
         if run is not None and not run.is_claimed:
             self.ownership.claim(run_id)
@@ -257,20 +258,20 @@ class Coordinator:
             self.on_fewer()
 
     def run_closed(self, run: HostedRun) -> None:
-        """The run is over for its nodes."""
+        """The run has closed."""
         self.on_fewer()
 
     # -- runs without nodes --------------------------------------------------------------------
 
     def run_is_idle(self, run: HostedRun) -> None:
-        """No node is connected to the run any more, or yet; or an idle run has closed."""
+        """No node is connected to the run, or an idle run has closed."""
         if self.runs.get(run.run_id) is run:
             self._idle.add(run)
             if len(self.runs) - len(self._idle) <= 1:
                 self.turns.alone()
 
     def run_is_busy(self, run: HostedRun) -> None:
-        """A node is connected to the run."""
+        """A node has connected to the run."""
         self._idle.remove(run)
 
     def forget_run(self, run: HostedRun) -> None:

@@ -1,7 +1,7 @@
-"""Events of a run that wait: for the one that is being taken, or for the run to be claimed.
+"""Events of a run that wait until the event before them is done, or until the run is claimed.
 
-A ledger may be away for hours, and nodes may come and go meanwhile as often as they like. So the
-queue is kept short: see `connection_lost`.
+A ledger may be unreachable for hours, in which nodes may connect and disconnect without limit. So
+the queue is kept short: see `connection_lost`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from rallypoint.core import events as on
 
 KEPT_FEW: Final = 64
-"""So many connections that have ended may be left in the queue of a run that is not claimed."""
+"""How many ended connections may stay in the queue of a run that is not claimed."""
 _OF_A_CONNECTION: Final = (on.NodeAttached, on.ConnectionLost)
 
 
@@ -24,9 +24,9 @@ class EventQueue(deque[on.Event]):
         self._lost = 0
 
     def connection_lost(self) -> None:
-        """The event was queued that a connection has ended. Drops nodes that came and went.
+        """The end of a connection was queued. Drop the events of nodes that came and went.
 
-        A node that was a member keeps its grace all the same, from the takeover on. O(1) over many.
+        A node that was a member still has its grace, from the takeover on. O(1) amortised.
         """
         self._lost += 1
         if self._lost <= max(KEPT_FEW, len(self) // 4):
@@ -42,7 +42,7 @@ class EventQueue(deque[on.Event]):
         )
 
     def take_attached(self) -> list[on.NodeAttached]:
-        """The nodes that wait to attach. The queue is empty then."""
+        """Take out the attach events of the nodes that wait. The queue is empty afterwards."""
         events = [each for each in self if isinstance(each, on.NodeAttached)]
         self.clear()
         return events

@@ -12,7 +12,7 @@ _SHORT_HEADERS: Final = tuple(bytes((BINARY, size)) for size in range(126))
 
 
 def frame_header(size: int) -> bytes:
-    """The header of a whole frame with so many bytes, as a server sends it."""
+    """The header of a whole frame with a payload of `size` bytes, as a server sends it."""
     if size < 126:
         return _SHORT_HEADERS[size]
     if size < 65_536:

@@ -1,17 +1,17 @@
 """Removes old runs and old leases, so that a ledger does not grow without end.
 
-A coordinator removes its own runs when they are over (`Coordinator`). This part removes registers
-whose owner has died and for which no node has come again, and the leases of dead processes. No
-clocks of hosts are compared (R9): a collector counts how long *it* has seen a register unchanged.
+A coordinator removes its own runs when they are over (`Coordinator`). This part removes the
+registers of dead owners for which no node has asked again, and the leases of dead processes. It
+compares no clocks of hosts (R9): a collector measures how long *it* has seen a register unchanged.
 
 An unchanged register does not prove that a run is over: a round that lasts for weeks writes
-nothing. So only closed runs are removed here. An open run is claimed, as if a node had come for it:
-if its owner is alive, nothing happens; else this coordinator owns it, and removes it like its other
-runs if no node comes.
+nothing. So only closed runs are removed here. An open run is claimed, as if a node had asked for
+it. If its owner is alive, nothing happens. Otherwise this coordinator becomes its owner, and
+removes it like its other runs if no node attaches.
 
-Coordinators inside nodes do so too, for a ledger without `rallypoint serve`. Of the candidates of a
-run only its owner looks, rarely, and at a part of the ledger each time. It can own no other run, so
-it closes an open run that is unchanged for long and whose owner's lease has ended.
+Coordinators inside nodes collect, too, for a ledger without `rallypoint serve`. Of the candidates
+of a run only the owner collects, rarely, and only a part of the ledger each time. It can own no
+other run. So it closes an open run that was unchanged for long and whose owner's lease has ended.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rallypoint.ledger.keys import COORDINATORS, LOGS, RUNS, lease_key, run_key,
 _log = logging.getLogger("rallypoint.coordinator")
 
 LOOK_S: Final = 60.0
-"""How often a collector looks through the ledger: often, beside the times in `Keeping`."""
+"""How often a collector scans the ledger, in seconds: often, compared to the times in `Keeping`."""
 ELECTED_LOOK_S: Final = 300.0
 ELECTED_SAMPLE: Final = 64
-"""How often a coordinator inside a node looks, and at how many registers: there may be many."""
+"""How often a coordinator inside a node scans, and how many registers, as there may be many."""
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,18 +67,18 @@ def collector_for(
         None,
         look_s=ELECTED_LOOK_S,
         sample=ELECTED_SAMPLE,
-        # Of the candidates of one run, its owner alone.
+        # Of the candidates of one run, only its owner collects.
         is_allowed=lambda: may_decide(own_run),
     )
 
 
 class GarbageCollector:
-    """Looks through a ledger every `look_s`. `is_mine` says which runs this process has itself.
+    """Scans a ledger every `look_s`. `is_mine` returns whether this process has a run itself.
 
-    `claim` claims a run that may have no coordinator any more. If it is None, as in a coordinator
-    that serves one run, an open run that is unchanged is closed, if its owner's lease has ended,
-    and then removed. `is_allowed` is asked before each look. At most `sample` registers of each
-    kind are looked at, drawn by chance; None: all of them.
+    `claim` claims a run that may have no coordinator any more. It is None in a coordinator that
+    serves one run; then an unchanged open run whose owner's lease has ended is closed and removed.
+    `is_allowed` is called before each scan. A scan reads at most `sample` registers of each kind,
+    drawn at random; None: all of them.
     """
 
     def __init__(
@@ -103,9 +103,10 @@ class GarbageCollector:
         self._leases = 0
 
     async def run(self) -> None:
-        """Look until cancelled. A ledger that does not answer is asked again later."""
+        """Scan until cancelled. If the ledger does not answer, try again later."""
         while True:
-            # All collectors of one ledger together look no more often, however many they are.
+            # A second of pause for each lease: all collectors together scan about once a second at
+            # most.
             pause_s = max(self._look_s, 0.0 if self._sample is None else float(self._leases))
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))
             if not self._is_allowed():
@@ -116,11 +117,11 @@ class GarbageCollector:
                 _log.info("only a part of the ledger was searched for old data: %s", error)
 
     async def sweep(self, now_s: float) -> None:
-        """Look once. Raises LedgerError. Registers that cannot be read are not touched."""
+        """Scan once. Raises LedgerError. Registers that cannot be read are not touched."""
         leases = await self._ledger.keys(COORDINATORS)
         runs = await self._ledger.keys(RUNS)
         self._leases = len(leases)
-        # Also for registers that are not in this sample: the same version later is unchanged.
+        # Keep registers outside this sample, too: one with the same version later is unchanged.
         lost = await self._lost_logs(runs)
         there = {*leases, *runs, *lost}
         self._seen = {key: seen for key, seen in self._seen.items() if key in there}
@@ -133,9 +134,9 @@ class GarbageCollector:
             await self._look_at_lost_log(log, now_s)
 
     async def _lost_logs(self, runs: Sequence[str]) -> list[str]:
-        """Logs without a run: a deposed coordinator may create one after the run was removed.
+        """Remove logs without a run: a deposed coordinator may create one after a run was removed.
 
-        Only where everything is looked at, as listing costs by the number of logs.
+        Only if all registers are scanned, because the listing costs O(logs).
         """
         if not self._ledger.has_log or self._sample is not None:
             return []
@@ -178,7 +179,7 @@ class GarbageCollector:
             self._seen[key] = (
                 current.version,
                 now_s,
-            )  # If its owner is alive, it is looked at again after as long.
+            )  # If its owner is alive, the run is claimed again after the same time.
             if self._claim is not None:
                 self._claim(run_id)
             else:
@@ -190,7 +191,8 @@ class GarbageCollector:
     async def _end_abandoned(self, register: e.RunRegister, version: int) -> None:
         """Seal and close a run whose owner has ended, then remove it.
 
-        One swap on the version that was read: if a node has come since, nothing is done (R5).
+        It is one swap on the version that was read, so it fails if a node has asked for the run
+        since (R5).
         """
         if register.owner:
             lease = await self._ledger.read(lease_key(register.owner))

@@ -1,7 +1,7 @@
-"""The last rounds of a run, and the members that were lost between them: for people.
+"""The history that is shown to people: the last rounds of a run, and losses between them.
 
-It reads the effects of the core and changes nothing. The part that a successor needs is in the
-ledger, with the run's head (`core/past.py`).
+It reads the effects of the core and changes nothing. The part that a successor shows as well is in
+the ledger, with the run's head (`core/past.py`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rallypoint.core.values import Change, CloseRecord, Phase, RoundMember, Roun
 NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
 ROUND_BYTES: Final = 600
-"""The memory of a round besides names and texts."""
+"""The memory of a round besides its names and texts, in bytes."""
 _WATCHED: Final = frozenset({do.Commit, do.Publish, do.Break, do.Verdict, do.Announce, do.Forget})
 
 
 class RoundHistory(msgspec.Struct, kw_only=True):
-    """One round. See `core.past.PastRound` for its times: which clock, and when they are None.
+    """One round. `core.past.PastRound` describes its times.
 
     `members`: at most NAMES_KEPT_MAX names; None for rounds before the one that was taken over.
     """
@@ -59,8 +59,8 @@ class RoundHistory(msgspec.Struct, kw_only=True):
 class History:
     """The last rounds of one run, and the last losses between them, oldest first.
 
-    `host`: its wall clock gives the times of day, for display only (R9). `now_s` is always the
-    coordinator's clock, which leaves out the time for which the process slept.
+    `host`: the host whose wall clock gives the times of day, for display only (R9). `now_s` is
+    always the coordinator's clock, which leaves out the time for which the process slept.
     """
 
     def __init__(self, rounds_max: int, now_s: float, host: str = "") -> None:
@@ -71,14 +71,14 @@ class History:
         """None: the gathering began under another coordinator, so its duration is unknown."""
         self._sealed_s = now_s
         self._began_s: float | None = None
-        """When the last round became active here; None: it is not active."""
+        """When the last round became active here; None if it is not active."""
         self._before_s = 0.0
-        """How long it was active under earlier coordinators, at least."""
+        """The least time for which it was active under earlier coordinators."""
         self._is_whole = True
         """Whether it became active here."""
         self._close = ""
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def observe(
         self,
@@ -87,14 +87,14 @@ class History:
         wall_s: float,
         phase: Phase = Phase.GATHERING,
     ) -> PastLoss | None:
-        """Note what one step of the core decided. Returns the loss beside a round, if there is one.
+        """Note the effects of one step of the core. Returns the loss beside a round, if any.
 
-        `phase`: the run's, before that step.
+        `phase`: the run's phase before that step.
         """
         lost: list[Change] = []
         for effect in effects:
             if type(effect) not in _WATCHED:
-                continue  # This is done for every message of a node.
+                continue  # This runs for every message of a node.
             match effect:
                 case do.Commit(record=RoundRecord() as record):
                     self._sealed(record, now_s, wall_s)
@@ -115,7 +115,7 @@ class History:
     def restored(
         self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
     ) -> None:
-        """Begin with what the ledger has. `ended`: why the last round is over, if it is.
+        """Begin with the history in the ledger. `ended`: why the last round is over, if it is.
 
         `record`: the last round; None if there was none, or the run is closed.
         """
@@ -125,7 +125,7 @@ class History:
         if record is None:
             return
         last = next((_read(each) for each in past.rounds if each.number == number), None)
-        if last is None:  # written by a release that keeps no past
+        if last is None:  # a release without a past has written it
             last = _of_record(record, None, "")
         last.members = [member.name for member in record.members[:NAMES_KEPT_MAX]]
         self.rounds.append(last)
@@ -139,13 +139,13 @@ class History:
             last.published, self._began_s = True, now_s
 
     def first_arrival(self, now_s: float) -> None:
-        """The gathering for the first round begins when the first node is there."""
+        """The first node is here: the gathering for the first round begins."""
         self._gathering_since_s = now_s
 
     def _sealed(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
         since_s = self._gathering_since_s
         if self.rounds and self.rounds[-1].number == record.head.number:
-            return  # The same record again, after an outage.
+            return  # The same record is committed again, after an outage.
         self._sealed_s, self._began_s = now_s, None
         self.rounds.append(_of_record(record, wall_s, self._host))
         self.rounds[-1].gathering_s = None if since_s is None else now_s - since_s
@@ -157,7 +157,7 @@ class History:
             self.rounds[-1].committing_s = now_s - self._sealed_s
 
     def _ended(self, change: Change, now_s: float, wall_s: float) -> None:
-        if self._began_s is not None:  # else it ended under the last coordinator
+        if self._began_s is not None:  # None: it ended under the last coordinator
             self._gathering_since_s = now_s
             self._over(now_s, wall_s)
         self._explain(change)
@@ -171,7 +171,7 @@ class History:
             self._began_s = None
 
     def _explain(self, change: Change) -> None:
-        """A verdict may come when the next round is sealed already."""
+        """A verdict may arrive after the next round was sealed."""
         for each in reversed(self.rounds):
             if each.number == change.round:
                 each.change, each.ended = change, reasons.describe(change)
@@ -193,12 +193,12 @@ class History:
     # -- what a successor needs ----------------------------------------------------------------
 
     def kept(self, now_s: float, wall_s: float) -> Past:
-        """What is written to the ledger with the run's head. Its size is bounded."""
+        """The past to write to the ledger with the run's head. Its size is bounded."""
         rounds = [_written(each) for each in list(self.rounds)[-ROUNDS_KEPT:]]
         if rounds and self._began_s is not None:
             here_s = now_s - self._began_s
             last = msgspec.structs.replace(rounds[-1], active_min_s=self._before_s + here_s)
-            if self._close:  # The round ends with the run, once this is in the ledger.
+            if self._close:  # The round ends with the run when this is in the ledger.
                 last = msgspec.structs.replace(
                     last,
                     active_s=here_s if self._is_whole else None,
@@ -236,7 +236,7 @@ def _written(each: RoundHistory) -> PastRound:
 
 
 class PastSizes:
-    """About the memory of the last rounds, texts above all. `count` is told each change."""
+    """Estimates the memory of the last rounds, mostly texts. `count` is called with each change."""
 
     def __init__(self, rounds_max: int, count: Callable[[int], None]) -> None:
         self._sizes: deque[int] = deque(maxlen=rounds_max)
@@ -244,18 +244,18 @@ class PastSizes:
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """The memory of all rounds."""
         return sum(self._sizes)
 
     def began(self, members: Sequence[RoundMember]) -> None:
-        """A round with these members is added, and the oldest is dropped if there are too many."""
+        """Add a round with these members, and drop the oldest one if there are too many."""
         dropped = self._sizes[0] if len(self._sizes) == self._sizes.maxlen else 0
         names = sum(_text_bytes(member.name) for member in members[:NAMES_KEPT_MAX])
         self._sizes.append(ROUND_BYTES + names)
         self._count(self._sizes[-1] - dropped)
 
     def ended(self, change: Change) -> None:
-        """A round keeps the reason of its end. A verdict that follows counts as well."""
+        """A round has ended for this reason, or its verdict has replaced the reason."""
         if self._sizes:
             size = _change_bytes(change)
             self._sizes[-1] += size
@@ -266,7 +266,7 @@ def _change_bytes(change: Change) -> int:
     failure, texts = change.failure, (change.detail, *change.nodes)
     if failure is not None:
         texts += (failure.message, *failure.last_lines)
-    # Once as a value, and once in the sentence that is shown.
+    # Its text is kept once as a value and once in the sentence that is shown.
     return ROUND_BYTES + 2 * sum(map(_text_bytes, texts))
 
 

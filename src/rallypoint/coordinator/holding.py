@@ -1,9 +1,9 @@
-"""Answers of a round's store that wait until the coordinator's lease stands again.
+"""Holds answers of a round's store until the coordinator's lease is renewed.
 
-While the last renewal is not fresh another coordinator may own the run, and this one does not see
-the writes that the other has acknowledged (R5, R10). So an answer is held until a renewal succeeds.
-After a deposition it is dropped with its connection: the node asks the next coordinator again, and
-the request is applied once (R11).
+While the last renewal is too old, another coordinator may own the run, and may have acknowledged
+writes that this one has not seen (R5, R10). So an answer is held until a renewal succeeds. If this
+coordinator is deposed, the answer is dropped with its connection. The node then asks the next
+coordinator, and the request is applied once (R11).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Final
 from rallypoint.coordinator.session import Session
 
 HELD_BYTES_MAX: Final = 64 * 1024**2
-"""The most that is held for all nodes of one run. A node whose answers do not fit asks again."""
+"""The most bytes that are held for one run. A node whose answers do not fit asks again.
+"""
 
 
 class HeldAnswers:
     """The answers for one run's nodes, in order for each node.
 
-    `count` is told how their memory changes.
+    `count` is called with each change of their memory, in bytes.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class HeldAnswers:
         self._dropped: dict[Session, None] = {}
 
     def put(self, session: Session, payload: bytes) -> None:
-        """Hold an answer. Without room for it, all answers for the session are dropped."""
+        """Hold an answer. If there is no room for it, drop all answers for the session."""
         if session in self._dropped:
             return
         if self.bytes + len(payload) > self._bytes_max:
@@ -50,7 +51,7 @@ class HeldAnswers:
         self._dropped.pop(session, None)
 
     def release(self) -> None:
-        """The lease stands: send the answers. A node whose answers were dropped has to resume."""
+        """The lease was renewed: send the answers. A node with dropped answers has to resume."""
         self._count(-self.bytes)
         answers, self._answers, self.bytes = self._answers, {}, 0
         dropped, self._dropped = self._dropped, {}

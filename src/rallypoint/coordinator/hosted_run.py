@@ -1,6 +1,6 @@
 """One hosted run: steps the core, and carries out its effects.
 
-Decides nothing: an `if` about ranks or rounds belongs in the core. The round's store is in
+It decides nothing: an `if` about ranks or rounds belongs in the core. The round's store is in
 `store_service`, timers in `run_timers`, the history in `history`. A message to many nodes is
 encoded once.
 """
@@ -63,7 +63,7 @@ class Logs(Protocol):
     """What a run needs of the logs of its rounds' stores."""
 
     def open(self, run: HostedRun, store: RoundStore, sealed: SealedLog | None) -> StoreLog | None:
-        """The log of the present round around its store; None where the ledger keeps none.
+        """The store of the present round with its log; None if the ledger keeps no logs.
 
         `sealed`: the log that `store` was read from, if it is not new.
         """
@@ -73,28 +73,28 @@ class Logs(Protocol):
 
 
 class Ownership(Protocol):
-    """What a run needs of the part that keeps its records, and that knows whether it is owned.
+    """What a run needs of the part that keeps its records and decides whether it is owned.
 
     In `memory_ownership` this process owns every run. In `run_ownership` it owns a run while its
-    lease in the ledger stands.
+    lease in the ledger is valid.
     """
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether the runs end with this process. Then the lease is never asked for."""
+        """Whether the runs end with this process. Then there is no lease to check."""
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Keep a record; Committed, CommitRefused or LedgerLost follows."""
 
     def note(self, run: HostedRun, effect: do.Note) -> None:
-        """Keep what is known of the round's members; Noted follows."""
+        """Keep the marks of the round's members; Noted follows."""
 
     @property
     def logs(self) -> Logs | None:
-        """The logs of the rounds' stores; None where none are kept."""
+        """The logs of the rounds' stores; None if none are kept."""
 
     def check_lease(self) -> None:
-        """Suspend all runs if the lease does not stand; to be called before anything is decided."""
+        """Suspend all runs if the last renewal is too old. Call this before any decision."""
 
     def may_answer(self, run_id: str) -> bool:
         """Whether no other coordinator can own the run. If not, `lease_stands` follows later."""
@@ -122,19 +122,19 @@ class Host(Protocol):
         """Call back at that time."""
 
     def listen(self, session: Session, due_s: float) -> None:
-        """Look at `due_s` whether the session was silent for too long."""
+        """Check at `due_s` whether the session was silent for too long."""
 
     def other_runs(self, run: HostedRun) -> tuple[str, ...]:
-        """Runs in which missing nodes of this one may be."""
+        """Runs that may have the missing nodes of this one."""
 
     def run_is_busy(self, run: HostedRun) -> None:
-        """A node is connected to the run."""
+        """A node has connected to the run."""
 
     def run_is_idle(self, run: HostedRun) -> None:
         """No node is connected to the run any more."""
 
     def run_closed(self, run: HostedRun) -> None:
-        """The run is over for its nodes."""
+        """The run has closed."""
 
     def drop_run(self, run: HostedRun) -> None:
         """Forget the run: another coordinator owns it, or an error has ended it here."""
@@ -143,21 +143,21 @@ class Host(Protocol):
 class HostedRun:
     """One run on this coordinator. Owned by one thread, as the coordinator is.
 
-    On a ledger the run is first claimed: until `begin`, events only gather. What may not be in this
-    class: rules of the protocol, calls of the store, I/O.
+    On a ledger the run is first claimed: until `begin`, events are only queued. This class must not
+    have rules of the protocol, calls of the store, or I/O.
     """
 
     def __init__(
         self, host: Host, run_id: str, membership: Membership, ownership: Ownership
     ) -> None:
-        self._now_s = host.clock.now_s  # Each message asks twice.
+        self._now_s = host.clock.now_s  # Stored, because each message reads it twice.
         now_s = self._now_s()
         self.run_id = run_id
         self.ledger_key = run_key(run_id)
         self.begun_s = now_s
         self.membership = membership
         self.is_leased = not ownership.is_in_memory
-        """Whether this process owns the run by a lease, which may end. Fixed."""
+        """Whether this process owns the run by a lease, which may end. It never changes."""
         self.is_claimed = ownership.is_in_memory
         """Whether this process owns the run."""
         self.has_failed = False
@@ -169,24 +169,24 @@ class HostedRun:
         self.pins = self.memory.pins
         self.history = History(host.config.rounds_remembered, now_s, host.config.clock_host)
         self.account: Account = NOBODY
-        """The account that has begun the run."""
+        """The account that began the run."""
         self.arrivals = 0
-        """How many nodes were admitted that were no members."""
+        """How many nodes were admitted as new members."""
         self.empty_since_s: float | None = now_s
-        """Since when the run has no members; None: it has some."""
+        """Since when the run has had no members; None if it has some."""
         self.idle_since_s = now_s
         self.look_due_s = math.inf
         """When to check whether this run is over, if no node is connected."""
-        # A run that is not claimed yet has no term: a node must not take its messages for those of
-        # an older coordinator.
+        # Until the run is claimed its messages have term 0, which is no term, so that nodes do not
+        # take them for messages of an older coordinator.
         term = 0 if self.is_leased else membership.term
         self.stamp = Stamp(host.ledger_id, term, membership.number if term else 0)
-        """What every message of this run carries."""
+        """The stamp of every message of this run."""
         self._host = host
         self._ownership = ownership
         self.connections = Connections(membership, self.post, host.listen, self._now_s)
         self._unseated: dict[Session, None] = {}
-        """Nodes with a seat that they are told when the lease stands again."""
+        """Nodes whose seats are sent when the lease is valid again."""
         sessions = self.connections.by_name
         self.store = StoreService(self, ownership, sessions, host.budget, host.call_at, self._now_s)
         self._timers = RunTimers(
@@ -259,11 +259,11 @@ class HostedRun:
         *,
         store_lost: str = "",
     ) -> None:
-        """This process owns the run now: go on where the last owner left it (R5, R10).
+        """This process owns the run now: continue where the last owner left it (R5, R10).
 
-        `sealed`: the log of its round's store. `former_host`: the node that the last coordinator
-        ended with, if it did. `store_lost`: why there is no store though there should be; then the
-        round has ended. Raises UnreadableLogError, before anything is done.
+        `sealed`: the log of its round's store. `former_host`: the node that hosted the last
+        coordinator, if that one's lease ran out. `store_lost`: why the store is missing; then the
+        round has ended. Raises UnreadableLogError, and then has changed nothing.
         """
         now_s = self._now_s()
         store = sealed.replay.store if sealed is not None else None
@@ -299,8 +299,8 @@ class HostedRun:
     def fail(self, error: Exception) -> None:
         """End the run on this coordinator after an unexpected error in it. Other runs go on.
 
-        Nothing of its state can be trusted any more. On a ledger it goes on from its register, here
-        or elsewhere; in memory it is lost, and its nodes are told so. Idempotent.
+        Its state cannot be trusted any more. On a ledger the run continues from its register, here
+        or on another coordinator. In memory it is lost, and its nodes are told so. Idempotent.
         """
         if self.has_failed:
             return
@@ -316,24 +316,25 @@ class HostedRun:
         self._host.drop_run(self)
 
     def supervised(self, work: Callable[..., None], *args: Any) -> None:
-        """Do some work. An unexpected error in it ends this run, and nothing else."""
+        """Do some work. An unexpected error in it ends only this run."""
         if not self.has_failed:
             guarded(self.fail, work, *args)
 
     def _refuse_all(self, refusal: Refusal) -> None:
-        """Refuse every node, also one that waits for a name, or for the run to be claimed. O(N)."""
+        """Refuse every node, including those that wait for a name or for the claim. O(N)."""
         for session in [each for each in self._host.sessions.values() if each.run is self]:
             session.refuse(refusal)
         self.turn_away(refusal)
 
     def past(self) -> Past:
-        """What the ledger keeps of the run's history."""
+        """The part of the run's history that the ledger keeps."""
         return self.history.kept(self._now_s(), time.time())
 
     def forgotten(self) -> None:
-        """The coordinator has forgotten this run: no timer fires any more."""
+        """The coordinator has forgotten this run: stop its timers, and release its memory."""
         self.is_forgotten = True
-        # The parts let go of the run. Else its memory would wait for the garbage collector.
+        # Drop the parts' references to the run. Otherwise its memory would stay until Python's
+        # garbage collector runs.
         self._timers.close()
         self.connections.close()
         self.store.close()
@@ -342,7 +343,7 @@ class HostedRun:
     # -- connections ---------------------------------------------------------------------------
 
     def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
-        """A connection that had attached, or wanted to, is closed."""
+        """A connection that had attached, or waited for that, is closed."""
         if self.connections.remove(session, node.name):
             self._has_fewer()
         self._unseated.pop(session, None)
@@ -355,7 +356,7 @@ class HostedRun:
         if not len(self.connections) and not self.has_failed:
             self._host.run_is_idle(self)
 
-    # -- what nodes ask ------------------------------------------------------------------------
+    # -- queries of nodes ----------------------------------------------------------------------
 
     def beat(self) -> int:
         """A counter that advances while this coordinator may decide for the run."""
@@ -369,7 +370,7 @@ class HostedRun:
         return msgspec.structs.replace(waiting, other_runs=others)
 
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
-        """The member table of the last round, for a member of it; for others an empty one."""
+        """Send the member table of the last round; to a node that is not in it, an empty one."""
         record, number = self.membership.round, self.membership.number
         if record is None or not self.membership.is_of_last_round(node):
             session.send(wire.encode(wire.Members(self.stamp, request_id, number, "", ())))
@@ -379,7 +380,7 @@ class HostedRun:
     # -- the lease (on a ledger) ---------------------------------------------------------------
 
     def lease_stands(self) -> None:
-        """A renewal has succeeded: send what was held, and go on."""
+        """A renewal has succeeded: send what was held, and continue."""
         self._send_held_seats()
         self.store.release_answers()
         self.post(on.LedgerRestored(SuspensionCause.LEASE))
@@ -395,7 +396,7 @@ class HostedRun:
     def _welcome(self, effect: do.Welcome) -> None:
         session = self._host.sessions.get(effect.connection_id)
         if session is None:
-            return  # It went away while it waited; its ConnectionLost is on the way.
+            return  # It disconnected while it waited; its ConnectionLost follows.
         name = effect.node.name
         before = self.connections.by_name.get(name)
         if before is not None and before is not session:
@@ -473,7 +474,7 @@ class HostedRun:
         text = reasons.describe(effect.change)
         self.memory.past.ended(effect.change)
         _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
-        # A node could not place the end of a round of which it was never told.
+        # A node would not recognise the end of a round that it never received.
         self._send_held_seats()
         self._tell_round(wire.encode(wire.Broken(self.stamp, effect.change)))
         self.store.end(f"round {effect.change.round} has ended: {text}")
@@ -510,7 +511,8 @@ class HostedRun:
         session = self.connections.of(effect.node)
         if session is not None:
             self.connections.remove(session, name)
-            session.node = None  # Its messages must not count for the next node of its name.
+            # Its messages must not count as those of the next node of its name.
+            session.node = None
             if not effect.keeps_connection:
                 session.close(effect.reason)
             self._has_fewer()
@@ -524,7 +526,7 @@ class HostedRun:
             session.close(effect.reason)
 
     def _step_down(self, effect: do.StepDown) -> None:
-        """R5: every attached node looks for the coordinator that owns the run now."""
+        """R5: make every attached node look for the coordinator that owns the run now."""
         if effect.is_own_wish:
             what = "over" if self.is_closed else "handed over"
             _log.info("run %s: %s, and given up here: %s", self.run_id, what, effect.reason)
@@ -536,7 +538,7 @@ class HostedRun:
         self._refuse_all(Refusal(RefusalCode.MOVED, message))
         self._host.drop_run(self)
 
-    # -- what the coordinator and the status show ----------------------------------------------
+    # -- for the coordinator and the status ----------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
@@ -557,7 +559,7 @@ class HostedRun:
 
 
 def store_of(record: RoundRecord, limits: StoreLimits) -> RoundStore:
-    """An empty store for the members of this round."""
+    """A new, empty store for the members of this round."""
     return _store_of(record, seats_of(record), limits)
 
 

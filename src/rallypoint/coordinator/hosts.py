@@ -1,8 +1,9 @@
 """Checks the Host header of requests, for a coordinator without a token.
 
 A web page can point its own name to the address of this machine (DNS rebinding). The browser then
-sends requests here, and lets the page read the answers. But the Host header still has the page's
-name. So a coordinator without a token answers only to addresses and to its own names.
+sends the page's requests here, and lets the page read the answers. But the Host header still has
+the page's name. So a coordinator without a token answers only if the Host header is an address or
+one of its own names.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Final
 from rallypoint.threads import call_from_loop
 
 LOOKUP_TIMEOUT_S: Final = 2.0
-"""How long a request with an unknown name waits for the lookup of this machine's full name."""
+"""How many seconds a request with an unknown name waits for the lookup of this machine's name.
+"""
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 _PORT: Final = re.compile(r":[0-9]{0,5}$")
 _IPV4: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}")
 
 
 class KnownHosts:
-    """The names that a coordinator answers to, in the running event loop."""
+    """The names to which a coordinator answers. Uses the running event loop."""
 
     def __init__(self, given: Iterable[str] = ()) -> None:
         """`given`: names that nodes use, such as an endpoint's host."""
@@ -38,7 +40,7 @@ class KnownHosts:
         self._names.add(_plain(host))
 
     def knows_at_once(self, header: str) -> bool:
-        """Whether a Host header is an address or a known name. Without a lookup."""
+        """Whether a Host header is an address or a known name. Makes no lookup."""
         host = host_of(header)
         return host in self._names or is_address(host)
 
@@ -65,7 +67,7 @@ def _plain(host: str) -> str:
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an address, also in the short form of browsers and inet_aton: 127.1."""
+    """Whether this is an address, including the short forms of browsers and inet_aton: 127.1."""
     if _IPV4.fullmatch(host) is not None:
         return True
     with contextlib.suppress(ValueError):

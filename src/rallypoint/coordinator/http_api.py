@@ -1,8 +1,8 @@
 """The HTTP API for people and tools: `/healthz` and `/api/v1/...`, in JSON.
 
-The fields are part of the public API (docs/compatibility.md). If a token is set, every request but
-`/healthz` needs it, as nodes do; server.py checks it before it calls these handlers. `/healthz`
-tells nothing of any run.
+The fields are part of the public API (docs/compatibility.md). If a token is set, every request
+except `/healthz` needs it, as nodes do. server.py checks it before it calls these handlers.
+`/healthz` reveals nothing about any run.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
 SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
-"""The token that a request has shown, if the coordinator has one."""
+"""The token of a request, if the coordinator has one."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 """Only on a shared ledger."""
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
 MEMBERS_AT_ONCE = 100
-"""How many of them are made before other work has its turn."""
+"""How many of them are encoded before other tasks run."""
 
 
 CLOSE_WAIT_S = 3.0
-"""How long a close waits for the ledger. A command waits 5 s for its answer."""
+"""How long a close waits for the ledger, in seconds. A command waits 5 s for its answer."""
 CLOSE_LOOK_S = 0.02
 BODY_WITHIN_S = 10.0
-"""The time limit for the body of a request, which is a few bytes long."""
+"""The time limit for the body of a request, which has only a few bytes, in seconds."""
 REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
-"""Needs no token."""
+"""The path that needs no token."""
 
 
 class _CloseBody(msgspec.Struct):
@@ -67,10 +67,10 @@ def add_routes(app: web.Application) -> None:
 
 
 def is_foreign_page(request: web.Request) -> bool:
-    """Whether the request comes from a page of another site, in a browser that reaches this port.
+    """Whether the request comes from a web page of another site.
 
     For a coordinator without a token. A browser lets any page post to any address, and open a
-    WebSocket there. So without a token, a loopback port would be open to every web page.
+    WebSocket there. So without this check, every web page could use a port on loopback.
     """
     origin = request.headers.get("Origin")
     return origin is not None and origin.partition("://")[2] != request.host
@@ -109,7 +109,7 @@ def json_error(code: int, message: str, hint: str = "", **more: str) -> web.Resp
 
 
 def why_unauthorized(request: web.Request) -> str:
-    """What is wrong with the token of a request. Tells nothing of any token."""
+    """What is wrong with the token of a request. Reveals nothing about any token."""
     if "Authorization" in request.headers:
         return "the token is wrong"
     return "this coordinator needs a token, and the request has none"
@@ -118,8 +118,8 @@ def why_unauthorized(request: web.Request) -> str:
 def unauthorized(request: web.Request, token: str) -> web.Response:
     """The answer to a request without an accepted token.
 
-    It has the fingerprint of `token`, the first accepted one, and its origin. So the client can say
-    whether its own token is another one, and where each comes from.
+    It has the fingerprint and the origin of `token`, the first accepted one. So the client can
+    report whether its own token differs, and where each comes from.
     """
     message = why_unauthorized(request)
     hint = (
@@ -151,7 +151,7 @@ async def _runs(request: web.Request) -> web.StreamResponse:
     for number, run in enumerate(shown, 1):
         lines.append(msgspec.to_builtins(status.summary_of(run, _owner(coordinator))))
         if not number % MEMBERS_AT_ONCE:
-            await asyncio.sleep(0)  # Others have their turn.
+            await asyncio.sleep(0)  # Let other tasks run.
     problem: str | None = None
     replicas = _replicas(request)
     if replicas is not None and ONLY_OWN not in request.headers:
@@ -174,7 +174,7 @@ async def _runs(request: web.Request) -> web.StreamResponse:
 
 
 async def _large(request: web.Request, body: bytes) -> web.StreamResponse:
-    """Send an answer; a large one counts as memory of the coordinator until it is read."""
+    """Send an answer. A large one counts as the coordinator's memory until the client read it."""
     if len(body) <= sending.PIECE_BYTES:
         return web.Response(body=body, content_type="application/json")
     share = request.app[COORDINATOR].people
@@ -197,7 +197,7 @@ def _key_of_line(line: dict[str, Any]) -> str:
 
 
 def _not_claimed(coordinator: Coordinator, known: set[str], page: Page) -> list[dict[str, Any]]:
-    """Runs that nodes have come for, and that are not in the ledger yet."""
+    """Runs for which nodes wait here, and which are not in the ledger yet."""
     new = [
         run for run in coordinator.runs.values() if not run.is_claimed and run.run_id not in known
     ]
@@ -223,7 +223,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
             return _unreadable(run_id, error)
         run = coordinator.runs.get(
             run_id
-        )  # It may wait for the ledger, which knows nothing of it yet.
+        )  # The run may still wait for its claim, and is then not in the ledger.
     if run is None:
         return _no_such_run(coordinator, run_id)
     members = status.members_of(coordinator, run, shown)
@@ -237,7 +237,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
 def _with_members(
     whole: bytes, first: list[status.MemberStatus], more: Iterator[status.MemberStatus]
 ) -> Iterator[bytes]:
-    """The encoded status, piece by piece, with these members in it."""
+    """The encoded status with these members in it, piece by piece."""
     before, empty, after = whole.partition(b'"members":[],"members_total":')
     assert empty
     yield before + b'"members":[' + msgspec.json.encode(first)[1:-1]
@@ -281,7 +281,7 @@ async def _close(request: web.Request) -> web.Response:
 
 
 def _asked_from(request: web.Request) -> str:
-    """Where a request comes from, and through which coordinator if it was forwarded."""
+    """The origin of a request, and the coordinator that forwarded it, if any."""
     remote = plain(request.remote or "a local socket")
     asked_by = reasons.tidy(request.headers.get(ASKED_BY, ""), NAME_LENGTH_MAX)
     return f"{asked_by} through {remote}" if asked_by else remote
@@ -292,7 +292,8 @@ async def _close_elsewhere(
 ) -> web.Response | None:
     """Close a run of the ledger that this coordinator does not own: ask its owner.
 
-    If it has none, or the owner does not answer, claim it here. None: this coordinator owns it now.
+    If the run has no owner, or its owner does not answer, claim it here. None: this coordinator
+    owns it now.
     """
     replicas = _replicas(request)
     if replicas is None:
@@ -304,7 +305,8 @@ async def _close_elsewhere(
         return _unreadable(run_id, error)
     if kept is None:
         return None
-    if kept.register.close is not None:  # R6: it stays closed, whether or not its owner is there.
+    # R6: a closed run stays closed, whether or not its owner answers.
+    if kept.register.close is not None:
         return _json({"run_id": run_id, "was_closed": True})
     if kept.lease is not None:
         if ONLY_OWN in request.headers:
@@ -324,7 +326,7 @@ _ASK_AGAIN: Final = "try again in a few seconds, or check with `rallypoint statu
 
 
 async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
-    """Claim the run, as if a node had come for it. Whether it is owned here within CLOSE_WAIT_S."""
+    """Claim the run as if a node had asked for it. True if it is owned here within CLOSE_WAIT_S."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
     coordinator.open_run(run_id)
@@ -340,9 +342,9 @@ async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
 
 
 async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
-    """Wait until the close is in the ledger. Returns why it is not; "" if it is.
+    """Wait until the close is in the ledger. Returns why it is not there; "" if it is.
 
-    If this coordinator is replaced before, its successor does not know of the close.
+    If this coordinator is replaced before that, its successor has no record of the close.
     """
     loop = asyncio.get_running_loop()
     until_s = loop.time() + CLOSE_WAIT_S
@@ -366,12 +368,12 @@ def _replicas(request: web.Request) -> Replicas | None:
 
 
 def _shown(request: web.Request) -> str:
-    """The Authorization header, if its token was accepted."""
+    """The Authorization header of a request whose token was accepted."""
     return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
 
 
 def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:
-    """This coordinator, as its lease names it; None in memory."""
+    """This coordinator with the data of its lease; None in memory."""
     ownership = coordinator.ownership
     if ownership.is_in_memory:
         return None

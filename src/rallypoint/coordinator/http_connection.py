@@ -1,4 +1,4 @@
-"""One HTTP connection: aiohttp's, with our limits, and its answers without release names."""
+"""One HTTP connection: aiohttp's, with lower limits, and without release names in answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ KEEPALIVE_S: Final = 15.0
 
 
 class HttpConnection(web.RequestHandler):
-    """Answers a request that cannot be read, without the names of releases.
+    """Answers a request that cannot be read, without naming releases.
 
-    Bytes after such a request are not read: aiohttp would keep an error for each piece of them.
+    Bytes after such a request are not read, because aiohttp would keep an error for each piece.
     """
 
     __slots__ = ("_is_unreadable",)
@@ -32,7 +32,7 @@ class HttpConnection(web.RequestHandler):
         self._is_unreadable = False
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless a request could not be read."""
+        """Pass on the bytes, unless an earlier request could not be read."""
         if self._is_unreadable:
             return
         super().data_received(data)
@@ -49,9 +49,9 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer of aiohttp itself, for which it sends no signal to the application."""
+        """The answer that aiohttp makes by itself, without a signal to the application."""
         if isinstance(exc, ConnectionResetError):
-            # The peer had gone before aiohttp could send "100 Continue".
+            # The peer had disconnected before aiohttp could send "100 Continue".
             response = web.Response(status=400)
             response.force_close()
             return response
@@ -80,7 +80,7 @@ def connections_of(server: web.Server) -> Callable[[], HttpConnection]:
             # request: 1 MB from a stranger took 1 GB. The rest of such a body is not read either.
             auto_decompress=False,
             lingering_time=0,
-            # Of at most 8 KiB each: this bounds the memory for a stranger.
+            # Lines of at most 8 KiB bound the memory for a connection without a token.
             max_headers=HEADERS_MAX,
         )
 

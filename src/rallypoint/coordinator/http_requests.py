@@ -1,7 +1,8 @@
-"""Limits for requests of people: how many are open at once, and how long sending may take.
+"""Limits for HTTP requests: how many are open at once, and how long sending may take.
 
-A client with a token may ask for anything. But a request that never ends, or an answer that is not
-read, must not hold a descriptor for ever that a node needs. Connections of nodes do not count here.
+A client with a token may send any request. But a request that never ends, or an answer that is not
+read, must not hold a descriptor for ever, because nodes need descriptors. Connections of nodes do
+not count here.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from rallypoint.coordinator.http_api import json_error
 from rallypoint.core.quotas import Account, Holdings
 
 OPEN_MAX: Final = 256
-"""Requests that are open, of all accounts. The last eighth is for accounts with few."""
+"""The most open requests of all accounts. The last eighth is reserved for accounts with few."""
 OPEN_FEW: Final = 8
-"""So many may be open, even if there are few descriptors."""
+"""This many may be open even if the process has few descriptors."""
 
 
 class Requests:
@@ -33,7 +34,7 @@ class Requests:
     async def answer(
         self, request: web.Request, handler: Handler, account: Account, *, is_last: bool
     ) -> web.StreamResponse:
-        """Call the handler, and send its answer. `is_last`: close the connection then."""
+        """Call the handler, and send its answer. `is_last`: close the connection afterwards."""
         open_max = min(OPEN_MAX, max(OPEN_FEW, self._coordinator.admission.descriptors_max // 4))
         if not self._open.has_room(account, open_max):
             said = f"too many open requests: {self._open.total}"
@@ -43,7 +44,7 @@ class Requests:
         self._open.take(account)
         try:
             if request.transport is not None:
-                # So that sending ends only when the kernel has all of the answer.
+                # With this limit, sending ends only when the kernel has the whole answer.
                 request.transport.set_write_buffer_limits(high=0)
             response = await handler(request)
             if is_last:
@@ -56,7 +57,7 @@ class Requests:
 
 
 async def _send(request: web.Request, response: web.StreamResponse) -> None:
-    """Send a small answer, in limited time: aiohttp has no limit for a peer that reads nothing."""
+    """Send a small answer in limited time. aiohttp has no limit for a peer that does not read."""
     try:
         async with asyncio.timeout(sending.SEND_S):
             await response.prepare(request)

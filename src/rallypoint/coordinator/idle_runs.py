@@ -1,6 +1,6 @@
-"""Runs to which no node is connected: which are over, and which may be forgotten early.
+"""Runs without connected nodes: which are over, and which may be forgotten early.
 
-`core/quotas` decides how long a run of each kind is kept. The coordinator forgets runs.
+`core/quotas` decides how long a run of each kind is kept. The coordinator removes them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rallypoint.core.quotas import Idle, Keep, keep_s, may_evict
 from rallypoint.core.values import Phase
 
 LOOK_AGAIN_S: Final = 10.0
-"""How often an idle run is looked at that must stay for another reason."""
+"""How often, in seconds, to check an idle run that must stay for another reason."""
 STALE_LOOKS_FEW: Final = 64
-"""So many entries of runs that have gone may stay in the heap."""
+"""How many entries of removed runs may stay in the heap."""
 
 
 class IdleRuns:
-    """The idle ones of `runs`, which are all runs of a coordinator, by name.
+    """The idle runs among `runs`, which has all runs of a coordinator by name.
 
     `now_s`: the coordinator's clock. `is_in_memory`: whether the runs end with this process.
     """
@@ -43,37 +43,37 @@ class IdleRuns:
             config.closed_run_keep_s, config.empty_run_keep_s, config.unformed_run_keep_s
         )
         self._kinds: dict[Idle, dict[str, HostedRun]] = {kind: {} for kind in Idle}
-        """Of each kind, the longest idle first."""
+        """For each kind, the longest idle run first."""
         self._due: list[tuple[float, int, str]] = []
-        """When to look whether a run is over: (time, serial number, name); a heap."""
-        # It has names: a run that is forgotten earlier must not stay in memory until then.
+        """When to check whether a run is over: (time, serial number, name); a heap."""
+        # The entries have names, not runs, so that a removed run does not stay in memory.
         self._serial = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._kinds.values()))
 
     def add(self, run: HostedRun) -> None:
-        """The run is idle from now on, or is idle and has become of another kind."""
+        """The run becomes idle, or is idle and has changed its kind."""
         self.remove(run)
         run.idle_since_s = self._now_s()
         self._kinds[run.idle_kind][run.run_id] = run
         self._look_at(run, run.idle_since_s + self._keep_s(run))
 
     def remove(self, run: HostedRun) -> None:
-        """The run is not idle any more, or has gone."""
+        """The run is not idle any more, or was removed."""
         for runs in self._kinds.values():
             if runs.get(run.run_id) is run:
                 del runs[run.run_id]
 
     def over(self, now_s: float) -> Iterator[HostedRun]:
-        """Runs that are over, to be forgotten at once. O(those that are due)."""
+        """Runs that are over, to be forgotten at once. O(due entries)."""
         while self._due and self._due[0][0] < now_s:
             run = self._looked_at(heappop(self._due))
             if run is None:
                 continue
             run.look_due_s = math.inf
             if run.attached_count:
-                continue  # Once it is idle again, it is looked at again.
+                continue  # It gets a new entry when it is idle again.
             due_s = run.idle_since_s + self._keep_s(run)
             if due_s < now_s and self._is_over(run, now_s):
                 yield run
@@ -81,13 +81,13 @@ class IdleRuns:
                 self._look_at(run, max(due_s, now_s + min(LOOK_AGAIN_S, self._keep_s(run))))
 
     def evictable(self) -> Iterator[HostedRun]:
-        """Runs that may be forgotten early: first those that never had a round, then the oldest."""
+        """Runs that may be forgotten early: those that never had a round first, then the oldest."""
         now_s = self._now_s()
         for kind, runs in self._kinds.items():
             for run in runs.values():
                 idle_s = now_s - run.idle_since_s
                 if not may_evict(kind, idle_s, is_kept_here=self._is_in_memory):
-                    break  # The others of this kind became idle later.
+                    break  # The others of this kind became idle later, so they are not due either.
                 if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
                     yield run
 
@@ -95,7 +95,8 @@ class IdleRuns:
         return keep_s(run.idle_kind, run.arrivals, self._keep)
 
     def _is_over(self, run: HostedRun, now_s: float) -> bool:
-        # A process that is cut off from the ledger cannot know whether another one owns the run.
+        # While the ledger is out of reach, another process may own the run without this one's
+        # knowledge.
         is_suspended = run.membership.phase is Phase.SUSPENDED
         if run.attached_count or not run.is_claimed or is_suspended:
             return False
@@ -105,7 +106,7 @@ class IdleRuns:
         return since_s is not None and now_s - since_s > self._empty_keep_s
 
     def _look_at(self, run: HostedRun, due_s: float) -> None:
-        if due_s < run.look_due_s:  # else an earlier look is due, which arms this one
+        if due_s < run.look_due_s:  # otherwise an earlier check is due, which arms this one
             run.look_due_s = due_s
             self._serial += 1
             heappush(self._due, (due_s, self._serial, run.run_id))
@@ -114,6 +115,6 @@ class IdleRuns:
                 heapify(self._due)
 
     def _looked_at(self, look: tuple[float, int, str]) -> HostedRun | None:
-        """The run of this entry; None if it has gone, or was looked at before."""
+        """The run of this entry; None if it was removed or has been checked before."""
         run = self._runs.get(look[2])
         return run if run is not None and run.look_due_s == look[0] else None

@@ -1,4 +1,4 @@
-"""A large message that arrives in parts: the memory for its bytes, and their unmasking. No I/O.
+"""The memory for a large message that arrives in parts, and the unmasking of its bytes. No I/O.
 
 Each piece is read directly into the message's memory and unmasked at once. To join and unmask a
 message of megabytes at its end would block the event loop for milliseconds.
@@ -11,24 +11,24 @@ from typing import Final
 
 try:
     from websockets.speedups import apply_mask as apply_mask
-except ImportError:  # where the library has no C extension
+except ImportError:  # if the library has no C extension
     from websockets.utils import apply_mask
 
 PIECE_BYTES: Final = 64 * 1024
-"""How many bytes are read at a time."""
+"""How many bytes to read at a time."""
 SKIPPED_START_BYTES: Final = 1024
-"""How much is kept of a message without room: enough to answer it."""
+"""How many bytes to keep of a message without room: enough to answer it."""
 _MAPPED_FROM_BYTES: Final = 256 * 1024
 _KEY_BYTES: Final = 4
 
-_nowhere = memoryview(bytearray(PIECE_BYTES))  # for bytes that are read and not kept
+_nowhere = memoryview(bytearray(PIECE_BYTES))  # for bytes that are read and dropped
 
 
 class Incoming:
     """A message of `size` bytes, masked with `key` (RFC 6455, 5.3). `first`: the first byte of its
     frame.
 
-    `left`: how many bytes are still to come. Read them into `room` and then call `filled`; or give
+    `left`: how many bytes are still to come. Read them into `room` and then call `filled`, or pass
     them to `take`, which copies them.
     """
 
@@ -38,15 +38,15 @@ class Incoming:
         self._key = key
 
     def room(self) -> memoryview:
-        """The memory for the next bytes. It never has room for bytes after the message."""
+        """The memory for the next bytes. It ends with the message."""
         raise NotImplementedError
 
     def filled(self, size: int) -> None:
-        """So many bytes have been read into `room`."""
+        """`size` bytes have been read into `room`."""
         raise NotImplementedError
 
     def take(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Take the bytes that belong to the message. Returns the bytes after it."""
+        """Copy the bytes that belong to the message. Returns the bytes after them."""
         view = memoryview(data)
         while self.left and view:
             room = self.room()
@@ -62,15 +62,15 @@ class Incoming:
 
 
 class Kept(Incoming):
-    """A message that is kept. `message`: its bytes, valid once all have come.
+    """A message that is kept. `message`: its bytes, valid when all have arrived.
 
     Raises OSError or MemoryError if there is no memory for it.
     """
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
         super().__init__(first, size, key)
-        # A mapped page costs no memory before it is written. A bytearray writes zeros to all of its
-        # pages at once.
+        # A mapped page takes no memory before it is written. A bytearray would write zeros to all
+        # of its pages at once.
         is_large = size >= _MAPPED_FROM_BYTES
         self.message = memoryview(_mapped(size) if is_large else bytearray(size))
 
@@ -92,7 +92,7 @@ def _mapped(size: int) -> mmap.mmap:
 
 
 class Skipped(Incoming):
-    """A message without room: only its first bytes are kept."""
+    """A message for which there is no room: only its first bytes are kept."""
 
     def __init__(self, first: int, size: int, key: bytes) -> None:
         super().__init__(first, size, key)

@@ -1,7 +1,7 @@
 """A coordinator's lease: kept in the ledger, renewed, judged, handed over.
 
-One lease for each process, however many runs it owns. What a lease allows is decided in
-`core/election`. `run_ownership` asks `judge` for news, and says what they mean for the runs.
+A process has one lease, no matter how many runs it owns. `core/election` decides what a lease
+allows. `run_ownership` calls `judge` for news, and applies them to the runs.
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ from rallypoint.ledger.contract import Ledger, SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.keys import COORDINATORS
 
 PAUSE_MAX_S: Final = 60.0
-"""The longest pause between two times at which nodes are sent away, while the lease cannot be
-renewed; and after an unexpected error, until this process takes a run or a lease again."""
+"""While the lease cannot be renewed, nodes are sent away again after a pause of at most this many
+seconds. After an unexpected error, this process pauses as long at most before it takes a run or a
+lease again.
+"""
 NO_ANSWER: Final = "no answer"
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """Another process has revoked the lease: every run is another's now (R5)."""
+    """Another process has revoked the lease. This process owns no run any more (R5)."""
 
     reason: str
 
 
 class Suspended(msgspec.Struct, frozen=True):
-    """Nothing can be decided: the last renewal that was confirmed was sent `away_s` ago."""
+    """No decision is allowed: the last confirmed renewal was sent `away_s` ago."""
 
     reason: str
     away_s: float
 
 
 class NodesMustLeave(msgspec.Struct, frozen=True):
-    """The suspension lasts: nodes that cannot read the ledger have to look elsewhere."""
+    """The suspension goes on. Nodes that cannot read the ledger have to try other coordinators."""
 
     away_s: float
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """The ledger answers again, and the lease is still this process's."""
+    """The ledger answers again, and this process still has its lease."""
 
 
 class HandingOver(msgspec.Struct, frozen=True):
-    """Nothing can be decided any more: other processes may take the runs at once."""
+    """No decision is allowed any more: other processes may take the runs at once."""
 
 
 News = Lost | Suspended | NodesMustLeave | Restored | HandingOver
@@ -58,8 +60,8 @@ News = Lost | Suspended | NodesMustLeave | Restored | HandingOver
 class LeaseManager:
     """The lease of one process. Owned by one event loop.
 
-    `only_run`, `lease_token` and `node` are told by the lease: the one run that this process
-    serves, the token for its nodes, and the node that hosts it.
+    The lease contains `only_run` (the one run that this process serves), `lease_token` (the token
+    for its nodes) and `node` (the node that hosts it).
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class LeaseManager:
     ) -> None:
         self.timing = timing
         self.addresses: tuple[Address, ...] = ()
-        """Where nodes reach this process."""
+        """The addresses where nodes reach this process."""
         self._ledger = ledger
         self._only_run = only_run
         self._lease_token = lease_token
@@ -82,13 +84,13 @@ class LeaseManager:
         self.is_suspended = False
         self.is_going = False
         self.problem = ""
-        """Why the ledger did not answer last; "" if it did."""
+        """Why the ledger did not answer the last request; "" if it did."""
         self._has_told_problem = False
         self._sendings = Backoff(timing.ttl_s, PAUSE_MAX_S)
         self._send_away_s = float("inf")
 
     def _new_holder(self) -> e.LeaseHolder:
-        # A process name is drawn anew for every lease: a lost one is lost for good.
+        # Each lease has a new random process name, because a lost lease is never regained.
         return e.LeaseHolder(
             secrets.token_hex(8),
             self.addresses,
@@ -105,7 +107,7 @@ class LeaseManager:
 
     @property
     def beat(self) -> int:
-        """Advances while the lease is renewed."""
+        """A counter that advances while the lease is renewed."""
         return self.holder.beat
 
     @property
@@ -114,17 +116,17 @@ class LeaseManager:
         return (self.problem or NO_ANSWER) if self.is_suspended else ""
 
     def begin_anew(self) -> e.LeaseHolder:
-        """Go on with a new lease, under a new name. Returns the holder of the old one."""
+        """Continue with a new lease under a new name. Returns the holder of the old one."""
         former, self.holder = self.holder, self._new_holder()
         self.is_suspended = False
         return former
 
-    # -- what has become of the lease ----------------------------------------------------------
+    # -- the state of the lease ----------------------------------------------------------------
 
     def judge(self, now_s: float, owns_runs: Callable[[], bool]) -> list[News]:
-        """The news since the last time, in order. To be asked at each tick and after a renewal.
+        """The news since the last call, in order. Call it at each tick and after a renewal.
 
-        After `Lost`, `begin_anew` has to be called.
+        The caller must call `begin_anew` after `Lost`.
         """
         if self.holder.is_lost:
             return [Lost(self.holder.lost_reason)]
@@ -146,8 +148,8 @@ class LeaseManager:
         if not self.is_suspended:
             self._sendings.reset()
             self._send_away_s = now_s + self._sendings.next_s(now_s)
-        # A request may take longer than the lease stands. So the news comes before its reason, and
-        # once more when the reason is known.
+        # A request may take longer than the lease is valid. So the news comes before its reason is
+        # known, and again when it is known.
         if not self.is_suspended or (self.problem and not self._has_told_problem):
             self.is_suspended, self._has_told_problem = True, bool(self.problem)
             news.append(Suspended(self.problem or NO_ANSWER, away_s))
@@ -159,7 +161,7 @@ class LeaseManager:
     # -- the leases of other processes ---------------------------------------------------------
 
     async def others(self, run_id: str) -> dict[str, int] | None:
-        """The versions of those that may take the run, by process; None: the ledger lists none.
+        """The lease versions of processes that may take the run; None if the ledger lists none.
 
         Raises LedgerError and UnreadableError.
         """

@@ -1,6 +1,6 @@
 """Reads runs and their owners from a ledger. Writes nothing.
 
-For coordinators that answer about runs of others, and for commands that reach only the ledger.
+It serves coordinators that answer about runs of others, and commands that reach only the ledger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rallypoint.ledger.keys import RUNS, lease_key, run_key
 T = TypeVar("T")
 
 READS_MAX: Final = 8
-"""How many registers are read at once: the engine serves other clients too."""
+"""How many registers to read at once. The number is small because the engine serves others, too."""
 NO_COORDINATOR: Final = (
     "no coordinator owns it now; one of its nodes or a `rallypoint serve` on the ledger takes it"
 )
@@ -35,7 +35,7 @@ class Kept(NamedTuple):
     lease: e.Lease | None
 
     def summary(self, problem: str = NO_COORDINATOR) -> status.RunSummary:
-        """The run in a list. `problem`: why its coordinator has not answered."""
+        """The run as a line of a list. `problem`: why its coordinator has not answered."""
         return status.kept_summary(self.register, self.lease, problem)
 
 
@@ -46,12 +46,12 @@ class Unread(NamedTuple):
     problem: str
 
     def summary(self, problem: str = "") -> status.RunSummary:
-        """The run in a list."""
+        """The run as a line of a list."""
         return status.unread(self.run_id, self.problem)
 
 
 async def look(ledger: Ledger, run_id: str) -> Kept | None:
-    """One run; None if the ledger has none of that name. Raises LedgerError."""
+    """One run; None if the ledger has no run of that name. Raises LedgerError."""
     register = await _decoded(ledger, run_key(run_id), e.decode_run)
     return None if register is None else Kept(register, await _lease(ledger, register.owner))
 
@@ -59,7 +59,7 @@ async def look(ledger: Ledger, run_id: str) -> Kept | None:
 async def look_at_all(
     ledger: Ledger, without: Iterable[str] = (), page: Page | None = None
 ) -> list[Kept | Unread]:
-    """All runs except those in `without`, in order; with `page`, those of it and one beyond.
+    """All runs except those in `without`, in order; with `page`, only its runs and the next one.
 
     Raises LedgerError if the ledger does not answer.
     """

@@ -1,8 +1,8 @@
 """Accepts connections, with a limit for those without a token, and one for all.
 
-Above a limit, connections wait in the kernel's backlog. There is no limit for each address: behind
-a NAT or an ingress many nodes share one. This part knows sockets and protocols but no tokens: the
-server calls `admit` when a connection has shown one.
+Above a limit, connections wait in the kernel's backlog. There is no limit for each address, because
+many nodes share one behind a NAT or an ingress. This file handles sockets and protocols, and must
+not check tokens: the server calls `admit` when a connection has sent one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from rallypoint.clock import StallProofClock
 _log = logging.getLogger("rallypoint.coordinator")
 
 ACCEPTS_PER_TURN: Final = 8
-"""Connections accepted from one socket before the event loop does other work. Each causes about ten
-calls in the following turns: 32 of them delayed heartbeats by 50 ms, again and again."""
+"""How many connections to accept from one socket before the event loop does other work. Each causes
+about ten calls in the following turns of the loop: 32 of them repeatedly delayed heartbeats by 50
+ms.
+"""
 LOOK_S: Final = 0.1
-"""How often to check whether there is room again."""
+"""How often to check whether there is room again, in seconds."""
 CROWDED_S: Final = 3.0
-"""At the limit for strangers, one is closed that has shown no token for so long: a node shows its
-token with its first bytes."""
+"""At the limit for strangers, a connection without a token for this many seconds is closed. A node
+sends its token with its first bytes.
+"""
 LOG_S: Final = 60.0
-"""How often it is logged that connections cannot be accepted."""
+"""The shortest time between two log lines that connections cannot be accepted, in seconds."""
 STRANGER_READ_BYTES: Final = 4 * 1024
-"""How much is read at once of a connection that is not admitted: a node's request is smaller. Event
-loops would read 256 KiB of a body before the head of the request is checked."""
+"""How many bytes to read at once from a connection that is not admitted. A node's request is
+smaller. Event loops would read 256 KiB of a body before the head of the request is checked.
+"""
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -51,10 +55,10 @@ class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def connections_max() -> int:
-    """How many connections this process can have without running out of descriptors.
+    """How many connections this process can have before it runs out of descriptors.
 
-    The ledger, files, and an agent's workers need some: a quarter is reserved for them, at least 32
-    and at most 512.
+    A quarter of the descriptors, at least 32 and at most 512, is reserved for the ledger, files,
+    and an agent's workers.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -63,10 +67,10 @@ def connections_max() -> int:
 
 
 class _Connection(socket.socket):
-    """A connection's socket, whose family and type are numbers.
+    """A connection's socket, with numbers as its family and type.
 
-    socket.socket makes an enumeration member at each access. Accepting, the event loop and aiohttp
-    access them five times, which would cost as much as the rest of accepting a connection.
+    socket.socket makes an enumeration member at each access. Five such accesses, here, in the event
+    loop and in aiohttp, would take as long as all other work of accepting a connection.
     """
 
     family = socket.SocketType.family  # type: ignore[assignment]
@@ -84,8 +88,8 @@ class Listener:
     """Accepts on bound sockets, in the running event loop.
 
     `new_protocol` makes the protocol of a connection. `count` returns the number of connections,
-    strangers included, without those that are being accepted. `is_welcome`: whether a connection is
-    accepted at all, by its socket.
+    including strangers, but not those that are being accepted. `is_welcome` gets the socket of a
+    new connection and returns whether to accept it.
     """
 
     def __init__(
@@ -102,7 +106,8 @@ class Listener:
         self._limits = limits
         self._is_welcome = is_welcome
         self._loop = asyncio.get_running_loop()
-        # After a stall, the bytes that strangers sent meanwhile are read before they are closed.
+        # This clock leaves out stalls, so that bytes that strangers sent meanwhile are read before
+        # they are closed.
         self._clock = StallProofClock(self._loop.time)
         self._strangers: dict[_Stranger, None] = {}
         self._buffer = memoryview(bytearray(STRANGER_READ_BYTES))
@@ -114,11 +119,11 @@ class Listener:
         self._not_before_s = 0.0
 
     def start(self) -> None:
-        """Accept connections. The sockets listen already."""
+        """Accept connections. The sockets must be listening."""
         self._read()
 
     def close(self) -> None:
-        """Accept no more. Idempotent. Open connections and the sockets belong to the caller."""
+        """Stop accepting. Idempotent. Open connections and the sockets belong to the caller."""
         self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()
@@ -131,7 +136,7 @@ class Listener:
             await asyncio.wait(self._entering)
 
     def admit(self, transport: asyncio.BaseTransport | None) -> None:
-        """This connection has shown a token: it does not count as a stranger's any more."""
+        """This connection has sent a valid token: it does not count as a stranger's any more."""
         protocol = transport.get_protocol() if transport is not None else None
         if isinstance(protocol, _Stranger):
             protocol.admit()
@@ -154,8 +159,8 @@ class Listener:
 
     def _room(self) -> int:
         """How many connections may be accepted now."""
-        # Counting is O(connections). So it is done only when the last count and the connections
-        # accepted since, some of which have ended, leave no room.
+        # A count is O(connections). So count only if there would be no room even though no
+        # connection had ended since the last count.
         if self._open_at_most >= self._limits.connections_max:
             self._open_at_most = self._count() + len(self._entering)
         strangers = self._limits.strangers_max - len(self._strangers) - len(self._entering)
@@ -207,12 +212,14 @@ class Listener:
     # -- strangers -----------------------------------------------------------------------------
 
     def _look_soon(self) -> None:
-        """Look in LOOK_S. Called only if there is something to look at: no timer while idle."""
+        """Check in LOOK_S. Call it only if there is something to check: an idle process has no
+        timer.
+        """
         if self._looking is None and not self._is_closed:
             self._looking = self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Close strangers whose time is over. Accept again if there is room."""
+        """Close strangers whose time is over, and accept again if there is room."""
         self._looking = None
         if self._strangers or self._entering or not self._is_reading:
             self._look_soon()
@@ -228,7 +235,7 @@ class Listener:
 
 
 class _Stranger(asyncio.BufferedProtocol):
-    """The protocol of a connection until it is admitted. Passes everything on to its owner."""
+    """The protocol of a connection until it is admitted. It passes all calls on to its owner."""
 
     def __init__(
         self,
@@ -257,10 +264,10 @@ class _Stranger(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # -- the owner's ---------------------------------------------------------------------------
+    # -- calls that are passed on --------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods, but derive from no class of asyncio.
+        # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         self._strangers[self] = None
         self._owner.connection_made(transport)
@@ -278,9 +285,9 @@ class _Stranger(asyncio.BufferedProtocol):
         self._strangers.pop(self, None)
         self._owner.connection_lost(error)
         # A transport of asyncio's own loop refers to itself by this method, which is not called any
-        # more. The cycle would last until the garbage collector runs: with strangers that connect
-        # and close without pause, collections took 160 ms, and more in a program that hosts a
-        # coordinator.
+        # more. Break this cycle, which would otherwise last until the garbage collector runs. With
+        # strangers that connect and close without pause, collections took 160 ms, and more in a
+        # program that hosts a coordinator.
         transport: Any = self._transport
         if hasattr(transport, "_read_ready_cb"):
             transport._read_ready_cb = None

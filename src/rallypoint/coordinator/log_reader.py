@@ -1,12 +1,12 @@
 """Reads and seals the log of a round that is taken over (R5, R10).
 
-It reads page by page, each with a deadline of its own, so a log may have any length. Until the seal
+It reads the log in pages, each with its own deadline, so a log may have any length. Until the seal
 is in the log, the former owner may still write, move to another segment, or drop one.
 
-An append whose outcome is unknown may be carried out much later. So a segment that was dropped may
-exist again, with some of its first records. Such a remnant ends without naming a later segment,
-although a later one has more than its header; no segment has that before it was named. A remnant is
-ignored.
+An append with an unknown outcome may be carried out much later. So a dropped segment may exist
+again, with some of its first records. Such a remnant is ignored. It is recognised because it does
+not name a later segment, although there is one with more than its header: a segment gets its second
+record only after it was named.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class SealedLog(NamedTuple):
 class _Sealed(enum.Enum):
     DONE = enum.auto()
     NOT_YET = enum.auto()
-    """There are more records to read first, or the outcome is unknown."""
+    """More records have to be read first, or the outcome is unknown."""
     GONE = enum.auto()
     REMNANT = enum.auto()
-    """The segment was dropped, and late appends wrote its first records again."""
+    """The segment was dropped, and late appends have written its first records again."""
 
 
 class LogReader:
     """Reads the log of the round with this `head`, for the coordinator of this `term`.
 
-    `new_store` returns an empty store of the round. `make_sure` returns once this coordinator's
-    lease was renewed; if the lease is lost, the whole takeover is cancelled.
+    `new_store` returns an empty store of the round. `make_sure` waits until this coordinator's
+    lease is renewed. If the lease is lost, the whole takeover is cancelled.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LogReader:
         self._remnants: set[str] = set()
 
     async def sealed(self) -> SealedLog:
-        """The log, after this term has sealed it. Waits for a ledger that does not answer.
+        """Seal the log with this term, and return it. Waits while the ledger does not answer.
 
         Raises StoreLostError if the round has no log, and UnreadableLogError.
         """
@@ -104,12 +104,12 @@ class LogReader:
                 continue
             if reading.log == gone:
                 await self._lost(f"log {self._name(gone)!r} was removed from the ledger")
-            # Its former owner may have dropped it, as the store went on in another segment.
+            # The former owner may have dropped this segment after it moved to the next one.
             gone = reading.log
             await asyncio.sleep(RETRY_S)
 
     async def _lost(self, why: str) -> Never:
-        # A successor drops the log as well, once it has formed the next round. That is no loss.
+        # A successor that has formed the next round drops the log as well, which is no loss.
         await self._make_sure()
         raise StoreLostError(why)
 
@@ -129,13 +129,13 @@ class LogReader:
             if page:
                 for _, data in page:
                     reading.take(data)
-                await asyncio.sleep(0)  # Other tasks run between two pages.
+                await asyncio.sleep(0)  # Let other tasks run between two pages.
             elif not index:
                 return _Sealed.GONE
             elif reading.last == self._seal:
                 return _Sealed.DONE
             elif await self._goes_on_after(reading.log):
-                # The next segment was named here before it got a second record.
+                # This record was written before the next segment got its second record.
                 if not await self._page(name, index):
                     return _Sealed.REMNANT
             else:
@@ -155,14 +155,16 @@ class LogReader:
             if await self._ask(partial(self._ledger.records, name, 1, 1)):
                 return True
             if not await self._ask(partial(self._ledger.records, name, 0, 1)):
-                return await self._goes_on_after(log)  # It was dropped meanwhile: look again.
+                # The segment was dropped meanwhile: read the list again.
+                return await self._goes_on_after(log)
         return False
 
     async def _try_to_seal(self, reading: _Reading) -> _Sealed:
         later = reading.replay.latest_term
         if later > self._term:
-            # This process stood still and has lost the run, as the next renewal shows: then this
-            # is cancelled. If the lease is good, no other process can have sealed after it.
+            # Either this process stood still and has lost the run: then the next renewal fails, and
+            # this is cancelled. Or the lease is valid: then no other process can have sealed after
+            # it.
             await self._make_sure()
             raise UnreadableLogError(f"term {later} has sealed it; this one is {self._term}")
         outcome = await self._ledger.append(self._name(reading.log), reading.index, self._seal)
@@ -206,7 +208,7 @@ class _Reading:
         replay.begin_segment(first)
 
     def take(self, data: bytes) -> None:
-        """The next record. Raises UnreadableLogError."""
+        """Take the next record. Raises UnreadableLogError."""
         record = decode_record(data)
         if not self.index:
             header = record.header

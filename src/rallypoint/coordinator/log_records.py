@@ -1,12 +1,12 @@
 """The records of a round's log: their contents, and their bytes.
 
-They hold *results*: the writes and the answer of each call. Two releases that replay them have the
-same store, even if they would answer a call differently.
+They contain *results*: the writes and the answer of each call. Two releases that replay a log get
+the same store, even if they would answer a call differently.
 
 A log is a segment of a round's store (`round_log`). Its first record is its header. A segment that
-follows another begins with a *snapshot* of the store at the time when the segment began, in several
-records; the calls since then stand between these and after them. Until the last part of the
-snapshot is written, the segment before is needed too.
+follows another begins with a *snapshot* of the store, from the time when the segment began. The
+snapshot has several records, and records of later calls are between and after them. The segment
+before is needed until the last part of the snapshot is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMAT: Final = 2
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The first record of a log: its run, round and segment.
 
-    It is written before the round is committed. So a log without it was removed.
+    It is written before the round is committed. So a log without a header was removed.
     """
 
     run_id: str
@@ -33,25 +33,25 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
-    """The last record of a segment: names the next one, which the term `writer` has created."""
+    """The last record of a segment: it names the next one, which the term `writer` created."""
 
     segment: int
     writer: int
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """A part of the snapshot. A snapshot without its last part does not count."""
+    """A part of the snapshot. A snapshot without its last part is ignored."""
 
     items: tuple[SnapshotItem, ...]
     is_last: bool
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
-    """One record of a log. A seal has no entries: nothing of an earlier term follows it (R5).
+    """One record of a log. A seal has no entries; no record of an earlier term can follow it (R5).
 
     `unfinished`: how many of the last entries, in this record and those before it, belong together
-    with the first entries of the next record. They count only if that record is there: the answers
-    of a barrier must count for all nodes or for none.
+    with the first entries of the next record. They are ignored if that record is missing, because
+    the answers of a barrier must count for all nodes or for none.
     """
 
     format: int
@@ -77,7 +77,7 @@ class Cost(msgspec.Struct):
 
 
 class UnreadableLogError(Exception):
-    """A record is foreign, damaged, or of another format. The text says which."""
+    """A record is not Rallypoint's, is damaged, or has another format. The text says which."""
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -90,12 +90,12 @@ def encode_record(record: Record) -> bytes:
 
 
 def header_record(run_id: str, number: int, term: int, segment: int = 0) -> bytes:
-    """The first record of a log; the same bytes for the same log."""
+    """The first record of a log. The same log always has the same bytes."""
     return encode_record(Record(FORMAT, term, header=Header(run_id, number, segment)))
 
 
 def seal_record(term: int) -> bytes:
-    """The record that a coordinator appends to a log that it takes over."""
+    """The seal that a coordinator appends to a log that it takes over."""
     return encode_record(Record(FORMAT, term, is_seal=True))
 
 
@@ -111,7 +111,7 @@ def decode_record(data: bytes) -> Record:
 
 
 def _why_unreadable(data: bytes, error: Exception) -> str:
-    # The format first: a record of another format may have any other fields.
+    # Check the format first: a record of another format may have any other fields.
     try:
         first = msgspec.msgpack.decode(data, type=list)[0]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):

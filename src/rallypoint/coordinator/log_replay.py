@@ -1,7 +1,7 @@
-"""Makes a round's store from its log, for a coordinator that takes the round over.
+"""Rebuilds a round's store from its log, for a coordinator that takes over the round.
 
-No I/O: the reader (`log_reader`) gives the records of the segments in order, and goes on in the
-segment that `Moved` names.
+No I/O: `log_reader` passes in the records of the segments in order, and follows `Moved` to the next
+segment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rallypoint.core.store.store import RoundStore
 
 
 class Replay:
-    """Takes records, and has the store that they make. `new_store` returns an empty one.
+    """Replays records into a store. `new_store` returns an empty one.
 
     `latest_term`: the highest term that has written to the log, a seal or another record. `base`:
     the first segment that is needed to make the store. `snapshot`: the cost of the last complete
@@ -31,8 +31,8 @@ class Replay:
         self._store: RoundStore | None = None
         self._log: LogId | None = None
         self._unfinished: list[Settled] = []
-        # The store of the segment's own snapshot while it is not complete, the entries since it
-        # began, and the cost of both.
+        # While the segment's snapshot is not complete: its store, the entries since it began, and
+        # the cost of both.
         self._coming: RoundStore | None = None
         self._since_it: list[Settled] = []
         self._cost_of_it = Cost()
@@ -40,7 +40,7 @@ class Replay:
 
     @property
     def store(self) -> RoundStore:
-        """The store. Raises UnreadableLogError if the first records are missing."""
+        """The rebuilt store. Raises UnreadableLogError if the first records are missing."""
         if self._store is None:
             raise UnreadableLogError(
                 "the first records of the log of the round's store are missing"
@@ -48,7 +48,7 @@ class Replay:
         return self._store
 
     def begin_segment(self, log: LogId) -> None:
-        """The records that follow are those of this segment."""
+        """The next records are those of this segment."""
         self._log = log
         self._since_it, self._cost_of_it, self._cost_since_it = [], Cost(), Cost()
         if log.segment:
@@ -57,7 +57,7 @@ class Replay:
             self._store, self._coming, self.base = self._new_store(), None, log
 
     def take(self, record: Record, size: int) -> None:
-        """The segment's next record, of `size` bytes. Raises UnreadableLogError."""
+        """Replay the segment's next record, of `size` bytes. Raises UnreadableLogError."""
         try:
             self._take(record, size)
         except (KeyError, AssertionError) as error:
@@ -77,7 +77,7 @@ class Replay:
         self.since.add(size)
         self._cost_since_it.add(size)
         if record.is_seal:
-            # Groups that the former writer did not finish were never acknowledged.
+            # Groups that the former writer did not finish were never acknowledged: drop them.
             self._unfinished = []
         self._unfinished += record.entries
         finished = len(self._unfinished) - record.unfinished

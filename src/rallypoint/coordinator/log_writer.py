@@ -1,6 +1,6 @@
-"""Writes the logs of rounds' stores to a ledger: creates them, appends, drops those before.
+"""Writes the logs of rounds' stores to a ledger: creates them, appends, drops old ones.
 
-What is in a log is `store_log`'s and `log_records`'. Reading one at a takeover is `log_reader`'s.
+`store_log` and `log_records` decide what is in a log. `log_reader` reads one at a takeover.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class LogWriter:
     ) -> None:
         """Create the round's log with its header, then commit the round.
 
-        So a process that finds the round in the ledger finds its log there, or knows that it was
-        removed; and no append succeeds once the log was dropped, as each needs the header (R5).
+        So a process that finds the round in the ledger finds its log there, too, or can conclude
+        that the log was removed. No append succeeds after the log was dropped, because each append
+        needs the header (R5).
         """
         creating = self._creating.get(run.run_id)
         if creating is not None and creating.record == record:
-            return  # It is asked for again after an outage; the same task goes on.
+            return  # After an outage the same round is given again, and the same task continues.
         if creating is not None:
             creating.task.cancel()
         task = self._spawn(run.run_id, self._create_and_commit(run, record, commit))
@@ -103,10 +104,10 @@ class LogWriter:
                 _log.warning("run %s: the round's log cannot be created: %s", run.run_id, why)
             await asyncio.sleep(RETRY_S)
 
-    # -- while the round is on -----------------------------------------------------------------
+    # -- while the round is active -------------------------------------------------------------
 
     def open(self, run: HostedRun, store: RoundStore, sealed: SealedLog | None) -> StoreLog | None:
-        """The log of the present round around its store; None if the ledger keeps no logs.
+        """The store of the present round with its log; None if the ledger keeps no logs.
 
         `sealed`: the log that `store` was read from, if it is not new. Logs of the rounds before
         are dropped.
@@ -130,18 +131,19 @@ class LogWriter:
         return log
 
     def append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
-        """Write a record of the log of the run's present round."""
+        """Write a record to the log of the run's present round."""
         self._spawn(run.run_id, self._append(run, log, record))
 
     async def _append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
-        """Until the outcome is known, or the round is over: nothing is acknowledged meanwhile."""
+        """Try until the outcome is known or the round is over. Nothing is acknowledged before."""
         is_refused = False
         while _needs(run, log):
             try:
                 outcome = await self._ledger.append(record.name, record.index, record.data)
             except LedgerLimitError as error:
-                # The engine takes less than it should (etcd's --max-request-bytes): what was
-                # applied here cannot be taken back, so the run waits until the engine takes it.
+                # The engine accepts less than it should (etcd's --max-request-bytes). The call was
+                # applied here and cannot be undone, so the run waits until the engine accepts the
+                # record.
                 suspend(run, SuspensionCause.APPEND, str(error))
                 is_refused = True
                 await asyncio.sleep(RETRY_S)
@@ -151,13 +153,13 @@ class LogWriter:
                 break
             await asyncio.sleep(RETRY_S)
         if is_refused:
-            # Also where the round ended meanwhile: a cause is cleared by the part that raised it.
+            # Even if the round ended meanwhile, because the part that raises a cause must clear it.
             run.post(on.LedgerRestored(SuspensionCause.APPEND))
 
     async def _appended(
         self, run: HostedRun, log: StoreLog, record: LogAppend, outcome: AppendOutcome
     ) -> None:
-        """The outcome is known. It means nothing if the round has ended meanwhile."""
+        """Handle the outcome of an append. It is ignored if the round has ended meanwhile."""
         if not _needs(run, log):
             return
         if isinstance(outcome, Created) or outcome == Exists(record.data):
@@ -167,20 +169,21 @@ class LogWriter:
                 self._spawn(run.run_id, self._drop_older(run.run_id, log.base))
         elif isinstance(outcome, Exists):
             run.post(on.CommitRefused("another coordinator has sealed the round's log"))
-        # The log was removed. A successor drops it once it has formed the next round. So this
-        # process first finds out whether it is deposed: then it must not end the round.
+        # The log was removed. A successor that has formed the next round does so. So first find out
+        # whether this process is deposed, because it must not end the round then.
         elif await self._is_ours(run.run_id) and _needs(run, log):
             reason = f"log {record.name!r} was removed from the ledger"
             _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
             run.post(on.StoreLost(run.membership.number, reason))
 
     async def _drop_older(self, run_id: str, live: LogId) -> None:
-        """Drop the logs that are not needed now that `live` is known to be the run's log."""
+        """Drop the logs that are not needed any more, now that the run's log is `live`."""
         try:
             for name in older(await self._ledger.logs(log_prefix(run_id)), live):
                 await self._ledger.drop_log(name)
         except LedgerError as error:
-            # The next round's store looks again, and so does the garbage collector.
+            # Not retried: the next round's store drops old logs again, and so does the garbage
+            # collector.
             _log.debug("run %s: an old log could not be removed yet: %s", run_id, error)
 
     def _spawn(self, run_id: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -188,7 +191,7 @@ class LogWriter:
 
 
 def suspend(run: HostedRun, cause: SuspensionCause, reason: str) -> None:
-    """The ledger does not take what the run has to write: the run waits, and shows the reason."""
+    """The ledger does not accept a write of the run: suspend the run with this reason."""
     if reason not in run.membership.suspension.reasons:
         _log.error("run %s is suspended: %s", run.run_id, reason)
     run.post(on.LedgerLost(reason, cause=cause))
@@ -200,5 +203,5 @@ def _is_committing(run: HostedRun, record: RoundRecord) -> bool:
 
 
 def _needs(run: HostedRun, log: StoreLog) -> bool:
-    """Whether this is the log of the present round of a run of this process."""
+    """Whether this is the log of the present round of a run that this process owns."""
     return run.store.log is log and not log.is_over and not run.membership.deposed

@@ -1,4 +1,4 @@
-"""The member table of a run's last round, as nodes ask for it: encoded once a round."""
+"""The member table of a run's last round, encoded once for all nodes that ask for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rallypoint.wire import parts
 
 
 class MemberTable:
-    """The last table that was asked for. `count` is told its size in bytes."""
+    """The last table that was sent. `count` is called with its size in bytes."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self._count = count

@@ -1,6 +1,6 @@
-"""Runs that are kept in the memory of one coordinator: it owns each of them while it lives.
+"""Runs in the memory of one coordinator, which owns each of them until it ends.
 
-No other process can take such a run over. So there is no lease, no log and no register. For runs on
+No other process can take over such a run. So there is no lease, no log and no register. For runs on
 a shared ledger, see `run_ownership`.
 """
 
@@ -25,8 +25,8 @@ def _at_once(callback: Callable[[], None]) -> None:
 class MemoryOwnership:
     """Implements `coordinator.Ownership`.
 
-    `call_soon` calls back in the next turn of the event loop. Without one, a commit is answered
-    before `commit` returns; `HostedRun.post` keeps the order then.
+    `call_soon` calls back in the next turn of the event loop. Without it, a commit is answered
+    before `commit` returns, and `HostedRun.post` keeps the order.
     """
 
     is_in_memory = True
@@ -39,35 +39,36 @@ class MemoryOwnership:
         ledger_id: str = "",
         call_soon: Callable[[Callable[[], None]], object] = _at_once,
     ) -> None:
-        # A new process has another one: nodes of the old one are told that their run was lost.
+        # A new process has a new id, by which nodes of the old process learn that their run was
+        # lost.
         self.ledger_id = ledger_id or secrets.token_hex(8)
         self._call_soon = call_soon
         self._beats = 0
 
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
-        """There is nothing to reach."""
+        """Does nothing: there is no ledger."""
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
-        """No other process can take the runs."""
+        """Does nothing: no other process can take the runs."""
 
     async def aclose(self) -> None:
-        """There is nothing to stop."""
+        """Does nothing: there is nothing to stop."""
 
     def claim(self, run_id: str, seen: Seen | None = None) -> None:
-        """Every run is owned from its beginning."""
+        """Does nothing: every run is owned from its beginning."""
 
     def forget(self, run_id: str) -> None:
-        """Nothing of the run is kept here."""
+        """Does nothing: no data of the run is kept here."""
 
     def beat(self) -> int:
-        """Advances each time."""
+        """A counter that advances with each call."""
         self._beats += 1
         return self._beats
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
-        """A record in memory is safe at once: Committed follows."""
-        # In a turn of its own: a round of thousands is told for milliseconds, which the connection
-        # that was ready last must not be charged for (`Turns.spent`).
+        """Answer with Committed: a record in memory is safe at once."""
+        # In a separate turn of the loop: to send a round to thousands of nodes takes milliseconds,
+        # and these must not be charged to the connection that was ready last (`Turns.spent`).
         self._call_soon(partial(_committed, run))
 
     def note(self, run: HostedRun, effect: do.Note) -> None:
@@ -75,14 +76,14 @@ class MemoryOwnership:
         raise AssertionError(effect)
 
     def check_lease(self) -> None:
-        """There is no lease."""
+        """Does nothing: there is no lease."""
 
     def may_answer(self, run_id: str) -> bool:
         """True: no other process can own the run."""
         return True
 
     def gave_up(self, run: HostedRun) -> None:
-        """The run ends with its memory."""
+        """Does nothing: the run ends with its memory."""
 
 
 def _committed(run: HostedRun) -> None:

@@ -1,7 +1,7 @@
-"""Hints for nodes of one job that were given different run ids, and wait for each other.
+"""Hints for nodes of one job that wait for each other because their run ids differ.
 
-A coordinator tells them which other runs there are. It tells a run id only to nodes that are
-admitted, and only to nodes with the same token.
+A coordinator names the other runs to them. It names a run only to admitted nodes, all of which have
+its token.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from rallypoint.core.reasons import tidy
 from rallypoint.core.values import NAME_LENGTH_MAX
 
 RECENT_S: Final = 60.0
-"""For so long a request counts. A node that is refused asks again about once a second."""
+"""How long a request counts, in seconds. A refused node asks again about once a second."""
 TOLD_MAX: Final = 3
 LOOKED_AT_MAX: Final = 64
-"""How many runs are compared: the youngest."""
+"""How many runs to compare, the youngest first."""
 
 
 class TurnedAway:
-    """The runs that nodes asked for at a coordinator that serves one other run."""
+    """The runs for which nodes asked at a coordinator that serves only another run."""
 
     def __init__(self) -> None:
         self._asked_s: dict[str, float] = {}
 
     def note(self, run_id: str, now_s: float) -> None:
-        """A node asked for this run."""
+        """Note that a node asked for this run."""
         name = tidy(run_id, NAME_LENGTH_MAX)
         self._asked_s.pop(name, None)
         self._asked_s[name] = now_s
@@ -36,14 +36,14 @@ class TurnedAway:
             del self._asked_s[next(iter(self._asked_s))]
 
     def recent(self, now_s: float) -> tuple[str, ...]:
-        """The runs that were asked for within RECENT_S."""
+        """The runs for which nodes asked within RECENT_S."""
         return tuple(run_id for run_id, s in self._asked_s.items() if now_s - s <= RECENT_S)
 
 
 def looking_alike(run: HostedRun, others: Iterable[HostedRun]) -> tuple[str, ...]:
     """Runs that may be of the same job: begun at about the same time, and with too few nodes.
 
-    `others`: the youngest first.
+    `others`: the youngest run first.
     """
     found = (each.run_id for each in islice(others, LOOKED_AT_MAX) if _may_belong(run, each))
     return tuple(islice(found, TOLD_MAX))

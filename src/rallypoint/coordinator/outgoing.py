@@ -1,8 +1,7 @@
-"""What waits for a peer that reads more slowly than it is sent to. No I/O: `Outlet` has the socket.
+"""The messages that wait for a peer that reads slowly. No I/O: `Outlet` has the socket.
 
-A large answer waits as references to the values that it consists of. Its bytes are made piece by
-piece, as the connection takes them. So a value that a thousand nodes ask for at once is in memory
-once.
+A large answer waits as references to its values. It is encoded piece by piece, when the connection
+accepts more. So a value for which a thousand nodes ask at once is in memory only once.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from rallypoint.core.quotas import Account
 from rallypoint.wire.parts import Parts
 
 PIECE_BYTES: Final = 64 * 1024
-"""How much of a large message is made at a time."""
+"""How many bytes of a large message to encode at a time."""
 TURN_BYTES: Final = 128 * 1024
-"""How much of large messages is sent on one connection before the turns of the others."""
+"""How many bytes of large messages to send on one connection before the turns of the others."""
 UNREAD_S: Final = 60.0
-"""How long a peer may read nothing of what waits for it."""
+"""How long, in seconds, a peer may read nothing while data waits for it."""
 ITEM_BYTES: Final = 128
-"""The memory of a message that waits, besides its bytes."""
+"""The memory of a waiting message besides its bytes."""
 _PINNED_FROM_BYTES: Final = 4 * 1024
-"""A smaller value counts once for each message that it is in."""
+"""A smaller value counts once for each message that contains it."""
 
 
 class Outlet(Protocol):
-    """How a session's bytes leave: a WebSocket here, a simulated connection in tests."""
+    """Sends a session's bytes: a WebSocket here, a simulated connection in tests."""
 
     @property
     def peer(self) -> str:
-        """The peer, in words for people."""
+        """The peer's address, for people."""
 
     @property
     def account(self) -> Account:
@@ -44,26 +43,26 @@ class Outlet(Protocol):
         """Queue one message; never blocks."""
 
     def begin(self, size: int) -> None:
-        """Queue the beginning of a message of so many bytes; `part` brings them."""
+        """Queue the beginning of a message of `size` bytes; `part` queues its bytes."""
 
     def part(self, piece: bytes | memoryview) -> None:
-        """Queue more of the message that was begun."""
+        """Queue the next bytes of the message that was begun."""
 
     def pong(self, payload: bytes) -> None:
         """Queue the answer to a ping. Not within a message."""
 
     def backlog_bytes(self) -> int:
-        """How much is queued and has not left."""
+        """How many bytes are queued and have not been sent."""
 
     def close(self, reason: str) -> None:
-        """Close the connection once everything queued has left, within a bounded time."""
+        """Close the connection when everything queued has been sent, within a bounded time."""
 
     def abort(self) -> None:
         """Close the connection now."""
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """A message of so many bytes begins: pieces of it follow."""
+    """The beginning of a message of `size` bytes, whose pieces follow."""
 
     size: int
 
@@ -78,14 +77,14 @@ Piece = Begin | Whole | bytes | memoryview
 
 
 class Pins:
-    """The values that waiting messages of one run keep alive. Each counts once for all of them."""
+    """The values that waiting messages of one run keep in memory. Each value counts once."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self._count = count
         self._held: dict[int, tuple[bytes, int]] = {}  # by id: (value, how many messages)
 
     def hold(self, values: Iterable[bytes]) -> None:
-        """A message that waits has these values."""
+        """A message with these values waits."""
         for value in values:
             known = self._held.get(id(value))
             if known is None:
@@ -103,11 +102,11 @@ class Pins:
 
 
 class Outgoing:
-    """The messages that wait on one connection, in order. `count` is told of their memory."""
+    """The messages that wait on one connection, in order. `count` gets changes of their memory."""
 
     def __init__(self, count: Callable[[int], None], pins: Pins) -> None:
         self.bytes = 0
-        """Their memory, without values that are pinned."""
+        """Their memory, without pinned values."""
         self._count = count
         self._pins = pins
         self._items: deque[bytes | Parts] = deque()
@@ -119,14 +118,14 @@ class Outgoing:
         return bool(self._items) or self._pieces is not None
 
     def put(self, message: bytes | Parts) -> None:
-        """Let a message wait."""
+        """Add a message."""
         self._items.append(message)
         self._add(self._size(message))
         if isinstance(message, Parts):
             self._pins.hold(_pinned(message))
 
     def next(self) -> Piece | None:
-        """What is to be sent next; None if nothing waits."""
+        """The next item to send; None if nothing waits."""
         if self._pieces is not None:
             piece = next(self._pieces, None)
             if piece is not None:
@@ -142,7 +141,7 @@ class Outgoing:
         return Whole(message)
 
     def drop(self) -> None:
-        """Drop all messages but the one of which a part has been sent: it needs an end."""
+        """Drop all messages except one that was sent in part, whose end must follow."""
         while self._items:
             message = self._items.popleft()
             self._add(-self._size(message))
@@ -172,11 +171,11 @@ class Outgoing:
 
 
 class Backlog:
-    """What waits on one connection whose peer has not read everything. Others have no backlog.
+    """What waits on one connection whose peer has not read everything. Other connections have none.
 
-    It is sent in turns with those of other runs, in the turn of `run`. `count` is
-    told how the memory changes. `caught_up` is called once everything has been sent; then the
-    backlog has ended.
+    It is sent in turns with the backlogs of other runs, in the turn of `run`. `count` is called
+    with each change of the memory, in bytes. `caught_up` is called when everything has been sent,
+    which ends the backlog.
     """
 
     __slots__ = (
@@ -209,7 +208,7 @@ class Backlog:
         self.run = run
         self.is_paused = False
         """Whether the transport's buffer is full."""
-        # To be done once everything has been sent.
+        # What to do when everything has been sent.
         self.closing: str | None = None
         self.owes_beat = False
         self.owes_pong: bytes | None = None
@@ -230,15 +229,15 @@ class Backlog:
 
     @property
     def waiting_bytes(self) -> int:
-        """The memory of the messages, without values that are pinned."""
+        """The memory of the messages, without pinned values."""
         return self._queue.bytes
 
     def put(self, message: bytes | Parts) -> None:
-        """Let a message wait."""
+        """Add a message."""
         self._queue.put(message)
 
     def drop(self) -> None:
-        """Drop all messages but the one of which a part has been sent."""
+        """Drop all messages except one that was sent in part."""
         self._queue.drop()
 
     def close(self) -> None:
@@ -261,7 +260,9 @@ class Backlog:
         self.go_on()
 
     def is_stuck(self, now_s: float) -> bool:
-        """Whether the peer has read nothing for UNREAD_S. Looks now, so ask now and then."""
+        """Whether the peer has read nothing for UNREAD_S. Call it regularly: it measures at each
+        call.
+        """
         if not self.is_paused:
             return False
         unread = self._outlet.backlog_bytes()
@@ -271,13 +272,13 @@ class Backlog:
         return now_s - self._read_s > UNREAD_S
 
     def go_on(self) -> None:
-        """Send what the peer takes: now, or in turn where several runs share the event loop."""
+        """Send what the peer accepts: now, or in turn if several runs share the event loop."""
         if not self._has_turn and (self._turns.is_shared or self._take_turn()):
             self._has_turn = True
             self._turns.later(self.run, self._take_turn)
 
     def _take_turn(self) -> bool:
-        """Send as much as the peer takes and one turn allows. Whether there is more to send."""
+        """Send as much as the peer accepts and one turn allows. Returns whether more is left."""
         self._has_turn = self._send_more()
         return self._has_turn
 
@@ -302,5 +303,5 @@ class Backlog:
 
 
 def _pinned(message: Parts) -> Collection[bytes]:
-    """Each large value of a message once, however often it is in it."""
+    """Each large value of a message, once, even if the message contains it several times."""
     return {id(v): v for v in message.values if len(v) >= _PINNED_FROM_BYTES}.values()

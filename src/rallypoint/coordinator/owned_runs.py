@@ -1,8 +1,8 @@
-"""The hosted runs of a coordinator on a ledger, as their claims and its lease go.
+"""The hosted runs of a coordinator on a ledger: what the states of claims and lease mean for them.
 
-`run_ownership` calls this part with the outcomes of the election; here they become events of the
-runs and refusals for their nodes. What the last owner of a run has left is read in `takeover`, logs
-are written in `log_writer`.
+`run_ownership` calls this part with the outcomes of the election. This part turns them into events
+of the runs and refusals for their nodes. `takeover` reads what the last owner of a run has left,
+and `log_writer` writes logs.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _TakeOver(NamedTuple):
 class OwnedRuns:
     """The runs of one coordinator. `coordinator` is None until it has started.
 
-    `check_lease` suspends all runs if the lease does not stand. `renewed` returns once a renewal
-    was sent and confirmed. `may_decide` says whether this process may decide for a run now.
+    `check_lease` suspends all runs if the lease is not valid. `renewed` waits until a renewal was
+    sent and confirmed. `may_decide` returns whether this process may decide for a run now.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class OwnedRuns:
         self.logs = LogWriter(ledger, self._tasks, self._task_failed, self._is_ours)
         self._taking_over: dict[str, _TakeOver] = {}
         self._unreadable: dict[str, str] = {}
-        """Why runs could not be taken over, as it was logged last."""
+        """Why runs could not be taken over, as last logged."""
 
     async def aclose(self) -> None:
-        """Give up what is under way. Idempotent."""
+        """Cancel all takeovers that are under way. Idempotent."""
         await self._tasks.aclose()
 
-    # -- what has become of a run's claim ------------------------------------------------------
+    # -- the state of a run's claim ------------------------------------------------------------
 
     def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
-        """This process owns the run: begin it. May be called again until the run has begun."""
+        """This process owns the run: begin it. This may be called again until the run has begun."""
         taking = self._taking_over.get(run_id)
         if taking is not None and taking.term == register.term:
             return
@@ -85,7 +85,7 @@ class OwnedRuns:
         self._taking_over[run_id] = _TakeOver(register.term, task)
 
     def stop_taking_over(self, run_id: str) -> None:
-        """A takeover in a term that is past must neither begin the run nor refuse its nodes."""
+        """Cancel the takeover, so that an old term neither begins the run nor refuses its nodes."""
         taking = self._taking_over.pop(run_id, None)
         if taking is not None:
             taking.task.cancel()
@@ -93,9 +93,10 @@ class OwnedRuns:
     async def _take_over(
         self, run_id: str, register: RunRegister, former_host: NodeId | None
     ) -> None:
-        """Read and seal what the last owner has left, and begin. Cancelled when the run is lost."""
+        """Read and seal what the last owner has left, and begin. Cancelled if the run is lost."""
         assert self.coordinator is not None
-        # Its nodes may not be here yet: a claim that was turned down goes on to watch the owner.
+        # Open the run, because its nodes may not be here yet: a claim waits for the owner's end
+        # without them.
         run = self.coordinator.open_run(run_id)
         try:
             left = await read_and_seal(self._ledger, register, self._store_limits, self._renewed)
@@ -112,7 +113,7 @@ class OwnedRuns:
                 del self._taking_over[run_id]
 
     def _post_outage(self, run: HostedRun) -> None:
-        """Where the takeover took longer than the lease stands, the run begins SUSPENDED."""
+        """Begin the run SUSPENDED if the lease is no longer valid after a long takeover."""
         self._check_lease()
         lease = self._lease
         if lease.outage:
@@ -120,22 +121,23 @@ class OwnedRuns:
             run.post(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
 
     def written(self, run_id: str, event: on.Committed | on.Noted) -> None:
-        """What was given last is in the ledger."""
+        """The last record or note is in the ledger."""
         run = self._run(run_id)
         if run is not None:
-            # In this order: once it goes on, the run gives a record that is not committed again.
+            # In this order, because a run that continues commits its unwritten record again.
             run.post(event)
             run.post(on.LedgerRestored(SuspensionCause.COMMIT))
 
     def send_elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
-        """Another process owns the run: its nodes go there."""
+        """Another process owns the run: send its nodes there."""
         run = self._run(run_id)
         if run is None or run.is_claimed or self.coordinator is None:
             return
         listed = ", ".join(map(str, addresses))
         message = f"run {run_id!r} has its coordinator at {listed}"
         if not set(addresses).isdisjoint(self._lease.addresses):
-            # The lease is a predecessor's, which listened here: "there" would be this process.
+            # The lease is that of a predecessor with the same addresses, which are now this
+            # process's.
             message = (
                 f"the coordinator at {listed} was started again, and takes over run {run_id!r} "
                 "when the lease of its predecessor has expired"
@@ -157,13 +159,13 @@ class OwnedRuns:
             self.coordinator.drop_run(run)
 
     def not_taken(self, run_id: str, reason: str) -> None:
-        """The ledger does not take the run's record: shown like an outage, until Committed."""
+        """The ledger does not accept the run's record: show it like an outage, until Committed."""
         run = self._run(run_id)
         if run is not None and run.is_claimed:
             suspend(run, SuspensionCause.COMMIT, reason)
 
     def unreadable(self, run_id: str, reason: str) -> None:
-        """The run's register or log cannot be read: nothing of it is touched."""
+        """The run's register or log cannot be read. Neither is changed."""
         run = self._run(run_id)
         if run is not None and run.is_claimed:
             suspend(run, SuspensionCause.COMMIT, f"its register cannot be read: {reason}")
@@ -177,7 +179,7 @@ class OwnedRuns:
             self.coordinator.drop_run(run)
 
     def failed(self, run_id: str, error: Exception) -> bool:
-        """An unexpected error in what belongs to the run. False: there is no run to end."""
+        """An unexpected error in the work for one run. False: there is no run to end."""
         run = self._run(run_id)
         if run is None or run.has_failed:
             return False
@@ -185,35 +187,35 @@ class OwnedRuns:
         return True
 
     def hears_others(self, run_id: str) -> bool:
-        """Whether another node than the own one is heard, or the run needs no other."""
+        """Whether a node other than the own one is heard, or the run needs no other."""
         run, own = self._run(run_id), self._own_node
         if run is None or not run.is_claimed:
             return False
         is_heard = run.is_closed or run.connections.hears_another_than(own)
         return is_heard or (bool(own) and _is_enough(run, own))
 
-    # -- what has become of the lease ----------------------------------------------------------
+    # -- the state of the lease ----------------------------------------------------------------
 
     def suspend_all(self, reason: str, away_s: float) -> None:
-        """SUSPENDED: sessions stay, active rounds go on, no member is judged."""
+        """Suspend all runs: sessions stay, active rounds go on, and no member is judged."""
         _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
         for run in self._claimed():
             run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
 
     def send_nodes_away(self, away_s: float) -> None:
-        """Nodes that cannot read the ledger may reach another replica; the others look there."""
+        """Send away the nodes that cannot read the ledger. They may reach another replica."""
         why = ledger_unreachable(away_s, self._lease.outage)
         for run in self._claimed():
             run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, why))
 
     def hand_over_all(self) -> None:
-        """SUSPENDED, until the lease is handed over and the nodes are sent away."""
+        """Suspend all runs until the lease is handed over and the nodes are sent away."""
         for run in self._claimed():
             reason = "this coordinator is handing over its runs"
             run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))
 
     def restore_all(self) -> None:
-        """Go on."""
+        """The lease is valid again: let all runs continue."""
         _log.warning("the ledger answers again")
         for run in self._claimed():
             run.supervised(run.lease_stands)
@@ -239,7 +241,7 @@ class OwnedRuns:
 
 
 def _is_enough(run: HostedRun, node: str) -> bool:
-    """Whether the run needs no other node, and had none."""
+    """Whether the run needs no other node, and has had none."""
     settings, last = run.membership.settings, run.membership.round
     is_alone = last is None or all(member.name == node for member in last.members)
     return is_alone and settings is not None and settings.min_nodes <= 1

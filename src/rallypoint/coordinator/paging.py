@@ -1,4 +1,4 @@
-"""Pages of a list of runs. A coordinator may have ten thousand runs, with ids of a kilobyte each.
+"""Pages of a list of runs. A coordinator may have ten thousand runs with ids of a kilobyte.
 
 Runs are ordered by their names in the ledger, which is the same for all coordinators and engines.
 """
@@ -18,7 +18,7 @@ RUNS_SHOWN_MAX: Final = 1_000
 
 
 class Page(NamedTuple):
-    """The runs of one answer: at most `most`, and only those after the run `after`, if given."""
+    """The runs of one answer: at most `most`, beginning after the run `after`, if that is given."""
 
     after: str = ""
     most: int = RUNS_SHOWN_MAX
@@ -30,7 +30,7 @@ class Page(NamedTuple):
     def first(self, items: Iterable[T], key: Callable[[T], str]) -> list[T]:
         """The items of this page, in order, and one more if there are more. O(n).
 
-        `key` returns the name of the item's run in a ledger, which takes long for some ids.
+        `key` returns the name of the item's run in a ledger; it is slow for some ids.
         """
         after = self.after_key
         keyed = ((key(item), number, item) for number, item in enumerate(items))
@@ -39,7 +39,7 @@ class Page(NamedTuple):
 
 
 def page_of(query: Mapping[str, str]) -> Page:
-    """The page of `?limit=` and `?after=`. Raises ValueError, which says what is wrong."""
+    """The page for `?limit=` and `?after=`. Raises ValueError with a text that names the fault."""
     after = query.get("after", "")
     if not after.isprintable():
         raise ValueError("after must be the id of a run")

@@ -1,11 +1,11 @@
-"""Answers about runs of the ledger that another coordinator owns: by asking that coordinator.
+"""Answers about runs of the ledger that another coordinator owns, by asking that one.
 
-A request is forwarded once, and only to an address in the lease of the run's owner. If the owner
-does not answer, the run's register in the ledger is shown.
+A request is forwarded only once, and only to an address in the lease of the run's owner. If the
+owner does not answer, the run's register in the ledger is shown.
 
-The token of the request is forwarded to replicas of `serve` only: a node that hosts a coordinator
-belongs to one job, which need not know the token of all jobs. If such a coordinator has drawn its
-own token, that token is in its lease.
+The token of the request is forwarded only to replicas of `serve`. A coordinator in a node belongs
+to one job, which must not get the token of all jobs. If such a coordinator has drawn its own token,
+that token is in its lease.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
 ANSWER_WITHIN_S: Final = 3.0
-"""The time limit for other coordinators. A command waits 5 s in all."""
+"""The time limit for other coordinators, in seconds. A command waits 5 s in all."""
 LEDGER_WITHIN_S: Final = 1.5
 """The time limit for the ledger."""
 ANSWER_BYTES_MAX: Final = 64 * 1024**2
 ASKED_AT_ONCE: Final = 16
 ASKED_AT_ONE: Final = 8
-"""At one coordinator: requests to one that hangs must not block those to others."""
+"""How many requests to one coordinator are open at once. One that hangs does not block the others.
+"""
 _BEING_TAKEN: Final = "the coordinator that answered takes it over"
 
 
 class Answer(NamedTuple):
-    """What another coordinator has answered."""
+    """The answer of another coordinator."""
 
     status: int
     body: dict[str, Any]
 
 
 class NoAnswerError(Exception):
-    """Another coordinator has not answered the request. The text says why."""
+    """Another coordinator has not answered the request. The text has the reason."""
 
 
 class Replicas:
@@ -84,7 +85,7 @@ class Replicas:
     async def status(
         self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool
     ) -> Answer | status.RunStatus:
-        """The run in detail: its owner's answer, or the ledger's values.
+        """The run in detail: from its owner's answer, or from the ledger.
 
         Raises LedgerError, TimeoutError.
         """
@@ -108,7 +109,7 @@ class Replicas:
     async def summaries(
         self, own: list[str], authorization: str, page: Page
     ) -> list[dict[str, Any]]:
-        """A line for each run of this page that is not in `own`, and one beyond the page.
+        """A summary of each run of this page that is not in `own`, and of the one after the page.
 
         Raises LedgerError, TimeoutError.
         """
@@ -129,7 +130,7 @@ class Replicas:
     async def _ask_all(
         self, leases: list[e.Lease], authorization: str, page: Page
     ) -> dict[str, dict[str, Any] | str]:
-        """The answer of each coordinator about its runs, by process; or why it has none."""
+        """The answer of each coordinator about its runs, by process; or why it has not answered."""
         waiting = iter(leases)
         told: dict[str, dict[str, Any] | str] = {}
 
@@ -198,7 +199,7 @@ class Replicas:
             )
         method = "GET" if post is None else "POST"
         url = f"http://{address}{path}"
-        # No redirections: the token must go to the address from the ledger and to no other.
+        # No redirections: the token must be sent only to the address in the ledger.
         async with self._http.request(
             method, URL(url, encoded=True), headers=headers, data=post, allow_redirects=False
         ) as response:
@@ -214,7 +215,7 @@ class Replicas:
 
 
 def no_answer(lease: e.Lease, why: str) -> str:
-    """Why the answer does not come from the run's coordinator."""
+    """Why the run's coordinator has not answered."""
     return (
         f"its coordinator at {_listed(lease)} does not answer for it: {why}; if it is dead, "
         "another one takes the run over within seconds"
@@ -255,12 +256,12 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _told(answer: Answer) -> str:
-    """The error in its answer."""
+    """The error in an answer."""
     return str(answer.body.get("error") or f"it answers with status {answer.status}")[:300]
 
 
 def _problem(error: Exception) -> str:
-    """The system's own words: aiohttp adds the address and more."""
+    """The system's text of the error, without the address and more that aiohttp adds."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
@@ -271,4 +272,4 @@ def _listed(lease: e.Lease) -> str:
 
 
 LOOK_ERRORS: Final = (LedgerError, TimeoutError, NotImplementedError)
-"""The errors of a ledger that cannot be read."""
+"""The errors when a ledger cannot be read."""

@@ -1,8 +1,8 @@
 """The names of the logs of a run's rounds, and which of them are out of date.
 
-A round's store is kept in one or more logs, its *segments*. A name has the round's number and term,
-the segment, and the term of the coordinator that created it. So two coordinators never create a log
-of the same name, not even if a deposed one creates its log late.
+A round's store is kept in one or more logs, its *segments*. The name of a log has the round's
+number and term, the segment, and the term of the coordinator that created it. So two coordinators
+never create logs of the same name, even if a deposed one creates its log late.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rallypoint.ledger.keys import log_name, log_of
 
 
 class LogId(NamedTuple):
-    """One segment of the log of one round. The segments of a run are ordered by their age.
+    """One segment of the log of one round. The segments of a run sort by age.
 
     `term`: of the round. `writer`: the term of the coordinator that created the segment. A later
     coordinator of the same round has a higher `writer`, and creates no segment with a lower number
@@ -31,7 +31,7 @@ class LogId(NamedTuple):
 
 
 def first_log(term: int, number: int) -> LogId:
-    """The segment that is created before the round is committed, by the coordinator of its term."""
+    """The segment that the coordinator of the round's term creates before it commits the round."""
     return LogId(term, number, 0, term)
 
 
@@ -45,20 +45,21 @@ def parse(name: str) -> LogId | None:
 
 
 def older(names: tuple[str, ...], live: LogId) -> list[str]:
-    """The logs of a run that are older than `live`, which is still needed; oldest first.
+    """The logs of a run that are older than `live`, oldest first. `live` is still needed.
 
-    Logs of later rounds, terms or segments are left: another coordinator may have created them.
+    Logs of later rounds, terms or segments are not returned, because another coordinator may have
+    created them.
     """
     found = [(log, name) for name in names if (log := parse(name)) is not None]
     return [name for log, name in sorted(found) if log < live]
 
 
 def first_of(names: tuple[str, ...]) -> LogId | None:
-    """The segment where a reader of one round begins. `names`: of all its segments.
+    """The segment where a reader of one round begins. `names`: the names of all its segments.
 
-    A segment is dropped only after its last record has named the next one. So the earliest segment
-    counts. Two coordinators may have created one with the same number: the earlier coordinator was
-    sealed off before its own was named, so the later one's counts.
+    A segment is dropped only after its last record has named the next one. So it is the earliest
+    segment. Two coordinators may have created segments with the same number. The earlier
+    coordinator was deposed before its own was named, so it is the later coordinator's.
     """
     found = [log for name in names if (log := parse(name)) is not None]
     earliest = min((log.segment for log in found), default=None)

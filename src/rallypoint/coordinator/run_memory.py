@@ -1,7 +1,7 @@
-"""The memory of one run that belongs to its members and its past: counted, and bounded.
+"""Counts and limits the memory of one run for its members and its past.
 
-Connections count their own memory (`session`), and so does the round's store (`store_service`).
-All of it is in the same share of the coordinator's budget (core/budget.py).
+Connections (`session`) and the round's store (`store_service`) count their own memory. All counts
+go to the same share of the coordinator's budget (core/budget.py).
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from rallypoint.coordinator.session import CONNECTION_BYTES
 from rallypoint.core.budget import Excess, MemoryShare
 
 MEMBER_BYTES: Final = 2 * 1024
-"""The memory of a member besides its names, addresses and labels."""
+"""The memory of a member besides its names, addresses and labels, in bytes."""
 INFO_COPIES: Final = 4
-"""How many copies of those there are: the member's, the round's, the table's, the ledger's."""
+"""How many copies of names, addresses and labels exist: in the member, round, table and ledger."""
 
 
 class RunMemory:
-    """What one run keeps besides connections and its store. `rounds_max`: how many past rounds."""
+    """The memory of one run besides connections and its store. `rounds_max`: limits past rounds."""
 
     def __init__(self, share: MemoryShare, rounds_max: int) -> None:
         self.share = share
         self.pins = Pins(share.add)
-        """Values that waiting messages keep alive."""
+        """Values that waiting messages keep in memory."""
         self.past = PastSizes(rounds_max, share.add)
         self._members: dict[str, int] = {}
         self._table = 0
 
     @property
     def bytes(self) -> int:
-        """What this part has counted, without the pinned values."""
+        """The bytes that this part has counted, without the pinned values."""
         return sum(self._members.values()) + self._table + self.past.bytes
 
     def no_room_for(self, name: str) -> Excess | None:
-        """Why a node that is no member cannot become one; None if it can, or is one."""
+        """Why there is no room for a new member; None if there is, or if the node is a member."""
         if name in self._members:
             return None
         return self.share.excess(CONNECTION_BYTES + MEMBER_BYTES)
 
     def count_member(self, name: str, attach_bytes: int) -> None:
-        """A node is a member. `attach_bytes`: of its first message. A known member counts once."""
+        """Count a member, once. `attach_bytes`: the size of its first message."""
         if name not in self._members:
             self._members[name] = size = MEMBER_BYTES + INFO_COPIES * attach_bytes
             self.share.add(size)
 
     def forget_member(self, name: str) -> None:
-        """The node is no member any more."""
+        """Stop counting a node that is no member any more."""
         self.share.add(-self._members.pop(name, 0))
 
     def count_table(self, size: int) -> None:
-        """The encoded member table has so many bytes now."""
+        """Note that the encoded member table now has `size` bytes."""
         self.share.add(size - self._table)
         self._table = size

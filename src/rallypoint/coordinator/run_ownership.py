@@ -1,8 +1,8 @@
-"""Runs on a ledger that coordinators share: claimed, taken over, committed, suspended, given up.
+"""Runs on a ledger that several coordinators share: their claims, commits and ends.
 
-Drives the election: each run has a claim (`core/election`), whose requests are carried out here,
-and whose outcomes are told to the hosted runs (`owned_runs`). A claim allows what this process's
-lease allows (`lease_manager`). It decides nothing.
+Drives the election: each run has a claim (`core/election`). This part executes the claim's requests
+and passes the outcomes to the hosted runs (`owned_runs`). A claim is limited by this process's
+lease (`lease_manager`). This part decides nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
 LONGEST_LOOK_S: Final = 1.0
-"""How often runs are looked at that are owned, and of which nothing is asked: there may be many."""
+"""How often, in seconds, to check owned runs that are at rest, as there may be many."""
 FORGET_CLAIM_S: Final = 60.0
 """A claim to a run of another process is dropped when no node has returned to it for this long."""
 
@@ -66,14 +66,15 @@ class RunOwnership:
             node=config.own_node,
         )
         self.ledger_id = ""
-        """Known once the ledger has been reached."""
+        """Known after the ledger was reached."""
         self._config = config
         self._ledger = ledger
         self._own_node = config.own_node.name if config.own_node is not None else ""
         self._claims: dict[str, ClaimedRun] = {}
         self._tables = Tables(ledger)
         self._writing: set[tuple[str, int]] = set()
-        """Runs and terms whose member table is being written, before the head that names it."""
+        """Runs and terms whose member tables are being written, before the head that names them.
+        """
         self._requests = Supervised()
         self._ticker: asyncio.Task[None] | None = None
         self._sweeping = Supervised()
@@ -86,9 +87,9 @@ class RunOwnership:
         self._rests_until_s = float("-inf")
         self._run_failures: dict[str, Backoff] = {}
         self._stays_away_s: dict[str, float] = {}
-        """Until when this process does not take a run that failed here."""
+        """The time until which this process does not take a run that failed here."""
 
-    # -- its life ------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------
 
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger and take the lease. Raises LedgerError."""
@@ -104,7 +105,7 @@ class RunOwnership:
         )
 
     def _collect_for_ever(self, garbage_collector: GarbageCollector) -> None:
-        # What is not removed costs room and harms no run: an error ends one look, not all of them.
+        # Old data takes room but harms no run. So an error ends only one scan.
         def failed(error: Exception) -> None:
             _log.error(
                 "an unexpected error while removing old data from the ledger", exc_info=error
@@ -114,7 +115,7 @@ class RunOwnership:
         self._sweeping.spawn(garbage_collector.run(), failed)
 
     async def hand_over(self, timeout_s: float, reason: str) -> None:
-        """End the lease in the ledger, then send the nodes to look for another coordinator."""
+        """End the lease in the ledger, then make the nodes look for another coordinator."""
         coordinator = self._runs.coordinator
         if coordinator is None:
             return
@@ -138,8 +139,7 @@ class RunOwnership:
             _log.warning("the lease could not be handed over in time: it expires after its ttl")
 
     async def aclose(self) -> None:
-        """Stop. Idempotent. The lease is left to run out unless it was handed over. The ledger
-        stays open: it is the caller's."""
+        """Stop. Idempotent. A lease that was not handed over runs out. The ledger stays open."""
         await self._sweeping.aclose()
         await self._runs.aclose()
         await self._requests.aclose()
@@ -176,7 +176,7 @@ class RunOwnership:
         if not is_busy and now_s - claimed.wanted_s > FORGET_CLAIM_S:
             self._forget(claimed.run_id)
 
-    # -- what the coordinator and its runs ask for ---------------------------------------------
+    # -- calls of the coordinator and its runs -------------------------------------------------
 
     @property
     def process(self) -> str:
@@ -185,7 +185,7 @@ class RunOwnership:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where nodes reach this process, as its lease says."""
+        """The addresses in its lease, where nodes reach this process."""
         return self.lease_manager.addresses
 
     def beat(self) -> int:
@@ -205,23 +205,23 @@ class RunOwnership:
         return False
 
     def check_lease(self) -> None:
-        """Suspend all runs now if the last renewal is not fresh: before anything is decided.
+        """Suspend all runs now if the last renewal is too old. Call this before any decision.
 
-        The ticker does so too, but after a stall of the process events may come before it.
+        The ticker does so, too, but after a stall of the process events may arrive before its tick.
         """
         lease, now_s = self.lease_manager, _now_s()
         if not lease.is_suspended and not lease.holder.may_decide(now_s):
             guarded(self._process_failed, self._judge_lease, now_s)
 
     def claim(self, run_id: str, seen: e.Seen | None = None) -> None:
-        """A node of the run is here: own the run, or find out which process does.
+        """A node has asked for the run: own it, or find out which process does.
 
-        `seen`: since when this process has seen the owner's lease stand still.
+        `seen`: since when this process has seen the owner's lease unchanged.
         """
         guarded(partial(self._run_failed, run_id), self._want, run_id, _now_s(), seen)
         claimed = self._claims.get(run_id)
-        # A node has reached this process, so it need not stay away from the run. The node that
-        # hosts it proves nothing.
+        # A node can reach this process, so it may take the run again. This does not hold for the
+        # node that hosts it.
         may_take = _now_s() >= self._stays_away_s.get(run_id, 0.0)
         if claimed is not None and not self._own_node and may_take:
             claimed.claim.end_pause()
@@ -236,7 +236,7 @@ class RunOwnership:
         if claim.state is e.ClaimState.ELSEWHERE and claimed.elsewhere is not None:
             self._runs.send_elsewhere(run_id, claimed.elsewhere)
         if claim.state is e.ClaimState.OWNED and claim.register is not None:
-            # It was won, but could not be begun.
+            # The claim was won, but the run could not be begun.
             self._runs.won(run_id, claim.register, claim.former_host)
         if claim.state is e.ClaimState.RESIGNING:
             claimed.is_wanted_again = True
@@ -250,7 +250,7 @@ class RunOwnership:
             self._commit(run, record)
 
     def _commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
-        """The same record again, after an unknown outcome, is the same bytes again."""
+        """After an unknown outcome, the same record is written again with the same bytes."""
         claimed = self._owned(run)
         if claimed is None:
             return
@@ -269,7 +269,7 @@ class RunOwnership:
         self._do(claimed, claim.commit(following, _now_s()))
 
     async def _write_table(self, claimed: ClaimedRun, plan: Plan, following: e.RunRegister) -> None:
-        """The chunks first, then the head that names them. Until it is done or the run is lost."""
+        """Write the chunks, then the head that names them. Try until done or the run is lost."""
         run_id = claimed.run_id
         try:
             while self._is_owned_in(following.term, claimed):
@@ -288,12 +288,13 @@ class RunOwnership:
             self._do(claimed, claimed.claim.commit(following, _now_s()))
 
     def _is_owned_in(self, term: int, claimed: ClaimedRun) -> bool:
-        # The term, too: the chunks of a plan belong to it, and a later one may remove them.
+        # Compare the term, too: the chunks of a plan belong to it, and an owner of a later term may
+        # remove them.
         is_owned = self._claims.get(claimed.run_id) is claimed and claimed.is_owned
         return is_owned and claimed.register.term == term
 
     def note(self, run: HostedRun, effect: do.Note) -> None:
-        """Write what is known of the round's members, while nothing else is being written."""
+        """Write the marks of the round's members. No other write may be open."""
         claimed = self._owned(run)
         if claimed is None:
             return
@@ -304,7 +305,7 @@ class RunOwnership:
         self._do(claimed, claimed.claim.commit(following, _now_s()))
 
     def _owned(self, run: HostedRun) -> ClaimedRun | None:
-        """The claim to a run that has to be owned. Without it, the run is deposed."""
+        """The claim to an owned run. If there is none, the run is deposed."""
         claimed = self._claims.get(run.run_id)
         if claimed is not None and claimed.is_owned:
             return claimed
@@ -312,14 +313,15 @@ class RunOwnership:
         return None
 
     def gave_up(self, run: HostedRun) -> None:
-        """An unexpected error has ended the run on this coordinator: another may own it."""
+        """An unexpected error has ended the run on this coordinator: let another one own it."""
         self._runs.stop_taking_over(run.run_id)
         self.give_up(run.run_id)
 
     def forget(self, run_id: str) -> None:
-        """The run is over: its register and its logs can go, if it is still this process's.
+        """The run is over: remove its register and logs, if this process still owns it.
 
-        Else it is left to its owner, or to a garbage collector: this process may have been cut off.
+        Otherwise its owner or a garbage collector removes it, because this process may have been
+        cut off.
         """
         claimed = self._claims.get(run_id)
         self._forget(run_id)
@@ -382,7 +384,7 @@ class RunOwnership:
     async def _carry_out(
         self, run_id: str | None, asking: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        """One request to the engine. One that cannot be made is made again by the next tick."""
+        """Execute one request to the engine. The next tick repeats a request that failed."""
         try:
             await asking()
         except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
@@ -430,7 +432,7 @@ class RunOwnership:
             self._do(claimed, more)
 
     async def _sweep_table(self, run_id: str) -> None:
-        """Remove what earlier owners have left of the run's tables."""
+        """Remove chunks that earlier owners of the run have left."""
         try:
             await self._tables.sweep(run_id)
         except LedgerError as error:
@@ -439,7 +441,7 @@ class RunOwnership:
             )
 
     def _cannot_be_read(self, run_id: str | None, problem: str) -> None:
-        """What cannot be read is left as it is, and not asked for again until a node asks."""
+        """Leave unreadable data as it is, and do not read it before a node asks for the run."""
         _log.error("run %s: %s", run_id, problem)
         if run_id is None:
             return
@@ -448,14 +450,14 @@ class RunOwnership:
             self._forget(run_id)
         self._runs.unreadable(run_id, problem)
 
-    # -- what becomes of the lease -------------------------------------------------------------
+    # -- the state of the lease ----------------------------------------------------------------
 
     def _judge_lease(self, now_s: float) -> None:
         for news in self.lease_manager.judge(now_s, self._owns_runs):
             match news:
                 case Lost(reason):
                     _log.warning("this coordinator lost its lease: %s", reason)
-                    self._tick_all_claims(now_s)  # which finds each run deposed
+                    self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):
                         self._forget(run_id)
                     self.lease_manager.begin_anew()
@@ -479,12 +481,12 @@ class RunOwnership:
             )
 
     async def _renewed(self) -> None:
-        """Wait until a renewal that is sent from now on is confirmed: the lease is not revoked."""
+        """Wait until a renewal that is sent from now on proves that the lease is not revoked."""
         since_s = _now_s()
         while not self.lease_manager.holder.was_renewed_since(since_s):
             await self._any_request()
 
-    # -- a coordinator that no other node reaches ----------------------------------------------
+    # -- resignation of a coordinator that no other node reaches -------------------------------
 
     def _yield_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
         resignation = claimed.resignation
@@ -515,15 +517,15 @@ class RunOwnership:
     # -- unexpected errors ---------------------------------------------------------------------
 
     def _run_failed(self, run_id: str, error: Exception) -> None:
-        """What belongs to a run has failed: the run ends here, and other runs go on."""
+        """Work for one run has failed: end the run here. Other runs go on."""
         _log.error("run %s: an unexpected error", run_id, exc_info=error)
         if not self._runs.failed(run_id, error):  # else the run has called `gave_up`
             self.give_up(run_id)
 
     def give_up(self, run_id: str) -> None:
-        """Let go of a run after an error in it, and stay away from it for a while.
+        """Give up a run after an error in it, and do not take it for a while.
 
-        Another process may take it at once; this one does later, from the run's register.
+        Another process may take it at once. This one may take it later, from the run's register.
         """
         claimed = self._claims.get(run_id)
         if claimed is None:
@@ -536,12 +538,12 @@ class RunOwnership:
         try:
             self._do(claimed, claimed.claim.resign(now_s, pause_s))
         except Exception as error:  # noqa: BLE001 - as in `guarded`
-            # Its register names this process, which takes it anew if a node asks for the run.
+            # Its register still names this process, which takes it anew if a node asks for the run.
             _log.error("run %s: this coordinator could not resign from it", run_id, exc_info=error)
             self._forget(run_id)
 
     def _process_failed(self, error: Exception) -> None:
-        """What belongs to the process has failed: it hands its lease over, and begins anew."""
+        """Work for the whole process has failed: hand over its lease, and begin anew."""
         _log.error("an unexpected error: this coordinator gives up its lease", exc_info=error)
         now_s = _now_s()
         self._rests_until_s = now_s + self._failures.next_s(now_s)

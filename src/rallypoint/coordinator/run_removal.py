@@ -1,6 +1,6 @@
 """Removes runs from a ledger: their logs, their member tables, and last their registers.
 
-When a run may be removed is decided elsewhere: by its coordinator, or by the garbage collector.
+The coordinator of a run or the garbage collector decides when it may be removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rallypoint.ledger.keys import FLOOR, log_prefix, run_key
 
 
 async def raise_floor(ledger: Ledger, register: e.RunRegister) -> None:
-    """Let runs that begin from now on begin above this one (R1, R13). Raises LedgerError."""
+    """Raise the floor, so that new runs begin above this one (R1, R13). Raises LedgerError."""
     found = await ledger.read(FLOOR)
     while True:
         floor = e.NO_FLOOR if found is None else e.decode_floor(found.value)
@@ -36,13 +36,15 @@ async def raise_floor(ledger: Ledger, register: e.RunRegister) -> None:
 
 
 async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> None:
-    """Remove a closed run, unless its register has moved on. Raises LedgerError.
+    """Remove a closed run, unless its register has changed. Raises LedgerError.
 
-    An open run must not be removed: it may be taken over meanwhile, and needs its log then (R10).
+    An open run must not be removed, because a process that takes it over meanwhile needs its log
+    (R10).
     """
     run_id = register.run_id
-    # The floor first, the register last: a process that finds no register finds the floor raised.
-    # The logs before the register: once that is gone, a new run may make logs of the same names.
+    # The floor first and the register last: a process that finds no register finds the raised
+    # floor. The logs before the register: without the register, a new run may create logs of the
+    # same names.
     await raise_floor(ledger, register)
     if ledger.has_log:
         for log in await ledger.logs(log_prefix(run_id)):
@@ -57,7 +59,7 @@ async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> N
 async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int) -> None:
     """Remove a run of this process that has no members. Raises LedgerError.
 
-    An open run is closed first: if it is another process's by now, nothing is done (R5).
+    An open run is closed first. If another process owns it by now, nothing is removed (R5).
     """
     if register.close is None:
         closed = msgspec.structs.replace(
@@ -65,13 +67,14 @@ async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int
         )
         outcome = await ledger.swap(run_key(register.run_id), version, e.encode(closed))
         if not isinstance(outcome, Swapped):
-            return  # Another process owns it; or the outcome is unknown, and a collector finds it.
+            # Another process owns it, or the outcome is unknown: then a garbage collector finds it.
+            return
         version = outcome.version
     await delete_run(ledger, register, version)
 
 
 def closed_as_abandoned(register: e.RunRegister) -> e.RunRegister:
-    """The run, closed by a process that is not its owner, whose lease has ended (R5)."""
+    """The register of the run, closed by another process after its owner's lease has ended (R5)."""
     return msgspec.structs.replace(
         register, term=register.term + 1, owner="", sequence=0, close=_nobody_came(register)
     )

@@ -1,7 +1,7 @@
-"""The timers that the core has set for one run, on the coordinator's clock.
+"""The timers of one run that the core has set, on the coordinator's clock.
 
-It sets and cancels; what a timer means is the core's. Timers of the round's store are not here
-(`store_service`).
+It sets and cancels timers; the core decides what a timer means. `store_service` has the timers of
+the round's store.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from rallypoint.coordinator.timers import ScheduledCall
 from rallypoint.core.effects import SetTimer, Timer, TimerKind
 
 FEW: Final = 64
-"""Below this number, timers of former members are not looked for."""
+"""Below this number of timers, those of former members are not removed."""
 _OF_A_MEMBER: Final = (TimerKind.GRACE, TimerKind.LOST)
 
 
 class RunTimers:
-    """One run's timers. The newest timer of a kind and a name is the only one that counts.
+    """One run's timers. Only the newest timer of each kind and name counts.
 
-    An older one is cancelled at once: with some settings of a run it would stand for a year.
-    `is_member` says whether the run has a member of that name.
+    An older one is cancelled at once, because with some settings it would stay for a year.
+    `is_member` returns whether the run has a member of that name.
     """
 
     def __init__(
@@ -52,12 +52,13 @@ class RunTimers:
             self._drop_those_of_former_members()
 
     def close(self) -> None:
-        """The run is forgotten here: no timer fires any more, and none is set."""
+        """The run was forgotten here: cancel all timers, and set no more."""
         self.is_closed = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self._fired, self._is_member = lambda timer: None, lambda name: False  # they hold the run
+        # they refer to the run
+        self._fired, self._is_member = lambda timer: None, lambda name: False
 
     def _fire(self, what: tuple[TimerKind, str], timer: Timer) -> None:
         del self._timers[what]
@@ -68,4 +69,4 @@ class RunTimers:
             kind, name = what
             if kind in _OF_A_MEMBER and not self._is_member(name):
                 self._timers.pop(what).cancel()
-        self._looked_at = max(FEW, 2 * len(self._timers))  # so that this is O(1) for each timer
+        self._looked_at = max(FEW, 2 * len(self._timers))  # keeps this O(1) for each timer

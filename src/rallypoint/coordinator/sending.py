@@ -1,7 +1,7 @@
-"""Sends large answers to people: made piece by piece, as the client reads them.
+"""Sends large answers to HTTP clients piece by piece, as the client reads them.
 
-An answer with a hundred thousand members has up to a gigabyte. It is never in memory as a whole:
-for a client that does not read, one piece is.
+An answer with a hundred thousand members has up to a gigabyte. It is never in memory as a whole: if
+a client does not read, only one piece is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pieces_of(body: bytes) -> Iterator[memoryview]:
 
 
 async def stream(request: web.Request, pieces: Iterator[bytes | memoryview]) -> web.StreamResponse:
-    """Answer with JSON in these pieces. Other tasks run between two of them."""
+    """Answer with JSON in these pieces. Other tasks run between the pieces."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     try:

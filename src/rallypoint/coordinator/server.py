@@ -1,8 +1,8 @@
 """One port for nodes and people: WebSocket for nodes, HTTP for people (aiohttp).
 
-It carries bytes and time to the coordinator, and decides nothing. `websocket` reads the frames of
-nodes; what is sent to them is written to the transport at once, without a task for each message.
-aiohttp does the handshake, closes, and serves HTTP.
+It passes bytes and time to the coordinator, and decides nothing. `websocket` reads the frames of
+nodes. Messages to nodes are written to the transport at once, without a task for each. aiohttp does
+the handshakes and serves HTTP.
 """
 
 from __future__ import annotations
@@ -46,19 +46,20 @@ from rallypoint.wire import messages as wire
 _log = logging.getLogger("rallypoint.coordinator")
 
 CLOSE_TIMEOUT_S: Final = 2.0
-"""After this time a closing connection is aborted."""
+"""After this many seconds a closing connection is aborted."""
 CLOSE_REASON_BYTES_MAX: Final = 120
-"""RFC 6455 allows 123."""
+"""The most bytes of a close reason: RFC 6455 allows 123."""
 _NOT_A_NODE: Final = "use a node of Rallypoint: another program, or a damaged message, came"
 UNSENT_BYTES_MAX: Final = 32 * 1024
-"""How much a connection's transport may buffer. More waits in the session, where it is counted."""
+"""How many bytes a connection's transport may buffer. More wait in the session, which counts them.
+"""
 
 
 class CoordinatorServer:
     """A coordinator on bound sockets, in the running event loop.
 
-    `start` takes sockets that are bound, and owns them from then on, also when it fails. They need
-    not listen yet. `aclose` is idempotent and bounded in time.
+    `start` takes bound sockets and owns them from then on, even if it fails. They need not listen
+    yet. `aclose` is idempotent and bounded in time.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class CoordinatorServer:
     ) -> None:
         """Serve on these sockets until `aclose`.
 
-        `addresses`: where nodes reach them; the lease in the ledger has them. Raises a LedgerError
-        if the ledger is unfit or unreachable.
+        `addresses`: where nodes reach these sockets; they are written to the lease in the ledger.
+        Raises LedgerError if the ledger is unfit or unreachable.
         """
         self._sockets = tuple(sockets)
         for each in addresses:
@@ -147,7 +148,7 @@ class CoordinatorServer:
         self._schedule()
 
     async def aclose(self, reason: str = "the coordinator is stopping") -> None:
-        """Stop listening and close every connection. If cancelled, it still waits for that."""
+        """Stop listening and close every connection. If cancelled, it still waits for both."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._close(reason))
         try:
@@ -174,7 +175,7 @@ class CoordinatorServer:
             await self._replicas.aclose()
 
     async def _stop_listening(self) -> None:
-        """Take no more connections, and close the sockets."""
+        """Accept no more connections, and close the sockets."""
         if self._listener is not None:
             self._listener.close()
             await self._listener.entered()
@@ -184,8 +185,8 @@ class CoordinatorServer:
     def replace_tokens(self, accepted: tuple[str, ...]) -> int:
         """Accept these tokens from now on. Returns how many connections have another one.
 
-        Those connections stay open. To lose no node, accept the old and the new token together for
-        a while. Raises ValueError if no token is left.
+        Those connections stay open. Accept the old and the new token together for a while, so that
+        no node is refused. Raises ValueError if no token is left.
         """
         self.tokens.replace(accepted)
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
@@ -193,7 +194,7 @@ class CoordinatorServer:
         return sum(each is None or each not in self.tokens for each in shown)
 
     def filenos(self) -> list[int]:
-        """All descriptors, to be closed in a child after fork()."""
+        """All descriptors of this server, which a child closes after fork()."""
         open_now = [sock.fileno() for sock in self._sockets]
         server = self._runner.server if self._runner is not None else None
         for connection in server.connections if server is not None else ():
@@ -209,7 +210,7 @@ class CoordinatorServer:
         late_s = self._loop.time() - self._tick_due_s
         until_s = self._input_first.tick(self.coordinator.now_s(), late_s)
         try:
-            # R8: messages that came in time may still be in the kernel.
+            # R8: messages that arrived in time may still be in the kernel.
             if until_s is not None:
                 self.coordinator.tick(until_s)
         finally:
@@ -224,7 +225,7 @@ class CoordinatorServer:
         now_s = self._loop.time()
         if self._tick is not None:
             if self._tick_due_s <= now_s:
-                return  # It is about to run, and measures how late it is.
+                return  # The tick is about to run, and measures how late it is.
             self._tick.cancel()
         delay_s = self._input_first.next_tick_s
         if delay_s is None:
@@ -260,9 +261,10 @@ class CoordinatorServer:
                 is_last = self._is_crowded()
                 return await self._requests.answer(request, handler, account, is_last=is_last)
             except (ConnectionError, web.RequestPayloadError):
-                return _hung_up()  # during its body, or during the answer
+                # the client disconnected during its request's body, or during the answer
+                return _hung_up()
             except RuntimeError:
-                # aiohttp raises it for a body that is read after the connection has ended.
+                # aiohttp raises this if a body is read after the connection has ended.
                 if request.transport is not None:
                     raise
                 return _hung_up()
@@ -275,14 +277,15 @@ class CoordinatorServer:
         else:
             login_refused(request.remote, http_api.why_unauthorized(request))
             response = http_api.unauthorized(request, self.tokens.first)
-        return _last(request, response)  # or its connection would count as a stranger's for ever
+        # otherwise its connection would count as a stranger's for ever
+        return _last(request, response)
 
     def _admit(self, request: web.Request) -> None:
         if self._listener is not None:
             self._listener.admit(request.transport)
 
     def _is_crowded(self) -> bool:
-        """Whether there are so many connections that idle ones have to close."""
+        """Whether connections are so many that idle ones have to close."""
         server = self._runner.server if self._runner is not None else None
         return (
             server is not None
@@ -299,7 +302,7 @@ class CoordinatorServer:
             response.headers["Upgrade"] = "websocket"
             return response
         if has_body(request):
-            # aiohttp would read it as frames, and a proxy as a body.
+            # aiohttp would read these bytes as frames, and a proxy as a body.
             response = http_api.json_error(
                 400, "a request for a WebSocket has no body", "send none"
             )
@@ -324,7 +327,7 @@ class CoordinatorServer:
         def refused(why: str) -> None:
             session.refuse(Refusal(RefusalCode.MALFORMED, why, _NOT_A_NODE))
 
-        # Before the answer to the handshake, so that the reader gets every byte of the node.
+        # Set the reader before the answer to the handshake, so that it gets every byte of the node.
         reader = FrameReader(
             request.transport, session.received, ended, refused, _taken_early(request), session
         )
@@ -340,7 +343,7 @@ class CoordinatorServer:
                 elif message.type is WSMsgType.TEXT:
                     session.refuse(_TEXT_REFUSAL)
         except ConnectionResetError:
-            """aiohttp answered a ping of a peer that has gone."""
+            """aiohttp answered a ping of a peer that has disconnected."""
         finally:
             ended(reader.end)
         return ws
@@ -357,7 +360,7 @@ async def _name_the_server(request: web.Request, response: web.StreamResponse) -
 def _can_be_websocket(ws: web.WebSocketResponse, request: web.Request) -> bool:
     try:
         return ws.can_prepare(request).ok
-    except ValueError:  # aiohttp raises it for a handshake key that is not base64
+    except ValueError:  # aiohttp raises this for a handshake key that is not base64
         return False
 
 
@@ -370,7 +373,8 @@ def has_body(request: web.Request) -> bool:
 def _taken_early(request: web.Request) -> bytes:
     """The bytes that came after the request for a WebSocket. aiohttp keeps them for its own reader.
 
-    They have no public name. Two readers of one stream would find frames at different places in it.
+    aiohttp has no public name for them. Take them away, because two readers of one stream would
+    find frames at different places in it.
     """
     protocol = request.protocol
     early = bytes(protocol._message_tail)
@@ -379,14 +383,14 @@ def _taken_early(request: web.Request) -> bytes:
 
 
 def _last(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """The last answer on a connection. Bytes after the request are not read."""
+    """Mark an answer as the last on its connection. Bytes after the request are not read."""
     response.force_close()
     _taken_early(request)
     return response
 
 
 def _hung_up() -> web.Response:
-    """For a peer that has gone, or sent no valid body: aiohttp needs some answer."""
+    """An answer for a peer that has disconnected or sent no valid body, as aiohttp needs one."""
     return web.Response(status=400)
 
 
@@ -400,7 +404,7 @@ _TEXT_REFUSAL: Final = Refusal(
 def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
     """The account of a connection: its token and address (of IPv6, the /64 network).
 
-    `peer`: its address, as the socket gives it.
+    `peer`: its address, in the form that the socket returns.
     """
     name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
     host = plain(str(peer[0])).partition("%")[0] if peer else ""
@@ -428,7 +432,7 @@ class WebSocketOutlet:
         token: str | None = None,
         account: Account = NOBODY,
     ) -> None:
-        """`token`: that the connection was opened with, if the coordinator has one."""
+        """`token`: the token with which the connection was opened, if the coordinator has one."""
         self._ws = ws
         self._transport = transport
         self._closing = closing
@@ -439,7 +443,7 @@ class WebSocketOutlet:
 
     @property
     def peer(self) -> str:
-        """The peer's address, for people. Made only when it is needed."""
+        """The peer's address, for people. It is computed only when needed."""
         return str(Address(plain(self.seen.host), self.seen.port)) if self.seen else "a local peer"
 
     def send(self, payload: bytes) -> None:
@@ -463,7 +467,7 @@ class WebSocketOutlet:
             self._transport.write(pong_frame(payload))
 
     def backlog_bytes(self) -> int:
-        """How many bytes the kernel has not taken yet."""
+        """How many bytes the kernel has not accepted yet."""
         return self._transport.get_write_buffer_size()
 
     def close(self, reason: str) -> None:

@@ -1,9 +1,9 @@
 """One connection of a node, from its first message to its end.
 
-A session decodes messages, turns them into events of its run, and sends what the run says. It knows
-no sockets (`Outlet` has them) and decides nothing about members or rounds. It ends with its
-connection; the node resumes on another one. What must survive that is in the core and in the
-round's store.
+A session decodes messages, turns them into events of its run, and sends the run's messages. It must
+not use sockets (`Outlet` has them) or decide about members or rounds. It ends with its connection;
+the node resumes on another one. State that must survive that is in the core and in the round's
+store.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from rallypoint.wire import parts
 _log = logging.getLogger("rallypoint.coordinator")
 
 CONNECTION_BYTES: Final = 16 * 1024
-"""The memory of a connection besides the messages that wait for it: the objects of its socket and
-its tasks, and messages too small to be counted."""
+"""The memory of a connection besides its waiting messages, in bytes: the objects of its socket and
+its tasks, and messages too small to be counted.
+"""
 BEFORE_ATTACH_BYTES_MAX: Final = 256 * 1024
 """The largest message of a connection that is not in a run yet."""
 CLOSE_S: Final = 2.0
-"""How long a connection that is to be closed waits for its peer to read the rest of a message."""
+"""How long a closing connection waits for its peer to read the rest of a message, in seconds."""
 
 _ATTACHED_TWICE: Final = Refusal(
     RefusalCode.MALFORMED,
@@ -53,17 +54,17 @@ class Store(Protocol):
         """Apply one call, and answer it now or later."""
 
     def cancel(self, node: NodeId, request_id: int) -> None:
-        """The caller does not wait for this call any more."""
+        """Drop a call for which the caller does not wait any more."""
 
 
 class Connections(Protocol):
     """What a session needs of its run's connections."""
 
     def heard(self, session: Session, node: NodeId) -> None:
-        """A message of the node has come."""
+        """A message of the node has arrived."""
 
     def check_silence(self, session: Session, now_s: float) -> None:
-        """Look whether the node has been silent for too long."""
+        """Check whether the node has been silent for too long."""
 
 
 class Run(Hashable, Protocol):
@@ -89,7 +90,7 @@ class Run(Hashable, Protocol):
         """End the run on this coordinator."""
 
     def supervised(self, work: Callable[..., None], *args: Any) -> None:
-        """Do some work. An unexpected error in it ends this run, and nothing else."""
+        """Do some work. An unexpected error in it ends only this run."""
 
     def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
         """The connection has ended."""
@@ -108,10 +109,10 @@ class Admission(Protocol):
     """What a session needs of its coordinator's admission."""
 
     def refusal(self, attach: wire.Attach, account: Account) -> Refusal | None:
-        """Why the node cannot attach, if it cannot."""
+        """Why the node cannot attach; None if it can."""
 
     def admit(self, connection_id: int, attach: wire.Attach, account: Account) -> float | None:
-        """In how many seconds the node may enter its run; None: too late to wait for."""
+        """In how many seconds the node may enter its run; None: the wait would be too long."""
 
 
 class Host(Protocol):
@@ -121,9 +122,9 @@ class Host(Protocol):
     turns: Turns
     unattached: MemoryShare
     unread: dict[int, Session]
-    """Connections with a backlog, by their ids: sessions keep themselves in it."""
+    """Connections with a backlog, by their ids. Sessions add and remove themselves."""
     put_off: dict[int, Session]
-    """Connections whose input waits for its turn: the same."""
+    """Connections whose input waits for its turn. Sessions add and remove themselves."""
 
     @property
     def admission(self) -> Admission:
@@ -139,16 +140,16 @@ class Host(Protocol):
         """Call back at that time."""
 
     def stamp(self) -> Stamp:
-        """The stamp of a message to a node that is in no run."""
+        """The stamp for messages to a node that is in no run."""
 
     def begin_anew(self, attach: wire.Attach) -> None:
         """Forget a closed run that never had a round, if this node may begin it anew."""
 
     def run_for(self, session: Session, run_id: str) -> Run:
-        """The run, begun for the account of this session if there is none."""
+        """The run. If it does not exist, it is begun for the account of this session."""
 
     def claim(self, run_id: str) -> None:
-        """A node of the run is here: own the run, or find its owner."""
+        """A node has asked for the run: own it, or find its owner."""
 
     def disconnected(self, session: Session) -> None:
         """The connection has ended."""
@@ -157,12 +158,13 @@ class Host(Protocol):
 class Session:
     """One connection. `run` and `node` are None until the node was welcomed.
 
-    `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node finds another
-    coordinator by itself. `good_host`: the bootstrap host that was checked last, and is valid; a
-    node repeats it in each round. `attach_bytes`: the size of its first message.
+    `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node reads the
+    ledger to find another coordinator. `good_host`: the last valid bootstrap host, which is not
+    checked again, as a node repeats it in each round. `attach_bytes`: the size of the first
+    message.
 
-    The memory of a connection counts for its run (core/budget.py). `_backlog` holds what the peer
-    has not read; it is None while the peer reads everything at once.
+    The memory of a connection counts for its run (core/budget.py). `_backlog` has the messages that
+    the peer has not read. It is None while the peer reads everything at once.
     """
 
     __slots__ = (
@@ -207,10 +209,10 @@ class Session:
         self._backlog: Backlog | None = None
         self._keep(CONNECTION_BYTES)
 
-    # -- what the connection brings ------------------------------------------------------------
+    # -- input of the connection ---------------------------------------------------------------
 
     def received(self, data: bytes) -> None:
-        """One message's bytes."""
+        """Handle one message, given its bytes."""
         if self._is_over:
             return
         try:
@@ -224,19 +226,20 @@ class Session:
             return
         run, node = self.run, self.node
         if run is None or node is None:
-            return  # Another node of its name is probed first; until then this one is ignored.
+            # Another node of its name is probed first. Until it is decided, this one is ignored.
+            return
         run.connections.heard(self, node)
         handler = _HANDLERS.get(type(message))
         if handler is None:
             self.refuse(_ATTACHED_TWICE)
         elif not run.has_failed:
-            try:  # as Run.supervised, without its calls: this is done for every message
+            try:  # Like Run.supervised, but without its calls, because this runs for every message.
                 handler(run, self, node, message)
             except Exception as error:  # noqa: BLE001 - it ends the run, and nothing else
                 run.fail(error)
 
     def attach_overdue(self) -> None:
-        """The node has not attached within its time."""
+        """The node has not attached in time."""
         self._refuse_first("the node did not attach in time")
 
     def connection_lost(
@@ -244,8 +247,8 @@ class Session:
     ) -> None:
         """The connection is closed, by either side. Only the first call counts.
 
-        `end`: how, as the transport saw it, after all input was given to `received`. `seen`: the
-        peer's address as this side sees it.
+        `end`: how it ended, as the transport saw it, after all input was given to `received`.
+        `seen`: the peer's address as this side sees it.
         """
         if self._has_ended:
             return
@@ -253,7 +256,8 @@ class Session:
         how = end
         if self._is_over:
             how = ConnectionEnd.OURS
-        elif self.node is not None:  # The end of others proves nothing of any member.
+        # The end of a connection that has not attached proves nothing about a member.
+        elif self.node is not None:
             has_stalled = self._host.has_stalled_since(self.heard_s)
             how = endings.judge(end, told=self._source, seen=seen, has_stalled=has_stalled)
         self._host.disconnected(self)
@@ -284,7 +288,7 @@ class Session:
             return
         self._source = message.source
         self.reads_ledger = message.reads_ledger
-        # The secret itself goes no further than here.
+        # Only the hash is passed on, and not the secret itself.
         shown = secret_hash(message.resume_secret)
         asked = on.NodeAttached(message.node, message.settings, self.connection_id, shown)
         self._asked = asked
@@ -298,7 +302,7 @@ class Session:
             return
         refusal = self._host.admission.refusal(
             message, self.account
-        )  # There may be less room by now.
+        )  # Checked again, because there may be less room by now.
         if refusal is not None:
             self.refuse(refusal)
         else:
@@ -310,7 +314,7 @@ class Session:
         run.post(asked)
         self._host.claim(run_id)
 
-    # -- what the run sends --------------------------------------------------------------------
+    # -- messages of the run -------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
         """Queue one message."""
@@ -322,11 +326,11 @@ class Session:
             self._wait(self._backlog, payload)
 
     def answer(self, message: wire.StoreAnswer) -> None:
-        """Queue the answer to a call. A large one is made as the peer takes it."""
+        """Queue the answer to a call. A large answer is encoded as the peer reads it."""
         if self._is_over:
             return
         result = message.result
-        # Most are of a write, and have no value that could be large.
+        # Most answers are to a write, and have no value that could be large.
         if type(result) is StoreValue and type(result.value) in _SIZED and parts.is_large(result):
             self.send_parts(parts.answer_parts(message))
         elif self._backlog is None:
@@ -343,7 +347,7 @@ class Session:
         backlog.go_on()
 
     def beat(self, run: Run) -> None:
-        """Answer a heartbeat. A peer that does not read gets the last answer only."""
+        """Answer a heartbeat. A peer that does not read gets only the last answer."""
         if self._backlog is None:
             self.send(wire.encode(wire.Beat(run.stamp, run.beat())))
         else:
@@ -363,14 +367,15 @@ class Session:
         self.close(refusal.message)
 
     def close(self, reason: str) -> None:
-        """Close the connection. Input that still comes is ignored."""
+        """Close the connection. Later input is ignored."""
         if self._is_over:
             return
         self._is_over = True
         if not self._backlog:
             self.outlet.close(reason)
             return
-        # The end of the message that is under way comes first, or nothing after it can be read.
+        # First send the rest of the present message. Without it, the peer could not read what
+        # follows.
         self._backlog.closing = reason
         self._host.call_at(self._host.now_s() + CLOSE_S, self._close_now)
 
@@ -378,10 +383,10 @@ class Session:
         if not self._has_ended and self._backlog:
             self.outlet.abort()
 
-    # -- what waits for the peer, and when this connection is read (websocket.Intake) ----------
+    # -- backlog and turns (websocket.Intake) --------------------------------------------------
 
     def paused(self) -> None:
-        """The transport's buffer is full: what follows waits here."""
+        """The transport's buffer is full: further messages wait here."""
         if not self._has_ended:
             self._begin_backlog().paused(self._host.now_s())
 
@@ -402,27 +407,27 @@ class Session:
         return self.connection_id in self._host.put_off
 
     def beat_unasked(self) -> None:
-        """Send an answer to no heartbeat: those of the node wait for their turn with its input."""
+        """Send an answer without a heartbeat, as the node's heartbeats wait with its input."""
         if self.run is not None and self.node is not None:
             self.beat(self.run)
 
     def had_its_turn(self) -> None:
-        """No input is put off any more."""
+        """No input waits for its turn any more."""
         self._host.put_off.pop(self.connection_id, None)
 
     def slice_s(self) -> float | None:
-        """How long this connection may be read now: see Turns."""
+        """How long this connection may be read now, in seconds: see Turns."""
         turns, run = self._turns, self.run
         if run is turns.last and not turns.is_shared:
-            return None  # as slice_s says, which is asked for every message
+            return None  # computed here, because slice_s is called for every message
         return turns.slice_s(run)
 
     def clock_s(self) -> float:
-        """The clock that slices are measured on."""
+        """The clock by which slices are measured, in seconds."""
         return self._turns.used_s()
 
     def spent(self, took_s: float) -> None:
-        """This connection was read for so long, without a break."""
+        """This connection was read for this long without a break."""
         self._turns.spent(self.run, took_s)
 
     def look(self, now_s: float) -> None:
@@ -442,7 +447,7 @@ class Session:
         return backlog
 
     def _wait(self, backlog: Backlog, message: bytes | parts.Parts) -> None:
-        """Let a message wait, if there is room for one more."""
+        """Add a message to the backlog, if there is room."""
         backlog.put(message)
         bytes_max = self._host.config.backlog_bytes_max
         if backlog.waiting_bytes > bytes_max:
@@ -457,7 +462,7 @@ class Session:
         self.refuse(Refusal(RefusalCode.LIMIT, what, hint))
 
     def _has_caught_up(self) -> None:
-        """All that waited has been sent."""
+        """The whole backlog has been sent."""
         backlog, self._backlog = self._backlog, None
         self._host.unread.pop(self.connection_id, None)
         assert backlog is not None
@@ -469,10 +474,10 @@ class Session:
         if backlog.owes_beat and self.run is not None:
             self.beat(self.run)
 
-    # -- what comes, as far as it takes memory (websocket.Intake) ------------------------------
+    # -- memory of input (websocket.Intake) ----------------------------------------------------
 
     def announced(self, size: int) -> bool:
-        """A message of so many bytes begins to come; whether it may. If not, `skipped` follows."""
+        """A message of `size` bytes begins. True if it is accepted; otherwise `skipped` follows."""
         if self._is_over or (self.node is None and size > BEFORE_ATTACH_BYTES_MAX):
             return False
         if self._share.is_near_fair(size) and self._share.excess(size) is not None:
@@ -481,15 +486,15 @@ class Session:
         return True
 
     def arrived(self, size: int) -> None:
-        """A message that was announced is not kept any more."""
+        """A message that was announced does not need its memory any more."""
         if not self._has_ended:
             self._keep(-size)
 
     def skipped(self, start: bytes, size: int) -> None:
-        """A message for which there was no room has passed. A call of the store is answered.
+        """A message without room has passed. If it was a call of the store, answer it.
 
-        Not before it has passed: a connection that is closed with unread input is reset, and the
-        peer might never read the reason.
+        The answer follows the whole message, because a connection that is closed with unread input
+        is reset, and the peer might never read the reason.
         """
         if self._is_over:
             return
@@ -515,7 +520,7 @@ class Session:
             self.outlet.pong(payload)
 
     def keeps(self, size: int) -> None:
-        """So many bytes of input more, or fewer, wait to be read."""
+        """`size` more bytes of input wait to be read, or fewer if negative."""
         if not self._has_ended:
             self._keep(size)
 
@@ -526,7 +531,7 @@ class Session:
         self._share.add(size)
 
     def _count_for(self, run: Run) -> None:
-        """The connection has attached: its memory counts for its run."""
+        """The connection has attached: count its memory for its run."""
         self._share.add(-self._kept)
         self._share = run.share
         run.share.add(self._kept)
@@ -542,7 +547,7 @@ class Session:
 
 
 def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> None:
-    # It becomes MASTER_ADDR of every worker, on all nodes.
+    # Checked because it becomes MASTER_ADDR of every worker on all nodes.
     host = message.bootstrap.host
     if host != session.good_host:
         problem = naming.host_problem("bootstrap host", host)

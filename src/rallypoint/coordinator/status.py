@@ -1,12 +1,13 @@
-"""The status of runs, for people and tools: all its fields are defined here.
+"""The status of runs, for people and tools, with all its fields.
 
-Every answer about a run has every field of `RunStatus`, and every line of a list has those of
-`RunSummary`: in each phase, and if the values are from the ledger, too. An unknown value is null.
-`rallypoint status --json` prints the same. The fields are part of the public API: docs/status.md
-describes them, and docs/compatibility.md says how they may change.
+Every answer about a run has all fields of `RunStatus`, and every line of a list has all fields of
+`RunSummary`. This holds in each phase, and also for values from the ledger. An unknown value is
+null. `rallypoint status --json` prints the same. The fields are part of the public API:
+docs/status.md describes them, and docs/compatibility.md says how they may change.
 
-Durations end with `_s` and are in seconds. Each is measured by one clock, and none is negative.
-Times of day end with `_at`: seconds since 1970 by the clock of the host that is named beside them.
+Names of durations end with `_s`; they are in seconds, measured by one clock, and never negative.
+Names of times of day end with `_at`: seconds since 1970 by the clock of the host that is named
+beside them.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from rallypoint.coordinator.hosted_run import HostedRun
 
 UNOWNED: Final = "unowned"
-"""The phase of a run in the ledger that no coordinator owns now."""
+"""The phase of a run in the ledger without an owner."""
 UNREACHABLE: Final = "unreachable"
-"""The coordinator that the ledger names does not answer, or not about this run."""
+"""The coordinator in the ledger does not answer, or does not have this run."""
 UNKNOWN: Final = "unknown"
 """There is no such run, or its register cannot be read."""
 
@@ -54,13 +55,13 @@ Named = dict[str, Any]
 
 
 class _Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all of these. No field has a default, so no answer leaves one out."""
+    """Base of all classes here. No field has a default, so that no answer omits one."""
 
 
 class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
-    """The coordinator that answers. `host`: its clock gave the times of day.
+    """The coordinator that answers. The times of day are by the clock of `host`.
 
-    `memory_bytes`: the memory of all runs; the limit is about `memory_bytes_max`.
+    `memory_bytes`: the memory of all runs, which is limited to about `memory_bytes_max`.
     """
 
     software: str
@@ -72,14 +73,14 @@ class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
 
 
 class OwnerStatus(_Shown, frozen=True, kw_only=True):
-    """The owner of the run, as the ledger says. `process`: the name of its lease."""
+    """The owner of the run, from the ledger. `process`: the name of its lease."""
 
     process: str
     addresses: list[str]
 
 
 class MemberStatus(_Shown, frozen=True, kw_only=True):
-    """A member. Only its coordinator knows `state`, `link` and `troubled_s`."""
+    """A member. `state`, `link` and `troubled_s` are only known from its coordinator."""
 
     name: str
     host: str
@@ -127,7 +128,7 @@ class LossStatus(_Shown, frozen=True, kw_only=True):
 
 
 class RunSummary(_Shown, frozen=True, kw_only=True):
-    """A run in a list.
+    """A run as a line of a list.
 
     `source`: "coordinator" if the owner of the run has answered, "ledger" if the values are from
     the ledger; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the
@@ -152,7 +153,7 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
 
 
 class RunStatus(RunSummary, frozen=True, kw_only=True):
-    """A run in detail. `shown_at`: when, by the clock of host `shown_on`."""
+    """A run in detail. `shown_at`: the time of the answer, by the clock of host `shown_on`."""
 
     coordinator: CoordinatorStatus | None
     settings: Named | None
@@ -167,9 +168,9 @@ class RunStatus(RunSummary, frozen=True, kw_only=True):
 
 
 class RunList(_Shown, frozen=True, kw_only=True):
-    """All runs, or some. `problem`: why some may be missing; null if none is.
+    """A page of runs. `problem`: why some may be missing; null if none is.
 
-    `next`: behind which run the others are; null if these are the last.
+    `next`: the value of `?after=` for the next page; null if this is the last page.
     """
 
     coordinator: CoordinatorStatus | None
@@ -179,7 +180,7 @@ class RunList(_Shown, frozen=True, kw_only=True):
 
 
 def filled(answer: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
-    """The answer with every field of `kind`: another release may have left some out."""
+    """The answer with every field of `kind`, as another release may have omitted some."""
     return {name: answer.get(name) for name in kind.__struct_fields__} | answer
 
 
@@ -187,7 +188,7 @@ def filled(answer: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
 
 
 def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
-    """This coordinator."""
+    """The status of this coordinator."""
     return CoordinatorStatus(
         software=SOFTWARE,
         ledger_id=coordinator.ledger_id,
@@ -199,14 +200,14 @@ def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
 
 
 def summary_of(run: HostedRun, owner: OwnerStatus | None) -> RunSummary:
-    """A run of this coordinator in a list."""
+    """A run of this coordinator as a line of a list."""
     return RunSummary(**_summary_fields(run, owner))
 
 
 def status_of(
     coordinator: Coordinator, run: HostedRun, owner: OwnerStatus | None, members: list[MemberStatus]
 ) -> RunStatus:
-    """A run of this coordinator in detail, with these of its members."""
+    """A run of this coordinator in detail, with these members."""
     membership = run.membership
     record = membership.round
     settings = membership.settings
@@ -226,7 +227,7 @@ def status_of(
 
 
 def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[MemberStatus]:
-    """The run's members as they are now, at most `most`; each is made when it is asked for."""
+    """The run's present members, at most `most`. Each is computed when the iterator reaches it."""
     membership, now_s = run.membership, coordinator.now_s()
     shown = list(islice(membership.roster, most))
     names = {member.name for member in shown}
@@ -305,14 +306,14 @@ def _loss(loss: PastLoss) -> LossStatus:
 
 
 def owner_of(process: str, addresses: tuple[Address, ...]) -> OwnerStatus:
-    """The owner of a run, as its lease says."""
+    """The owner of a run, from its lease."""
     return OwnerStatus(process=process, addresses=[str(each) for each in addresses])
 
 
 def kept_summary(register: RunRegister, lease: Lease | None, problem: str) -> RunSummary:
-    """A run as the ledger has it, in a list.
+    """A run in the ledger, as a line of a list.
 
-    `lease`: of its owner, if it is serving. `problem`: why its coordinator has not answered.
+    `lease`: the owner's lease, if it is serving. `problem`: why its coordinator has not answered.
     """
     return RunSummary(**_kept_fields(register, lease, problem))
 
@@ -325,9 +326,9 @@ def kept_status(
     members_shown: int,
     host: str,
 ) -> RunStatus:
-    """The same in detail. `members`: its member table; None if it could not be read.
+    """A run in the ledger in detail. `members`: its member table; None if it is unreadable.
 
-    `host`: of the process that answers.
+    `host`: the host of the process that answers.
     """
     head, settings = register.round, register.settings
     done = ranks_in(register.marks.done) if register.marks.round == register.number else frozenset()
@@ -394,11 +395,11 @@ def _kept_members(
 
 
 def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
-    """Without texts and names, which only the coordinator of that time had."""
+    """The past rounds, without the texts and names that only their coordinators had."""
     ended = register.marks.ended if register.marks.round == register.number else None
     rounds, head = list(register.past.rounds), register.round
     if head is not None and not any(each.number == head.number for each in rounds):
-        # It was formed by a release that keeps no past.
+        # The round was formed by a release without a past.
         rounds.append(PastRound(head.number, head.nodes, head.size, head.restart_count))
     shown: list[RoundStatus] = []
     for past in rounds:
@@ -428,13 +429,13 @@ def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
 
 
 def unknown(run_id: str, reason: str, host: str) -> RunStatus:
-    """A run that does not exist, or cannot be read."""
+    """A run in detail that does not exist or cannot be read."""
     unset: dict[str, Any] = dict.fromkeys(RunStatus.__struct_fields__)
     unset |= {"run_id": run_id, "phase": UNKNOWN, "reason": reason}
     return RunStatus(**unset | {"shown_at": time.time(), "shown_on": host})
 
 
 def unread(run_id: str, reason: str) -> RunSummary:
-    """The same in a list."""
+    """A run that cannot be read, as a line of a list."""
     unset: dict[str, Any] = dict.fromkeys(RunSummary.__struct_fields__)
     return RunSummary(**unset | {"run_id": run_id, "phase": UNKNOWN, "reason": reason})

@@ -1,16 +1,16 @@
-"""The round's store with a log: nothing is acknowledged before it is in the log (R10).
+"""The round's store with a log: no call is acknowledged before it is in the log (R10).
 
-The log has the writes and the answer of each call, in order, so that a successor has the same data
-and the same remembered answers (R11). Calls that wait are not logged: a node sends every call again
-to which it has no answer, with the time that is left. Entries are batched: while one record is
-being written, the next one gathers. Every answer is held until the record on which it depends is in
-the log. That holds for reads as well: no node may see a value that a successor might not have.
+The log has the writes and the answer of each call, in order, so that a successor gets the same data
+and the same remembered answers (R11). Waiting calls are not logged, because a node sends each call
+without an answer again, with the rest of its time. Entries are batched: while one record is
+written, the next one is collected. Every answer is held until the record on which it depends is in
+the log. This includes reads, because no node may see a value that a successor might not have.
 
 The log is kept short. When the records since the last snapshot cost more to read than a snapshot,
-the store goes on in a new segment that begins with a snapshot. The segment before is dropped once
-the snapshot is complete. Writing goes on meanwhile.
+the store continues in a new segment, which begins with a snapshot. The segment before is dropped
+when the snapshot is complete. Writing goes on meanwhile.
 
-No I/O: `take_record` returns the bytes to append, `appended` is called when they are in the log.
+No I/O: `take_record` returns the bytes to append. Call `appended` when they are in the log.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from rallypoint.core.store.snapshot import Acknowledged, AsStored, MoreBytes, Se
 from rallypoint.core.store.store import RoundStore
 
 CALL_OVERHEAD_BYTES: Final = 96
-"""Of a record, and of an entry in it: the format, the tags and the numbers."""
+"""The bytes of a record, and of an entry in it, for the format, the tags and the numbers."""
 NUMBER_BYTES_MAX: Final = 9
 """The bytes that MessagePack needs for a number, or before a text, bytes or an array."""
 RECORD_BYTES_MAX: Final = 16 << 20
-"""The default, where the ledger names no other."""
+"""The default if the ledger gives no other value."""
 PART_BYTES_MAX: Final = 1 << 20
-"""About the largest part of a snapshot: to encode it stops the event loop for 1 ms."""
+"""About the largest part of a snapshot. Its encoding blocks the event loop for 1 ms."""
 RECORD_COST_BYTES: Final = 4096
-"""The default, where the ledger names no other."""
+"""The default if the ledger gives no other value."""
 ENTRY_MEMORY_BYTES: Final = 512
-"""The memory of an entry that waits, besides its values."""
+"""The memory of a waiting entry besides its values."""
 HELD_ANSWER_BYTES: Final = 256
-"""The memory of an answer that waits for the log. An entry or the store has its value."""
+"""The memory of an answer that waits for the log, without its value, which is counted elsewhere.
+"""
 COMPACT_RECORDS: Final = 500
 COMPACT_BYTES: Final = 8 << 20
-"""A log with less than both needs no snapshot, however small the store is."""
+"""A log below both limits needs no snapshot, even if the store is small."""
 
 
 class LogAppend(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class LogAppend(msgspec.Struct, frozen=True):
 
 
 class _Writing(msgspec.Struct, frozen=True):
-    """The record that is being written: `size` bytes, with entries or of another kind."""
+    """The record that is being written, of `size` bytes, with entries or of another kind."""
 
     size: int
     entries: int = 0
@@ -76,7 +77,7 @@ class _Writing(msgspec.Struct, frozen=True):
 
 
 class _Snapshot:
-    """A snapshot that is being written: its items, of which the next one is read ahead."""
+    """A snapshot that is being written: its items, with the next one read ahead."""
 
     def __init__(self, items: Iterator[SnapshotItem]) -> None:
         self._items = items
@@ -84,7 +85,7 @@ class _Snapshot:
         self.cost = Cost()
 
     def part(self, bytes_max: int) -> Part:
-        """The next items, of so many bytes at most, but at least one."""
+        """The next items: at least one, and otherwise at most `size` bytes."""
         items: list[SnapshotItem] = []
         size = 0
         while (item := self._next) is not None:
@@ -107,9 +108,9 @@ class StoreLog:
 
     `log`: the segment to write to, from `next_index` on; its header is written. `term`: of the
     coordinator that writes. `batch_bytes_max`: about the largest record of several calls.
-    `record_bytes_max`: the largest record that the ledger takes; a larger call is refused before
-    any part of it is applied. `record_cost_bytes`: reading one more record costs as much as reading
-    so many more bytes. `replay`: the source of `store`, if it is not new.
+    `record_bytes_max`: the largest record that the ledger accepts; a larger call is refused before
+    any part of it is applied. `record_cost_bytes`: the number of bytes that are read in the same
+    time as one more record. `replay`: the source of `store`, if it is not new.
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class StoreLog:
         self._record_bytes_max = record_bytes_max
         self._record_cost_bytes = record_cost_bytes
         self.is_over = False
-        # Entries that wait for the log, with their sizes. They are counted from the first one on:
-        # `_logged` have come, `_taken` were put into a record, `_durable` are in the log.
+        # Entries that wait for the log, with their sizes. Counts since the first entry: `_logged`
+        # were queued, `_taken` were put into a record, `_durable` are in the log.
         self._gathering: deque[tuple[Settled, int]] = deque()
         self._unlogged_bytes = 0
         self._logged = self._taken = self._durable = 0
@@ -149,7 +150,7 @@ class StoreLog:
         self._unlogged_bytes_max = store.limits.unlogged_bytes_max
         self._call_bytes_max = record_bytes_max - CALL_OVERHEAD_BYTES
         self._calls_until_sweep = 0
-        # The way to the next segment.
+        # The move to the next segment.
         self._since = replay.since if replay is not None else Cost()
         self._snapshot_cost = replay.snapshot if replay is not None else Cost()
         self._snapshot: _Snapshot | None = None
@@ -171,8 +172,7 @@ class StoreLog:
     ) -> list[Answer]:
         """Apply a call. Returns the answers that may be sent now.
 
-        A call for which there is no room is refused at once. It was not applied, and the same
-        request may be sent again.
+        A call for which there is no room is refused at once, without effect, and may be sent again.
         """
         is_read = type(op) in READS
         size = 0 if is_read else _call_size(node, op)
@@ -189,7 +189,7 @@ class StoreLog:
         return self._hold(answers)
 
     def _refusal(self, size: int) -> StoreFailure | None:
-        """Why a call cannot be applied now, if it cannot. The store is not changed (R11)."""
+        """Why a call cannot be applied now; None if it can. The store is not changed (R11)."""
         if size > self._call_bytes_max:
             return StoreFailure(
                 LIMIT,
@@ -213,13 +213,13 @@ class StoreLog:
         return self._unlogged_bytes + HELD_ANSWER_BYTES * self._held_count + writing
 
     def expire(self, now_s: float) -> list[Answer]:
-        """Answer the calls that ran out of time."""
+        """Answer the calls that have timed out."""
         answers = self.store.expire(now_s)
         self._log_settled(0)
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
-        """The round is over. Entries that are not in the log are dropped: none was acknowledged."""
+        """The round is over. Drop entries that are not in the log: none was acknowledged."""
         self.is_over = True
         self._gathering.clear()
         self._unlogged_bytes = 0
@@ -239,14 +239,14 @@ class StoreLog:
             return None
         if self._taken == self._moves_at:
             return self._take_move()
-        # Parts and entries alternate, so that neither holds the other up.
+        # Parts and entries alternate, so that neither delays the other.
         has_turn = not (self._was_part and self._gathering)
         if self._snapshot is not None and self._moves_at is None and has_turn:
             return self._take_part(self._snapshot)
         return self._take_entries() if self._gathering else None
 
     def appended(self) -> list[Answer]:
-        """The record taken last is in the log. Returns the answers that may be sent now."""
+        """The last taken record is in the log. Returns the answers that may be sent now."""
         writing, self._writing = self._writing, None
         if writing is None or self.is_over:
             return []
@@ -276,7 +276,7 @@ class StoreLog:
         self._since.add(writing.size)
         self._durable += writing.entries
         if self._is_snapshot_due():
-            # Entries that have come are written to this segment, and are in the snapshot too.
+            # Queued entries are still written to this segment, and are in the snapshot as well.
             items = self.store.snapshot(self._part_bytes_max())
             self._snapshot, self._moves_at = _Snapshot(items), self._logged
 
@@ -302,7 +302,7 @@ class StoreLog:
         return size < self._batch_bytes_max and size + next_size <= most
 
     def _unfinished(self) -> int:
-        """How many entries that were taken belong to a group of which more entries follow."""
+        """How many taken entries belong to a group of which more entries follow."""
         while self._groups and self._groups[0][1] <= self._taken:
             self._groups.popleft()
         return max(0, self._taken - self._groups[0][0]) if self._groups else 0
@@ -314,7 +314,7 @@ class StoreLog:
         return self._take(record, is_part=True, is_last_part=part.is_last)
 
     def _take_move(self) -> LogAppend:
-        """Go to the next segment: first its header, then the last record of this one."""
+        """Move to the next segment: first write its header, then the last record of this one."""
         following = LogId(self._log.term, self._log.number, self._log.segment + 1, self._term)
         if self._next_log is None:
             header = header_record(self._run_id, following.number, self._term, following.segment)
@@ -344,7 +344,7 @@ class StoreLog:
         return LogAppend(self._name, self._next_index, data)
 
     def _is_snapshot_due(self) -> bool:
-        """Whether the records since the last snapshot cost more to read than it does."""
+        """Whether the records since the last snapshot cost more to read than the snapshot."""
         since = self._since
         if self._snapshot is not None:
             return False
@@ -359,14 +359,14 @@ class StoreLog:
         return min(PART_BYTES_MAX, self._batch_bytes_max)
 
     def _log_settled(self, size: int) -> None:
-        """Queue for the log what was answered. `size`: of the call that caused it, if one did."""
+        """Queue answered calls for the log. `size`: of the call that caused the answers, if any."""
         settled = self.store.take_settled()
         if not settled:
             return
         if len(settled) > 1:
             self._groups.append((self._logged, self._logged + len(settled)))
         for entry in settled:
-            # Of a call that wrote something, the call is larger than its entry.
+            # For a call that wrote something, the call is larger than its entry.
             entry_size = size if entry.writes else _entry_size(entry)
             self._gathering.append((entry, entry_size))
             self._unlogged_bytes += entry_size + ENTRY_MEMORY_BYTES
@@ -380,7 +380,7 @@ class StoreLog:
         return []
 
     def _drop_unwanted(self) -> None:
-        """Drop held answers that their nodes have given up. O(held), but not at each call.
+        """Drop held answers for which no node waits any more. O(held), but not at each call.
 
         Entries stay in the queue: later calls depend on them.
         """
@@ -405,7 +405,7 @@ def _call_size(node: str, op: StoreOp) -> int:
         size = CALL_OVERHEAD_BYTES + 4 * len(node) + 2 * NUMBER_BYTES_MAX
         return size + 4 * len(op.key) + len(op.value)
     values = sum(_length(getattr(op, name)) for name in op.__struct_fields__)
-    # The answer of a compare_set names its key.
+    # The answer to a compare_set refers to its key.
     key = _length(op.key) if isinstance(op, CompareSet) else 0
     return CALL_OVERHEAD_BYTES + 4 * len(node) + values + key
 

@@ -1,9 +1,9 @@
-"""The store of a run's present round: takes calls of its members, and answers them.
+"""The store of a run's present round: it takes calls of its members, and answers them.
 
 The store is a machine without I/O (`core/store`), and so is its log (`store_log`). This part gives
-them calls and time, counts their memory, and sends the answers: in memory at once; on a ledger when
-the call is in the log and while the lease stands (R5, R10). It knows nothing of membership, and it
-writes nothing itself.
+them calls and time, counts their memory, and sends the answers. In memory it answers at once; on a
+ledger when the call is in the log and while the lease is valid (R5, R10). It must not handle
+membership, or write to the ledger itself.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class StoreService:
         self.log: StoreLog | None = None
         """The log of `current`, if it has one."""
         self.seats: dict[str, Seat] = {}
-        """The members of the round, by name: no other node may call (R4)."""
+        """The members of the round by name. No other node may call (R4)."""
         self.stamp = run.stamp
-        """The run's: it is in every answer, so it stands here too."""
+        """The run's stamp, which is in every answer."""
         self._run: Run | None = run
         self._append: Callable[[StoreLog, LogAppend], None] | None = None
         self._ownership = ownership
@@ -112,13 +112,13 @@ class StoreService:
 
     def forget_node(self, name: str) -> None:
         """The node is no member any more."""
-        self.seats.pop(name, None)  # R4: the round's seat is not the next incarnation's.
+        self.seats.pop(name, None)  # R4: the next incarnation does not have the seat in this round.
         if self.current is not None:
             self.current.forget_node(name)
             self._count()
 
     def close(self) -> None:
-        """The run is forgotten here: its store goes, and so do the answers that were held."""
+        """The run was forgotten here: drop its store and the held answers."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -130,7 +130,7 @@ class StoreService:
     def call(self, session: Session, node: NodeId, call: wire.StoreCall) -> None:
         """Apply one call, if the node is in the round.
 
-        The session was heard a moment ago, and the call's timeout counts from then.
+        The call's timeout counts from when the session was last heard, a moment ago.
         """
         if self._is_leased:
             self._ownership.check_lease()
@@ -140,7 +140,7 @@ class StoreService:
             self._answer([Answer(node.name, call.request_id, ended)])
             return
         if node.name not in self.seats:
-            # R4: a node must not have the store of a round that it is not in.
+            # R4: a node must not use the store of a round that it is not in.
             outside = StoreFailure(BAD_REQUEST, "this node is not in the round")
             self._answer([Answer(node.name, call.request_id, outside)])
             return
@@ -163,7 +163,7 @@ class StoreService:
             self._write_log()
 
     def cancel(self, node: NodeId, request_id: int) -> None:
-        """The caller does not wait for this call any more."""
+        """Withdraw a call that waits."""
         if self.current is not None:
             self.current.cancel(node.name, request_id)
             self._count()
@@ -171,7 +171,7 @@ class StoreService:
             self._write_log()
 
     def _no_room(self, store: RoundStore, node: NodeId, call: wire.StoreCall) -> Excess | None:
-        """Why a call cannot be applied. Then nothing is done, and it may be sent again (R11)."""
+        """Why a call cannot be applied; None if it can. A refused call may be sent again (R11)."""
         self._count()  # What it acknowledges has made room.
         if store.has_seen(node.name, call.request_id):
             return None
@@ -189,7 +189,7 @@ class StoreService:
     # -- answers -------------------------------------------------------------------------------
 
     def _answer(self, answers: list[Answer]) -> None:
-        """R5, R10: an answer is sent only while no other coordinator can own the run."""
+        """R5, R10: send an answer only while no other coordinator can own the run."""
         run = self._run
         may_answer = (
             not self._is_leased
@@ -207,7 +207,7 @@ class StoreService:
                     self._held.put(session, wire.encode(message))
 
     def release_answers(self) -> None:
-        """The lease stands again: send the answers that were held."""
+        """The lease is valid again: send the held answers."""
         self._held.release()
 
     def forget_session(self, session: Session) -> None:
@@ -217,14 +217,14 @@ class StoreService:
     # -- the log -------------------------------------------------------------------------------
 
     def _write_log(self) -> None:
-        """R10: what changes the store is in the log before it is acknowledged."""
+        """R10: write changes of the store to the log before they are acknowledged."""
         if self._append is not None and self.log is not None:
             record = self.log.take_record()
             if record is not None:
                 self._append(self.log, record)
 
     def appended(self, log: StoreLog) -> None:
-        """The record that was being written is in this log."""
+        """The record that was being written is now in this log."""
         if log is self.log:
             self._answer(log.appended())
             self._write_log()
@@ -235,8 +235,8 @@ class StoreService:
     def _arm_timer(self) -> None:
         """Keep one timer, for the first deadline; none if no call waits."""
         due_s = self.current.next_deadline_s() if self.current else None
-        # A timer that is due too early stays, and arms the next one when it fires. Else a long wait
-        # would be armed again for each short one beside it.
+        # A timer that is due too early stays, and sets the next one when it fires. Otherwise each
+        # short wait beside a long one would set the timer again.
         if due_s is not None and self._timer_due_s is not None and self._timer_due_s <= due_s:
             return
         if self._timer is not None:

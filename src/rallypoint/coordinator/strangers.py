@@ -1,6 +1,6 @@
-"""Log lines about refused clients: one line each, limited in rate, without tracebacks.
+"""Log lines about refused clients: one line for each, limited in rate, without tracebacks.
 
-aiohttp would log a traceback for each request that it cannot read: nine bytes are enough for that.
+aiohttp would log a traceback for each request that it cannot read, which has as few as nine bytes.
 """
 
 from __future__ import annotations

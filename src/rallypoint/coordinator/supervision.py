@@ -1,8 +1,8 @@
 """Work with a supervisor: background tasks, and steps of a loop over many runs.
 
-An exception in a task that nobody awaits is lost, and code that waits for the task waits for ever.
-An exception in a loop over all runs skips the rest of them. So the code that starts such work says
-what an unexpected error ends: one run, or what belongs to the whole process.
+An exception in a task that nobody awaits is lost, and code that waits for the task's result hangs.
+An exception in a loop over all runs skips the other runs. So the code that starts such work decides
+what an unexpected error ends: one run, or the lease of the whole process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads and writes the chunks of member tables in a ledger. `core/tables.py` decides which.
 
-A few requests are under way at a time: a table of 100,000 members has 200 chunks, and the engine
-serves other clients too.
+Only a few requests are under way at a time, because a table of 100,000 members has 200 chunks, and
+the engine serves other clients, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = logging.getLogger("rallypoint.coordinator")
 _T = TypeVar("_T")
 
 REQUESTS_MAX: Final = 8
-"""How many requests for one table are under way at once."""
+"""How many requests for one table are made at once."""
 
 
 def table_room(limits: LedgerLimits) -> int:
@@ -52,11 +52,11 @@ class Tables:
         self._keepers.pop(run_id, None)
 
     def plan(self, run_id: str, members: tuple[RoundMember, ...]) -> Plan:
-        """How to store the table of the next round."""
+        """Plan how to store the table of the next round."""
         return self._keepers[run_id].plan(members)
 
     async def write(self, run_id: str, plan: Plan) -> None:
-        """Write the new chunks, before a head names them. May be tried again after an error.
+        """Write the new chunks, before a head names them. It may be called again after an error.
 
         Raises LedgerError.
         """
@@ -69,7 +69,7 @@ class Tables:
                 case Unknown():
                     raise outcome.error or LedgerUnreachableError(outcome.reason)
                 case Conflict(current) if current is None or current.value != data:
-                    # Only this process writes under that name, so the ledger is damaged.
+                    # Only this process writes chunks of that name, so the ledger is damaged.
                     raise LedgerUnreachableError(f"{key!r} has a value that no coordinator wrote")
                 case Swapped() | Conflict():
                     pass
@@ -77,7 +77,7 @@ class Tables:
         await _each(plan.new, write)
 
     def committed(self, run_id: str, register: e.RunRegister) -> tuple[e.Chunk, ...]:
-        """This head is in the ledger. Returns the chunks that can be removed."""
+        """This head is in the ledger now. Returns the chunks that can be removed."""
         keeper = self._keepers.get(run_id)
         if keeper is None or keeper.term != register.term:
             return ()
@@ -102,7 +102,7 @@ class Tables:
             return
         keys = await self._ledger.keys(chunk_prefix(run_id))
         named = [name for key in keys if (name := chunk_of(key)) is not None]
-        # After the list was read: chunks that are written later are not in it.
+        # Read after the list of chunks, so that the list has no chunk that is written later.
         keeper = self._keepers.get(run_id)
         if keeper is not None:
             await _each(
@@ -114,7 +114,7 @@ class Tables:
 async def read_members(
     ledger: Ledger, run_id: str, table: e.Table | None
 ) -> tuple[RoundMember, ...]:
-    """The rows of a run's member table. Raises LedgerError, and UnreadableError."""
+    """The rows of a run's member table. Raises LedgerError and UnreadableError."""
     if table is None:
         return ()
     contents: dict[e.Chunk, bytes | None] = {}
@@ -130,8 +130,8 @@ async def read_members(
 async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
     """Remove every chunk of a run that is over, up to its last term. Raises LedgerError.
 
-    Another process may have removed it already, and the run may have begun anew: with a higher
-    term, as the ledger's floor has this one.
+    If another process has removed the run and it has begun anew, its new term is higher, because
+    the ledger's floor has this one.
     """
     if ledger.limits.is_one_value:
         return
@@ -141,7 +141,7 @@ async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
 
 
 async def _each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
-    """Do the work for each item, a few at a time. After an error no other work begins."""
+    """Do the work for each item, a few at a time. Start no more after an error."""
     waiting = iter(items)
 
     async def worker() -> None:

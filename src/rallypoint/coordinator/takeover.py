@@ -1,6 +1,6 @@
-"""What the last owner of a run has left in the ledger: its members, and its round's store.
+"""Reads what the last owner of a run has left in the ledger: its members, and its round's store.
 
-Read and sealed before the run begins here. Nothing of the run is changed, but for the seal.
+This is done before the run begins here. It changes nothing of the run except for the seal.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ NO_LOG: Final = "this ledger keeps no log of it, and the coordinator that held i
 
 
 class Left(NamedTuple):
-    """`sealed`: the log of the round's store. `store_lost`: why there is none, though there is a
-    round that is not over."""
+    """`sealed`: the log of the round's store. `store_lost`: why an active round has none."""
 
     state: RunState
     sealed: SealedLog | None
@@ -44,10 +43,10 @@ async def read_and_seal(
     limits: StoreLimits,
     renewed: Callable[[], Awaitable[None]],
 ) -> Left:
-    """All that is needed to go on with the run. Waits for a ledger that does not answer.
+    """Read and seal all that is needed to continue the run. Waits while the ledger does not answer.
 
-    `renewed` returns once a renewal of the lease was sent and confirmed. Raises UnreadableError and
-    UnreadableLogError: then the run is not begun, and nothing of it is changed.
+    `renewed` waits until a renewal of the lease was sent and confirmed. Raises UnreadableError and
+    UnreadableLogError; then the run must not begin, and it has not been changed.
     """
     state = register.state(await _members(ledger, register, renewed))
     try:
@@ -60,7 +59,7 @@ async def read_and_seal(
 async def _members(
     ledger: Ledger, register: RunRegister, renewed: Callable[[], Awaitable[None]]
 ) -> tuple[RoundMember, ...]:
-    """The member table. Of a closed run, only the rows in its head: none is needed."""
+    """The member table. For a closed run, only the rows in its head, because none is needed."""
     if register.close is not None:
         return register.table.rows if register.table is not None else ()
     told = ""
@@ -68,8 +67,9 @@ async def _members(
         try:
             return await read_members(ledger, register.run_id, register.table)
         except UnreadableError:
-            # A later owner may have replaced the table: then this process is deposed. If its lease
-            # is good, no process has sealed after it, and the table is really damaged.
+            # Either a later owner has replaced the table: then this process is deposed. Or the
+            # lease of this process is valid: then no process has sealed after it, and the table is
+            # really damaged.
             await renewed()
             raise
         except (LedgerCorruptError, LedgerForeignError, LedgerFormatError) as error:
@@ -92,7 +92,7 @@ async def _sealed_log(
 ) -> SealedLog | None:
     """The log of the round's store; None if there is no round.
 
-    R5: after the seal, nothing that the former owner still writes can be in the log.
+    R5: after the seal, no write of the former owner can get into the log.
     """
     record = state.round
     if record is None or state.close is not None:

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Final
 
 COMPACT_MIN: Final = 64
-"""So many cancelled timers may stay in the heap."""
+"""How many cancelled timers may stay in the heap."""
 
 
 class ScheduledCall:
@@ -21,7 +21,7 @@ class ScheduledCall:
         self._callback = callback
 
     def cancel(self) -> None:
-        """Do not call it. Idempotent; no effect after the call."""
+        """Withdraw the callback. Idempotent; no effect after it was called."""
         timers, self._timers = self._timers, None
         if timers is not None:
             timers.cancelled()
@@ -31,7 +31,7 @@ class ScheduledCall:
         return self._timers is None
 
     def fire(self) -> None:
-        """Call it. Only for Timers."""
+        """Call the callback. Only for Timers."""
         self._timers = None
         self._callback()
 
@@ -49,7 +49,7 @@ class Timers:
         return len(self._heap) - self._cancelled
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> ScheduledCall:
-        """Call `callback` at `due_s`; of two with the same time, the one added first."""
+        """Call `callback` at `due_s`; callbacks with the same time in the order of adding."""
         timer = ScheduledCall(self, callback)
         heapq.heappush(self._heap, (due_s, next(self._serials), timer))
         return timer
@@ -68,9 +68,9 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def run_due(self, now_s: float) -> None:
-        """Call all callbacks that are due, in order; not those that these add.
+        """Call all due callbacks, in order, except those that are added meanwhile.
 
-        If one raises, those after it stay due.
+        If one raises, the later ones stay due.
         """
         first_new = next(self._serials)
         self._drop_cancelled()

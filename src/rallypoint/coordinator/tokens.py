@@ -1,7 +1,7 @@
 """The tokens that a coordinator accepts. They can be replaced while it runs.
 
-A connection shows its token once, with its first request. So removing a token closes no connection;
-it only opens no more.
+A connection sends its token once, with its first request. So the removal of a token closes no
+connection, and only prevents new ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hmac
 
 
 class Tokens:
-    """The tokens that open a connection. Without any, every client is admitted."""
+    """The accepted tokens. If there are none, every client is admitted."""
 
     def __init__(self, accepted: tuple[str, ...]) -> None:
         self._accepted = tuple(each for each in accepted if each)
@@ -23,17 +23,19 @@ class Tokens:
 
     @property
     def first(self) -> str:
-        """The token whose fingerprint a refusal names; "" if there is none."""
+        """The token whose fingerprint is in a refusal; "" if there is none."""
         return self._accepted[0] if self._accepted else ""
 
     def __contains__(self, token: str) -> bool:
-        """Whether this token is accepted. Not in constant time: not for input of strangers."""
+        """Whether this token is accepted. Not in constant time: never use it for a stranger's
+        input.
+        """
         return token in self._accepted
 
     def replace(self, accepted: tuple[str, ...]) -> None:
-        """Accept these tokens and no others from now on. Raises ValueError if there is none.
+        """Accept only these tokens from now on. Raises ValueError if there are none.
 
-        So a coordinator with a token never becomes one without.
+        So a coordinator with a token never becomes one that admits every client.
         """
         if not any(accepted):
             raise ValueError("a coordinator with a token needs one")
@@ -42,7 +44,7 @@ class Tokens:
     def shown(self, authorization: str) -> str | None:
         """The token in an Authorization header, if it is accepted; else None.
 
-        In constant time: each token is compared, also after one that fits.
+        It takes constant time: it compares every token, even after a match.
         """
         scheme, _, text = authorization.partition(" ")
         if scheme.lower() != "bearer":

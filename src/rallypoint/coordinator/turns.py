@@ -1,10 +1,11 @@
 """Shares the event loop between runs, so that no run and no connection blocks the others.
 
-Work that is put off is done piece by piece: one piece in each turn of the loop, from one run after
+Work that is put off is done piece by piece, one piece in each turn of the loop, from one run after
 another. While several runs send, each run has a slice of time in each turn, no matter how many
-connections it has; the rest of its input waits. A piece cannot be interrupted. Some pieces take
-longer than a slice (a value of megabytes, a wait for thousands of keys). A run has a credit for
-these, and then pauses between them: about one call in a hundred of another run meets such a piece.
+connections it has. The rest of its input waits. A piece cannot be interrupted, and some take longer
+than a slice (a value of megabytes, a wait for thousands of keys). A run has a credit for these.
+When that is used up, it pauses between them, so that they delay only about one in a hundred calls
+of another run.
 """
 
 from __future__ import annotations
@@ -17,32 +18,33 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 Work = Callable[[], bool]
-"""Does a piece of work. Returns whether there is more to do."""
+"""Does a piece of work. Returns whether more is left."""
 
 SLICE_S: Final = 0.0002
-"""A run's time in one turn of the loop while others send: about ten calls of its store."""
+"""A run's time in one turn of the loop while others send: about ten calls of its store.
+"""
 BURST_S: Final = 0.01
-"""The credit: how long such pieces may take together before their run pauses."""
+"""The credit: how long such pieces may take together, in seconds, before their run pauses."""
 DUTY: Final = 0.01
-"""The part of the time that they may take in the long run."""
+"""The share of the time that such pieces may take in the long run."""
 LINE_S: Final = 2.0
-"""About the longest wait of a connection for its turn: its heartbeats wait too."""
+"""About the longest wait of a connection for its turn, in seconds. Its heartbeats wait as well."""
 ALONE_AFTER_TICKS: Final = 20
-"""If only one run was heard for so many ticks of the coordinator, it need not share."""
+"""If only one run was heard for this many ticks of the coordinator, it need not share."""
 
 
 class Loop(Protocol):
-    """What this part needs of an event loop."""
+    """What this part needs from an event loop."""
 
     def call_soon(self, callback: Callable[[], None]) -> Any:
-        """Call it in the next turn."""
+        """Call back in the next turn."""
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
-        """Call it in a turn after so many seconds."""
+        """Call back in a turn after `delay` seconds."""
 
 
 class Turns:
-    """Owned by one event loop, `loop`. If that is None, work is done at once and no slice ends."""
+    """The turns of one event loop. If `loop` is None, work is done at once and no slice ends."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Turns:
         self.loop = loop
         self.clock_s = clock_s
         self.used_s = used_s
-        """Measures slices and pieces. CPU time: other processes are not charged to a run."""
+        """The clock for long pieces: CPU time, so that a run is not charged for other processes."""
         self._lines: dict[Hashable, deque[Work]] = {}  # the next run first
         self._is_set = False
         self._looks_at_s = math.inf  # set while every line has to pause
@@ -61,20 +63,20 @@ class Turns:
         self.last: Hashable = None
         """The run of the last call of `slice_s`."""
         self.is_shared = False
-        """Whether several runs send; else `last` is alone."""
-        self._shared_ticks = 0  # for so many more ticks
-        # Of runs with long pieces: the credit that was left, and when.
+        """Whether several runs send. Otherwise `last` is alone."""
+        self._shared_ticks = 0  # for how many more ticks
+        # For runs with long pieces: the credit that was left, and when.
         self._credits: dict[Hashable, tuple[float, float]] = {}
         self._rests: dict[Hashable, float] = {}  # until when they pause
 
     # -- slices --------------------------------------------------------------------------------
 
     def slice_s(self, run: Hashable) -> float | None:
-        """How long this run may use the loop now; None: without a limit, as it is alone.
+        """How long this run may use the loop now, in seconds; None: no limit, as it is alone.
 
-        0: not at all, as its input has to wait behind work that it has put off, or as it has used
-        more than its part of the time. `run` is None for connections that have not attached: they
-        do not count as a run that shares the loop.
+        0: not at all, because its input has to wait behind work that it has put off, or because it
+        has used more than its share of the time. `run` is None for connections that have not
+        attached, which do not count as a run that shares the loop.
         """
         if run is not self.last and run is not None:
             if self.last is not None and self.loop is not None:
@@ -86,7 +88,7 @@ class Turns:
         return 0.0 if must_pause or run in self._lines else SLICE_S
 
     def tick(self) -> None:
-        """Called at each tick: a run that is not heard any more does not share."""
+        """Call it at each tick. A run that is not heard any more does not share."""
         if self._shared_ticks:
             self._shared_ticks -= 1
             if not self._shared_ticks:
@@ -96,16 +98,16 @@ class Turns:
                 self._set()
 
     def alone(self) -> None:
-        """At most one run has connected nodes: nothing is shared.
+        """At most one run has connected nodes: it need not share.
 
-        Debts stay, so that a run gains nothing if its nodes disconnect and come again.
+        Used credit stays used, so that a run gains nothing if its nodes reconnect.
         """
         self.is_shared, self.last = False, None
         self._set()
 
     def spent(self, run: Hashable, took_s: float) -> None:
-        """The run has used the loop for so long, without a break, while it was shared."""
-        # The frame that ends a slice takes some time itself: twice a slice is not a long piece.
+        """The run has used the shared loop for this many seconds without a break."""
+        # The frame at the end of a slice takes some time itself, so twice a slice is no long piece.
         if took_s <= 2 * SLICE_S or not self.is_shared:
             return
         now_s = self.clock_s()
@@ -116,10 +118,10 @@ class Turns:
             waiting = max(len(self._lines.get(run, ())) + 1, self._longest.get(run, 0))
             self._rests[run] = now_s + min(-credit_s / DUTY, LINE_S / waiting)
 
-    # -- what is put off -----------------------------------------------------------------------
+    # -- work that is put off ------------------------------------------------------------------
 
     def later(self, run: Hashable, work: Work) -> None:
-        """Do this in later turns, after the other work that this run has put off."""
+        """Do this in later turns, after the earlier work that this run has put off."""
         if self.loop is None:
             while work():
                 pass
@@ -132,7 +134,7 @@ class Turns:
         self._set()
 
     def forget(self, run: Hashable) -> None:
-        """The run has gone."""
+        """The run was removed."""
         self._credits.pop(run, None)
         self._rests.pop(run, None)
         if self.last is run:
@@ -164,9 +166,9 @@ class Turns:
             self._set()
 
     def _next(self) -> tuple[Hashable, ...]:
-        """The next run that need not pause, in a tuple, as None is a valid run here; else ().
+        """The next run that need not pause, in a tuple, as None is a valid run here; () if none.
 
-        If all have to pause, `_look` is called when the first one may go on.
+        If all have to pause, `_look` is called when the first pause ends.
         """
         if not self._rests or not self.is_shared:
             return tuple(islice(self._lines, 1))

@@ -1,8 +1,8 @@
 """Reads the frames of a WebSocket (RFC 6455, section 5) that nodes send: whole and binary.
 
 A node's message is one such frame, and is passed on in the call in which it arrives. aiohttp would
-wake a task for each, which costs as much as the whole work for the message. All other frames are
-left to aiohttp: this reader stands in front of it, and does not replace it.
+wake a task for each, which costs as much as all other work for the message. All other frames are
+left to aiohttp: this reader is in front of aiohttp's, and does not replace it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ _FURTHER: Final = (0x00, _LAST)
 _COPIED_BYTES_MAX: Final = 16 * 1024
 
 FRAMES_PER_TURN: Final = 16
-"""How many frames of one connection are read before the turns of the others: for store calls this
-takes a third of a millisecond."""
+"""How many frames of one connection to read before the turns of the others. With store calls this
+takes a third of a millisecond.
+"""
 ANNOUNCED_FROM_BYTES: Final = 16 * 1024
-"""A smaller message that is not complete counts as part of its connection."""
+"""A smaller incomplete message counts as part of its connection's memory."""
 OTHER_BYTES_MAX: Final = 64 * 1024
-"""The largest frame that is not a message of a node: a text, which is refused."""
+"""The largest frame that is not a message of a node, such as a text, which is refused."""
 UNMASKED: Final = "a client must mask its frames, and this one has no mask"
 HALF_A_FRAME: Final = "part of a frame arrived before the handshake was answered"
 IN_A_MESSAGE: Final = "a new message began before the last fragment of another one"
@@ -67,19 +68,19 @@ _END_OF_ERRNO: Final = {
 
 
 class Intake(Protocol):
-    """What a reader needs of its session: memory and time for its bytes."""
+    """What a reader needs from its session: memory and time for its bytes."""
 
     def announced(self, size: int) -> bool:
-        """A message of so many bytes begins. Whether it is accepted; then `arrived` follows."""
+        """A message of `size` bytes begins. True if it is accepted; then `arrived` follows."""
 
     def arrived(self, size: int) -> None:
-        """The message that was announced is not kept any more."""
+        """The message that was announced does not need its memory any more."""
 
     def skipped(self, start: bytes, size: int) -> None:
         """A message that was not accepted has passed. `start`: its first bytes."""
 
     def pinged(self, payload: bytes) -> None:
-        """Answer a ping; of several, the last is enough (RFC 6455, section 5.5.3)."""
+        """Answer a ping. Only the last of several needs an answer (RFC 6455, section 5.5.3)."""
 
     def paused(self) -> None:
         """The transport's buffer is full."""
@@ -88,41 +89,42 @@ class Intake(Protocol):
         """The transport's buffer has room again."""
 
     def keeps(self, size: int) -> None:
-        """So many bytes of input more, or fewer, wait to be read."""
+        """`size` more bytes of input wait to be read, or fewer if negative."""
 
     def later(self, work: Work) -> None:
         """Do this after the turns of the other connections."""
 
     def had_its_turn(self) -> None:
-        """No input is put off any more."""
+        """No input waits for its turn any more."""
 
     def slice_s(self) -> float | None:
-        """How long this connection may be read now; None: without a limit; 0: only by `later`."""
+        """How long this connection may be read now, in seconds; None: no limit; 0: use `later`."""
 
     def clock_s(self) -> float:
-        """The clock that slices are measured on."""
+        """The clock by which slices are measured, in seconds."""
 
     def spent(self, took_s: float) -> None:
-        """This connection was read for so long, without a break."""
+        """This connection was read for this many seconds without a break."""
 
 
 class FrameReader(asyncio.Protocol):
     """Reads the input of a connection, in front of the protocol that owns it (aiohttp's).
 
     `received` is called with the payload of each message: of a whole binary frame, or of several
-    fragments. At any other frame (a closing handshake, an error, a text) the reader steps aside for
-    good: it passes every later frame on to the owner.
+    fragments. At any other frame (a closing handshake, an error, a text) the reader stops for good,
+    and passes every later frame on to the owner.
 
     `ended` is called once, with the way in which the connection ended, after all input was given to
-    `received`; not after the reader has stepped aside. `end` has the same, as far as it is known.
+    `received`. It is not called if the reader has stopped before. `end` has the same value when it
+    is known.
 
     `refused` is called once, with the reason, if a client breaks the protocol in a way that the
-    owner would accept. Then nothing more is read. `early`: bytes that the client sent before it was
-    answered; `begin` reads them.
+    owner would accept. Then nothing more is read. `early`: bytes that the client sent before it got
+    the answer to its request; `begin` reads them.
 
-    `intake` limits the memory for messages that are not complete, and the time for complete ones:
-    after FRAMES_PER_TURN frames the other connections have their turn. Without it MESSAGE_BYTES_MAX
-    is the only limit; pings and fragments are left to the owner.
+    `intake` limits the memory for incomplete messages and the time for complete ones: after
+    FRAMES_PER_TURN frames, the other connections have their turn. Without `intake`,
+    MESSAGE_BYTES_MAX is the only limit, and pings and fragments are left to the owner.
     """
 
     def __init__(
@@ -152,16 +154,17 @@ class FrameReader(asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._put_off: tuple[bytes | bytearray, int] | None = None
         self._is_clear = False
-        """Whether nothing waits: the next byte begins a frame, and may be read."""
+        """Whether no input waits, so that the next byte begins a frame and may be read."""
         self._until_s = math.inf
         self._frames_max = FRAMES_PER_TURN if intake is not None else sys.maxsize
         transport.set_protocol(self)
 
     def begin(self) -> None:
-        """The client has its answer: read the bytes that it sent before.
+        """The client has been answered: read the bytes that it sent before that.
 
         A client has to wait for that answer (RFC 6455, section 4.1). Whole messages that came
-        earlier are accepted. Half a frame is refused: two readers could understand it differently.
+        earlier are accepted. An incomplete frame is refused, because two readers could read it
+        differently.
         """
         early, self._rest = bytes(self._rest), bytearray()
         self._has_begun = True
@@ -181,8 +184,8 @@ class FrameReader(asyncio.Protocol):
             and data[1] == size + _MASKED
             and (self._intake is None or self._intake.slice_s() is None)
         ):
-            # One short message, and nothing waits: that is all input in a quiet run, and nearly all
-            # when thousands of nodes meet. It does what `_read` does.
+            # The fast path of `_read`, for one short message while no input waits. This is all
+            # input in a quiet run, and nearly all input when thousands of nodes meet.
             try:
                 self._received(apply_mask(data[6:], data[2:6]))
             except Exception:  # noqa: BLE001 - event loops swallow some errors
@@ -194,7 +197,7 @@ class FrameReader(asyncio.Protocol):
             self._look()
 
     def _look(self) -> None:
-        """To be called after any input but one short message."""
+        """Call this after any input except one short message."""
         self._is_clear = not (
             self._rest
             or self._is_refused
@@ -205,8 +208,9 @@ class FrameReader(asyncio.Protocol):
         )
 
     def _take(self, data: bytes) -> None:
-        """Read the bytes, after those that wait."""
-        if self._put_off is not None:  # An event loop may have read before it was told to pause.
+        """Read the bytes, after waiting ones."""
+        # An event loop may have read these bytes before it was told to pause.
+        if self._put_off is not None:
             kept, begin = self._put_off
             self._put_off = (kept[begin:] + data, 0)
             if self._intake is not None:
@@ -219,7 +223,7 @@ class FrameReader(asyncio.Protocol):
             self._read_on(gathered)
 
     def _gather(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """The bytes that can be read now; after a large message, if these bytes complete one."""
+        """The bytes that can be read now. If they complete a large message, those after it."""
         if self._incoming is not None:
             data = self._incoming.take(data)
             if self._incoming.left:
@@ -246,7 +250,7 @@ class FrameReader(asyncio.Protocol):
             self._let_others_go(len(data))
 
     def _read_a_slice(self, data: bytes | bytearray, slice_s: float) -> bool:
-        """Read frames for so long. False if some are put off."""
+        """Read frames for the given time. False if some are put off."""
         intake = self._intake
         assert intake is not None
         if not slice_s:
@@ -262,7 +266,7 @@ class FrameReader(asyncio.Protocol):
     def _read(self, data: bytes | bytearray, begin: int, frames_max: int) -> bool:
         """Read the frames from `begin` on, and keep an incomplete one.
 
-        At most `frames_max`, and none after `_until_s`. False if some are put off.
+        It reads at most `frames_max` frames, and none after `_until_s`. False if some are put off.
         """
         end, needed, intake = len(data), _SHORTEST, self._intake
         until_s, has_taken = self._until_s, False
@@ -273,8 +277,8 @@ class FrameReader(asyncio.Protocol):
         while end - begin >= needed:
             first, length, head = data[begin], data[begin + 1], 2 + _KEY_BYTES
             if length < _MASKED:
-                # RFC 6455, section 5.1: a server must close at a frame without a mask. aiohttp
-                # would read it, and so the bytes that an attacker made a proxy send.
+                # RFC 6455, section 5.1: a server must close the connection at a frame without a
+                # mask. aiohttp would read it, and with it bytes that an attacker made a proxy send.
                 self._refuse(UNMASKED)
                 return True
             is_message = (first == BINARY or self._is_fragment(first)) and not self.is_aside
@@ -311,7 +315,7 @@ class FrameReader(asyncio.Protocol):
             has_taken = True
             key = data[body - _KEY_BYTES : body]
             if is_message:
-                # A large message is not copied, as that takes long.
+                # A large message is not copied, because that takes long.
                 view = data[body:stop] if size < _COPIED_BYTES_MAX else memoryview(data)[body:stop]
                 if not self._hand_on(first, apply_mask(view, key)):
                     return True
@@ -333,13 +337,13 @@ class FrameReader(asyncio.Protocol):
     # -- messages ------------------------------------------------------------------------------
 
     def _is_fragment(self, first: int) -> bool:
-        """Whether the frame is a fragment of a message, at a place where one may be."""
+        """Whether the frame is a fragment of a message, where a fragment is allowed."""
         if self._intake is None:
             return False
         return first == _FIRST or (first in _FURTHER and self._fragments is not None)
 
     def _cut(self) -> None:
-        """Log the error that is being handled, and close the connection at once."""
+        """Log the present exception, and close the connection at once."""
         _log.exception("a message could not be handled; its connection is closed")
         self._transport.abort()
 
@@ -365,15 +369,15 @@ class FrameReader(asyncio.Protocol):
                 return bytes(gathered)
         return None
 
-    # -- large messages that are not whole yet -------------------------------------------------
+    # -- incomplete large messages -------------------------------------------------------------
 
     def _begin_large(self, first: int, size: int, data: bytes | bytearray) -> None:
-        """`data`: the key, and the first bytes of the message."""
+        """Begin a large message. `data`: the mask key, and the first bytes of the message."""
         key, begun = bytes(data[:_KEY_BYTES]), data[_KEY_BYTES:]
         is_accepted = self._intake is None or self._intake.announced(size)
         if is_accepted and (kept := self._space_for(first, size, key)):
             self._incoming = kept
-        elif first == BINARY:  # Skip it, and answer it if that is possible.
+        elif first == BINARY:  # Skip it, and answer it if possible.
             self._incoming = Skipped(first, size, key)
         else:
             self._refuse(NO_ROOM)
@@ -397,14 +401,14 @@ class FrameReader(asyncio.Protocol):
         return self._incoming.room()
 
     def filled(self, size: int) -> None:
-        """So many bytes of it have been read into `room`."""
+        """`size` bytes of it have been read into `room`."""
         incoming = self._incoming
         assert incoming is not None
         incoming.filled(size)
         if not incoming.left:
             self._has_come(incoming)
         if self._put_off is not None:
-            return  # An event loop may have read before it was told to pause.
+            return  # An event loop may have read these bytes before it was told to pause.
         if incoming.left:
             self._let_others_go(size)
         else:
@@ -419,7 +423,7 @@ class FrameReader(asyncio.Protocol):
             self._intake.skipped(incoming.start(), incoming.size)
 
     def _read_here(self) -> None:
-        """The large message has ended: read with this reader again."""
+        """The large message is complete: read with this reader again."""
         self._incoming = None
         if isinstance(self._transport.get_protocol(), _LargeReader):
             self._transport.set_protocol(self)
@@ -455,7 +459,7 @@ class FrameReader(asyncio.Protocol):
         self._intake.later(self._go_on)
 
     def _let_others_go(self, size: int) -> None:
-        """A part of a large message has come: read the next part after the turns of the others."""
+        """A part of a large message has arrived: read on after the turns of the others."""
         intake = self._intake
         if size >= _COPIED_BYTES_MAX and intake is not None and intake.slice_s() is not None:
             self._put_off = (b"", 0)
@@ -495,7 +499,7 @@ class FrameReader(asyncio.Protocol):
         return False
 
     def _take_all(self) -> None:
-        """The connection has ended: read all of the input that was put off."""
+        """The connection has ended: read all input that was put off."""
         self._frames_max = sys.maxsize
         self._go_on()
 
@@ -517,10 +521,10 @@ class FrameReader(asyncio.Protocol):
         self._read_here()
         self._refused(why)
 
-    # -- calls of the transport, which the owner gets too ----------------------------------------
+    # -- calls of the transport, also passed on to the owner -------------------------------------
 
     def eof_received(self) -> bool | None:
-        """The peer has closed its side. Event loops call this after all input was read."""
+        """The peer has closed its side. Event loops call this after they have read all input."""
         self._has_come_to_an_end(ConnectionEnd.FIN)
         return self._owner.eof_received()
 
@@ -553,8 +557,8 @@ class FrameReader(asyncio.Protocol):
 
     def _how(self, error: Exception | None) -> ConnectionEnd:
         if error is None:
-            # Event loops give no error if this side has closed; nor does uvloop for the end of a
-            # TLS connection. So this proves nothing.
+            # Event loops give no error if this side has closed, and neither does uvloop at the end
+            # of a TLS connection. So this proves nothing.
             return ConnectionEnd.OURS
         if self._transport.get_extra_info("ssl_object") is None:
             self._read_the_rest()
@@ -573,7 +577,8 @@ class _LargeReader(asyncio.BufferedProtocol):
     """Replaces a reader during a large message: reads directly into the message's memory."""
 
     def __init__(self, reader: FrameReader) -> None:
-        # It has no message itself: uvloop keeps its methods until the connection ends.
+        # It does not refer to the message, because uvloop keeps its methods until the connection
+        # ends.
         self._reader = reader
 
     def get_buffer(self, sizehint: int) -> memoryview:
