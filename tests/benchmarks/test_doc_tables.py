@@ -50,10 +50,10 @@ def test_the_shares_of_a_flame_graph() -> None:
         FRAME.format(*frame)
         for frame in (
             ("Runner.run", "asyncio/runners.py", 200, 16),
-            ("FrameReader.data_received", "frames.py", 140, 32),
+            ("FrameReader.data_received", "websocket.py", 140, 32),
             ("Session.received", "sessions.py", 120, 48),
             ("Membership.step", "core/membership.py", 50, 64),
-            ("WebSocketOutlet.send", "server.py", 40, 64),
+            ("WebSocketOutlet.send", "frames.py", 40, 64),
         )
     )
     found = flames.shares(picture)

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from rallypoint.coordinator import frames
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.websocket import FrameReader
@@ -102,7 +103,7 @@ def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
             kinds = [await answered(reader), await answered(reader)]
             assert (0x8A, b"hi") in kinds
             outlet = server.coordinator.sessions[1].outlet
-            assert isinstance(outlet, serving.WebSocketOutlet)
+            assert isinstance(outlet, frames.WebSocketOutlet)
             transport = outlet._transport
             assert isinstance(transport.get_protocol(), FrameReader)
             writer.write(frame(beat) + first_half + ping + last_half + frame(beat))
@@ -236,7 +237,8 @@ def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
 
 
 def test_a_peer_that_never_answers_the_closing_handshake_is_cut(monkeypatch):
-    monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.3)
+    for module in (serving, frames):
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.3)
 
     async def main() -> None:
         async with served() as (server, port):
@@ -250,7 +252,8 @@ def test_a_peer_that_never_answers_the_closing_handshake_is_cut(monkeypatch):
 
 
 def test_a_peer_that_does_not_read_is_cut(monkeypatch):
-    monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.3)
+    for module in (serving, frames):
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.3)
 
     async def main() -> None:
         async with served(CoordinatorConfig(backlog_bytes_max=2**30)) as (server, port):

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint.cli.main import main
+from rallypoint.coordinator.frames import WebSocketOutlet
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.lease_manager import LeaseManager
-from rallypoint.coordinator.server import WebSocketOutlet
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on

@@ -1,8 +1,7 @@
 """One port for nodes and people: WebSocket for nodes, HTTP for people (aiohttp).
 
 It passes bytes and time to the coordinator, and decides nothing. `websocket` reads the frames of
-nodes. Messages to nodes are written to the transport at once, without a task for each. aiohttp does
-the handshakes and serves HTTP.
+nodes, and `frames` writes those to them. aiohttp does the handshakes and serves HTTP.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http_api
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator, Ownership
-from rallypoint.coordinator.frames import binary_frame, frame_header, pong_frame
+from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S, WebSocketOutlet
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
@@ -35,7 +34,7 @@ from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
 from rallypoint.core.addresses import plain
-from rallypoint.core.quotas import NOBODY, Account
+from rallypoint.core.quotas import Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
@@ -45,10 +44,6 @@ from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-CLOSE_TIMEOUT_S: Final = 2.0
-"""After this many seconds a closing connection is aborted."""
-CLOSE_REASON_BYTES_MAX: Final = 120
-"""The most bytes of a close reason: RFC 6455 allows 123."""
 _NOT_A_NODE: Final = "use a node of Rallypoint: another program, or a damaged message, came"
 UNSENT_BYTES_MAX: Final = 32 * 1024
 """How many bytes a connection's transport may buffer. More wait in the session, which counts them.
@@ -417,77 +412,3 @@ def _account_of(request: web.Request) -> Account:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
     return account_of(peer, request.get(http_api.SHOWN))
-
-
-class WebSocketOutlet:
-    """Sends a session's bytes over one WebSocket. Implements outgoing.Outlet."""
-
-    __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
-
-    def __init__(
-        self,
-        ws: web.WebSocketResponse,
-        transport: asyncio.Transport,
-        closing: set[asyncio.Task[bool]],
-        token: str | None = None,
-        account: Account = NOBODY,
-    ) -> None:
-        """`token`: the token with which the connection was opened, if the coordinator has one."""
-        self._ws = ws
-        self._transport = transport
-        self._closing = closing
-        self.token = token
-        self.account = account
-        peer = transport.get_extra_info("peername")
-        self.seen = Address(peer[0], peer[1]) if peer else None
-
-    @property
-    def peer(self) -> str:
-        """The peer's address, for people. It is computed only when needed."""
-        return str(Address(plain(self.seen.host), self.seen.port)) if self.seen else "a local peer"
-
-    def send(self, payload: bytes) -> None:
-        """Write one binary frame."""
-        if not self._transport.is_closing():
-            self._transport.write(binary_frame(payload))
-
-    def begin(self, size: int) -> None:
-        """Write the header of a binary frame."""
-        if not self._transport.is_closing():
-            self._transport.write(frame_header(size))
-
-    def part(self, piece: bytes | memoryview) -> None:
-        """Write a part of the frame's payload."""
-        if not self._transport.is_closing():
-            self._transport.write(piece)
-
-    def pong(self, payload: bytes) -> None:
-        """Answer a ping."""
-        if not self._transport.is_closing():
-            self._transport.write(pong_frame(payload))
-
-    def backlog_bytes(self) -> int:
-        """How many bytes the kernel has not accepted yet."""
-        return self._transport.get_write_buffer_size()
-
-    def close(self, reason: str) -> None:
-        """Begin the closing handshake; abort the connection if it takes too long.
-
-        aiohttp limits the wait for the peer's answer, but not for a peer that reads nothing.
-        """
-        loop = asyncio.get_running_loop()
-        message = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode("utf-8", "ignore").encode()
-        close = self._ws.close(code=WSCloseCode.POLICY_VIOLATION, message=message)
-        task = loop.create_task(close)
-        self._closing.add(task)
-        loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
-        task.add_done_callback(self._closed)
-
-    def _closed(self, task: asyncio.Task[bool]) -> None:
-        self._closing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._transport.abort()
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-        self._transport.abort()
