@@ -105,7 +105,7 @@ def decoded(answer: tuple[int, bytes]) -> Any:
 CLOSE_PATH = "/api/v1/runs/run/close"
 
 
-def crowd(server: CoordinatorServer, run_id: str, count: int) -> HostedRun:
+def run_of_many(server: CoordinatorServer, run_id: str, count: int) -> HostedRun:
     """A run with so many members, whose connections are gone already."""
     run = server.coordinator.open_run(run_id)
     for number in range(count):

@@ -33,7 +33,7 @@ def test_conflicting_settings_show_both_values():
     assert "max_nodes: the run has 2, this node 4" in b.refused.message
 
 
-def test_a_newer_start_is_refused_while_the_older_one_answers():
+def test_a_newer_process_is_refused_while_the_older_one_answers():
     network = Network()
     a, _ = met(network)
     newer = network.node("n0", TWO, incarnation=2)
@@ -43,7 +43,7 @@ def test_a_newer_start_is_refused_while_the_older_one_answers():
     assert not a.changes
 
 
-def test_a_newer_start_takes_the_place_of_one_that_does_not_answer():
+def test_a_newer_process_replaces_one_that_does_not_answer():
     network = Network()
     a, b = met(network)
     a.is_deaf = True
@@ -60,7 +60,7 @@ def test_a_newer_start_takes_the_place_of_one_that_does_not_answer():
 
 
 @pytest.mark.parametrize("has_died", [True, False])
-def test_a_newer_start_is_let_in_at_once_only_if_the_older_process_has_ended(has_died: bool):
+def test_a_newer_process_is_admitted_at_once_if_the_older_one_has_ended(has_died: bool):
     network = Network()
     a, b = met(network)
     a.is_deaf, a.reconnects = True, False
@@ -81,7 +81,7 @@ def test_a_newer_start_is_let_in_at_once_only_if_the_older_process_has_ended(has
         assert newer.machine.is_attached
 
 
-def test_r4_the_next_incarnation_has_no_seat_in_the_round_of_the_last():
+def test_r4_the_next_incarnation_has_no_rank_in_the_round_of_the_last():
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=3, last_call_s=0.1)
     a, b = met(network, 2, settings)
@@ -99,7 +99,7 @@ def test_r4_the_next_incarnation_has_no_seat_in_the_round_of_the_last():
     assert isinstance(b.answers[request], StoreFailure)
 
 
-def test_a_closed_run_says_why_and_since_when():
+def test_a_refusal_by_a_closed_run_has_the_reason_and_the_time():
     network = Network()
     a, _ = met(network)
     a.act(a.machine.close(Outcome.SUCCEEDED, "trained"))
@@ -113,7 +113,7 @@ def test_a_closed_run_says_why_and_since_when():
     assert "closed 65 s ago: succeeded: trained (by n0)" in late.refused.message
 
 
-def test_a_run_that_was_closed_while_a_node_was_away_is_closed_for_it_too():
+def test_a_run_closed_while_disconnected_is_closed_for_the_node_too():
     network = Network()
     a, b = met(network)
     b.reconnects = False
@@ -126,7 +126,7 @@ def test_a_run_that_was_closed_while_a_node_was_away_is_closed_for_it_too():
     assert b.changes[-1].kind is ChangeKind.CLOSED
 
 
-def test_a_run_that_was_lost_with_its_coordinator():
+def test_a_run_lost_with_its_coordinator_is_lost_to_its_nodes():
     network = Network()
     a, _ = met(network)
     network.replace_coordinator("another")
@@ -138,7 +138,7 @@ def test_a_run_that_was_lost_with_its_coordinator():
     assert fresh.machine.is_attached
 
 
-def test_a_run_that_was_forgotten_is_lost_to_its_nodes():
+def test_a_forgotten_run_is_lost_to_its_nodes():
     """R5: begun anew under the same ledger, its rounds would look older than those they saw."""
     network = Network(CoordinatorConfig(empty_run_keep_s=1.0))
     a, b = met(network)
@@ -152,7 +152,7 @@ def test_a_run_that_was_forgotten_is_lost_to_its_nodes():
     assert a.refused.code is RefusalCode.RUN_LOST
 
 
-def test_a_run_that_begins_again_after_it_was_forgotten_has_higher_tokens():
+def test_a_run_that_begins_again_has_higher_fencing_tokens():
     """R1, R13: the ledger_id is the same."""
     network = Network(CoordinatorConfig(empty_run_keep_s=1.0))
     a, b = met(network)
@@ -172,7 +172,7 @@ def test_a_run_that_begins_again_after_it_was_forgotten_has_higher_tokens():
     assert after.round.head.number > before.round.head.number
 
 
-def test_a_run_whose_connections_all_broke_is_not_forgotten_while_its_members_may_resume():
+def test_a_run_is_kept_while_its_members_may_resume():
     network = Network(CoordinatorConfig(empty_run_keep_s=0.0))
     nodes = met(network)
     network.advance(10.0)  # so that it is older than an empty run may be
@@ -187,7 +187,7 @@ def test_a_run_whose_connections_all_broke_is_not_forgotten_while_its_members_ma
     assert [node.machine.is_attached for node in nodes] == [True, True]
 
 
-def test_an_embedded_coordinator_admits_its_own_run_only():
+def test_a_hosted_coordinator_admits_its_own_run_only():
     network = Network(CoordinatorConfig(only_run="another"))
     a = network.node("a", TWO)
     network.settle()
@@ -204,7 +204,7 @@ def test_an_embedded_coordinator_admits_its_own_run_only():
         (CoordinatorConfig(sessions_max=0), RefusalCode.LIMIT),
     ],
 )
-def test_limits(config: CoordinatorConfig, code: RefusalCode):
+def test_a_node_beyond_a_limit_is_refused(config: CoordinatorConfig, code: RefusalCode):
     network = Network(config)
     a = network.node("a", TWO)
     network.settle()

@@ -145,7 +145,7 @@ class Source:
 # -- what the transport saw ------------------------------------------------------------------------
 
 
-def test_r8_a_fin_of_a_direct_node_is_its_process_s_end(run: Any, ends: Ends) -> None:
+def test_r8_a_fin_of_a_direct_node_means_its_process_ended(run: Any, ends: Ends) -> None:
     async def main() -> None:
         async with served() as (server, port):
             node = await attached(port)
@@ -170,7 +170,7 @@ def test_a_socket_of_both_families_sees_ipv4_peers_as_they_are(
     run(main)
 
 
-def test_all_that_came_before_the_fin_counts_first(run: Any, ends: Ends) -> None:
+def test_messages_before_the_fin_count_first(run: Any, ends: Ends) -> None:
     async def main() -> None:
         async with served() as (server, port):
             node = await attached(port)
@@ -235,7 +235,7 @@ def test_a_websocket_close_is_no_death(run: Any, ends: Ends) -> None:
     run(main)
 
 
-def test_a_node_that_drops_its_connection_resets_it(run: Any, ends: Ends) -> None:
+def test_a_node_that_drops_its_connection_sends_a_reset(run: Any, ends: Ends) -> None:
     async def main() -> None:
         async with served() as (server, port):
             node = await attached(port)
@@ -246,7 +246,7 @@ def test_a_node_that_drops_its_connection_resets_it(run: Any, ends: Ends) -> Non
     run(main)
 
 
-def test_what_the_coordinator_ends_is_its_own_doing(run: Any, ends: Ends) -> None:
+def test_a_connection_ended_by_the_coordinator_counts_as_its_own_end(run: Any, ends: Ends) -> None:
     async def main() -> None:
         async with served() as (server, port):
             node, other = await attached(port), await attached(port, "b")
@@ -261,9 +261,7 @@ def test_what_the_coordinator_ends_is_its_own_doing(run: Any, ends: Ends) -> Non
     run(main)
 
 
-def test_a_fin_that_may_belong_to_a_stall_of_the_coordinator_proves_nothing(
-    run: Any, ends: Ends
-) -> None:
+def test_a_fin_after_a_stall_of_the_coordinator_proves_nothing(run: Any, ends: Ends) -> None:
     async def main() -> None:
         source = Source()
         async with served(clock=StallProofClock(source)) as (server, port):
@@ -287,7 +285,7 @@ def test_a_fin_that_may_belong_to_a_stall_of_the_coordinator_proves_nothing(
     run(main)
 
 
-def test_a_peer_that_cannot_be_reached_any_more_is_a_timeout(run: Any, ends: Ends) -> None:
+def test_an_unreachable_peer_is_a_timeout(run: Any, ends: Ends) -> None:
     async def main() -> None:
         async with served() as (server, port):
             node = await attached(port)
@@ -300,7 +298,7 @@ def test_a_peer_that_cannot_be_reached_any_more_is_a_timeout(run: Any, ends: End
     run(main)
 
 
-def test_r8_a_death_is_known_though_writing_to_it_fails_first(run: Any, ends: Ends) -> None:
+def test_r8_a_death_is_known_even_if_a_write_fails_first(run: Any, ends: Ends) -> None:
     """What is sent to a dead peer comes back as a reset, and the next write fails, with the FIN and
     what the node said before it still unread."""
 

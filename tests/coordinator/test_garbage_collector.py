@@ -54,13 +54,13 @@ async def keys_after(
     return tuple(key for key in await ledger.keys("") if key != FLOOR)
 
 
-def test_a_closed_run_goes_after_its_time() -> None:
+def test_a_closed_run_is_removed_after_its_time() -> None:
     registers = {run_key("closed"): a_run("closed", CLOSE), run_key("r"): a_run()}
     assert len(asyncio.run(keys_after(registers, [0.0, 9.0]))) == 2
     assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("r"),)
 
 
-def test_a_run_that_is_open_is_claimed_and_never_deleted() -> None:
+def test_an_open_run_is_claimed_and_never_deleted() -> None:
     """Its round may last for weeks without one write; a claim finds out whether its owner lives."""
     claimed: list[str] = []
 
@@ -76,18 +76,18 @@ def test_a_run_that_is_open_is_claimed_and_never_deleted() -> None:
     assert claimed == ["r", "r"]
 
 
-def test_a_run_of_this_process_is_left_to_the_hub() -> None:
+def test_a_run_of_this_process_is_left_to_its_coordinator() -> None:
     registers = {run_key("r"): a_run()}
     assert asyncio.run(keys_after(registers, [0.0, 500.0], mine="r")) == (run_key("r"),)
 
 
-def test_time_begins_when_this_sweeper_first_sees_it() -> None:
+def test_the_time_counts_from_the_first_look() -> None:
     """R9."""
     registers = {run_key("r"): a_run()}
     assert asyncio.run(keys_after(registers, [1_000_000.0])) == (run_key("r"),)
 
 
-def test_a_register_that_moves_is_alive() -> None:
+def test_a_register_that_changes_is_alive() -> None:
     async def scenario() -> tuple[str, ...]:
         ledger = MemoryLedger()
         await ledger.open()
@@ -102,7 +102,7 @@ def test_a_register_that_moves_is_alive() -> None:
     assert asyncio.run(scenario()) == (lease_key("p"),)
 
 
-def test_a_dead_lease_is_revoked_first_and_goes_later() -> None:
+def test_a_dead_lease_is_revoked_and_removed_later() -> None:
     async def scenario(times: list[float]) -> e.LeaseState | None:
         ledger = MemoryLedger()
         await ledger.open()
@@ -118,7 +118,7 @@ def test_a_dead_lease_is_revoked_first_and_goes_later() -> None:
     assert asyncio.run(scenario([0.0, 11.0, 12.0, 23.0])) is None
 
 
-def test_the_log_of_a_swept_run_goes_with_it() -> None:
+def test_the_log_is_removed_with_its_run() -> None:
     async def scenario() -> tuple[str, ...]:
         ledger = MemoryLedger()
         await ledger.open()
@@ -133,7 +133,7 @@ def test_the_log_of_a_swept_run_goes_with_it() -> None:
 
 
 @pytest.mark.parametrize("closed", ["team", "team/job", "team/", "t", "team%2Fjob-42"])
-def test_the_log_of_a_run_whose_id_begins_alike_stays(closed: str) -> None:
+def test_the_log_of_a_run_with_the_same_prefix_stays(closed: str) -> None:
     """Removing run `team` removes nothing of run `team/job-42`."""
     alive = "team/job-42"
 
@@ -156,7 +156,7 @@ def test_a_register_under_the_name_of_another_run_is_left_alone() -> None:
     assert asyncio.run(keys_after(registers, [0.0, 11.0])) == (run_key("other"),)
 
 
-def test_what_cannot_be_read_is_left_alone_and_keeps_nothing_from_being_swept() -> None:
+def test_unreadable_records_stay_and_do_not_stop_the_collection() -> None:
     registers = {lease_key("odd"): b"no lease", run_key("a"): b"no run", run_key("r"): CLOSED}
     left = asyncio.run(keys_after(registers, [0.0, 11.0]))
     assert left == (lease_key("odd"), run_key("a"))
@@ -180,18 +180,18 @@ async def left_by_a_node(
     return tuple(key for key in await ledger.keys("") if key != FLOOR)
 
 
-def test_a_node_sweeps_closed_runs_and_dead_leases() -> None:
+def test_a_node_removes_closed_runs_and_dead_leases() -> None:
     registers = {run_key("r"): CLOSED, lease_key("p"): a_lease()}
     assert asyncio.run(left_by_a_node(registers, [0.0, 11.0, 12.0, 23.0])) == ()
 
 
-def test_it_ends_an_open_run_that_stands_still_without_an_owner() -> None:
+def test_an_open_run_without_an_owner_is_closed() -> None:
     registers = {run_key("r"): a_run()}
     assert asyncio.run(left_by_a_node(registers, [0.0, 99.0])) == (run_key("r"),)
     assert asyncio.run(left_by_a_node(registers, [0.0, 101.0])) == ()
 
 
-def test_but_none_whose_owner_serves() -> None:
+def test_an_open_run_with_a_serving_owner_stays_open() -> None:
     """Its round may last for weeks without one write; the lease moves meanwhile."""
 
     async def scenario() -> e.RunRegister:
@@ -210,19 +210,19 @@ def test_but_none_whose_owner_serves() -> None:
     assert asyncio.run(scenario()).close is None
 
 
-def test_nor_its_own() -> None:
+def test_an_open_run_of_its_own_stays_open() -> None:
     registers = {run_key("mine"): a_run("mine")}
     assert asyncio.run(left_by_a_node(registers, [0.0, 500.0])) == (run_key("mine"),)
 
 
-def test_a_part_of_a_large_ledger_at_a_time_in_the_end_all() -> None:
+def test_a_large_ledger_is_collected_in_parts() -> None:
     many = {run_key(f"r{i}"): a_run(f"r{i}", CLOSE) for i in range(40)}
     assert len(asyncio.run(left_by_a_node(many, [0.0, 11.0], sample=16))) >= 24
     times = [11.0 * i for i in range(60)]
     assert asyncio.run(left_by_a_node(many, times, sample=16)) == ()
 
 
-def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
+def test_only_the_owner_of_an_elected_run_collects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
@@ -246,7 +246,7 @@ def test_the_owner_of_an_elected_run_sweeps_and_its_other_candidates_do_not(
     run_virtual(main())
 
 
-def test_a_log_that_a_deposed_coordinator_made_for_a_removed_run_goes() -> None:
+def test_a_log_made_by_a_deposed_coordinator_for_a_removed_run_is_removed() -> None:
     """Its round was never committed, and no register tells of the run any more."""
     lost, kept = log_name("gone", 2, 1, 0, 1), log_name("there", 1, 1, 0, 1)
 

@@ -62,7 +62,7 @@ async def three_rounds(case: Case) -> None:
         await case.is_in(Phase.ACTIVE, number)
 
 
-def test_the_rounds_before_and_the_one_that_goes_on_survive(clocks: Clocks) -> None:
+def test_past_rounds_and_the_present_one_survive_a_takeover(clocks: Clocks) -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first = await Case.begun(ledger, 1, "machine-a")
@@ -113,7 +113,7 @@ def test_the_rounds_before_and_the_one_that_goes_on_survive(clocks: Clocks) -> N
     run_virtual(main())
 
 
-def test_a_round_that_ended_under_the_last_coordinator_is_not_ended_again(clocks: Clocks) -> None:
+def test_a_round_ended_by_the_last_coordinator_is_not_ended_again(clocks: Clocks) -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first = await Case.begun(ledger, 1, "machine-a")
@@ -142,7 +142,7 @@ def test_a_round_that_ended_under_the_last_coordinator_is_not_ended_again(clocks
     run_virtual(main())
 
 
-def test_what_a_release_without_a_past_has_written_is_unknown() -> None:
+def test_a_record_without_a_past_gives_an_unknown_past() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first = await Case.begun(ledger, 1, "machine-a")
@@ -275,7 +275,7 @@ def test_losses_between_rounds_are_logged_and_survive(
     run_virtual(main())
 
 
-def test_many_that_are_lost_together_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_losses_together_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "rallypoint.coordinator")
 
     async def main() -> None:

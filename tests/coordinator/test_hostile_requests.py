@@ -97,7 +97,7 @@ def test_a_handshake_with_a_bad_key_is_refused(key: str, caplog: pytest.LogCaptu
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
-def test_a_peer_that_pings_and_goes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_peer_that_pings_and_disconnects_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """By the time that a ping is answered, the connection may be closing."""
 
     async def main() -> None:
@@ -130,7 +130,7 @@ NO_TEXT = {
 @pytest.mark.parametrize("path", [b"/healthz", b"/api/v1/runs", b"/nowhere/\xff"])
 @pytest.mark.parametrize("header", NO_TEXT.values(), ids=NO_TEXT)
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "token"])
-def test_bytes_that_are_no_text_are_no_error_of_ours(
+def test_bytes_that_are_no_text_cause_no_error_of_ours(
     header: bytes, path: bytes, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An answer that repeats them was a 500 with a traceback, also for strangers."""
@@ -152,7 +152,7 @@ def test_bytes_that_are_no_text_are_no_error_of_ours(
     [b"Content-Length: 9\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b"\r\n"],
     ids=["a part", "a chunk", "none"],
 )
-def test_who_goes_in_the_middle_of_a_body_is_no_error(
+def test_a_disconnect_within_a_body_is_no_error(
     rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -184,7 +184,7 @@ LARGE = {
     [*BELOW_THE_APPLICATION.values(), *LARGE.values()],
     ids=[*BELOW_THE_APPLICATION, *LARGE],
 )
-def test_a_request_that_cannot_be_read_leaves_nothing_behind(data: bytes) -> None:
+def test_an_unreadable_request_leaves_nothing_behind(data: bytes) -> None:
     """An error whose traceback leads to itself lasts until garbage is collected, with all it read.
 
     Collections are rare in a coordinator: 200 such requests took 100 MiB.
@@ -215,7 +215,7 @@ def test_a_request_that_cannot_be_read_leaves_nothing_behind(data: bytes) -> Non
     run_clean(main)
 
 
-def test_who_goes_before_it_is_told_to_go_on_is_no_error() -> None:
+def test_a_disconnect_before_100_continue_is_no_error() -> None:
     """aiohttp answers an expectation before any handler is asked."""
 
     async def main() -> None:
@@ -231,7 +231,7 @@ def test_who_goes_before_it_is_told_to_go_on_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("count", range(8))
-def test_who_goes_at_any_moment_before_its_body_was_read_is_no_error(count: int) -> None:
+def test_a_disconnect_at_any_time_before_the_body_was_read_is_no_error(count: int) -> None:
     """Also when the handler asks for the body after the connection has ended."""
     head = (
         f"POST /api/v1/runs/x/close HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {FUZZ_TOKEN}\r\n"

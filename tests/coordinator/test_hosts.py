@@ -54,7 +54,7 @@ THEIRS += [
 
 
 @pytest.mark.parametrize("host", OURS + THEIRS)
-def test_a_request_names_this_coordinator_or_is_sent_away(host: str):
+def test_a_request_with_another_host_name_is_refused(host: str):
     expected = (200, 426) if host in OURS else (421, 421)
 
     async def main() -> None:
@@ -69,7 +69,7 @@ def test_a_request_names_this_coordinator_or_is_sent_away(host: str):
     run_clean(main)
 
 
-def test_a_page_under_a_name_that_leads_here_can_do_nothing():
+def test_a_page_under_a_name_that_resolves_to_this_host_can_do_nothing():
     """Its Origin is its Host: DNS rebinding. All it learns is that something listens."""
 
     async def main() -> None:
@@ -88,7 +88,7 @@ def test_a_page_under_a_name_that_leads_here_can_do_nothing():
     run_clean(main)
 
 
-def test_with_a_token_every_name_will_do():
+def test_with_a_token_every_name_is_accepted():
     async def main() -> None:
         async with served(CoordinatorConfig(token="correct-horse")) as (_, port):
             bearer = "Authorization: Bearer correct-horse"
@@ -97,7 +97,7 @@ def test_with_a_token_every_name_will_do():
     run_clean(main)
 
 
-def test_the_answer_says_what_to_do():
+def test_the_refusal_says_what_to_do():
     async def main() -> None:
         async with served() as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -131,11 +131,11 @@ def test_nodes_and_commands_may_use_any_name(monkeypatch: pytest.MonkeyPatch):
     run_clean(main)
 
 
-def test_what_proves_that_no_page_asks_is_what_browsers_keep_from_pages():
+def test_the_proof_header_is_one_that_pages_cannot_set():
     assert headers.CLIENT.lower().startswith(("sec-", "proxy-"))
 
 
-def test_the_full_name_is_looked_for_once_and_held_up_by_no_resolver(monkeypatch):
+def test_the_full_name_is_looked_up_once_and_blocks_nothing(monkeypatch):
     looked, go = [], threading.Event()
 
     def slow() -> str:

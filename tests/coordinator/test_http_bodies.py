@@ -13,7 +13,7 @@ from rallypoint.coordinator import http_api, sending
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.wire import messages as wire
-from tests.coordinator.peers import CLOSE_PATH, TOKEN, crowd, get, post, raw
+from tests.coordinator.peers import CLOSE_PATH, TOKEN, get, post, raw, run_of_many
 from tests.loops import opened, run_clean, served, until
 
 pytestmark = pytest.mark.sockets
@@ -23,7 +23,7 @@ BOMB = zlib.compress(b"\0" * (8 << 20), 9)
 PACKED = {"Content-Encoding": "deflate"}
 
 
-def test_a_body_is_never_unpacked():
+def test_a_body_is_never_decompressed():
     """aiohttp would unpack what a refused request carries: 1 MiB from a stranger cost 1 GiB."""
 
     async def main() -> None:
@@ -38,7 +38,7 @@ def test_a_body_is_never_unpacked():
     run_clean(main)
 
 
-def test_what_follows_a_refused_request_is_not_read():
+def test_bytes_after_a_refused_request_are_not_read():
     """aiohttp would read on for 10 s, and hold the connection as long."""
     head = f"POST {CLOSE_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{{"
 
@@ -50,7 +50,7 @@ def test_what_follows_a_refused_request_is_not_read():
     run_clean(main)
 
 
-def test_a_body_that_is_nested_without_end_is_no_json():
+def test_a_deeply_nested_body_is_refused_as_no_json():
     async def main() -> None:
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}"):
             deep = b'{"reason": ' + b"[" * 30_000
@@ -61,7 +61,7 @@ def test_a_body_that_is_nested_without_end_is_no_json():
     run_clean(main)
 
 
-def test_no_answer_tells_a_version():
+def test_no_answer_contains_a_version():
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             for path in ("/healthz", "/api/v1/runs", "/none", wire.ATTACH_PATH):
@@ -71,10 +71,10 @@ def test_no_answer_tells_a_version():
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 350])
-def test_members_are_made_some_at_a_time_and_are_one_answer(count: int):
+def test_members_are_encoded_in_parts_and_are_one_answer(count: int):
     async def main() -> None:
         async with served() as (server, port):
-            crowd(server, "run", count)
+            run_of_many(server, "run", count)
             status, told, _ = await get(port, "/api/v1/runs/run?members=340")
             assert status == 200
             assert [each["name"] for each in told["members"]] == [
@@ -86,12 +86,12 @@ def test_members_are_made_some_at_a_time_and_are_one_answer(count: int):
     run_clean(main)
 
 
-def test_who_does_not_read_an_answer_holds_little_of_it(monkeypatch: pytest.MonkeyPatch):
+def test_a_client_that_does_not_read_holds_little_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sending, "SEND_S", 0.5)
 
     async def main() -> None:
         async with served() as (server, port):
-            crowd(server, "run", 20_000)
+            run_of_many(server, "run", 20_000)
             made = 0
             encode = http_api._with_members
 
@@ -119,14 +119,14 @@ def test_who_does_not_read_an_answer_holds_little_of_it(monkeypatch: pytest.Monk
     run_clean(main)
 
 
-def test_a_list_of_runs_counts_until_it_is_read_and_has_its_limit():
+def test_a_list_of_runs_counts_until_it_is_read_and_is_limited():
     config = CoordinatorConfig(memory_bytes_max=16 * 1024**2)
 
     async def main() -> None:
         async with served(config) as (server, port):
-            run = crowd(server, "run", 1)
+            run = run_of_many(server, "run", 1)
             for number in range(200):
-                crowd(server, f"{number}" + "x" * 200, 0)
+                run_of_many(server, f"{number}" + "x" * 200, 0)
             before = server.coordinator.budget.used
             status, told, _ = await get(port, "/api/v1/runs")
             assert status == 200

@@ -59,7 +59,7 @@ def test_a_body_that_never_ends_ends_its_connection(monkeypatch: pytest.MonkeyPa
     assert run_clean(main).startswith(b"HTTP/1.1 408 ")
 
 
-def test_open_requests_are_bounded_and_nodes_come_in_beside_them(
+def test_open_requests_are_bounded_and_nodes_can_still_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_requests, "OPEN_MAX", 8)
@@ -82,7 +82,7 @@ def test_open_requests_are_bounded_and_nodes_come_in_beside_them(
     run_clean(main)
 
 
-def test_small_answers_that_nobody_reads_end_their_connection(
+def test_unread_small_answers_end_their_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sending, "SEND_S", 0.2)
@@ -109,7 +109,7 @@ def test_small_answers_that_nobody_reads_end_their_connection(
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
-def test_a_peer_that_goes_in_the_middle_of_a_large_answer_is_no_error(
+def test_a_disconnect_within_a_large_answer_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:

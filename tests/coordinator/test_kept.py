@@ -71,7 +71,7 @@ def check_sums(coordinator: Coordinator) -> None:
     assert coordinator.unattached.used == waiting
 
 
-def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
+def test_a_greedy_run_leaves_room_for_the_others() -> None:
     network = Network(CONFIG)
     greedy, other = alone(network, "greedy"), alone(network, "other")
     failure = fill(network, greedy)
@@ -85,7 +85,7 @@ def test_a_run_that_takes_all_it_can_leaves_room_for_the_others() -> None:
     check_sums(network.coordinator)
 
 
-def test_a_run_at_its_limit_can_read_and_make_room() -> None:
+def test_a_run_at_its_limit_can_read_and_delete() -> None:
     network = Network(CONFIG)
     node = alone(network, "run")
     fill(network, node)
@@ -99,7 +99,7 @@ def test_a_run_at_its_limit_can_read_and_make_room() -> None:
     check_sums(network.coordinator)
 
 
-def test_a_call_that_was_refused_may_be_sent_again() -> None:
+def test_a_refused_call_may_be_sent_again() -> None:
     """R11: no part of it was applied."""
     network = Network(CONFIG)
     node = alone(network, "run")
@@ -118,7 +118,7 @@ def test_a_call_that_was_refused_may_be_sent_again() -> None:
     assert [isinstance(each.result, StoreValue) for each in told] == [False, True, True]
 
 
-def test_a_node_too_many_is_told_which_limit_and_how_to_raise_it() -> None:
+def test_one_node_too_many_gets_the_limit_and_how_to_raise_it() -> None:
     network = Network(CONFIG)
     settings = msgspec.structs.replace(ALONE, max_nodes=9, last_call_s=0.1)
     node = network.node("first", settings, run_id="run", silence_s=1000.0)
@@ -137,7 +137,7 @@ def test_a_node_too_many_is_told_which_limit_and_how_to_raise_it() -> None:
     assert not other.refused
 
 
-def test_answers_that_nobody_reads_take_no_more_than_the_values() -> None:
+def test_unread_answers_take_no_more_than_the_values() -> None:
     network = Network(CONFIG)
     nodes = [alone(network, f"run{number}") for number in range(3)]
     for node in nodes:
@@ -161,7 +161,7 @@ def test_answers_that_nobody_reads_take_no_more_than_the_values() -> None:
     check_sums(network.coordinator)
 
 
-def test_what_waits_comes_in_order_and_beats_are_not_piled_up() -> None:
+def test_waiting_messages_come_in_order_and_beats_do_not_pile_up() -> None:
     network = Network(CONFIG)
     node = alone(network, "run")
     answer(network, node, node.call(Set("large", bytes(MIB))))
@@ -182,7 +182,7 @@ def test_what_waits_comes_in_order_and_beats_are_not_piled_up() -> None:
     assert [request for request in node.answers if request in requests] == requests
 
 
-def test_a_value_that_is_overwritten_counts_while_somebody_has_yet_to_read_it() -> None:
+def test_an_overwritten_value_counts_until_its_readers_have_it() -> None:
     network = Network(CONFIG)
     settings = msgspec.structs.replace(ALONE, min_nodes=4, max_nodes=4)
     nodes = [network.node(f"n{i}", settings, silence_s=1000.0) for i in range(4)]
@@ -207,7 +207,7 @@ def test_a_value_that_is_overwritten_counts_while_somebody_has_yet_to_read_it() 
     check_sums(network.coordinator)
 
 
-def test_a_peer_that_reads_nothing_is_closed_with_the_reason_and_resumes(
+def test_a_peer_that_does_not_read_is_closed_with_the_reason_and_resumes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     network = Network(CONFIG)
@@ -246,7 +246,7 @@ def test_a_peer_that_reads_slowly_is_not_closed() -> None:
     network.until(lambda: request in node.answers)
 
 
-def test_a_refusal_comes_behind_the_message_that_is_under_way() -> None:
+def test_a_refusal_follows_the_message_being_sent() -> None:
     """In the midst of it, it would be a part of it."""
     network = Network(CONFIG)
     node = alone(network, "run")
@@ -268,7 +268,7 @@ def test_a_refusal_comes_behind_the_message_that_is_under_way() -> None:
     check_sums(network.coordinator)
 
 
-def test_small_answers_that_nobody_reads_are_bounded_for_each_connection() -> None:
+def test_unread_small_answers_are_bounded_per_connection() -> None:
     network = Network(CoordinatorConfig(backlog_bytes_max=MIB))
     node = alone(network, "run")
     node.reconnects = False
@@ -284,7 +284,7 @@ def test_small_answers_that_nobody_reads_are_bounded_for_each_connection() -> No
     assert not slow.is_open
 
 
-def test_messages_that_are_not_whole_yet_count_and_before_attach_none_is_large() -> None:
+def test_incomplete_messages_count_and_are_small_before_an_attach() -> None:
     network = Network(CONFIG)
     node = alone(network, "run")
     assert node.link is not None
@@ -319,7 +319,7 @@ def test_messages_that_are_not_whole_yet_count_and_before_attach_none_is_large()
     assert "at most 256 KiB are allowed" in stranger.refused.message
 
 
-def test_all_is_given_back_when_runs_and_connections_are_over() -> None:
+def test_all_memory_is_released_when_runs_and_connections_end() -> None:
     config = msgspec.structs.replace(CONFIG, closed_run_keep_s=5.0, empty_run_keep_s=5.0)
     network = Network(config)
     nodes = [alone(network, f"run{number}") for number in range(3)]

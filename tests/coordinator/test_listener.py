@@ -44,7 +44,7 @@ def open_count(server: serving.CoordinatorServer) -> int:
     return len(server._runner.server.connections)
 
 
-def test_strangers_are_bounded_and_a_token_comes_in_beside_them() -> None:
+def test_connections_without_a_token_are_bounded_and_a_token_still_connects() -> None:
     config = CoordinatorConfig(token=TOKEN, strangers_max=8, attach_timeout_s=0.5)
 
     async def main() -> None:
@@ -66,7 +66,7 @@ def test_strangers_are_bounded_and_a_token_comes_in_beside_them() -> None:
     run_clean(main)
 
 
-def test_where_strangers_fill_the_bound_they_have_less_time(
+def test_at_the_bound_connections_without_a_token_have_less_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listening, "CROWDED_S", 0.6)
@@ -84,7 +84,7 @@ def test_where_strangers_fill_the_bound_they_have_less_time(
     run_clean(main)
 
 
-def test_a_stranger_keeps_no_connection_by_asking_for_little() -> None:
+def test_small_requests_without_a_token_keep_no_connection() -> None:
     """Each /healthz without a token is answered, and its connection closed."""
 
     async def main() -> None:
@@ -99,7 +99,7 @@ def test_a_stranger_keeps_no_connection_by_asking_for_little() -> None:
     run_clean(main)
 
 
-def test_who_shows_the_token_may_keep_its_connection() -> None:
+def test_a_connection_that_showed_the_token_stays() -> None:
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -114,7 +114,7 @@ def test_who_shows_the_token_may_keep_its_connection() -> None:
     run_clean(main)
 
 
-def test_a_token_that_came_while_the_coordinator_stood_still_is_read_first() -> None:
+def test_a_token_that_came_during_a_stall_is_read_first() -> None:
     """R8: a stall of the coordinator does not count as time of its peers, or of strangers."""
 
     async def main() -> None:
@@ -129,7 +129,7 @@ def test_a_token_that_came_while_the_coordinator_stood_still_is_read_first() -> 
     run_clean(main)
 
 
-def test_no_more_connections_than_descriptors_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_bounded_by_spare_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger and the workers need descriptors too. A waiting client is admitted later."""
     monkeypatch.setattr(serving, "connections_max", lambda: 4)
 
@@ -150,14 +150,16 @@ def test_no_more_connections_than_descriptors_to_spare(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("soft", "left"), [(16, 4), (256, 192), (1_024, 768), (20_000, 19_488), (-1, 1_000_000)]
 )
-def test_a_part_of_the_descriptors_is_kept(
+def test_a_part_of_the_descriptors_is_reserved(
     monkeypatch: pytest.MonkeyPatch, soft: int, left: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     assert listening.connections_max() == left
 
 
-def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_descriptors_the_listener_waits_and_logs_it_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Full(socket.socket):
         """A listening socket of a process that has no descriptor left."""
 
@@ -205,7 +207,7 @@ def test_without_descriptors_it_waits_and_says_so_once(caplog: pytest.LogCapture
     ]
 
 
-def test_without_strangers_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_connections_to_check_no_timer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator in a node must not wake its machine without need."""
     looks: list[object] = []
     monkeypatch.setattr(listening.Listener, "_look", lambda self: looks.append(self))
@@ -221,7 +223,7 @@ def test_without_strangers_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     run_virtual(main())
 
 
-def test_little_is_read_of_a_request_before_its_head_was_looked_at(
+def test_little_of_a_request_is_read_before_its_head_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A loop that reads 256 KiB at once keeps that of each of 512 strangers."""
@@ -284,7 +286,7 @@ def test_listeners_in_two_threads_read_into_different_buffers() -> None:
     assert bytes(one[:5]) == b"first"
 
 
-def test_a_stranger_who_has_gone_leaves_no_garbage() -> None:
+def test_an_ended_connection_without_a_token_leaves_no_garbage() -> None:
     """A transport that lasts until garbage is collected makes a long collection of thousands."""
 
     def all_gone() -> list[object]:

@@ -124,7 +124,7 @@ class Faulty(MemoryLedger):
         return await super().records(log, start, limit)
 
 
-def test_a_page_that_fails_is_read_again_and_those_before_it_are_not(
+def test_only_the_page_that_failed_is_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_reader, "PAGE_RECORDS", 10)
@@ -142,7 +142,7 @@ def test_a_page_that_fails_is_read_again_and_those_before_it_are_not(
     run_virtual(main())
 
 
-def test_the_former_owner_may_move_on_and_drop_what_is_being_read(
+def test_the_former_owner_may_drop_segments_that_are_being_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_reader, "PAGE_RECORDS", 10)
@@ -168,7 +168,7 @@ def test_the_former_owner_may_move_on_and_drop_what_is_being_read(
 
 
 @pytest.mark.parametrize("steps", range(30))
-def test_a_takeover_at_any_step_of_a_snapshot_has_everything(
+def test_a_takeover_at_any_step_of_a_snapshot_keeps_everything(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its successor does the same again, and both take the segments that are their own."""
@@ -195,7 +195,7 @@ def test_a_takeover_at_any_step_of_a_snapshot_has_everything(
     run_virtual(main())
 
 
-def test_a_segment_that_a_deposed_coordinator_made_is_not_taken_for_the_next() -> None:
+def test_a_segment_of_a_deposed_coordinator_is_not_the_next_one() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         owner = Owner(ledger)
@@ -254,9 +254,7 @@ class SlowDisk:
 FILES_RECORDS = file_logs.Logs.records
 
 
-def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_page_of_a_slow_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it takes several times as long as one call may: a file server that opens slowly."""
     disk = SlowDisk()
 
@@ -280,7 +278,7 @@ def test_a_slow_disk_needs_time_and_no_page_of_it_fails(
     asyncio.run(main())
 
 
-def test_whoever_finds_a_later_seal_first_makes_sure_of_its_lease() -> None:
+def test_a_reader_that_finds_a_later_seal_checks_its_lease_first() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         owner = Owner(ledger)
@@ -305,7 +303,7 @@ def test_whoever_finds_a_later_seal_first_makes_sure_of_its_lease() -> None:
 
 @pytest.mark.parametrize("records", [1, 2], ids=["header", "header-and-record"])
 @pytest.mark.parametrize("segment", [0, 1])
-def test_a_record_that_comes_after_its_log_was_dropped_is_not_taken_for_the_beginning(
+def test_a_record_appended_after_its_log_was_dropped_is_no_beginning(
     segment: int, records: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R10: a first try that got no answer, or what a deposed coordinator sent before it stood
@@ -335,7 +333,7 @@ def test_a_record_that_comes_after_its_log_was_dropped_is_not_taken_for_the_begi
     run_virtual(main())
 
 
-def test_a_log_that_a_later_term_has_moved_on_is_not_sealed_by_an_earlier_one(
+def test_an_earlier_term_does_not_seal_a_log_of_a_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """R5: the seal of the later one went with its segment, but all that it writes has its term."""
@@ -366,7 +364,7 @@ def test_a_log_that_a_later_term_has_moved_on_is_not_sealed_by_an_earlier_one(
     run_virtual(main())
 
 
-def test_whoever_finds_no_log_first_makes_sure_of_its_lease() -> None:
+def test_a_reader_that_finds_no_log_checks_its_lease_first() -> None:
     """A successor that formed the next round has dropped it: that is no loss of anything."""
 
     async def main() -> None:

@@ -113,7 +113,7 @@ def outcome_of_two_rounds(cut_after: int = 0, side: str = "both") -> tuple[Ended
 UNDISTURBED, MESSAGES = outcome_of_two_rounds()
 
 
-def test_the_undisturbed_run():
+def test_an_undisturbed_run_ends_as_planned():
     assert UNDISTURBED.sums == {1: [1, 2], 2: [1, 2]}
     assert UNDISTURBED.rounds == [[1, 2], [1, 2]]
     assert [close and close.reason for close in UNDISTURBED.closed] == ["trained", "trained"]
@@ -127,7 +127,7 @@ def test_a_connection_lost_at_any_message_changes_nothing(cut_after: int, side: 
     assert outcome_of_two_rounds(cut_after, side)[0] == UNDISTURBED
 
 
-def test_an_answer_that_was_lost_is_given_again_and_the_add_counts_once():
+def test_a_lost_answer_is_sent_again_and_the_add_counts_once():
     network = Network()
     a, b = met(network)
     a.is_deaf = True
@@ -152,7 +152,7 @@ def test_short_waits_beside_a_long_one_leave_no_timers():
     assert len(late) == 1
 
 
-def test_requests_that_come_twice_are_applied_once():
+def test_repeated_requests_are_applied_once():
     network = Network()
     a, _ = met(network)
     request = a.call(Add("n", 1))
@@ -164,7 +164,7 @@ def test_requests_that_come_twice_are_applied_once():
     assert (a.answers[request], a.answers[again]) == (StoreValue(1), StoreValue(2))
 
 
-def test_everything_a_node_says_may_come_twice():
+def test_every_message_of_a_node_may_come_twice():
     network = Network()
     a, b = met(network)
     for say in (
@@ -189,7 +189,7 @@ def test_everything_a_node_says_may_come_twice():
     assert a.closed.outcome is Outcome.SUCCEEDED
 
 
-def test_a_verdict_that_was_given_while_the_connection_was_lost_is_told_later():
+def test_a_verdict_made_while_disconnected_is_sent_after_the_resume():
     network = Network()
     a, b = met(network, settings=RunSettings(min_nodes=2, max_nodes=2, reconnect_grace_s=5.0))
     b.act(b.machine.failed(Failure(FailureKind.COMMUNICATION, "reset")))
@@ -204,7 +204,7 @@ def test_a_verdict_that_was_given_while_the_connection_was_lost_is_told_later():
     assert a.changes[-1].confirmed or a.closed is not None
 
 
-def test_a_round_that_ended_while_a_node_was_away_ends_for_it_too():
+def test_a_round_that_ended_while_disconnected_ends_for_the_node_too():
     """It is lost, the others go on, and it comes back to a later round than its own."""
     network = Network()
     a, b, c = met(network, 3, UP_TO_FOUR)
@@ -224,7 +224,7 @@ def test_a_round_that_ended_while_a_node_was_away_ends_for_it_too():
     network.until(lambda: bool(a.changes[-1].kind is ChangeKind.NODES_JOINED), 10.0)
 
 
-def test_r7_a_node_that_was_never_told_of_a_round_is_ready_for_the_next():
+def test_r7_a_node_that_never_got_its_round_is_ready_for_the_next():
     """The round is formed with it, and broken by another, while its connection is down."""
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=3, max_restarts=None)
@@ -249,7 +249,7 @@ def test_r7_a_node_that_was_never_told_of_a_round_is_ready_for_the_next():
 # -- stamps ----------------------------------------------------------------------------------------
 
 
-def test_r5_what_is_older_than_what_was_seen_changes_nothing():
+def test_r5_messages_older_than_those_seen_change_nothing():
     network = Network()
     a, _ = met(network)
     head, seat = a.rounds[0]
@@ -264,7 +264,7 @@ def test_r5_what_is_older_than_what_was_seen_changes_nothing():
     assert a.machine.received(wire.Broken(stamp(1), broken), 1.0) == [act.RoundEnded(broken)]
 
 
-def test_a_refusal_counts_though_it_was_given_before_the_run_was_looked_at():
+def test_a_refusal_before_the_run_is_looked_up_counts():
     network = Network(CoordinatorConfig())
     a, _ = met(network)
     network.coordinator.config = CoordinatorConfig(only_run="another")

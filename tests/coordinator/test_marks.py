@@ -19,7 +19,7 @@ def node(i: int) -> NodeId:
     return NodeId(f"n{i:04}", 1)
 
 
-def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor() -> None:
+def test_many_done_nodes_need_few_swaps_and_are_not_awaited_later() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         first, coordinator = await new_owner(ledger, 1)
@@ -48,7 +48,7 @@ def test_many_that_are_done_are_a_few_swaps_and_none_is_awaited_by_the_successor
     run_virtual(main())
 
 
-def test_a_round_that_was_broken_is_broken_for_the_successor_and_charged_once() -> None:
+def test_a_broken_round_stays_broken_after_a_takeover_and_is_charged_once() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         first, coordinator = await new_owner(ledger, 1)

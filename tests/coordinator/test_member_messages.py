@@ -40,7 +40,7 @@ def pushed_per_round(count: int) -> set[tuple[tuple[str, int], ...]]:
     }
 
 
-def test_what_a_round_costs_a_node_does_not_grow_with_the_nodes():
+def test_the_messages_of_a_round_to_a_node_do_not_grow_with_the_nodes():
     small, large = pushed_per_round(2), pushed_per_round(50)
     kinds = {tuple(kind for kind, _ in each) for each in small | large}
     assert kinds == {("Broken", "Probe", "CauseFound", "Formed")}
@@ -53,7 +53,7 @@ def test_what_a_round_costs_a_node_does_not_grow_with_the_nodes():
     assert max(sizes[50]) < 500
 
 
-def test_the_member_table_is_given_to_who_asks():
+def test_the_member_table_is_sent_on_request():
     network = Network()
     a, _ = met(network)
     a.act(a.machine.ask_members()[1])
@@ -66,7 +66,7 @@ def test_the_member_table_is_given_to_who_asks():
     assert waiting == act.WaitingTold(2, None)
 
 
-def test_the_member_table_is_for_members_of_the_round():
+def test_the_member_table_is_sent_to_members_only():
     """Not for standbys, and not for the next start of a name. It has no secret of a member."""
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=2, scale_up_delay_s=0)
@@ -92,7 +92,7 @@ def test_the_member_table_is_for_members_of_the_round():
     assert [(row.incarnation, row.secret_hash) for row in table.members] == [(0, b"")] * 2
 
 
-def test_nothing_that_follows_an_attach_without_the_secret_counts():
+def test_messages_after_an_attach_without_the_secret_are_ignored():
     """All in one write, as if it were the member: no part of it is accepted."""
     network = Network()
     a, b = met(network)
@@ -119,7 +119,7 @@ def test_nothing_that_follows_an_attach_without_the_secret_counts():
     assert a.machine.is_attached
 
 
-def test_what_a_member_says_after_its_goodbye_counts_nothing_for_the_next_of_its_name():
+def test_messages_after_a_goodbye_do_not_count_for_the_next_of_its_name():
     network = Network()
     settings = RunSettings(min_nodes=2, max_nodes=2)
     a, _ = met(network, 2, settings)
@@ -133,7 +133,7 @@ def test_what_a_member_says_after_its_goodbye_counts_nothing_for_the_next_of_its
 # -- goodbye ---------------------------------------------------------------------------------------
 
 
-def test_a_goodbye_that_was_not_answered_is_said_again_with_what_came_before_it():
+def test_an_unanswered_goodbye_is_repeated_with_what_came_before_it():
     """A3: a coordinator that never heard that the node was done would take it for a departure."""
     network = Network()
     a, _ = met(network)
@@ -155,7 +155,7 @@ def test_a_goodbye_ends_the_round_for_both_sides():
     assert (a.link, len(network.run.membership.roster)) == (None, 1)
 
 
-def test_reasons_are_cut_and_cleaned_rather_than_refused():
+def test_long_or_unprintable_reasons_are_cut_and_cleaned():
     network = Network()
     a, b = met(network)
     a.act(a.machine.goodbye("x" * 10_000 + "\udcff"))
@@ -168,7 +168,7 @@ def test_reasons_are_cut_and_cleaned_rather_than_refused():
     assert b.closed.reason == "no ?"
 
 
-def test_a_failure_is_cut_and_cleaned_rather_than_refused():
+def test_a_long_or_unprintable_failure_is_cut_and_cleaned():
     network = Network()
     a, b = met(network)
     long = Failure(FailureKind.EXCEPTION, "é\udcff" * 5_000, last_lines=("\udcff",) * 500)
@@ -180,7 +180,7 @@ def test_a_failure_is_cut_and_cleaned_rather_than_refused():
     assert failure.last_lines == ("?",) * m.LINES_MAX
 
 
-def test_a_node_that_was_lost_in_silence_takes_nobody_elses_voice() -> None:
+def test_the_connection_of_a_lost_node_speaks_for_no_other() -> None:
     """A coordinator in a node resigns if it hears no other node; it hears c all the time."""
     network = Network()
     nodes = [network.node(name, RunSettings(min_nodes=2, max_nodes=3)) for name in "abc"]

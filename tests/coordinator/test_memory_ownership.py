@@ -76,7 +76,7 @@ def test_a_round_is_published_in_a_later_turn_of_the_loop() -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_goes_while_its_record_is_committed_is_told_nothing() -> None:
+def test_a_run_removed_during_a_commit_gets_no_answer() -> None:
     later: list[Callable[[], None]] = []
     coordinator = coordinator_over(MemoryOwnership(call_soon=later.append))
     run = coordinator.open_run("run")
@@ -92,7 +92,7 @@ def test_a_run_that_goes_while_its_record_is_committed_is_told_nothing() -> None
     assert not coordinator.budget.used
 
 
-def test_r1_r13_a_run_that_begins_again_in_memory_is_above_the_one_before() -> None:
+def test_r1_r13_a_run_that_begins_again_in_memory_has_higher_tokens() -> None:
     coordinator = coordinator_over(MemoryOwnership())
     for number in (1, 2, 3):
         run = coordinator.open_run("run")

@@ -65,7 +65,7 @@ def test_garbage_on_the_port_ends_its_own_connection_only(data: bytes):
     ],
     ids=["text", "nothing", "garbage", "not attached", "twice", "text later", "garbage later"],
 )
-def test_what_a_node_would_not_send_is_refused_with_a_reason(frames: tuple[bytes | str, ...]):
+def test_messages_that_no_node_sends_are_refused_with_a_reason(frames: tuple[bytes | str, ...]):
     async def main() -> None:
         async with served() as (server, port):
             refused, code = await refusal_of(port, *frames)
@@ -88,7 +88,7 @@ def test_a_message_that_is_too_long_ends_the_connection():
     run_clean(main)
 
 
-def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
+def test_messages_in_fragments_are_read_before_aiohttp_too():
     """In the order in which they came. aiohttp would keep fragments that are not counted."""
     beat = wire.encode(wire.Heartbeat(stamp()))
     ping = b"\x89\x82" + bytes(4) + b"hi"
@@ -121,7 +121,7 @@ def test_messages_are_read_in_front_of_aiohttp_in_fragments_too():
 
 
 @pytest.mark.parametrize("halves", [False, True], ids=["whole", "half"])
-def test_what_comes_with_the_handshake_is_read_by_one_reader(halves: bool):
+def test_bytes_that_come_with_the_handshake_are_read_by_one_reader(halves: bool):
     """With two readers, a frame inside a frame would become a message that was never sent."""
     smuggled = wire.encode(
         wire.Attach(stamp(ledger_id=""), wire.VERSION, "smuggled", NodeInfo("a", 1, "host"), TWO)
@@ -183,7 +183,7 @@ def test_a_message_without_a_mask_is_refused_by_its_reason():
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_a_node_that_hung_up_before_it_was_answered_is_no_error(
+def test_a_node_that_disconnects_before_its_answer_is_no_error(
     how: str, caplog: pytest.LogCaptureFixture
 ):
     """As after a time in which the coordinator's process was stopped."""
@@ -203,7 +203,7 @@ def test_a_node_that_hung_up_before_it_was_answered_is_no_error(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_half_a_message_and_then_nothing_is_not_waited_for():
+def test_half_a_message_is_not_awaited():
     async def main() -> None:
         async with served(CoordinatorConfig(attach_timeout_s=0.3)) as (server, port):
             reader, writer = await upgraded(port)
@@ -216,7 +216,7 @@ def test_half_a_message_and_then_nothing_is_not_waited_for():
 
 
 @pytest.mark.parametrize("start", [b"", b"GET /v1/attach HTTP/1.1\r\nHost: here\r\n"])
-def test_a_connection_that_never_asks_for_anything_is_cut(start: bytes):
+def test_a_connection_without_a_request_is_cut(start: bytes):
     """Each holds a descriptor. Without free descriptors no client could connect."""
 
     async def main() -> None:

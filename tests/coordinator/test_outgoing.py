@@ -38,7 +38,7 @@ def sent(outgoing: Outgoing) -> list[bytes]:
     return messages
 
 
-def test_messages_leave_in_order_and_nothing_stays_counted() -> None:
+def test_messages_are_sent_in_order_and_nothing_stays_counted() -> None:
     count = Count()
     outgoing = Outgoing(count, Pins(count))
     answer = wire.StoreAnswer(Stamp(), 1, StoreValue(bytes(200_000)))
@@ -51,7 +51,7 @@ def test_messages_leave_in_order_and_nothing_stays_counted() -> None:
     assert (count.bytes, outgoing.bytes) == (0, 0)
 
 
-def test_a_value_counts_once_however_often_it_waits() -> None:
+def test_a_value_that_waits_often_counts_once() -> None:
     count = Count()
     pins, value, other = Pins(count), bytes(100_000), b"\1" * 100_000
     first, second = Outgoing(count, pins), Outgoing(count, pins)
@@ -65,7 +65,7 @@ def test_a_value_counts_once_however_often_it_waits() -> None:
     assert count.bytes == 0
 
 
-def test_what_is_under_way_is_finished_and_the_rest_dropped() -> None:
+def test_the_message_being_sent_is_finished_and_the_rest_dropped() -> None:
     count = Count()
     outgoing = Outgoing(count, Pins(count))
     message = large(bytes(300_000))

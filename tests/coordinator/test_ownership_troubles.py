@@ -64,7 +64,7 @@ def test_a_commit_that_does_not_fit_suspends_the_run_with_the_reason() -> None:
     run_virtual(main())
 
 
-def test_a_close_that_did_not_fit_is_written_once_the_ledger_takes_it() -> None:
+def test_a_close_that_did_not_fit_is_written_when_there_is_room() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -104,7 +104,7 @@ def test_a_record_that_the_engine_refuses_waits_for_the_engine() -> None:
     run_virtual(main())
 
 
-def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
+def test_a_missing_log_ends_the_round_with_the_reason() -> None:
     """A successor would not find the acknowledged writes, so the round does not go on.
 
     It used to suspend the run until the log was put back, which no person can be asked to do.
@@ -132,7 +132,7 @@ def test_a_log_that_is_gone_ends_the_round_with_the_reason() -> None:
     run_virtual(main())
 
 
-def test_r5_a_log_that_a_successor_has_dropped_ends_no_round() -> None:
+def test_r5_a_log_dropped_by_a_successor_ends_no_round() -> None:
     """Its owner is deposed, and has yet to see that: its nodes may be in the successor's round."""
 
     async def main() -> None:
@@ -180,7 +180,7 @@ def test_a_wait_is_answered_when_its_store_ends(ends: str) -> None:
     run_virtual(main())
 
 
-def test_a_barrier_that_runs_out_of_time_is_in_the_log_and_then_told() -> None:
+def test_a_barriers_timeout_is_logged_before_it_is_answered() -> None:
     """R10, R11: a successor gives the same answer about the broken barrier."""
 
     async def main() -> None:
@@ -214,7 +214,7 @@ class Late(Troubled):
         return await super().append(log, index, value)
 
 
-def test_an_append_that_comes_after_its_round_means_nothing() -> None:
+def test_an_append_answered_after_its_round_is_ignored() -> None:
     """The next round drops the log, so the late append finds none: that is no loss of anything."""
 
     async def main() -> None:
@@ -241,7 +241,7 @@ def test_an_append_that_comes_after_its_round_means_nothing() -> None:
     run_virtual(main())
 
 
-def test_whoever_stops_waiting_for_the_engine_lets_the_run_go_on() -> None:
+def test_a_cancelled_wait_for_the_engine_does_not_stop_the_run() -> None:
     """The engine refuses a record, so the run is suspended; then the round ends, and nothing needs
     that record any more."""
 
@@ -314,7 +314,7 @@ def test_a_deposed_coordinator_acknowledges_nothing_and_makes_no_log() -> None:
     run_virtual(main())
 
 
-def test_a_round_is_committed_only_once_its_log_is_there() -> None:
+def test_a_round_is_committed_after_its_log_exists() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -333,7 +333,7 @@ def test_a_round_is_committed_only_once_its_log_is_there() -> None:
     run_virtual(main())
 
 
-def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None:
+def test_an_unpublished_round_leaves_no_log() -> None:
     async def main() -> None:
         ledger = Late()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -357,7 +357,7 @@ def test_a_number_that_was_committed_and_never_published_leaves_no_log() -> None
     run_virtual(main())
 
 
-def test_a_record_is_not_tried_for_ever_once_its_run_is_another_s() -> None:
+def test_a_record_is_not_retried_after_another_owns_the_run() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -423,7 +423,7 @@ class Gated(Troubled):
         return await super().append(log, index, value)
 
 
-def test_a_round_is_written_once_though_it_is_given_again_during_two_outages() -> None:
+def test_a_round_repeated_in_two_outages_is_written_once() -> None:
     """Given again when its first write is still under way, and its log's header is slow."""
 
     async def main() -> None:
@@ -472,7 +472,7 @@ class SlowTables(MemoryLedger):
         return await super().swap(key, expected, value)
 
 
-def test_a_member_table_is_written_once_though_its_round_is_given_again_meanwhile(
+def test_the_member_table_of_a_repeated_round_is_written_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tables, "INLINE_BYTES_MAX", 0)  # as a table of many members

@@ -37,7 +37,7 @@ async def all_pages(one: Replica, limit: int) -> list[list[str]]:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("limit", [1, 2, len(IDS) - 1, len(IDS), 1_000])
-def test_all_replicas_give_the_same_pages(limit: int) -> None:
+def test_all_replicas_return_the_same_pages(limit: int) -> None:
     """Also of runs that another one has, and of those that no coordinator has any more."""
 
     async def main() -> None:
@@ -54,7 +54,7 @@ def test_all_replicas_give_the_same_pages(limit: int) -> None:
     run_clean(main)
 
 
-def test_without_a_limit_there_is_one() -> None:
+def test_without_a_limit_in_the_request_there_is_a_default() -> None:
     runs = [f"run-{number}" for number in range(RUNS_SHOWN_MAX + 5)]
     assert page_of({}).first(runs, run_key) == sorted(runs)[: RUNS_SHOWN_MAX + 1]
     assert page_of({"limit": "1000000"}).most == RUNS_SHOWN_MAX
@@ -63,7 +63,7 @@ def test_without_a_limit_there_is_one() -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "after=%1b"])
-def test_what_cannot_be_asked_for(query: str) -> None:
+def test_a_bad_page_request_is_refused(query: str) -> None:
     async def main() -> None:
         async with replica(MemoryLedger()) as one:
             code, body = await one.ask(f"/api/v1/runs?{query}")
@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_for(query: str) -> None:
     run_clean(main)
 
 
-def test_the_command_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_requests_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "/api/v1/runs": {"coordinator": {}, "runs": [1], "problem": "a", "next": "x/y"},
         "/api/v1/runs?after=x%2Fy": {"coordinator": {}, "runs": [2], "problem": None, "next": "z"},
@@ -84,7 +84,7 @@ def test_the_command_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (listed["runs"], listed["problem"], listed["next"]) == ([1, 2, 3], "a", None)
 
 
-def test_what_never_ends_is_no_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_list_is_no_answer_of_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     page: dict[str, object] = {"coordinator": {}, "runs": [], "problem": None, "next": "x"}
     monkeypatch.setattr(api, "request", lambda *_, **__: page)
     with pytest.raises(CoordinatorError, match="does not end"):

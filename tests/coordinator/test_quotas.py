@@ -29,7 +29,7 @@ from tests.coordinator.one_coordinator import HERE, THERE, OneCoordinator, Peer
 from tests.loops import SteppedLoop
 
 
-def test_runs_that_are_opened_and_left_take_no_room() -> None:
+def test_abandoned_runs_take_no_room() -> None:
     here = OneCoordinator(runs_max=2_000, new_runs_per_s=1e8)
     for number in range(10_000):
         peer = here.attach(f"run-{number}", reconnect_grace_s=1e7)
@@ -44,7 +44,7 @@ def test_runs_that_are_opened_and_left_take_no_room() -> None:
     )
 
 
-def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() -> None:
+def test_a_run_left_alone_has_the_event_loop_at_once() -> None:
     here = OneCoordinator()
     here.coordinator.turns.loop = SteppedLoop()
     one, other = here.with_round("one"), here.with_round("other")
@@ -56,7 +56,7 @@ def test_a_run_whose_neighbour_has_gone_has_the_event_loop_for_itself_at_once() 
     assert other.session.slice_s() is not None
 
 
-def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() -> None:
+def test_beside_another_run_messages_are_sent_in_turns() -> None:
     """Each was sent a quarter of a megabyte in one turn, and another run waited for them all."""
     here, loop = OneCoordinator(), SteppedLoop()
     here.coordinator.turns.loop = loop
@@ -78,7 +78,7 @@ def test_peers_that_read_at_once_are_not_sent_to_at_once_beside_another_run() ->
     assert all(answer in peer.told for peer in readers)
 
 
-def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
+def test_a_node_whose_messages_wait_still_gets_beats() -> None:
     """It heard nothing, gave up, connected again, and repeated all of that for ever."""
     here = OneCoordinator()
     here.coordinator.turns.loop = SteppedLoop()
@@ -96,7 +96,7 @@ def test_a_node_hears_of_its_coordinator_while_what_it_says_waits() -> None:
     assert not peer.told
 
 
-def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
+def test_an_evicted_run_is_not_kept_until_its_time() -> None:
     """Each of these would have had ten minutes."""
     here = OneCoordinator(runs_max=200, new_runs_per_s=1e8)
     forgotten: list[weakref.ref[HostedRun]] = []
@@ -114,7 +114,7 @@ def test_a_run_that_had_to_go_is_not_kept_until_its_time() -> None:
     assert not here.coordinator.runs, "the others are looked at when their time is over"
 
 
-def test_who_comes_and_goes_while_a_run_cannot_be_claimed_leaves_nothing() -> None:
+def test_connections_during_a_claim_that_hangs_leave_nothing_behind() -> None:
     """While the ledger is away, the run must not collect all nodes that came for it."""
     here = OneCoordinator()
     here.coordinator.ownership = NeverClaims()
@@ -134,7 +134,7 @@ class NeverClaims(MemoryOwnership):
     is_in_memory = False
 
 
-def test_runs_that_are_held_by_one_address_leave_room_for_another() -> None:
+def test_runs_of_one_address_leave_room_for_another() -> None:
     here = OneCoordinator(runs_max=80, new_runs_per_s=1e8)
     held = [here.attach(f"run-{number}") for number in range(100)]
     assert sum(each.is_welcome for each in held) == 70
@@ -165,7 +165,7 @@ def test_connections_leave_room_for_another_address() -> None:
     assert here.coordinator.admission.session_refusal(Account("another")) is not None
 
 
-def test_who_goes_first_where_there_is_no_room() -> None:
+def test_without_room_runs_are_evicted_in_order() -> None:
     here = OneCoordinator(runs_max=4, new_runs_per_s=1e8)
     empty = here.with_round("empty")
     closed = here.with_round("closed")
@@ -188,7 +188,7 @@ def test_who_goes_first_where_there_is_no_room() -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_run_that_never_had_a_round_is_kept_while_more_than_one_node_knows_of_it(
+def test_a_run_without_a_round_is_kept_if_several_nodes_were_in_it(
     nodes: int,
 ) -> None:
     here = OneCoordinator()
@@ -200,7 +200,7 @@ def test_a_run_that_never_had_a_round_is_kept_while_more_than_one_node_knows_of_
     assert "run" not in here.coordinator.runs
 
 
-def test_a_node_may_begin_a_run_anew_that_was_forgotten_without_a_round() -> None:
+def test_a_forgotten_run_without_a_round_may_begin_anew() -> None:
     """It waited for others, and lost its connection for longer than such a run is kept."""
     here = OneCoordinator()
     waiting = here.attach("run", min_nodes=2, max_nodes=2)
@@ -215,7 +215,7 @@ def test_a_node_may_begin_a_run_anew_that_was_forgotten_without_a_round() -> Non
     assert peer.told[0].stamp.term > welcome.stamp.term, "R5: newer than what the node has seen"
 
 
-def test_a_run_that_closes_is_kept_as_a_closed_one_is() -> None:
+def test_a_closing_run_is_kept_like_a_closed_one() -> None:
     """Also where that is shorter than what an empty one is kept."""
     here = OneCoordinator(closed_run_keep_s=5.0)
     here.with_round("run").hang_up()
@@ -239,7 +239,7 @@ def busy() -> OneCoordinator:
     return here
 
 
-def test_who_begins_many_runs_waits() -> None:
+def test_an_account_that_begins_many_runs_waits() -> None:
     here = busy()
     waiting = [here.attach(f"new-{number}") for number in range(50)]
     elsewhere = here.attach("elsewhere", account=THERE)
@@ -251,7 +251,7 @@ def test_who_begins_many_runs_waits() -> None:
     assert all(each.is_welcome for each in waiting)
 
 
-def test_all_that_come_for_one_run_wait_for_the_same_turn() -> None:
+def test_all_nodes_of_one_run_wait_for_the_same_turn() -> None:
     here = busy()
     first = here.attach("new", "0", min_nodes=90, max_nodes=100)
     others = [here.attach("new", str(n), min_nodes=90, max_nodes=100) for n in range(1, 100)]
@@ -260,7 +260,7 @@ def test_all_that_come_for_one_run_wait_for_the_same_turn() -> None:
     assert all(each.is_welcome for each in others)
 
 
-def test_who_hangs_up_or_speaks_while_it_waits_does_no_harm() -> None:
+def test_a_waiting_connection_may_close_or_send() -> None:
     here = busy()
     gone, talks = here.attach("gone"), here.attach("talks")
     gone.hang_up()
@@ -272,7 +272,7 @@ def test_who_hangs_up_or_speaks_while_it_waits_does_no_harm() -> None:
     assert talks.is_welcome
 
 
-def test_who_would_wait_too_long_is_told_the_limit() -> None:
+def test_a_wait_that_would_be_too_long_is_refused_with_the_limit() -> None:
     here = busy()
     waiting = [here.attach(f"new-{number}") for number in range(int(WAIT_MAX_S * 100) + 10)]
     refusal = waiting[-1].refusal
@@ -282,7 +282,7 @@ def test_who_would_wait_too_long_is_told_the_limit() -> None:
     assert here.attach("run-1", "another").is_welcome, "that run is begun already"
 
 
-def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
+def test_members_that_attach_to_the_next_coordinator_do_not_wait() -> None:
     """All at once, behind one address: they have the attach grace, and begin no run."""
     here = busy()
     assert here.coordinator.admission.wait_s("new", HERE) != 0.0
@@ -295,7 +295,7 @@ def test_members_that_come_to_the_next_coordinator_do_not_wait() -> None:
     assert here.coordinator.admission.wait_s("made-up", HERE, was_in_it=True) is None
 
 
-def test_there_may_be_no_room_any_more_when_it_is_their_turn() -> None:
+def test_a_run_may_find_no_room_at_its_turn() -> None:
     here = busy()
     waiting = here.attach("new")
     here.coordinator.config = CoordinatorConfig(runs_max=0)
@@ -328,11 +328,11 @@ def calls_in_a_tick(runs: int) -> int:
     return calls
 
 
-def test_a_tick_costs_nothing_for_runs_in_which_nothing_happens() -> None:
+def test_a_tick_costs_nothing_for_idle_runs() -> None:
     assert calls_in_a_tick(400) == calls_in_a_tick(10)
 
 
-def test_what_a_connection_leaves_behind_is_gone_soon() -> None:
+def test_remains_of_a_connection_are_removed_soon() -> None:
     """However long the run's settings let its nodes be silent, away or without an answer."""
     here = OneCoordinator()
     forever: dict[str, Any] = {

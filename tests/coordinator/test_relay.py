@@ -261,7 +261,7 @@ def test_every_message_carries_its_stamp_through_the_relay() -> None:
     assert [node.machine.stamp.round for node in nodes] == [2, 2, 2]
 
 
-def test_addresses_are_those_that_nodes_name_and_not_the_relays() -> None:
+def test_addresses_are_those_of_nodes_not_of_the_relay() -> None:
     relay, nodes = met(3)
     assert nodes[2].rounds[0][0].bootstrap == Address("n0.example", 29500)
     nodes[0].act(nodes[0].machine.ask_members()[1])
@@ -270,7 +270,7 @@ def test_addresses_are_those_that_nodes_name_and_not_the_relays() -> None:
     assert [row.host for row in nodes[0].members.members] == [f"n{i}.example" for i in range(3)]
 
 
-def test_one_node_behind_the_relay_is_lost_alone() -> None:
+def test_one_lost_node_behind_the_relay_does_not_affect_the_others() -> None:
     relay, nodes = met(8)
     *others, gone = nodes
     relay.hang_up(gone)
@@ -290,7 +290,7 @@ def test_a_silent_node_behind_the_relay_is_no_reason_to_suspect_the_others() -> 
     assert suspects == ["n3"]
 
 
-def test_the_cable_is_cut_and_nobody_is_lost() -> None:
+def test_a_cut_connection_of_the_relay_loses_no_node() -> None:
     """All connections close at once: while many are missing together, no member is judged."""
     relay, nodes = met(50)
     relay.cut()
@@ -300,7 +300,7 @@ def test_the_cable_is_cut_and_nobody_is_lost() -> None:
     assert all(node.machine.is_attached for node in nodes)
 
 
-def test_what_was_asked_when_the_cable_was_cut_is_applied_once() -> None:
+def test_a_call_during_the_cut_is_applied_once() -> None:
     relay, nodes = met(4)
     relay.deaf.update(node.channel for node in nodes)  # the answers are lost with the cable
     first = [node.add() for node in nodes]

@@ -101,7 +101,7 @@ def test_any_replica_closes_a_run() -> None:
 
 
 @pytest.mark.usefixtures("no_goodbye_is_late")
-def test_a_run_that_nobody_has_is_shown_and_can_be_closed() -> None:
+def test_a_run_without_an_owner_is_shown_and_can_be_closed() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         async with replica(ledger) as b:
@@ -141,7 +141,7 @@ def test_an_owner_that_does_not_answer_is_named() -> None:
     run_clean(main)
 
 
-def test_without_the_ledger_it_says_what_it_does_not_know(
+def test_without_the_ledger_the_answer_says_what_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replicas, "LEDGER_WITHIN_S", 0.5)
@@ -233,7 +233,7 @@ async def all_ways(one: Replica, run_id: str) -> None:
     await one.ask(f"/api/v1/runs/{run_id}/close", post=b"{}")
 
 
-def test_the_token_goes_to_replicas_and_not_to_the_coordinator_inside_a_node() -> None:
+def test_the_token_is_sent_to_replicas_but_not_to_a_node() -> None:
     async def main() -> None:
         ledger, own, other, nodes = MemoryLedger(), Listening(), Listening(), Listening()
         async with (
@@ -263,7 +263,7 @@ def test_the_token_goes_to_replicas_and_not_to_the_coordinator_inside_a_node() -
     run_clean(main)
 
 
-def test_a_stranger_without_the_token_makes_nobody_ask() -> None:
+def test_a_request_without_the_token_is_not_forwarded() -> None:
     async def main() -> None:
         async with stranger_in_the_lease() as (b, own):
             for token in ("", "wrong"):
@@ -276,7 +276,7 @@ def test_a_stranger_without_the_token_makes_nobody_ask() -> None:
     run_clean(main)
 
 
-def test_a_coordinator_inside_a_node_tells_of_its_own_run_alone() -> None:
+def test_a_coordinator_in_a_node_answers_for_its_own_run_only() -> None:
     """Its token is that of one run, whose nodes may not look at others."""
 
     async def main() -> None:
@@ -296,7 +296,7 @@ def test_a_coordinator_inside_a_node_tells_of_its_own_run_alone() -> None:
     run_clean(main)
 
 
-def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
+def test_two_replicas_that_name_each_other_do_not_loop() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         async with replica(ledger) as a, replica(ledger) as b:
@@ -312,7 +312,7 @@ def test_two_that_name_each_other_do_not_ask_for_ever() -> None:
     run_clean(main)
 
 
-def test_what_is_no_answer_of_a_coordinator_is_not_passed_on() -> None:
+def test_an_answer_of_something_else_is_not_passed_on() -> None:
     async def main() -> None:
         async with stranger_in_the_lease() as (b, own):
             for body in (b"", b"<html>", b"[]", b"[" * 100_000, b'{"runs": 5}', b"\xff\xfe"):
@@ -324,7 +324,7 @@ def test_what_is_no_answer_of_a_coordinator_is_not_passed_on() -> None:
     run_clean(main)
 
 
-def test_an_answer_about_another_run_or_without_an_end_is_not_passed_on(
+def test_an_answer_about_another_run_or_an_endless_one_is_not_passed_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replicas, "ANSWER_BYTES_MAX", 10_000)
@@ -340,7 +340,7 @@ def test_an_answer_about_another_run_or_without_an_end_is_not_passed_on(
     run_clean(main)
 
 
-def test_nobody_is_asked_about_a_run_that_is_closed() -> None:
+def test_for_a_closed_run_no_coordinator_is_asked() -> None:
     async def main() -> None:
         ledger, own = MemoryLedger(), Listening()
         async with replica(ledger) as a, replica(ledger) as b, own.started() as address:

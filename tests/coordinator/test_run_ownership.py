@@ -34,7 +34,7 @@ from tests.loops import run_virtual
 LOG = first_log(1, 1).name("run")
 
 
-def test_a_run_that_is_won_before_its_nodes_come_is_begun() -> None:
+def test_a_run_won_before_its_nodes_come_begins() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first, _ = await new_owner(ledger, 1)
@@ -90,7 +90,7 @@ class MuteLedger(MemoryLedger):
         return Unknown("no answer from anywhere")
 
 
-def test_a_suspended_run_says_why_as_soon_as_that_is_known_and_for_how_long() -> None:
+def test_a_suspended_run_reports_the_reason_and_the_duration() -> None:
     async def main() -> None:
         ledger = MuteLedger()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -144,7 +144,7 @@ class CutOffLedger(MemoryLedger):
         return await self.behind.delete(key, version)
 
 
-def test_who_was_cut_off_does_not_sweep_a_run_that_another_has_by_now() -> None:
+def test_an_owner_that_was_cut_off_removes_no_run_of_another() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         own = CutOffLedger(ledger)
@@ -182,7 +182,7 @@ class LateLedger(CutOffLedger):
         await self.behind.drop_log(log)
 
 
-def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
+def test_a_run_taken_over_during_its_removal_keeps_its_log() -> None:
     """R10: what was acknowledged in its round is in that log."""
 
     async def main() -> None:
@@ -206,7 +206,7 @@ def test_a_run_that_is_taken_over_while_it_is_swept_keeps_its_log() -> None:
     run_virtual(main())
 
 
-def test_a_run_that_was_taken_over_before_it_is_swept_is_left_alone() -> None:
+def test_a_run_taken_over_before_its_removal_stays() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         shared, _ = await new_owner(ledger, 1)
@@ -231,7 +231,7 @@ def swept(coordinator: Coordinator) -> Coordinator:
     return coordinator
 
 
-def test_an_empty_run_is_swept_by_its_owner() -> None:
+def test_an_empty_run_is_removed_by_its_owner() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, empty_run_keep_s=0.0)
@@ -249,7 +249,7 @@ def test_an_empty_run_is_swept_by_its_owner() -> None:
 YIELDING = msgspec.structs.replace(CONFIG, yield_after_s=0.6)
 
 
-def test_whom_no_node_reaches_lets_another_try_that_stands_by() -> None:
+def test_an_unreachable_owner_resigns_to_another_candidate() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first, coordinator = await new_owner(ledger, 1, YIELDING)
@@ -326,7 +326,7 @@ def test_the_tokens_of_a_run_that_was_removed_do_not_come_back() -> None:
     run_virtual(main())
 
 
-def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run() -> None:
+def test_an_unreachable_owner_stays_without_another_candidate() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         first, coordinator = await new_owner(ledger, 1, YIELDING)
@@ -344,7 +344,7 @@ def test_whom_no_node_reaches_stays_while_nobody_else_could_coordinate_the_run()
     run_virtual(main())
 
 
-def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() -> None:
+def test_a_replica_with_a_node_of_the_run_may_claim_it_again() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         config = msgspec.structs.replace(CONFIG, yield_after_s=60.0)
@@ -363,7 +363,7 @@ def test_a_replica_to_which_a_node_has_come_need_not_stay_away_from_its_run() ->
     run_virtual(main())
 
 
-def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_comes() -> None:
+def test_a_run_that_failed_here_is_left_to_others_for_a_while() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         shared, coordinator = await new_owner(MemoryLedger(), 1)
@@ -383,7 +383,9 @@ def test_a_run_that_failed_here_is_left_to_others_for_a_while_though_a_node_come
 
 
 @pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed"])
-def test_a_clean_end_is_no_deposition(is_closed: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clean_end_is_not_reported_as_deposition(
+    is_closed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "rallypoint.coordinator")
 
     async def main() -> None:
@@ -415,7 +417,7 @@ class SlowAnswers(MemoryLedger):
         return outcome
 
 
-def test_nobody_is_lost_while_the_lease_is_handed_over() -> None:
+def test_no_node_is_lost_during_a_handover() -> None:
     """R5, R8: then another coordinator may own the run, and hear nodes that are missing here."""
 
     async def main() -> None:

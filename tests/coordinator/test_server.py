@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sockets
 
 
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/runs/run", wire.ATTACH_PATH])
-def test_a_token_is_asked_for_on_both_faces(path: str):
+def test_http_and_websocket_require_a_token(path: str):
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             status, body, headers = await get(port, path)
@@ -43,7 +43,7 @@ def test_a_token_is_asked_for_on_both_faces(path: str):
     run_clean(main)
 
 
-def test_a_token_that_is_no_utf8_is_wrong_and_no_more():
+def test_a_token_that_is_no_utf8_is_a_wrong_token():
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             request = b"GET /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -54,7 +54,7 @@ def test_a_token_that_is_no_utf8_is_wrong_and_no_more():
 
 
 @pytest.mark.parametrize(("origin", "may"), [("http://elsewhere.example", False), ("", True)])
-def test_a_web_page_of_elsewhere_can_end_no_run(origin: str, may: bool):
+def test_a_web_page_of_another_origin_can_end_no_run(origin: str, may: bool):
     """A browser lets every page post to a loopback port, and open a WebSocket there."""
 
     async def main() -> None:
@@ -75,7 +75,7 @@ def test_a_web_page_of_elsewhere_can_end_no_run(origin: str, may: bool):
     run_clean(main)
 
 
-def test_a_close_asks_for_the_token():
+def test_closing_a_run_requires_the_token():
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             endpoint = f"http://127.0.0.1:{port}"
@@ -87,7 +87,7 @@ def test_a_close_asks_for_the_token():
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
-def test_a_node_is_told_about_its_token(token: str):
+def test_a_node_without_the_right_token_gets_the_reason(token: str):
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):
             with pytest.raises(errors.TokenError, match="token") as caught:
@@ -97,7 +97,7 @@ def test_a_node_is_told_about_its_token(token: str):
     run_clean(main)
 
 
-def test_a_node_with_the_token_is_let_in():
+def test_a_node_with_the_token_is_admitted():
     async def main() -> None:
         async with (
             served(CoordinatorConfig(token=TOKEN)) as (_, port),
@@ -111,7 +111,7 @@ def test_a_node_with_the_token_is_let_in():
 # -- what people ask -------------------------------------------------------------------------------
 
 
-def test_the_path_for_nodes_says_so_to_people():
+def test_the_path_for_nodes_explains_itself_to_browsers():
     async def main() -> None:
         async with served() as (_, port):
             status, body, headers = await get(port, wire.ATTACH_PATH)
@@ -123,7 +123,7 @@ def test_the_path_for_nodes_says_so_to_people():
     run_clean(main)
 
 
-def test_a_run_as_people_see_it():
+def test_the_status_of_a_run_over_http():
     async def main() -> None:
         async with served() as (_, port):
             endpoint = f"http://127.0.0.1:{port}"
@@ -184,7 +184,7 @@ def check_detail(run: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["no", "%ff", "a%2Fb", "%7Bx%7D", "%20"])
-def test_a_run_that_is_not_here(run_id: str):
+def test_an_unknown_run_is_not_found(run_id: str):
     async def main() -> None:
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", run_id="other"):
             status, body, _ = await get(port, f"/api/v1/runs/{run_id}")
@@ -221,7 +221,7 @@ def test_a_run_is_closed_for_all():
     run_clean(main)
 
 
-def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.LogCaptureFixture):
+def test_an_operator_is_named_by_its_address(caplog: pytest.LogCaptureFixture):
     """A socket of both families shows IPv4 peers as ::ffff:127.0.0.1."""
 
     async def main() -> None:
@@ -245,7 +245,7 @@ def test_an_operator_is_named_by_the_address_that_people_know(caplog: pytest.Log
     assert any("a request from 127.0.0.1 was refused" in each for each in caplog.messages)
 
 
-def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
+def test_closing_the_coordinator_is_bounded_for_any_peers(monkeypatch):
     monkeypatch.setattr(serving, "CLOSE_TIMEOUT_S", 0.5)
 
     async def main() -> float:
@@ -271,7 +271,7 @@ def test_closing_the_coordinator_is_bounded_whatever_its_peers_do(monkeypatch):
     assert run_clean(main) < 15.0
 
 
-def test_a_coordinator_that_cannot_start_leaves_nothing_open(monkeypatch):
+def test_a_coordinator_that_cannot_start_leaves_no_socket_open(monkeypatch):
     async def main() -> None:
         def fails(listener: object) -> None:
             raise OSError("no")

@@ -19,28 +19,28 @@ from tests.network import Network, stamp
 # -- silence, stalls, slow consumers ---------------------------------------------------------------
 
 
-def link_of(network: Network, name: str) -> Reachability:
+def reachability_of(network: Network, name: str) -> Reachability:
     member = network.run.membership.roster.get(name)
     assert member is not None
     return member.reachability
 
 
-def test_silence_makes_a_node_suspect_and_a_word_clears_it():
+def test_silence_makes_a_node_suspect_and_any_message_clears_it():
     network = Network()
     a, b = met(network)
     b.is_frozen = True
     network.advance(5.5)
-    assert (link_of(network, "n0"), link_of(network, "n1")) == (
+    assert (reachability_of(network, "n0"), reachability_of(network, "n1")) == (
         Reachability.CONNECTED,
         Reachability.SILENT,
     )
     assert not a.changes
     b.is_frozen = False
     network.advance(2.0)
-    assert link_of(network, "n1") is Reachability.CONNECTED
+    assert reachability_of(network, "n1") is Reachability.CONNECTED
 
 
-def test_who_stays_silent_is_lost_in_the_end():
+def test_a_node_that_stays_silent_is_lost():
     network = Network()
     a, b = met(network)
     b.is_frozen = True
@@ -51,7 +51,7 @@ def test_who_stays_silent_is_lost_in_the_end():
     assert a.changes[-1].nodes == ("n1",)
 
 
-def test_r8_nobody_is_lost_because_the_coordinator_stood_still():
+def test_r8_a_stall_of_the_coordinator_loses_no_node():
     network = Network()
     nodes = met(network, 5)
     for gap_s in (20.0, 100.0, 1_000.0):
@@ -59,10 +59,10 @@ def test_r8_nobody_is_lost_because_the_coordinator_stood_still():
         network.advance(3.0)
         assert not any(node.changes for node in nodes)
         assert network.run.membership.phase.value == "active"
-        assert all(link_of(network, node.name) is Reachability.CONNECTED for node in nodes)
+        assert all(reachability_of(network, node.name) is Reachability.CONNECTED for node in nodes)
 
 
-def test_a_node_gives_up_a_coordinator_that_says_nothing():
+def test_a_node_leaves_a_silent_coordinator():
     network = Network()
     a, _ = met(network)
     a.is_deaf = True
@@ -71,7 +71,7 @@ def test_a_node_gives_up_a_coordinator_that_says_nothing():
     assert "has been silent for" in a.dropped[0]
 
 
-def test_a_node_gives_up_a_coordinator_that_does_not_let_it_in():
+def test_a_node_leaves_a_coordinator_that_does_not_admit_it():
     network = Network()
     a = network.node("a", TWO)
     a.is_deaf = True
@@ -79,7 +79,7 @@ def test_a_node_gives_up_a_coordinator_that_does_not_let_it_in():
     assert a.dropped
 
 
-def test_a_node_that_did_not_run_does_not_blame_the_coordinator():
+def test_a_node_that_was_stalled_does_not_blame_the_coordinator():
     network = Network()
     a, _ = met(network)
     network.jump(60.0)
@@ -95,7 +95,7 @@ def test_heartbeats_keep_the_connection_whatever_the_settings(suspect_after_s: f
     (a,) = met(network, 1, settings)
     network.advance(100.0)
     assert not a.dropped
-    assert link_of(network, "n0") is Reachability.CONNECTED
+    assert reachability_of(network, "n0") is Reachability.CONNECTED
 
 
 def test_a_slow_consumer_is_dropped_and_resumes():
@@ -115,7 +115,7 @@ def test_a_slow_consumer_is_dropped_and_resumes():
     assert not b.changes
 
 
-def test_all_answers_that_are_remembered_for_a_node_fit_its_backlog():
+def test_all_remembered_answers_fit_the_backlog():
     """Else it would be dropped again each time that it resumed. Large ones wait as references."""
     config = CoordinatorConfig()
     limits = config.store_limits

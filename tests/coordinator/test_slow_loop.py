@@ -59,7 +59,7 @@ class Raw:
 
 
 @pytest.mark.parametrize("turn_s", [0.0, 0.1, 0.3, 0.6, 0.9, 3.0])
-def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
+def test_a_node_that_reconnects_is_admitted_despite_slow_turns(
     turn_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the coordinator's slow loop are the node's turns too: more than it takes in truth."""
@@ -104,7 +104,7 @@ def test_a_node_that_reconnects_at_once_is_let_in_however_slow_the_turns_are(
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-def test_what_came_during_a_stall_is_taken_before_anybody_is_judged(
+def test_messages_that_came_in_a_stall_count_before_any_judgement(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """uvloop runs the timers that are due before it looks for input."""

@@ -25,7 +25,7 @@ def closed_by_node(here: OneCoordinator, **settings: Any) -> Peer:
     return squatter
 
 
-def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
+def test_a_conflict_names_the_node_that_set_the_settings_and_what_to_do() -> None:
     here = OneCoordinator()
     here.attach("job", "x", **SQUATTERS)
     here.pass_time(12.0)
@@ -36,7 +36,7 @@ def test_a_conflict_names_who_set_the_settings_and_what_to_do() -> None:
     assert "rallypoint close" in refusal.hint
 
 
-def test_an_operator_can_end_what_is_in_the_jobs_way() -> None:
+def test_an_operator_can_close_a_run_in_the_jobs_way() -> None:
     here = OneCoordinator()
     squatter = here.attach("job", "x", **SQUATTERS)
     here.coordinator.runs["job"].post(
@@ -64,7 +64,7 @@ def test_a_run_that_was_closed_without_a_round_begins_anew_for_another_job(stays
     assert not run.is_closed, "what the squatter still says counts for its own run"
 
 
-def test_late_nodes_of_the_same_job_hear_that_it_is_over() -> None:
+def test_late_nodes_of_the_same_job_learn_that_it_is_closed() -> None:
     here = OneCoordinator()
     closed_by_node(here, **JOBS).hang_up()
     late = here.attach("job", "late", **JOBS)
@@ -75,7 +75,7 @@ def test_late_nodes_of_the_same_job_hear_that_it_is_over() -> None:
     assert here.attach("job", "n0", **JOBS).is_welcome
 
 
-def test_what_an_operator_closed_stays_closed_for_its_job() -> None:
+def test_a_run_closed_by_an_operator_stays_closed_for_its_job() -> None:
     here = OneCoordinator()
     here.attach("job", "x", **JOBS)
     here.coordinator.runs["job"].post(

@@ -109,7 +109,7 @@ def test_nothing_is_answered_before_a_renewal_succeeds(op: StoreOp) -> None:
     run_virtual(main())
 
 
-def test_input_that_waited_while_the_process_stood_still_is_not_answered_on_the_old_lease() -> None:
+def test_input_during_a_stall_is_not_answered_on_the_old_lease() -> None:
     """What has come meanwhile may be read before the lease's ticker has its turn."""
 
     async def main() -> None:
@@ -128,7 +128,7 @@ def test_input_that_waited_while_the_process_stood_still_is_not_answered_on_the_
     run_virtual(main())
 
 
-def test_nobody_is_judged_on_an_old_lease_after_the_process_stood_still() -> None:
+def test_after_a_stall_no_node_is_judged_on_the_old_lease() -> None:
     async def main() -> None:
         case = await a_case()
         loop = asyncio.get_running_loop()
@@ -145,7 +145,7 @@ def test_nobody_is_judged_on_an_old_lease_after_the_process_stood_still() -> Non
     run_virtual(main())
 
 
-def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None:
+def test_kept_messages_are_dropped_when_another_owns_the_run() -> None:
     """R11: the node asks that one again, and the request is applied once."""
 
     async def main() -> None:
@@ -166,7 +166,7 @@ def test_what_was_kept_is_dropped_when_another_coordinator_has_the_run() -> None
     run_virtual(main())
 
 
-def test_what_was_kept_for_a_connection_goes_with_it() -> None:
+def test_kept_messages_go_with_their_connection() -> None:
     async def main() -> None:
         case = await a_case(redials=False)
         await case.suspended()
@@ -184,7 +184,7 @@ def test_what_was_kept_for_a_connection_goes_with_it() -> None:
     run_virtual(main())
 
 
-def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
+def test_the_beat_stays_while_no_renewal_is_confirmed() -> None:
     """A node judges its coordinator by it, so tries do not count."""
 
     async def main() -> None:
@@ -207,7 +207,7 @@ def test_the_beat_stands_still_while_no_renewal_is_confirmed() -> None:
     run_virtual(main())
 
 
-def test_a_node_that_comes_back_is_let_in_and_has_its_seat_once_the_lease_stands() -> None:
+def test_a_node_that_resumes_gets_its_round_when_the_lease_is_renewed() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()
@@ -221,7 +221,7 @@ def test_a_node_that_comes_back_is_let_in_and_has_its_seat_once_the_lease_stands
     run_virtual(main())
 
 
-def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
+def test_the_end_of_a_round_follows_the_round_that_was_kept() -> None:
     """A node that has missed the beginning of a round cannot place its end."""
 
     async def main() -> None:
@@ -237,7 +237,7 @@ def test_the_end_of_a_round_follows_the_seat_that_was_kept() -> None:
     run_virtual(main())
 
 
-def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
+def test_a_node_that_waits_for_its_name_is_redirected_with_the_others() -> None:
     async def main() -> None:
         case = await a_case(redials=False)
         second = Line(case.coordinator, "run", redials=False, incarnation=2)
@@ -251,7 +251,7 @@ def test_a_node_that_waits_for_its_name_is_sent_away_with_the_others() -> None:
 
 
 @pytest.mark.parametrize("reads_ledger", [True, False])
-def test_nodes_that_cannot_look_are_sent_away_with_growing_pauses(reads_ledger: bool) -> None:
+def test_nodes_without_the_ledger_are_redirected_with_growing_pauses(reads_ledger: bool) -> None:
     """They may reach another replica. Those that read the ledger find it by themselves."""
 
     async def main() -> None:
@@ -290,7 +290,7 @@ class SlowLog(NoRenewal):
         return await super().records(log, start, limit)
 
 
-def test_a_run_that_is_begun_after_the_lease_ran_out_begins_suspended() -> None:
+def test_a_run_begun_after_the_lease_expired_is_suspended() -> None:
     async def main() -> None:
         ledger = SlowLog()
         first, coordinator = await new_coordinator(ledger, 1)
@@ -332,7 +332,7 @@ class Outlet(WholeMessages):
         self.is_cut = True
 
 
-def test_what_is_kept_is_bounded_and_whoever_misses_an_answer_has_to_ask_again() -> None:
+def test_kept_messages_are_bounded_and_missed_answers_are_asked_again() -> None:
     async def main() -> None:
         _, coordinator = await new_coordinator(MemoryLedger(), 1)
         a, b = Outlet(), Outlet()
@@ -372,7 +372,7 @@ async def asked_to_close(coordinator: Coordinator) -> tuple[int, dict[str, Any]]
     return response.status, json.loads(response.body)
 
 
-def test_a_close_is_confirmed_only_once_the_ledger_has_it() -> None:
+def test_a_close_is_confirmed_after_it_is_in_the_ledger() -> None:
     """R6: a successor does not know of a close that was not committed."""
 
     async def main() -> None:
@@ -396,7 +396,7 @@ def test_a_close_is_confirmed_only_once_the_ledger_has_it() -> None:
     run_virtual(main())
 
 
-def test_a_close_that_goes_with_its_coordinator_is_not_confirmed() -> None:
+def test_a_close_lost_with_its_coordinator_is_not_confirmed() -> None:
     async def main() -> None:
         case = await a_case()
         await case.suspended()

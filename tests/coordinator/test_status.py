@@ -56,7 +56,7 @@ def durations(value: Any, name: str = "") -> list[float]:
     return [value] if name.endswith("_s") and value is not None else []
 
 
-def test_in_every_phase_the_fields_are_the_same() -> None:
+def test_the_fields_are_the_same_in_every_phase() -> None:
     async def main() -> None:
         ledger = Held()
         case = await Case.begun(ledger, 1, "machine-a")
@@ -149,7 +149,7 @@ def compare(own: RunStatus, kept: RunStatus) -> None:
     assert [each.ended for each in own.rounds or []] == [each.ended for each in kept.rounds or []]
 
 
-def test_a_list_has_the_same_fields_too_also_for_what_cannot_be_read() -> None:
+def test_a_list_has_the_same_fields_for_unreadable_runs_too() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         case = await Case.begun(ledger, 1, "machine-a")
@@ -177,7 +177,7 @@ def _summary(each: Kept | Unread) -> RunSummary:
     return each.summary()
 
 
-def test_what_an_older_release_leaves_out_is_null() -> None:
+def test_fields_missing_in_an_older_release_are_null() -> None:
     filled = status.filled({"run_id": "a", "phase": "active", "new": 1}, RunStatus)
     assert set(filled) == names(RunStatus) | {"new"}
     assert (filled["run_id"], filled["losses"]) == ("a", None)

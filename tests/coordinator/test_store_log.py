@@ -51,7 +51,7 @@ def test_a_write_is_answered_once_it_is_in_the_log() -> None:
     assert (answer.node, answer.request_id, answer.result) == ("a", 1, StoreValue(None))
 
 
-def test_a_read_does_not_show_what_a_successor_might_not_have() -> None:
+def test_a_read_waits_for_the_writes_that_it_shows() -> None:
     store = new_store()
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     store.take_record()
@@ -63,7 +63,7 @@ def test_a_read_does_not_show_what_a_successor_might_not_have() -> None:
     ]
 
 
-def test_a_read_with_nothing_unwritten_is_answered_at_once() -> None:
+def test_a_read_without_pending_writes_is_answered_at_once() -> None:
     store, logs = new_store(), Logs()
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     write(store, logs)
@@ -71,7 +71,7 @@ def test_a_read_with_nothing_unwritten_is_answered_at_once() -> None:
     assert answer.result == StoreValue(b"v")
 
 
-def test_while_one_record_is_written_the_next_gathers() -> None:
+def test_while_one_record_is_written_the_next_one_fills() -> None:
     store = new_store()
     store.apply("a", 1, Set("k", b"1"), None, 0.0)
     first = store.take_record()
@@ -121,7 +121,7 @@ def test_a_barrier_released_to_some_is_released_to_all() -> None:
     assert answer.result == StoreValue(None)
 
 
-def test_a_rank_that_gave_up_is_not_counted_by_the_successor() -> None:
+def test_the_successor_does_not_count_a_rank_that_gave_up() -> None:
     store, logs = new_store(), Logs()
     store.apply("a", 1, Barrier("start", 0), 1.0, 0.0)
     write(store, logs)
@@ -133,7 +133,7 @@ def test_a_rank_that_gave_up_is_not_counted_by_the_successor() -> None:
     assert write(successor, logs) == []
 
 
-def test_what_was_not_written_is_never_acknowledged_once_the_round_has_ended() -> None:
+def test_unwritten_calls_are_not_acknowledged_after_the_rounds_end() -> None:
     store = new_store()
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     store.take_record()
@@ -143,7 +143,7 @@ def test_what_was_not_written_is_never_acknowledged_once_the_round_has_ended() -
     assert store.appended() == []
 
 
-def test_a_damaged_record_or_one_of_another_format_is_refused_in_words() -> None:
+def test_a_damaged_record_or_another_format_is_refused_with_the_reason() -> None:
     with pytest.raises(UnreadableLogError, match="damaged"):
         decode_record(b"garbage")
     with pytest.raises(UnreadableLogError, match="format 3, of a newer release"):
@@ -154,7 +154,7 @@ def test_a_damaged_record_or_one_of_another_format_is_refused_in_words() -> None
         decode_record(old)
 
 
-def test_a_seal_holds_nothing() -> None:
+def test_a_seal_has_no_calls() -> None:
     logs = Logs()
     store = successor_of(logs)
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
@@ -178,7 +178,7 @@ OPS = st.one_of(
 
 @settings(max_examples=examples(200))
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), OPS, st.booleans()), max_size=30))
-def test_every_acknowledged_call_is_in_what_a_successor_replays(
+def test_a_successor_replays_every_acknowledged_call(
     calls: list[tuple[str, StoreOp, bool]],
 ) -> None:
     store, logs = new_store(), Logs()
@@ -211,7 +211,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=examples(400))
 @given(st.lists(STEPS, max_size=60), st.sampled_from([1, 2, 5, 1_000]))
-def test_r10_r11_hold_whatever_is_resent_and_whoever_coordinates(
+def test_r10_r11_hold_for_any_resends_and_takeovers(
     steps: list[tuple[str, Any]], compact_records: int
 ) -> None:
     """Also while a snapshot is written, and whichever of its records was the last one."""
@@ -254,7 +254,7 @@ def _live(steps: list[tuple[str, Any]]) -> None:
             call(*said[-1])
 
 
-def test_the_store_journal_finds_a_bad_store_out() -> None:
+def test_the_store_checker_finds_a_bad_store() -> None:
     journal = StoreChecker()
     journal.asked("a", 1, Add("x", 1))
     journal.acknowledged([Answer("a", 1, StoreValue(1))])
@@ -269,7 +269,7 @@ def test_the_store_journal_finds_a_bad_store_out() -> None:
 # -- the ledger's limit ----------------------------------------------------------------------------
 
 
-def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied() -> None:
+def test_a_call_too_large_for_the_ledger_is_refused_unapplied() -> None:
     store = StoreLog(RoundStore(SEATS), 1, batch_bytes_max=500, record_bytes_max=1_000)
     calls: list[StoreOp] = [
         Set("k", bytes(1_000)),
@@ -289,7 +289,7 @@ def test_a_call_that_the_ledger_could_not_keep_is_refused_before_it_is_applied()
 
 
 @given(st.lists(st.tuples(st.integers(0, 950), st.integers(0, 40)), max_size=40))
-def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]]) -> None:
+def test_no_record_exceeds_the_ledgers_limit(calls: list[tuple[int, int]]) -> None:
     most = 1_000
     store = StoreLog(
         RoundStore(SEATS),
@@ -313,7 +313,7 @@ def test_no_record_is_larger_than_the_ledger_takes(calls: list[tuple[int, int]])
 # -- a ledger that is away -------------------------------------------------------------------------
 
 
-def test_what_waits_for_the_log_is_bounded_and_a_refused_call_was_not_applied() -> None:
+def test_bytes_waiting_for_the_log_are_bounded_and_refused_calls_unapplied() -> None:
     store, logs = new_store(100_000, StoreLimits(unlogged_bytes_max=10_000)), Logs()
     store.apply("a", 1, Set("k", b"first"), None, 0.0)
     first = store.take_record()
@@ -336,7 +336,7 @@ def test_what_waits_for_the_log_is_bounded_and_a_refused_call_was_not_applied() 
     assert [answer.result for answer in answers] == [StoreValue(1), StoreValue(2)]
 
 
-def test_answers_that_wait_for_the_log_are_bounded_and_those_given_up_are_dropped() -> None:
+def test_answers_waiting_for_the_log_are_bounded_and_cancelled_ones_dropped() -> None:
     limits = StoreLimits(unlogged_answers_max=50)
     store = new_store(1_000, limits)
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
@@ -355,7 +355,7 @@ def test_answers_that_wait_for_the_log_are_bounded_and_those_given_up_are_droppe
     assert store._held_count <= 50
 
 
-def test_answers_that_have_left_are_not_counted_any_more() -> None:
+def test_sent_answers_are_no_longer_counted() -> None:
     store, logs = new_store(), Logs()
     store.apply("a", 1, Set("k", b"v"), None, 0.0)
     write(store, logs)

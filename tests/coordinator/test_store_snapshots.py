@@ -36,7 +36,7 @@ from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, served, 
 # -- snapshots -------------------------------------------------------------------------------------
 
 
-def leads_to(logs: Logs, store: RoundStore) -> None:
+def check_replay(logs: Logs, store: RoundStore) -> None:
     """A successor has all the data, and all answers that may be asked for again: no reads."""
     found = logs.read().replay.store.freeze()
     wanted = store.freeze()
@@ -47,7 +47,7 @@ def leads_to(logs: Logs, store: RoundStore) -> None:
             assert answers[session.node, request_id] == answer
 
 
-def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
+def test_a_snapshot_shortens_a_log_and_gives_the_same_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(store_log, "COMPACT_RECORDS", 20)
@@ -60,11 +60,11 @@ def test_a_long_log_is_cut_short_and_leads_to_the_same_store(
     assert len(logs.records) < 60
     assert len(logs.segments) == 1
     read = logs.read()
-    leads_to(logs, store.store)
+    check_replay(logs, store.store)
     assert read.replay.since.records < 40
 
 
-def test_r11_a_snapshot_says_which_calls_are_over_and_which_are_open(
+def test_r11_a_snapshot_has_the_ended_and_the_open_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
@@ -104,12 +104,12 @@ def test_calls_are_answered_while_a_snapshot_is_written(monkeypatch: pytest.Monk
             waited += 1
         waits.append(waited)
         # A coordinator that takes over in the middle has all of it.
-        leads_to(logs, store.store)
+        check_replay(logs, store.store)
     assert logs.read().log.segment > 0
     assert max(waits) <= 3  # two of them for the move to the next segment
 
 
-def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pieces(
+def test_large_values_and_answers_are_in_a_snapshot_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(store_log, "COMPACT_RECORDS", 30)
@@ -128,10 +128,10 @@ def test_values_and_answers_that_no_record_could_hold_are_in_the_snapshot_in_pie
     assert len(logs.segments) == 1
     assert logs.read().log.segment == 1
     assert max(map(len, logs.records)) <= 1_000
-    leads_to(logs, store.store)
+    check_replay(logs, store.store)
 
 
-def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
+def test_a_log_without_its_beginning_is_refused() -> None:
     logs = Logs()
     segment = LogId(1, 1, 3, 1)
     logs.segments = {segment: [header_record("run", 1, 1, 3)]}
@@ -140,7 +140,7 @@ def test_a_log_that_begins_in_the_middle_is_not_taken_for_the_whole() -> None:
         _ = logs.read().replay.store
 
 
-def test_a_batch_that_is_full_takes_no_further_call() -> None:
+def test_a_full_batch_takes_no_further_call() -> None:
     op = Set("k", b"v" * 100)
     store = new_store(batch=store_log._call_size("a", op))
     for number in (1, 2):
@@ -152,7 +152,7 @@ def test_a_batch_that_is_full_takes_no_further_call() -> None:
     assert [len(each.entries) for each in records] == [1, 1]
 
 
-def test_a_barrier_is_released_to_all_or_to_none_also_over_several_records() -> None:
+def test_a_barrier_over_several_records_is_released_to_all_or_none() -> None:
     seats = tuple((f"node{rank}", rank, 1) for rank in range(50))
     store = StoreLog(RoundStore(seats), 1, run_id="run", log=LOG, batch_bytes_max=200)
     for rank in range(50):
@@ -173,7 +173,7 @@ def test_a_barrier_is_released_to_all_or_to_none_also_over_several_records() -> 
     assert len(answers) == len(released) == 50
 
 
-def test_a_barrier_that_is_open_at_a_takeover_still_runs_out_of_time() -> None:
+def test_an_open_barrier_still_times_out_after_a_takeover() -> None:
     """The node asks again, with the time that is left: no clocks of two hosts are compared (R9)."""
     store, logs = new_store(), Logs()
     assert store.apply("a", 1, Barrier("start", 0), 10.0, 0.0) == []
@@ -187,7 +187,7 @@ def test_a_barrier_that_is_open_at_a_takeover_still_runs_out_of_time() -> None:
     assert answer.result.code == TIMEOUT
 
 
-def test_two_releases_that_would_answer_otherwise_come_to_the_same_store() -> None:
+def test_two_releases_with_other_limits_replay_the_same_store() -> None:
     """The log has results: with other limits a release would refuse what this one has accepted."""
     store, logs = new_store(), Logs()
     store.apply("a", 1, Set("k", bytes(500)), None, 0.0)
@@ -196,4 +196,4 @@ def test_two_releases_that_would_answer_otherwise_come_to_the_same_store() -> No
     write(store, logs)
     other = StoreLimits(value_bytes_max=10, keys_max=1)
     assert logs.read(other).replay.store.freeze() == logs.read().replay.store.freeze()
-    leads_to(logs, store.store)
+    check_replay(logs, store.store)

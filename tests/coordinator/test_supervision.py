@@ -98,7 +98,7 @@ async def is_well(coordinator: Coordinator, other: Line) -> None:
     await until(lambda: run.is_closed)
 
 
-def test_an_error_in_one_run_ends_it_with_its_cause_and_it_goes_on_from_its_register() -> None:
+def test_an_error_in_one_run_ends_it_and_it_continues_from_its_register() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
         shared, coordinator, faulty, other = await two_runs(ledger)
@@ -136,7 +136,7 @@ def test_an_error_in_a_claim_lets_go_of_its_run_once() -> None:
     run_virtual(main())
 
 
-def test_one_run_that_fails_when_the_ledger_is_back_does_not_keep_the_others_suspended() -> None:
+def test_one_run_that_fails_after_an_outage_does_not_suspend_others() -> None:
     async def main() -> None:
         ledger = Faulty()
         shared, coordinator, faulty, other = await two_runs(ledger)
@@ -171,7 +171,7 @@ class Stalling(MemoryLedger):
 
 @pytest.mark.parametrize("lease_last", [True, False], ids=["run-first", "lease-first"])
 @pytest.mark.parametrize("stall_ttls", [0.9, 1.1, 1.5, 3.0])
-def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
+def test_a_stall_of_the_ledger_during_a_close_blocks_no_run(
     lease_last: bool, stall_ttls: float
 ) -> None:
     async def main() -> None:
@@ -193,7 +193,7 @@ def test_a_stall_of_the_ledger_while_a_run_is_closed_hangs_no_run(
 
 
 @pytest.mark.parametrize("operation", ["swap", "append"])
-def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: str) -> None:
+def test_an_engine_error_in_the_request_of_a_run_ends_that_run(operation: str) -> None:
     async def main() -> None:
         ledger = Faulty()
         shared, coordinator, faulty, other = await two_runs(ledger)
@@ -215,7 +215,7 @@ def test_an_error_of_the_engine_in_one_run_s_request_ends_that_run(operation: st
     run_virtual(main())
 
 
-def test_an_error_in_taking_a_run_over_is_told_and_it_is_tried_again_later() -> None:
+def test_an_error_in_a_takeover_is_logged_and_the_takeover_repeated() -> None:
     async def main() -> None:
         ledger = Faulty()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -233,9 +233,7 @@ def test_an_error_in_taking_a_run_over_is_told_and_it_is_tried_again_later() -> 
     run_virtual(main())
 
 
-def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_process_goes_on() -> (
-    None
-):
+def test_an_engine_error_with_the_lease_releases_all_runs() -> None:
     async def main() -> None:
         ledger = Faulty()
         shared, _, faulty, other = await two_runs(ledger)
@@ -253,7 +251,7 @@ def test_an_error_of_the_engine_with_the_lease_hands_all_runs_over_and_the_proce
     run_virtual(main())
 
 
-def test_an_error_while_sweeping_ends_one_look() -> None:
+def test_an_error_of_the_garbage_collector_ends_one_pass() -> None:
     async def main() -> None:
         ledger = Faulty()
         looks = []
@@ -271,7 +269,7 @@ def test_an_error_while_sweeping_ends_one_look() -> None:
     run_virtual(main())
 
 
-def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None:
+def test_in_memory_a_failed_run_is_lost_and_its_nodes_get_the_reason() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         ownership = MemoryOwnership(call_soon=loop.call_soon)
@@ -294,7 +292,7 @@ def test_in_memory_a_run_that_fails_is_lost_and_its_nodes_are_told_why() -> None
     run_virtual(main())
 
 
-def test_an_error_while_looking_for_silence_ends_one_run() -> None:
+def test_an_error_in_the_search_for_silence_ends_one_run() -> None:
     async def main() -> None:
         shared, coordinator, faulty, other = await two_runs(MemoryLedger())
 
@@ -312,7 +310,7 @@ def test_an_error_while_looking_for_silence_ends_one_run() -> None:
     run_virtual(main())
 
 
-def test_pauses_grow_up_to_a_bound_and_begin_anew_after_a_quiet_time() -> None:
+def test_pauses_grow_up_to_a_bound_and_are_reset_after_a_quiet_time() -> None:
     backoff = Backoff(3.0, 10.0)
     assert [backoff.next_s(0.0) for _ in range(4)] == [3.0, 6.0, 10.0, 10.0]
     assert backoff.next_s(101.0) == 3.0

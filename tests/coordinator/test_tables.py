@@ -63,7 +63,7 @@ def test_a_large_round_is_taken_over_with_all_its_members() -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -> None:
+def test_a_run_with_an_incomplete_table_is_refused_and_left_alone(damage: str) -> None:
     async def main() -> None:
         ledger = CountingLedger()
         first, coordinator = await new_owner(ledger, 1)
@@ -93,7 +93,7 @@ def test_a_run_whose_table_is_not_whole_is_refused_and_left_alone(damage: str) -
 
 
 @pytest.mark.parametrize("what", ["runs/", "chunks/", "both"])
-def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
+def test_a_run_continues_when_its_record_fits_again(what: str) -> None:
     """The engine refuses a value for its size some times, as while etcd's limit is raised."""
 
     async def main() -> None:
@@ -115,7 +115,7 @@ def test_a_run_goes_on_as_soon_as_what_it_writes_fits(what: str) -> None:
     run_virtual(main())
 
 
-def test_a_chunk_whose_write_is_in_doubt_is_written_again() -> None:
+def test_a_chunk_with_an_unknown_outcome_is_written_again() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         shared, coordinator = await new_owner(ledger, 1)
@@ -127,7 +127,7 @@ def test_a_chunk_whose_write_is_in_doubt_is_written_again() -> None:
     run_virtual(main())
 
 
-def test_a_run_that_is_removed_takes_its_chunks_with_it() -> None:
+def test_the_chunks_of_a_removed_run_are_removed() -> None:
     async def main() -> None:
         config = CoordinatorConfig(lease_ttl_s=0.3, closed_run_keep_s=1.0)
         ledger = CountingLedger()
@@ -214,7 +214,7 @@ def test_100_rounds_of_10_000_members_cost_less_than_200_mb() -> None:
     asyncio.run(main())
 
 
-def test_100_rounds_in_each_of_which_all_members_are_new_do_too() -> None:
+def test_100_rounds_of_new_members_cost_less_than_200_mb_too() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         rows = members(10_000)
@@ -238,7 +238,7 @@ def test_100_000_members_with_labels_fit() -> None:
     asyncio.run(main())
 
 
-def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
+def test_an_engine_of_one_value_reports_its_room_in_bytes() -> None:
     one_value = TorchBackendLedger.limits
     assert one_value.is_one_value
     assert table_room(one_value) == one_value.value_bytes_max - HEAD_BYTES_MAX
@@ -257,7 +257,7 @@ def test_an_engine_of_one_value_says_for_how_many_bytes_it_has_room() -> None:
     run_virtual(main())
 
 
-class StandingStill(CountingLedger):
+class Paused(CountingLedger):
     """Lets one process stand still before it lists the chunks of a run that it removes."""
 
     def __init__(self) -> None:
@@ -271,9 +271,9 @@ class StandingStill(CountingLedger):
         return await super().keys(prefix)
 
 
-def test_whoever_removes_a_run_late_takes_no_chunk_of_the_run_that_began_since() -> None:
+def test_a_late_removal_removes_no_chunk_of_the_next_run() -> None:
     async def main() -> None:
-        ledger = StandingStill()
+        ledger = Paused()
         await ledger.open()
         closed = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, "p", close=a_close(1, 10))
         outcome = await ledger.swap(run_key("run"), None, e.encode(closed))
@@ -300,7 +300,7 @@ def test_whoever_removes_a_run_late_takes_no_chunk_of_the_run_that_began_since()
     run_virtual(main())
 
 
-def test_a_sweep_leaves_what_the_head_names() -> None:
+def test_a_removal_keeps_the_chunks_that_the_head_names() -> None:
     async def main() -> None:
         ledger = CountingLedger()
         tables = Tables(ledger)

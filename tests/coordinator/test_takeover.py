@@ -46,7 +46,7 @@ from tests.loops import run_virtual
     ],
     ids=["no-record", "newer-record", "damaged", "newer-envelope"],
 )
-def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -> None:
+def test_an_unreadable_log_is_left_alone_and_its_nodes_get_the_reason(spoil) -> None:
     """R10: acknowledged writes are missing, so the round must not go on."""
 
     async def main() -> None:
@@ -78,7 +78,7 @@ def test_a_log_that_cannot_be_read_is_left_alone_and_its_nodes_are_told(spoil) -
     run_virtual(main())
 
 
-def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
+def test_an_unreadable_or_unwritable_record_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def lines(words: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_or_written_is_logged_once_and_not_at_each_try(
         run_virtual(main())
 
 
-def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
+def test_a_seal_that_fails_is_written_later() -> None:
     async def main() -> None:
         ledger = Troubled()
         await a_round(ledger)
@@ -142,7 +142,7 @@ def test_a_log_that_cannot_be_sealed_yet_is_sealed_later() -> None:
     run_virtual(main())
 
 
-def test_a_register_that_cannot_be_read_is_asked_for_when_a_node_asks() -> None:
+def test_an_unreadable_register_is_read_again_when_a_node_attaches() -> None:
     async def main() -> None:
         ledger = Troubled()
         shared, coordinator = await new_coordinator(ledger, 1)
@@ -198,7 +198,7 @@ async def overtaken(
     return slow, second, coordinator, node, third
 
 
-def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_no_run() -> None:
+def test_a_coordinator_replaced_while_it_reads_the_log_redirects_its_nodes() -> None:
     async def main() -> None:
         slow, second, _, node, third = await overtaken(Troubled())
         slow.reads.set()
@@ -213,7 +213,7 @@ def test_who_is_overtaken_while_it_reads_the_log_sends_its_nodes_away_and_ends_n
     run_virtual(main())
 
 
-def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over() -> None:
+def test_a_run_won_again_during_its_takeover_begins() -> None:
     async def main() -> None:
         slow, second, coordinator, node, third = await overtaken(Troubled())
         slow.is_mute = False
@@ -232,7 +232,7 @@ def test_a_run_that_is_won_again_is_begun_though_it_was_still_being_taken_over()
     run_virtual(main())
 
 
-def test_a_seal_of_a_later_term_under_a_good_lease_is_no_work_of_a_successor() -> None:
+def test_a_seal_of_a_later_term_under_a_good_lease_is_refused() -> None:
     """As when a backup was put back that holds more of the log than of the register."""
 
     async def main() -> None:
@@ -257,7 +257,7 @@ class WithoutLog(Troubled):
 
 
 @pytest.mark.parametrize("kind", [WithoutLog, Troubled], ids=["engine-without-log", "log-gone"])
-def test_a_live_round_whose_store_is_not_in_the_ledger_ends_at_a_takeover(kind) -> None:
+def test_a_round_without_its_store_in_the_ledger_ends_at_a_takeover(kind) -> None:
     """Its members would go on with an empty store: counters that begin anew, keys that are gone."""
 
     async def main() -> None:

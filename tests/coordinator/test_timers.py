@@ -12,7 +12,7 @@ from rallypoint.wire import messages as wire
 from tests.network import Network
 
 
-def test_they_are_called_in_order_and_no_earlier_than_due() -> None:
+def test_timers_fire_in_order_and_never_early() -> None:
     timers, called = Timers(), list[str]()
     for due_s, name in ((3.0, "c"), (1.0, "a"), (2.0, "b"), (1.0, "a2")):
         timers.call_at(due_s, lambda name=name: called.append(name))  # type: ignore[misc]
@@ -21,7 +21,7 @@ def test_they_are_called_in_order_and_no_earlier_than_due() -> None:
     assert timers.next_due_s() == 3.0
 
 
-def test_what_a_timer_sets_is_called_next_time() -> None:
+def test_a_timer_set_by_a_timer_fires_in_the_next_turn() -> None:
     timers, called = Timers(), list[int]()
 
     def again() -> None:
@@ -35,7 +35,7 @@ def test_what_a_timer_sets_is_called_next_time() -> None:
     assert called == [1, 1]
 
 
-def test_one_that_raises_does_not_take_the_others_along() -> None:
+def test_a_timer_that_raises_does_not_stop_the_others() -> None:
     timers, called = Timers(), list[str]()
 
     def fails() -> None:
@@ -49,7 +49,7 @@ def test_one_that_raises_does_not_take_the_others_along() -> None:
     assert called == ["next"]
 
 
-def test_a_cancelled_one_is_never_called_and_does_not_stay() -> None:
+def test_a_cancelled_timer_never_fires_and_is_removed() -> None:
     timers, called = Timers(), list[int]()
     kept = timers.call_at(5.0, lambda: called.append(5))
     for number in range(10_000):
@@ -64,7 +64,7 @@ def test_a_cancelled_one_is_never_called_and_does_not_stay() -> None:
     assert (len(timers), timers.next_due_s()) == (0, None)
 
 
-def test_one_that_cancels_another_that_is_due_as_well() -> None:
+def test_a_timer_can_cancel_another_that_is_due() -> None:
     timers, called = Timers(), list[str]()
     other = timers.call_at(2.0, lambda: called.append("other"))
     timers.call_at(1.0, other.cancel)
@@ -113,7 +113,7 @@ def test_short_waits_beside_a_long_one_have_one_timer_and_end_in_time() -> None:
 YEAR_S = 365 * 86_400.0
 
 
-def test_a_timer_that_is_set_again_replaces_the_one_before() -> None:
+def test_a_timer_set_again_replaces_the_earlier_one() -> None:
     """The settings are a node's: each time that it resumes would leave one behind for a year."""
     network = Network()
     settings = RunSettings(max_restarts=None, reconnect_grace_s=YEAR_S)
@@ -130,7 +130,7 @@ def test_a_timer_that_is_set_again_replaces_the_one_before() -> None:
     assert counts == counts[:1] * len(counts)
 
 
-def test_members_that_came_and_went_leave_no_timers() -> None:
+def test_former_members_leave_no_timers() -> None:
     network = Network()
     settings = RunSettings(max_nodes=9, max_restarts=None, reconnect_grace_s=YEAR_S, mass_min=10)
     network.node("stays", settings)
@@ -146,7 +146,7 @@ def test_members_that_came_and_went_leave_no_timers() -> None:
     assert len(network.coordinator._timers) < 100
 
 
-def test_a_run_that_is_forgotten_leaves_no_timers() -> None:
+def test_a_forgotten_run_leaves_no_timers() -> None:
     config = CoordinatorConfig(empty_run_keep_s=5.0)
     network = Network(config)
     settings = RunSettings(

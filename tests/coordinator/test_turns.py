@@ -32,7 +32,7 @@ def counted(name: str, times: int, log: list[str]) -> Callable[[], bool]:
     return work
 
 
-def test_connections_that_have_not_attached_have_turns_too_and_hold_nobody_up() -> None:
+def test_connections_before_an_attach_have_turns_too() -> None:
     """They have no run. What they put off came first for ever, and all others waited behind it."""
     loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
@@ -44,7 +44,7 @@ def test_connections_that_have_not_attached_have_turns_too_and_hold_nobody_up() 
     assert not turns._lines
 
 
-def test_runs_take_turns_whatever_they_have_put_off() -> None:
+def test_runs_take_turns_whatever_work_they_have() -> None:
     loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
     for number in range(3):
@@ -74,7 +74,7 @@ def test_work_that_fails_does_not_stop_the_others() -> None:
     assert not loop.soon
 
 
-def test_work_may_put_off_more() -> None:
+def test_work_may_queue_more_work() -> None:
     loop, log = SteppedLoop(), list[str]()
     turns = Turns(loop)
 
@@ -88,13 +88,13 @@ def test_work_may_put_off_more() -> None:
     assert log == ["more"]
 
 
-def test_without_a_loop_all_is_done_at_once() -> None:
+def test_without_a_loop_all_work_is_done_at_once() -> None:
     log = list[str]()
     Turns().later("a", counted("a", 3, log))
     assert log == ["a"] * 3
 
 
-def test_between_two_pieces_the_loop_does_all_else() -> None:
+def test_between_two_pieces_of_work_the_loop_runs() -> None:
     async def main() -> list[str]:
         log = list[str]()
         loop = asyncio.get_running_loop()
@@ -123,7 +123,7 @@ class Clock:
         return self.now_s
 
 
-def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
+def test_only_runs_that_share_the_loop_have_slices() -> None:
     turns = Turns(SteppedLoop())
     assert [turns.slice_s("a") for _ in range(3)] == [None] * 3
     assert turns.slice_s("b") == SLICE_S
@@ -137,7 +137,7 @@ def test_a_run_alone_has_no_slices_and_those_that_share_have() -> None:
     assert turns.slice_s("b") is None
 
 
-def test_connections_that_come_to_a_run_share_nothing_with_it() -> None:
+def test_connections_before_an_attach_do_not_share_with_a_run() -> None:
     """A connection belongs to no run until it attaches: a run that is alone need not share."""
     turns = Turns(SteppedLoop())
     for run in (None, "a", None, "a", None):
@@ -145,7 +145,7 @@ def test_connections_that_come_to_a_run_share_nothing_with_it() -> None:
     assert turns.slice_s("b") == SLICE_S
 
 
-def test_a_run_that_is_left_alone_shares_nothing_at_once() -> None:
+def test_a_run_left_alone_stops_sharing_at_once() -> None:
     """It paid for slices for seconds after the nodes of the other run had gone."""
     turns = Turns(SteppedLoop())
     for run in "aba":
@@ -155,12 +155,12 @@ def test_a_run_that_is_left_alone_shares_nothing_at_once() -> None:
     assert turns.slice_s("b") == SLICE_S, "the other one has come back"
 
 
-def test_without_a_loop_nobody_waits() -> None:
+def test_without_a_loop_no_run_waits() -> None:
     turns = Turns()
     assert [turns.slice_s(run) for run in "abab"] == [None] * 4
 
 
-def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
+def test_long_pieces_of_work_become_rare_after_a_while() -> None:
     loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
@@ -188,7 +188,7 @@ def test_long_pieces_are_free_for_a_while_and_then_rare() -> None:
     assert sum(name == "short" for name, _ in log) > 15_000
 
 
-def test_a_run_that_has_used_its_part_is_read_later_though_nothing_of_it_waits() -> None:
+def test_a_run_that_used_its_share_is_read_later() -> None:
     """Its next large message was read at once, as if it had credit."""
     loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)
@@ -220,7 +220,7 @@ def resting(log: list[str]) -> tuple[Turns, SteppedLoop]:
     return turns, loop
 
 
-def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
+def test_while_a_run_pauses_the_work_of_others_is_done_at_once() -> None:
     """It waited until the one that rests might go on: for two seconds."""
     log = list[str]()
     turns, loop = resting(log)
@@ -230,7 +230,7 @@ def test_while_a_run_rests_what_others_put_off_is_done_at_once() -> None:
     assert log == ["others"] * 3
 
 
-def test_a_run_that_rests_goes_on_when_it_is_alone() -> None:
+def test_a_paused_run_continues_when_it_is_alone() -> None:
     log = list[str]()
     turns, loop = resting(log)
     turns.alone()
@@ -238,7 +238,7 @@ def test_a_run_that_rests_goes_on_when_it_is_alone() -> None:
     assert log == ["long"]
 
 
-def test_slices_that_end_with_a_whole_frame_are_no_long_pieces() -> None:
+def test_slices_that_end_with_a_whole_frame_are_not_long() -> None:
     """Forty calls at once cost a run two thirds of a second, beside one that only beat."""
     turns = Turns(SteppedLoop(), Clock())
     turns.slice_s("others")
@@ -248,7 +248,7 @@ def test_slices_that_end_with_a_whole_frame_are_no_long_pieces() -> None:
     assert turns.slice_s("busy") == SLICE_S
 
 
-def test_of_a_run_that_has_gone_nothing_is_kept() -> None:
+def test_an_ended_run_leaves_nothing_behind() -> None:
     turns = Turns(SteppedLoop(), Clock())
     turns.slice_s("others")
     turns.slice_s("long")
@@ -260,7 +260,7 @@ def test_of_a_run_that_has_gone_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 100])
-def test_the_last_of_many_connections_waits_no_longer_than_a_line(count: int) -> None:
+def test_the_last_of_many_connections_waits_a_bounded_time(count: int) -> None:
     """As the line became shorter each of those that were left waited longer."""
     loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)
@@ -285,7 +285,7 @@ def test_the_last_of_many_connections_waits_no_longer_than_a_line(count: int) ->
     assert clock.now_s - began_s < 1.2 * LINE_S + 0.005 * count
 
 
-def test_a_line_of_many_connections_is_served_in_time_all_the_same() -> None:
+def test_a_queue_of_many_connections_is_served_in_time() -> None:
     """Their heartbeats are in it."""
     loop, clock = SteppedLoop(), Clock()
     turns = Turns(loop, clock, clock)

@@ -19,7 +19,7 @@ from tests.coordinator.frame_reading import SIZES, Line, Owner, Reading, Taking,
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_message_is_handed_on_as_it_was_sent(size: int) -> None:
+def test_a_message_is_delivered_unchanged(size: int) -> None:
     at, payload = Reading(), os.urandom(size)
     at.line.bring(frame(payload))
     assert at.messages == [payload]
@@ -28,7 +28,7 @@ def test_a_message_is_handed_on_as_it_was_sent(size: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_does_not_matter_where_the_network_cuts(seed: int) -> None:
+def test_messages_arrive_whole_in_any_pieces(seed: int) -> None:
     at, dice = Reading(), random.Random(seed)
     payloads = [dice.randbytes(dice.choice(SIZES[:-2])) for _ in range(20)]
     pings = [frame(b"%d" % n, Opcode.PING) for n in range(5)]
@@ -45,7 +45,7 @@ def test_it_does_not_matter_where_the_network_cuts(seed: int) -> None:
     assert not at.stepped_aside
 
 
-def test_every_single_cut_of_two_messages() -> None:
+def test_two_messages_arrive_whole_for_every_cut() -> None:
     stream = frame(b"a" * 200) + frame(b"", Opcode.PONG) + frame(b"b")
     for cut in range(len(stream) + 1):
         at = Reading()
@@ -56,7 +56,7 @@ def test_every_single_cut_of_two_messages() -> None:
         assert at.messages == [b"a" * 200, b"b", b"c"], cut
 
 
-def test_the_largest_message_is_taken_and_none_that_is_larger() -> None:
+def test_the_largest_message_is_read_and_a_larger_one_is_not() -> None:
     at = Reading()
     stream = frame(bytes(MESSAGE_BYTES_MAX))
     for begin in range(0, len(stream), 256 * 1024):
@@ -81,7 +81,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_at_anything_else_it_steps_aside_for_good(other: bytes) -> None:
+def test_the_reader_steps_aside_for_good_at_any_other_frame(other: bytes) -> None:
     at = Reading()
     at.line.bring(frame(b"before") + other + frame(b"after"))
     assert at.messages == [b"before"]
@@ -106,7 +106,7 @@ UNMASKED = {
 
 @pytest.mark.parametrize("before", [b"", OTHERS["a first fragment"]], ids=["plain", "aside"])
 @pytest.mark.parametrize("unmasked", UNMASKED.values(), ids=UNMASKED)
-def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_read(
+def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_is_read(
     unmasked: bytes, before: bytes
 ) -> None:
     at = Reading()
@@ -117,7 +117,7 @@ def test_a_frame_without_a_mask_is_refused_and_nothing_after_it_read(
     assert at.owner.bytes == before
 
 
-def test_a_frame_inside_another_is_never_taken_for_one() -> None:
+def test_a_frame_inside_another_is_never_read_as_one() -> None:
     """However the stream is cut, and after any other input, frames are found."""
     hidden = frame(b"smuggled")
     for outer in (frame(hidden, Opcode.TEXT), frame(b"A" * 20 + hidden, fin=False)):
@@ -171,7 +171,7 @@ class SocketLine(Line):
 
 
 @pytest.mark.parametrize("slice_s", [None, 0.0002, 0.0])
-def test_last_words_come_before_the_end_whosever_turn_it_is(slice_s: float | None) -> None:
+def test_last_messages_are_delivered_before_the_end_in_any_turn(slice_s: float | None) -> None:
     """Those of a run that had to wait came after it, and were dropped."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -189,7 +189,7 @@ def test_last_words_come_before_the_end_whosever_turn_it_is(slice_s: float | Non
     assert intake.kept == 0
 
 
-def test_a_message_that_cannot_be_taken_ends_its_connection_and_is_logged(
+def test_an_error_of_the_receiver_ends_the_connection_and_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An OSError too, which event loops take for the connection's and keep to themselves."""
@@ -206,7 +206,7 @@ def test_a_message_that_cannot_be_taken_ends_its_connection_and_is_logged(
     assert "of something else" in caplog.text
 
 
-def test_the_owner_is_told_of_all_else() -> None:
+def test_the_owner_gets_all_other_events() -> None:
     at = Reading()
     at.reader.pause_writing()
     at.reader.resume_writing()

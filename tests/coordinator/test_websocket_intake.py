@@ -14,7 +14,7 @@ from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 from tests.coordinator.frame_reading import SIZES, Bounded, frame
 
 
-def test_a_message_that_is_not_whole_counts_from_its_first_bytes_on() -> None:
+def test_an_incomplete_message_counts_from_its_first_bytes() -> None:
     at, payload = Bounded(), os.urandom(100_000)
     stream = frame(payload)
     at.line.bring(stream[:1000])
@@ -27,7 +27,7 @@ def test_a_message_that_is_not_whole_counts_from_its_first_bytes_on() -> None:
 
 
 @pytest.mark.parametrize("cut", [8, 20, 1000, 70_000])
-def test_a_message_without_room_passes_and_what_follows_is_read(cut: int) -> None:
+def test_a_message_without_room_is_skipped_and_the_next_is_read(cut: int) -> None:
     at, payload = Bounded(room=50_000), os.urandom(100_000)
     stream = frame(b"before") + frame(payload) + frame(b"after")
     begin = len(frame(b"before")) + 8  # with the header, before the key is whole
@@ -44,7 +44,7 @@ def test_a_message_without_room_passes_and_what_follows_is_read(cut: int) -> Non
     assert len(at.reader._rest) < 100
 
 
-def test_only_so_many_frames_are_taken_in_one_turn() -> None:
+def test_a_turn_reads_a_bounded_number_of_frames() -> None:
     at = Bounded()
     payloads = [b"%d" % number for number in range(100)]
     stream, half = b"".join(map(frame, payloads)), frame(b"half")
@@ -66,7 +66,7 @@ def test_only_so_many_frames_are_taken_in_one_turn() -> None:
     assert at.messages[-1] == b"later"
 
 
-def test_what_was_put_off_is_taken_when_the_connection_is_gone() -> None:
+def test_postponed_frames_are_read_after_the_connection_ended() -> None:
     at = Bounded()
     payloads = [b"%d" % number for number in range(100)]
     at.line.bring(b"".join(map(frame, payloads)))
@@ -76,7 +76,7 @@ def test_what_was_put_off_is_taken_when_the_connection_is_gone() -> None:
     assert at.messages == payloads
 
 
-def test_pings_are_answered_here_and_count_as_frames() -> None:
+def test_pings_are_answered_by_the_reader_and_count_as_frames() -> None:
     at = Bounded()
     at.line.bring(b"".join(frame(b"%d" % n, Opcode.PING) for n in range(40)))
     assert len(at.intake.told) == websocket.FRAMES_PER_TURN
@@ -87,7 +87,7 @@ def test_pings_are_answered_here_and_count_as_frames() -> None:
     assert at.owner.bytes == b""
 
 
-def test_messages_in_fragments_are_put_together_and_counted() -> None:
+def test_fragments_are_joined_and_counted() -> None:
     at = Bounded()
     at.line.bring(frame(b"one", fin=False) + frame(b"ping", Opcode.PING))
     at.line.bring(frame(b"two", Opcode.CONT, fin=False))
@@ -100,14 +100,14 @@ def test_messages_in_fragments_are_put_together_and_counted() -> None:
 
 
 @pytest.mark.parametrize("second", [frame(b"x"), frame(b"x", fin=False)], ids=["whole", "first"])
-def test_nothing_begins_within_a_message_in_fragments(second: bytes) -> None:
+def test_no_message_begins_within_a_fragmented_one(second: bytes) -> None:
     at = Bounded()
     at.line.bring(frame(b"one", fin=False) + second + frame(b"later"))
     assert at.refused == [websocket.IN_A_MESSAGE]
     assert at.messages == []
 
 
-def test_fragments_are_bounded_together() -> None:
+def test_the_fragments_of_a_message_are_bounded_together() -> None:
     at = Bounded(room=1000)
     at.line.bring(frame(bytes(600), fin=False) + frame(bytes(600), Opcode.CONT))
     assert at.refused == [websocket.NO_ROOM]
@@ -121,7 +121,7 @@ def test_fragments_are_bounded_together() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_cut_anywhere_and_in_turns_all_arrives_once_and_in_order(seed: int) -> None:
+def test_with_any_cuts_and_turns_all_arrives_once_in_order(seed: int) -> None:
     at, dice = Bounded(), random.Random(seed)
     expected, stream = [], b""
     for _ in range(60):
@@ -146,7 +146,7 @@ def test_cut_anywhere_and_in_turns_all_arrives_once_and_in_order(seed: int) -> N
     assert at.intake.kept == 0
 
 
-def test_the_intake_is_told_when_the_peer_does_not_read() -> None:
+def test_the_intake_learns_that_the_peer_does_not_read() -> None:
     at = Bounded()
     at.reader.pause_writing()
     at.reader.resume_writing()
@@ -154,7 +154,7 @@ def test_the_intake_is_told_when_the_peer_does_not_read() -> None:
     assert at.owner.told == ["pause", "resume"]
 
 
-def test_while_several_runs_speak_a_connection_has_a_slice_and_at_least_one_message() -> None:
+def test_among_several_runs_a_connection_reads_at_least_one_message() -> None:
     at = Bounded()
     at.intake.slice = 0.0035  # the clock advances by 1 ms whenever it is read
     payloads = [b"%d" % number for number in range(20)]
@@ -171,7 +171,7 @@ def test_while_several_runs_speak_a_connection_has_a_slice_and_at_least_one_mess
     assert not at.line.is_paused
 
 
-def test_what_comes_while_others_of_its_run_wait_waits_behind_them() -> None:
+def test_new_frames_wait_behind_those_of_the_same_run() -> None:
     at = Bounded()
     at.intake.slice = 0.0
     at.line.bring(frame(b"one") + frame(b"two")[:3])

@@ -16,7 +16,7 @@ from rallypoint.coordinator.websocket import FrameReader
 from tests.coordinator.frame_reading import Bounded, Reading, frame
 
 
-def test_of_a_large_message_in_small_pieces_each_byte_is_looked_at_once(
+def test_each_byte_of_a_large_message_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To look at all of them for each piece would be the square of its size."""
@@ -37,7 +37,7 @@ def test_of_a_large_message_in_small_pieces_each_byte_is_looked_at_once(
 
 @pytest.mark.parametrize("size", [70_000, 1 << 18, (1 << 20) + 3])
 @pytest.mark.parametrize("step", [7, 997, 65_536, 1 << 18])
-def test_a_large_message_is_the_same_however_it_comes(size: int, step: int) -> None:
+def test_a_large_message_is_the_same_in_any_pieces(size: int, step: int) -> None:
     payload = os.urandom(size)
     stream = frame(b"before") + frame(payload) + frame(b"after") + frame(payload) + frame(b"end")
     at = Bounded()
@@ -50,7 +50,7 @@ def test_a_large_message_is_the_same_however_it_comes(size: int, step: int) -> N
     assert at.intake.kept == 0
 
 
-def test_a_large_message_waits_for_its_turn_between_its_pieces_and_when_it_is_whole() -> None:
+def test_a_large_message_waits_for_turns_between_pieces_and_at_its_end() -> None:
     """One that has come is taken before what follows it, and after what others had put off."""
     at, payload = Bounded(), os.urandom(300_000)
     at.intake.slice = 0.1
@@ -75,7 +75,7 @@ def test_a_large_message_waits_for_its_turn_between_its_pieces_and_when_it_is_wh
     assert at.intake.kept == 0
 
 
-def test_a_large_message_that_waits_is_taken_when_the_connection_is_gone() -> None:
+def test_a_waiting_large_message_is_delivered_after_the_connection_ended() -> None:
     at, payload = Bounded(), os.urandom(300_000)
     stream = frame(payload)
     at.line.bring(stream[:100_000])
@@ -86,7 +86,7 @@ def test_a_large_message_that_waits_is_taken_when_the_connection_is_gone() -> No
     assert at.messages == [payload]
 
 
-def test_a_connection_that_ends_in_a_large_message_is_known_to_have_ended() -> None:
+def test_an_end_within_a_large_message_is_noticed() -> None:
     at, ends = Bounded(), list[Any]()
     at.reader._ended = ends.append
     at.line.bring(frame(os.urandom(300_000))[:1_000])
@@ -101,7 +101,7 @@ def test_a_connection_that_ends_in_a_large_message_is_known_to_have_ended() -> N
     assert at.messages == []
 
 
-def test_half_of_a_large_frame_before_the_answer_is_refused_too() -> None:
+def test_half_a_large_frame_before_the_answer_is_refused_too() -> None:
     at = Reading(early=frame(os.urandom(300_000))[:-10])
     at.reader.begin()
     assert at.refused == [websocket.HALF_A_FRAME]
@@ -110,7 +110,7 @@ def test_half_of_a_large_frame_before_the_answer_is_refused_too() -> None:
     assert at.messages == []
 
 
-def test_of_a_large_message_nothing_is_kept_once_it_was_taken() -> None:
+def test_a_delivered_large_message_leaves_nothing_behind() -> None:
     """uvloop keeps a protocol's methods until another one with buffers takes its place."""
     at = Reading()
     stream = frame(os.urandom(300_000))
@@ -125,7 +125,7 @@ def test_of_a_large_message_nothing_is_kept_once_it_was_taken() -> None:
     del kept_by_the_loop
 
 
-def test_a_large_message_for_which_there_is_no_memory_passes(
+def test_a_large_message_without_memory_is_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     at, payload = Bounded(), os.urandom(300_000)
@@ -158,7 +158,7 @@ def test_an_error_in_a_turn_ends_the_connection(caplog: pytest.LogCaptureFixture
     assert at.line.is_aborted
 
 
-def test_what_had_been_read_before_a_pause_belongs_to_the_large_message_that_waits() -> None:
+def test_bytes_read_before_a_pause_belong_to_the_waiting_message() -> None:
     """It was read as the beginning of a frame."""
     at, payload = Bounded(), os.urandom(300_000)
     at.intake.slice = 0.1
@@ -173,7 +173,7 @@ def test_what_had_been_read_before_a_pause_belongs_to_the_large_message_that_wai
     assert at.intake.kept == 0
 
 
-def test_a_large_frame_that_is_no_message_is_left_to_the_owner_at_once() -> None:
+def test_a_large_frame_that_is_no_message_goes_to_the_owner_at_once() -> None:
     at = Bounded()
     text = frame(bytes(websocket.OTHER_BYTES_MAX + 1), Opcode.TEXT)[:100]
     at.line.bring(text)
@@ -181,7 +181,7 @@ def test_a_large_frame_that_is_no_message_is_left_to_the_owner_at_once() -> None
     assert at.stepped_aside
 
 
-def test_a_large_message_comes_piece_by_piece_while_several_runs_speak() -> None:
+def test_among_several_runs_a_large_message_is_read_piece_by_piece() -> None:
     at, payload = Bounded(), os.urandom(300_000)
     at.intake.slice = 0.01
     stream, pauses = frame(payload), 0
