@@ -135,6 +135,24 @@ class TestTheAttachGraceIsOver:
         driver.advance(driver.settings.mass_grace_s)
         assert lost(driver) == names[9:]
 
+    def test_r8_a_member_that_got_the_grace_once_more_keeps_it_through_an_outage(self) -> None:
+        """It has its own deadline then, and the end of the attach grace is not judged again."""
+        names = many(20)
+        driver = met(*names, mass_min=8, grace=5.0)
+        grace_s = driver.settings.reconnect_grace_s
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(*names[:9])
+        driver.advance(GRACE_S)
+        driver.attach(*names[9:12])  # The mass guard ends, so the other eight have the grace.
+        driver.advance(grace_s - 1.0)
+        driver.lose_ledger()
+        driver.advance(60.0)
+        driver.restore_ledger()
+        driver.advance(grace_s - 0.1)
+        assert lost(driver) == []
+        driver.advance(0.2)
+        assert lost(driver) == names[12:]
+
     def test_before_the_grace_ends_missing_members_raise_no_guard(self) -> None:
         names = many(20)
         driver = met(*names)
