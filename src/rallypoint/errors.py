@@ -45,7 +45,6 @@ from __future__ import annotations
 import enum
 from typing import ClassVar
 
-from rallypoint.core import reasons
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.values import Change, CloseRecord, Outcome
 
@@ -203,7 +202,7 @@ class RoundBrokenError(RallypointError):
     """The round has ended: ask for the next world. `change` says why."""
 
     def __init__(self, change: Change) -> None:
-        super().__init__(f"round {change.round} has ended: {reasons.describe(change)}")
+        super().__init__(f"round {change.round} has ended: {change}")
         self.change = change
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 
 from rallypoint.client.node import Node
-from rallypoint.core import reasons
 from rallypoint.core.store import ROUND_ENDED, Add, StoreValue
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.settings import NodeSettings, parse_endpoint
@@ -53,7 +52,7 @@ def picture(node: Node) -> dict[str, object]:
         "term": node._machine.stamp.term,
         "connected": node.is_connected,
         "hosts": node.hosted is not None,
-        "change": reasons.describe(node.change) if node.change else "",
+        "change": str(node.change) if node.change else "",
     }
 
 

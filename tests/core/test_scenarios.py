@@ -214,7 +214,7 @@ def _standing(standing: do.Standing, resumed: bool) -> str:
 
 def _change(change: Change) -> str:
     since = f", {change.since_s:g} s ago" if change.since_s else ""
-    return reasons.describe(change) + since
+    return str(change) + since
 
 
 def _members(record: RoundRecord) -> str:

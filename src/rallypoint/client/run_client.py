@@ -218,8 +218,7 @@ class NodeRunClient:
         )
         if cause is None or is_failure_here:
             return False
-        why = reasons.describe(cause)
-        _log.info("round %d: %s: %s: as %s", number, type(error).__name__, error, why)
+        _log.info("round %d: %s: %s: as %s", number, type(error).__name__, error, cause)
         return True
 
     async def leave(self, reason: str) -> None:

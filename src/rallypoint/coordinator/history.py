@@ -174,7 +174,7 @@ class History:
         """A verdict may arrive after the next round was sealed."""
         for each in reversed(self.rounds):
             if each.number == change.round:
-                each.change, each.ended = change, reasons.describe(change)
+                each.change, each.ended = change, str(change)
                 return
 
     def _closed(self, close: CloseRecord, now_s: float, wall_s: float) -> None:
@@ -184,7 +184,7 @@ class History:
 
     def _note_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
         change = loss_of(lost)
-        text = reasons.describe(change)
+        text = str(change)
         names, count = change.nodes, change.count
         loss = PastLoss(change.round, phase.value, wall_s, self._host, names, count, text)
         self.losses.append(loss)

@@ -471,7 +471,7 @@ class HostedRun:
         self.store.open(named, store, log, append)
 
     def _break(self, effect: do.Break) -> None:
-        text = reasons.describe(effect.change)
+        text = str(effect.change)
         self.memory.past.ended(effect.change)
         _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
         # A node would not recognise the end of a round that it never received.

@@ -1068,7 +1068,7 @@ class Membership:
             self._marking.gone(member.id, self._now_s if says_goodbye else self._later_s)
         self.roster.remove(member)
         self._suspicion.gone(member)
-        reason = reasons.describe(change)
+        reason = str(change)
         # The goodbye is answered when the ledger has the node's marks.
         waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))

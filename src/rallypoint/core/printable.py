@@ -1,6 +1,11 @@
-"""Text from other machines, made harmless for a terminal and a log. Quick to import."""
+"""Text for people: characters that are harmless in a terminal and a log, and short lists of names.
+
+Quick to import, and made of nothing else in `core/`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
@@ -14,3 +19,12 @@ def escaped(text: str, *, lines: bool = False) -> str:
         each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
         for each in text
     )
+
+
+def some(names: Sequence[str], count: int = 0) -> str:
+    """Names in words, with the number of those left out: 'a, b and 3 more'."""
+    total = max(count, len(names))
+    if not names:
+        return f"{total} nodes" if total else "a node"
+    shown = ", ".join(names)
+    return f"{shown} and {total - len(names)} more" if total > len(names) else shown

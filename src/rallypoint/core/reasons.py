@@ -13,17 +13,15 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.past import PastLoss
-from rallypoint.core.printable import escaped
+from rallypoint.core.printable import escaped, some
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
     TEXT_LENGTH_MAX,
     Address,
     Change,
-    ChangeKind,
     CloseRecord,
     Failure,
-    FailureKind,
     FrozenStruct,
     Outcome,
     Phase,
@@ -382,7 +380,7 @@ def store_lost(why: str) -> str:
 def budget_spent(change: Change, limit: int | None) -> str:
     """Why a run ends with this change: its restart budget is spent."""
     spent = f"the run's restart budget ({limit}) is spent" if limit else "no restarts are allowed"
-    return f"{describe(change)}; {spent}"
+    return f"{change}; {spent}"
 
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:
@@ -392,7 +390,7 @@ def too_few_remain(remaining: int, minimum: int, done: int) -> str:
 
 def storm(rounds: int, within_s: float, last: Change | None) -> str:
     """Why a run is closed whose rounds all end at once (`pacing`)."""
-    why = f"; the last one: {describe(last)}" if last is not None else ""
+    why = f"; the last one: {last}" if last is not None else ""
     return (
         f"{rounds} rounds of this run ended within {within_s:.0f} s, although new rounds were "
         f"held back{why}"
@@ -403,27 +401,6 @@ def describe_close(close: CloseRecord) -> str:
     """One line: how the run ended, why, and by whom."""
     by = f" (by {close.by})" if close.by else ""
     return f"{close.outcome.value.replace('_', ' ')}: {close.reason}{by}"
-
-
-def describe(change: Change) -> str:
-    """One line: why a round ended, and which nodes are the reason."""
-    who = some(change.nodes, change.count)
-    detail = f": {change.detail}" if change.detail else ""
-    match change.kind:
-        case ChangeKind.NODE_LOST if not change.nodes and change.detail:
-            return change.detail  # The round's store was lost, and no member.
-        case ChangeKind.NODE_LOST:
-            return f"{who} lost{detail}"
-        case ChangeKind.WORKER_FAILED:
-            return f"a worker failed on {who}: {_failure(change)}"
-        case ChangeKind.NODE_LEFT:
-            return f"{who} left{detail}"
-        case ChangeKind.NODES_JOINED:
-            return f"{who} joined"
-        case ChangeKind.READY_AGAIN:
-            return f"{who} asked for a new round"
-        case ChangeKind.CLOSED:
-            return f"the run was closed{detail}"
 
 
 def when_lost(loss: PastLoss) -> str:
@@ -455,9 +432,9 @@ def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> st
 
 def describe_end_of_round(change: Change, before: Change | None) -> str:
     """One line: a round has ended, or its cause is known now. "" if `before` had the same text."""
-    why = describe(change)
+    why = str(change)
     if before is not None and before.round == change.round:
-        is_known = describe(before) == why
+        is_known = str(before) == why
         return "" if is_known else f"round {change.round} has ended: the cause was: {why}"
     text = f"round {change.round} has ended: {why}"
     return text if change.confirmed else f"{text}; looking for the cause"
@@ -501,29 +478,6 @@ def tidy_change(change: Change) -> Change:
     )
 
 
-def describe_failure(failure: Failure) -> str:
-    """One line: the rank of the worker, how it ended, and its message."""
-    rank = f"rank {failure.rank} " if failure.rank is not None else ""
-    if failure.kind is FailureKind.OOM:
-        how = "was killed for memory"
-    elif failure.signal is not None:
-        how = f"was killed by signal {failure.signal}"
-    elif failure.exit_code is not None:
-        how = f"exited with code {failure.exit_code}"
-    else:
-        how = "failed"
-    return f"{rank}{how}" + (f" ({failure.message})" if failure.message else "")
-
-
-def some(names: Sequence[str], count: int = 0) -> str:
-    """Names in words, with the number of those left out: 'a, b and 3 more'."""
-    total = max(count, len(names))
-    if not names:
-        return f"{total} nodes" if total else "a node"
-    shown = ", ".join(names)
-    return f"{shown} and {total - len(names)} more" if total > len(names) else shown
-
-
 def first_names(names: Iterable[str]) -> tuple[str, ...]:
     """The first NAMES_SHOWN_MAX of them."""
     shown: list[str] = []
@@ -532,10 +486,6 @@ def first_names(names: Iterable[str]) -> tuple[str, ...]:
             break
         shown.append(name)
     return tuple(shown)
-
-
-def _failure(change: Change) -> str:
-    return describe_failure(change.failure) if change.failure else change.detail
 
 
 def _count(number: int, what: str) -> str:

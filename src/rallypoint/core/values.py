@@ -1,6 +1,7 @@
 """The values of the protocol: nodes, rounds, failures, changes, settings.
 
-They are frozen, compared by value, and validate themselves. They must not have other behaviour.
+They are frozen, compared by value, and validate themselves. `str` gives the line that people see.
+They must not have other behaviour.
 They are msgspec structs, so that they are encoded without conversion for the wire and the ledger.
 They are `array_like`, which keeps the encoding small. So a field may only be added at the end, with
 a default (docs/compatibility.md).
@@ -16,6 +17,8 @@ import hashlib
 from typing import Annotated, Any, Final
 
 import msgspec
+
+from rallypoint.core.printable import some
 
 NAME_LENGTH_MAX: Final = 256
 """The most characters of a node's name, a run id or a host name."""
@@ -364,6 +367,19 @@ class Failure(FrozenStruct, frozen=True):
     signal: int | None = None
     last_lines: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
 
+    def __str__(self) -> str:
+        """One line: the rank of the worker, how it ended, and its message."""
+        rank = f"rank {self.rank} " if self.rank is not None else ""
+        if self.kind is FailureKind.OOM:
+            how = "was killed for memory"
+        elif self.signal is not None:
+            how = f"was killed by signal {self.signal}"
+        elif self.exit_code is not None:
+            how = f"exited with code {self.exit_code}"
+        else:
+            how = "failed"
+        return f"{rank}{how}" + (f" ({self.message})" if self.message else "")
+
 
 class ChangeKind(enum.StrEnum):
     """Why a round ended."""
@@ -377,7 +393,7 @@ class ChangeKind(enum.StrEnum):
 
 
 class Change(FrozenStruct, frozen=True):
-    """Why a round ended. `reasons.describe` has the words.
+    """Why a round ended.
 
     `nodes`: at most NAMES_SHOWN_MAX names; `count`: how many nodes there are. `since_s`: how long
     before this change the trouble began, in seconds (a node silent for 5.2 s). `confirmed`: False
@@ -395,10 +411,24 @@ class Change(FrozenStruct, frozen=True):
     confirmed: bool = True
 
     def __str__(self) -> str:
-        # reasons is made of these values, so it cannot be imported above.
-        from rallypoint.core.reasons import describe
-
-        return describe(self)
+        """One line: why the round ended, and which nodes are the reason."""
+        who = some(self.nodes, self.count)
+        detail = f": {self.detail}" if self.detail else ""
+        match self.kind:
+            case ChangeKind.NODE_LOST if not self.nodes and self.detail:
+                return self.detail  # The round's store was lost, and no member.
+            case ChangeKind.NODE_LOST:
+                return f"{who} lost{detail}"
+            case ChangeKind.WORKER_FAILED:
+                return f"a worker failed on {who}: {self.failure or self.detail}"
+            case ChangeKind.NODE_LEFT:
+                return f"{who} left{detail}"
+            case ChangeKind.NODES_JOINED:
+                return f"{who} joined"
+            case ChangeKind.READY_AGAIN:
+                return f"{who} asked for a new round"
+            case ChangeKind.CLOSED:
+                return f"the run was closed{detail}"
 
 
 class Marks(FrozenStruct, frozen=True):

@@ -30,7 +30,6 @@ from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
-from rallypoint.core import reasons
 from rallypoint.core.values import (
     Address,
     Change,
@@ -383,7 +382,7 @@ class Agent:
     def _report(self, known: list[Failure], new: list[Failure]) -> None:
         """Report failures at once: the coordinator finds the cause."""
         for failure in worst_first(new):
-            self._log.say(f"round {self._number}: {reasons.describe_failure(failure)}")
+            self._log.say(f"round {self._number}: {failure}")
             if outranks(failure, known):
                 self._node.failed(failures.shared(failure, self._config.share_lines))
                 known = [*known, failure]
