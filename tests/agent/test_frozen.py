@@ -30,7 +30,7 @@ def suspect(machine: Machine, name: str) -> None:
 
 
 @pytest.mark.parametrize("with_workers", [False, True])
-def test_a_frozen_node_is_lost_when_it_is_needed_and_comes_back(
+def test_a_frozen_node_is_lost_when_needed_and_returns_later(
     machine: Machine, with_workers: bool
 ) -> None:
     a, b, c = (machine.agent(name, *QUICK, nnodes="2:3") for name in ("a", "b", "c"))
@@ -60,7 +60,7 @@ def test_a_frozen_node_is_lost_when_it_is_needed_and_comes_back(
         agent.ends(0)
 
 
-def test_a_newer_start_supersedes_a_frozen_one(machine: Machine) -> None:
+def test_a_newer_agent_replaces_a_frozen_one(machine: Machine) -> None:
     a, b = (machine.agent(name, *QUICK, nnodes="1:2") for name in ("a", "b"))
     a.worker(1)
     old = b.worker(1)

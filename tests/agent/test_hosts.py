@@ -36,7 +36,7 @@ def test_a_host_that_finishes_first_waits_for_the_others(machine: Machine) -> No
     assert "has succeeded" in host.ends(0)
 
 
-def test_a_host_that_is_told_to_go_stays_until_the_run_ends(machine: Machine) -> None:
+def test_a_host_that_gets_a_signal_stays_until_the_run_ends(machine: Machine) -> None:
     host, other = host_and_other(machine)
     host.worker(1)
     other.worker(1)
@@ -63,7 +63,7 @@ def test_a_second_signal_ends_a_host_that_stays(machine: Machine) -> None:
     assert "the end of the run is unknown" in other.ends(0)
 
 
-def test_without_its_coordinator_a_run_goes_on_until_it_needs_another_round(
+def test_without_its_coordinator_a_run_continues_until_it_needs_a_round(
     machine: Machine,
 ) -> None:
     options = ("--set", "coordinator_lost_after=0.5", "--max-restarts", "3")
@@ -80,7 +80,7 @@ def test_without_its_coordinator_a_run_goes_on_until_it_needs_another_round(
     assert "hint: " in text.splitlines()[-1]
 
 
-def test_a_coordinator_that_starts_anew_has_lost_the_run(machine: Machine) -> None:
+def test_a_restarted_coordinator_has_lost_the_run(machine: Machine) -> None:
     port = free_port()
     serve = machine.command("serve", "--host", "127.0.0.1", "--port", str(port))
     endpoint = serve.line(r"^(http://\S+)")[1]

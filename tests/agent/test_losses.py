@@ -30,7 +30,7 @@ PATIENT = "from rallypoint.launch import round_workers; round_workers.CULPRIT_S 
 PATIENT_RUN = ("--set", "probe=20")
 
 
-def test_survivors_of_a_killed_agent_regroup_and_its_workers_are_gone(machine: Machine) -> None:
+def test_after_a_killed_agent_survivors_regroup_and_its_workers_are_gone(machine: Machine) -> None:
     options = ("--nproc-per-node", "2", "--last-call", "60")  # all are in the first round
     agents = [machine.agent(name, *options) for name in ("a", "b", "c")]
     before = {agent.name: agent.workers(2, 1) for agent in agents}
@@ -72,7 +72,7 @@ def test_a_killed_worker_ends_the_run_with_the_same_cause_everywhere(machine: Ma
     gone(worker.pid for worker in workers.values())
 
 
-def test_the_restart_budget_is_the_runs(machine: Machine) -> None:
+def test_the_restart_budget_is_one_for_the_run(machine: Machine) -> None:
     agents = [machine.agent(name, "--max-restarts", "1", nnodes="2") for name in ("a", "b")]
     first = {agent.name: agent.worker(1) for agent in agents}
     os.kill(first["a"].pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_the_restart_budget_is_the_runs(machine: Machine) -> None:
         assert "  | ValueError: bad batch in shard 7" in text
 
 
-def test_the_cause_is_told_though_communication_errors_come_first(machine: Machine) -> None:
+def test_the_cause_is_found_although_communication_errors_come_first(machine: Machine) -> None:
     machine.main = PATIENT
     program = machine.program(CULPRIT)
     names = ("a", "b", "culprit")
@@ -100,7 +100,7 @@ def test_the_cause_is_told_though_communication_errors_come_first(machine: Machi
         assert "the last lines of rank" in text
 
 
-def test_what_a_worker_wrote_stays_on_its_node_if_it_shares_no_lines(machine: Machine) -> None:
+def test_a_workers_output_stays_on_its_node_if_it_shares_no_lines(machine: Machine) -> None:
     """Its own console has it: that is the worker's stderr."""
     machine.main = PATIENT
     program = machine.program(CULPRIT)

@@ -18,7 +18,7 @@ def finish(*pids: int) -> None:
         os.kill(pid, signal.SIGUSR2)
 
 
-def test_a_standby_steps_in_and_ends_with_the_run(machine: Machine) -> None:
+def test_a_standby_replaces_a_node_and_ends_with_the_run(machine: Machine) -> None:
     first = [machine.agent(name, nnodes="2") for name in ("a", "b")]
     workers = [agent.worker(1) for agent in first]
     stepped_in = machine.agent("spare", nnodes="2")
@@ -36,14 +36,14 @@ def test_a_standby_steps_in_and_ends_with_the_run(machine: Machine) -> None:
     assert "worker" not in waiting.text.replace("nodes, 2 workers", "")
 
 
-def test_too_few_nodes_end_with_3_and_say_how_many_there_were(machine: Machine) -> None:
+def test_too_few_nodes_exit_with_3_and_report_their_number(machine: Machine) -> None:
     text = machine.agent("a", "--join-timeout", "3", nnodes="2:3").ends(3)
     assert "no round of run 'test' was formed within 3 s: 1 of at least 2 nodes ready" in text
     assert text.splitlines()[-1].startswith("hint: start the missing nodes")
 
 
 @pytest.mark.verify
-def test_too_few_nodes_after_a_round_end_with_5(machine: Machine) -> None:
+def test_too_few_nodes_after_a_round_exit_with_5(machine: Machine) -> None:
     options = ("--join-timeout", "10")  # in which both have to start
     a, b = (machine.agent(name, *options, nnodes="2") for name in ("a", "b"))
     worker = a.worker(1)
@@ -66,7 +66,7 @@ if os.environ["RANK"] == "0":
 """
 
 
-def test_every_worker_is_told_its_place(machine: Machine) -> None:
+def test_every_worker_gets_its_ranks(machine: Machine) -> None:
     program = machine.program(ENVIRONMENT)
     counts = {"a": 3, "b": 1, "c": 2}
     agents = [
@@ -150,7 +150,7 @@ def test_an_operator_closes_the_run(machine: Machine) -> None:
     assert "budget is spent" in late.ends(3)
 
 
-def test_two_live_agents_of_one_name(machine: Machine) -> None:
+def test_the_second_live_agent_of_one_name_is_refused(machine: Machine) -> None:
     options = ("--set", "probe=20")  # who lives answers, however busy the machine is
     first = machine.agent("a", *options, nnodes="1:2")
     worker = first.worker()
@@ -162,7 +162,7 @@ def test_two_live_agents_of_one_name(machine: Machine) -> None:
     first.ends(0)
 
 
-def test_a_new_start_takes_the_place_of_a_dead_one(machine: Machine) -> None:
+def test_a_new_agent_replaces_a_dead_one_of_its_name(machine: Machine) -> None:
     a, b = (machine.agent(name, nnodes="2") for name in ("a", "b"))
     a.worker(1)
     rank = b.worker(1).rank
@@ -176,7 +176,7 @@ def test_a_new_start_takes_the_place_of_a_dead_one(machine: Machine) -> None:
     again.ends(0)
 
 
-def test_nodes_that_disagree_are_told_both_values(machine: Machine) -> None:
+def test_nodes_that_disagree_get_both_values(machine: Machine) -> None:
     first = machine.agent("a", nnodes="1:2")
     worker = first.worker()
     text = machine.agent("b", nnodes="1:3").ends(2)

@@ -55,7 +55,7 @@ print("no more worlds", run.closed, flush=True)
 """
 
 
-def test_a_worker_is_told_why_its_world_has_ended(machine: Machine) -> None:
+def test_a_worker_gets_the_reason_of_its_worlds_end(machine: Machine) -> None:
     program = machine.program(WAITS_FOR_CHANGE)
     # The program ignores SIGTERM, to be told before it is killed.
     options = ("--regroup-stop-timeout", "3", "--expected-nodes", "2", "--last-call", "60")
@@ -115,7 +115,7 @@ run.close("done")
         assert "round 1 has ended: b left: it has seen enough" in agent.ends(0)
 
 
-def test_an_exception_in_a_run_block_is_a_failure_and_no_leave(machine: Machine) -> None:
+def test_an_exception_in_a_run_block_is_a_failure(machine: Machine) -> None:
     code = """
 import rallypoint
 with rallypoint.join() as run:
@@ -128,7 +128,7 @@ with rallypoint.join() as run:
     assert "rank 0 exited with code 1 (ValueError: bad batch in shard 7)" in text
 
 
-def test_a_fork_does_not_keep_the_agent_and_cannot_use_the_run(machine: Machine) -> None:
+def test_a_fork_neither_holds_the_connection_nor_can_use_the_run(machine: Machine) -> None:
     code = """
 import os, signal, sys
 import rallypoint
@@ -171,7 +171,7 @@ world.store.get("never")
     gone([worker.pid])
 
 
-def test_what_a_worker_leaves_behind_is_no_part_of_the_next_round(machine: Machine) -> None:
+def test_remains_of_a_worker_are_no_part_of_the_next_round(machine: Machine) -> None:
     """A process in a session of its own outlives its worker, with the worker's secret."""
     code = """
 import os, signal, sys, time

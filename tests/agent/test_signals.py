@@ -29,7 +29,7 @@ signal.signal(signal.SIGHUP, no)
 """)
 
 
-def test_the_others_regroup_before_the_workers_of_who_departs_have_stopped(
+def test_others_regroup_before_the_workers_of_a_departing_node_have_stopped(
     machine: Machine,
 ) -> None:
     stubborn = machine.program(STUBBORN, "stubborn.py")
@@ -57,7 +57,7 @@ def test_the_others_regroup_before_the_workers_of_who_departs_have_stopped(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_workers_get_the_signal_that_the_agent_got_and_later_sigkill(
+def test_workers_get_the_agents_signal_and_later_sigkill(
     machine: Machine, number: int, code: int
 ) -> None:
     stubborn = machine.program(STUBBORN)
@@ -145,13 +145,13 @@ def test_a_scheduler_signals_the_workers_before_their_agent(machine: Machine) ->
     a.ends(0)
 
 
-def test_a_worker_that_alone_is_ended_by_sigterm_has_failed(machine: Machine) -> None:
+def test_a_worker_ended_alone_by_sigterm_has_failed(machine: Machine) -> None:
     agent = machine.agent("a", nnodes="1")
     os.kill(agent.worker().pid, signal.SIGTERM)
     assert "rank 0 was killed by signal 15" in agent.ends(1)
 
 
-def test_an_agent_whose_terminal_is_closed_leaves_in_order(machine: Machine) -> None:
+def test_an_agent_leaves_in_order_when_its_terminal_closes(machine: Machine) -> None:
     """Its output goes nowhere from then on, and its workers are told by the kernel as well."""
     stays = machine.agent("a", "--last-call", "60", nnodes="1:2")
     ours, theirs = pty.openpty()

@@ -24,19 +24,19 @@ def script(directory: Path, text: str, mode: int) -> str:
     return str(path)
 
 
-def test_a_program_that_is_not_there_ends_with_2_before_anybody_is_met(machine: Machine) -> None:
+def test_a_missing_program_exits_with_2_before_any_meeting(machine: Machine) -> None:
     text = machine.agent("a", "--host-coordinator", "no", program="none.py").ends(2)
     assert "error: cannot run 'none.py': no such program" in text
     assert "hint: " in text
 
 
-def test_a_program_that_cannot_be_executed_ends_with_2(machine: Machine) -> None:
+def test_a_program_that_cannot_be_executed_exits_with_2(machine: Machine) -> None:
     program = script(machine.directory, "#!/bin/sh\n", 0o644)
     text = machine.agent("a", "--no-python", "--host-coordinator", "no", program=program).ends(2)
     assert "not executable" in text
 
 
-def test_the_others_are_told_of_a_node_that_cannot_start_its_workers(machine: Machine) -> None:
+def test_the_others_learn_of_a_node_that_cannot_start_its_workers(machine: Machine) -> None:
     program = script(machine.directory, "#!/no/such/interpreter\n", 0o755)
     a = machine.agent("a", nnodes="1:2")
     a.worker(1)
@@ -50,7 +50,7 @@ def test_the_others_are_told_of_a_node_that_cannot_start_its_workers(machine: Ma
     a.ends(0)
 
 
-def test_a_log_directory_that_cannot_be_written_ends_with_2(machine: Machine) -> None:
+def test_an_unwritable_log_directory_exits_with_2(machine: Machine) -> None:
     text = machine.agent("a", "--log-dir", "/proc/none", nnodes="1").ends(2)
     assert "error: cannot write logs to '/proc/none': " in text
 
@@ -69,7 +69,7 @@ def test_logs_go_to_files_and_with_tee_to_the_console(machine: Machine) -> None:
         assert (where / "rank-0.err").read_text() == "to stderr\n"
 
 
-def test_a_full_disk_ends_the_log_file_and_not_the_run(machine: Machine) -> None:
+def test_a_full_disk_ends_the_log_file_but_not_the_run(machine: Machine) -> None:
     code = 'print("x" * 5000, flush=True); print("still there", flush=True)'
     argv = ("ulimit -f 1; trap '' XFSZ; exec \"$@\"", "sh", sys.executable, "-m", "rallypoint")
     options = ("--standalone", "--log-dir", str(machine.directory / "logs"))
@@ -94,7 +94,7 @@ sys.stdout = open(os.environ["TOLD"], "w")
 """)
 
 
-def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
+def test_a_console_that_hangs_delays_nothing(machine: Machine) -> None:
     """Nobody reads its output, which its worker fills: the agent is heard all the same."""
     quick = ("--set", "suspect_after=3", "--set", "lost_after=3")
     told = machine.directory / "told"
@@ -119,7 +119,7 @@ def test_a_console_that_hangs_holds_nothing_up(machine: Machine) -> None:
 
 @pytest.mark.verify
 @pytest.mark.timeout(300)
-def test_nothing_is_left_of_agents_that_are_killed_at_any_moment(machine: Machine) -> None:
+def test_agents_killed_at_any_moment_leave_nothing_behind(machine: Machine) -> None:
     """From before the first worker to after the last: 20 of them, a few at a time."""
     marks = machine.directory / "pids"
     marks.mkdir()

@@ -61,7 +61,7 @@ ELASTIC: dict[str, Any] = {
         ({"endpoint": 29400}, "endpoint is text", ""),
     ],
 )
-def test_what_join_cannot_take_is_a_usage_error(api, given, words, hint):
+def test_a_bad_argument_of_join_is_a_usage_error(api, given, words, hint):
     arguments = {"run_id": "run", "endpoint": None} | given
     with pytest.raises(rallypoint.UsageError) as caught:
         api.join(**arguments)
@@ -84,14 +84,14 @@ def test_the_typed_options_are_all_settings_that_join_takes():
     assert rallypoint.JoinOptions is options.JoinOptions
 
 
-def test_each_option_may_be_none_as_if_it_was_left_out(api):
+def test_an_option_of_none_counts_as_left_out(api):
     nothing = dict.fromkeys(typing.get_type_hints(options.JoinOptions))
     with api.join("run", None, labels=None, token=None, **nothing) as run:
         assert run.next_world().size == 1
 
 
 @pytest.mark.processes
-def test_the_asynchronous_api_is_there_after_an_import_of_the_package():
+def test_importing_the_package_provides_the_asynchronous_api():
     code = "import rallypoint; print(rallypoint.aio.join.__module__, 'aio' in dir(rallypoint))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["rallypoint.aio", "True"]
@@ -100,7 +100,7 @@ def test_the_asynchronous_api_is_there_after_an_import_of_the_package():
 # -- after leaving ---------------------------------------------------------------------------------
 
 
-def test_after_leaving_a_call_says_so(api):
+def test_a_call_after_leaving_is_an_error_that_says_so(api):
     with api.join("run", None) as run:
         run.next_world()
         run.leave()
@@ -111,7 +111,7 @@ def test_after_leaving_a_call_says_so(api):
         assert list(run.worlds()) == []
 
 
-def test_a_program_that_waits_is_told_when_another_thread_leaves():
+def test_a_waiting_call_ends_when_another_thread_leaves():
     run = rallypoint.join("run", None, min_nodes=2)
     found: list[BaseException | list[Any]] = []
 
@@ -145,7 +145,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("error", "told"), ENDS, ids=[repr(error) for error, _ in ENDS])
-def test_what_ends_a_program_is_a_failure_or_a_leave(error, told, coordinator):
+def test_each_end_of_a_program_is_a_failure_or_a_leave(error, told, coordinator):
     with rallypoint.join("job", coordinator, **ELASTIC) as stay:
         try:
             with rallypoint.join("job", coordinator, **ELASTIC) as go:
@@ -168,7 +168,7 @@ def test_what_ends_a_program_is_a_failure_or_a_leave(error, told, coordinator):
 
 @pytest.mark.parametrize("error", [RuntimeError("hunter2"), SystemExit("hunter2")], ids=repr)
 @pytest.mark.parametrize("is_given", [True, False], ids=["option", "environment"])
-def test_what_a_program_says_at_its_end_stays_with_it_if_it_shares_nothing(
+def test_last_output_stays_on_its_node_if_nothing_is_shared(
     error, is_given, coordinator, monkeypatch
 ):
     options: Any = {"share_lines": 0} if is_given else {}
@@ -189,7 +189,7 @@ def test_what_a_program_says_at_its_end_stays_with_it_if_it_shares_nothing(
         assert "hunter2" not in repr(change)
 
 
-def test_a_leave_says_nothing_of_the_exception_either_if_nothing_is_shared(coordinator):
+def test_a_leave_omits_the_exception_if_nothing_is_shared(coordinator):
     interrupt = KeyboardInterrupt("hunter2")
     with rallypoint.join("job", coordinator, **ELASTIC) as stay:
         try:
@@ -226,9 +226,7 @@ try: raise ValueError
 except ValueError: pass""", ChangeKind.NODE_LEFT),
     ],
 )  # fmt: skip
-def test_a_program_without_a_block_fails_by_an_exception_that_nobody_catches(
-    last, kind, coordinator
-):
+def test_without_a_block_an_uncaught_exception_is_a_failure(last, kind, coordinator):
     with rallypoint.join("job", coordinator, **ELASTIC) as stay:
         program = [sys.executable, "-c", PROGRAM.format(last), coordinator]
         with subprocess.Popen(program, stderr=subprocess.DEVNULL) as going:

@@ -75,9 +75,7 @@ def lines(process: subprocess.Popen[str], exit_code: int = 0) -> list[str]:
     return out.splitlines()
 
 
-def test_a_fork_that_uses_the_run_is_refused_and_one_that_lives_on_hides_no_death(
-    programs, coordinator
-):
+def test_a_fork_cannot_use_the_run_and_hides_no_death(programs, coordinator):
     peer = programs.start("peer", coordinator, "a")
     forking = programs.start("forks", coordinator, "b")
     assert line(forking) == "joined"
@@ -110,7 +108,7 @@ def test_a_fork_has_no_copy_of_the_connection(programs, coordinator):
 
 @pytest.mark.verify
 @pytest.mark.parametrize("ends", ["killed", "frozen"])
-def test_where_a_child_holds_the_connection_silence_is_judged_as_ever(
+def test_silence_counts_even_if_a_child_holds_the_connection(
     programs, coordinator, monkeypatch, ends
 ):
     """No FIN comes while anybody has the socket; and none of a process that only stands still."""
@@ -151,7 +149,7 @@ def sockets_of(pid: int) -> set[str]:
 
 
 @pytest.mark.verify
-def test_a_fork_of_the_host_hides_no_death_either(programs):
+def test_a_fork_of_the_host_hides_no_death(programs):
     endpoint = f"127.0.0.1:{free_port()}"
     forking = programs.start("forks", endpoint, "a")
     assert line(forking) == "joined"
@@ -167,7 +165,7 @@ def test_a_fork_of_the_host_hides_no_death_either(programs):
     assert lines(other) == ["joined"]
 
 
-def test_children_end_as_they_like_within_the_parents_blocks(programs, coordinator):
+def test_children_may_end_within_the_parents_blocks(programs, coordinator):
     process = programs.start("fork_exits", coordinator)
     assert lines(process) == ["exit 7", "return 0", "error 1", "still None 1"]
 
@@ -182,7 +180,7 @@ def test_a_forked_child_may_join_a_run_of_its_own(programs, coordinator):
     assert lines(programs.start("child_joins", coordinator)) == ["child 1 1", "exit 0"]
 
 
-def test_ctrl_c_ends_a_wait_and_nothing_else(programs, coordinator):
+def test_ctrl_c_ends_only_the_wait(programs, coordinator):
     peer = programs.start("peer", coordinator, "a")
     waiting = programs.start("waits", coordinator, "b")
     assert line(waiting) == "waiting"
@@ -191,14 +189,14 @@ def test_ctrl_c_ends_a_wait_and_nothing_else(programs, coordinator):
     assert lines(peer) == ["met 2", "node_left b interrupted"]
 
 
-def test_a_program_that_ends_without_a_word_says_goodbye(programs, coordinator):
+def test_a_program_that_just_ends_says_goodbye(programs, coordinator):
     peer = programs.start("peer", coordinator, "a")
     ending = programs.start("ends", coordinator, "b")
     assert lines(ending) == ["joined"]
     assert lines(peer) == ["met 2", "node_left b the program has left the run"]
 
 
-def test_a_host_that_ends_without_a_word_stays_until_the_others_have_ended(programs):
+def test_a_host_that_just_ends_stays_until_the_others_have_ended(programs):
     endpoint = f"127.0.0.1:{free_port()}"
     ending = programs.start("ends", endpoint, "a")
     assert line(ending) == "joined"

@@ -107,7 +107,7 @@ def test_a_round_that_ends_while_torch_waits_is_a_clear_error(programs: Programs
     assert in_a_thread.endswith("left: it had enough")
 
 
-def test_what_it_is_before_and_after_torch_is_imported(programs: Programs) -> None:
+def test_the_store_is_torchs_after_torch_is_imported(programs: Programs) -> None:
     assert said(programs.start("kinds")) == [
         "plain True True False",
         "both True True True 0:00:07",

@@ -33,7 +33,7 @@ def by_rank(runs: Any, worlds: list[Any]) -> list[Any]:
 # -- coming ----------------------------------------------------------------------------------------
 
 
-def test_alone_on_one_machine(api):
+def test_one_node_alone_has_a_world(api):
     with api.join(None, None) as run:
         for world in run.worlds():
             with world:
@@ -62,7 +62,7 @@ def test_two_meet_and_share_a_store(api, coordinator):
     assert max(total for _, total in results) == 3
 
 
-def test_members_are_told_with_what_they_said_of_themselves(api, coordinator):
+def test_members_have_what_they_said_of_themselves(api, coordinator):
     def run(name: str) -> Any:
         return api.join(
             "job",
@@ -84,7 +84,7 @@ def test_members_are_told_with_what_they_said_of_themselves(api, coordinator):
             assert world.bootstrap.host == "node9.example"
 
 
-def test_what_a_run_waits_for(api, coordinator, monkeypatch):
+def test_a_timeout_says_what_the_run_waits_for(api, coordinator, monkeypatch):
     monkeypatch.setattr("rallypoint.client.node.WHY_TIMEOUT_S", 20.0)  # for the answer why
     with api.join("job", coordinator, join_timeout_s=0.3, **TWO) as run:
         assert (run.run_id, run.closed) == ("job", None)
@@ -124,7 +124,7 @@ def test_the_others_regroup_when_a_node_is_lost(api, coordinator):
         assert [world.size for world in first_worlds(stay)] == [2, 2]
 
 
-def test_a_newcomer_is_let_in(api, coordinator):
+def test_a_newcomer_is_admitted(api, coordinator):
     with joined(api, 1, coordinator, **ELASTIC, expected_nodes=1) as (first,):
         world = first.next_world()
         assert world.size == 1
@@ -154,7 +154,7 @@ def test_a_close_ends_everybodys_worlds(api, coordinator):
     assert caught.value.close == close
 
 
-def test_a_close_of_a_failure(api, coordinator):
+def test_a_close_with_a_failure_is_seen_by_all(api, coordinator):
     with joined(api, 1, coordinator, **ELASTIC, expected_nodes=1) as (run,):
         run.next_world()
         assert run.close("diverged", failed=True).outcome is Outcome.FAILED
@@ -204,7 +204,7 @@ def test_an_error_that_nothing_explains_passes(api, coordinator):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_error_passes(api, coordinator, kind):
+def test_an_exit_that_is_no_error_passes(api, coordinator, kind):
     with joined(api, 2, coordinator, **TWO) as runs:
         worlds = first_worlds(runs)
         runs[1].close("over")
@@ -213,7 +213,7 @@ def test_what_is_no_error_passes(api, coordinator, kind):
             raise kind
 
 
-def test_a_misuse_is_the_callers_own_and_breaks_nothing(api, coordinator):
+def test_a_misuse_is_the_callers_error_and_breaks_nothing(api, coordinator):
     with joined(api, 2, coordinator, **TWO) as runs:
         worlds = first_worlds(runs)
         for misuse in (
@@ -321,7 +321,7 @@ def test_many_threads_call_at_once(api, coordinator):
 # -- callbacks -------------------------------------------------------------------------------------
 
 
-def test_a_callback_that_fails_hurts_nobody(api, coordinator, caplog):
+def test_a_callback_that_fails_disturbs_nothing(api, coordinator, caplog):
     with joined(api, 2, coordinator, **ELASTIC, expected_nodes=2) as runs:
         worlds = first_worlds(runs)
         called: list[Any] = []

@@ -84,7 +84,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_table(cli: Cli, snapshot: Snapshot) -> None:
+def test_the_figures_are_a_table(cli: Cli, snapshot: Snapshot) -> None:
     snapshot("bench-meet", str(cli("bench", "meet", "--nodes", "8,1024,9000")))
 
 
@@ -131,7 +131,7 @@ def test_json(cli: Cli) -> None:
 
 
 @pytest.mark.sockets
-def test_what_is_refused(
+def test_bad_options_are_refused(
     cli: Cli, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -168,7 +168,7 @@ ANSWERS = (
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_what_is_no_coordinator(
+def test_another_program_at_the_endpoint_is_named(
     cli: Cli, listener: Callable[[bytes | None], str], answer: bytes
 ) -> None:
     """An ordinary web server too, which says 200 to anything."""
@@ -180,7 +180,7 @@ def test_what_is_no_coordinator(
 
 
 @pytest.mark.sockets
-def test_one_that_never_answers(
+def test_a_server_that_never_answers_is_named(
     cli: Cli, listener: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
@@ -263,7 +263,7 @@ def test_a_limit_of_open_files_that_is_too_low() -> None:
 
 
 @pytest.mark.usefixtures("measured")
-def test_what_takes_long_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_steps_are_announced(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([False, False, True])
 
     def waits(plan: driver.Plan, nodes: int) -> list[Figure]:
@@ -339,7 +339,7 @@ def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-def test_several_machines_each_time_their_own_share(serve: Callable[..., Served]) -> None:
+def test_several_machines_measure_their_own_share(serve: Callable[..., Served]) -> None:
     """Here two processes of one machine: neither knows of the other but by the run's rounds."""
     address = f"127.0.0.1:{serve().port}"
 

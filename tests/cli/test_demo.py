@@ -188,7 +188,9 @@ def test_four_nodes_train_and_lose_one(run: Programs) -> None:
         (signal.SIGTERM, "node-2 killed"),
     ],
 )
-def test_told_to_end_it_leaves_nothing(run: Programs, number: signal.Signals, when: str) -> None:
+def test_a_demo_that_is_ended_leaves_nothing_behind(
+    run: Programs, number: signal.Signals, when: str
+) -> None:
     pytest.importorskip("sklearn")
     shown = run.cli("demo")
     shown.wait_for(when)

@@ -45,9 +45,7 @@ def directory(tmp_path: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.verify)])
-def test_a_run_works_whatever_its_descriptors_are(
-    directory: Path, closed: str, workers: int
-) -> None:
+def test_a_run_works_with_any_open_descriptors(directory: Path, closed: str, workers: int) -> None:
     line = f"rallypoint run --standalone --nproc-per-node {workers} $PROGRAM {closed}"
     done = _shell(line, directory)
     assert done.returncode == 0, done.stderr
@@ -55,7 +53,7 @@ def test_a_run_works_whatever_its_descriptors_are(
     assert (directory / "out").read_text() == "ran"
 
 
-def test_output_that_is_lost_is_told_of_once(directory: Path) -> None:
+def test_lost_output_is_reported_once(directory: Path) -> None:
     done = _shell("rallypoint run --standalone $PROGRAM > /dev/full", directory)
     assert done.returncode == 0
     assert done.stderr.count("output cannot be written: No space left on device") == 1
@@ -91,7 +89,7 @@ def _until_it_answers(port: int) -> None:
             time.sleep(0.05)
 
 
-def test_output_goes_where_it_is_meant(directory: Path) -> None:
+def test_with_stdout_closed_messages_still_go_to_stderr(directory: Path) -> None:
     """With stdout closed, its number must not become that of a socket or a file."""
     done = _shell("rallypoint run --standalone $PROGRAM >&-", directory)
     assert (done.returncode, done.stdout) == (0, "")
@@ -99,7 +97,7 @@ def test_output_goes_where_it_is_meant(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["env", "--version", "--help", "env --json", "run --help"])
-def test_a_command_whose_output_cannot_be_written_says_so(directory: Path, command: str) -> None:
+def test_a_command_that_cannot_write_its_output_fails(directory: Path, command: str) -> None:
     full = _shell(f"rallypoint {command} > /dev/full", directory)
     assert full.returncode == 1, full.stderr
     assert full.stderr.splitlines() == [
@@ -112,8 +110,6 @@ def test_a_command_whose_output_cannot_be_written_says_so(directory: Path, comma
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2> /dev/full", "<&- >&- 2>&-"])
-def test_an_error_that_nobody_can_be_told_of_is_still_an_error(
-    directory: Path, closed: str
-) -> None:
+def test_an_error_without_a_stderr_is_still_an_error(directory: Path, closed: str) -> None:
     done = _shell(f"rallypoint run --nnodes 0 $PROGRAM {closed}", directory)
     assert (done.returncode, done.stdout) == (2, "")

@@ -29,7 +29,7 @@ def test_a_number_is_that_number(driver: Path) -> None:
     assert _count(7, driver) == (7, [])
 
 
-def test_gpus_are_those_of_the_driver_unless_some_are_chosen(driver: Path) -> None:
+def test_all_gpus_of_the_driver_count_unless_some_are_chosen(driver: Path) -> None:
     assert _count("gpu", driver) == (3, [])
     assert _count("gpu", driver, CUDA_VISIBLE_DEVICES="0,2") == (2, [])
 
@@ -44,10 +44,10 @@ def test_auto_without_a_gpu_is_one_and_says_so(driver: Path, environ: dict[str, 
     assert _count("auto", driver / "none") == (1, ["--nproc-per-node auto: no GPU, 1"])
 
 
-def test_no_gpu_where_one_is_asked_for_is_an_error(driver: Path) -> None:
+def test_a_missing_gpu_is_an_error(driver: Path) -> None:
     with pytest.raises(UsageError, match="no GPU here"):
         _count("gpu", driver / "none")
 
 
-def test_cpus_are_those_that_this_process_may_use(driver: Path) -> None:
+def test_the_cpus_are_those_this_process_may_use(driver: Path) -> None:
     assert _count("cpu", driver) == (len(os.sched_getaffinity(0)), [])

@@ -25,7 +25,7 @@ def test_defaults(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
     snapshot("env-defaults", str(cli("env")))
 
 
-def test_what_is_set_says_where(
+def test_each_setting_shows_its_source(
     cli: Cli, snapshot: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RALLYPOINT_ENDPOINT", "http://node0:80")
@@ -58,7 +58,7 @@ def test_the_token_is_never_shown(
     assert "set" in done.out
 
 
-def test_what_cannot_be_read_is_shown_with_the_rest(
+def test_an_unreadable_setting_is_shown_with_the_rest(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RALLYPOINT_NNODES", "4:2")

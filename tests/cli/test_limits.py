@@ -44,7 +44,7 @@ def _processes(mark: str) -> list[str]:
     return found
 
 
-def test_a_python_that_the_user_may_not_run_is_no_fault_of_this_program() -> None:
+def test_a_python_without_permission_is_no_fault_of_this_program() -> None:
     found = limits.refusal(PermissionError(errno.EACCES, "Permission denied", sys.executable))
     assert found is not None
     assert f"cannot start {sys.executable!r}" in found.message
@@ -63,7 +63,7 @@ def test_a_python_that_the_user_may_not_run_is_no_fault_of_this_program() -> Non
         ("demo", 48),
     ],
 )
-def test_with_too_few_files_nothing_is_begun(command: str, needed: int, files: int) -> None:
+def test_with_too_few_files_nothing_is_started(command: str, needed: int, files: int) -> None:
     done = _limited(f"ulimit -n {files}", *COMMAND, *command.split())
     first, second = done.stderr.splitlines()
     assert done.returncode == 2
@@ -73,7 +73,7 @@ def test_with_too_few_files_nothing_is_begun(command: str, needed: int, files: i
 
 
 @pytest.mark.processes
-def test_files_that_were_left_open_count() -> None:
+def test_inherited_open_files_count() -> None:
     prelude = "ulimit -n 40; for i in $(seq 20); do exec {x}</dev/null; done"
     done = _limited(prelude, *COMMAND, "run", "--standalone", "--no-python", "true")
     assert done.returncode == 2
@@ -108,7 +108,7 @@ def test_without_a_check_too_few_files_are_an_error_too(files: int) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("command", ["run --standalone --no-python true", "serve --port 0", "demo"])
-def test_with_too_little_memory_nothing_is_begun(command: str) -> None:
+def test_with_too_little_memory_nothing_is_started(command: str) -> None:
     done = _limited("ulimit -v 200000", *COMMAND, *command.split())
     assert done.returncode == 2
     assert "needs 256 MiB of address space, and this process may have 195 MiB" in done.stderr
@@ -129,7 +129,7 @@ def test_with_too_little_memory_nothing_is_begun(command: str) -> None:
         (ImportError("a.so: failed to map segment from shared object"), "not enough", "ulimit -v"),
     ],
 )
-def test_what_the_system_refuses_is_an_error(
+def test_a_refusal_of_the_system_is_an_error(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str, hint: str
 ) -> None:
     def fails(*_: object) -> None:
@@ -153,7 +153,7 @@ def test_what_the_system_refuses_is_an_error(
         BlockingIOError(errno.EAGAIN, "no", 5),
     ],
 )
-def test_another_error_is_none_of_the_systems_limits(
+def test_another_error_is_not_reported_as_a_limit(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: object) -> None:
@@ -164,7 +164,7 @@ def test_another_error_is_none_of_the_systems_limits(
         cli("serve", "--port", "0")
 
 
-def test_an_unlimited_process_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unlimited_process_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
     limits.check("it", 10**9)

@@ -25,7 +25,7 @@ def test_the_version_is_printed(cli: Cli) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("arguments", [["--version"], ["env"], ["run", "nope.py"]])
-def test_what_is_quick_loads_little(arguments: list[str]) -> None:
+def test_quick_commands_import_little(arguments: list[str]) -> None:
     program = (
         "import sys\n"
         "from rallypoint.cli.main import exit_code_of\n"
@@ -38,7 +38,7 @@ def test_what_is_quick_loads_little(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1:] == ["loaded []"], done.stderr
 
 
-def test_without_a_command_it_says_what_there_is(cli: Cli) -> None:
+def test_without_a_command_the_commands_are_listed(cli: Cli) -> None:
     done = cli()
     assert (done.code, done.out) == (2, "")
     for name in ("run", "serve", "status", "close", "env"):
@@ -63,7 +63,7 @@ def test_every_exit_code_is_documented(cli: Cli) -> None:
         ["bench"],
     ],
 )
-def test_a_line_that_cannot_be_read_is_a_usage_error(cli: Cli, arguments: list[str]) -> None:
+def test_a_bad_command_line_is_a_usage_error(cli: Cli, arguments: list[str]) -> None:
     done = cli(*arguments)
     lines = done.err.splitlines()
     assert (done.code, done.out) == (2, "")
@@ -73,9 +73,7 @@ def test_a_line_that_cannot_be_read_is_a_usage_error(cli: Cli, arguments: list[s
 
 
 @pytest.mark.parametrize("arguments", [["statu"], ["token", "nwe"], ["token"]])
-def test_a_command_that_is_not_there_points_at_the_list_of_commands(
-    cli: Cli, arguments: list[str]
-) -> None:
+def test_an_unknown_command_points_to_the_list_of_commands(cli: Cli, arguments: list[str]) -> None:
     above = " ".join(["rallypoint", *arguments[:1]]) if arguments[0] == "token" else "rallypoint"
     done = cli(*arguments)
     assert (done.code, done.err.splitlines()[-1]) == (
@@ -114,7 +112,7 @@ def test_an_expected_error_ends_with_its_hint(
     assert capsys.readouterr().err == "error: it broke\nin two lines\nhint: mend it\n"
 
 
-def test_what_comes_from_other_machines_cannot_write_to_the_terminal() -> None:
+def test_text_of_other_machines_cannot_control_the_terminal() -> None:
     assert output.clean("a\x1b[31mb\rc\n") == "a\\x1b[31mb\\rc\\n"
     assert output.clean("a\nb\x07", lines=True) == "a\nb\\x07"
     assert output.clean("hoch – ünïcode") == "hoch – ünïcode"

@@ -94,7 +94,7 @@ def join(serving: Serving, name: str, token: str) -> rallypoint.Run:
 
 
 @pytest.mark.processes
-def test_tokens_are_changed_and_nobody_is_lost(machine: Machine) -> None:
+def test_tokens_are_replaced_without_losing_nodes(machine: Machine) -> None:
     serving = Serving(machine)
     assert serving.statuses() == (200, 401)
     with join(serving, "a", OLD) as a:
@@ -165,7 +165,7 @@ def _has_too_many_lines(path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_file_that_cannot_be_used_changes_nothing(machine: Machine) -> None:
+def test_an_unusable_file_changes_nothing(machine: Machine) -> None:
     serving = Serving(machine, "--host", "0.0.0.0")
     for spoil, why in (
         (_is_empty, "its first line is empty"),
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(machine: Machine) -> None:
 
 
 @pytest.mark.processes
-def test_without_a_token_file_it_goes_on(machine: Machine) -> None:
+def test_without_a_token_file_the_coordinator_continues(machine: Machine) -> None:
     serving = Serving(machine, tokens=None)
     assert "there is no token file" in serving.reload()
     assert "there is no token file" in serving.reload()
@@ -205,7 +205,7 @@ def test_without_a_token_file_it_goes_on(machine: Machine) -> None:
 
 
 @pytest.mark.processes
-def test_under_nohup_it_is_a_request_all_the_same(machine: Machine) -> None:
+def test_under_nohup_sighup_reloads_too(machine: Machine) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         serving = Serving(machine)
@@ -217,7 +217,7 @@ def test_under_nohup_it_is_a_request_all_the_same(machine: Machine) -> None:
 
 
 @pytest.mark.processes
-def test_it_outlives_its_terminal(machine: Machine) -> None:
+def test_the_coordinator_survives_its_terminal(machine: Machine) -> None:
     ours, theirs = pty.openpty()
     endpoint = machine.directory / "endpoint"
     with endpoint.open("w") as out:
@@ -263,7 +263,7 @@ def _take_terminal() -> None:
 # -- the reader ------------------------------------------------------------------------------------
 
 
-def test_a_file_system_that_hangs_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_system_that_hangs_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """The second request is for what is in the file after it: it must not be lost."""
     may_read = threading.Semaphore(0)
     contents = iter(("one", "two"))
@@ -287,7 +287,7 @@ def test_a_file_system_that_hangs_holds_nothing_up(caplog: pytest.LogCaptureFixt
     assert "still being read" in caplog.text
 
 
-def test_what_is_wrong_with_the_file_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_problem_of_the_file_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def read() -> tuple[str, ...]:
         raise UsageError("the file is gone", hint="write it")
 
@@ -301,7 +301,7 @@ def test_what_is_wrong_with_the_file_is_logged(caplog: pytest.LogCaptureFixture)
     asyncio.run(main())
 
 
-def test_a_fault_of_the_reading_keeps_no_later_request_out(
+def test_an_error_while_reading_does_not_block_later_reloads(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     faults = iter([MemoryError("no memory"), None])
@@ -324,7 +324,7 @@ def test_a_fault_of_the_reading_keeps_no_later_request_out(
     assert "MemoryError('no memory')" in caplog.text
 
 
-def test_without_a_thread_the_token_stays_and_may_be_asked_for_again(
+def test_without_a_thread_the_token_stays_and_a_reload_may_be_repeated(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:

@@ -55,7 +55,7 @@ def test_the_exit_code_is_the_agents(
     ],
 )
 @pytest.mark.parametrize("before", [[], ["--"]])
-def test_what_follows_the_program_is_the_programs(
+def test_arguments_after_the_program_belong_to_it(
     cli: Cli, started: list[agent.AgentConfig], script: str, before: list[str], words: list[str]
 ) -> None:
     assert cli("run", "--max-restarts", "1", *before, script, *words).code == 5
@@ -63,7 +63,7 @@ def test_what_follows_the_program_is_the_programs(
     assert started[0].run.max_restarts == 1
 
 
-def test_underscores_and_equals_signs_as_torchrun_is_written(
+def test_options_may_have_underscores_and_equals_signs(
     cli: Cli, started: list[agent.AgentConfig], script: str
 ) -> None:
     line = "run --nnodes=1:4 --nproc_per_node=2 --max_restarts=3 --rdzv_id=7 --rdzv_backend=c10d"
@@ -92,7 +92,7 @@ def test_a_module(cli: Cli, started: list[agent.AgentConfig]) -> None:
         ("--tee", None, None),
     ],
 )
-def test_streams_as_torchrun_is_written(
+def test_streams_are_written_as_for_torchrun(
     cli: Cli,
     started: list[agent.AgentConfig],
     script: str,
@@ -120,7 +120,7 @@ def test_redirected_output_has_files_without_a_log_dir(
     Path(log_dir).rmdir()
 
 
-def test_abbreviations_as_argparse_has_them(
+def test_options_may_be_abbreviated(
     cli: Cli, started: list[agent.AgentConfig], script: str
 ) -> None:
     assert cli("run", "--nproc", "2", "--max_rest=3", "--stand", script, "--nproc").code == 5
@@ -131,7 +131,7 @@ def test_abbreviations_as_argparse_has_them(
     assert "No such option" in cli("run", "--rdzv", "x", script).err
 
 
-def test_every_option_of_torchrun_is_taken(
+def test_every_option_of_torchrun_is_accepted(
     cli: Cli, started: list[agent.AgentConfig], script: str, tmp_path: Path
 ) -> None:
     line = (
@@ -149,7 +149,7 @@ def test_every_option_of_torchrun_is_taken(
         assert all("has no effect: " in each for each in done.err.splitlines()), done.err
 
 
-def test_a_token_file_that_others_can_read_is_told(
+def test_a_token_file_that_others_can_read_causes_a_warning(
     cli: Cli, started: list[agent.AgentConfig], script: str, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -160,7 +160,7 @@ def test_a_token_file_that_others_can_read_is_told(
     assert "warning: token file" in done.err
 
 
-def test_what_is_wrong_is_told_at_once(
+def test_a_bad_option_is_reported_at_once(
     cli: Cli, started: list[agent.AgentConfig], snapshot: Callable[[str, str], None]
 ) -> None:
     """Each with its last two lines; nothing was joined, nothing was started."""
@@ -213,7 +213,7 @@ def _run(*arguments: str, env: dict[str, str] | None = None) -> Done:
 
 
 @pytest.mark.processes
-def test_a_program_runs_and_its_exit_code_is_told(tmp_path: Path) -> None:
+def test_a_program_runs_and_its_exit_code_is_returned(tmp_path: Path) -> None:
     program = tmp_path / "show.py"
     program.write_text(
         "import json, os, sys\n"
@@ -239,7 +239,7 @@ def test_a_refusing_host_is_an_error_that_names_it(script: str, free_port: int) 
 
 
 @pytest.mark.processes
-def test_something_else_that_listens_there_is_an_error_that_names_it(
+def test_another_program_at_the_endpoint_is_an_error_that_names_it(
     script: str, listener: Callable[[bytes | None], str]
 ) -> None:
     where = listener(b"SSH-2.0-OpenSSH_9.6\r\n")

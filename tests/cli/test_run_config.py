@@ -79,7 +79,7 @@ def test_all_options_arrive(script: str) -> None:
     assert config.node.stop_s == 0.5
 
 
-def test_a_node_keeps_its_place_for_a_minute_at_most(script: str) -> None:
+def test_a_nodes_stop_time_is_at_most_a_minute(script: str) -> None:
     config = _config(script, regroup_stop_timeout="5m")
     assert (config.regroup_stop_timeout_s, config.node.stop_s) == (300, 60)
 
@@ -115,7 +115,7 @@ def test_a_token_file_is_read(script: str, tmp_path: Path) -> None:
 # -- torchrun ------------------------------------------------------------------------------------
 
 
-def test_torchruns_names_are_taken_where_the_idea_is_the_same(script: str) -> None:
+def test_options_of_torchrun_have_the_same_meaning(script: str) -> None:
     config = _config(
         script,
         nnodes="2",
@@ -129,11 +129,11 @@ def test_torchruns_names_are_taken_where_the_idea_is_the_same(script: str) -> No
     assert (config.run.last_call_s, config.node.host_coordinator) == (5, "yes")
 
 
-def test_what_torchrun_leaves_empty_is_not_given(script: str) -> None:
+def test_empty_options_of_torchrun_count_as_not_given(script: str) -> None:
     assert _config(script, rdzv_backend="", rdzv_endpoint="", rdzv_conf="") is not None
 
 
-def test_what_has_no_effect_is_said(script: str) -> None:
+def test_options_without_effect_are_reported(script: str) -> None:
     notes: list[str] = []
     options = {
         "program": [script],
@@ -194,7 +194,9 @@ def test_what_has_no_effect_is_said(script: str) -> None:
         ({"no_python": True, "module": True}, "exclude each other", ""),
     ],
 )
-def test_what_cannot_be_is_told(script: str, options: dict[str, Any], told: str, hint: str) -> None:
+def test_impossible_options_are_refused_with_a_reason(
+    script: str, options: dict[str, Any], told: str, hint: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         _config(script, **options)
     assert told in caught.value.message
@@ -202,12 +204,12 @@ def test_what_cannot_be_is_told(script: str, options: dict[str, Any], told: str,
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_endpoint_that_cannot_be_read_names_its_option(script: str) -> None:
+def test_a_bad_endpoint_is_refused_by_its_option(script: str) -> None:
     with pytest.raises(EndpointError, match="--rdzv-endpoint: endpoint 'a:0'"):
         _config(script, rdzv_endpoint="a:0", nnodes="2")
 
 
-def test_a_variable_that_cannot_be_read_is_named(script: str) -> None:
+def test_a_bad_variable_is_named(script: str) -> None:
     with pytest.raises(UsageError, match="RALLYPOINT_NPROC_PER_NODE must be at least one worker"):
         _config(script, {"RALLYPOINT_NPROC_PER_NODE": "0"})
 
@@ -257,7 +259,7 @@ def test_one_node_is_one_node(script: str, environ: dict[str, str]) -> None:
     assert _config(script, environ).run.max_nodes == 1
 
 
-def test_any_port_and_no_run_id_for_one_node(script: str) -> None:
+def test_one_node_may_have_any_port_and_no_run_id(script: str) -> None:
     config = _config(script, rdzv_endpoint="localhost:0", nnodes="1")
     assert config.node.endpoint.kind is EndpointKind.LOCAL
     config = _config(script, rdzv_endpoint="localhost:29477", nnodes="1")
@@ -266,9 +268,7 @@ def test_any_port_and_no_run_id_for_one_node(script: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "[::]"])
-def test_an_endpoint_that_is_another_machine_everywhere_is_warned_of(
-    script: str, host: str
-) -> None:
+def test_an_endpoint_that_differs_on_each_machine_causes_a_warning(script: str, host: str) -> None:
     said: list[str] = []
     options = {"program": [script], "endpoint": f"{host}:29400", "nnodes": "2", "run_id": "j"}
     build_config(options, environ={}, note=said.append)
@@ -292,7 +292,7 @@ def test_a_lone_worker_reads_stdin(script: str, options: dict[str, Any], rank: i
 # -- torchrun's options --------------------------------------------------------------------------
 
 
-def test_streams_as_torchrun_names_them(script: str) -> None:
+def test_streams_have_the_names_of_torchrun(script: str) -> None:
     rule = _config(
         script, redirects="3", tee_streams="0:3,1:2", local_ranks_filter="0,1", log_dir="/logs"
     ).console
@@ -304,7 +304,7 @@ def test_streams_as_torchrun_names_them(script: str) -> None:
     assert not _config(script, redirects="0", tee_streams="0").console.needs_files
 
 
-def test_output_that_no_file_keeps_is_shown(script: str) -> None:
+def test_output_without_a_file_is_shown(script: str) -> None:
     assert _config(script, tee=False).console.shows(0, STDOUT)
 
 
@@ -317,7 +317,7 @@ def test_roles_and_timeouts_of_torchrun(script: str) -> None:
     assert config.prefix_template == "[${role_name}]"
 
 
-def test_what_changes_nothing_is_told_in_a_line_each(script: str) -> None:
+def test_each_option_without_effect_gets_a_line(script: str) -> None:
     said: list[str] = []
     without = ("monitor_interval", "start_method", "signals_to_handle", "event_log_handler")
     more = ("logs_specs", "numa_binding", "duplicate_stdout_filters", "duplicate_stderr_filters")

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_where_it_is_and_ends_cleanly(serve: Callable[..., Served], number: int) -> None:
+def test_serve_prints_its_endpoint_and_ends_cleanly(
+    serve: Callable[..., Served], number: int
+) -> None:
     served = serve()
     assert served.endpoint.startswith("http://127.0.0.1:")
     code, err, took_s = served.stop(number)
@@ -38,7 +40,7 @@ def test_it_says_where_it_is_and_ends_cleanly(serve: Callable[..., Served], numb
     assert "Traceback" not in err
 
 
-def test_it_ends_in_time_although_nodes_are_connected(serve: Callable[..., Served]) -> None:
+def test_serve_ends_in_time_although_nodes_are_connected(serve: Callable[..., Served]) -> None:
     served = serve()
     with socket.create_connection(("127.0.0.1", served.port)) as idle:
         idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -47,13 +49,13 @@ def test_it_ends_in_time_although_nodes_are_connected(serve: Callable[..., Serve
     assert (code, took_s < 20) == (0, True)
 
 
-def test_it_answers(serve: Callable[..., Served]) -> None:
+def test_serve_answers_requests(serve: Callable[..., Served]) -> None:
     with urllib.request.urlopen(f"{serve().endpoint}/healthz", timeout=10) as response:
         assert response.read() == b"ok\n"
 
 
 @pytest.mark.parametrize("kept", ["memory", "file"])
-def test_a_run_that_is_over_is_kept_as_long_as_is_said(
+def test_a_closed_run_is_kept_for_the_configured_time(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path, kept: str
 ) -> None:
     ledger = ("--ledger", f"file:{tmp_path / 'ledger'}") if kept == "file" else ()
@@ -109,14 +111,14 @@ def test_beyond_loopback_a_token_that_can_be_guessed_is_refused(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "192.0.2.1"])
-def test_beyond_loopback_without_a_token_it_refuses(cli: Cli, host: str) -> None:
+def test_beyond_loopback_serve_needs_a_token(cli: Cli, host: str) -> None:
     done = cli("serve", "--host", host, "--port", "0")
     assert (done.code, done.out) == (2, "")
     assert "can be reached from other machines, and there is no token" in done.err
     assert "--insecure" in done.err.splitlines()[-1]
 
 
-def test_a_port_that_is_taken(
+def test_a_taken_port_is_an_error(
     serve: Callable[..., Served], cli: Cli, snapshot: Callable[[str, str], None]
 ) -> None:
     port = serve().port
@@ -129,7 +131,7 @@ def test_an_address_of_another_machine(cli: Cli) -> None:
     assert "192.0.2.1 is not an address of this machine" in done.err
 
 
-def test_a_token_file_that_others_can_read_is_told(cli: Cli, tmp_path: Path) -> None:
+def test_a_token_file_that_others_can_read_causes_a_warning(cli: Cli, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hunter2\n")
     token.chmod(0o644)
@@ -139,16 +141,18 @@ def test_a_token_file_that_others_can_read_is_told(cli: Cli, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_known(host: str) -> None:
+def test_loopback_addresses_are_recognized(host: str) -> None:
     assert serving.is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "192.0.2.1", "2001:db8::1"])
-def test_what_is_not_loopback_is_known(host: str) -> None:
+def test_addresses_beyond_loopback_are_recognized(host: str) -> None:
     assert not serving.is_loopback(host)
 
 
-def test_a_name_with_one_address_beyond_loopback_is_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_one_address_beyond_loopback_counts_as_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = [(0, 0, 0, "", ("127.0.0.1", 0)), (0, 0, 0, "", ("192.0.2.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert not serving.is_loopback("both")
@@ -189,17 +193,17 @@ def test_the_endpoint_of_every_address_names_this_machine() -> None:
         ("*", socket.gethostname()),
     ],
 )
-def test_the_endpoint_that_is_told_is_one_that_can_be_read(host: str, meant: str) -> None:
+def test_the_printed_endpoint_can_be_parsed(host: str, meant: str) -> None:
     text = serving.endpoint_text(serving.written_out(host), 5, "192.0.2.7")
     assert (parse_endpoint(text).host, parse_endpoint(text).port) == (meant, 5)
 
 
-def test_a_name_that_no_endpoint_can_have_is_told_as_its_address() -> None:
+def test_a_name_that_fits_no_endpoint_is_printed_as_its_address() -> None:
     assert serving.endpoint_text("knoten-ä", 5, "192.0.2.7") == "http://192.0.2.7:5"
 
 
 @pytest.mark.parametrize("name", ["localhost", "my host", "-x"])
-def test_a_machine_without_a_useful_name_is_told_by_its_address(
+def test_a_machine_without_a_useful_name_is_printed_by_its_address(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: name)
@@ -207,7 +211,7 @@ def test_a_machine_without_a_useful_name_is_told_by_its_address(
     assert serving.endpoint_text("::", 5, "::") == "http://10.0.0.5:5"
 
 
-def test_a_coordinator_on_loopback_says_that_others_cannot_come_to_it() -> None:
+def test_a_coordinator_on_loopback_says_that_others_cannot_reach_it() -> None:
     command = [*COMMAND, "serve", "--port", "0", "--ledger", "etcd://192.0.2.9:2379/p"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -218,7 +222,7 @@ def test_a_coordinator_on_loopback_says_that_others_cannot_come_to_it() -> None:
     assert "--advertise" in said
 
 
-def test_a_short_form_is_listened_at(serve: Callable[..., Served], cli: Cli) -> None:
+def test_a_short_form_of_an_address_is_bound(serve: Callable[..., Served], cli: Cli) -> None:
     served = serve("--host", "127.1")
     assert served.endpoint == f"http://127.0.0.1:{served.port}"
     assert cli("status", "--endpoint", served.endpoint).code == 0
@@ -246,9 +250,7 @@ def test_runs_are_found_through_the_ledger(
     assert f"runs are kept in {ledger}" in err
 
 
-def test_a_run_that_is_over_is_shown_although_nobody_serves_any_more(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_a_closed_run_is_shown_without_a_coordinator(cli: Cli, tmp_path: Path) -> None:
     where = ("--endpoint", f"file://{tmp_path}")
     trained = cli("run", "--nnodes", "1", "--run-id", "a", *where, "--no-python", "--", "true")
     assert trained.code == 0, trained.err
@@ -265,7 +267,7 @@ def test_a_run_that_is_over_is_shown_although_nobody_serves_any_more(
     assert [each["closed"]["outcome"] for each in told["runs"]] == ["succeeded"]
 
 
-def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
+def test_a_run_without_its_coordinator_has_the_same_fields(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path
 ) -> None:
     where = ("--endpoint", f"file://{tmp_path}", "--json")
@@ -306,7 +308,7 @@ def test_a_run_whose_coordinator_has_gone_is_listed_with_the_same_fields(
     assert shown.out.startswith("run a: unowned, round 1: 1 node, 1 worker, 0 restarts\n")
 
 
-def test_a_run_that_nobody_knows_has_the_same_fields(
+def test_an_unknown_run_has_the_same_fields(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path
 ) -> None:
     served = serve("--ledger", f"file:{tmp_path}")
@@ -318,7 +320,7 @@ def test_a_run_that_nobody_knows_has_the_same_fields(
         assert "no run 'nope'" in told.reason
 
 
-def test_a_replica_that_has_not_the_run_shows_and_closes_it(
+def test_a_replica_shows_and_closes_a_run_of_another(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path
 ) -> None:
     ledger = ("--ledger", f"file:{tmp_path}")
@@ -354,7 +356,7 @@ def test_a_replica_that_has_not_the_run_shows_and_closes_it(
             assert (told["rounds"][-1]["number"], told["rounds"][-1]["ended"]) == (1, "")
 
 
-def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> None:
+def test_status_creates_no_ledger(cli: Cli, tmp_path: Path) -> None:
     done = cli("status", "--endpoint", f"file://{tmp_path}/none")
     error, hint = done.err.splitlines()
     assert (done.code, error) == (
@@ -374,7 +376,7 @@ def test_where_there_is_no_ledger_nothing_is_made(cli: Cli, tmp_path: Path) -> N
         (("--ledger", "etcd://a?user=me"), "user 'me' has no password"),
     ],
 )
-def test_what_cannot_be_a_ledger_is_told_before_it_listens(
+def test_a_bad_ledger_is_reported_before_serve_listens(
     cli: Cli, options: tuple[str, ...], told: str
 ) -> None:
     done = cli("serve", "--port", "0", *options)

@@ -70,7 +70,7 @@ def test_the_only_run_is_shown_in_detail(cli: Cli, endpoint: str) -> None:
 
 
 @pytest.mark.processes
-def test_host_and_port_and_the_environment_name_it_too(
+def test_the_endpoint_may_be_host_and_port_or_a_variable(
     cli: Cli, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RALLYPOINT_ENDPOINT", endpoint.removeprefix("http://"))
@@ -78,7 +78,7 @@ def test_host_and_port_and_the_environment_name_it_too(
 
 
 @pytest.mark.processes
-def test_as_json_the_shape_does_not_depend_on_how_many_there_are(cli: Cli, endpoint: str) -> None:
+def test_the_json_has_one_shape_for_any_number_of_runs(cli: Cli, endpoint: str) -> None:
     everything = json.loads(cli("status", "--endpoint", endpoint, "--json").out)
     assert [each["run_id"] for each in everything["runs"]] == ["a/b c"]
     one = json.loads(cli("status", "a/b c", "--endpoint", endpoint, "--json").out)
@@ -90,7 +90,7 @@ def test_as_json_the_shape_does_not_depend_on_how_many_there_are(cli: Cli, endpo
 
 
 @pytest.mark.processes
-def test_close_ends_it_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
+def test_close_ends_the_run_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> None:
     endpoint, joined = run
     done = cli("close", "a/b c", "--endpoint", endpoint, "--reason", "enough")
     assert str(done) == "run 'a/b c' is closed\nexit code 0\n"
@@ -102,7 +102,7 @@ def test_close_ends_it_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -> Non
 
 
 @pytest.mark.processes
-def test_a_run_that_is_not_there(cli: Cli, endpoint: str) -> None:
+def test_an_unknown_run_exits_with_2(cli: Cli, endpoint: str) -> None:
     for command in (["status", "nope"], ["close", "nope"]):
         done = cli(*command, "--endpoint", endpoint)
         assert (done.code, done.out) == (2, "")
@@ -110,7 +110,7 @@ def test_a_run_that_is_not_there(cli: Cli, endpoint: str) -> None:
 
 
 @pytest.mark.processes
-def test_a_watch_tells_each_change_once_and_ends_with_the_run(
+def test_a_watch_prints_each_change_once_and_ends_with_the_run(
     cli: Cli, run: tuple[str, rallypoint.Run]
 ) -> None:
     watch = subprocess.Popen(
@@ -178,9 +178,7 @@ def test_a_malformed_endpoint(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("stdout", ["/dev/full", "a pipe that nobody reads"])
-def test_a_run_that_is_closed_is_closed_though_stdout_cannot_say_so(
-    run: tuple[str, rallypoint.Run], stdout: str
-) -> None:
+def test_a_close_counts_even_if_stdout_fails(run: tuple[str, rallypoint.Run], stdout: str) -> None:
     command = [*COMMAND, "close", "a/b c", "--endpoint", run[0]]
     for how in ("is closed", "had already ended"):
         with _unwritable(stdout) as out:
@@ -195,7 +193,7 @@ def test_a_run_that_is_closed_is_closed_though_stdout_cannot_say_so(
 @pytest.mark.processes
 @pytest.mark.parametrize("options", [["--json"], [], ["a/b c"], ["a/b c", "--watch", "--json"]])
 @pytest.mark.parametrize(("stdout", "code"), [("/dev/full", 1), ("a pipe that nobody reads", 141)])
-def test_a_picture_that_nobody_gets_is_no_success(
+def test_an_output_that_cannot_be_written_is_no_success(
     endpoint: str, options: list[str], stdout: str, code: int
 ) -> None:
     with _unwritable(stdout) as out:
@@ -222,9 +220,7 @@ def _unwritable(name: str) -> Iterator[int]:
 
 
 @pytest.mark.sockets
-def test_an_address_that_answered_an_hour_ago_may_have_been_a_nodes(
-    cli: Cli, free_port: int
-) -> None:
+def test_an_old_address_may_have_been_a_nodes(cli: Cli, free_port: int) -> None:
     """host:port is most often a run's own coordinator, and nobody can start that again."""
     served = cli("status", "--endpoint", f"http://127.0.0.1:{free_port}").err.splitlines()[-1]
     hosted = cli("close", "job", "--endpoint", f"127.0.0.1:{free_port}").err.splitlines()[-1]
@@ -272,7 +268,7 @@ def _http(status: str, body: bytes) -> bytes:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "status 200 and no JSON"),
     ],
 )
-def test_something_else_listens_there(
+def test_another_program_at_the_endpoint_is_named(
     cli: Cli, listener: Listener, answer: bytes, why: str
 ) -> None:
     where = listener(answer)
@@ -284,7 +280,9 @@ def test_something_else_listens_there(
 
 
 @pytest.mark.sockets
-def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_named(
+    cli: Cli, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
     where = listener(None)
     done = cli("close", "job", "--endpoint", where)
@@ -296,7 +294,7 @@ def test_what_never_answers(cli: Cli, listener: Listener, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"", b"HTTP/1.1 "]
 )
-def test_what_answers_drop_by_drop_is_given_up(
+def test_a_server_that_answers_too_slowly_is_given_up(
     monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
     """Drops of the body, of the status line, of what is no HTTP at all."""

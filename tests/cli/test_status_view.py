@@ -74,14 +74,16 @@ def test_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn == "coordinator: rallypoint 0.1.0, 3 connections\nno runs\n"
 
 
-def test_the_picture_of_another_release_is_drawn_as_far_as_it_goes(
+def test_the_status_of_another_release_is_shown_as_far_as_known(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert "run a" in _drawn({"run_id": "a", "members": [{}], "rounds": [{}]}, capsys)
     assert "coordinator" in _drawn({"runs": [{}]}, capsys)
 
 
-def test_names_are_never_read_as_markup_or_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_never_read_as_markup_or_control_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     hostile = {**SUMMARY, "run_id": "[red]x[/red]\x1b[2J", "reason": "\r\n\x07"}
     drawn = _drawn({"runs": [hostile]}, capsys)
     assert "[red]x[/red]\\x1b[2J" in drawn
@@ -89,7 +91,7 @@ def test_names_are_never_read_as_markup_or_obeyed(capsys: pytest.CaptureFixture[
     assert "\x07" not in drawn
 
 
-def test_the_key_changes_with_what_happens_and_not_with_time() -> None:
+def test_the_key_changes_with_events_but_not_with_time() -> None:
     later = copy.deepcopy(DETAIL)
     later["shown_at"] = 2.0
     later["reason"] = "...; last call ends in 2.2 s"

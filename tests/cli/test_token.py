@@ -11,7 +11,7 @@ from rallypoint import tokens
 from tests.cli.conftest import Cli
 
 
-def test_new_makes_a_file_and_says_how_to_use_it(cli: Cli, tmp_path: Path) -> None:
+def test_new_creates_a_file_and_says_how_to_use_it(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "a token"
     done = cli("token", "new", str(path))
     assert done.code == 0
@@ -26,7 +26,7 @@ def test_new_makes_a_file_and_says_how_to_use_it(cli: Cli, tmp_path: Path) -> No
     assert path.read_text().strip() == token
 
 
-def test_new_makes_the_homes_once(cli: Cli) -> None:
+def test_new_creates_the_homes_token_once(cli: Cli) -> None:
     path = Path(os.environ["HOME"]) / ".rallypoint" / "token"
     assert cli("token", "show").code == 2
     assert not path.exists()
@@ -38,13 +38,13 @@ def test_new_makes_the_homes_once(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("place", ["/nonexistent/folder/token", "/dev/null/token"])
-def test_new_where_nothing_can_be_made(cli: Cli, place: str) -> None:
+def test_new_in_an_unwritable_place_is_an_error(cli: Cli, place: str) -> None:
     done = cli("token", "new", place)
     assert (done.code, done.out) == (2, "")
     assert len(done.err.splitlines()) == 2
 
 
-def test_new_without_a_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_without_a_home_is_an_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     for command in ("new", "show"):
         done = cli("token", command)
@@ -52,7 +52,7 @@ def test_new_without_a_home(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "RALLYPOINT_TOKEN_FILE" in done.err
 
 
-def test_show_names_what_is_given_before_the_homes(
+def test_show_names_a_given_token_before_the_homes(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli("token", "new")
@@ -80,7 +80,7 @@ def test_env_names_the_homes_token(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert "can be read by other users" in done.err
 
 
-def test_serve_takes_no_token_that_was_not_given(cli: Cli) -> None:
+def test_serve_uses_only_a_given_token(cli: Cli) -> None:
     """It is for many runs, and so asks which token is meant, also where the home has one."""
     cli("token", "new")
     done = cli("serve", "--host", "0.0.0.0", "--port", "0")

@@ -119,7 +119,7 @@ async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("talk", [answer_http, echo, greet], ids=lambda talk: talk.__name__)
-def test_something_else_listens_there(talk: Talk):
+def test_another_program_at_the_address_is_reported(talk: Talk):
     async def main() -> None:
         async with listening(talk) as port:
             for endpoint in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
@@ -131,7 +131,7 @@ def test_something_else_listens_there(talk: Talk):
     run_clean(main)
 
 
-def test_an_address_that_takes_long_is_given_longer_each_time(monkeypatch: pytest.MonkeyPatch):
+def test_a_slow_address_gets_more_time_each_time(monkeypatch: pytest.MonkeyPatch):
     """A coordinator that has thousands to let in must not work for those that have given up."""
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 0.05)
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_MAX_S", 0.12)
@@ -152,7 +152,7 @@ def test_an_address_that_takes_long_is_given_longer_each_time(monkeypatch: pytes
     run_clean(main)
 
 
-def test_somebody_listens_and_says_nothing():
+def test_a_listener_that_stays_silent_is_reported():
     async def main() -> None:
         async with listening(say_nothing) as port:
             message = await fails(f"127.0.0.1:{port}", errors.UnreachableError)
@@ -170,7 +170,7 @@ def test_somebody_listens_and_says_nothing():
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_somebody_listens_and_does_not_answer(talk: Talk, why: str):
+def test_a_listener_that_does_not_answer_is_reported(talk: Talk, why: str):
     async def main() -> None:
         async with listening(talk) as port:
             message = await fails(f"127.0.0.1:{port}", errors.UnreachableError)
@@ -181,7 +181,7 @@ def test_somebody_listens_and_does_not_answer(talk: Talk, why: str):
 
 @pytest.mark.usefixtures("last_try_is_patient")
 @pytest.mark.parametrize("status", ["404 Not Found", "429 Too Many Requests", "500 Internal"])
-def test_a_proxy_that_knows_of_no_coordinator_yet_is_waited_for_and_named(status: str):
+def test_a_proxy_without_a_coordinator_is_awaited_and_named(status: str):
     async def main() -> None:
         async with listening(answering(status)) as port:
             message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
@@ -196,7 +196,7 @@ def test_a_proxy_that_knows_of_no_coordinator_yet_is_waited_for_and_named(status
 
 
 @pytest.mark.parametrize("status", ["200 OK", "301 Moved", "400 Bad", "403 Forbidden"])
-def test_a_status_that_no_proxy_answers_for_a_while_is_told_at_once(status: str):
+def test_a_final_http_status_is_reported_at_once(status: str):
     async def main() -> None:
         async with listening(answering(status)) as port:
             loop = asyncio.get_running_loop()
@@ -249,7 +249,7 @@ async def behind_a_proxy(port: int) -> AsyncIterator[tuple[int, list[str], Calla
         "302 There",
     ],
 )
-def test_no_status_is_final_for_a_node_that_was_attached(status: str):
+def test_no_http_status_is_final_for_an_attached_node(status: str):
     async def main() -> None:
         async with (
             served() as (_, port),
@@ -270,7 +270,7 @@ def test_no_status_is_final_for_a_node_that_was_attached(status: str):
     run_clean(main)
 
 
-def test_nobody_listens():
+def test_an_address_without_a_listener_is_reported():
     async def main() -> None:
         port = free_port()
         with pytest.raises(errors.UnreachableError) as caught:
@@ -282,7 +282,7 @@ def test_nobody_listens():
     run_clean(main)
 
 
-def test_a_name_that_nobody_knows(monkeypatch):
+def test_an_unknown_name_is_reported(monkeypatch):
     def unknown(*args: object, **more: object) -> list[object]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -309,7 +309,7 @@ def resolving(monkeypatch, *addresses: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found)
 
 
-def test_all_addresses_of_a_name_are_tried_and_told(monkeypatch):
+def test_all_addresses_of_a_name_are_tried_and_reported(monkeypatch):
     resolving(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
 
     async def main() -> None:
@@ -322,7 +322,7 @@ def test_all_addresses_of_a_name_are_tried_and_told(monkeypatch):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_address_with_something_else_does_not_hide_one_with_a_coordinator(monkeypatch):
+def test_another_program_at_one_address_does_not_hide_a_coordinator(monkeypatch):
     resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
 
     async def main() -> None:
@@ -339,7 +339,7 @@ def test_an_address_with_something_else_does_not_hide_one_with_a_coordinator(mon
 
 @needs_ipv6
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_name_of_both_families_whichever_is_served(host: str, monkeypatch):
+def test_a_name_of_both_families_is_reached_over_either(host: str, monkeypatch):
     resolving(monkeypatch, "::1", "127.0.0.1")
 
     async def main() -> None:
@@ -382,7 +382,7 @@ def test_nodes_that_race_for_a_port_have_one_coordinator(host: str):
 
 
 @needs_ipv6
-def test_one_port_however_the_endpoint_is_written():
+def test_every_spelling_of_an_endpoint_leads_to_one_port():
     async def main() -> None:
         port = free_port()
         nodes = [node(f"{host}:{port}", TWO) for host in ("127.0.0.1", "[::1]", "localhost")]
@@ -404,7 +404,7 @@ def test_this_machines_own_name_is_hosted_on_every_address():
     run_clean(main)
 
 
-def test_no_host_of_its_own_will():
+def test_a_node_that_may_not_host_does_not_host():
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         message = await fails(endpoint, errors.UnreachableError, host_coordinator="no")
@@ -413,7 +413,7 @@ def test_no_host_of_its_own_will():
     run_clean(main)
 
 
-def test_why_this_node_could_not_be_the_host_is_told(monkeypatch):
+def test_the_error_says_why_this_node_could_not_host(monkeypatch):
     async def fail(*args: object, **more: object) -> None:
         raise OSError(errno.EACCES, "Permission denied")
 
@@ -437,7 +437,7 @@ def test_whether_a_host_is_this_one():
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 2))
-def test_cancelled_while_it_becomes_the_host_nothing_is_left_open(turns: int):
+def test_a_cancel_while_becoming_the_host_leaves_nothing_open(turns: int):
     async def main() -> None:
         a = node(f"127.0.0.1:{free_port()}")
         opening = asyncio.create_task(a.open())
@@ -452,7 +452,7 @@ def test_cancelled_while_it_becomes_the_host_nothing_is_left_open(turns: int):
 
 
 @pytest.mark.parametrize("turns", range(0, 24, 2))
-def test_cancelled_while_it_attaches_nothing_is_left_open(turns: int):
+def test_a_cancel_while_attaching_leaves_nothing_open(turns: int):
     async def main() -> None:
         async with served() as (server, port):
             a = node(f"http://127.0.0.1:{port}")
@@ -470,7 +470,7 @@ def test_cancelled_while_it_attaches_nothing_is_left_open(turns: int):
 
 
 @pytest.mark.parametrize("turns", range(0, 12, 2))
-def test_cancelled_while_it_goes_nothing_is_left_open(turns: int):
+def test_a_cancel_while_leaving_leaves_nothing_open(turns: int):
     async def main() -> None:
         a = node(f"127.0.0.1:{free_port()}")
         await a.open()
@@ -487,7 +487,7 @@ def test_cancelled_while_it_goes_nothing_is_left_open(turns: int):
     run_clean(main)
 
 
-def test_cancelled_while_it_waits_nothing_is_left_open():
+def test_a_cancel_while_waiting_leaves_nothing_open():
     async def main() -> None:
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
             waits = (a.next_round(BOOTSTRAP), a.cause(60.0))
@@ -501,7 +501,7 @@ def test_cancelled_while_it_waits_nothing_is_left_open():
     run_clean(main)
 
 
-def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
+def test_a_node_pauses_if_coordinators_redirect_it_in_circles(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """As by a `serve` that was started again, and waits for its predecessor's lease to run out."""
@@ -534,7 +534,7 @@ def test_a_node_that_is_sent_in_circles_by_a_coordinator_pauses(
 # -- several coordinators, of which most may be dead -----------------------------------------------
 
 
-def test_one_live_replica_among_dead_ones_is_found_soon_and_nothing_is_left_open():
+def test_one_live_replica_among_dead_ones_is_found_soon():
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=512) as mute:
             nowhere = (Address("127.0.0.1", mute.getsockname()[1]),)
@@ -555,7 +555,7 @@ def test_one_live_replica_among_dead_ones_is_found_soon_and_nothing_is_left_open
     run_clean(main)
 
 
-def test_the_next_is_dialled_at_once_where_one_refuses():
+def test_after_a_refusal_the_next_address_is_dialed_at_once():
     async def main() -> None:
         refusing = [((Address("127.0.0.1", free_port()),), "") for _ in range(3)]
         attempts = Attempts(Address("replicas", 1))
@@ -567,7 +567,7 @@ def test_the_next_is_dialled_at_once_where_one_refuses():
     run_clean(main)
 
 
-def test_of_two_that_answer_one_connection_is_kept():
+def test_of_two_answers_one_connection_is_kept():
     async def main() -> None:
         async with served() as (one, port), served() as (other, other_port):
             places = [((Address("127.0.0.1", each),), "") for each in (port, other_port)]

@@ -91,7 +91,7 @@ def soon(after_s: float = 5.0) -> float:
     return asyncio.get_running_loop().time() + after_s
 
 
-def test_in_an_empty_ledger_it_is_this_nodes_turn() -> None:
+def test_in_an_empty_ledger_this_node_is_a_candidate() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         search.begin(at_once=True)
         assert await search.next(soon()) == e.BecomeCandidate()
@@ -99,7 +99,7 @@ def test_in_an_empty_ledger_it_is_this_nodes_turn() -> None:
     searching(scenario)
 
 
-def test_an_owner_is_a_place_to_go_to_with_its_token() -> None:
+def test_the_owners_address_comes_with_its_token() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await put_lease(ledger, "owner", token="secret")
         await put_run(ledger, "owner")
@@ -111,7 +111,7 @@ def test_an_owner_is_a_place_to_go_to_with_its_token() -> None:
     searching(scenario)
 
 
-def test_a_closed_run_is_over() -> None:
+def test_a_closed_run_ends_the_discovery() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         close = CloseRecord(Outcome.SUCCEEDED, "trained")
         await put_run(ledger, "owner", close)
@@ -121,7 +121,7 @@ def test_a_closed_run_is_over() -> None:
     searching(scenario)
 
 
-def test_an_owner_that_cannot_be_reached_and_stands_still_is_replaced_after_the_ttl() -> None:
+def test_an_unreachable_owner_that_does_not_renew_is_replaced_after_the_ttl() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await put_lease(ledger, "owner")
         await put_run(ledger, "owner")
@@ -155,7 +155,7 @@ def test_a_change_of_the_register_ends_the_wait() -> None:
     searching(scenario)
 
 
-def test_who_waits_does_not_read() -> None:
+def test_a_waiting_node_does_not_read() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await put_lease(ledger, "dead", ttl_s=600.0)
         await put_run(ledger, "dead")
@@ -194,7 +194,7 @@ def test_a_large_run_does_not_poll_an_engine_that_cannot_watch() -> None:
     searching(scenario, Polled())
 
 
-def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> None:
+def test_an_outage_is_reported_with_its_beginning_until_it_ends() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         ledger.away = LedgerUnreachableError("no answer from a:2379")
         search.begin(at_once=True)
@@ -208,7 +208,7 @@ def test_an_outage_is_told_with_its_beginning_and_forgotten_when_it_ends() -> No
     searching(scenario)
 
 
-def test_a_ledger_may_start_later_than_a_node_but_not_refuse_it() -> None:
+def test_a_ledger_may_start_late_but_a_refusal_is_final() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         ledger.away = LedgerUnreachableError("not yet")
         opening = asyncio.ensure_future(search.open(soon()))
@@ -225,7 +225,7 @@ def test_a_ledger_may_start_later_than_a_node_but_not_refuse_it() -> None:
     searching(scenario)
 
 
-def test_a_ledger_that_hangs_is_left_in_time_and_the_error_says_what_to_do() -> None:
+def test_a_ledger_that_hangs_is_an_error_in_time_with_a_hint() -> None:
     class Hangs(MemoryLedger):
         async def open(self) -> None:
             await asyncio.Event().wait()
@@ -239,7 +239,7 @@ def test_a_ledger_that_hangs_is_left_in_time_and_the_error_says_what_to_do() -> 
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def test_a_register_that_cannot_be_read_is_told_and_left() -> None:
+def test_an_unreadable_register_is_reported_and_left_alone() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await ledger.swap("runs/run", None, b"something else")
         search.begin(at_once=True)
@@ -249,7 +249,7 @@ def test_a_register_that_cannot_be_read_is_told_and_left() -> None:
     searching(scenario)
 
 
-def test_the_lease_of_a_process_says_itself_how_long_it_stands() -> None:
+def test_a_lease_has_its_own_ttl() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await put_lease(ledger, "owner", ttl_s=30.0)
         await put_run(ledger, "owner")
@@ -263,7 +263,7 @@ def test_the_lease_of_a_process_says_itself_how_long_it_stands() -> None:
     searching(scenario)
 
 
-def test_a_replica_whose_lease_moves_is_first_and_one_that_stands_still_is_left_out() -> None:
+def test_replicas_that_renew_come_first_and_others_are_left_out() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         for name in "abcdefgh":
             await put_lease(ledger, name, only_run="", ttl_s=5.0)
@@ -278,7 +278,7 @@ def test_a_replica_whose_lease_moves_is_first_and_one_that_stands_still_is_left_
     searching(scenario)
 
 
-def test_any_number_of_dead_leases_hides_no_live_one() -> None:
+def test_dead_leases_do_not_hide_a_live_one() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         for number in range(5 * discovery.REPLICAS_READ_MAX):
             await put_lease(ledger, f"dead{number}", only_run="", ttl_s=0.3)
@@ -292,7 +292,7 @@ def test_any_number_of_dead_leases_hides_no_live_one() -> None:
     searching(scenario)
 
 
-def test_replicas_are_those_that_serve_any_run() -> None:
+def test_only_coordinators_that_serve_any_run_are_replicas() -> None:
     async def scenario(search: Search, ledger: Lossy) -> None:
         await put_lease(ledger, "a-nodes-own")
         await put_lease(ledger, "replica", only_run="")

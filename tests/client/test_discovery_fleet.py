@@ -117,7 +117,7 @@ def seeded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize(("nodes", "alive"), [(8, 5), (64, 48), (1_000, 700), (1_000, 10)])
-def test_the_loss_of_a_coordinator_with_any_others(nodes: int, alive: int) -> None:
+def test_nodes_find_a_successor_after_any_losses(nodes: int, alive: int) -> None:
     seen = run_virtual(lose(nodes, alive, is_new=False))
     assert TTL_S <= seen.led_s <= TTL_S + (2.0 if alive > nodes / 2 else 6.0)
     assert seen.all_found_s <= seen.led_s + 1.0
@@ -126,7 +126,7 @@ def test_the_loss_of_a_coordinator_with_any_others(nodes: int, alive: int) -> No
 
 @pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize("nodes", [20, 200, 1_000])
-def test_nodes_that_come_together_before_the_first_round(nodes: int) -> None:
+def test_nodes_that_start_together_agree_on_a_coordinator(nodes: int) -> None:
     seen = run_virtual(lose(nodes, nodes, is_new=True))
     assert seen.led_s <= 2.0
     assert 1 <= seen.stood <= 9
@@ -134,7 +134,7 @@ def test_nodes_that_come_together_before_the_first_round(nodes: int) -> None:
 
 @pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize("can_watch", [True, False])
-def test_what_a_node_reads_does_not_grow_with_the_run(can_watch: bool) -> None:
+def test_the_reads_of_a_node_do_not_grow_with_the_run(can_watch: bool) -> None:
     small = run_virtual(lose(50, 35, is_new=False, can_watch=can_watch))
     large = run_virtual(lose(2_000, 1_400, is_new=False, can_watch=can_watch))
     assert large.bytes_per_node <= 1.5 * small.bytes_per_node + 500

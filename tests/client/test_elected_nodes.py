@@ -145,7 +145,9 @@ def test_nodes_meet_and_one_of_them_coordinates(on_ledger: Callable[..., None]) 
     on_ledger(scenario, run=RunSettings(min_nodes=3, max_nodes=3))
 
 
-def test_a_newcomer_finds_the_coordinator_without_standing(on_ledger: Callable[..., None]) -> None:
+def test_a_newcomer_finds_the_coordinator_without_being_a_candidate(
+    on_ledger: Callable[..., None],
+) -> None:
     async def scenario(nodes: Nodes) -> None:
         met = await nodes.meet("a", "b")
         host = await the_host(met)
@@ -157,7 +159,7 @@ def test_a_newcomer_finds_the_coordinator_without_standing(on_ledger: Callable[.
     on_ledger(scenario)
 
 
-def test_a_host_that_leaves_hands_over_and_the_others_go_on(
+def test_a_host_that_leaves_hands_over_and_the_others_continue(
     on_ledger: Callable[..., None],
 ) -> None:
     async def scenario(nodes: Nodes) -> None:
@@ -175,7 +177,7 @@ def test_a_host_that_leaves_hands_over_and_the_others_go_on(
     on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
 
 
-def test_a_hand_over_is_not_felt(on_ledger: Callable[..., None]) -> None:
+def test_a_handover_does_not_disturb_nodes(on_ledger: Callable[..., None]) -> None:
     async def scenario(nodes: Nodes) -> None:
         met = await nodes.meet("a", "b", "c", lease_ttl_s=LONG_TTL_S)
         host = await the_host(met)
@@ -192,7 +194,7 @@ def test_a_hand_over_is_not_felt(on_ledger: Callable[..., None]) -> None:
     on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
 
 
-def test_the_death_of_a_coordinator_is_not_felt_and_nothing_acknowledged_is_lost(
+def test_the_death_of_a_coordinator_loses_nothing_acknowledged(
     on_ledger: Callable[..., None],
 ) -> None:
     async def scenario(nodes: Nodes) -> None:
@@ -235,7 +237,7 @@ def test_a_host_that_dies_with_its_node_costs_no_attach_grace(
     on_ledger(scenario, run=msgspec.structs.replace(RUN, max_nodes=3))
 
 
-def test_a_node_that_is_done_and_has_gone_is_not_missed_by_the_next_coordinator(
+def test_the_next_coordinator_does_not_miss_a_done_node(
     on_ledger: Callable[..., None],
 ) -> None:
     """A3."""
@@ -260,7 +262,7 @@ def test_a_node_that_is_done_and_has_gone_is_not_missed_by_the_next_coordinator(
     on_ledger(scenario, run=msgspec.structs.replace(RUN, min_nodes=3, max_nodes=3))
 
 
-def test_a_run_that_was_closed_while_a_node_was_away_is_over_for_it() -> None:
+def test_a_run_closed_while_a_node_was_away_is_closed_for_it() -> None:
     async def scenario(nodes: Nodes) -> None:
         first, second = await nodes.meet("a", "b")
         host = await the_host([first, second])
@@ -290,7 +292,7 @@ class Reads(MemoryLedger):
         return await super().read(key)
 
 
-def test_who_waits_for_a_dead_lease_to_run_out_asks_the_ledger_with_pauses() -> None:
+def test_a_node_that_waits_for_a_lease_to_expire_reads_with_pauses() -> None:
     """Its own candidate sends it back to the dead coordinator for as long as the lease stands."""
     ledger = Reads()
 
@@ -310,7 +312,7 @@ def test_who_waits_for_a_dead_lease_to_run_out_asks_the_ledger_with_pauses() -> 
     nodes_on(IN_MEMORY, ledger, scenario, run=msgspec.structs.replace(RUN, min_nodes=3))
 
 
-def test_a_node_that_may_not_host_waits_and_says_so() -> None:
+def test_a_node_that_may_not_host_waits_and_logs_it() -> None:
     async def scenario(nodes: Nodes) -> None:
         node = nodes.new("a", host_coordinator="no", connect_timeout_s=0.3)
         with pytest.raises(UnreachableError, match="through memory") as caught:
@@ -342,7 +344,7 @@ class Outage(MemoryLedger):
             raise LedgerUnreachableError("no answer from the engine")
 
 
-def test_a_coordinator_at_an_address_of_no_use_is_named() -> None:
+def test_a_coordinator_at_a_useless_address_is_named() -> None:
     async def scenario(nodes: Nodes) -> None:
         host = nodes.new("a", local_addr="a.invalid")
         await host.open()
@@ -365,7 +367,7 @@ def test_a_ledger_that_is_away_at_start_is_the_error() -> None:
     nodes_on(IN_MEMORY, ledger, scenario)
 
 
-def test_without_ledger_and_coordinator_a_node_keeps_its_round_and_says_what_is_wrong() -> None:
+def test_without_ledger_and_coordinator_a_node_keeps_its_round() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:
@@ -383,7 +385,7 @@ def test_without_ledger_and_coordinator_a_node_keeps_its_round_and_says_what_is_
     nodes_on(IN_MEMORY, ledger, scenario)
 
 
-def test_who_waits_for_a_round_meanwhile_is_told_of_the_ledger() -> None:
+def test_a_node_that_waits_for_a_round_learns_of_the_ledgers_outage() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:
@@ -398,7 +400,7 @@ def test_who_waits_for_a_round_meanwhile_is_told_of_the_ledger() -> None:
     nodes_on(IN_MEMORY, ledger, scenario)
 
 
-def test_a_node_without_workers_that_finds_nobody_for_too_long_gives_up() -> None:
+def test_a_node_without_workers_gives_up_after_a_while() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:
@@ -435,7 +437,7 @@ def test_an_orphan_ends_its_round_and_regroups_when_there_is_a_coordinator_again
     nodes_on(IN_MEMORY, ledger, scenario, run=msgspec.structs.replace(RUN, max_nodes=2))
 
 
-def test_a_coordinator_that_is_cut_off_from_its_ledger_counts_as_none_for_an_orphan() -> None:
+def test_for_an_orphan_a_coordinator_without_its_ledger_counts_as_none() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:
@@ -452,7 +454,7 @@ def test_a_coordinator_that_is_cut_off_from_its_ledger_counts_as_none_for_an_orp
     nodes_on(IN_MEMORY, ledger, scenario, run=run)
 
 
-def test_without_an_orphans_end_a_node_goes_on() -> None:
+def test_without_an_orphan_limit_a_node_continues() -> None:
     ledger = Outage()
 
     async def scenario(nodes: Nodes) -> None:

@@ -93,7 +93,7 @@ def host_and_others(processes: list[Process]) -> tuple[Process, list[Process]]:
     return host, [each for each in processes if each is not host]
 
 
-def test_a_coordinator_killed_with_its_node_is_replaced_and_the_round_goes_on(
+def test_a_coordinator_killed_with_its_node_is_replaced_and_the_round_continues(
     start: Callable[[int], list[Process]],
 ) -> None:
     host, others = host_and_others(start(4))

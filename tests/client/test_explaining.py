@@ -23,7 +23,7 @@ LOST = Change(ChangeKind.NODE_LOST, 1, ("a",), 1)
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
     ],
 )
-def test_a_mistake_is_the_programs_own_whatever_happened_to_the_round(error: Exception) -> None:
+def test_an_error_of_the_program_is_never_explained_by_the_round(error: Exception) -> None:
     assert is_programs_own(error)
 
 
@@ -39,5 +39,5 @@ def test_a_mistake_is_the_programs_own_whatever_happened_to_the_round(error: Exc
         ValueError("Connection closed by peer [10.0.0.7]:34567"),
     ],
 )
-def test_what_a_peers_end_can_bring_about_may_be_explained(error: Exception) -> None:
+def test_an_error_that_a_peers_end_can_cause_may_be_explained(error: Exception) -> None:
     assert not is_programs_own(error)

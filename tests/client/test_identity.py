@@ -33,7 +33,7 @@ def names_of_a_process(*wrapper: str) -> list[str]:
 
 
 @pytest.mark.processes
-def test_containers_that_share_host_name_and_pid_have_names_of_their_own() -> None:
+def test_containers_with_one_host_name_and_pid_have_different_names() -> None:
     own_pids = ("unshare", "-Urpf", "--mount-proc")
     if not shutil.which("unshare") or subprocess.run([*own_pids, "true"], check=False).returncode:
         pytest.skip("this machine does not let a process have a pid namespace")
@@ -49,18 +49,18 @@ def test_a_fork_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert node_info(settings(), 1).name.rsplit("-", 2)[1] != before
 
 
-def test_nodes_of_one_process_are_in_order_of_their_start() -> None:
+def test_names_of_nodes_in_one_process_sort_by_start() -> None:
     made = [node_info(settings(), 1) for _ in range(12)]
     candidates = [Candidate(each.name, each.host, 1) for each in reversed(made)]
     assert natural_order(candidates) == [each.name for each in made]
 
 
-def test_a_name_can_be_read_and_says_host_and_pid() -> None:
+def test_a_name_is_readable_and_has_host_and_pid() -> None:
     info = node_info(settings(), 1)
     assert re.fullmatch(rf"{re.escape(info.host)}-{os.getpid()}-[a-z]{{6}}-\d+", info.name)
 
 
-def test_a_long_host_name_leaves_what_makes_the_name_unique(
+def test_a_long_host_name_is_cut_before_the_unique_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "h" * 300)
@@ -69,5 +69,5 @@ def test_a_long_host_name_leaves_what_makes_the_name_unique(
     assert len(one) == NAME_LENGTH_MAX
 
 
-def test_a_name_that_was_given_is_kept() -> None:
+def test_a_given_name_is_kept() -> None:
     assert node_info(settings(node_name="node-7"), 1).name == "node-7"

@@ -109,7 +109,7 @@ def port_of(one: Node) -> int:
 # -- cut off from the ledger -----------------------------------------------------------------------
 
 
-def test_nodes_leave_a_coordinator_that_is_cut_off_for_one_that_is_not():
+def test_nodes_leave_a_coordinator_without_its_ledger_for_another():
     async def main() -> None:
         shared = MemoryLedger()
         cut_off, well, seen = View(shared), View(shared), View(shared)
@@ -128,7 +128,7 @@ def test_nodes_leave_a_coordinator_that_is_cut_off_for_one_that_is_not():
     run_clean(main, 60.0)
 
 
-def test_nodes_leave_it_for_one_of_their_own_where_there_is_no_other():
+def test_nodes_elect_one_of_their_own_if_there_is_no_other():
     async def main() -> None:
         shared = MemoryLedger()
         cut_off, seen = View(shared), View(shared)
@@ -143,7 +143,7 @@ def test_nodes_leave_it_for_one_of_their_own_where_there_is_no_other():
     run_clean(main, 60.0)
 
 
-def test_nodes_stay_while_the_ledger_is_away_for_all():
+def test_nodes_stay_while_no_process_reaches_the_ledger():
     async def main() -> None:
         shared = MemoryLedger()
         theirs, seen, other = View(shared), View(shared), View(shared)
@@ -218,22 +218,22 @@ def lost(**own: Any) -> Callable[[str, int], None]:
 
 @pytest.mark.usefixtures("soon_orphaned")
 @pytest.mark.parametrize("scheme", ["", "http://"])
-def test_r13_a_run_that_is_lost_with_its_process_is_an_orphan_later(scheme: str):
+def test_r13_nodes_of_a_run_lost_with_its_process_become_orphans(scheme: str):
     lost()(scheme, 2)
 
 
 @pytest.mark.usefixtures("soon_orphaned")
-def test_a_node_that_is_alone_in_its_round_is_no_orphan():
+def test_a_node_alone_in_its_round_is_no_orphan():
     lost()("", 1)
 
 
 @pytest.mark.usefixtures("soon_orphaned")
-def test_an_orphan_for_ever_is_one_that_was_asked_for():
+def test_an_orphan_waits_for_ever_only_if_configured():
     lost(orphan_s=math.inf)("", 2)
 
 
 @pytest.mark.usefixtures("soon_orphaned")
-def test_r13_another_ledger_in_its_place_is_the_end_of_the_run_at_once():
+def test_r13_another_ledger_at_the_address_ends_the_run_at_once():
     async def main() -> None:
         port = free_port()
         hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
@@ -281,7 +281,7 @@ async def muted_later(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]
         cut()
 
 
-def test_a_coordinator_that_answers_nothing_is_looked_for_while_workers_run():
+def test_a_silent_coordinator_is_searched_while_workers_run():
     async def main() -> None:
         port = free_port()
         hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
@@ -302,7 +302,7 @@ def test_a_coordinator_that_answers_nothing_is_looked_for_while_workers_run():
     run_clean(main, 60.0)
 
 
-def test_a_ledger_that_holds_another_one_by_now_has_lost_the_run():
+def test_a_replaced_ledger_has_lost_the_run():
     async def main() -> None:
         shared = MemoryLedger()
         theirs, seen = View(shared), View(shared)

@@ -43,7 +43,7 @@ def attach(machine: m.NodeMachine, term: int, number: int = 0) -> list[act.Actio
     return machine.received(welcome(term, number), 0.0)
 
 
-def test_each_attach_shows_the_same_secret_whether_or_not_one_was_answered():
+def test_every_attach_shows_the_same_secret():
     machine = m.NodeMachine(
         "run", NodeInfo("a", 7, "host"), RunSettings(), silence_s=6.0, resume_secret=b"its own"
     )
@@ -85,7 +85,7 @@ def sent(actions: list[act.Action]) -> list[wire.Message]:
     return [each.message for each in actions if isinstance(each, act.Send)]
 
 
-def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> None:
+def test_a_redirected_node_keeps_its_round_and_repeats_its_state() -> None:
     machine = in_round()
     request_id, _ = machine.call(Set("k", b"v"), None)
     refusal = reasons.elsewhere("run", "other", THERE)
@@ -99,14 +99,14 @@ def test_sent_elsewhere_it_keeps_its_round_and_says_everything_again_there() -> 
     assert machine.ended is None
 
 
-def test_moved_is_no_end_either() -> None:
+def test_a_moving_coordinator_ends_no_round() -> None:
     machine = in_round()
     actions = machine.received(refused(reasons.moved("run", "it goes"), term=1, number=1), 1.0)
     assert [type(each) for each in actions] == [act.Redirected]
     assert not machine.is_over
 
 
-def test_who_has_no_term_yet_may_send_a_node_away_and_refuse_it() -> None:
+def test_a_coordinator_without_a_term_may_redirect_and_refuse() -> None:
     machine = in_round(term=3)
     assert machine.received(refused(reasons.elsewhere("run", "x", THERE)), 1.0)
     too_old = Refusal(RefusalCode.VERSION, "speak another version")
@@ -120,7 +120,7 @@ def test_the_late_refusal_of_an_older_term_changes_nothing() -> None:
     assert machine.refused is None
 
 
-def test_a_stranger_at_an_elected_address_is_no_end() -> None:
+def test_another_program_at_an_elected_address_is_not_final() -> None:
     stranger = Refusal(RefusalCode.OTHER_RUN, "this coordinator belongs to another run")
     elected, fixed = a_machine(), a_machine(is_elected=False)
     for machine in (elected, fixed):
@@ -129,7 +129,7 @@ def test_a_stranger_at_an_elected_address_is_no_end() -> None:
     assert fixed.received(refused(stranger), 0.0) == [act.WasRefused(stranger)]
 
 
-def test_a_successor_is_told_why_the_round_ended() -> None:
+def test_the_successor_gets_the_reason_of_the_rounds_end() -> None:
     machine = in_round()
     machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0)
     assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [None]
@@ -138,7 +138,7 @@ def test_a_successor_is_told_why_the_round_ended() -> None:
     assert [(each.change, each.leaving_round, each.stamp.term) for each in said] == [(LOST, 1, 2)]
 
 
-def test_a_successor_is_told_also_if_the_node_is_ready_only_later() -> None:
+def test_the_successor_gets_the_reason_also_from_a_late_node() -> None:
     machine = in_round()
     machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0)
     machine.disconnected()
@@ -146,14 +146,14 @@ def test_a_successor_is_told_also_if_the_node_is_ready_only_later() -> None:
     assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [LOST]
 
 
-def test_who_asks_for_a_new_round_gives_no_cause() -> None:
+def test_a_request_for_a_new_round_has_no_cause() -> None:
     machine = in_round()
     machine.disconnected()
     attach(machine, term=2, number=1)
     assert [each.change for each in ready_said(machine.ready(HERE, 1))] == [None]
 
 
-def test_a_run_that_the_ledger_calls_closed_is_over() -> None:
+def test_a_run_that_is_closed_in_the_ledger_is_closed() -> None:
     close = CloseRecord(Outcome.SUCCEEDED, "trained")
     machine = in_round()
     machine.disconnected()
@@ -162,7 +162,7 @@ def test_a_run_that_the_ledger_calls_closed_is_over() -> None:
     assert machine.closed == close
 
 
-def test_who_comes_too_late_for_a_run_is_told_so() -> None:
+def test_a_node_too_late_for_a_run_gets_that_reason() -> None:
     machine = a_machine()
     (action,) = machine.found_closed(CloseRecord(Outcome.SUCCEEDED, "trained"))
     assert isinstance(action, act.WasRefused)
@@ -170,7 +170,7 @@ def test_who_comes_too_late_for_a_run_is_told_so() -> None:
     assert "trained" in action.refusal.message
 
 
-def test_an_orphan_ends_its_round_once_and_tells_the_next_coordinator() -> None:
+def test_an_orphan_ends_its_round_once_and_reports_it() -> None:
     machine = in_round()
     machine.disconnected()
     (action,) = machine.orphaned(30.0)
@@ -183,7 +183,7 @@ def test_an_orphan_ends_its_round_once_and_tells_the_next_coordinator() -> None:
     assert [each.change for each in said] == [action.change]
 
 
-def test_only_a_beat_that_advances_is_a_sign_of_a_coordinator_that_leads() -> None:
+def test_only_an_advancing_beat_shows_a_coordinator_with_a_lease() -> None:
     machine = in_round()
     led = []
     for now_s, beat in ((101.0, 7), (102.0, 7), (103.0, 8), (104.0, 8)):
@@ -196,7 +196,7 @@ def test_a_node_without_a_round_is_no_orphan() -> None:
     assert a_machine().orphaned(30.0) == []
 
 
-def test_a_call_that_is_asked_again_has_the_time_that_is_left() -> None:
+def test_a_repeated_call_has_the_remaining_time() -> None:
     """Also at a barrier: its deadline survives a failover, and no clock is compared (R9)."""
     machine = in_round()
     machine.call(Barrier("start", 0), 10.0, 100.0)
@@ -221,7 +221,7 @@ def test_a_call_that_is_asked_again_has_the_time_that_is_left() -> None:
 # -- who can speak for the run ---------------------------------------------------------------------
 
 
-def test_r5_a_coordinator_that_the_ledger_says_is_replaced_is_left_at_once() -> None:
+def test_r5_a_coordinator_replaced_in_the_ledger_is_left_at_once() -> None:
     machine = in_round()
     machine.disconnected()
     machine.found_term(Stamp("ledger", 2, 0))
@@ -234,7 +234,7 @@ def test_r5_a_coordinator_that_the_ledger_says_is_replaced_is_left_at_once() -> 
     assert machine.is_attached
 
 
-def test_r5_so_is_one_by_a_node_that_was_never_attached() -> None:
+def test_r5_a_node_that_never_attached_leaves_a_replaced_coordinator_too() -> None:
     machine = a_machine()
     machine.found_term(Stamp("ledger", 3, 0))
     machine.found_term(Stamp("ledger", 2, 0))
@@ -244,7 +244,7 @@ def test_r5_so_is_one_by_a_node_that_was_never_attached() -> None:
     assert machine.is_attached
 
 
-def test_r5_what_a_replaced_coordinator_says_to_its_nodes_changes_nothing() -> None:
+def test_r5_messages_of_a_replaced_coordinator_change_nothing() -> None:
     machine = in_round()
     machine.found_term(Stamp("ledger", 2, 0))
     assert machine.received(wire.Broken(Stamp("ledger", 1, 1), LOST), 1.0) == []
@@ -266,36 +266,36 @@ def refused_by(ledger_id: str, refusal: Refusal, *, is_elected: bool) -> list[ac
 
 
 @pytest.mark.parametrize("is_elected", [True, False])
-def test_a_refusal_that_nobody_vouches_for_is_not_final(is_elected: bool) -> None:
+def test_a_refusal_without_the_runs_ledger_is_not_final(is_elected: bool) -> None:
     for refusal in (OTHER_VERSION, RUN_LOST):
         actions = refused_by("", refusal, is_elected=is_elected)
         assert actions == [act.Drop(refusal.message)]
         assert refused_by("ledger", refusal, is_elected=is_elected) == [act.WasRefused(refusal)]
 
 
-def test_a_limit_may_be_free_again_for_a_node_of_the_run_and_ends_one_that_comes() -> None:
+def test_a_limit_is_final_for_a_newcomer_but_not_for_a_member() -> None:
     assert refused_by("ledger", LIMIT, is_elected=False) == [act.Drop(LIMIT.message)]
     newcomer = a_machine(is_elected=False)
     newcomer.connected(0.0)
     assert newcomer.received(refused(LIMIT), 0.0) == [act.WasRefused(LIMIT)]
 
 
-def test_another_ledger_in_the_place_of_the_coordinator_is_final() -> None:
+def test_another_ledger_behind_the_endpoint_is_final() -> None:
     assert refused_by("another", RUN_LOST, is_elected=False) == [act.WasRefused(RUN_LOST)]
 
 
-def test_another_ledger_at_an_address_that_a_ledger_named_is_not() -> None:
+def test_another_ledger_at_an_address_from_a_ledger_is_not_final() -> None:
     assert refused_by("another", RUN_LOST, is_elected=True) == [act.Drop(RUN_LOST.message)]
 
 
-def test_a_ledger_that_is_another_one_by_now_is_final() -> None:
+def test_a_replaced_ledger_is_final() -> None:
     machine = in_round()
     (action,) = machine.found_replaced()
     assert isinstance(action, act.WasRefused)
     assert action.refusal.code is RefusalCode.RUN_LOST
 
 
-def test_for_how_long_a_beat_has_stood_still_is_told_by_what_was_heard_only() -> None:
+def test_the_age_of_a_beat_counts_received_messages_only() -> None:
     machine = in_round()
     for now_s, beat in ((101.0, 7), (102.0, 7), (106.5, 7)):
         machine.received(wire.Beat(machine.stamp, beat), now_s)
@@ -304,14 +304,14 @@ def test_for_how_long_a_beat_has_stood_still_is_told_by_what_was_heard_only() ->
     assert machine.beat_stood_still_s == 0.0
 
 
-def test_a_node_of_a_ledger_says_that_it_reads_it() -> None:
+def test_a_node_on_a_ledger_says_that_it_reads_the_ledger() -> None:
     for is_elected in (True, False):
         (said,) = sent(a_machine(is_elected=is_elected).connected(0.0))
         assert isinstance(said, wire.Attach)
         assert said.reads_ledger is is_elected
 
 
-def test_a_late_tick_judges_nobody_before_what_came_meanwhile_is_read() -> None:
+def test_a_late_tick_judges_after_the_input_was_read() -> None:
     for stall_s in (0.1, 0.6, 0.9):
         machine = in_round()
         while machine.next_tick_s <= machine.silence_s:  # type: ignore[operator]
@@ -326,7 +326,7 @@ def test_a_late_tick_judges_nobody_before_what_came_meanwhile_is_read() -> None:
         assert not any(isinstance(action, act.Drop) for action in machine.tick(again_s))
 
 
-def test_a_process_that_is_always_late_still_gives_up_a_silent_coordinator() -> None:
+def test_an_always_late_process_still_leaves_a_silent_coordinator() -> None:
     machine = in_round()
     now_s = 0.0
     for _ in range(10_000):

@@ -63,7 +63,7 @@ def cut(a: Node) -> None:
     a._connector.connection.abort("the test cut it")
 
 
-def test_a_connection_that_broke_is_resumed_and_requests_count_once():
+def test_a_broken_connection_is_resumed_and_requests_count_once():
     async def main() -> None:
         async with served() as (_, port), two(port) as (a, b):
             for expected in range(1, 6):
@@ -88,7 +88,7 @@ def test_an_abrupt_end_is_a_loss_after_the_grace():
     run_clean(main)
 
 
-def test_a_goodbye_that_was_said_while_the_connection_was_lost_is_heard():
+def test_a_goodbye_sent_while_disconnected_arrives():
     async def main() -> None:
         run = RunSettings(min_nodes=1, max_nodes=2, expected_nodes=2, reconnect_grace_s=60.0)
         async with served() as (_, port), two(port, run) as (a, b):
@@ -118,7 +118,7 @@ def test_a_node_that_has_left_does_not_come_back():
     run_clean(main)
 
 
-def test_a_coordinator_that_starts_anew_has_lost_the_run():
+def test_a_restarted_coordinator_has_lost_the_run():
     async def main() -> None:
         port = free_port()
         hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
@@ -133,7 +133,7 @@ def test_a_coordinator_that_starts_anew_has_lost_the_run():
     run_clean(main)
 
 
-def test_a_coordinator_that_does_not_come_back_is_lost_in_time():
+def test_a_coordinator_that_does_not_return_is_lost_in_time():
     async def main() -> float:
         port = free_port()
         hosted = await EmbeddedCoordinator.start("run", "", "127.0.0.1", port)
@@ -164,7 +164,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_a_round_waits_for_is_in_the_error():
+def test_the_error_says_what_the_round_waits_for():
     async def main() -> None:
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as a:
             with pytest.raises(errors.JoinTimeoutError) as caught:
@@ -178,7 +178,7 @@ def test_what_a_round_waits_for_is_in_the_error():
 
 
 @pytest.mark.usefixtures("patient")
-def test_who_is_waited_for_is_in_the_error():
+def test_the_error_names_the_awaited_nodes():
     async def main() -> None:
         async with served() as (_, port), two(port) as (a, _):
             with pytest.raises(errors.JoinTimeoutError, match="waiting for b") as caught:
@@ -189,7 +189,7 @@ def test_who_is_waited_for_is_in_the_error():
     run_clean(main)
 
 
-def test_a_round_that_was_formed_when_nobody_waited_is_taken_by_the_next_call():
+def test_the_next_call_returns_a_round_formed_meanwhile():
     async def main() -> None:
         async with served() as (_, port):
             endpoint = f"http://127.0.0.1:{port}"
@@ -208,7 +208,7 @@ def test_a_round_that_was_formed_when_nobody_waited_is_taken_by_the_next_call():
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_standby_has_no_deadline_while_the_round_is_on():
+def test_a_standby_has_no_deadline_during_the_round():
     async def main() -> None:
         run = RunSettings(min_nodes=1, max_nodes=1, max_restarts=None)
         async with served() as (_, port):
@@ -229,7 +229,7 @@ def test_a_standby_has_no_deadline_while_the_round_is_on():
     run_clean(main)
 
 
-def test_a_member_table_of_another_round_is_not_taken_for_this_one():
+def test_a_member_table_of_another_round_is_ignored():
     async def main() -> None:
         async with served() as (_, port), two(port) as (a, _):
             assert [m.name for m in await a.members()] == ["a", "b"]
@@ -241,7 +241,7 @@ def test_a_member_table_of_another_round_is_not_taken_for_this_one():
     run_clean(main)
 
 
-def test_a_table_with_fields_of_a_later_release_is_still_this_rounds():
+def test_a_table_with_fields_of_a_later_release_is_accepted():
     """The digest is the coordinator's word: counted here, it would not know the new fields."""
 
     class Later(RoundMember, frozen=True):
@@ -265,7 +265,7 @@ def test_a_table_with_fields_of_a_later_release_is_still_this_rounds():
     [Set("k", bytes(9 * 1024**2)), Set("k", 5), Get("\udcff"), Add("k", 2**70)],  # type: ignore[arg-type]
     ids=["too large", "no bytes", "no text", "no int64"],
 )
-def test_a_call_that_no_coordinator_takes_does_not_cost_the_node_its_place(op: Any):
+def test_a_call_refused_by_every_coordinator_keeps_the_nodes_place(op: Any):
     async def main() -> None:
         async with served() as (_, port), two(port) as (a, b):
             with contextlib.suppress(errors.UsageError):
@@ -282,7 +282,7 @@ def test_a_call_that_no_coordinator_takes_does_not_cost_the_node_its_place(op: A
 # -- the host --------------------------------------------------------------------------------------
 
 
-def test_a_host_that_finishes_first_stays_for_the_goodbyes_of_the_others():
+def test_a_host_that_finishes_first_waits_for_the_others():
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         a = node(endpoint, TWO)
@@ -338,7 +338,7 @@ def test_a_host_that_leaves_a_live_run_stays_until_it_ends(caplog):
     assert "stays until the run ends: 2 connections are left" in caplog.text
 
 
-def test_a_host_that_is_alone_goes_at_once(caplog):
+def test_a_host_alone_ends_at_once(caplog):
     async def main() -> None:
         a = node(f"127.0.0.1:{free_port()}", goodbye_timeout_s=60.0)
         await a.open()
@@ -376,7 +376,7 @@ def freeze(pid: int) -> None:
 
 
 @pytest.mark.processes
-def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkeypatch, frozen):
+def test_no_call_passes_its_deadline_while_the_coordinator_stalls(monkeypatch, frozen):
     port, pid = frozen
     monkeypatch.setattr(client, "ANSWER_MARGIN_S", 0.5)
     monkeypatch.setattr(client, "ASK_TIMEOUT_S", 0.5)
@@ -419,7 +419,7 @@ def test_no_call_outlives_its_deadline_while_the_coordinator_stands_still(monkey
 
 
 @pytest.mark.processes
-def test_r8_a_coordinator_that_stood_still_loses_nobody(frozen):
+def test_r8_a_coordinator_that_stalled_loses_no_node(frozen):
     port, pid = frozen
 
     async def main() -> None:

@@ -62,7 +62,7 @@ def test_a_log_of_everything_shows_no_token(caplog: pytest.LogCaptureFixture) ->
     assert not [each for each in caplog.records if each.name.startswith("websockets")]
 
 
-def test_nodes_of_one_home_meet_and_strangers_stay_out(home: Path):
+def test_nodes_of_one_home_meet_and_others_are_refused(home: Path):
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint) as a, opened(endpoint) as b:
@@ -80,7 +80,7 @@ def test_nodes_of_one_home_meet_and_strangers_stay_out(home: Path):
     run_clean(main)
 
 
-def test_one_machine_alone_lets_nobody_in(home: Path):
+def test_on_one_machine_requests_without_the_token_are_refused(home: Path):
     async def main() -> None:
         async with opened("") as a, opened("") as b:
             drawn = {hosted(each).token for each in (a, b)}
@@ -108,7 +108,7 @@ def test_beyond_loopback_there_is_no_coordinator_without_a_token():
     run_clean(main)
 
 
-def test_insecure_goes_without_and_leaves_the_home_alone(home: Path, caplog):
+def test_insecure_uses_no_token_and_creates_none(home: Path, caplog):
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint, insecure=True) as a, opened(endpoint, insecure=True):
@@ -119,7 +119,7 @@ def test_insecure_goes_without_and_leaves_the_home_alone(home: Path, caplog):
     run_clean(main)
 
 
-def test_no_home_is_told_before_anything_listens(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_home_is_reported_before_anything_listens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HOME")
 
     async def main() -> None:
@@ -138,7 +138,7 @@ def test_no_home_is_told_before_anything_listens(monkeypatch: pytest.MonkeyPatch
 # -- two that differ -------------------------------------------------------------------------------
 
 
-def test_homes_that_are_not_shared_are_told_apart(home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_homes_that_are_not_shared_are_reported(home: Path, monkeypatch: pytest.MonkeyPatch):
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint) as a:
@@ -157,7 +157,7 @@ def test_homes_that_are_not_shared_are_told_apart(home: Path, monkeypatch: pytes
     run_clean(main)
 
 
-def test_a_node_that_has_none_is_told_so():
+def test_a_node_without_a_token_gets_that_reason():
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint) as a:
@@ -169,7 +169,7 @@ def test_a_node_that_has_none_is_told_so():
 
 
 @pytest.mark.parametrize("is_given", [True, False])
-def test_a_coordinator_that_asks_for_none_is_told_of(is_given: bool, caplog):
+def test_a_coordinator_without_a_token_is_reported(is_given: bool, caplog):
     """On loopback the home's token may well meet a `serve` without one: that is no news."""
     own: dict[str, Any] = {}
     if is_given:
@@ -188,7 +188,7 @@ def test_a_coordinator_that_asks_for_none_is_told_of(is_given: bool, caplog):
 
 
 @pytest.mark.parametrize("other", ["another", ""])
-def test_nodes_that_elect_are_told_of_tokens_that_differ(home: Path, other: str):
+def test_elected_nodes_report_tokens_that_differ(home: Path, other: str):
     """Nobody is refused for good there, as a stranger may have the port by now: until the end."""
     ledger = f"file://{home}/ledger"
     token = tokens.draw()
@@ -211,7 +211,7 @@ def test_nodes_that_elect_are_told_of_tokens_that_differ(home: Path, other: str)
 # -- http:// ---------------------------------------------------------------------------------------
 
 
-def test_a_served_coordinator_with_the_homes_token_lets_its_nodes_in(home: Path):
+def test_a_coordinator_with_the_homes_token_admits_its_nodes(home: Path):
     async def main() -> None:
         token = tokens.of_home(make=True).token
         async with (
@@ -247,7 +247,7 @@ async def pretender(fingerprint: str) -> AsyncIterator[tuple[int, list[bytes]]]:
 
 
 @pytest.mark.parametrize("fingerprint", ["", "0123456789ab", "\x1b[2J"])
-def test_the_homes_token_goes_to_nobody_who_does_not_name_it(fingerprint: str):
+def test_the_homes_token_is_sent_only_if_its_fingerprint_is_named(fingerprint: str):
     async def main() -> None:
         token = tokens.of_home(make=True).token
         async with pretender(fingerprint) as (port, heard):
@@ -260,7 +260,7 @@ def test_the_homes_token_goes_to_nobody_who_does_not_name_it(fingerprint: str):
     run_clean(main)
 
 
-def test_a_wrong_answer_to_the_right_token_is_the_end():
+def test_a_refusal_of_the_right_token_is_final():
     async def main() -> None:
         token = tokens.of_home(make=True).token
         async with pretender(tokens.fingerprint(token)) as (port, heard):
@@ -271,7 +271,7 @@ def test_a_wrong_answer_to_the_right_token_is_the_end():
     run_clean(main)
 
 
-def test_the_homes_token_is_taken_when_the_coordinator_comes_back_with_it():
+def test_the_homes_token_is_used_when_the_coordinator_returns_with_it():
     async def main() -> None:
         token = tokens.of_home(make=True).token
         port = free_port()  # nobody else is given it between the two coordinators

@@ -50,7 +50,7 @@ async def carried(run_id: str) -> AsyncIterator[tuple[EmbeddedCoordinator, str]]
         await coordinator.aclose()
 
 
-def test_a_node_of_another_run_is_told_while_it_waits_and_at_the_end(
+def test_a_node_of_another_run_gets_the_reason_while_it_waits_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connector, "DIAL_MIN_S", 60.0)  # or a pause would make an end of its own
@@ -88,7 +88,7 @@ def test_a_node_whose_endpoint_is_free_again_begins_its_run() -> None:
     run_clean(main)
 
 
-def test_nodes_that_wait_are_told_of_who_came_for_another_run() -> None:
+def test_waiting_nodes_learn_of_nodes_for_another_run() -> None:
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with waiting_for_a_round(endpoint, TWO, "job-41") as host:
@@ -121,7 +121,7 @@ async def until_told(host: Node) -> None:
     raise AssertionError("nobody was told of the node that was turned away")
 
 
-def test_runs_that_look_like_one_job_are_told_of_each_other() -> None:
+def test_runs_that_look_like_one_job_learn_of_each_other() -> None:
     async def main() -> None:
         async with served() as (_, port):
             endpoint = f"http://127.0.0.1:{port}"
@@ -140,7 +140,7 @@ def test_runs_that_look_like_one_job_are_told_of_each_other() -> None:
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_runs_are_not_told_of_those_that_showed_another_token(token: str) -> None:
+def test_runs_do_not_learn_of_nodes_with_another_token(token: str) -> None:
     async def main() -> None:
         config = CoordinatorConfig(token=TOKENS[0], more_tokens=TOKENS[1:])
         async with served(config) as (_, port):
@@ -156,7 +156,7 @@ def test_runs_are_not_told_of_those_that_showed_another_token(token: str) -> Non
     run_clean(main)
 
 
-def test_what_is_kept_of_who_was_turned_away_is_bounded() -> None:
+def test_the_memory_of_refused_nodes_is_bounded() -> None:
     kept = TurnedAway()
     for number in range(100):
         kept.note(f"job-{number}\n", float(number))

@@ -42,7 +42,7 @@ def test_a_refused_handshake_is_an_error_of_ours_whatever_its_body(
     assert isinstance(error, errors.CoordinatorError | ConnectionRefusedError)
 
 
-def test_a_limit_that_refused_the_connection_is_told_and_how_to_raise_it() -> None:
+def test_a_refusal_by_a_limit_says_how_to_raise_it() -> None:
     from websockets.exceptions import InvalidStatus
 
     body = b'{"error":"at most 2 connections\\u001b[31m","hint":"raise RALLYPOINT_SESSIONS_MAX"}'
@@ -53,7 +53,7 @@ def test_a_limit_that_refused_the_connection_is_told_and_how_to_raise_it() -> No
     assert "\x1b" not in text
 
 
-def test_a_node_takes_no_answer_of_another_kind_than_it_asked_for() -> None:
+def test_a_node_refuses_an_answer_of_another_kind() -> None:
     network = Network()
     node = network.node("a")
     network.settle()
@@ -103,9 +103,7 @@ ANSWERS: dict[str, local.LocalMessage] = {
 
 @pytest.mark.parametrize("asked", ANSWERS)
 @pytest.mark.parametrize("answered", ANSWERS)
-def test_a_worker_takes_no_answer_of_another_kind_than_it_asked_for(
-    asked: str, answered: str
-) -> None:
+def test_a_worker_refuses_an_answer_of_another_kind(asked: str, answered: str) -> None:
     async def main() -> object:
         import asyncio
 

@@ -27,7 +27,7 @@ def test_a_node_in_a_loop_of_uvloops_meets_and_leaves():
     assert uvloop.run(program()) == (1, b"value")
 
 
-def test_a_heartbeat_that_is_due_at_once_is_scheduled_again():
+def test_a_heartbeat_due_at_once_is_scheduled_again():
     """What uvloop gives for a time that has come has no `when`; a node once lost its coordinator
     by that.
     """

@@ -56,7 +56,7 @@ def lines_of(waiter: Waiter, limit_s: float) -> list[tuple[float, str]]:
     return said
 
 
-def test_an_endpoint_that_does_not_answer_is_told_at_once_with_the_reason() -> None:
+def test_an_endpoint_without_an_answer_is_logged_at_once_with_the_reason() -> None:
     waiter = Waiter()
     waiter.looking += " (nohost: the name could not be resolved: Name or service not known)"
     (first,) = lines_of(waiter, 20.0)
@@ -65,7 +65,7 @@ def test_an_endpoint_that_does_not_answer_is_told_at_once_with_the_reason() -> N
     assert waiter.asked == 0
 
 
-def test_a_node_that_is_let_in_says_who_is_ready_and_how_long_is_left() -> None:
+def test_an_admitted_node_logs_the_ready_nodes_and_the_time_left() -> None:
     waiter = Waiter()
     waiter.is_connected = waiter.hosts_run = True
     (first,) = lines_of(waiter, 20.0)
@@ -76,14 +76,14 @@ def test_a_node_that_is_let_in_says_who_is_ready_and_how_long_is_left() -> None:
     assert waiter.asked <= 5  # A large run asks as often for each of its nodes.
 
 
-def test_a_wait_that_is_over_soon_says_nothing() -> None:
+def test_a_short_wait_logs_nothing() -> None:
     for is_connected in (False, True):
         waiter = Waiter()
         waiter.is_connected = is_connected
         assert lines_of(waiter, 0.9) == []
 
 
-def test_a_node_that_starts_its_coordinator_waits_for_nobody() -> None:
+def test_a_node_that_hosts_its_coordinator_logs_no_wait_for_it() -> None:
     waiter = Waiter()
     waiter.looking = ""
     assert lines_of(waiter, 20.0) == []
@@ -91,7 +91,7 @@ def test_a_node_that_starts_its_coordinator_waits_for_nobody() -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("endpoint", ["", "127.0.0.1:{port}"])
-def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
+def test_a_node_does_not_search_the_coordinator_that_it_hosts(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -122,7 +122,7 @@ def test_a_node_does_not_look_for_the_coordinator_that_it_starts(
         assert seen == ["", ""]
 
 
-def test_a_standby_has_no_time_that_runs_out() -> None:
+def test_the_line_of_a_standby_has_no_time_limit() -> None:
     waiter = Waiter()
     waiter.is_connected, waiter.kept_by = True, None
     (only,) = lines_of(waiter, 10.0)
@@ -131,14 +131,14 @@ def test_a_standby_has_no_time_that_runs_out() -> None:
     )
 
 
-def test_a_standby_whose_nnodes_was_forgotten_reads_that_the_run_is_for_one_node() -> None:
+def test_a_standby_of_a_run_for_one_node_gets_a_hint_about_nnodes() -> None:
     waiter = Waiter()
     waiter.is_connected, waiter.kept_by, waiter.nodes_max = True, None, 1
     (only,) = lines_of(waiter, 10.0)
     assert only[1].startswith("a round of at most 1 node is running:")
 
 
-def test_only_time_passes_and_the_reason_stays() -> None:
+def test_passing_time_changes_the_text_but_not_the_reason() -> None:
     async def main() -> None:
         waiter = Waiter()
         waiter.looking = "ledger unreachable for 3.0 s: no answer"
@@ -167,14 +167,14 @@ def test_only_time_passes_and_the_reason_stays() -> None:
         (7500.0, "2 h 5 min"),
     ],
 )
-def test_a_duration_as_people_say_it(seconds: float, text: str) -> None:
+def test_a_duration_is_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 # -- a real node -----------------------------------------------------------------------------------
 
 
-def test_a_node_tells_what_it_tries_before_anything_has_answered(
+def test_a_node_logs_what_it_tries_before_any_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
@@ -203,7 +203,7 @@ def test_a_node_tells_what_it_tries_before_anything_has_answered(
     run_clean(main)
 
 
-def test_a_name_that_cannot_be_resolved_is_told_while_the_node_waits(
+def test_an_unresolvable_name_is_logged_while_the_node_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
@@ -227,7 +227,7 @@ def test_a_name_that_cannot_be_resolved_is_told_while_the_node_waits(
 
 
 @pytest.mark.sockets
-def test_the_node_that_carries_the_coordinator_says_so() -> None:
+def test_the_node_that_hosts_the_coordinator_logs_it() -> None:
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint, TWO) as host, opened(endpoint, TWO) as guest:
