@@ -49,7 +49,11 @@ ELASTIC: dict[str, Any] = {
         ({"min_nodes": True}, "min_nodes must be a whole number", ""),
         ({"min_nodes": 0}, "min_nodes must be at least 1", ""),
         ({"join_timeout_s": [1]}, "join_timeout_s must be a number of seconds", ""),
-        ({"join_timeout_s": timedelta(seconds=1)}, "join_timeout_s must be a number of seconds", ""),
+        (
+            {"join_timeout_s": timedelta(seconds=1)},
+            "join_timeout_s must be a number of seconds",
+            "",
+        ),
         ({"join_timeout_s": True}, "join_timeout_s must be a number of seconds", ""),
         ({"join_timeout_s": "soon"}, "join_timeout_s must be a duration", ""),
         ({"candidates": 1.5}, "candidates must be a number", ""),

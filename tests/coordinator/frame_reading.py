@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from websockets.frames import Frame, Opcode
 
+from rallypoint.coordinator.turns import InputTurns
 from rallypoint.coordinator.websocket import FrameReader
 
 
@@ -107,7 +108,7 @@ SIZES = (0, 1, 3, 4, 125, 126, 127, 1000, 65_535, 65_536, 200_000)
 # -- what is kept, and for how long others wait ------------------------------------------------
 
 
-class Taking:
+class Taking(InputTurns):
     """An intake with room for so many bytes."""
 
     def __init__(self, room: int = 1 << 30) -> None:
@@ -119,6 +120,10 @@ class Taking:
         self.turns_had = 0
         self.now_s = 0.0
         self.took_s: list[float] = []
+
+    @property
+    def input_turns(self) -> InputTurns:
+        return self
 
     def announced(self, size: int) -> bool:
         self.told.append(("announced", size))
@@ -148,7 +153,7 @@ class Taking:
     def later(self, work: Any) -> None:
         self.put_off.append(work)
 
-    def had_its_turn(self) -> None:
+    def had_all(self) -> None:
         self.turns_had += 1
 
     def slice_s(self) -> float | None:

@@ -48,12 +48,16 @@ def test_a_run_left_alone_has_the_event_loop_at_once() -> None:
     here = OneCoordinator()
     here.coordinator.turns.loop = SteppedLoop()
     one, other = here.with_round("one"), here.with_round("other")
-    assert [peer.session.slice_s() is None for peer in (one, other, one)] == [True, False, False]
+    assert [peer.session.input_turns.slice_s() is None for peer in (one, other, one)] == [
+        True,
+        False,
+        False,
+    ]
     other.hang_up()
-    assert one.session.slice_s() is None
+    assert one.session.input_turns.slice_s() is None
     other = here.with_round("other")
-    one.session.slice_s()
-    assert other.session.slice_s() is not None
+    one.session.input_turns.slice_s()
+    assert other.session.input_turns.slice_s() is not None
 
 
 def test_beside_another_run_messages_are_sent_in_turns() -> None:
@@ -61,10 +65,10 @@ def test_beside_another_run_messages_are_sent_in_turns() -> None:
     here, loop = OneCoordinator(), SteppedLoop()
     here.coordinator.turns.loop = loop
     readers = [here.attach("one", f"reader-{number}") for number in range(4)]
-    here.attach("other", "late").session.slice_s()
+    here.attach("other", "late").session.input_turns.slice_s()
     answer = wire.StoreAnswer(Stamp(), 1, StoreValue(bytes(1 << 20)))
     for peer in readers:
-        peer.session.slice_s()
+        peer.session.input_turns.slice_s()
         peer.session.paused()
         peer.session.answer(answer)
         peer.session.resumed()
@@ -83,14 +87,14 @@ def test_a_node_whose_messages_wait_still_gets_beats() -> None:
     here = OneCoordinator()
     here.coordinator.turns.loop = SteppedLoop()
     peer, other = here.with_round("run"), here.with_round("other")
-    peer.session.later(lambda: True)
+    peer.session.input_turns.later(lambda: True)
     here.pass_time(1.0)
     for each in (peer, other):
         each.told.clear()
     here.pass_time(5.0)
     assert sum(isinstance(each, wire.Beat) for each in peer.told) >= 5
     assert not other.told
-    peer.session.had_its_turn()
+    peer.session.input_turns.had_all()
     peer.told.clear()
     here.pass_time(5.0)
     assert not peer.told

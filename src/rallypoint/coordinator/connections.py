@@ -126,7 +126,7 @@ class Connections:
         node, settings = session.node, self._membership.settings
         if settings is None or node is None or self.by_name.get(node.name) is not session:
             return
-        if session.is_put_off:
+        if session.input_turns.are_due:
             # R8: the node is not silent, as its input waits in this process.
             session.heard_s = now_s
         if session.heard_s + settings.suspect_after_s > now_s:

@@ -98,7 +98,7 @@ class Coordinator:
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
         """Connections with a backlog, by their ids."""
-        self.put_off: dict[int, Session] = {}
+        self.put_off: dict[int, None] = {}
         """Connections whose input waits for its turn, by their ids."""
         self.sessions: dict[int, Session] = {}
         self.runs: dict[str, HostedRun] = {}
@@ -153,8 +153,9 @@ class Coordinator:
         for connection_id in self.admission.take_overdue(now_s):
             self.sessions[connection_id].attach_overdue()
         self.turns.tick()
-        for session in list(self.put_off.values()):
-            session.beat_unasked()
+        for connection_id in list(self.put_off):
+            if connection_id in self.sessions:
+                self.sessions[connection_id].beat_unasked()
         for session in list(self.unread.values()):
             session.look(now_s)
         for run in self._idle.over(now_s):

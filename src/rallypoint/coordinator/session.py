@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.outgoing import UNREAD_S, Backlog, Outlet, Pins
-from rallypoint.coordinator.turns import Turns, Work
+from rallypoint.coordinator.turns import InputTurns, Turns
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
@@ -123,7 +123,7 @@ class Host(Protocol):
     unattached: MemoryShare
     unread: dict[int, Session]
     """Connections with a backlog, by their ids. Sessions add and remove themselves."""
-    put_off: dict[int, Session]
+    put_off: dict[int, None]
     """Connections whose input waits for its turn. Sessions add and remove themselves."""
 
     @property
@@ -182,6 +182,7 @@ class Session:
         "connection_id",
         "good_host",
         "heard_s",
+        "input_turns",
         "node",
         "outlet",
         "reads_ledger",
@@ -202,6 +203,7 @@ class Session:
         self._asked: on.NodeAttached | None = None
         self._source: Address | None = None
         self._turns = host.turns
+        self.input_turns = InputTurns(host.turns, host.put_off, connection_id)
         self._is_over = False
         self._has_ended = False
         self._share = host.unattached
@@ -309,7 +311,7 @@ class Session:
             self._enter(message.run_id, asked)
 
     def _enter(self, run_id: str, asked: on.NodeAttached) -> None:
-        self.run = run = self._host.run_for(self, run_id)
+        self.run = self.input_turns.run = run = self._host.run_for(self, run_id)
         self._count_for(run)
         run.post(asked)
         self._host.claim(run_id)
@@ -396,39 +398,10 @@ class Session:
         if not self._has_ended and backlog is not None and backlog.is_paused:
             backlog.resumed()
 
-    def later(self, work: Work) -> None:
-        """Do this after the turns of the other connections."""
-        self._host.put_off[self.connection_id] = self
-        self._turns.later(self.run, work)
-
-    @property
-    def is_put_off(self) -> bool:
-        """Whether input of this connection waits for its turn."""
-        return self.connection_id in self._host.put_off
-
     def beat_unasked(self) -> None:
         """Send an answer without a heartbeat, as the node's heartbeats wait with its input."""
         if self.run is not None and self.node is not None:
             self.beat(self.run)
-
-    def had_its_turn(self) -> None:
-        """No input waits for its turn any more."""
-        self._host.put_off.pop(self.connection_id, None)
-
-    def slice_s(self) -> float | None:
-        """How long this connection may be read now, in seconds: see Turns."""
-        turns, run = self._turns, self.run
-        if run is turns.last and not turns.is_shared:
-            return None  # computed here, because slice_s is called for every message
-        return turns.slice_s(run)
-
-    def clock_s(self) -> float:
-        """The clock by which slices are measured, in seconds."""
-        return self._turns.used_s()
-
-    def spent(self, took_s: float) -> None:
-        """This connection was read for this long without a break."""
-        self._turns.spent(self.run, took_s)
 
     def look(self, now_s: float) -> None:
         """Close the connection if its peer has read nothing for too long."""

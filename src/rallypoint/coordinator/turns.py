@@ -188,3 +188,48 @@ class Turns:
     def _look(self) -> None:
         self._looks_at_s = math.inf
         self._set()
+
+
+class InputTurns:
+    """The turns in which the input of one connection is read. `run`: its run, once it has one.
+
+    `put_off` has the ids of all connections whose input waits for its turn. This class must not
+    read or keep any input: the connection's reader does that.
+    """
+
+    __slots__ = ("_connection_id", "_put_off", "_turns", "run")
+
+    def __init__(self, turns: Turns, put_off: dict[int, None], connection_id: int) -> None:
+        self.run: Hashable = None
+        self._turns = turns
+        self._put_off = put_off
+        self._connection_id = connection_id
+
+    @property
+    def are_due(self) -> bool:
+        """Whether input of this connection waits for its turn."""
+        return self._connection_id in self._put_off
+
+    def later(self, work: Work) -> None:
+        """Do this after the turns of the other connections."""
+        self._put_off[self._connection_id] = None
+        self._turns.later(self.run, work)
+
+    def had_all(self) -> None:
+        """No input waits for its turn any more."""
+        self._put_off.pop(self._connection_id, None)
+
+    def slice_s(self) -> float | None:
+        """How long this connection may be read now, in seconds; None: no limit; 0: use `later`."""
+        turns, run = self._turns, self.run
+        if run is turns.last and not turns.is_shared:
+            return None  # computed here, because slice_s is called for every message
+        return turns.slice_s(run)
+
+    def clock_s(self) -> float:
+        """The clock by which slices are measured, in seconds."""
+        return self._turns.used_s()
+
+    def spent(self, took_s: float) -> None:
+        """This connection was read for this many seconds without a break."""
+        self._turns.spent(self.run, took_s)

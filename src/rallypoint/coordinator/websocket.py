@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 
 from rallypoint.coordinator.frames import BINARY, PONG
 from rallypoint.coordinator.incoming import PIECE_BYTES, Incoming, Kept, Skipped, apply_mask
-from rallypoint.coordinator.turns import SLICE_S, Work
+from rallypoint.coordinator.turns import SLICE_S, InputTurns
 from rallypoint.core.values import ConnectionEnd
 from rallypoint.wire.messages import MESSAGE_BYTES_MAX
 
@@ -70,6 +70,10 @@ _END_OF_ERRNO: Final = {
 class Intake(Protocol):
     """What a reader needs from its session: memory and time for its bytes."""
 
+    @property
+    def input_turns(self) -> InputTurns:
+        """When this connection is read."""
+
     def announced(self, size: int) -> bool:
         """A message of `size` bytes begins. True if it is accepted; then `arrived` follows."""
 
@@ -90,21 +94,6 @@ class Intake(Protocol):
 
     def keeps(self, size: int) -> None:
         """`size` more bytes of input wait to be read, or fewer if negative."""
-
-    def later(self, work: Work) -> None:
-        """Do this after the turns of the other connections."""
-
-    def had_its_turn(self) -> None:
-        """No input waits for its turn any more."""
-
-    def slice_s(self) -> float | None:
-        """How long this connection may be read now, in seconds; None: no limit; 0: use `later`."""
-
-    def clock_s(self) -> float:
-        """The clock by which slices are measured, in seconds."""
-
-    def spent(self, took_s: float) -> None:
-        """This connection was read for this many seconds without a break."""
 
 
 class FrameReader(asyncio.Protocol):
@@ -182,7 +171,7 @@ class FrameReader(asyncio.Protocol):
             and 0 <= size <= _CONTROL_BYTES_MAX
             and data[0] == BINARY
             and data[1] == size + _MASKED
-            and (self._intake is None or self._intake.slice_s() is None)
+            and (self._intake is None or self._intake.input_turns.slice_s() is None)
         ):
             # The fast path of `_read`, for one short message while no input waits. This is all
             # input in a quiet run, and nearly all input when thousands of nodes meet.
@@ -239,7 +228,7 @@ class FrameReader(asyncio.Protocol):
     def _read_on(self, data: bytes | bytearray) -> None:
         """Read the bytes, as far as this connection's turn allows."""
         intake = self._intake
-        slice_s = intake.slice_s() if intake is not None else None
+        slice_s = intake.input_turns.slice_s() if intake is not None else None
         if slice_s is None:
             is_all = self._read(data, 0, self._frames_max)
         else:
@@ -256,11 +245,11 @@ class FrameReader(asyncio.Protocol):
         if not slice_s:
             self._put_off = (data, 0)
             return False
-        began_s = intake.clock_s()
+        began_s = intake.input_turns.clock_s()
         self._until_s = began_s + slice_s
         is_all = self._read(data, 0, self._frames_max)
         self._until_s = math.inf
-        intake.spent(intake.clock_s() - began_s)
+        intake.input_turns.spent(intake.input_turns.clock_s() - began_s)
         return is_all
 
     def _read(self, data: bytes | bytearray, begin: int, frames_max: int) -> bool:
@@ -307,7 +296,7 @@ class FrameReader(asyncio.Protocol):
                 has_taken
                 and until_s < math.inf
                 and intake is not None
-                and intake.clock_s() >= until_s
+                and intake.input_turns.clock_s() >= until_s
             ):
                 self._put_off = (data, begin)
                 return False
@@ -456,12 +445,16 @@ class FrameReader(asyncio.Protocol):
         self._intake.keeps(len(self._put_off[0]))
         if not self._transport.is_closing():
             self._transport.pause_reading()
-        self._intake.later(self._go_on)
+        self._intake.input_turns.later(self._go_on)
 
     def _let_others_go(self, size: int) -> None:
         """A part of a large message has arrived: read on after the turns of the others."""
         intake = self._intake
-        if size >= _COPIED_BYTES_MAX and intake is not None and intake.slice_s() is not None:
+        if (
+            size >= _COPIED_BYTES_MAX
+            and intake is not None
+            and intake.input_turns.slice_s() is not None
+        ):
             self._put_off = (b"", 0)
             self._wait_for_a_turn()
 
@@ -478,7 +471,7 @@ class FrameReader(asyncio.Protocol):
     def _take_put_off(self, put_off: tuple[bytes | bytearray, int]) -> bool:
         (data, begin), self._put_off = put_off, None
         if self._intake is not None and self._frames_max < sys.maxsize:
-            self._until_s = self._intake.clock_s() + SLICE_S
+            self._until_s = self._intake.input_turns.clock_s() + SLICE_S
         is_all = True
         if self._incoming is not None or self._rest:
             gathered = self._gather(data[begin:])
@@ -493,7 +486,7 @@ class FrameReader(asyncio.Protocol):
             return True
         if self._intake is not None:
             self._intake.keeps(-len(data))
-            self._intake.had_its_turn()
+            self._intake.input_turns.had_all()
         if not self._transport.is_closing():
             self._transport.resume_reading()
         return False
