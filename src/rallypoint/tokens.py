@@ -210,7 +210,7 @@ _WHOSE: Final = {
     Origin.HOME: f"is {SHOWN} of the node that hosts it",
     Origin.GIVEN: "was given to it",
     Origin.LEASE: "was made for its lease",
-    Origin.DRAWN: "was made by its process, for that process only",
+    Origin.DRAWN: "was made for this coordinator process only",
 }
 
 
@@ -346,7 +346,7 @@ def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) ->
         can = "written" if rights & _WRITABLE else "read"
         mode = "700" if stat.S_ISDIR(about.st_mode) else "600"
         raise UsageError(
-            f"{str(path)!r} can be {can} by other users: its token is not used",
+            f"{str(path)!r} can be {can} by other users, so its token is not used",
             hint=f"chmod {mode} {path}; if others may have seen the token, make a new one",
         )
 

@@ -45,7 +45,7 @@ def test_the_others_learn_of_a_node_that_cannot_start_its_workers(machine: Machi
     assert f"error: cannot run '{program}': No such file" in text
     assert "hint: check the path, also that of the interpreter" in text
     worker = a.worker(3)
-    assert "b left: it cannot start its workers" in a.text
+    assert "b left: its workers cannot be started" in a.text
     os.kill(worker.pid, signal.SIGUSR2)
     a.ends(0)
 

@@ -179,9 +179,9 @@ def test_options_without_effect_are_reported(script: str) -> None:
         ({"rdzv_conf": "is_host=perhaps"}, "--rdzv-conf is_host must be true or false", ""),
         ({"rdzv_conf": "nonsense=1"}, "no setting 'nonsense'", "rallypoint env"),
         ({"rdzv_conf": "join_timeout"}, "--rdzv-conf must be K=V", ""),
-        ({"node_rank": "0"}, "--node-rank does not tell the nodes where to meet", "--endpoint"),
-        ({"master_addr": "x"}, "--master-addr does not tell the nodes where", "--endpoint"),
-        ({"master_port": "1"}, "--master-port does not tell the nodes where", "--endpoint"),
+        ({"node_rank": "0"}, "--node-rank alone is not enough", "--endpoint"),
+        ({"master_addr": "x"}, "--master-addr alone is not enough", "--endpoint"),
+        ({"master_port": "1"}, "--master-port alone is not enough", "--endpoint"),
         ({"redirects": "4"}, "--redirects must be 0 to 3", "RANK:N"),
         ({"tee_streams": "0:1,1"}, "--tee must be 0 to 3", "RANK:N"),
         ({"local_ranks_filter": "a"}, "--local-ranks-filter must be local ranks", "0,1,2"),
@@ -191,7 +191,7 @@ def test_options_without_effect_are_reported(script: str) -> None:
         ({"shutdown_timeout": "5", "stop_timeout": "6"}, "contradict each other", "one of them"),
         ({"endpoint": "node0:0", "nnodes": "2", "run_id": "j"}, "--endpoint: endpoint", ""),
         ({"program": []}, "no program to run", "train.py"),
-        ({"no_python": True, "module": True}, "exclude each other", ""),
+        ({"no_python": True, "module": True}, "cannot be given together", ""),
     ],
 )
 def test_impossible_options_are_refused_with_a_reason(
@@ -235,7 +235,9 @@ def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str,
     """Each of four machines would train alone and end well."""
     with pytest.raises(UsageError) as caught:
         _config(script, environ)
-    assert any(f"{name}={text} says" in caught.value.message for name, text in environ.items())
+    assert any(
+        f"{name}={text}: there are" in caught.value.message for name, text in environ.items()
+    )
     assert "--nnodes 1" in caught.value.hint
     # Whoever says that one node is meant gets it.
     assert _config(script, environ, nnodes="1").run.max_nodes == 1

@@ -274,7 +274,7 @@ def test_another_program_at_the_endpoint_is_named(
     where = listener(answer)
     done = cli("status", "--endpoint", where)
     assert done.code == 3
-    assert f"what listens at {where} is not a Rallypoint coordinator: " in done.err
+    assert f"the server at {where} is not a Rallypoint coordinator: " in done.err
     assert why in done.err
     assert done.err.splitlines()[-1].startswith("hint: ")
 

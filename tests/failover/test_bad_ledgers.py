@@ -48,7 +48,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.verify]
 def test_nobody_listens() -> None:
     place = f"etcd://127.0.0.1:{free_port()}/x"
     for told in (serve(place), run(place)):
-        check(told, ExitCode.COULD_NOT_MEET, "Connection refused", hint="is etcd running")
+        check(told, ExitCode.COULD_NOT_MEET, "Connection refused", hint="check that etcd runs")
         assert told.took_s < UNREACHABLE_WITHIN_S
 
 
@@ -67,7 +67,7 @@ def test_an_agent_that_waits_for_its_ledger_says_so() -> None:
 def test_a_name_that_nobody_has() -> None:
     place = "etcd://nobody.invalid:2379/x"
     for told in (serve(place), run(place)):
-        check(told, ExitCode.COULD_NOT_MEET, "nobody.invalid:2379: ", hint="is etcd running")
+        check(told, ExitCode.COULD_NOT_MEET, "nobody.invalid:2379: ", hint="check that etcd runs")
         assert told.took_s < UNREACHABLE_WITHIN_S
 
 
@@ -76,7 +76,7 @@ def test_something_else_listens() -> None:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         place = f"etcd://127.0.0.1:{server.server_port}/x"
-        is_refused(place, ExitCode.USAGE, "as no etcd", hint="name etcd's client port")
+        is_refused(place, ExitCode.USAGE, "is not etcd", hint="name etcd's client port")
         server.shutdown()
         thread.join()
 
@@ -150,7 +150,7 @@ def test_certificates(tmp_path: Path) -> None:
             check(serve(f"{place}?{given}"), usage, said, hint=hint)
         is_refused(f"{named}?{ca}&{cert}", usage, "Hostname mismatch", hint="name the host as")
         without = serve(place.replace("etcds:", "etcd:"))
-        check(without, ExitCode.COULD_NOT_MEET, "answered", hint="without TLS?")
+        check(without, ExitCode.COULD_NOT_MEET, "answered", hint="uses no TLS there")
         told = run(f"{place}?{ca}&{cert}")
         assert told.code == ExitCode.DONE, told.said
 

@@ -185,7 +185,7 @@ def test_a_round_that_ended_before_there_was_a_world_is_seen_by_it() -> None:
 def test_who_is_no_worker_of_the_round_is_refused(wrong: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with setup() as made:
-            with pytest.raises(errors.UnreachableError, match="no worker of round"):
+            with pytest.raises(errors.UnreachableError, match="no longer has a worker of round"):
                 await made.worker(**wrong)
 
     asyncio.run(scenario())

@@ -240,7 +240,7 @@ def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Pa
 def test_tls_to_a_port_without_it(one_etcd) -> None:
     async def body() -> None:
         options = EtcdOptions(endpoints=one_etcd.endpoints, tls=True, timeout_s=1.0)
-        with pytest.raises(LedgerUnreachableError, match="does it speak TLS"):
+        with pytest.raises(LedgerUnreachableError, match="uses TLS there"):
             await EtcdLedger(options).open()
 
     asyncio.run(body())

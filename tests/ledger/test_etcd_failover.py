@@ -86,7 +86,7 @@ def test_an_answer_over_a_slow_line_is_no_silence() -> None:
     ("speaks", "why", "bound_s"),
     [
         (answers_in_parts(), "no answer within 0.5 s", 5.0),
-        (answers_in_parts(ANSWER[:3]), "began to answer, and then was silent for 0.5 s", 5.0),
+        (answers_in_parts(ANSWER[:3]), "began to answer, then sent nothing for 0.5 s", 5.0),
         (
             answers_in_parts(*([b" "] * 900), every_s=0.02, size=1_000),
             "its answer was not complete",

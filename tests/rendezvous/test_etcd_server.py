@@ -207,7 +207,7 @@ def test_a_machine_without_any_socket_is_told_with_torch_s_words(
 
 PROGRAMS = {
     "etcd Version: 3.3.25": "3.4 or later is needed",
-    "something else": "does not print etcd's version",
+    "something else": "instead of etcd's version",
     "etcd Version: 3.5.0": "exit code 3",
 }
 

@@ -206,7 +206,7 @@ def test_a_program_that_closes_connections_is_no_store() -> None:
 
         thread = threading.Thread(target=close_all)
         thread.start()
-        with pytest.raises(errors.NotACoordinatorError, match="is not a store of Rallypoint"):
+        with pytest.raises(errors.NotACoordinatorError, match="is not a Rallypoint store"):
             open_store(portal(), "127.0.0.1", other.getsockname()[1], 30)
         thread.join(20)
 
@@ -222,7 +222,7 @@ def test_a_program_that_speaks_otherwise_is_no_store() -> None:
 
         thread = threading.Thread(target=answer_all)
         thread.start()
-        with pytest.raises(errors.NotACoordinatorError, match="is not a store of Rallypoint"):
+        with pytest.raises(errors.NotACoordinatorError, match="is not a Rallypoint store"):
             open_store(portal(), "127.0.0.1", other.getsockname()[1], 30)
         thread.join(20)
         for sock in accepted:

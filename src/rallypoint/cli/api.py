@@ -44,7 +44,7 @@ def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str,
     pages = 1
     while isinstance(body.get("next"), str):
         if pages >= PAGES_MAX:
-            raise _not_ours(endpoint, "its list of runs does not end")
+            raise _not_ours(endpoint, "its list of runs has no end")
         more = _page_of_runs(endpoint, token, f"?after={api_paths.quoted(body['next'])}", only_own)
         problem = body.get("problem") or more.get("problem")
         body = {**more, "runs": [*body["runs"], *more["runs"]], "problem": problem}
@@ -178,8 +178,8 @@ def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorEr
 
 def _not_ours(endpoint: Endpoint, why: str) -> NotACoordinatorError:
     return NotACoordinatorError(
-        f"what listens at {_where(endpoint)} is not a Rallypoint coordinator: {why}",
-        hint="check the host and the port; another program uses this one",
+        f"the server at {_where(endpoint)} is not a Rallypoint coordinator: {why}",
+        hint="check the host and the port: another program uses this port",
     )
 
 
@@ -194,12 +194,12 @@ def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> Unreachabl
         if endpoint.kind is EndpointKind.HOST:
             # Most often it was a coordinator inside a node, which has ended.
             hint = (
-                "a coordinator inside a node ends with its run, and `rallypoint serve` does not; "
+                "a coordinator inside a node ends with its run; `rallypoint serve` stays; "
                 "or check --endpoint"
             )
     else:
         message = f"cannot reach {where}: {problem}"
-        hint = "check --endpoint, and the network and firewalls on the way"
+        hint = "check --endpoint, the network and the firewalls between"
     return UnreachableError(message, hint=hint, attempts=((where, problem),))
 
 

@@ -71,7 +71,7 @@ def bench(
             "--repeats",
             metavar="N",
             min=1,
-            help="How often each is measured (scenarios that lose nodes or coordinators: at most 5 "
+            help="How often to measure (scenarios that lose nodes or coordinators: at most 5 "
             "times; kill has no limit).",
         ),
     ] = 10,
@@ -81,8 +81,8 @@ def bench(
             "--processes",
             metavar="N",
             min=1,
-            help="Processes that carry the nodes (default: 1; failover: one for each node). In "
-            "join, nodes are threads of them.",
+            help="How many processes run the nodes (default: 1; failover: one for each node). In "
+            "join, each node is a thread.",
         ),
     ] = None,
     seconds: Annotated[
@@ -91,9 +91,9 @@ def bench(
             "--seconds",
             metavar="S",
             min=0.1,
-            help="How long idle and model watch, and how long etcd is stopped in ledger-away "
-            "(default: 10); how long the coordinator is stopped in frozen-coordinator (default: "
-            "20); how long strangers attack (default: 60).",
+            help="How long to watch (idle, model) or to stop etcd (ledger-away) (default: 10); how "
+            "long to stop the coordinator (frozen-coordinator, default: 20); how long to attack "
+            "(strangers, default: 60).",
         ),
     ] = None,
     at: Annotated[
@@ -101,9 +101,9 @@ def bench(
         typer.Option(
             "--at",
             metavar="WHERE",
-            help="served: start a `rallypoint serve`; embedded: start a coordinator as a node "
-            "carries it; or the HOST:PORT of one that runs. For failover, host-lost and rack it is "
-            "the ledger: etcd://HOST:PORT,.../PREFIX, file:///FOLDER, or etcd to start one "
+            help="served: start a `rallypoint serve`; embedded: start a coordinator as it runs "
+            "inside a node; or the HOST:PORT of a running one. For failover, host-lost and rack: "
+            "the ledger, as etcd://HOST:PORT,.../PREFIX, file:///FOLDER, or etcd to start one "
             "(default: a new folder).",
         ),
     ] = "served",
@@ -113,7 +113,7 @@ def bench(
     runs: Annotated[
         int | None,
         typer.Option(
-            "--runs", metavar="N", min=2, help=f"runs: how many there are (default: {_RUNS})."
+            "--runs", metavar="N", min=2, help=f"runs: how many runs to start (default: {_RUNS})."
         ),
     ] = None,
     run: Annotated[
@@ -121,8 +121,8 @@ def bench(
         typer.Option(
             "--run",
             metavar="NAME",
-            help="meet on several machines: the run's name, the same on all of them, and a new one "
-            "each time.",
+            help="meet on several machines: the run's name. It must be the same on all of them, "
+            "and new each time.",
         ),
     ] = None,
     of: Annotated[

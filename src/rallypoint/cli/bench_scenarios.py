@@ -91,17 +91,15 @@ NEEDS: Final = {
     Scenario.RACK: Needs(
         "the first 30 % of the ranks are lost, with the coordinator", "1000", At.LEDGER
     ),
-    Scenario.LEDGER_AWAY: Needs("etcd stands still", "8", At.NONE),
+    Scenario.LEDGER_AWAY: Needs("etcd is stopped and continued", "8", At.NONE),
     Scenario.LEDGER_READS: Needs("bytes that a node reads from etcd", "10,100,1000", At.NONE),
     Scenario.LEDGER_WRITES: Needs("bytes that a run writes into etcd", "10000", At.NONE),
-    Scenario.IDLE: Needs("messages, bytes, CPU and memory of a run that does nothing"),
+    Scenario.IDLE: Needs("messages, bytes, CPU and memory of an idle run"),
     Scenario.STORE: Needs("calls a second, and barriers"),
-    Scenario.RUNS: Needs("one run, alone and beside many others", "16"),
-    Scenario.NEIGHBOUR: Needs("one run beside another that floods the coordinator", "12"),
+    Scenario.RUNS: Needs("one run, alone and with many other runs", "16"),
+    Scenario.NEIGHBOUR: Needs("one run while another one floods the coordinator", "12"),
     Scenario.STRANGERS: Needs("an attack without a token", "64", At.STARTED, 60.0),
-    Scenario.MODEL: Needs(
-        "what a node costs, and what follows for more of them", "128,256,512,1024"
-    ),
+    Scenario.MODEL: Needs("what a node costs, and an estimate for more nodes", "128,256,512,1024"),
 }
 
 SCENARIOS_HELP: Final = (

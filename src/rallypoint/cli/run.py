@@ -65,11 +65,11 @@ def run(
         typer.Argument(metavar="PROGRAM", help="A Python script, then its own arguments."),
     ] = None,
     nnodes: Annotated[
-        str | None, _text("--nnodes", "MIN:MAX", "How many nodes: N or MIN:MAX; 1 if left out.")
+        str | None, _text("--nnodes", "MIN:MAX", "How many nodes: N or MIN:MAX (default: 1).")
     ] = None,
     nproc_per_node: Annotated[
         str | None,
-        _text("--nproc-per-node", "N", "Workers here: N, auto, gpu or cpu; 1 if left out."),
+        _text("--nproc-per-node", "N", "Workers here: N, auto, gpu or cpu (default: 1)."),
     ] = None,
     endpoint: EndpointOption = None,
     run_id: Annotated[
@@ -82,7 +82,8 @@ def run(
         str | None, _text("--node-name", "NAME", "This node's name, unique in the run.")
     ] = None,
     local_addr: Annotated[
-        str | None, _text("--local-addr", "ADDR", "Where other nodes reach this one.")
+        str | None,
+        _text("--local-addr", "ADDR", "The address at which other nodes reach this one."),
     ] = None,
     host_coordinator: Annotated[
         str | None,
@@ -91,16 +92,17 @@ def run(
     token_file: TokenFileOption = None,
     insecure: InsecureOption = False,
     join_timeout: Annotated[
-        str | None, _text("--join-timeout", "TIME", "How long to wait for a round; 10m.")
+        str | None, _text("--join-timeout", "TIME", "How long to wait for a round (default: 10m).")
     ] = None,
     last_call: Annotated[
-        str | None, _text("--last-call", "TIME", "The wait for more than the minimum; 30s.")
+        str | None,
+        _text("--last-call", "TIME", "How long to wait for more than MIN nodes (default: 30s)."),
     ] = None,
     expected_nodes: Annotated[
         str | None, _text("--expected-nodes", "N", "How many nodes were started, if known.")
     ] = None,
     rank_policy: Annotated[
-        str | None, _text("--rank-policy", "NAME", "How ranks are given: stable or natural.")
+        str | None, _text("--rank-policy", "NAME", "How ranks are assigned: stable or natural.")
     ] = None,
     label: Annotated[
         list[str] | None, _text("--label", "NAME=TEXT", "A label of this node; repeatable.")
@@ -112,26 +114,42 @@ def run(
     module: Annotated[bool, _flag("-m --module", "PROGRAM is a Python module.", _WORKERS)] = False,
     no_python: Annotated[bool, _flag("--no-python", "PROGRAM is an executable.", _WORKERS)] = False,
     python: Annotated[
-        str | None, _text("--python", "PATH", "The Python to run it with; this one.", _WORKERS)
+        str | None,
+        _text("--python", "PATH", "The Python that runs it (default: this one).", _WORKERS),
     ] = None,
     max_restarts: Annotated[
         str | None,
-        _text("--max-restarts", "N", "Rounds that may end by a program failure; 0.", _WORKERS),
+        _text(
+            "--max-restarts",
+            "N",
+            "How many rounds may end by a failure of the program (default: 0).",
+            _WORKERS,
+        ),
     ] = None,
     stop_timeout: Annotated[
         str | None,
-        _text("--stop-timeout", "TIME", "From the first signal to SIGKILL; 25s.", _WORKERS),
+        _text(
+            "--stop-timeout",
+            "TIME",
+            "How long workers have from the first signal to SIGKILL (default: 25s).",
+            _WORKERS,
+        ),
     ] = None,
     regroup_stop_timeout: Annotated[
         str | None,
-        _text("--regroup-stop-timeout", "TIME", "The same before a new round; 5s.", _WORKERS),
+        _text(
+            "--regroup-stop-timeout",
+            "TIME",
+            "The same when they stop for a new round (default: 5s).",
+            _WORKERS,
+        ),
     ] = None,
     stdin: Annotated[
         str | None,
         _text(
             "--stdin",
             "RANK|none",
-            "The local rank that reads stdin; a single worker does.",
+            "The local rank that reads stdin (default: the worker, if it is the only one).",
             _WORKERS,
         ),
     ] = None,
@@ -143,7 +161,7 @@ def run(
         _text(
             "--share-lines",
             "N",
-            "Last lines of a failed worker that all nodes see; 20, 0 for none.",
+            "How many last lines of a failed worker all nodes get (default: 20; 0: none).",
             _OUTPUT,
         ),
     ] = None,
@@ -163,14 +181,16 @@ def run(
         _text(
             "--redirects",
             "N",
-            "Streams that go only to files: 1 stdout, 2 stderr, 3.",
+            "Write these streams only to files: 1 stdout, 2 stderr, 3 both.",
             _OUTPUT,
             "-r",
         ),
     ] = None,
     local_ranks_filter: Annotated[
         str | None,
-        _text("--local-ranks-filter", "0,1", "Only these local ranks on the terminal.", _OUTPUT),
+        _text(
+            "--local-ranks-filter", "0,1", "Show only these local ranks on the terminal.", _OUTPUT
+        ),
     ] = None,
     log_line_prefix_template: Annotated[
         str | None,
@@ -182,7 +202,8 @@ def run(
         ),
     ] = None,
     prefix: Annotated[
-        bool, _flag("--prefix/--no-prefix", "Begin each of its lines with the rank.", _OUTPUT)
+        bool,
+        _flag("--prefix/--no-prefix", "Begin each line on the terminal with the rank.", _OUTPUT),
     ] = True,
     rdzv_endpoint: Annotated[
         str | None, _text("--rdzv-endpoint", "HOST:PORT", "Same as --endpoint.", _TORCHRUN)
@@ -197,14 +218,15 @@ def run(
         _text("--rdzv-conf", "K=V,...", "join_timeout, last_call_timeout, is_host.", _TORCHRUN),
     ] = None,
     monitor_interval: Annotated[
-        str | None, _text("--monitor-interval", "S", "No effect: nothing is polled.", _TORCHRUN)
+        str | None,
+        _text("--monitor-interval", "S", "No effect: workers are not polled.", _TORCHRUN),
     ] = None,
     role: Annotated[
-        str | None, _text("--role", "NAME", "The workers' ROLE_NAME; default.", _TORCHRUN)
+        str | None, _text("--role", "NAME", "The workers' ROLE_NAME (default: default).", _TORCHRUN)
     ] = None,
     virtual_local_rank: Annotated[
         bool,
-        _flag("--virtual-local-rank", "LOCAL_RANK 0, and one GPU in each worker.", _TORCHRUN),
+        _flag("--virtual-local-rank", "Each worker has LOCAL_RANK 0 and sees one GPU.", _TORCHRUN),
     ] = False,
     shutdown_timeout: Annotated[
         str | None, _text("--shutdown-timeout", "S", "Same as --stop-timeout.", _TORCHRUN)
@@ -213,10 +235,10 @@ def run(
         str | None, _text("--node-rank", "N", "No effect: the nodes agree on ranks.", _TORCHRUN)
     ] = None,
     master_addr: Annotated[
-        str | None, _text("--master-addr", "HOST", "No effect beside --endpoint.", _TORCHRUN)
+        str | None, _text("--master-addr", "HOST", "No effect with --endpoint.", _TORCHRUN)
     ] = None,
     master_port: Annotated[
-        str | None, _text("--master-port", "PORT", "No effect beside --endpoint.", _TORCHRUN)
+        str | None, _text("--master-port", "PORT", "No effect with --endpoint.", _TORCHRUN)
     ] = None,
     start_method: Annotated[str | None, _without_effect("--start-method")] = None,
     signals_to_handle: Annotated[str | None, _without_effect("--signals-to-handle")] = None,

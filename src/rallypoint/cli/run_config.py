@@ -128,10 +128,10 @@ def _check_is_alone(
     found = None if is_asked_for else more_than_one(variables)
     if found is not None:
         raise UsageError(
-            f"{found.variable}={found.text} says that there are several {found.what}, and without "
-            "--nnodes each of them would start a run of its own",
+            f"{found.variable}={found.text}: there are several {found.what}, and without --nnodes "
+            "each of them would start its own run",
             hint="give --nnodes N, --endpoint HOST:PORT and --run-id ID on every node; "
-            "or --nnodes 1 if each is a run of its own",
+            "or --nnodes 1 if each is its own run",
         )
 
 
@@ -326,7 +326,7 @@ _WITHOUT_EFFECT: Final = {
     "start_method": "each worker is a program of its own",
     "signals_to_handle": "SIGTERM, SIGINT and SIGHUP stop the workers; "
     "SIGUSR1 and SIGUSR2 are passed on to them",
-    "event_log_handler": "`rallypoint status --json` and /api/v1 tell what happened",
+    "event_log_handler": "`rallypoint status --json` and /api/v1 show what happened",
     "logs_specs": "--log-dir, --redirects and --tee say where output goes",
     "numa_binding": "workers are not bound to processors",
     "duplicate_stdout_filters": "--log-dir keeps every line",
@@ -395,7 +395,7 @@ def _note_agreed(options: Options, endpoint: Endpoint, note: Note) -> None:
             continue
         if endpoint.kind is EndpointKind.LOCAL and not options.get("standalone"):
             raise UsageError(
-                f"{option} does not tell the nodes where to meet",
+                f"{option} alone is not enough: the nodes need an endpoint to meet at",
                 hint="give every node the same --endpoint HOST:PORT and --run-id",
             )
         note(f"{option} has no effect: {why}")
@@ -424,7 +424,7 @@ def program_argv(options: Options) -> tuple[str, ...]:
 def _executable_argv(program: tuple[str, ...], options: Options) -> tuple[str, ...]:
     for other in ("module", "python"):
         if options.get(other):
-            raise UsageError(f"--no-python and --{other} exclude each other")
+            raise UsageError(f"--no-python and --{other} cannot be given together")
     if shutil.which(program[0]) is None:
         hint = "check the path, that the file is executable, and PATH"
         raise ProgramNotFoundError(program[0], hint=hint)
@@ -435,7 +435,7 @@ def _python(path: str | None) -> str:
     if path is None:
         return sys.executable
     if shutil.which(path) is None:
-        raise ProgramNotFoundError(path, hint="--python names an interpreter on this node")
+        raise ProgramNotFoundError(path, hint="--python needs an interpreter on this node")
     return path
 
 

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNOWNED_HINT: Final = (
-    "a node of the run, or a `rallypoint serve` on the ledger, takes it over: ask again in some "
+    "a node of the run or a `rallypoint serve` on the ledger takes it over: try again in a few "
     "seconds"
 )
 _STALE_HINT: Final = (
-    "the ledger still names this coordinator: if it has failed, another takes over; ask again in "
-    "some seconds"
+    "the ledger still names this coordinator: if it has failed, another one takes over; try again "
+    "in a few seconds"
 )
 
 
@@ -156,8 +156,8 @@ def _runs_of(
     place = endpoint.place
     if isinstance(place, FilePlace) and not Path(place.folder).is_dir():
         hint = (
-            "check the path, and that the folder is mounted on this machine: the first node or "
-            "`rallypoint serve` makes the ledger"
+            "check the path, and that the folder is mounted on this machine; the first node or "
+            "`rallypoint serve` creates the ledger"
         )
         raise UsageError(f"there is no ledger at {endpoint}: no such folder", hint=hint)
     import asyncio

@@ -38,7 +38,7 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            "--host", metavar="HOST", help="The address to listen at; `::` means every address."
+            "--host", metavar="HOST", help="The address to listen at; `::` means all of them."
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -56,7 +56,7 @@ def serve(
             "--ledger",
             metavar="LEDGER",
             help="etcd://HOST:PORT,.../PREFIX or file:DIR: keep the runs there, and share them "
-            "with all who serve it. Without one they end with this process.",
+            "with every `serve` on this ledger. Without a ledger, runs end with this process.",
         ),
     ] = None,
     advertise: Annotated[
@@ -64,7 +64,7 @@ def serve(
         typer.Option(
             "--advertise",
             metavar="HOST",
-            help="Where nodes that use the ledger reach this machine.",
+            help="The address at which nodes that use the ledger reach this machine.",
         ),
     ] = None,
     memory: Annotated[
@@ -72,7 +72,7 @@ def serve(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="What is kept for all runs together, such as 2GiB (default: half of the memory "
+            help="Memory for all runs together, such as 2GiB (default: half of the memory "
             "of its cgroup or machine).",
         ),
     ] = None,
@@ -182,8 +182,8 @@ def written_out(host: str) -> str:
     """
     if addresses.needs_zone(host):
         raise UsageError(
-            f"{host} is a link-local address, which each interface has for itself",
-            hint=f"add the zone, which is the interface: {host}%eth0",
+            f"{host} is a link-local address, and its interface is missing",
+            hint=f"add the interface (the zone): {host}%eth0",
         )
     from rallypoint.net import numeric
 

@@ -43,7 +43,7 @@ def status(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Keep showing it: on a terminal in place, else when it changes."
+            "--watch", help="Keep showing it: in place on a terminal, else at each change."
         ),
     ] = False,
     members: Annotated[
@@ -100,7 +100,7 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
     if problem is None and status["phase"] in (fields.UNOWNED, fields.UNREACHABLE):
         # The answer is a replica's, from the ledger.
         is_unowned = status["phase"] == fields.UNOWNED
-        why = "has no coordinator now" if is_unowned else "has a coordinator that does not answer"
+        why = "has no coordinator now" if is_unowned else "its coordinator does not answer"
         problem = CoordinatorError(f"run {run_id!r} {why}", hint=run_locator.UNOWNED_HINT)
     return Answer(status, problem)
 

@@ -40,7 +40,7 @@ def new(
         mark = tokens.make_file(file)
     print(file)
     print(f"export RALLYPOINT_TOKEN_FILE={shlex.quote(str(file))}")
-    output.note(f"its fingerprint is {mark}; every node of a run needs the same file")
+    output.note(f"its fingerprint is {mark}; give every node of a run the same file")
 
 
 @_app.command("show")
@@ -71,6 +71,6 @@ def _known(path: str | None) -> tokens.KnownToken:
     if not known.token:
         raise UsageError(
             f"there is no token: none is given, and there is no {tokens.SHOWN}",
-            hint="`rallypoint token new` makes it, and so does the first node at HOST:PORT",
+            hint="`rallypoint token new` creates it; so does the first node at HOST:PORT",
         )
     return known

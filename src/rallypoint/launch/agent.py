@@ -315,7 +315,7 @@ class Agent:
             try:
                 await starting
             except errors.WorkerStartError as error:
-                self._goodbye = f"it cannot start its workers: {error.message}"
+                self._goodbye = f"its workers cannot be started: {error.message}"
                 raise
 
     @property

@@ -192,7 +192,7 @@ class WorkerLink(asyncio.Protocol):
         if isinstance(message, local.Hello):
             self._admit(message)
         elif self._round is None:
-            self.send(local.Denied("a worker says hello first"))
+            self.send(local.Denied("the first message of a worker must be Hello"))
             self.cut()
         elif self._round is self._channel.round:
             self._do(message)
@@ -202,7 +202,7 @@ class WorkerLink(asyncio.Protocol):
         current = channel.round
         knows = hmac.compare_digest(hello.secret.encode(), channel.secret.encode())
         if current is None or not knows or hello.round != current.head.number:
-            self.send(local.Denied(f"this agent has no worker of round {hello.round} any more"))
+            self.send(local.Denied(f"this agent no longer has a worker of round {hello.round}"))
             self.cut()
             return
         self._round = current

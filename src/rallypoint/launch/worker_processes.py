@@ -508,7 +508,7 @@ def _status(worker: Worker, options: int) -> int:
     else:
         # Left as a zombie: as long as it is one, its number cannot come to mean another's group.
         result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | options)
-        assert result is not None, "the kernel said that it has ended"
+        assert result is not None, "the kernel reported that it has ended"
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 

@@ -116,7 +116,7 @@ def decode(data: bytes, where: str) -> RegisterMap:
     # Also if the map could be read: another format may have fields that are not known here.
     if register_map.format < 1:
         raise LedgerCorruptError(
-            f"{where} is in format {register_map.format}, which no release writes",
+            f"{where} is in format {register_map.format}, which is not a format of any release",
             hint=_FOREIGN_HINT,
         )
     if register_map.format != FORMAT:

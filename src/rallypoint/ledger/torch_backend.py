@@ -262,7 +262,7 @@ class TorchBackendLedger(Ledger):
             and isinstance(answer[0], bytes | bytearray | memoryview)
         ):
             raise LedgerUnfitError(
-                f"{self._where} should be a tuple of {length} with bytes first, and is "
+                f"{self._where} must be a tuple of {length} values with bytes first, not "
                 f"{type(answer).__name__}",
                 hint="get_state returns (state, token) or None, "
                 "set_state (state, token, has_set) or None",
@@ -270,7 +270,7 @@ class TorchBackendLedger(Ledger):
         data = bytes(answer[0])
         if not record_format.is_sealed(data):
             raise LedgerForeignError(
-                f"{self._where} is not Rallypoint's: it begins with {data[:8]!r}",
+                f"{self._where} was not written by Rallypoint: it begins with {data[:8]!r}",
                 hint="torch's own rendezvous or another program uses it; give the backend its own "
                 "run id",
             )

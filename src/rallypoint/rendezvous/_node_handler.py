@@ -330,9 +330,11 @@ class NodeRendezvousHandler(RendezvousHandler):
         try:
             leaving.result(max(0.0, limit_s))
         except TimeoutError:
-            _log.debug("run %r: the goodbye goes on after shutdown()", self.get_run_id())
+            _log.debug(
+                "run %r: shutdown() ended before the goodbye was answered", self.get_run_id()
+            )
         except (errors.RallypointError, OSError, CancelledError) as error:
-            _log.warning("run %r: no goodbye was said: %s", self.get_run_id(), error)
+            _log.warning("run %r: the goodbye could not be said: %s", self.get_run_id(), error)
 
     def _end(self, close: CloseRecord | None) -> NoReturn:
         """The run was closed while this node waited for a round of it."""

@@ -178,9 +178,9 @@ class _TcpCalls:
     def _not_a_store(self, problem: str) -> errors.NotACoordinatorError:
         where = Address(self.host, self.port)
         return errors.NotACoordinatorError(
-            f"what listens at {where} is not a store of Rallypoint: {problem}",
+            f"the server at {where} is not a Rallypoint store: {problem}",
             hint="if node rank 0 has PyTorch, it serves PyTorch's own TCPStore: install PyTorch on "
-            "all nodes, or on none; else another program has the port",
+            "all nodes, or on none; if it has not, another program uses the port",
         )
 
 
@@ -239,7 +239,7 @@ class _Link(asyncio.Protocol):
             async with asyncio.timeout(SILENCE_S):
                 return await self._greeting
         except TimeoutError:
-            raise _SilentError("it accepts connections, and is silent") from None
+            raise _SilentError("it accepts connections, but does not answer") from None
 
     async def request(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         """Send a call, and wait for its answer. Raises OSError if the connection is lost."""

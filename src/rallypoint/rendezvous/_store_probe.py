@@ -24,9 +24,9 @@ _TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_
 class StoreKind(enum.Enum):
     """What answers at a port."""
 
-    OURS = "a store of Rallypoint's"
-    TORCH = "a TCPStore of PyTorch's"
-    UNKNOWN = "something that says nothing that is known"
+    OURS = "a Rallypoint store"
+    TORCH = "a PyTorch TCPStore"
+    UNKNOWN = "an unknown kind of server"
 
 
 def kind_at(host: str, port: int, timeout_s: float) -> StoreKind:

@@ -41,7 +41,7 @@ from rallypoint.wire.messages import (
 )
 
 VERSION: Final = 1
-FULL: Final = "this store has as many connections as it takes"
+FULL: Final = "this store already has its maximum of connections"
 CLIENTS_MAX: Final = 4096
 """How many connections a server holds by default."""
 GREETING_BYTES_MAX: Final = 256
@@ -382,13 +382,13 @@ class _Link(asyncio.Protocol):
             case local.Cancel(request_id):
                 self._settled(request_id)
             case _:
-                raise MalformedError("a second greeting, or a number of a request that was used")
+                raise MalformedError("a second greeting, or a request number that was already used")
 
     def _take_greeting(self, message: FromClient) -> None:
         if not isinstance(message, Greeting):
-            raise MalformedError("the first message is no greeting")
+            raise MalformedError("the first message is not a greeting")
         if message.version != VERSION:
-            raise MalformedError(f"version {message.version}, where {VERSION} is spoken")
+            raise MalformedError(f"version {message.version}; this store uses version {VERSION}")
         self._has_greeted = True
         self._unframer.bytes_max = MESSAGE_BYTES_MAX
         if self._greeting_overdue is not None:

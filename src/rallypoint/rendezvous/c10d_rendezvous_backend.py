@@ -165,7 +165,7 @@ def _decoded(held: bytes) -> bytes:
         raise _torch_bridge.error_of(
             RendezvousStateError,
             "The state object is corrupt. See inner exception for details.",
-            f"The store's value is damaged, or another program's: it is no base64 ({error}).",
+            f"The store's value is damaged, or another program's: it is not base64 ({error}).",
         ) from error
 
 

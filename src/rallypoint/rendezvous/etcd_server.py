@@ -147,7 +147,7 @@ class EtcdServer:
                     self._kill()
                     if not tries_left:
                         raise
-                    _log.warning("etcd was not started, and is tried again: %s", error)
+                    _log.warning("etcd did not start; trying again: %s", error)
         finally:
             if self._process is None:
                 self.stop()
@@ -242,7 +242,7 @@ def _program() -> str:
         return str(Path(named).absolute())
     if named:
         _log.warning(
-            "TORCHELASTIC_ETCD_BINARY_PATH is %s, which is no file; the PATH is searched", named
+            "TORCHELASTIC_ETCD_BINARY_PATH is %s, which is not a file; searching the PATH", named
         )
     found = shutil.which("etcd")
     if found is None:
@@ -265,7 +265,7 @@ def _release(program: str) -> tuple[int, int]:
         raise RuntimeError(f"{program} cannot be run: {error}") from error
     found = re.search(r"etcd Version: (\d+)\.(\d+)", told)
     if found is None:
-        raise RuntimeError(f"{program} does not print etcd's version, but {told[:80]!r}")
+        raise RuntimeError(f"{program} printed {told[:80]!r} instead of etcd's version")
     release = int(found[1]), int(found[2])
     if release < _OLDEST:
         raise RuntimeError(f"{program} is etcd {found[1]}.{found[2]}; 3.4 or later is needed")

@@ -334,7 +334,7 @@ class _EtcdCalls:
         try:
             total = int(text) + amount
         except ValueError:
-            message = f"the value of key {key!r} is no decimal integer"
+            message = f"the value of key {key!r} is not a decimal integer"
             raise _NoSumError(ops.NOT_AN_INTEGER, message) from None
         if not -_INT64 <= total < _INT64:
             raise _NoSumError(ops.LIMIT, f"the sum {total} of key {key!r} does not fit in 64 bits")

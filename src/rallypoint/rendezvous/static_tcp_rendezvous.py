@@ -130,7 +130,7 @@ class StaticTCPRendezvous(RendezvousHandler):
 
     def _meet(self) -> Any:
         deadline_s = time.monotonic() + self.timeout.total_seconds()
-        kind = "PyTorch's TCPStore" if _torch_bridge.is_available() else "a store of Rallypoint's"
+        kind = "PyTorch's TCPStore" if _torch_bridge.is_available() else "a Rallypoint store"
         role = "serving" if self.rank == 0 else "connecting to"
         _log.info("%s %s at %s", role, kind, self._where)
         store = self._torch_store() if _torch_bridge.is_available() else self._own_store()
@@ -213,8 +213,8 @@ class StaticTCPRendezvous(RendezvousHandler):
             else:
                 if kind is StoreKind.OURS:
                     self._fail(
-                        f"node rank 0 serves {kind.value} there, as it has no PyTorch, while this "
-                        "node has; install PyTorch on all nodes, or on none"
+                        f"node rank 0 has no PyTorch and serves {kind.value} there, but this node "
+                        "has PyTorch; install PyTorch on all nodes, or on none"
                     )
                 unknown_since_s = min(unknown_since_s, now_s)
                 if kind is StoreKind.TORCH or now_s - unknown_since_s > UNKNOWN_S:

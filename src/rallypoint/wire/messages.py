@@ -321,8 +321,9 @@ class MalformedError(Exception):
         super().__init__(why)
         self.refusal = Refusal(
             RefusalCode.MALFORMED,
-            f"this is no message of the Rallypoint protocol: {why}",
-            hint="check that both sides run a current rallypoint, and no other program sends here",
+            f"this is not a message of the Rallypoint protocol: {why}",
+            hint="check that both sides run a current rallypoint, and that no other program "
+            "connects here",
         )
 
 
@@ -393,5 +394,5 @@ def version_refusal(version: int) -> Refusal | None:
     return Refusal(
         RefusalCode.VERSION,
         f"this node speaks wire version {version}; the coordinator accepts {accepted}",
-        hint="install releases of rallypoint on nodes and coordinator that are at most one apart",
+        hint="nodes and coordinator may be at most one release apart: update the older one",
     )

@@ -238,7 +238,7 @@ class EtcdClient:
             except LostError as problem:
                 if not repeatable:
                     self._next(url)
-                    raise EtcdUnknownError(f"no answer of etcd at {url}: {problem}") from problem
+                    raise EtcdUnknownError(f"no answer from etcd at {url}: {problem}") from problem
                 problems[url] = str(problem)
             except BadEndpointError as problem:
                 refused[url] = problem.error
@@ -296,7 +296,7 @@ class EtcdClient:
             ):
                 async for part in _parts(response, url):
                     parts.append(part)
-                    problem = f"it began to answer, and then was silent for {quiet_s:g} s"
+                    problem = f"it began to answer, then sent nothing for {quiet_s:g} s"
                     silence.reschedule(min(deadline, loop.time() + quiet_s))
         except TimeoutError as error:
             if parts and loop.time() >= deadline:
@@ -348,7 +348,7 @@ class EtcdClient:
         that a request that was never sent does not look lost.
         """
         if self._session is None:
-            raise LedgerUnreachableError("the client of etcd is not open")
+            raise LedgerUnreachableError("the etcd client is not open")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING * try_s)
         try:
             # A file object, because aiohttp warns of large bytes: it sends those in one piece.
@@ -395,13 +395,13 @@ class EtcdClient:
 
     @property
     def _tls_hint(self) -> str:
-        return "does it speak TLS" if self.options.tls else "does it do so without TLS"
+        return "uses TLS there" if self.options.tls else "uses no TLS there"
 
     def _unreachable(self, problems: Mapping[str, str]) -> LedgerUnreachableError:
         said = "; ".join(f"{url}: {what}" for url, what in problems.items()) or "no answer"
         return LedgerUnreachableError(
             f"no endpoint of etcd answered within {self.options.timeout_s:g} s ({said})",
-            hint=f"is etcd running, has it a leader, is this its port, and {self._tls_hint}?",
+            hint=f"check that etcd runs, has a leader, listens at this port, and {self._tls_hint}",
         )
 
 

@@ -86,7 +86,7 @@ class EtcdLedger(Ledger):
         trimmed = prefix.rstrip("/")
         if not trimmed or "\0" in trimmed:
             raise UsageError(
-                f"{prefix!r} cannot be the prefix of a ledger in etcd",
+                f"{prefix!r} cannot be a prefix for a ledger in etcd",
                 hint=f"name one that nothing else uses, such as {DEFAULT_PREFIX}",
             )
         self.ledger_id = ""

@@ -236,7 +236,7 @@ def said_no(code: int, said: str, endpoint: str) -> LedgerError:
 def not_etcd(endpoint: str, what: str) -> LedgerForeignError:
     """The error for an endpoint that is not etcd."""
     return LedgerForeignError(
-        f"the server at {endpoint} answers with {what}, as no etcd from 3.4 on does",
+        f"the server at {endpoint} is not etcd 3.4 or later: it answers with {what}",
         hint="name etcd's client port (2379 by default), and TLS if that port speaks it",
     )
 
