@@ -46,7 +46,9 @@ def file_page(file: SourceFile, related: Related) -> str:
     lines = file.text.count("\n")
     parts = [
         f"{'' if file.path.parts[0] == 'src' else _NOT_SEARCHED}# {escaped(file.path.name)}",
-        f"{code(str(file.path))} · module {code(file.module)} · [{lines} lines]({listing})",
+        f"{code(str(file.path))} · module {code(file.module)} · [{lines} lines]({listing}) · "
+        f"[all files]({relative(INDEX, page_of(file.path))}) · "
+        f"[keywords]({relative(KEYWORDS / 'index.md', page_of(file.path))})",
         prose(file.purpose) or "*It has no module docstring.*",
         _defined("Classes", _classes(file, listing)),
         _defined("Functions", _lines(file, "function", listing)),
