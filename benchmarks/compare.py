@@ -77,7 +77,7 @@ class Ratio:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the figure is known to be no worse."""
+        """Whether the interval exists and reaches down to 1."""
         return self.low is not None and not self.is_worse
 
 
@@ -152,7 +152,7 @@ def measure(
 
 
 def _by_name(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures by name. A name that comes again, in another unit, is followed by the unit."""
+    """The figures by name. A name that occurs again, in another unit, gets the unit."""
     named: dict[str, Any] = {}
     for each in figures:
         name = each["name"]

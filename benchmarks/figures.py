@@ -2,9 +2,9 @@
 
     python benchmarks/figures.py [--only kill,import] [--repeats 3] [--markdown] [--output FILE]
 
-Most of them are figures of `rallypoint bench`: what is measured, and which target it has, stands
-with the scenario. Only the import time and the cost of a ledger are measured here. Progress goes to
-stderr; JSON, or with --markdown a table, to stdout. See README.md beside it.
+Most of them are figures of `rallypoint bench`: the scenario says what is measured, and which target
+it has. Only the import time and the cost of a ledger are measured here. Progress goes to stderr;
+JSON, or with --markdown a table, to stdout. See README.md beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rallypoint.bench.figure import Figure  # noqa: E402
 from rallypoint.bench.processes import BenchError  # noqa: E402
 
 Shown = dict[str, Any]
-"""A figure as it stands in the JSON."""
+"""A figure as it is in the JSON."""
 
 SCENARIOS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "join": (10, ("--nodes 2 --processes 2", "--nodes 64")),
@@ -89,7 +89,7 @@ def _bench(words: Sequence[str]) -> list[Shown]:
 
 
 def markdown(figures: Sequence[Shown]) -> str:
-    """A table of figures as they stand in the JSON."""
+    """A table of figures as they are in the JSON."""
     rows = [
         "| figure | nodes | median | min – max | repeats | target | reached | again by |",
         "|---|---|---|---|---|---|---|---|",

@@ -85,9 +85,9 @@ def draw(nodes: int, seconds: int, picture: Path) -> int:
             fleets.end_round()
             fleets.ask("meet")
             rounds += 1
-        told = sampled.communicate(timeout=60)[1]
+        stderr = sampled.communicate(timeout=60)[1]
     if sampled.returncode:
-        raise driver.BenchError(f"py-spy failed: {told.decode().strip()}", "run it as root")
+        raise driver.BenchError(f"py-spy failed: {stderr.decode().strip()}", "run it as root")
     # py-spy's title is its command line, with this machine's paths.
     title = f">The coordinator's process while {nodes:,} nodes meet again and again<"
     drawn = picture.read_text("utf-8")

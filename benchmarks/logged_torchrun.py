@@ -36,7 +36,7 @@ class LoggedHandler:
         return info
 
     def num_nodes_waiting(self) -> int:
-        """Logged the first time that another round is wanted."""
+        """Log the first time that another round is asked for."""
         count: int = self._handler.num_nodes_waiting()
         if count > 0 and not self._is_told:
             self._is_told = True

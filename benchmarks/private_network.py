@@ -70,7 +70,7 @@ def _answer_names_from_the_hosts_file() -> None:
 
 
 def loopback() -> tuple[int, int]:
-    """Bytes and packets that loopback has carried so far, with TCP/IP headers and ACKs."""
+    """Bytes and packets that have passed loopback so far, with TCP/IP headers and ACKs."""
     for line in Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "lo":

@@ -1,4 +1,4 @@
-"""Measures what one coordinator carries, and writes it into docs/scale.md.
+"""Measures how many nodes one coordinator can serve, and writes it into docs/scale.md.
 
     python benchmarks/scale.py [--nodes 128,512,2048] [--repeats 10] [--print]
 
@@ -50,15 +50,15 @@ def say(text: str) -> None:
 def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_S) -> str:
     """The text between the marks."""
     about = bench_report.machine()
-    carried: list[Figure] = []
+    served: list[Figure] = []
     driver.check_descriptors(max(*sizes, many * NODES_OF_A_RUN))
     others = wait_idle.wait()
     for nodes in sizes:
         say(f"meet and idle with {nodes:,} nodes")
         with driver.served() as at:
-            carried += meet.measure(driver.Plan(at, repeats=repeats), nodes)
+            served += meet.measure(driver.Plan(at, repeats=repeats), nodes)
         with driver.served() as at:
-            carried += idle.measure(driver.Plan(at, seconds=seconds), nodes)
+            served += idle.measure(driver.Plan(at, seconds=seconds), nodes)
     costs = model.measure(
         driver.served,
         sizes,
@@ -85,8 +85,8 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
         (
             f"Measured with rallypoint {about['rallypoint']} on {where}, {about['event_loop']}; "
             f"{_quietness(others)}. Medians.",
-            _over_sizes(carried, sizes),
-            "A node is killed, leaves, comes, is frozen; calls of the store, and a barrier of all:",
+            _over_sizes(served, sizes),
+            "A node is killed, leaves, arrives or is frozen; calls of the store; a barrier of all:",
             _over_sizes(changed, large),
             f"One of {many} runs of {NODES_OF_A_RUN} nodes, and three agents of which one is "
             "killed:",
@@ -103,9 +103,10 @@ def tables(sizes: Sequence[int], repeats: int, many: int, seconds: float = IDLE_
 
 def _quietness(others: int | None) -> str:
     if others is None:
-        return "what else ran is not known"
+        return "what else ran could not be read"
     if others > wait_idle.RUNNABLE_MAX:
-        return f"**{others} other processes wanted to run before: on a quiet machine it is faster**"
+        busy = f"{others} other processes were ready to run before"
+        return f"**{busy}: on a quiet machine it is faster**"
     return "nothing else ran before"
 
 
@@ -120,7 +121,9 @@ def _over_sizes(figures: Sequence[Figure], sizes: Sequence[int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if all was measured."""
-    parser = argparse.ArgumentParser(description="Measure what one coordinator carries.")
+    parser = argparse.ArgumentParser(
+        description="Measure how many nodes one coordinator can serve."
+    )
     default = ",".join(map(str, SIZES))
     parser.add_argument("--nodes", metavar="N,N...", default=default, help=f"default: {default}")
     parser.add_argument("--repeats", type=int, metavar="N", default=10)

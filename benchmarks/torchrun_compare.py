@@ -196,7 +196,7 @@ def _kill(variant: Variant) -> Sample:
 
 
 _PARTS: Final = {
-    "noticed": "until the last survivor's agent was told, or its worker had failed",
+    "noticed": "until the last survivor's agent was notified, or its worker had failed",
     "stopped": "until the last survivor's worker was stopped, and its agent called "
     "next_rendezvous(); torchrun looks every 0.1 s",
     "met": "until the last next_rendezvous() returned",
@@ -228,8 +228,8 @@ def _idle(count: int, variant: Variant) -> Sample:
 
 def _idling(count: int) -> Group:
     timed = (
-        f"{count} torchrun agents in a round, a worker each that does nothing; what loopback "
-        f"carries in {IDLE_S:g} s, headers and ACKs included, over nodes and seconds"
+        f"{count} torchrun agents in a round, a worker each that does nothing; the traffic on "
+        f"loopback in {IDLE_S:g} s, with headers and ACKs, divided by nodes and seconds"
     )
     rows = (Row("bytes", timed, "bytes/s"), Row("packets", timed, "packets/s"))
     return Group(f"idle_{count}", 2, rows, partial(_idle, count), needs_private_network=True)
@@ -339,7 +339,7 @@ def load_average() -> list[float]:
 
 
 def as_json(group: Group, measured: Measured, loads: dict[str, Any]) -> dict[str, Any]:
-    """A row as it stands in the JSON."""
+    """A row as it is in the JSON."""
     row = measured.row
     variants = {
         variant.name: {
@@ -393,12 +393,12 @@ def _expected(each: dict[str, Any]) -> str:
     expected, unit = each["expected"], each["unit"]
     if each["reached"] is None:
         return "–"
-    wanted = (
+    bound = (
         f"at most {expected['at_most']:g} {unit}"
         if expected["at_most"] is not None
         else f"{expected['times_better']:g} times less"
     )
-    return f"{wanted}: {'yes' if each['reached'] else '**no**'}"
+    return f"{bound}: {'yes' if each['reached'] else '**no**'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

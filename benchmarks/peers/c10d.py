@@ -1,8 +1,7 @@
 """torch's dynamic rendezvous over c10d, which torchrun uses: a process for each node.
 
-The first node's process holds the TCPStore, as it does in a job; so there is no server whose CPU
-time could be told apart. Handlers come from torch's registry, and everything is imported before
-the first call.
+The first node's process holds the TCPStore, as it does in a job, so the CPU time of a server cannot
+be measured. Handlers come from torch's registry, and everything is imported before the first call.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ PEERS: Final = (
         name="rallypoint",
         title="**Rallypoint**",
         module="rallypoint_meet",
-        does="members found out, ranks, world size and a store agreed; all told",
+        does="members found out, ranks, world size and a store agreed; all notified",
     ),
     Peer(
         name="tcpstore",
@@ -104,7 +104,7 @@ PEERS: Final = (
         title="torchft lighthouse",
         module="torchft_lighthouse",
         environment=_TORCHFT,
-        does="a quorum of replicas: members found out, each told the list",
+        does="a quorum of replicas: members found out, each gets the list",
     ),
     Peer(
         name="tooz",

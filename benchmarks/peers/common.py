@@ -231,7 +231,7 @@ class Threads:
             called_s = time.monotonic()
             try:
                 self._act(index)
-            except BaseException as error:  # noqa: BLE001  (it is told, and ends the process)
+            except BaseException as error:  # noqa: BLE001  (it is printed, and ends the process)
                 end_at_once(f"node {index}", error)
             self._calls[index] = (called_s, time.monotonic())
             if next(self._answered) == count:
@@ -285,10 +285,10 @@ class Processes:
         """When each node called and was answered. Raises CannotError."""
         calls = []
         for _ in self.pids:
-            told = json.loads(self._lines.readline())
-            if "error" in told:
-                raise CannotError(told["error"])
-            calls.append((told["called_s"], told["answered_s"]))
+            answer = json.loads(self._lines.readline())
+            if "error" in answer:
+                raise CannotError(answer["error"])
+            calls.append((answer["called_s"], answer["answered_s"]))
         return calls
 
     def round(self) -> Round:
@@ -321,11 +321,11 @@ class Processes:
                 if act is None:
                     act = node(index)
                 act()
-                told: dict[str, Any] = {"called_s": called_s, "answered_s": time.monotonic()}
-            except BaseException as error:  # noqa: BLE001  (it is told, and ends the measurement)
+                answer: dict[str, Any] = {"called_s": called_s, "answered_s": time.monotonic()}
+            except BaseException as error:  # noqa: BLE001  (it is reported, and ends the measurement)
                 text = " ".join(f"{type(error).__name__}: {error}".split())
-                told = {"error": f"node {index}: {text[:200]}"}
-            os.write(self._write_fd, json.dumps(told).encode() + b"\n")
+                answer = {"error": f"node {index}: {text[:200]}"}
+            os.write(self._write_fd, json.dumps(answer).encode() + b"\n")
         while True:
             signal.pause()
 

@@ -18,9 +18,9 @@ def meet(nodes: int, repeats: int) -> common.Measured:
     found = common.Measured(f"rallypoint {__version__}", "sockets of one process", wanted)
     driver.check_descriptors(nodes)
     for repeat in range(wanted["cold"]):
-        with driver.floor(nodes) as (server, fleet, told):
+        with driver.floor(nodes) as (server, fleet, answer):
             found.event_loop = common.event_loop(server.pid, fleet.process.pid)
-            found.add("cold", driver.span([told], "formed_s"))
+            found.add("cold", driver.span([answer], "formed_s"))
             fleet.ask("settle")
             for _ in range(repeats if repeat == 0 else 0):
                 before_s = common.cpu_s(server.pid)

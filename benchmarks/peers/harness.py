@@ -59,22 +59,22 @@ def run_script(
     """
     command = [str(python), "-m", module, *map(str, arguments)]
     code, out, errors = _run_in_a_folder(command, deadline_s)
-    told = _last_told(out)
+    answer = _last_answer(out)
     outcome = Outcome()
-    if told is not None and "cannot" in told:
-        return Outcome(why_not=told["cannot"])
-    if told is not None:
+    if answer is not None and "cannot" in answer:
+        return Outcome(why_not=answer["cannot"])
+    if answer is not None:
         outcome = Outcome(
-            told["values"],
-            version=told["version"],
-            carried=told["carried"],
-            wanted=told.get("wanted", {}),
-            event_loop=told.get("event_loop", ""),
+            answer["values"],
+            version=answer["version"],
+            carried=answer["carried"],
+            wanted=answer.get("wanted", {}),
+            event_loop=answer.get("event_loop", ""),
         )
     if code is None:
         outcome.out_of_time = True
         outcome.why_not = f"not within {deadline_s:g} s"
-    elif code != 0 or told is None:
+    elif code != 0 or answer is None:
         outcome.why_not = f"ended with exit code {code}: {_last_line(errors)}"[:REASON_CHARS_MAX]
     return outcome
 
@@ -156,16 +156,16 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.01)
 
 
-def _last_told(out: bytes) -> dict[str, Any] | None:
+def _last_answer(out: bytes) -> dict[str, Any] | None:
     """The last whole line of JSON."""
     for line in reversed(out.splitlines()):
         if line.startswith(b"{"):
             try:
-                told = json.loads(line)
+                answer = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(told, dict) and ("cannot" in told or "values" in told):
-                return told
+            if isinstance(answer, dict) and ("cannot" in answer or "values" in answer):
+                return answer
     return None
 
 
@@ -174,7 +174,7 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-# -- what is known beforehand ----------------------------------------------------------------------
+# -- what is fixed beforehand ----------------------------------------------------------------------
 
 
 class Bench:
@@ -227,7 +227,7 @@ class Bench:
 
 
 def available_bytes() -> int:
-    """The memory that is free without swapping (Linux); elsewhere no limit is known."""
+    """The memory that is free without swapping (Linux); elsewhere there is no limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -40,8 +40,8 @@ def install(
         try:
             _install(environment, folder / environment.name)
         except subprocess.CalledProcessError as error:
-            told = (error.stderr or "").strip().splitlines()
-            say(f"{environment.name}: could not be installed: {told[-1] if told else error}")
+            said = (error.stderr or "").strip().splitlines()
+            say(f"{environment.name}: could not be installed: {said[-1] if said else error}")
             failed.append(environment.name)
     return failed
 

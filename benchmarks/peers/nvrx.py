@@ -1,8 +1,8 @@
 """NVRx's barrier rendezvous (nvidia-resiliency-ext): counters in a TCPStore, polled.
 
 A process a node, with the handler as its launcher makes it. The first node's process holds the
-store and closes the rounds. A warm round is opened, and known to all, before any of them calls: its
-launcher's nodes find that out in the call, and then sleep a second.
+store and closes the rounds. A warm round is opened, and all have read that, before any of them
+calls. Its launcher's nodes find that out in the call, and then sleep a second.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def meet(nodes: int, repeats: int) -> common.Measured:
         try:
             found.add("cold", processes.round().span_s)
             for _ in range(rounds // 2):
-                processes.round()  # Here the round is opened, and each node is told of it.
+                processes.round()  # Here the round is opened, and each node reads that.
                 done = processes.round()
                 found.add("warm", done.span_s)
                 found.add("skew", done.skew_s)
@@ -70,7 +70,7 @@ def node(port: int, nodes: int) -> Callable[[int], Callable[[], object]]:
                 state = handler._barrier_state
                 if index == 0:
                     state.open_rendezvous()
-                # Every node is told of it here; the nodes of its launcher are told in the call.
+                # Every node reads it here; the nodes of its launcher read it in the call.
                 while not state.is_next_round_open():
                     time.sleep(0.01)
                 state._sync_from_per_round_state()

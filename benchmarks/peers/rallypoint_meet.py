@@ -46,9 +46,9 @@ def _event_loop(where: driver.Coordinator) -> str:
 def death(kind: str, repeats: int) -> common.Measured:
     """One of eight dies, with default settings: until the last of the others is in the next round.
 
-    Killed: the others ask for the next round as soon as they are told. Silent: another node's
-    worker fails at once, since the coordinator cannot know of the silence yet; all nodes ask for
-    the next round as soon as they are told of that failure.
+    Killed: the others ask for the next round as soon as they are notified. Silent: another node's
+    worker fails at once, since the coordinator cannot see the silence yet; all nodes ask for
+    the next round as soon as they are notified of that failure.
     """
     found = new({kind: repeats})
     with driver.served() as where:

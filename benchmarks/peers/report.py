@@ -1,7 +1,7 @@
 """Makes the tables, the pictures and the document from the JSON of a run.
 
 Nothing here measures. Every cell is a median of values in the JSON, or a dash with its reason below
-the table. Below it stands also why a median is worth less: a run that was cut off, or a busy
+the table. There are also the reasons why a median is worth less: a run that was cut off, or a busy
 machine. The JSON of an older run may lack fields; then the page says so.
 """
 
@@ -48,7 +48,7 @@ def markdown(run: Result, pictures: Sequence[tuple[str, str]] = ()) -> str:
         parts += [f"### {title}", text, table(run, figure)]
         parts += [f"![{shown}]({path})" for shown, path in pictures if figure in path]
     parts += ["### A new round after a death", deaths(run)]
-    parts += ["### Who was measured", _peers(run)]
+    parts += ["### What was measured", _peers(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -62,7 +62,7 @@ def described(run: Result) -> str:
         ("machine", f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}"),
         ("system", f"{machine['system']}, Python {machine['python']}"),
         ("event loop", _event_loops(run)),
-        ("others that wanted to run", _busy(run)),
+        ("others that were ready to run", _busy(run)),
         ("load average of a minute", _load(run)),
         ("network", machine["network"]),
         ("host names", machine["host_names"]),
@@ -119,7 +119,7 @@ def quiet_max(run: Result) -> int:
 
 
 class Notes:
-    """The notes below a table. A text that is used twice stands there once."""
+    """The notes below a table. A text that is used twice is there once."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -204,7 +204,9 @@ def _busy_marks(run: Result, peer: Result, result: Result) -> list[str]:
     others = result.get("busy", 0)
     if others <= quiet_max(run):
         return []
-    return [f"{_plain(peer['title'])}: it was not quiet before it: {others} others wanted to run"]
+    return [
+        f"{_plain(peer['title'])}: it was not quiet before it: {others} others were ready to run"
+    ]
 
 
 def _letter(index: int) -> str:

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     peers: Sequence[Peer], options: argparse.Namespace, folder: Path, why_not_private: str | None
 ) -> dict[str, Any]:
-    """Everything, as it stands in the JSON. All peers at one size before any at the next."""
+    """Everything, as it is in the JSON. All peers at one size before any at the next."""
     peers = in_turn(peers)
     bench = Bench(folder, options.deadline, options.repeats)
     about = machine(why_not_private)

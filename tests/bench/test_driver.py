@@ -47,7 +47,7 @@ def test_enough_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "at most 64,512" in raised.value.hint
 
 
-def test_the_end_of_what_was_said(tmp_path: Path) -> None:
+def test_the_end_of_the_output(tmp_path: Path) -> None:
     path = tmp_path / "said"
     path.write_bytes(b"x" * 10_000 + b" the end\n")
     with path.open("rb") as said:
@@ -69,20 +69,20 @@ def silent():
 
 
 @pytest.mark.processes
-def test_a_process_that_says_nothing_is_given_up(silent: driver.Process) -> None:
+def test_a_silent_process_is_a_timeout(silent: driver.Process) -> None:
     with pytest.raises(BenchError, match=r"not within 0\.3 s: it: a whole line"):
         silent.line("it", "a whole line", 0.3)
 
 
 @pytest.mark.processes
-def test_a_process_that_ends_instead(silent: driver.Process) -> None:
+def test_a_process_that_ends_before_its_line(silent: driver.Process) -> None:
     silent.let_go()
     with pytest.raises(BenchError, match="it ended, with exit code 1"):
         silent.line("it")
 
 
 @pytest.mark.processes
-def test_lines_that_come_together_are_taken_one_by_one() -> None:
+def test_lines_that_arrive_together_are_read_one_by_one() -> None:
     process = driver.Process(("-c", "print('one\\ntwo\\nthree')"))
     assert [process.line("it") for _ in range(3)] == [b"one", b"two", b"three"]
     with pytest.raises(BenchError, match="exit code 0"):
@@ -91,13 +91,13 @@ def test_lines_that_come_together_are_taken_one_by_one() -> None:
 
 
 @pytest.mark.processes
-def test_a_fleet_that_has_ended_is_an_error_and_no_broken_pipe() -> None:
+def test_an_ended_fleet_raises_bench_error_not_broken_pipe() -> None:
     with driver.fleets(1) as fleets:
         process = fleets.each[0].process
         process.kill()
         wait_until(lambda: process.code is not None, "its end")
         with pytest.raises(BenchError, match="a process of nodes ended, with exit code -9"):
-            fleets.each[0].tell("settle")
+            fleets.each[0].send("settle")
 
 
 class _Thaw(logging.Handler):
@@ -114,7 +114,7 @@ class _Thaw(logging.Handler):
 
 
 @pytest.mark.processes
-def test_a_wait_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_wait_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SAY_AFTER_S", 0.3)
     # One process of nodes, and only one wait that can be long: on a slow machine a second process
     # would make other waits long, too.
@@ -134,4 +134,4 @@ def test_a_wait_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch) ->
             os.kill(at.process.pid, signal.SIGCONT)
     [said] = thaw.said
     assert said.startswith("waiting for ")
-    assert said.endswith("a process of nodes: all nodes to be told that the round has ended")
+    assert said.endswith("a process of nodes: all nodes to be notified that the round has ended")

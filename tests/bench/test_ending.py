@@ -111,7 +111,7 @@ def measuring(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Measur
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.verify)]
 )
-def test_a_signal_ends_all_of_it(measuring: Measuring, number: signal.Signals) -> None:
+def test_a_signal_ends_all_processes(measuring: Measuring, number: signal.Signals) -> None:
     measuring.process.send_signal(number)
     code, said = measuring.ended()
     assert code == 128 + number
@@ -120,7 +120,7 @@ def test_a_signal_ends_all_of_it(measuring: Measuring, number: signal.Signals) -
 
 
 @pytest.mark.parametrize("measuring", ENDED, indirect=True)
-def test_a_kill_ends_all_of_it(measuring: Measuring) -> None:
+def test_a_kill_ends_all_processes(measuring: Measuring) -> None:
     measuring.process.kill()
     code, said = measuring.ended()
     assert code == -signal.SIGKILL
@@ -128,7 +128,7 @@ def test_a_kill_ends_all_of_it(measuring: Measuring) -> None:
 
 
 @pytest.mark.parametrize("measuring", ENDED, indirect=True)
-def test_ctrl_c_is_heard_by_the_command_alone(measuring: Measuring) -> None:
+def test_only_the_command_gets_ctrl_c(measuring: Measuring) -> None:
     """A terminal sends the signal to the whole foreground group."""
     os.killpg(measuring.process.pid, signal.SIGINT)
     code, said = measuring.ended()
@@ -138,7 +138,7 @@ def test_ctrl_c_is_heard_by_the_command_alone(measuring: Measuring) -> None:
 
 
 @pytest.mark.parametrize("measuring", ["meet"], indirect=True)
-def test_a_second_signal_does_not_wait_for_what_hangs(measuring: Measuring) -> None:
+def test_a_second_signal_does_not_wait_for_a_process_that_hangs(measuring: Measuring) -> None:
     [serve] = [pid for pid in measuring.seen if "serve --port 0" in _command(pid)]
     os.kill(serve, signal.SIGSTOP)
     measuring.process.terminate()

@@ -62,7 +62,7 @@ def found(figures: list[Figure]) -> dict[str, Figure]:
     return {each.name: each for each in figures}
 
 
-def test_survivors_of_a_kill_are_told_before_any_grace_is_over() -> None:
+def test_survivors_of_a_kill_are_notified_before_any_grace_ends() -> None:
     plan = driver.Plan(driver.NOWHERE, repeats=3)
     figures = found(kill.measure(plan, 3))
     told = figures[kill.TOLD]
@@ -72,7 +72,7 @@ def test_survivors_of_a_kill_are_told_before_any_grace_is_over() -> None:
     assert figures[kill.READY].median <= figures["all have the next round"].median
 
 
-def test_a_cut_network_disturbs_nobody(
+def test_a_cut_network_disturbs_no_node(
     served: driver.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cut, "CUT_S", 1.0)
@@ -88,7 +88,7 @@ def test_a_machine_without_power_is_lost_in_time(served: driver.Plan) -> None:
 
 
 @pytest.mark.parametrize("workers", preempted.WORKERS)
-def test_those_that_are_left_of_many_regroup(served: driver.Plan, workers: str) -> None:
+def test_the_survivors_of_many_losses_regroup(served: driver.Plan, workers: str) -> None:
     told_s, met_s = preempted._once(served, 10, workers)
     assert told_s <= met_s < preempted.NEXT_ROUND_S + SLOW_S
 
@@ -104,14 +104,14 @@ def test_a_node_that_hangs_is_suspect_and_then_lost() -> None:
     assert run.probe_s <= figures["lost after a failure"].median < run.lost_after_s
 
 
-def test_a_coordinator_that_stands_still_disturbs_nobody(served: driver.Plan) -> None:
+def test_a_stopped_coordinator_disturbs_no_node(served: driver.Plan) -> None:
     served.seconds = RunSettings().suspect_after_s + 2.0
     figures = found(frozen_coordinator.measure(served, 3))
     assert figures["nodes disturbed"].values == (0.0,)
     assert figures["nodes disturbed"].target == Target(0, worst=True)
 
 
-def test_an_elected_host_that_is_lost_with_its_node() -> None:
+def test_an_elected_host_is_lost_with_its_node() -> None:
     figures = found(host_lost.measure(own(), 3))
     assert figures["next round"].target == Target(TTL_S + 5.0)
     assert TTL_S / 2 < figures["all are attached"].median <= figures["next round"].median
@@ -125,14 +125,14 @@ def test_the_first_ranks_are_lost_with_the_coordinator() -> None:
 
 
 @needs_etcd
-def test_a_ledger_that_stands_still_ends_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_ledger_ends_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_away, "WATCH_S", GRACE_S)
     figures = found(ledger_away.measure(own(seconds=2 * TTL_S), 3))
     assert figures["nodes disturbed"].reached
 
 
 @needs_etcd
-def test_what_a_node_reads_of_the_ledger_is_counted() -> None:
+def test_bytes_that_a_node_reads_from_the_ledger_are_counted() -> None:
     figures = found(ledger_reads.measure(own(), 3))
     assert 0 < figures["one node reads"].median < ledger_reads.READ_KIB
 

@@ -151,7 +151,7 @@ def largest(traffic: list[tuple[str, str, int]]) -> dict[str, int]:
     return sizes
 
 
-def test_the_story_has_every_message_that_a_coordinator_sends() -> None:
+def test_the_scenario_has_every_message_that_a_coordinator_sends() -> None:
     kinds = {each.__name__ for each in get_args(wire.FromCoordinator)}
     assert set(largest(story(SMALL).down)) == set(largest(story(LARGE).down)) == kinds
 
@@ -263,7 +263,7 @@ def test_an_idle_node_of_a_larger_run_costs_no_more() -> None:
     assert size_64 <= size + 2 * messages  # the beat's digits
 
 
-def test_no_timer_waits_for_each_node_that_came_and_is_well() -> None:
+def test_no_timer_exists_for_each_healthy_node() -> None:
     """Each timer wakes the event loop: thousands of them cost as much as all heartbeats."""
 
     def timers(count: int) -> int:

@@ -13,7 +13,7 @@ def cost(of, name: str = "bytes", sizes: tuple[int, ...] = SIZES) -> model.Cost:
     return model.fit(name, "per round", "", {n: of(n) for n in sizes})
 
 
-def test_what_is_fixed_and_what_each_node_costs() -> None:
+def test_fixed_costs_and_costs_per_node() -> None:
     found = cost(lambda n: 40 + 3 * n)
     assert found.fixed == pytest.approx(40)
     assert found.per_node == pytest.approx(3)
@@ -21,11 +21,11 @@ def test_what_is_fixed_and_what_each_node_costs() -> None:
     assert found.predict(100_000) is None, "a hundred times what was measured"
 
 
-def test_what_is_fixed_is_predicted_to_stay_so() -> None:
+def test_fixed_costs_are_predicted_to_stay_fixed() -> None:
     assert cost(lambda n: 5.0).predict(10_000) == pytest.approx(5)
 
 
-def test_no_prediction_is_below_what_the_largest_size_costs_a_node() -> None:
+def test_no_prediction_per_node_is_below_the_largest_size() -> None:
     """At the largest size caches are full that are not full at small sizes."""
     sizes = (*SIZES, 2_048, 4_096, 9_000)
     found = cost(lambda n: 1.4 * n if n == 9_000 else 1.0 * n, sizes=sizes)
@@ -41,7 +41,7 @@ def test_the_exponent(power: float) -> None:
     assert cost(lambda n: 7 * n**power).exponent == pytest.approx(power)
 
 
-def test_what_does_not_depend_on_the_nodes() -> None:
+def test_costs_that_do_not_depend_on_the_nodes() -> None:
     found = cost(lambda n: 5.0)
     assert found.fixed == pytest.approx(5)
     assert found.per_node == pytest.approx(0)
@@ -72,25 +72,25 @@ def test_growth_that_is_too_fast_is_named() -> None:
     assert "two sizes" in model.remarks([two])[0]
 
 
-def test_more_than_a_core_is_said() -> None:
+def test_more_than_one_core_gives_a_remark() -> None:
     sizes = (128, 512, 2_048, 9_000)
     found = model.fit("CPU", model.CPU_PER_S, "", {n: 0.04 * n for n in sizes})
     assert model.remarks([found])[-1].startswith("30,000 and 100,000 idle nodes would need more")
 
 
-def test_what_was_measured_as_nothing_is_shown_and_not_fitted() -> None:
+def test_zeros_are_shown_and_not_fitted() -> None:
     found = cost(lambda n: 0.0 if n == 128 else 3.0 * n)
     assert found.measured[128] == 0.0
     assert found.per_node == pytest.approx(3)
 
 
-def test_what_cannot_be_fitted_is_an_error_and_not_left_out() -> None:
+def test_values_that_cannot_be_fitted_are_an_error() -> None:
     with pytest.raises(driver.BenchError, match=r"bytes .* cannot be fitted: 0 at 2 nodes") as told:
         cost(lambda n: 0.0 if n == 2 else 1.0, sizes=(2, 3))
     assert "--seconds" in told.value.hint
 
 
-def test_every_prediction_says_that_it_is_one() -> None:
+def test_every_prediction_is_marked() -> None:
     body = model.as_json({}, [cost(lambda n: 2.0 * n)])
     [found] = body["model"]
     assert [each["nodes"] for each in found["measured"]] == list(SIZES)

@@ -45,14 +45,14 @@ def test_five_parts_that_add_up(tmp_path: Path) -> None:
     assert sum(parts.values()) == pytest.approx(3.0)
 
 
-def test_a_survivor_that_has_stopped_before_the_other_is_told(tmp_path: Path) -> None:
+def test_a_survivor_that_stops_before_the_other_is_notified(tmp_path: Path) -> None:
     one = Written(tmp_path / "1", told=101.0, stopped=101.1, formed=102.0, stepped=103.0)
     two = Written(tmp_path / "2", told=101.5, stopped=101.4, formed=102.0, stepped=103.0)
     parts = split(one, two)
     assert parts == {"noticed": 1.0, "told": 0.5, "stopped": 0.0, "met": 0.5, "started": 1.0}
 
 
-def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_read_later(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     reader = EventReader(path)
     assert reader.all("told") == []
@@ -63,7 +63,7 @@ def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
     assert len(reader.all("told")) == 2
 
 
-def test_what_cannot_come_any_more_is_not_waited_for() -> None:
+def test_a_wait_ends_when_its_event_cannot_happen_any_more() -> None:
     with pytest.raises(BenchError, match="waited for snow, but it is July"):
         wait_until(lambda: False, "snow", unless=lambda: "it is July")
 
@@ -76,13 +76,13 @@ def test_ddp_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("nodes", [2, 65])
-def test_how_many_agents_there_may_be(nodes: int) -> None:
+def test_the_limits_of_the_number_of_agents(nodes: int) -> None:
     with pytest.raises(BenchError, match="from 3 to 64"):
         recover.check(driver.Plan(driver.NOWHERE), nodes)
 
 
 @pytest.mark.processes
-def test_an_agent_that_somebody_else_killed_is_a_problem(tmp_path: Path) -> None:
+def test_an_agent_that_is_killed_from_outside_is_a_problem(tmp_path: Path) -> None:
     """As the kernel kills it when memory is short: its end is not the one that is measured."""
     with driver.served() as at:
         own, other = (

@@ -80,7 +80,7 @@ def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, each in figures.items():
         [value] = each.values
         assert value > least_ms.get(name, 0), name
-    # The probe of the frozen node begins when all are told, and this process may ask the nodes to
+    # The probe of the frozen node begins when all are notified. This process may ask the nodes to
     # meet at any time within it.
     assert list(regroup.EVENTS)[-1] == regroup.FROZEN
     assert formed_s[-1] - happened_s[-1] > 0.99
@@ -159,7 +159,7 @@ def test_the_cpu_time_of_another_process_is_precise() -> None:
         assert first.memory_bytes > 2**20
 
 
-def test_what_is_started_has_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_started_processes_have_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RALLYPOINT_LEDGER", "no ledger at all")
     monkeypatch.setenv("RALLYPOINT_PORT", "no port")
     with driver.served() as at:
@@ -181,7 +181,7 @@ def test_failover_over_a_folder() -> None:
     assert figures["SIGTERM: all are attached"].median < failover.TTL_S
 
 
-def test_a_folder_that_was_given_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_given_folder_is_left_unchanged(tmp_path: Path) -> None:
     kept = tmp_path / "theirs"
     kept.touch()
     with failover.ledger(f"file://{tmp_path}") as place:
@@ -190,7 +190,7 @@ def test_a_folder_that_was_given_is_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
+def test_failover_over_a_place_that_is_no_ledger(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no folder")
     with pytest.raises(driver.BenchError, match="no coordinator over file://"):
@@ -198,13 +198,13 @@ def test_failover_over_a_ledger_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.verify
-def test_a_failover_is_told_by_its_figures_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failover_prints_only_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
     """Each node warns that it has lost a coordinator: that is what is measured."""
     failover.measure(driver.Plan(driver.NOWHERE, repeats=1), 3)
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_nodes_said_is_told_when_a_failover_fails(
+def test_a_failed_failover_shows_the_output_of_nodes(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     owner_of = failover.owner_of

@@ -22,7 +22,7 @@ def test_a_percentile_of_one_value() -> None:
 @pytest.mark.processes
 @pytest.mark.verify
 @pytest.mark.parametrize("place", ["served", "embedded"])
-def test_a_stranger_keeps_nobody_out(place: str) -> None:
+def test_a_stranger_keeps_no_node_out(place: str) -> None:
     plan = driver.Plan(driver.NOWHERE, seconds=2.0, place=place)
     figures = {each.name: each for each in strangers.measure(plan, 8)}
     assert figures[strangers.HEARTBEAT].target == Target(100.0)

@@ -31,7 +31,7 @@ def test_the_interval_is_that_of_the_logarithms() -> None:
     assert low == pytest.approx(1 / high)
 
 
-def test_a_machine_that_slows_down_for_both_changes_no_ratio() -> None:
+def test_a_slower_machine_changes_no_ratio() -> None:
     here = [run(t=(slow * 11.0, "ms")) for slow in (1, 2, 5)]
     there = [run(t=(slow * 10.0, "ms")) for slow in (1, 2, 5)]
     [ratio] = compare.compared(here, there)
@@ -89,7 +89,7 @@ def test_the_exit_code_says_whether_every_judged_figure_is_no_worse(
     assert compare.main([str(tmp_path), *options]) == code
 
 
-def test_an_interval_with_1_in_it_is_no_worse_and_what_one_lacks_is_left_out() -> None:
+def test_an_interval_with_1_in_it_is_no_worse_and_a_missing_figure_is_left_out() -> None:
     here = [run(t=(value, "ms"), new=(1.0, "ms")) for value in (12.0, 8.0)]
     there = [run(t=(10.0, "ms")) for _ in range(2)]
     [ratio] = compare.compared(here, there)
@@ -98,7 +98,7 @@ def test_an_interval_with_1_in_it_is_no_worse_and_what_one_lacks_is_left_out() -
     assert not ratio.is_worse
 
 
-def test_a_name_that_comes_in_two_units_gives_two_figures(
+def test_a_name_with_two_units_gives_two_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = [
@@ -118,7 +118,7 @@ def test_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is no checkout of Rallypoint" in capsys.readouterr().err
 
 
-def test_what_is_judged_is_there_for_each_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_scenario_has_its_judged_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def bench(tree: Path, python: str, scenario: str, *options: str) -> dict[str, Any]:
         names = (*compare._SHOWN[scenario], "floor warm")
         figures = [{"name": n, "median": 2.0, "unit": "ms"} for n in names]

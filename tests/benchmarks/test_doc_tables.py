@@ -18,7 +18,7 @@ FRAME = (
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_only_what_is_between_the_marks_is_written_anew() -> None:
+def test_only_the_text_between_the_marks_is_replaced() -> None:
     document = f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n"
     written = page.put("new", document, "it.py")
     assert written == f"before\n\n{BEGIN}\n\nnew\n\n{END}\n\nafter\n"
@@ -39,7 +39,7 @@ def test_a_page_without_marks_is_left_alone(without: str) -> None:
         ("benchmarks.md", "benchmarks/peers/run.py"),
     ],
 )
-def test_the_pages_have_a_place_for_each_script(name: str, by: str) -> None:
+def test_the_pages_have_marks_for_each_script(name: str, by: str) -> None:
     text = (DOCS / name).read_text("utf-8")
     assert "| new |" in page.put("| new |", text, by)
 

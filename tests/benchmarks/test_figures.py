@@ -23,7 +23,7 @@ QUOTING = ("README.md", "docs/operations.md", "docs/scale.md")
 # -- which commands there are ----------------------------------------------------------------------
 
 
-def test_each_scenario_that_a_page_has_figures_of_is_measured() -> None:
+def test_each_scenario_with_figures_on_a_page_is_measured() -> None:
     """The last column of a table of figures has the command that measures the row again."""
     quoted = set()
     for page in QUOTING:
@@ -33,7 +33,7 @@ def test_each_scenario_that_a_page_has_figures_of_is_measured() -> None:
     assert quoted <= set(figures.SCENARIOS)
 
 
-def test_what_is_measured_here_is_what_no_scenario_measures() -> None:
+def test_groups_measured_here_are_no_scenarios() -> None:
     from rallypoint.cli.bench_scenarios import Scenario
 
     names = {each.value for each in Scenario}
@@ -95,7 +95,7 @@ def result() -> dict[str, Any]:
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-def test_each_figure_says_what_was_timed_and_how_to_have_it_again(result: dict[str, Any]) -> None:
+def test_each_figure_says_what_was_timed_and_how_to_repeat_it(result: dict[str, Any]) -> None:
     assert result["not_measured"] == []
     assert result["machine"]["cores"] >= 1
     assert tuple(dict.fromkeys(each["group"] for each in result["figures"])) == FAST
@@ -128,6 +128,6 @@ def test_a_table_for_people() -> None:
     assert names == ["| import: import", "| import: import and first use"]
 
 
-def test_a_group_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures.main(["--only", "meat"]) == 2
     assert "there is no meat" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.processes
-def test_the_last_line_that_was_told_counts_whatever_else_is_printed(here: Path) -> None:
+def test_the_last_json_line_counts_and_other_output_is_ignored(here: Path) -> None:
     told = {"version": "x 1", "carried": "threads", "values": {"warm": [1.0, 2.0]}}
     module = script(
         here,
@@ -74,7 +74,7 @@ def test_the_last_line_that_was_told_counts_whatever_else_is_printed(here: Path)
 
 
 @pytest.mark.processes
-def test_a_script_that_ends_badly_is_a_reason_and_not_a_figure(here: Path) -> None:
+def test_a_script_that_fails_gives_a_reason_and_no_figure(here: Path) -> None:
     found = harness.run_script(
         sys.executable, script(here, "raise OSError('no such thing')"), (), 60
     )
@@ -83,14 +83,14 @@ def test_a_script_that_ends_badly_is_a_reason_and_not_a_figure(here: Path) -> No
 
 
 @pytest.mark.processes
-def test_what_a_peer_cannot_do_is_its_own_reason(here: Path) -> None:
+def test_a_peer_gives_its_own_reason_for_what_it_cannot_do(here: Path) -> None:
     module = script(here, 'print(\'{"cannot": "it has no death"}\')')
     assert harness.run_script(sys.executable, module, (), 60).why_not == "it has no death"
 
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("there")
-def test_a_peer_that_hangs_is_ended_with_all_that_it_started_and_keeps_what_it_told(
+def test_a_peer_that_hangs_is_ended_with_its_processes_and_keeps_its_results(
     here: Path,
 ) -> None:
     module = script(
@@ -115,7 +115,7 @@ def test_a_peer_that_hangs_is_ended_with_all_that_it_started_and_keeps_what_it_t
 @pytest.mark.processes
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("ending", ["time.sleep(600)", "os.kill(os.getpid(), 9)", ""])
-def test_the_files_that_a_peer_has_made_are_gone_however_it_ends(here: Path, ending: str) -> None:
+def test_the_files_of_a_peer_are_removed_however_it_ends(here: Path, ending: str) -> None:
     module = script(
         here,
         "import os, pathlib, subprocess, sys, tempfile, time\n"
@@ -155,7 +155,7 @@ def a_peer_that_hangs(folder: Path) -> None:
 @pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_what_was_started_and_leaves_no_files(
+def test_a_signal_ends_all_processes_and_leaves_no_files(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     a_peer_that_hangs(tmp_path)
@@ -239,7 +239,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch, tmp_path / "loadavg")
 
 
-def test_a_quiet_machine_is_waited_for_by_what_runs_and_not_by_the_load_average(
+def test_the_wait_for_a_quiet_machine_counts_processes_not_the_load_average(
     machine: Machine,
 ) -> None:
     machine.is_busy(lambda now_s: 40 if now_s < 5.0 else 1)
@@ -247,24 +247,24 @@ def test_a_quiet_machine_is_waited_for_by_what_runs_and_not_by_the_load_average(
     assert 5.0 + wait_idle.QUIET_S <= machine.now_s - 100.0 < 5.2 + wait_idle.QUIET_S
 
 
-def test_it_must_have_been_quiet_for_a_while(machine: Machine) -> None:
+def test_the_machine_must_be_quiet_for_a_while(machine: Machine) -> None:
     machine.is_busy(lambda now_s: 2 if now_s % 0.5 < 0.1 and now_s < 7.0 else 0)
     assert wait_idle.wait() == 0
     assert machine.now_s - 100.0 >= 6.5 + wait_idle.QUIET_S
 
 
-def test_what_never_gets_quiet_is_waited_for_so_long_and_no_longer(machine: Machine) -> None:
+def test_the_wait_for_a_quiet_machine_is_bounded(machine: Machine) -> None:
     machine.is_busy(lambda now_s: 90 if now_s < 2.0 else 7)
     assert wait_idle.wait() == 7, "the most of the last second, not of all the time"
     assert wait_idle.WAIT_MAX_S <= machine.now_s - 100.0 < wait_idle.WAIT_MAX_S + 0.1
 
 
-def test_where_nobody_tells_what_runs_nobody_waits(machine: Machine) -> None:
+def test_nothing_waits_where_the_number_of_processes_cannot_be_read(machine: Machine) -> None:
     assert wait_idle.wait() is None
     assert machine.now_s == 100.0
 
 
-def test_what_is_run_is_run_on_a_quiet_machine_and_what_is_not_waits_for_nothing(
+def test_only_measurements_wait_for_a_quiet_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
@@ -319,7 +319,7 @@ def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:
     )
 
 
-def test_what_the_document_names_a_version_of_is_installed_in_this_one() -> None:
+def test_the_versions_of_the_document_are_those_that_are_installed() -> None:
     path = ROOT / "docs" / "benchmarks.json"
     measured = {p["name"]: p for p in json.loads(path.read_text(encoding="utf-8"))["peers"]}
     for each in catalogue.PEERS:
@@ -342,7 +342,7 @@ def test_an_environment_written_for_other_versions_does_not_count(tmp_path: Path
     assert install.python_of(newer, tmp_path) is None
 
 
-def test_after_a_size_that_took_too_long_no_larger_one_is_tried(
+def test_after_a_timeout_no_larger_size_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
@@ -433,13 +433,13 @@ def test_a_figure_that_had_all_its_values_before_the_run_was_cut_off_has_no_note
     assert "| other | 622 | –<sup>a</sup> |" in rows
 
 
-def test_of_an_older_run_a_note_says_what_is_known() -> None:
+def test_a_note_of_an_older_run_says_how_many_values_it_has() -> None:
     rows = report.table(a_run_cut_off(), "warm").splitlines()
     assert "| other | 622<sup>a</sup> | –<sup>b</sup> |" in rows
     assert "<sup>a</sup> other: 2 values, then not within 40 s.  " in rows
 
 
-def test_what_is_computed_from_a_cell_with_a_note_has_the_note_too() -> None:
+def test_a_ratio_of_a_cell_with_a_note_has_the_note() -> None:
     run = a_run()
     run["results"][0] |= {"wanted": {"warm": 10}, "why_not": "not within 40 s"}
     rows = report.table(run, "warm").splitlines()
@@ -465,7 +465,10 @@ def test_a_row_that_was_measured_while_others_ran_says_so() -> None:
     assert "| **Rallypoint** | 0.3 | 15.0<sup>a</sup> |" in rows
     assert "| – over the floor | 3.0 × | 1.5 ×<sup>a</sup> |" in rows
     assert "| other | 1,230 | –<sup>b, c</sup> |" in rows
-    assert "<sup>a</sup> Rallypoint: it was not quiet before it: 12 others wanted to run.  " in rows
+    assert (
+        "<sup>a</sup> Rallypoint: it was not quiet before it: 12 others were ready to run.  "
+        in rows
+    )
     assert "| other | 1.2<sup>b</sup> | 1.2 |" in report.deaths(run).splitlines()
 
 
@@ -474,7 +477,7 @@ def measured_on() -> dict[str, Any]:
     return dict.fromkeys(names, "x") | {"load_before": 0.27, "load_after": 16.2}
 
 
-def test_the_first_table_says_by_which_command_on_which_loop_and_how_busy_it_was_at_worst() -> None:
+def test_the_first_table_has_the_command_the_event_loop_and_the_load() -> None:
     run = a_run() | {"machine": measured_on(), "command": "python benchmarks/peers/run.py --write"}
     run["method"] |= {"repeats": 10, "deadline_s": 40.0, "death_deadline_s": 180.0}
     run["method"]["quiet"] = {"runnable_max": 1, "wait_max_s": 30.0}
@@ -484,7 +487,7 @@ def test_the_first_table_says_by_which_command_on_which_loop_and_how_busy_it_was
     assert "| command | `python benchmarks/peers/run.py --write` |" in rows
     assert "| event loop | Rallypoint: uvloop 0.22.1 |" in rows
     assert (
-        "| others that wanted to run | at most 1, right before any measurement; it waits up to "
+        "| others that were ready to run | at most 1, right before any measurement; it waits up to "
         "30 s for 1 or none |"
     ) in rows
     assert any("0.27 before the first row; 3 at most before a row; 16.2 after" in r for r in rows)
@@ -493,15 +496,15 @@ def test_the_first_table_says_by_which_command_on_which_loop_and_how_busy_it_was
     assert "**Something else was running" in report.described(run)
 
 
-def test_the_first_table_of_an_older_run_says_what_is_known() -> None:
+def test_the_first_table_of_an_older_run_has_no_rows_for_missing_fields() -> None:
     run = a_run() | {"machine": measured_on()}
     run["method"] |= {"repeats": 10, "deadline_s": 40.0, "death_deadline_s": 40.0}
     rows = report.described(run).splitlines()
-    for name in ("command", "event loop", "others that wanted to run"):
+    for name in ("command", "event loop", "others that were ready to run"):
         assert f"| {name} | not recorded |" in rows
 
 
-def test_a_command_leaves_out_where_somebody_keeps_files() -> None:
+def test_a_command_is_shown_without_paths() -> None:
     options = ["--nodes", "2,8", "--environments", "/home/me/a b", "--output=/home/me/x", "--write"]
     assert run._command(options) == (
         "python benchmarks/peers/run.py --nodes 2,8 --environments DIR --output=FILE --write"
@@ -517,7 +520,7 @@ def test_points_of_runs_that_were_cut_off_are_hollow() -> None:
     assert not report._lines(a_run(), "warm", lambda *xy, **look: None)
 
 
-def test_a_server_within_a_node_is_said_to_be_one() -> None:
+def test_a_server_within_a_node_is_marked() -> None:
     rows = report.table(a_run(), "server_cpu").splitlines()
     assert "| **Rallypoint** | 0.12 | –<sup>b</sup> |" in rows
     assert "<sup>c</sup> other: inside a node.  " in rows
@@ -534,7 +537,7 @@ def test_deaths_are_in_seconds() -> None:
     assert "| other | 1.2 | 1.2 |" in report.deaths(a_run()).splitlines()
 
 
-def test_numbers_have_the_digits_that_count() -> None:
+def test_numbers_are_rounded() -> None:
     numbers = {0.0712: "0.071", 3.24: "3.2", 9.96: "10.0", 45.26: "45.3", 1_166.0: "1,170"}
     assert {value: report.rounded(value) for value in numbers} == numbers
 
@@ -550,7 +553,7 @@ def test_a_round_is_from_the_first_call_to_the_last_answer() -> None:
 @pytest.mark.verify
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
+def test_missing_peers_are_skipped_by_name_and_the_others_are_measured(
     tmp_path: Path,
 ) -> None:
     """On a busy machine it waits for up to a minute in all: before each installed peer."""
@@ -593,7 +596,7 @@ def test_peers_that_are_not_there_are_skipped_by_name_and_the_rest_is_measured(
 
 
 @pytest.mark.processes
-def test_a_peer_that_is_unknown_is_named() -> None:
+def test_an_unknown_peer_is_named() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--only", "carrier-pigeon"], capture_output=True, text=True
     )
@@ -629,7 +632,7 @@ def test_processes_wait_for_each_other_and_can_be_frozen() -> None:
     assert all(is_gone(pid) for pid in pids)
 
 
-def test_the_document_says_what_its_json_holds() -> None:
+def test_the_document_is_made_from_its_json() -> None:
     path = ROOT / "docs" / "benchmarks.md"
     run = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     document = path.read_text(encoding="utf-8")

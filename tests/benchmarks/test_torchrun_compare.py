@@ -56,7 +56,7 @@ def test_two_nodes_meet_through_either_and_both_are_in_the_json() -> None:
 
 
 @needs_torch
-def test_idle_traffic_needs_a_network_of_its_own_and_the_table_says_so() -> None:
+def test_idle_traffic_needs_a_private_network_and_the_table_says_so() -> None:
     done = run_script("--only", "idle_2", "--no-private-network")
     assert done.returncode == 1
     assert "idle_2: it needs a private network (not asked for)" in done.stderr
@@ -109,7 +109,7 @@ def test_a_job_that_ends_is_a_result_with_torchs_defaults_only(
     assert (code, len(not_measured)) == (1, 2)
 
 
-def test_a_group_that_is_not_there_is_named() -> None:
+def test_an_unknown_group_is_named() -> None:
     done = run_script("--only", "meat")
     assert done.returncode == 2
     assert "there is no meat; there is meet_2, " in done.stderr

@@ -25,11 +25,11 @@ def test_there_are_blocks_of_every_kind() -> None:
     assert len(COMMANDS) > 30
 
 
-def test_every_block_says_what_is_done_with_it() -> None:
+def test_every_block_has_a_test_or_a_mark() -> None:
     assert [problem(each) for each in all_blocks() if problem(each)] == []
 
 
-def test_the_tests_that_are_named_are_there() -> None:
+def test_the_named_tests_exist() -> None:
     for each in all_blocks():
         if each.test:
             file, _, name = each.test.partition("::")
@@ -39,7 +39,7 @@ def test_the_tests_that_are_named_are_there() -> None:
 @pytest.mark.parametrize(
     ("block", "words"), COMMANDS, ids=[f"{each}:{words[0]}" for each, words in COMMANDS]
 )
-def test_a_command_is_one_that_is_there(block: Block, words: list[str]) -> None:
+def test_every_command_exists(block: Block, words: list[str]) -> None:
     assert unknown(words) == "", f"{block}: {shlex.join(words)}"
 
 
@@ -116,7 +116,7 @@ def unknown_option(words: list[str]) -> str:
         ("curl http://host0", "program curl"),
     ],
 )
-def test_what_is_not_there_is_found(line: str, told: str) -> None:
+def test_a_missing_name_is_found(line: str, told: str) -> None:
     assert unknown(shlex.split(line)) == told
 
 
@@ -132,7 +132,7 @@ def test_what_is_not_there_is_found(line: str, told: str) -> None:
         ("```text\nx\n```\n", ""),
     ],
 )
-def test_a_block_that_leaves_something_open_is_found(text: str, told: str) -> None:
+def test_an_unfinished_block_is_found(text: str, told: str) -> None:
     (block,) = blocks(PurePosixPath("p.md"), text)
     assert problem(block).startswith(told)
     assert bool(problem(block)) == bool(told)

@@ -21,7 +21,7 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_site_that_is_right(site: Path) -> None:
+def test_a_correct_site(site: Path) -> None:
     assert problems(site, [("index.html", "a"), ("b.html", "b")]) == []
 
 
@@ -39,7 +39,7 @@ def test_a_site_that_is_right(site: Path) -> None:
         ('<autoref identifier="x.Run">Run</autoref>', "index.html: x.Run is not resolved"),
     ],
 )
-def test_what_is_wrong_is_found(site: Path, added: str, told: str) -> None:
+def test_each_problem_is_found(site: Path, added: str, told: str) -> None:
     (site / "index.html").write_text(RIGHT + added)
     assert problems(site) == [told]
 
@@ -56,5 +56,5 @@ def test_a_style_that_loads_from_elsewhere_is_found(site: Path) -> None:
     assert problems(site) == ["x.css: loads from elsewhere"]
 
 
-def test_a_public_name_without_its_place_is_found(site: Path) -> None:
+def test_a_public_name_without_an_anchor_is_found(site: Path) -> None:
     assert problems(site, [("b.html", "rallypoint.Run")]) == ["b.html: rallypoint.Run is missing"]

@@ -35,14 +35,14 @@ def missing(mentions: list[Mention], repository: Repository) -> list[str]:
     ]
 
 
-def test_pages_name_only_what_is_there() -> None:
+def test_pages_name_only_existing_parts() -> None:
     repository = Repository(ROOT, files())
     found = [each for page in PAGES if page not in PAST for each in in_page(page, text_of(page))]
     assert len(found) > 100
     assert missing(found, repository) == []
 
 
-def test_docstrings_and_comments_name_only_what_is_there() -> None:
+def test_docstrings_and_comments_name_only_existing_parts() -> None:
     known = files()
     repository = Repository(ROOT, known)
     # This folder's own tests name what is not there.
@@ -52,7 +52,7 @@ def test_docstrings_and_comments_name_only_what_is_there() -> None:
     assert missing(found, repository) == []
 
 
-def test_the_tests_that_are_named_are_there() -> None:
+def test_the_named_tests_exist() -> None:
     """Such as tests/core/test_ranks.py and the name of a test in it, with `::` between them."""
     texts = [text_of(each) for each in PAGES if each not in PAST]
     texts += [path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py")]
@@ -90,12 +90,12 @@ def small(tmp_path: Path) -> Repository:
         ("`rallypoint.core.ranks.Orders`", ["rallypoint.core.ranks.Orders"]),
     ],
 )
-def test_what_is_not_there_is_found(small: Repository, text: str, told: list[str]) -> None:
+def test_a_missing_name_is_found(small: Repository, text: str, told: list[str]) -> None:
     page = PurePosixPath("docs/x.md")
     assert [each.name for each in in_page(page, text) if not small.has(each)] == told
 
 
-def test_docstrings_and_comments_are_read_and_code_is_not() -> None:
+def test_docstrings_and_comments_are_read_but_not_code() -> None:
     text = (
         '"""Of a.py."""\n\n# and b.py\nx = "c.py"\n\n\ndef f():\n    """Two.\n\n    d.py\n    """\n'
     )

@@ -51,7 +51,7 @@ def texts() -> set[str]:
     return found
 
 
-def test_every_message_of_the_table_is_one_of_the_code() -> None:
+def test_every_message_of_the_table_is_in_the_code() -> None:
     known = texts()
     messages = quoted(PAGE)
     assert len(messages) > 15

@@ -48,7 +48,7 @@ def imported_names(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_public_name_has_its_place(module: str, pages: dict[PurePosixPath, str]) -> None:
+def test_every_public_name_has_an_anchor(module: str, pages: dict[PurePosixPath, str]) -> None:
     page = pages[reference.page_of(module)]
     there = set(re.findall(rf"^::: {re.escape(module)}\.(\w+)$", page, re.MULTILINE))
     names = imported_names(module)
@@ -56,13 +56,13 @@ def test_every_public_name_has_its_place(module: str, pages: dict[PurePosixPath,
     assert names <= there, names - there
 
 
-def test_every_public_module_that_compatibility_names_is_there() -> None:
+def test_every_public_module_of_the_compatibility_page_has_a_page() -> None:
     text = (ROOT / "docs/compatibility.md").read_text()
     (row,) = re.findall(r"^\| public names \|(.*)$", text, re.MULTILINE)
     assert set(re.findall(r"`(rallypoint[\w.]*)`", row)) <= set(MODULES)
 
 
-def test_every_module_of_the_rendezvous_with_public_names_is_there() -> None:
+def test_every_rendezvous_module_with_public_names_has_a_page() -> None:
     folder = Path(str(importlib.import_module(public.SUBMODULES).__file__)).parent
     with_names = {
         f"{public.SUBMODULES}.{path.stem}"
@@ -79,7 +79,7 @@ def test_the_index_links_to_every_name(pages: dict[PurePosixPath, str]) -> None:
             assert f"#{module}.{name})" in pages[reference.INDEX]
 
 
-def test_every_command_and_option_is_there(pages: dict[PurePosixPath, str]) -> None:
+def test_every_command_and_option_is_listed(pages: dict[PurePosixPath, str]) -> None:
     sections = dict(
         re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", pages[commands.PAGE], re.MULTILINE | re.DOTALL)
     )
@@ -92,12 +92,12 @@ def test_every_command_and_option_is_there(pages: dict[PurePosixPath, str]) -> N
                     assert f"`{written}`" in sections[name], (name, written)
 
 
-def test_every_setting_is_there(pages: dict[PurePosixPath, str]) -> None:
+def test_every_setting_is_listed(pages: dict[PurePosixPath, str]) -> None:
     for each in SETTINGS:
         assert f"- `{each.name}`, `{each.variable}`, " in pages[reference.SETTINGS]
 
 
-def test_every_exit_code_and_every_error_of_the_tree_is_there(
+def test_every_exit_code_and_every_error_is_listed(
     pages: dict[PurePosixPath, str],
 ) -> None:
     page = pages[reference.ERRORS]

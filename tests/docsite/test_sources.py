@@ -94,7 +94,7 @@ def test_what_a_file_defines_is_found(root: Path) -> None:
         assert each.name.rpartition(".")[2] in "".join(lines[each.line - 1 : each.line + 1])
 
 
-def test_imports_are_found_wherever_they_stand(root: Path) -> None:
+def test_imports_are_found_at_every_level(root: Path) -> None:
     found = read(root, RANKS).imports
     assert [(each.name, each.is_lazy) for each in found] == [
         ("__future__.annotations", False),

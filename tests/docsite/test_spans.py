@@ -56,7 +56,7 @@ class RunHost:
         ("RunsHost", False),
     ],
 )
-def test_what_is_not_there_is_found(name: str, is_there: bool) -> None:
+def test_a_missing_name_is_found(name: str, is_there: bool) -> None:
     names = Names([(PurePosixPath("src/meet_x.py"), ast.parse(CODE))])
     assert names.has(Mention(name, PurePosixPath("x.md"), 1)) == is_there
 

@@ -21,11 +21,11 @@ def test_the_first_sentence(docstring: str, first: str) -> None:
     assert first_sentence(docstring) == first
 
 
-def test_no_sign_makes_markup_by_chance() -> None:
+def test_every_markup_sign_is_escaped() -> None:
     assert escaped("a_b [x][y] <z> `_a[0]`") == "a\\_b \\[x\\]\\[y\\] \\<z\\> `_a[0]`"
     assert escaped("at http://HOST:PORT, or") == "at `http://HOST:PORT`, or"
     assert escaped("see https://a.org/b") == "see https://a.org/b"
 
 
-def test_what_is_indented_stays_code() -> None:
+def test_indented_text_stays_code() -> None:
     assert prose("As *so*:\n\n    x = [1]\n") == "As \\*so\\*:\n\n    x = [1]"

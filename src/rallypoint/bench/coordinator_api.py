@@ -19,7 +19,7 @@ def runs(port: int) -> list[dict[str, Any]]:
 
 
 def members(port: int, run_id: str, token: str = "") -> list[dict[str, Any]]:
-    """The members of one run, as far as the answer lists them. Raises BenchError."""
+    """The members of one run that the answer lists. Raises BenchError."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     found: list[dict[str, Any]] = _get(port, run_path(run_id), headers)["members"]
     return found

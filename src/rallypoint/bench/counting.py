@@ -17,7 +17,7 @@ class FleetError(Exception):
 
 
 class Count:
-    """Counts up to a number, and keeps when the first and the last one came."""
+    """Counts up to a number, and records the times of the first and the last one."""
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
@@ -68,7 +68,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def loop_name() -> str:
-    """Its name. It stands beside the figures, since bare sockets depend on it most."""
+    """Its name. It is shown beside the figures, since bare sockets depend on it most."""
     uvloop = _uvloop()
     return f"uvloop {uvloop.__version__}" if uvloop else "asyncio's own loop"
 

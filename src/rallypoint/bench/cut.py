@@ -1,8 +1,8 @@
 """What a cut of the network between one node and the coordinator does: for 3 s, and for good.
 
 One node reaches a `rallypoint serve` through a proxy. The proxy is cut for 3 s, like a cable:
-nothing passes, and neither side is told. In the second case the connection is reset as well, as a
-firewall does that was started again. Then the run is watched for longer than any grace: no node may
+nothing passes, and neither side notices. In the second case the connection is reset as well, as by
+a firewall that was started again. Then the run is watched for longer than any grace: no node may
 be lost, and no round may end. In the third case the network is cut for good and the process behind
 it is killed, since a machine without power sends no last packet.
 """
@@ -38,7 +38,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
     figures = []
     for name, resets in CUTS.items():
         results = [_blip(plan, nodes, resets=resets) for _ in range(repeats)]
-        disturbed = tuple(float(len(told)) for told, _ in results)
+        disturbed = tuple(float(len(notified)) for notified, _ in results)
         about = f"one of {nodes} nodes is cut off for {CUT_S:g} s"
         if resets:
             about += ", and its connection reset"
@@ -49,7 +49,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
                 nodes=nodes,
                 unit="nodes",
                 values=disturbed,
-                about=f"{about}; nodes that are lost, or are told that their round has ended, "
+                about=f"{about}; nodes that are lost, or are notified that their round ended, "
                 f"until {WATCH_S:g} s after that",
                 target=Target(0, worst=True),
             )
@@ -74,7 +74,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             unit="s",
             values=tuple(_power(plan, nodes) for _ in range(min(repeats, 2))),
             about="one node's network and process are gone, and nothing was sent; from then until "
-            "the last survivor is told, where no worker fails",
+            "the last survivor is notified, where no worker fails",
             target=Target(POWER_S, worst=True),
         )
     )
@@ -109,17 +109,17 @@ def _blip(plan: driver.Plan, nodes: int, *, resets: bool) -> tuple[set[str], flo
         mended_s = time.monotonic()
         proxy.mend()
         time.sleep(WATCH_S)
-        told = {name for group in (others, one) for name in group.first("told", cut_s)}
+        notified = {name for group in (others, one) for name in group.first("told", cut_s)}
         again = one.first("attached", cut_s).get(one.names[0])
         for problem in filter(None, (each.problem() for each in (others, one))):
             raise driver.BenchError(problem)
-        return told, None if again is None else float(again["at_s"]) - mended_s
+        return notified, None if again is None else float(again["at_s"]) - mended_s
 
 
 def _power(plan: driver.Plan, nodes: int) -> float:
-    """Seconds until all survivors are told."""
+    """Seconds until all survivors are notified."""
     with _cut_off(plan, nodes) as (proxy, others, one):
         proxy.cut()
         gone_s = one.kill(one.names)
-        told = wait_for([others], "told", "all survivors to be told", gone_s, WITHIN_S)
-        return last_s(told) - gone_s
+        notified = wait_for([others], "told", "all survivors to be notified", gone_s, WITHIN_S)
+        return last_s(notified) - gone_s

@@ -1,7 +1,7 @@
 """Starts coordinators and virtual nodes as processes of their own, and sends them commands.
 
 A coordinator is one of three: `served`, a `rallypoint serve` that is started here; `embedded`, one
-as a node of a HOST:PORT endpoint carries it; or one that runs already, named by its endpoint. Every
+as a node of a HOST:PORT endpoint hosts it; or one that runs already, named by its endpoint. Every
 process that is started here is ended here, by its id.
 """
 
@@ -69,22 +69,22 @@ class Process:
 
     def line(
         self,
-        who: str,
+        name: str,
         what: str = "its first line",
         within_s: float = DEADLINE_S,
         since_s: float = 0.0,
     ) -> bytes:
-        """Its next line. `who` and `what` name the process and the line in messages.
+        """Its next line. `name` and `what` name the process and the line in messages.
 
         Raises BenchError if it ends instead, or prints no line within `within_s` of `since_s`.
         """
-        wait = Wait(f"{who}: {what}", within_s, since_s)
+        wait = Wait(f"{name}: {what}", within_s, since_s)
         while b"\n" not in self._read:
             if select.select([self._stdout], [], [], _LOOK_S)[0]:
                 more = os.read(self._stdout.fileno(), 65_536)
                 if not more:
                     self.end()
-                    raise BenchError(f"{who} ended, with exit code {self.code}")
+                    raise BenchError(f"{name} ended, with exit code {self.code}")
                 self._read += more
             else:
                 wait.check()
@@ -206,7 +206,7 @@ def check_ports(connections: int) -> None:
 class Coordinator(msgspec.Struct):
     """Where a coordinator listens. `process`: None if it was not started here.
 
-    `endpoint`: what real agents are given; with none, the first agent carries a coordinator.
+    `endpoint`: what real agents are given; with none, the first agent hosts a coordinator.
     """
 
     address: Address
@@ -251,7 +251,7 @@ def start_serve(*options: str, stderr: IO[bytes]) -> tuple[Process, str]:
 
 @contextlib.contextmanager
 def embedded(*options: str) -> Iterator[Coordinator]:
-    """A new coordinator as a node carries it, in a process of its own."""
+    """A new coordinator as a node hosts it, in a process of its own."""
     with _quiet() as log:
         process = Process(("-m", "rallypoint.bench.embedded", *options), stderr=log)
         try:
@@ -312,7 +312,7 @@ class Plan(msgspec.Struct):
 _WAITS: Final = {
     "connect": "all nodes to be attached",
     "meet": "all nodes to be given a round",
-    "ended": "all nodes to be told that the round has ended",
+    "ended": "all nodes to be notified that the round has ended",
     "share": "the nodes of all machines",
     "store": "all calls of the store to be answered",
     "barrier": "all nodes to pass the barrier",
@@ -325,13 +325,13 @@ _STUCK_S: Final = 60.0
 
 
 class Fleet:
-    """A process of virtual nodes. `tell` and `hear` are apart, so that several work at once."""
+    """A process of virtual nodes. `send` and `receive` are apart, so that several work at once."""
 
     def __init__(self) -> None:
         self.process = Process(("-m", "rallypoint.bench.fleet"))
         self._what, self._within_s, self._since_s = "", 0.0, 0.0
 
-    def tell(self, do: str, **arguments: Any) -> None:
+    def send(self, do: str, **arguments: Any) -> None:
         """Send a command. Raises BenchError if the process has ended."""
         self._what = _WAITS.get(do, do)
         if arguments.get("ready"):
@@ -345,9 +345,9 @@ class Fleet:
             self.process.stdin.write(msgspec.json.encode(command) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            self.hear()  # Raises the error that says how it ended.
+            self.receive()  # Raises the error that says how it ended.
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """The answer to the last command. Raises BenchError."""
         line = self.process.line(_NODES, self._what, self._within_s, self._since_s)
         answer: dict[str, Any] = msgspec.json.decode(line)
@@ -357,8 +357,8 @@ class Fleet:
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a command, and wait for its answer."""
-        self.tell(do, **arguments)
-        return self.hear()
+        self.send(do, **arguments)
+        return self.receive()
 
 
 class Fleets:
@@ -370,8 +370,8 @@ class Fleets:
     def ask(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
         """Send the same command to all of them at once; all answers."""
         for fleet in self.each:
-            fleet.tell(do, **arguments)
-        return [fleet.hear() for fleet in self.each]
+            fleet.send(do, **arguments)
+        return [fleet.receive() for fleet in self.each]
 
     def connect(
         self,
@@ -394,7 +394,7 @@ class Fleets:
         self.each = used
         _end(unused)
         for own, fleet in zip(shares, self.each, strict=True):
-            fleet.tell(
+            fleet.send(
                 "connect",
                 host=at.address.host,
                 port=at.address.port,
@@ -407,16 +407,16 @@ class Fleets:
                 **options,
             )
             first += own
-        return [fleet.hear() for fleet in self.each]
+        return [fleet.receive() for fleet in self.each]
 
     def end_round(self) -> None:
-        """End the round that all nodes are in, and wait until all are told.
+        """End the round that all nodes are in, and wait until all are notified.
 
         One node asks for the next round. It asks again together with the others, which replaces
         this call.
         """
         # Not by a worker's failure: the coordinator would probe every node, and the answers would
-        # come while the next meeting is measured.
+        # arrive while the next meeting is measured.
         self.ask("expect_end")
         self.each[0].ask("again", index=0)
         self.ask("ended")
@@ -447,10 +447,10 @@ def fleets(processes: int) -> Iterator[Fleets]:
         made.end()
 
 
-def span(told: Sequence[dict[str, Any]], last: str) -> float:
+def span(answers: Sequence[dict[str, Any]], last: str) -> float:
     """Seconds from the first `began_s` of any process to the last moment of this name."""
-    ended_s: float = max(t[last] for t in told)
-    began_s: float = min(t["began_s"] for t in told)
+    ended_s: float = max(each[last] for each in answers)
+    began_s: float = min(each["began_s"] for each in answers)
     return ended_s - began_s
 
 

@@ -36,7 +36,7 @@ class Etcd:
         return f"etcd://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Send it SIGSTOP: it stands still, as it does when its disk hangs."""
+        """Send it SIGSTOP: it stops, as it does when its disk hangs."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:

@@ -1,8 +1,8 @@
 """How soon all nodes of a run that has lost its coordinator are attached to another one.
 
 There are two `rallypoint serve` replicas over one ledger. The nodes are real ones, since they have
-to find the next coordinator by themselves. The round goes on meanwhile: if a round ends, that is an
-error, and there is no figure.
+to find the next coordinator by themselves. The round continues meanwhile. If a round ends, that is
+an error, and there is no figure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many virtual nodes in one process, which carries out the driver's commands.
+"""Many virtual nodes in one process, which executes the driver's commands.
 
     python -m rallypoint.bench.fleet
 
@@ -137,7 +137,7 @@ class Fleet:
         """Take part in the rounds of a run of several machines, until the run is closed.
 
         All nodes must be in a round. The process that has node rank 0 ends each round, and closes
-        the run after `repeats` more. Nodes ask for the next round when they are told of an end.
+        the run after `repeats` more. Nodes ask for the next round when they are notified of an end.
         """
         rounds: list[dict[str, Any]] = []
         while not await self._end_shared(len(rounds) == repeats):
@@ -156,7 +156,7 @@ class Fleet:
                 leader.close()
             else:
                 leader.ready(EARLY)
-        told = asyncio.ensure_future(self._ended.all("were told that the round has ended"))
+        told = asyncio.ensure_future(self._ended.all("were notified that the round has ended"))
         closed = asyncio.ensure_future(self._closed.wait())
         await asyncio.wait({told, closed}, return_when=asyncio.FIRST_COMPLETED)
         if not self._closed.is_set():
@@ -166,14 +166,14 @@ class Fleet:
         return self._closed.is_set()
 
     async def expect_end(self, *, but: int = 0) -> dict[str, Any]:
-        """From now on, count the nodes that are told of the round's end: all but `but`."""
+        """From now on, count the nodes that are notified of the round's end: all but `but`."""
         self._ended = Count(len(self.nodes) - but)
         self._change = None
         return {}
 
     async def ended(self, *, within_s: float = DEADLINE_S) -> dict[str, Any]:
-        """Wait until every node has been told that the round has ended."""
-        await self._ended.all("were told that the round has ended", within_s)
+        """Wait until every node was notified that the round has ended."""
+        await self._ended.all("were notified that the round has ended", within_s)
         self._formed = Count(len(self.nodes))
         kind = self._change.kind if self._change is not None else ""
         return {"first_s": self._ended.first_s, "last_s": self._ended.last_s, "kind": kind}
@@ -229,7 +229,7 @@ class Fleet:
         return {"began_s": began_s}
 
     async def freeze(self, *, index: int) -> dict[str, Any]:
-        """One node goes silent and keeps its connection. It is removed from this fleet."""
+        """One node becomes silent and keeps its connection. It is removed from this fleet."""
         node = self._taken_out(index)
         assert node.transport is not None
         node.transport.pause_reading()
@@ -250,8 +250,8 @@ class Fleet:
 
     async def beat_on_time(self) -> dict[str, Any]:
         """From now on send each heartbeat at its own moment, as nodes on separate machines do."""
-        # Heartbeats that come together cost a coordinator half as much. An event loop's timers are
-        # a millisecond apart, and heartbeats of thousands of nodes are closer, so never sleep.
+        # Heartbeats that arrive together cost a coordinator half as much. An event loop's timers
+        # are a millisecond apart, and heartbeats of thousands of nodes are closer: never sleep.
         self._tick_s = 0.0
         return {}
 
@@ -284,13 +284,13 @@ class Fleet:
         """Until cancelled: say on stderr why there is no round yet, and how long it waits."""
         ends_s = time.monotonic() + within_s
 
-        def tell(node: VirtualNode, why: Waiting | None) -> None:
+        def notify(node: VirtualNode, why: Waiting | None) -> None:
             say(f"{why}; waiting {ends_s - time.monotonic():.0f} s more")
 
         for node in nodes:
             node.on_standby = self._on_standby
         for node in nodes[:1]:
-            node.on_waiting = tell
+            node.on_waiting = notify
             while True:
                 await asyncio.sleep(TELL_EVERY_S)
                 node.ask_waiting()
@@ -313,7 +313,7 @@ class Fleet:
         return node
 
     def _taken_out(self, index: int) -> VirtualNode:
-        """Remove a node. What it is told from now on, such as the round's end, is not counted."""
+        """Remove a node. Messages to it from now on, such as the round's end, are not counted."""
         node = self.nodes.pop(index)
         node.on_ended = lambda node, change: None
         node.on_lost = lambda node, why: None
@@ -416,7 +416,7 @@ def commands_of(fleet: Fleet) -> dict[str, Command]:
 
 
 async def _serve() -> None:
-    """Carry out the commands, one after another."""
+    """Execute the commands, one after another."""
     fleet = Fleet()
     commands = commands_of(fleet)
     loop = asyncio.get_running_loop()

@@ -34,7 +34,7 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
         Column(
             "nodes disturbed",
             "nodes",
-            f"{about}; nodes that are lost, or are told that their round has ended, until "
+            f"{about}; nodes that are lost, or are notified that their round ended, until "
             f"{WATCH_S:g} s after that",
             Target(0, worst=True),
         ),
@@ -70,7 +70,7 @@ def _once(plan: Plan, nodes: int) -> tuple[float, float]:
         if connected() != nodes:
             raise BenchError("not all nodes were connected at the end")
         lost = nodes - len(coordinator_api.members(port, run_id))
-        told = sum(bool(agent.events("told", frozen_s)) for agent in started)
+        notified = sum(bool(agent.events("told", frozen_s)) for agent in started)
         attached = [agent.first("attached", thawed_s) for agent in started]
         again_s = max((at_s for at_s in attached if at_s is not None), default=thawed_s)
-        return float(max(lost, told)), again_s - thawed_s
+        return float(max(lost, notified)), again_s - thawed_s

@@ -47,7 +47,7 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
             "lost after a failure",
             "s",
             "one node is suspect; from a survivor's worker failing until the last survivor's agent "
-            "is told that the suspect one is lost, and is the cause",
+            "is notified that the suspect one is lost, and is the cause",
             Target(LOST_S),
         ),
     )
@@ -60,7 +60,7 @@ def _once(plan: Plan, nodes: int) -> tuple[float, float]:
     port, token, run_id = free_port(), secrets.token_urlsafe(32), plan.run_id()
     place = f"127.0.0.1:{port}"
     with agents(nodes, f"{nodes - 1}:{nodes}", place, run_id, token=token) as started:
-        *survivors, victim = started  # The first one carries the coordinator.
+        *survivors, victim = started  # The first one hosts the coordinator.
         time.sleep(CALM_S + random.uniform(0, HEARTBEAT_S))
 
         def is_suspect() -> bool:
@@ -79,8 +79,8 @@ def _once(plan: Plan, nodes: int) -> tuple[float, float]:
 
 
 def _check_cause(survivors: Sequence[Agent], since_s: float, name: str) -> None:
-    """Raises BenchError if a survivor was told of another cause: that would be another figure."""
+    """Raise BenchError if a survivor received another cause: that would be another figure."""
     for survivor in survivors:
-        told = survivor.events("verdict", since_s)[0]
-        if told["kind"] != "node_lost" or told["nodes"] != [name]:
-            raise BenchError(f"{survivor.name} was told of another cause: {told}")
+        verdict = survivor.events("verdict", since_s)[0]
+        if verdict["kind"] != "node_lost" or verdict["nodes"] != [name]:
+            raise BenchError(f"{survivor.name} received another cause: {verdict}")

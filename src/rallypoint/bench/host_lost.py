@@ -1,7 +1,7 @@
 """How soon there is a next round after an elected coordinator was lost together with its node.
 
-This is how an elected host is usually lost. Each node is a process of its own that may carry the
-run's coordinator, and the one that does is killed. The lease names the node that carried the lost
+This is how an elected host is usually lost. Each node is a process of its own that may host the
+run's coordinator, and the one that does is killed. The lease names the node that hosted the lost
 coordinator, so the next coordinator does not wait for that node.
 """
 
@@ -33,7 +33,7 @@ REPEATS_MAX: Final = 5
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Kill the host, each time in a run and a ledger of its own."""
-    about = "from kill -9 of the node that carries the elected coordinator until the last survivor"
+    about = "from kill -9 of the node that hosts the elected coordinator until the last survivor"
     columns = (
         Column("all are attached", "s", f"{about} is attached to the next one"),
         Column("next round", "s", f"{about} has its next round", Target(TTL_S + OVER_TTL_S)),
@@ -65,9 +65,9 @@ def _once(plan: Plan, place: str, nodes: int) -> tuple[float, float]:
 
 
 def host_of(group: NodeProcesses) -> str:
-    """The node that carries the coordinator. Raises BenchError unless there is exactly one."""
+    """The node that hosts the coordinator. Raises BenchError unless there is exactly one."""
     last = {each["name"]: each for each in group.log.all("attached")}
     hosts = [str(name) for name, each in last.items() if each["is_own"]]
     if len(hosts) != 1:
-        raise BenchError(f"one node should carry the coordinator, but these do: {hosts}")
+        raise BenchError(f"one node should host the coordinator, but these do: {hosts}")
     return hosts[0]

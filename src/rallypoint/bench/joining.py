@@ -4,7 +4,7 @@
 
 It prints a line when it has imported everything, and reads from stdin the `time.monotonic()` at
 which all threads are to call. Then it prints a `Met` in JSON, and stays until it is killed: one of
-its nodes may carry the coordinator that the other processes still need.
+its nodes may host the coordinator that the other processes still need.
 """
 
 from __future__ import annotations

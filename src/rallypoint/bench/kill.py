@@ -1,7 +1,7 @@
-"""How soon all survivors are told that one `rallypoint run` agent was killed by `kill -9`.
+"""How soon all survivors are notified that one `rallypoint run` agent was killed by `kill -9`.
 
 All kills are in one run. After each, another agent takes the free place, and the next kill waits
-until all agents are in one round again. The agent that carries the coordinator is never killed.
+until all agents are in one round again. The agent that hosts the coordinator is never killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLD_MS: Final = 100.0
 READY_MS: Final = 200.0
 TOLD: Final = "all survivors are told"
 READY: Final = "next round after the last is ready"
-_KILL: Final = "right before kill -9 of one agent, which does not carry the coordinator"
+_KILL: Final = "right before kill -9 of one agent, which does not host the coordinator"
 GRACE_MS: Final = 900.0
 """If it took longer than this, a grace had passed: the end of the connection was no proof."""
 CALM_S: Final = 0.5
@@ -44,11 +44,11 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
 
 def _ends_ms(survivors: list[Agent], killed_s: float) -> dict[str, float]:
     """Milliseconds from the kill to each moment after it."""
-    told = wait_for(survivors, "told", killed_s)
+    notified = wait_for(survivors, "told", killed_s)
     formed = max(wait_for(survivors, "formed", killed_s))
     ends_s = {
-        "the first survivor is told": min(told),
-        TOLD: max(told),
+        "the first survivor is told": min(notified),
+        TOLD: max(notified),
         "all workers are told": max(wait_for(survivors, "worker_told", killed_s)),
         "all have the next round": formed,
         "all workers are at work": max(wait_for(survivors, "working", killed_s)),
@@ -61,13 +61,15 @@ def _ends_ms(survivors: list[Agent], killed_s: float) -> dict[str, float]:
 def _figures(nodes: int, results: list[dict[str, float]]) -> list[Figure]:
     columns = (
         Column(
-            "the first survivor is told", "ms", f"from {_KILL}, to the first survivor's being told"
+            "the first survivor is told",
+            "ms",
+            f"from {_KILL}, until the first survivor is notified",
         ),
-        Column(TOLD, "ms", f"from {_KILL}, to the last survivor's being told", Target(TOLD_MS)),
+        Column(TOLD, "ms", f"from {_KILL}, until the last survivor is notified", Target(TOLD_MS)),
         Column(
             "all workers are told",
             "ms",
-            f"from {_KILL}, to the last surviving worker's being told (callback or SIGTERM)",
+            f"from {_KILL}, until the last surviving worker is notified (callback or SIGTERM)",
         ),
         Column(
             "all have the next round",
@@ -99,7 +101,7 @@ def _graces(nodes: int, results: list[dict[str, float]]) -> Figure:
         nodes=nodes,
         unit="%",
         values=(100 * late / len(results),),
-        about=f"kills of which the last survivor was told after more than {GRACE_MS:g} ms: the end "
+        about=f"kills whose last survivor was notified after more than {GRACE_MS:g} ms: the end "
         "of the connection was no proof there",
     )
 

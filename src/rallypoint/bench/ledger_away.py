@@ -32,7 +32,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
         Column(
             "nodes disturbed",
             "nodes",
-            f"{about}; nodes that were told that their round has ended, or gave up, until "
+            f"{about}; nodes that were notified that their round ended, or gave up, until "
             f"{WATCH_S:g} s after that",
             Target(0, worst=True),
         ),
@@ -47,7 +47,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 
 def _once(plan: driver.Plan, nodes: int) -> tuple[float, float]:
-    """How many nodes were disturbed, and how long after etcd goes on the run is as before."""
+    """How many nodes were disturbed, and how long after etcd continues the run is as before."""
     run_id = plan.run_id()
     with etcd() as started, replicas(f"{started.endpoint}/away", 2) as serving:
         what = Specification(
@@ -68,8 +68,8 @@ def _once(plan: driver.Plan, nodes: int) -> tuple[float, float]:
             went_on_s = time.monotonic()
 
             def is_active() -> bool:
-                told = [each.run(run_id) for each in serving]
-                return any(t and (t["phase"], t["attached"]) == ("active", nodes) for t in told)
+                runs = [each.run(run_id) for each in serving]
+                return any(r and (r["phase"], r["attached"]) == ("active", nodes) for r in runs)
 
             wait_until(is_active, "the run to go on", WITHIN_S, lambda: problem_of([group]))
             on_s = time.monotonic() - went_on_s

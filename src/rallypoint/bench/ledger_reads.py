@@ -1,4 +1,4 @@
-"""How many bytes one node reads from etcd while its run goes from one coordinator to the next.
+"""How many bytes one node reads from etcd while its run changes from one coordinator to the next.
 
 There are two `rallypoint serve` replicas and real nodes, many in one process. One node's
 connections to etcd pass a proxy that counts, from `kill -9` of the coordinator until that node is

@@ -17,8 +17,8 @@ from rallypoint.wire import messages as wire
 def logged(log: EventWriter) -> type[Node]:
     """A class of nodes that write ready, formed, told, verdict, attached and dropped to this log.
 
-    Each event has the node's `name`. `told`: the node hears that its round has ended. `verdict`:
-    it hears the confirmed cause of that. `attached`: `is_own` says whether the node carries that
+    Each event has the node's `name`. `told`: the node is notified that its round ended. `verdict`:
+    it receives the confirmed cause of that. `attached`: `is_own` says whether the node hosts that
     coordinator itself.
     """
 

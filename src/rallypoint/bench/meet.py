@@ -71,8 +71,8 @@ class _Floor:
 
     def measure(self, nodes: int, rounds: int) -> None:
         """One cold meeting of as many sockets, and warm ones."""
-        with driver.floor(nodes) as (server, bare, told):
-            self.cold_s.append(driver.span([told], "formed_s"))
+        with driver.floor(nodes) as (server, bare, answer):
+            self.cold_s.append(driver.span([answer], "formed_s"))
             bare.ask("settle")
             for _ in range(rounds):
                 before_s = server.usage().cpu_s
@@ -82,11 +82,11 @@ class _Floor:
 
 def _cold(plan: driver.Plan, nodes: int) -> float:
     with driver.fleets(plan.processes) as fleets:
-        told = fleets.connect(
+        answers = fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
         fleets.ask("disconnect")
-    return driver.span(told, "formed_s")
+    return driver.span(answers, "formed_s")
 
 
 def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:

@@ -57,7 +57,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         return self.fixed + self.per_node * nodes
 
     def predict(self, nodes: int) -> float | None:
-        """The prediction for this size; None if it is too far from those that were measured."""
+        """The prediction for this size; None if it is too much larger than the measured ones."""
         largest = max(self.measured)
         if nodes > largest * PREDICTED_TIMES_MAX:
             return None
@@ -182,7 +182,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
     rounds = plan.repeats
 
     def of_rounds(names: tuple[str, str], beats: str) -> list[float]:
-        """Without the heartbeats that came in that time: they depend on time, not on rounds."""
+        """Without the heartbeats of that time: they depend on time, not on rounds."""
         grown = driver.grown(before, after, *names) - driver.grown(before, after, beats)
         return [grown / rounds]
 

@@ -1,8 +1,8 @@
 """One machine's part of a meeting of several machines, all of which run the same command.
 
 Clocks of different machines are not compared. Each machine times its own nodes, from the first call
-of any of them to the last answer to any of them. All nodes call when the coordinator tells them
-that the round before has ended. How long it takes to tell all of them is a figure of its own.
+of any of them to the last answer to any of them. All nodes call when the coordinator notifies them
+that the round before has ended. How long it takes to notify all of them is a figure of its own.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
             within_s=WAIT_S,
             shared=True,
         )
-        told = fleets.ask("share", repeats=plan.repeats)
+        answers = fleets.ask("share", repeats=plan.repeats)
         fleets.ask("disconnect")
     # Each process counts its own rounds, and all of them were in the same ones.
-    rounds = list(zip(*(each["rounds"] for each in told), strict=True))
+    rounds = list(zip(*(each["rounds"] for each in answers), strict=True))
     if not rounds:
         raise driver.BenchError(
             f"run {share.run_id!r} was closed before its second round",
@@ -72,8 +72,8 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
         ),
         figure(
             "told",
-            f"{about}: from the first node that is told of a round's end to the last one",
-            [_told(each) for each in rounds],
+            f"{about}: from the first node that is notified of a round's end to the last one",
+            [_notified_s(each) for each in rounds],
         ),
         figure(
             "skew",
@@ -83,7 +83,7 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
     ]
 
 
-def _told(processes: tuple[dict[str, Any], ...]) -> float:
+def _notified_s(processes: tuple[dict[str, Any], ...]) -> float:
     last_s: float = max(each["told_s"] for each in processes)
     first_s: float = min(each["first_told_s"] for each in processes)
     return last_s - first_s

@@ -78,8 +78,8 @@ def _give_way(pid: int) -> None:
 
 def _ask(honest: driver.Fleets, took: dict[tuple[str, str], list[float]], beside: str) -> None:
     for what in ("set", "beat"):
-        (told,) = honest.ask("one_by_one", what=what, times=TIMES, gap_s=GAP_S)
-        took[what, beside] += told["took_s"]
+        (answer,) = honest.ask("one_by_one", what=what, times=TIMES, gap_s=GAP_S)
+        took[what, beside] += answer["took_s"]
 
 
 def _figures(took: dict[tuple[str, str], list[float]], what: str, nodes: int) -> list[Figure]:

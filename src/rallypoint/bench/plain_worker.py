@@ -1,9 +1,9 @@
-"""A worker that does nothing, and logs when it started and when it was told of a change.
+"""A worker that does nothing, and logs when it started and when it was notified of a change.
 
     python -m rallypoint.bench.plain_worker FILE
 
-Its one step is a barrier of all workers. It is told of a change by Rallypoint's callback or by the
-agent's SIGTERM, whichever comes first. SIGUSR1 makes it fail like a program whose peer is gone.
+Its one step is a barrier of all workers. Rallypoint's callback or the agent's SIGTERM
+notifies it of a change. SIGUSR1 makes it fail like a program whose peer is gone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each node is a process of its own, without a worker, so that a hundred fit into one machine. What
 the coordinator hears depends on the survivors' workers: they *fail* 20 ms later, as gloo's workers
 do when a peer is gone, or they *hang*, as NCCL's do. A survivor asks for the next round as soon as
-it is told that the round has ended, as if its workers stopped at once.
+it is notified that the round ended, as if its workers stopped at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
         )
         columns = (
             Column(
-                f"workers {workers}: told", "s", about.format("is told that the round has ended")
+                f"workers {workers}: told", "s", about.format("is notified that the round ended")
             ),
             Column(
                 f"workers {workers}: next round",
@@ -62,7 +62,7 @@ def _lost(nodes: int) -> int:
 
 
 def _once(plan: driver.Plan, nodes: int, workers: str) -> tuple[float, float]:
-    """Seconds from the kill until all survivors are told, and until all have the next round."""
+    """Seconds from the kill until all survivors are notified, and until all have the next round."""
     lost = _lost(nodes)
     what = regrouping(
         plan.at.endpoint, names("node", 0, nodes), plan.run_id(), nodes, min_nodes=nodes - lost
@@ -76,5 +76,5 @@ def _once(plan: driver.Plan, nodes: int, workers: str) -> tuple[float, float]:
             time.sleep(max(0.0, killed_s + FAIL_AFTER_S - time.monotonic()))
             group.signal(group.names, signal.SIGUSR1)
         formed_s = wait_for_round([group], killed_s, WITHIN_S)
-        told = wait_for([group], "told", "all survivors to be told", killed_s)
-        return last_s(told) - killed_s, formed_s - killed_s
+        notified = wait_for([group], "told", "all survivors to be notified", killed_s)
+        return last_s(notified) - killed_s, formed_s - killed_s

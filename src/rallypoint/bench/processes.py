@@ -140,7 +140,7 @@ def spread(nodes: int, processes: int, least: int = 1) -> list[int]:
 
 
 class _Popen(Protocol):
-    """What is used of `subprocess.Popen`, whether its pipes carry text or bytes."""
+    """What is used of `subprocess.Popen`, whether its pipes have text or bytes."""
 
     stdin: Any
     stdout: Any

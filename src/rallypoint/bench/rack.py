@@ -76,7 +76,7 @@ def _once(plan: Plan, place: str, nodes: int) -> tuple[float, float, float]:
             may_host=True,
         )
 
-    # The first ranks are started first, so that one of them carries the coordinator.
+    # The first ranks are started first, so that one of them hosts the coordinator.
     with node_processes(some(0, lost)) as [rack]:
         wait_for([rack], "attached", "the first nodes to attach", within_s=START_S)
         with node_processes(some(lost, nodes - lost)) as [others]:

@@ -43,7 +43,7 @@ BOOTSTRAP: Final = Address("127.0.0.1", 1)
 class Specification(msgspec.Struct, frozen=True, kw_only=True):
     """Which nodes there are, with `per_process` of them in each process, and what they do.
 
-    `may_host`: a node may carry the run's coordinator. `regroups`: a node asks for the next round
+    `may_host`: a node may host the run's coordinator. `regroups`: a node asks for the next round
     as soon as its round has ended, as if its workers stopped at once; otherwise it logs `ended`.
     `run`: further settings of the run.
     """
@@ -140,11 +140,11 @@ class _Lives:
         try:
             await one.open()
             while True:
-                told = await one.next_round(BOOTSTRAP)
-                if told is None:
+                formed = await one.next_round(BOOTSTRAP)
+                if formed is None:
                     self._log.write("gone", name=name, why=f"closed: {one.closed}")
                     return
-                self._log.write("met", name=name, round=told.head.number)
+                self._log.write("met", name=name, round=formed.head.number)
                 while one.change is None and one.gone is None and one.closed is None:
                     is_news.clear()
                     await is_news.wait()

@@ -3,7 +3,7 @@
     killed ── noticed ──▶ told ──▶ stopped ──▶ met ──▶ started
               the first   the last  the last    the last   the last worker
               survivor    survivor  survivor's  survivor   has taken its
-              is told     is told   workers     has the    first step
+              notified    notified  workers     has the    first step
                                     have ended  new round
 
 Each of the five is the time between two neighbours. Rallypoint takes the time for noticing, telling
@@ -22,8 +22,8 @@ from rallypoint.bench.processes import BenchError
 from rallypoint.net import free_port
 
 STAGES: Final = {
-    "noticed": "from kill -9 of one node's processes until the first survivor's agent is told",
-    "told": "until the last survivor's agent is told",
+    "noticed": "from kill -9 of one node's processes until the first survivor's agent is notified",
+    "told": "until the last survivor's agent is notified",
     "stopped": "until the last survivor's agent has stopped its worker",
     "met": "until the last survivor's agent has its new round",
     "started": "until the last survivor's new worker has taken its first step",
@@ -79,24 +79,24 @@ def _once(plan: Plan, nodes: int) -> dict[str, float]:
         until="stepped",
         within_s=WITHIN_S,
     ) as started:
-        *survivors, victim = started  # The first one may carry the coordinator.
+        *survivors, victim = started  # The first one may host the coordinator.
         return split(survivors, victim.kill_all())
 
 
 def split(survivors: list[Agent], killed_s: float) -> dict[str, float]:
     """Wait for the survivors' first steps. The five parts of the time since then, in seconds."""
     wait_for(survivors, "stepped", killed_s, WITHIN_S)
-    told = wait_for(survivors, "told", killed_s)
+    notified = wait_for(survivors, "told", killed_s)
     ends_s = {
-        "noticed": min(told),
-        "told": max(told),
+        "noticed": min(notified),
+        "told": max(notified),
         "stopped": max(wait_for(survivors, "stopped", killed_s)),
         "met": max(wait_for(survivors, "formed", killed_s)),
         "started": max(wait_for(survivors, "stepped", killed_s)),
     }
     parts, before_s = {}, killed_s
     for name, end_s in ends_s.items():
-        # A fast survivor may have stopped its worker before the last one is told.
+        # A fast survivor may have stopped its worker before the last one is notified.
         parts[name] = max(0.0, end_s - before_s)
         before_s = max(before_s, end_s)
     return parts

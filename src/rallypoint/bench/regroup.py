@@ -1,9 +1,9 @@
-"""How soon the others are told that a node is gone or has come, and how soon they have regrouped.
+"""How soon nodes are notified that one of them is gone or has arrived, and how soon they regroup.
 
-`told`: from the event to the last node that is told that its round has ended. `met`: from the first
+`told`: from the event to the last node that is notified that its round ended. `met`: from the first
 node's call after that to the last node's new round. That includes the waits of the settings:
 `settle_s` (0.05 s), and with a frozen node `probe_s` (1 s), the time that it has to answer. The
-nodes call as soon as all of them have been told, as if workers stopped at once.
+nodes call as soon as all of them are notified, as if workers stopped at once.
 
 A frozen node alone ends no round (R8). The time begins when a worker of another node fails.
 """
@@ -83,10 +83,10 @@ def _once(plan: driver.Plan, fleets: driver.Fleets, event: str, nodes: int) -> t
     if event != "arriving":
         fleets.each[0].ask("expect_end", but=1)
     happened_s = _happen(plan, fleets, event, here, run_id)
-    told = fleets.ask("ended")
+    notified = fleets.ask("ended")
     met = fleets.ask("meet")
     fleets.ask("disconnect")
-    told_s: float = max(t["last_s"] for t in told) - happened_s
+    told_s: float = max(t["last_s"] for t in notified) - happened_s
     return told_s, driver.span(met, "formed_s")
 
 

@@ -129,7 +129,7 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
 
 def described(about: dict[str, Any]) -> str:
-    """The machine in one line, which stands above a table."""
+    """The machine, in one line above a table."""
     return (
         f"version {about['rallypoint']} on {about['cores']} cores, {about['system']}, Python "
         f"{about['python']}, {about['event_loop']}; load average before: {about['load']}"

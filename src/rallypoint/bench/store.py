@@ -32,8 +32,8 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
                 rates.append(_calls(fleets, what, nodes, per_node))
         barriers = []
         for number in range(plan.repeats):
-            told = fleets.ask("barrier", name=f"bench/{number}")
-            barriers.append(driver.span(told, "done_s") * 1e3)
+            answers = fleets.ask("barrier", name=f"bench/{number}")
+            barriers.append(driver.span(answers, "done_s") * 1e3)
         alone = _one_by_one(plan)
         fleets.ask("disconnect")
     about = f"{per_node} calls by each node, {WINDOW} of them open at a time"
@@ -96,5 +96,5 @@ def _one_by_one(plan: driver.Plan) -> list[float]:
 
 def _calls(fleets: driver.Fleets, what: str, nodes: int, per_node: int) -> float:
     """How many calls of one kind were answered in a second."""
-    told = fleets.ask("store", what=what, per_node=per_node, window=WINDOW)
-    return nodes * per_node / driver.span(told, "done_s")
+    answers = fleets.ask("store", what=what, per_node=per_node, window=WINDOW)
+    return nodes * per_node / driver.span(answers, "done_s")

@@ -1,4 +1,4 @@
-"""An attacker who reaches a coordinator's port and has no token.
+"""An attacker that reaches a coordinator's port and has no token.
 
     python -m rallypoint.bench.stranger HOST PORT SECONDS CONNECTIONS
 

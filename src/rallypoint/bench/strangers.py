@@ -2,7 +2,7 @@
 
 The attacker has a few connections to a coordinator (stranger.py). In the same time, nodes of a run
 at that coordinator send their heartbeats, and new nodes attach. Nodes of a second coordinator,
-which is not attacked, do the same. One process carries the nodes of both, so that other load on the
+which is not attacked, do the same. One process has the nodes of both, so that other load on the
 machine delays them alike, and the difference is the effect of the attack.
 """
 
@@ -47,11 +47,11 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
             fleets.connect(at, run_id=run_id, nodes=nodes, settings=settings(nodes), ready=True)
         fleets.ask("settle")
         with _looked_at(attacked) as seen:
-            fleet.tell("watch", seconds=plan.seconds, places=_places(runs), every_s=ATTACH_EVERY_S)
+            fleet.send("watch", seconds=plan.seconds, places=_places(runs), every_s=ATTACH_EVERY_S)
             opened = _attack(attacked, plan.seconds)
-            told = fleet.hear()
+            answer = fleet.receive()
         fleets.ask("disconnect")
-    return _figures(nodes, list(runs), told, seen, opened)
+    return _figures(nodes, list(runs), answer, seen, opened)
 
 
 def _places(runs: dict[str, driver.Coordinator]) -> dict[str, dict[str, Any]]:
@@ -133,7 +133,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _figures(
-    nodes: int, runs: list[str], told: dict[str, Any], seen: _Seen, opened: dict[str, int]
+    nodes: int, runs: list[str], answer: dict[str, Any], seen: _Seen, opened: dict[str, int]
 ) -> list[Figure]:
     attacked, control = runs
 
@@ -150,8 +150,8 @@ def _figures(
             target=target,
         )
 
-    beats = {run: [1e3 * each for each in told["round_trips_s"][run]] for run in runs}
-    attach = {run: [1e3 * each for each in told["attach_s"][run]] for run in runs}
+    beats = {run: [1e3 * each for each in answer["round_trips_s"][run]] for run in runs}
+    attach = {run: [1e3 * each for each in answer["attach_s"][run]] for run in runs}
     for run in runs:
         if not attach[run]:
             raise driver.BenchError("no new node could attach in all that time")
@@ -179,9 +179,9 @@ def _figures(
         figure(
             NOT_ATTACHED,
             "nodes",
-            f"of {told['tried'][attacked]} that tried at the attacked coordinator, one each "
+            f"of {answer['tried'][attacked]} that tried at the attacked coordinator, one each "
             f"{ATTACH_EVERY_S} s",
-            told["tried"][attacked] - len(attach[attacked]),
+            answer["tried"][attacked] - len(attach[attacked]),
             Target(0),
         ),
         figure("attach, p99", "ms", "from connecting on", percentile(attach[attacked], 0.99)),

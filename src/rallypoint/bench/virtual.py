@@ -78,7 +78,7 @@ class VirtualNode(asyncio.Protocol):
         self.on_waiting: Callable[[VirtualNode, Waiting | None], None] = lambda node, why: None
         self.on_beat: Callable[[], None] = lambda: None
         self.told_round = 0
-        """The number of the last round of which this node was told the end."""
+        """The number of the last round whose end this node has received."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
         self.beats = self.beats_bytes = 0
@@ -309,7 +309,7 @@ class VirtualNode(asyncio.Protocol):
 
 
 async def resolve(host: str, port: int) -> SocketAddress:
-    """Family and socket address of the first address that the name stands for. Raises OSError."""
+    """Family and socket address of the first address of this name. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return found[0][0], found[0][4]
 
