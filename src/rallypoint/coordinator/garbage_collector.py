@@ -176,10 +176,8 @@ class GarbageCollector:
             return
         stood_still_s = self._stood_still_s(key, current, now_s)
         if register.close is None and stood_still_s >= self._keeping.open_run_s:
-            self._seen[key] = (
-                current.version,
-                now_s,
-            )  # If its owner is alive, the run is claimed again after the same time.
+            # If its owner is alive, the run is claimed again after the same time.
+            self._seen[key] = (current.version, now_s)
             if self._claim is not None:
                 self._claim(run_id)
             else:

@@ -242,15 +242,14 @@ class WorkerLink(asyncio.Protocol):
         task.add_done_callback(lambda _: self._calls.pop(request_id, None))
 
     async def _call(self, call: local.Call) -> None:
-        self.send(local.Answer(call.request_id, await self._result(call)))
-
-    async def _result(self, call: local.Call) -> StoreResult:
-        if self._channel.node.round != self._round:
-            return StoreFailure(ROUND_ENDED, "the round has ended")
-        try:
-            return await self._channel.node.call(call.op, call.timeout_s)
-        except errors.UsageError as error:  # of a worker that does not check its own calls
-            return StoreFailure(BAD_REQUEST, error.message)
+        node = self._channel.node
+        result: StoreResult = StoreFailure(ROUND_ENDED, "the round has ended")
+        if node.round == self._round:
+            try:
+                result = await node.call(call.op, call.timeout_s)
+            except errors.UsageError as error:  # from a worker that does not check its own calls
+                result = StoreFailure(BAD_REQUEST, error.message)
+        self.send(local.Answer(call.request_id, result))
 
     async def _members(self, request_id: int) -> None:
         try:

@@ -7,7 +7,7 @@ out `Write`s, and can repeat them from a log. Waiting and nodes are no concern o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, TypeAlias, assert_never, cast
 
 from rallypoint.core.store.operations import (
@@ -225,19 +225,18 @@ class Data:
         return StoreEffect(StoreValue(op.expected if absent else self.value(op.key)))
 
     def _writing(self, answer: bytes | int | None, *writes: Put | Extend) -> StoreEffect:
-        """The effect of a call that writes: a failure, and no write, where a limit forbids it."""
-        excess = self._excess(writes)
+        """The effect of a call that writes: a failure and no write if a limit forbids it."""
+        largest, total, count = 0, self.bytes, len(self.values)
+        for write in writes:
+            before = self.values.get(write.key)
+            size = len(write.value)
+            if before is not None and isinstance(write, Extend):
+                size += len(before)
+            largest = max(largest, size)
+            total += self._growth(write)
+            count += before is None
+        excess = self._limits.excess(value_bytes_max=largest, total_bytes_max=total, keys_max=count)
         return StoreEffect(excess) if excess else StoreEffect(StoreValue(answer), writes)
-
-    def _excess(self, writes: Sequence[Put | Extend]) -> StoreFailure | None:
-        largest = max(map(self._length_after, writes), default=0)
-        total = self.bytes + sum(map(self._growth, writes))
-        count = len(self.values) + sum(write.key not in self.values for write in writes)
-        return self._limits.excess(value_bytes_max=largest, total_bytes_max=total, keys_max=count)
-
-    def _length_after(self, write: Put | Extend) -> int:
-        before = len(self.values.get(write.key, b"")) if isinstance(write, Extend) else 0
-        return before + len(write.value)
 
     def _growth(self, write: Write) -> int:
         """By how many bytes `write` makes the data larger."""

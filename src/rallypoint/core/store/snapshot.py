@@ -65,9 +65,10 @@ def snapshot_items(
             yield Extend(key, piece) if number else Put(key, piece)
     for node, acknowledged, answers in sessions:
         if acknowledged is not None:
-            # A number needs 9 bytes at most.
-            for ids in _slices(acknowledged[1], max(1, bytes_max // 16)):
-                yield Acknowledged(node, acknowledged[0], ids)
+            up_to, still_open = acknowledged
+            count = max(1, bytes_max // 16)  # A number needs 9 bytes at most.
+            for start in range(0, len(still_open) or 1, count):
+                yield Acknowledged(node, up_to, still_open[start : start + count])
         for answer in answers:
             yield from _answer_items(answer, bytes_max - 4 * len(node))
 
@@ -88,8 +89,3 @@ def _pieces(value: bytes, bytes_max: int) -> Iterator[bytes]:
     room = max(1, bytes_max - _ITEM_OVERHEAD_BYTES)
     for start in range(0, len(value) or 1, room):
         yield value[start : start + room]
-
-
-def _slices(ids: tuple[int, ...], count: int) -> Iterator[tuple[int, ...]]:
-    for start in range(0, len(ids) or 1, count):
-        yield ids[start : start + count]

@@ -47,7 +47,7 @@ class Disk:
     """The operations. For tests, `on_step` is called before each step that a crash may prevent."""
 
     def __init__(self, on_step: Callable[[str], None] | None = None) -> None:
-        self._step = on_step or _nothing
+        self._step = on_step or (lambda step: None)
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a new file and force it to the disk. Its name may not be on the disk yet."""
@@ -233,7 +233,3 @@ def _is_same(one: Path, other: Path) -> bool:
         if error.errno in _GONE:
             return False
         raise
-
-
-def _nothing(_step: str) -> None:
-    pass
