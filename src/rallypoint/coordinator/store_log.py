@@ -85,7 +85,7 @@ class _Snapshot:
         self.cost = Cost()
 
     def part(self, bytes_max: int) -> Part:
-        """The next items: at least one, and otherwise at most `size` bytes."""
+        """The next items: at least one, and otherwise at most `bytes_max` bytes."""
         items: list[SnapshotItem] = []
         size = 0
         while (item := self._next) is not None:

@@ -1,8 +1,8 @@
 """A round's key-value store.
 
-This package gives what its callers need: the calls, their answers and their limits (`operations`).
-The machine is `store.RoundStore`, which remembers the answers. It keeps keys and values in `data`,
-and the calls that wait in `waits`. `snapshot` has what is written for the next coordinator.
+The package exports the calls, their answers and their limits (`operations`). The machine is
+`store.RoundStore`, which also remembers the answers. It keeps keys and values in `data`, and
+waiting calls in `waits`. `snapshot` has the state that is written for the next coordinator.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The keys and values of a round's store: what a call does to them, and how large they are.
+"""The keys and values of a round's store, the effect of a call on them, and their size.
 
-`Data.effect_of` decides what a call answers and writes, and changes nothing. `Data.commit` carries
-out `Write`s, and can repeat them from a log. Waiting and nodes are no concern of this file.
+`Data.effect_of` computes a call's answer and writes, and changes nothing. `Data.commit` carries out
+the writes of a call, or those of a log. Nodes and waiting calls are no concern of this file.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ Write: TypeAlias = Put | Extend | Drop
 
 
 class StoreEffect(FrozenStruct, frozen=True):
-    """What a call answers, and what it writes: at most one `Write` for each key."""
+    """A call's answer and its writes: at most one `Write` for each key."""
 
     result: StoreResult
     writes: tuple[Write, ...] = ()
 
 
 class Tally:
-    """A count that all parts of one store share.
+    """Counts that all parts of one store share.
 
-    `kept`: the memory that the store takes, in bytes. `tells_reads`: whether sessions note which
-    answers are those of reads, for a snapshot.
+    `kept`: the memory of the store, in bytes. `tells_reads`: whether sessions note which answers
+    are those of reads, for a snapshot.
     """
 
     __slots__ = ("kept", "tells_reads")
@@ -91,18 +91,18 @@ class Data:
     def __init__(self, limits: StoreLimits, tally: Tally) -> None:
         self._limits = limits
         self._tally = tally
-        # A value that was appended to is a bytearray until it is read: copying it whole on each
-        # append would make n appends cost n² bytes.
+        # After an append, a value is a bytearray until it is read. If each append copied the whole
+        # value, n appends would copy n² bytes.
         self.values: dict[str, bytes | bytearray] = {}
         self._growing: dict[str, None] = {}  # The keys of all bytearrays.
         self.bytes = 0
 
     def usage(self) -> tuple[int, int]:
-        """How many keys there are, and how many bytes keys and values have."""
+        """The number of keys, and the bytes of keys and values."""
         return len(self.values), self.bytes
 
     def growth_of(self, writes: Iterable[Write]) -> int:
-        """By how many bytes of memory these writes make the data larger."""
+        """The memory that these writes add to the data, in bytes. It may be negative."""
         growth = sum(map(self._growth, writes))
         for write in writes:
             if isinstance(write, Drop):
@@ -119,7 +119,7 @@ class Data:
         return key in self.values
 
     def copy(self) -> dict[str, bytes]:
-        """All keys and values, as they are now. No Python code runs for each key."""
+        """A copy of all keys and values. No Python code runs for each key."""
         for key in list(self._growing):
             self.value(key)
         return cast(dict[str, bytes], self.values.copy())
@@ -133,12 +133,12 @@ class Data:
         return value
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that do not exist, each once, in their order."""
+        """The `keys` that do not exist, each once, in their order."""
         return [key for key in dict.fromkeys(keys) if key not in self.values]
 
     def effect_of(self, op: DataOp) -> StoreEffect | None:
-        """What `op` would answer and write now; None if it has to wait. Changes nothing."""
-        if type(op) is Get:  # one of the most frequent, and the last in the `match`
+        """The answer and writes of `op` now; None if it has to wait. Changes nothing."""
+        if type(op) is Get:  # One of the most frequent calls, but the last in the `match`.
             return self._reading(op) if op.key in self.values else None
         match op:
             case Set(key, value):
@@ -165,7 +165,7 @@ class Data:
                 assert_never(op)
 
     def commit(self, writes: Iterable[Write]) -> None:
-        """Carry out these writes. All writes of a log, in their order, give this data again."""
+        """Carry out these writes. All writes of a log, in their order, produce the same data."""
         keys = len(self.values)
         for write in writes:
             growth = self._growth(write)
@@ -195,7 +195,7 @@ class Data:
         self.values, self._growing, self.bytes = {}, {}, 0
 
     def _reading(self, op: Get | Wait | MultiGet) -> StoreEffect:
-        """The effect of a call that reads keys, all of which exist."""
+        """The effect of a call that reads keys. All of them exist."""
         match op:
             case Get(key):
                 return StoreEffect(StoreValue(self.value(key)))
@@ -218,7 +218,8 @@ class Data:
         return self._writing(total, Put(key, b"%d" % total))
 
     def _comparing(self, op: CompareSet) -> StoreEffect:
-        # An absent key compares as empty, but is not: then `expected` comes back, as in torch.
+        # An absent key equals an empty `expected`. If `expected` is not empty, it is the answer, as
+        # in torch.
         absent = op.key not in self.values
         if (b"" if absent else self.values[op.key]) == op.expected:
             return self._writing(op.desired, Put(op.key, op.desired))
@@ -239,7 +240,7 @@ class Data:
         return StoreEffect(excess) if excess else StoreEffect(StoreValue(answer), writes)
 
     def _growth(self, write: Write) -> int:
-        """By how many bytes `write` makes the data larger."""
+        """The bytes of keys and values that `write` adds. It may be negative."""
         before = self.values.get(write.key)
         if before is None:
             return 0 if isinstance(write, Drop) else key_bytes(write.key) + len(write.value)
@@ -254,6 +255,6 @@ _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,64}")
 
 
 def _integer(value: bytes | bytearray) -> int | None:
-    # int() alone would also take spaces and underscores, and long digits at quadratic cost.
+    # int() alone also accepts spaces and underscores, and takes quadratic time for long numbers.
     number = int(value) if _INTEGER.fullmatch(value) else None
     return number if number is not None and is_int64(number) else None

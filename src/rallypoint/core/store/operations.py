@@ -1,7 +1,7 @@
 """The calls of a round's store, their answers, and the limits of both.
 
-Values only: no code here keeps a key, waits, or remembers an answer. Nodes, agents and workers need
-no other file of this package.
+Only values are here: no keys, no waits, no remembered answers. Nodes, agents and workers need no
+other file of this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Operation(FrozenStruct, frozen=True):
 
 
 class Set(Operation, frozen=True, tag="set"):
-    """Store `value` under `key`, whatever was there. Answers None."""
+    """Store `value` under `key`, in place of any value before. Answers None."""
 
     key: str
     value: bytes
@@ -33,7 +33,7 @@ class Get(Operation, frozen=True, tag="get"):
 class Add(Operation, frozen=True, tag="add"):
     """Add `amount` to the decimal integer of `key` (0 if absent or empty). Answers the sum.
 
-    Fails with `not_an_integer`, or with `limit` where the sum does not fit into 64 bits.
+    Fails with `not_an_integer`, or with `limit` if the sum does not fit into 64 bits.
     """
 
     key: str
@@ -77,7 +77,7 @@ class MultiGet(Operation, frozen=True, tag="mget"):
 
 
 class MultiSet(Operation, frozen=True, tag="mset"):
-    """Store each value under its key, all or none; of a key named twice the last counts."""
+    """Store each value under its key, all or none. If a key occurs twice, its last value counts."""
 
     keys: tuple[str, ...]
     values: tuple[bytes, ...]
@@ -90,14 +90,14 @@ class DeleteKey(Operation, frozen=True, tag="del"):
 
 
 class NumKeys(Operation, frozen=True, tag="num"):
-    """Answer how many keys there are."""
+    """Answer the number of keys."""
 
 
 class Barrier(Operation, frozen=True, tag="bar"):
     """Worker `rank` waits at barrier `name`. Answers None once every rank of the round waits there.
 
-    The name can be used again at once. If a rank calls again while its call waits, the new call
-    takes its place (a worker gave up and tries again), and the older one is answered `timeout`.
+    The name can be used again at once. If a rank calls again while its call waits (a worker gave up
+    and tries again), the new call replaces the older one, which is answered `timeout`.
     """
 
     name: str
@@ -109,7 +109,7 @@ DataOp: TypeAlias = (
 )
 StoreOp: TypeAlias = DataOp | Barrier
 READS: Final = frozenset({Get, MultiGet, Wait, Check, NumKeys})
-"""The calls that change nothing: to make one again does no harm."""
+"""The calls that change nothing. They can be repeated without harm."""
 
 # ---- answers -----------------------------------------------------------------------------------
 
@@ -130,9 +130,9 @@ class StoreFailure(FrozenStruct, frozen=True, tag="no"):
     """Why a call failed.
 
     `code` is one of TIMEOUT, NOT_AN_INTEGER, LIMIT, ROUND_ENDED and BAD_REQUEST. For a timeout,
-    `missing` has the keys that do not exist, or the ranks that did not come to the barrier: as
-    `node-3`, or `node-3 (rank 25)` for a node with several workers. It has at most NAMES_SHOWN_MAX
-    names; `missing_count` is the full number.
+    `missing` has the keys that do not exist, or the ranks that are not at the barrier: `node-3`, or
+    `node-3 (rank 25)` for a node with several workers. It has at most NAMES_SHOWN_MAX names;
+    `missing_count` is the full number.
     """
 
     code: str
@@ -156,16 +156,16 @@ class Answer(FrozenStruct, frozen=True):
 
 
 class StoreLimits(FrozenStruct, frozen=True, kw_only=True):
-    """The most that one round's store holds, so that no peer can exhaust the coordinator.
+    """The limits of one round's store, so that no peer can exhaust the coordinator.
 
     The length of a key is that of its UTF-8. `total_bytes_max` counts keys and values.
     `answer_bytes_max` limits a multi_get, which could name one large value thousands of times. For
     `waiting_bytes_per_node_max`, a key that a call waits for counts with its length and
     `waits.WAITING_KEY_BYTES`. A call is unacknowledged while it waits, and while its answer is
-    remembered in case the node asks again; a node above its `unacknowledged_bytes_per_node_max` has
-    new calls refused. `unlogged_bytes_max` counts the writes that the log of a durable store has
-    not taken yet (while its ledger is away), and `unlogged_answers_max` the answers that wait for
-    those writes.
+    remembered because the node may ask again. Above its `unacknowledged_bytes_per_node_max`, new
+    calls of a node are refused. `unlogged_bytes_max` limits the writes that are not in the log of a
+    durable store yet (while its ledger is unreachable), and `unlogged_answers_max` the answers that
+    wait for them.
 
     Raises:
         ValueError: from the constructor, for a limit below 1.
@@ -203,7 +203,7 @@ class StoreLimits(FrozenStruct, frozen=True, kw_only=True):
 
 DEFAULT_LIMITS: Final = StoreLimits()
 
-# ---- what a call names, and what is wrong with it ----------------------------------------------
+# ---- the keys of a call, and why it is refused -------------------------------------------------
 
 _OF_ONE_KEY: Final = frozenset({Set, Get, Add, CompareSet, Append, DeleteKey})
 UTF8_BYTES_MAX: Final = 4
@@ -213,7 +213,7 @@ _SHOWN_CHARACTERS_MAX: Final = 64
 
 def keys_of(op: StoreOp) -> tuple[str, ...]:
     """The keys that a call names. A barrier's name counts as one: the same limits hold for it."""
-    if type(op) in _OF_ONE_KEY:  # nearly every call: a `match` would try class after class
+    if type(op) in _OF_ONE_KEY:  # Nearly every call. A `match` would try class after class.
         return (cast(Get, op).key,)
     match op:
         case NumKeys():
@@ -229,19 +229,19 @@ def keys_of(op: StoreOp) -> tuple[str, ...]:
 
 
 def refusal(op: StoreOp, limits: StoreLimits) -> StoreFailure | None:
-    """Why no store with these limits applies this call, whatever its data; None if it may."""
+    """Why a store with these limits refuses this call, with any data; None if it may apply it."""
     problem = malformed(op)
     if problem is not None:
         return problem
     keys = keys_of(op)
     if len(keys) == 1 and UTF8_BYTES_MAX * len(keys[0]) <= limits.key_bytes_max:
-        return None  # nearly every call: do not measure its key
+        return None  # Nearly every call. Its key need not be measured.
     longest = max(map(key_bytes, keys), default=0)
     return limits.excess(keys_per_call_max=len(keys), key_bytes_max=longest)
 
 
 def malformed(op: StoreOp) -> StoreFailure | None:
-    """What is wrong with a call by itself, without a store; None if nothing is."""
+    """Why every store refuses this call; None if a store may apply it."""
     if isinstance(op, MultiSet) and len(op.keys) != len(op.values):
         message = f"{len(op.keys)} keys, but {len(op.values)} values"
         return StoreFailure(BAD_REQUEST, message)

@@ -1,7 +1,7 @@
-"""What is written of a round's store, so that another coordinator's store can go on from it.
+"""The state of a round's store in writing, from which another coordinator's store continues.
 
-`Settled` is what the log has of one call. A snapshot is all that a store holds, in items of a
-bounded size. How they are encoded and where they are kept is not decided here.
+The log has one `Settled` for each call. A snapshot has the whole store, in items of a bounded size.
+Their encoding, and the place where they are kept, are no concern of this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class AsStored(FrozenStruct, frozen=True, tag="as"):
 
 
 class Settled(FrozenStruct, frozen=True, tag="did"):
-    """What a call wrote, and its answer: all that is needed to repeat both (R10, R11)."""
+    """A call's writes and its answer, so that both can be repeated (R10, R11)."""
 
     node: str
     request_id: int

@@ -1,14 +1,13 @@
 """The machine that serves one round's store: calls and times go in, answers come out.
 
 The semantics are those of torch.distributed.Store, with barriers. The same inputs in the same order
-give the same answers. Where torch's stores differ from each other, this one does what HashStore
-does, with one exception: `add` on a value that only begins like an integer ("12x") is an error
-here, and not 12.
+give the same answers. Where torch's stores differ from each other, this one follows HashStore, with
+one exception: `add` to a value that only begins like an integer ("12x") is an error.
 
-`RoundStore` joins the parts: what a call does to the data (`data`), which calls wait (`waits`), and
-what each node was answered (`Session`). Sockets, durability and the choice of the round belong to
-the layers above. The layer that makes the store durable takes what each call wrote and was answered
-(`take_settled`), repeats that (`redo`), and reads and loads the whole (`snapshot`, `load`).
+`RoundStore` joins the parts: keys and values (`data`), the calls that wait (`waits`), and the
+answers to each node (`Session`). Sockets, durability and the choice of the round belong to the
+layers above. The layer that makes the store durable takes the writes and the answer of each call
+(`take_settled`), repeats them (`redo`), and reads and loads the whole store (`snapshot`, `load`).
 """
 
 from __future__ import annotations
@@ -58,9 +57,8 @@ CALL_BYTES: Final = 220
 OPEN_ID_BYTES: Final = 100
 """Memory of a request id that an acknowledgement leaves open."""
 REMEMBERED_READ_BYTES_MAX: Final = 1024
-"""The answer of a read is not kept if it has more bytes than this. When its node asks again, the
-read is made again. Thousands of such answers would keep alive values that were overwritten since.
-"""
+"""A longer answer of a read is not kept. When its node asks again, the read is repeated. Thousands
+of such answers would keep values in memory that were overwritten since."""
 
 
 class StorePicture(FrozenStruct, frozen=True):
@@ -102,7 +100,7 @@ class RoundStore:
         self._ended: str | None = None
         self._settled: list[Settled] | None = None
 
-    # -- what a node can do ----------------------------------------------------------------------
+    # -- calls of a node -------------------------------------------------------------------------
 
     def apply(
         self, node: str, request_id: int, op: StoreOp, timeout_s: float | None, now_s: float
@@ -114,10 +112,10 @@ class RoundStore:
 
         R11: a repeat of an answered request returns the same answer. A repeat of a read whose
         answer had more than REMEMBERED_READ_BYTES_MAX is applied again. A repeat of a request that
-        waits, was cancelled or was acknowledged returns nothing.
+        waits, was cancelled or was acknowledged returns no answer.
 
-        One answer is not remembered: the refusal because too much is unacknowledged. Nothing was
-        applied then, and the node may send the request again.
+        One answer is not remembered: the refusal because too much is unacknowledged. The call was
+        not applied, and the node may send the request again.
         """
         session = self._session_of(node)
         if session is None:
@@ -146,9 +144,9 @@ class RoundStore:
     def acknowledge(self, node: str, up_to_request_id: int, still_open: Sequence[int] = ()) -> None:
         """The node has the answers up to this id, except those `still_open`: forget them.
 
-        An acknowledged request is never applied again, nor answered. A long wait keeps a low id
-        open; `still_open` lets all others be acknowledged meanwhile. A call that still waits when
-        it is acknowledged is cancelled. A late acknowledgement (of a lower id) does nothing.
+        An acknowledged request is never applied or answered again. A long wait keeps a low id open;
+        with `still_open`, all others can be acknowledged meanwhile. A call that still waits when it
+        is acknowledged is cancelled. A late acknowledgement (of a lower id) has no effect.
         """
         session = self._session_of(node)
         if session is None:
@@ -163,7 +161,7 @@ class RoundStore:
         return session is not None and session.has_seen(request_id)
 
     def remembers(self, node: str, request_id: int) -> bool:
-        """Whether the node may ask for the answer to this request again."""
+        """Whether the node can get the answer to this request again."""
         session = self._sessions.get(node)
         if session is None:
             return False
@@ -182,7 +180,7 @@ class RoundStore:
             session.calls[request_id] = None
 
     def forget_node(self, node: str) -> None:
-        """Another incarnation takes the node's place: drop the old one's waits and answers."""
+        """Drop a node's waits and answers: another incarnation takes its place."""
         session = self._sessions.get(node)
         if session is None:
             return
@@ -195,11 +193,11 @@ class RoundStore:
     # -- time, and the end -----------------------------------------------------------------------
 
     def next_deadline_s(self) -> float | None:
-        """When the next call times out, unless it is answered before; None: no call will."""
+        """When the next call times out if it is not answered before; None if no call will."""
         return self._waits.next_deadline_s() if self._waiting else None
 
     def expire(self, now_s: float) -> list[Answer]:
-        """Answer `timeout` to the calls whose deadline is not after now, with what was missing."""
+        """Answer `timeout` to the calls whose deadline has come, with the missing keys or ranks."""
         answers: list[Answer] = []
         while (call := self._waits.take_due(now_s)) is not None:
             after = f"after {call.timeout_s:g} s: "
@@ -228,22 +226,21 @@ class RoundStore:
 
     @property
     def limits(self) -> StoreLimits:
-        """The most that this store holds."""
+        """The limits of this store."""
         return self._limits
 
     def usage(self) -> tuple[int, int]:
-        """How many keys there are, and how many bytes keys and values have."""
+        """The number of keys, and the bytes of keys and values."""
         return self._data.usage()
 
     def footprint(self) -> int:
-        """About how many bytes of memory the data, the waits and the answers take. O(1)."""
+        """About the memory of the data, the waits and the answers, in bytes. O(1)."""
         return self._tally.kept
 
     def growth_of(self, op: StoreOp) -> int:
-        """By how many bytes the footprint would grow with this call, at most.
+        """The most bytes that this call would add to the footprint, until it is acknowledged.
 
-        Until the call is acknowledged. 0 or less where it only reads or removes. It costs what the
-        call costs.
+        0 or less if the call only reads or removes. This costs as much as the call itself.
         """
         if malformed(op):
             return 0
@@ -256,15 +253,14 @@ class RoundStore:
     # -- for the layer that makes the store durable ----------------------------------------------
 
     def note_settled(self) -> None:
-        """From now on collect what `take_settled` returns."""
+        """Begin to collect the answers for `take_settled`."""
         self._settled = []
         self._tally.tells_reads = True
 
     def take_settled(self) -> list[Settled]:
-        """What was answered since the last time, in order.
+        """The calls answered since the last time, in order, without reads: they can be repeated.
 
-        Without reads, which can be made again. All that one call brought about (such as the answers
-        of a barrier) has to be logged together.
+        All answers that one call has caused (such as those of a barrier) must be logged together.
         """
         settled = self._settled
         if not settled:
@@ -273,7 +269,7 @@ class RoundStore:
         return settled
 
     def redo(self, settled: Settled) -> None:
-        """Repeat what another coordinator's store did. No node may have called this store yet."""
+        """Repeat a call of another coordinator's store. No node may have called this store yet."""
         self._data.commit(settled.writes)
         session, result = self._session_of(settled.node), settled.result
         if isinstance(result, AsStored):
@@ -282,11 +278,11 @@ class RoundStore:
             session.restore(Answer(settled.node, settled.request_id, result))
 
     def snapshot(self, item_bytes_max: int) -> Iterator[SnapshotItem]:
-        """All that the store holds at this moment, in items of at most `item_bytes_max` bytes.
+        """The whole store at this moment, in items of at most `item_bytes_max` bytes.
 
-        The store may change while the items are taken. Calls that wait are left out: a node asks
-        again for each answer that it does not have. The call costs O(keys + answers), little for
-        each key, and each item costs O(its size). Every key has to leave room in `item_bytes_max`.
+        The store may change while the items are taken. Waiting calls are left out, because a node
+        sends each call without an answer again. This costs O(keys + answers), little for each key,
+        and each item costs O(its size). `item_bytes_max` must be larger than any key.
         """
         sessions = [(n, s.acknowledged(), s.written()) for n, s in self._sessions.items()]
         return snapshot_items(self._data.copy(), sessions, item_bytes_max)
@@ -321,7 +317,7 @@ class RoundStore:
             ended=self._ended,
         )
 
-    # -- a call's way through the store ----------------------------------------------------------
+    # -- how a call is applied -------------------------------------------------------------------
 
     def _session_of(self, node: str) -> Session | None:
         session = self._sessions.get(node)
@@ -353,7 +349,7 @@ class RoundStore:
         return answers
 
     def _objection(self, call: Call) -> StoreFailure | None:
-        """What is wrong with a call, whatever the data."""
+        """Why this call is refused, with any data; None if it is not."""
         op = call.op
         if call.timeout_s is not None and math.isnan(call.timeout_s):
             return StoreFailure(BAD_REQUEST, "the timeout is not a number")
@@ -362,7 +358,7 @@ class RoundStore:
         return refusal(op, self._limits)
 
     def _settle(self, call: Call, result: StoreResult, writes: tuple[Write, ...] = ()) -> Answer:
-        """End a call, waiting or not: each admitted call gets here at most once."""
+        """End a call, waiting or not. This happens at most once for each admitted call."""
         if call in self._waiting:
             self._waits.end(call)
         answer = Answer(call.node, call.request_id, result)
@@ -391,7 +387,7 @@ class RoundStore:
     def _arrive(self, call: Call, op: Barrier) -> list[Answer]:
         replaced = self._waits.arrive(call, op)
         if replaced is not None:
-            # As many ranks are there as before, so nobody is released.
+            # No rank has arrived that was not there before, so no call is released.
             after = f"a newer call of rank {op.rank} took over: "
             return [self._settle(replaced, self._waits.ranks_missing(after, op.name))]
         met = self._waits.met(op.name)
@@ -410,13 +406,13 @@ class RoundStore:
 
 
 class AskAgain(enum.Enum):
-    """Stands for the answer of a large read, which is made again when its node asks again."""
+    """In place of the answer of a large read, which is repeated when its node asks again."""
 
     ASK_AGAIN = enum.auto()
 
 
 class SessionPicture(FrozenStruct, frozen=True):
-    """What is remembered of a node: the acknowledged ids, and the answers.
+    """The acknowledged ids and the remembered answers of a node.
 
     An answer is None if the call was cancelled, or was a large read.
     """
@@ -428,7 +424,7 @@ class SessionPicture(FrozenStruct, frozen=True):
 
 
 class Session:
-    """What is remembered of one incarnation of a node: the calls seen, and the answers given.
+    """The calls of one incarnation of a node, and the answers to them.
 
     A call that is sent again is answered from here, and is not applied again (R11). The data and
     the waits are no concern of this class.
@@ -436,8 +432,8 @@ class Session:
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        # By request id: a call that waits, an answer in case it is asked for again, or None for
-        # a call that was cancelled.
+        # By request id: a call that waits, an answer that the node may ask for again, or None for a
+        # call that was cancelled.
         self.calls: dict[int, Call | Answer | AskAgain | None] = {}
         self._reads: set[int] = set()  # The ids in `calls` of reads that were answered.
         self.answer_bytes = 0
@@ -468,7 +464,7 @@ class Session:
         return [call] if isinstance(call, Answer) else []
 
     def remember(self, answer: Answer, op: StoreOp | None = None) -> None:
-        """Keep the answer to a call that was admitted. `op` None: it was no read."""
+        """Keep the answer to an admitted call. `op` is None if it was no read."""
         size = result_bytes(answer.result)
         if size > REMEMBERED_READ_BYTES_MAX and type(op) in READS:
             self.calls[answer.request_id] = AskAgain.ASK_AGAIN
@@ -481,9 +477,9 @@ class Session:
             self._tally.kept += size
 
     def close(self, up_to: int, still_open: Iterable[int]) -> list[int]:
-        """Acknowledge ids up to `up_to`. Returns those that are known here and now acknowledged."""
+        """Acknowledge ids up to `up_to`. Returns the newly acknowledged ids that are known here."""
         if up_to < self._floor:
-            return []  # a later acknowledgement has come before this one
+            return []  # A later acknowledgement has arrived before this one.
         stays = {i: None for i in still_open if i in self._open or self._floor < i <= up_to}
         closed = [i for i in self._open if i not in stays]
         while self._ids and self._ids[0] <= up_to:
@@ -506,7 +502,7 @@ class Session:
                 self._reads.discard(request_id)
 
     def kept(self) -> int:
-        """This session's share of the tally, in bytes, once none of its calls waits."""
+        """This session's share of the tally, in bytes, if none of its calls waits."""
         own = CALL_BYTES * len(self.calls) + OPEN_ID_BYTES * len(self._open)
         return own + self.answer_bytes
 
@@ -517,12 +513,12 @@ class Session:
         return None if self._floor == -math.inf else (int(self._floor), tuple(self._open))
 
     def written(self) -> list[Answer]:
-        """The remembered answers of calls that were no reads."""
+        """The remembered answers of calls other than reads."""
         answers = (each for each in self.calls.values() if isinstance(each, Answer))
         return [each for each in answers if each.request_id not in self._reads]
 
     def restore_acknowledged(self, up_to: int, still_open: Iterable[int]) -> None:
-        """Take what `acknowledged` returned, in one call or several, before any `restore`."""
+        """Take the result of `acknowledged`, in one call or several, before any `restore`."""
         self._floor = up_to
         before = len(self._open)
         self._open.update(dict.fromkeys(still_open))

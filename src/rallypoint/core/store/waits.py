@@ -1,7 +1,7 @@
-"""The calls of a round's store that wait: what for, until when, and when that is over.
+"""The calls of a round's store that wait: for keys or at barriers, and until their deadlines.
 
-`Waits` keeps the account and answers nothing: `store.RoundStore` reads from it which calls are due
-and answers them. No data is read here; which keys a call is missing is an argument.
+`Waits` only keeps the account. `store.RoundStore` reads from it which calls are due, and answers
+them. No data is read here: the missing keys of a call are an argument.
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ class OpenBarrier:
 
     def __init__(self) -> None:
         self.arrived: dict[int, Call] = {}
-        # Ranks whose calls timed out. They have to call again. A call that times out after them
-        # reports the ranks that never came instead, because those are the cause.
+        # Ranks whose calls timed out. They have to call again. A later timeout does not name them,
+        # but the ranks that never came, because those are the cause.
         self.gave_up: dict[int, None] = {}
         # The first ranks that never came, once computed: N timeouts in a row search for them once.
         self.absent: tuple[int, ...] | None = None
 
 
 class WaitCount:
-    """How many calls of a node wait, and how many bytes of memory their keys take."""
+    """The waiting calls of a node: their number, and the memory of their keys in bytes."""
 
     __slots__ = ("calls", "key_bytes")
 
@@ -154,7 +154,7 @@ class Waits:
         return None
 
     def end(self, call: Call) -> None:
-        """The call waits no more, for whichever reason."""
+        """The call does not wait any more, for any reason."""
         footprint = waiting_bytes(call.op)
         count = self.counts[call.node]
         count.calls -= 1
@@ -238,7 +238,7 @@ class Waits:
         barrier.gave_up[op.rank] = None
 
     def ranks_missing(self, after: str, name: str) -> StoreFailure:
-        """The timeout of a call at this barrier. `after` says what ended the wait.
+        """The timeout of a call at this barrier. `after` begins its message.
 
         It names the ranks that never came. If there are none, it names those that gave up.
         """
@@ -263,7 +263,9 @@ class Waits:
 
     def _leave_barrier(self, call: Call, op: Barrier) -> None:
         barrier = self.barriers[op.name]
-        if barrier.arrived.get(op.rank) is call:  # else it gave up, or a newer call has its place
+        if (
+            barrier.arrived.get(op.rank) is call
+        ):  # Otherwise it gave up, or a newer call replaced it.
             del barrier.arrived[op.rank]
             barrier.absent = None
         if not barrier.arrived:

@@ -5,14 +5,14 @@
               0000000100000001
     <chain>/0000000100000008/          the next segment, made before it is needed
 
-Why a late writer does no harm (R5). Within a segment no version is ever removed. So a name that is
-free was never taken, and the one link() that takes it follows the version before it. Old versions
-are removed only as whole segments, which are moved away when the next segment is in use. A process
-that was frozen before its link then finds no folder, which is a conflict. The folder of the next
-segment is made ahead of time, and not by the process that is about to link into it.
+A late writer does no harm (R5). Within a segment no version is ever removed. So a free name was
+never used, and only one link() takes it, after the version before it. Old versions are removed only
+as whole segments, which are moved away when the next segment is in use. A process that was frozen
+before its link then finds no folder, which is a conflict. The folder of the next segment is made
+ahead of time, and not by the process that is about to link into it.
 
-One case is left. A process is frozen just before it makes a folder, and wakes when that folder was
-made, filled and moved away. Then it makes the folder again. `_is_current` detects this.
+One case is left. A process is frozen just before it makes a folder, and wakes after that folder was
+made, filled and moved away. It then makes the folder again. `_is_current` detects this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
 
 SEGMENT: Final = 8
-"""How many versions a segment has. A register keeps up to so many old versions."""
+"""The versions of a segment. A register keeps at most as many old versions."""
 _READS_MAX: Final = 1000
 _DIGITS: Final = 16
 
@@ -49,7 +49,7 @@ class Advance(enum.Enum):
     LOST = enum.auto()
     """Another writer was first, or the chain is gone."""
     UNSURE = enum.auto()
-    """The version was written, but it cannot be known whether into the living chain."""
+    """The version was written, but perhaps not into the chain that is in use."""
 
 
 class Chain:
@@ -111,7 +111,7 @@ class Chain:
         )
 
     def sync(self, number: int) -> None:
-        """Force the name of this version to the disk: its writer may have died before it could."""
+        """Force the name of this version to the disk, as its writer may have died before that."""
         self._disk.sync(self._segment(number))
         if number % SEGMENT == 0:
             self._disk.sync(self._folder)
@@ -152,9 +152,9 @@ class Chain:
         return Advance.DONE
 
     def _is_current(self, number: int) -> bool | None:
-        """Whether the link was made in the living chain; None if that cannot be known any more.
+        """Whether the link was made in the chain that is in use; None if that cannot be known.
 
-        In the living chain, a segment is full before the next one has any version.
+        In that chain, a segment is full before the next one has any version.
         """
         own = _first(number)
         try:

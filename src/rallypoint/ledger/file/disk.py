@@ -25,7 +25,7 @@ from rallypoint.ledger import record_format
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
-"""Only this user may read: a lease may have a token, a round the last output of its programs."""
+"""Only this user may read: a lease may contain a token, and a round the output of programs."""
 _STALE_S: Final = 3600.0
 """A file that was not linked for so long is removed, by the disk's own clock (R9)."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
@@ -70,7 +70,7 @@ class Disk:
             os.link(temporary, name)
         except OSError as error:
             # NFS repeats a request whose answer was lost, and then reports that the name is taken.
-            # So only this counts: whether both names are the same file.
+            # So the outcome depends only on whether both names are the same file.
             if _is_same(temporary, name):
                 return LinkResult.LINKED
             if error.errno == errno.EEXIST:
@@ -111,7 +111,7 @@ class Disk:
         folder.rename(name)
 
     def remove(self, folder: Path) -> None:
-        """Remove a folder in the trash and its content. What fails is left to the next sweep."""
+        """Remove a folder in the trash. Files that cannot be removed are left to the next sweep."""
         self._step(f"remove {folder.name}")
         for parent, folders, files in os.walk(folder, topdown=False):
             for name in files:
@@ -134,7 +134,7 @@ class Scratch:
     """The `tmp/` and `trash/` of one ledger. Any number of threads and processes use them.
 
     `tmp/` has files that are written but not linked yet. `trash/` has folders that were moved away
-    in one step and are being emptied. A ledger never depends on what is in either.
+    in one step and are being emptied. A ledger never depends on the content of either.
     """
 
     def __init__(self, place: Path, disk: Disk) -> None:
@@ -158,11 +158,11 @@ class Scratch:
             return self._disk.link(temporary, name)
 
     def move_away(self, folder: Path) -> None:
-        """Remove a folder: nobody sees a part of it. It may be gone already."""
+        """Remove a folder in one step: no process sees a part of it. It may be gone already."""
         self._disk.move_away(folder, self.trash)
 
     def sweep(self) -> None:
-        """Remove what processes that crashed have left here."""
+        """Remove the files and folders of processes that have crashed."""
         for name in names(self.trash):
             self._disk.remove(self.trash / name)
         with self.temporary(b"") as fresh:

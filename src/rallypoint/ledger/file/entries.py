@@ -1,7 +1,7 @@
-"""Which folder each register, or each log, of a file ledger has: the entries of the index.
+"""The folder of each register, or of each log, of a file ledger: the entries of the index.
 
 A name that is removed and used again gets another folder. So a process that was frozen meanwhile
-finds no folder to write to. What is in a folder is no concern of this file.
+finds no folder to write to. The content of a folder is no concern of this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rallypoint.ledger.file.disk import Disk, Scratch, names
 from rallypoint.ledger.file.index import FileIndex, Index, Indexed, Kind
 
 TRIES_MAX: Final = 1000
-"""How often a write is tried while other processes keep being first."""
+"""The attempts of a write while other processes are first."""
 _RANDOM_DIGITS: Final = 12
 _NOT_READ: Final = Indexed(-1, Index())
 
@@ -35,19 +35,19 @@ class Entries:
         self, kind: Kind, place: Path, disk: Disk, index: FileIndex, scratch: Scratch
     ) -> None:
         self.folder = place / kind
-        """Where the folders are."""
+        """The folder that contains theirs."""
         self._kind = kind
         self._disk = disk
         self._index = index
         self._scratch = scratch
-        # A folder belongs to one register or log for ever. So an entry here can be wrong only in
-        # that the folder is gone.
+        # A folder belongs to one register or log for ever. So an entry here is wrong only if the
+        # folder is gone.
         self._known: dict[str, str] = {}
         self.synced: dict[str, tuple[str, int]] = {}
-        """By name: a folder, and up to which version or record its content is on the disk."""
+        """By name: a folder, and its version, or number of records, that is on the disk."""
 
     def candidates(self, key: str) -> Iterator[str]:
-        """The folders that may be the key's: the one that is known, then the index's."""
+        """The folders that the key may have: first the known one, then that in the index."""
         known = self._known.get(key)
         if known is not None:
             yield known
@@ -67,8 +67,8 @@ class Entries:
         present = entries.get(key)
         if present is not None and (self.folder / present).is_dir():
             return None
-        # The number is that of the part's next version. If the folder is not in that version it
-        # never will be in the index, so it can be swept at any time.
+        # The number is that of the part's next version. A folder that is not in that version will
+        # never be in the index, so it can be removed at any time.
         number = before.number + 1
         name = f"{number:016x}-{part}{os.urandom(_RANDOM_DIGITS // 2).hex()}"
         begin(self.folder / name, number)
@@ -89,7 +89,7 @@ class Entries:
         name = folder or self._look_up(key)
         if name is None:
             return
-        # The move is what removes it: a process that writes now finds no folder.
+        # The key is removed by this move: a process that writes now finds no folder.
         self._scratch.move_away(self.folder / name)
         self._disk.sync(self.folder)
         part = self._index.part_of(key)
@@ -117,7 +117,7 @@ class Entries:
         return tuple(sorted(found))
 
     def sweep(self, parts: dict[str, Indexed]) -> None:
-        """Remove folders that can be in no later version of the index. `parts`: all of it."""
+        """Remove folders that no later version of the index can have. `parts`: the whole index."""
         used: set[str] = set()
         for indexed in parts.values():
             used.update(indexed.index.entries(self._kind).values())

@@ -40,7 +40,7 @@ was lost, and then does not find the folder that it has renamed."""
 
 
 class Kind(enum.StrEnum):
-    """What a name in the index is the name of. The value is the folder that holds their folders."""
+    """The kinds of names in the index. The value is the name of the folder for their folders."""
 
     REGISTERS = "registers"
     LOGS = "logs"
@@ -64,7 +64,7 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
-    """How many parts there are. An array, so that no earlier release reads it as an Index."""
+    """The number of parts. An array, so that no earlier release reads it as an Index."""
 
     parts: int
 
@@ -127,7 +127,7 @@ class FileIndex:
         return Indexed(head.number, self._decoded(head.value, head.number))
 
     def ready(self, part: str) -> Indexed:
-        """The part as it is now. It is made if it does not exist: a name will be added."""
+        """The part as it is now, before a name is added. It is made if it does not exist."""
         if part != WHOLE and part not in self._made:
             if not (self._folder / part).is_dir():
                 self._make(part)

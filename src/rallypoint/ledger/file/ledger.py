@@ -1,7 +1,7 @@
 """`FileLedger`: the engine over a folder on a local disk, or on one that several machines share.
 
 All work on the disk is done in threads, with a deadline: a file server that hangs makes an outcome
-unknown and blocks nobody. What is done there is in the other files of this package.
+unknown and blocks no other call. The work itself is in the other files of this package.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rallypoint.threads import LimitedCalls
 T = TypeVar("T")
 TIMEOUT_S: Final = 5.0
 PAGE_RECORDS_MAX: Final = 1000
-"""How many records one call reads at most when the caller asks for all."""
+"""The most records that are read at a time when the caller asks for all."""
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -128,7 +128,7 @@ class FileLedger(Ledger):
     async def records(
         self, log: str, start: int = 0, limit: int | None = None
     ) -> tuple[tuple[int, bytes], ...]:
-        """See Ledger.records. All of them are read in pages, too, each with its own deadline."""
+        """See Ledger.records. If `limit` is None, pages are read, each with its own deadline."""
         check_name(log)
         files = self._opened()
         found: list[tuple[int, bytes]] = []
@@ -162,7 +162,7 @@ class FileLedger(Ledger):
         scratch, index = Scratch(place, self._disk), FileIndex(place, self._disk)
         registers, logs = (Entries(kind, place, self._disk, index, scratch) for kind in Kind)
         parts = {part: index.read(part) for part in index.parts_with("")}
-        # Safe beside any other process, frozen or not.
+        # Safe while any other process uses the ledger, or is frozen.
         for entries in (registers, logs):
             entries.sweep(parts)
         scratch.sweep()

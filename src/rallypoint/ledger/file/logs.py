@@ -18,7 +18,7 @@ from rallypoint.ledger.keys import is_record_name, record_name
 
 
 class Logs:
-    """The logs of one ledger. Raises LedgerError, and OSError for what the system says."""
+    """The logs of one ledger. Raises LedgerError, and OSError for errors of the system."""
 
     def __init__(self, entries: Entries, disk: Disk, scratch: Scratch) -> None:
         self._entries = entries
@@ -46,7 +46,7 @@ class Logs:
         raise crowded()
 
     def records(self, log: str, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
-        """The next records: as many as can be read in so many seconds, but at least one."""
+        """The next records: as many as can be read in `seconds`, but at least one."""
         for name in self._entries.candidates(log):
             folder = self._entries.folder / name
             with contextlib.suppress(FileNotFoundError):
@@ -83,7 +83,7 @@ class Logs:
             return None
 
     def _sync(self, log: str, name: str, count: int) -> None:
-        """Force the names of so many records to the disk: as `Registers.read` does, and why."""
+        """Force the names of the first `count` records to the disk. See `Registers.read`."""
         known = self._entries.synced.get(log)
         if known is None or known[0] != name or known[1] < count:
             self._disk.sync(self._entries.folder / name)
@@ -110,7 +110,7 @@ def _page(folder: Path, start: int, limit: int, seconds: float) -> list[tuple[in
 def _check_end(folder: Path, count: int) -> None:
     """Check that the log ends after so many records. Raises FileNotFoundError if it is gone."""
     later = [name for name in names(folder) if is_record_name(name) and int(name, 16) > count]
-    # Another process may have written it since: only a record that stays missing is missing.
+    # Another process may have written it since. It is missing only if it still does not exist.
     if later and not (folder / record_name(count)).exists():
         names(folder)  # raises if the log was removed meanwhile
         raise LedgerCorruptError(

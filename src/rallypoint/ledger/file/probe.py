@@ -1,4 +1,4 @@
-"""Whether a folder can do what a ledger needs, found out by trying.
+"""Tests whether a folder's file system can hold a ledger.
 
 Not every file system has hard links, exclusive creation and fsync, and an NFS mount may be told not
 to ask for changes. Such a folder is refused before a ledger is made in it.
@@ -25,7 +25,7 @@ _NO_LINKS: Final = frozenset(
 
 
 def probe(root: Path) -> None:
-    """Check by trying that the folder can do what a ledger needs.
+    """Test whether the folder's file system can hold a ledger.
 
     Raises LedgerUnfitError, LedgerAccessError, LedgerFullError, and OSError for errors of the
     system.

@@ -19,7 +19,7 @@ TOMBSTONE: Final = b"\0deleted"
 
 
 class Registers:
-    """The registers of one ledger. Raises LedgerError, and OSError for what the system says."""
+    """The registers of one ledger. Raises LedgerError, and OSError for errors of the system."""
 
     def __init__(self, entries: Entries, disk: Disk, scratch: Scratch) -> None:
         self._entries = entries
@@ -36,8 +36,8 @@ class Registers:
                 self._entries.remove(key, name)
                 continue
             if head is not None:
-                # A power failure must not undo what a reader passes on, and the writer may have
-                # died before it had forced the version to the disk.
+                # A power failure must not undo a version that a reader has seen, and its writer may
+                # have died before it forced the version to the disk.
                 if self._entries.synced.get(key) != (name, head.number):
                     chain.sync(head.number)
                     self._entries.synced[key] = (name, head.number)
@@ -109,5 +109,5 @@ class Registers:
 
 
 def _first_version(number: int) -> int:
-    """Where the versions of a folder begin: no other folder has a version in the same range."""
+    """The first version of a folder. No other folder has a version in its range."""
     return number << 32
