@@ -100,6 +100,8 @@ class NodeMachine:
         self.silence_s = silence_s
         self.desired = DesiredState.NOTHING
         self.head: RoundHead | None = None
+        self.number = 0
+        """The number of the last round that the node had a seat in; 0 before the first."""
         self.seat: Seat | None = None
         self.ended: Change | None = None
         self.closed: CloseRecord | None = None
@@ -137,11 +139,6 @@ class NodeMachine:
         self.next_tick_s: float | None = None
         """When `tick` has something to do; None while there is no connection."""
         self._looks_again = False
-
-    @property
-    def number(self) -> int:
-        """The number of the last round that the node had a seat in; 0 before the first."""
-        return self.head.number if self.head else 0
 
     @property
     def is_over(self) -> bool:
@@ -376,6 +373,7 @@ class NodeMachine:
         if self.desired is not DesiredState.READY or message.head.number <= self.number:
             return []
         self.head, self.seat, self.ended = message.head, message.seat, None
+        self.number = message.head.number
         self.desired = DesiredState.IN_ROUND
         self.is_standby = False
         self._ready, self._failure = None, None

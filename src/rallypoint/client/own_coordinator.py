@@ -15,6 +15,7 @@ from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
 from rallypoint.client.identity import own_address, own_address_of
 from rallypoint.client.transport import Connection
+from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Lease, Seen
 from rallypoint.core.values import Address, NodeId, RunSettings
@@ -57,7 +58,7 @@ class OwnCoordinator:
         if self.settings.local_addr:
             self.address = own_address_of(self.settings.local_addr)
         elif endpoint.kind is not EndpointKind.LOCAL and not is_loopback(endpoint.host):
-            if connection is not None and not is_loopback(connection.local_host):
+            if connection is not None and not addresses.is_loopback(connection.local_host):
                 self.address = own_address_of(connection.local_host)
             else:
                 self.address = await own_address(endpoint)
@@ -80,7 +81,7 @@ class OwnCoordinator:
             return self.settings.endpoint.host
         host = connection.local_host if connection else "127.0.0.1"
         # A node on the coordinator's own machine may have dialled it through loopback.
-        return self.advertised_host if is_loopback(host) else host
+        return self.advertised_host if addresses.is_loopback(host) else host
 
     @property
     def address_hint(self) -> str:

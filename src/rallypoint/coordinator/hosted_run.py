@@ -461,7 +461,7 @@ class HostedRun:
     def _open_store(
         self, record: RoundRecord, store: RoundStore | None = None, sealed: SealedLog | None = None
     ) -> None:
-        seats = self.membership.seats()
+        seats = seats_of(record)
         if store is None:
             store = _store_of(record, seats, self._host.config.store_limits)
         named = {m.name: seat for m, seat in zip(record.members, seats, strict=True)}

@@ -46,6 +46,8 @@ class Gathering:
 
     def reset(self) -> None:
         """Forget the waits: a round has begun, or all nodes that came have gone."""
+        if not self._has_begun:
+            return
         for kind in (TimerKind.LAST_CALL, TimerKind.STOP):
             self._timers.cancel(kind)
         self.call = Call.NOT_YET
@@ -78,8 +80,9 @@ class Gathering:
     def chosen(self, settings: RunSettings) -> list[Member]:
         """The members of the round if it is formed now: survivors first, then newcomers in order
         of arrival, as many as there are places (R3)."""
+        counts = self.counts(settings)
         members = self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
-        return members[: self.counts(settings).chosen]
+        return members[: counts.chosen]
 
     def decide(self, settings: RunSettings) -> Decision:
         """Whether to form the round now, or what to wait for."""

@@ -169,8 +169,9 @@ class Membership:
         member = self.roster.living(event.node)
         if member is None:
             return
-        self._probe.answered(member.name)
-        # This test is for speed: every event passes here, and conflicts are rare.
+        # Two tests for speed: every event passes here, and probes and conflicts are rare.
+        if self._probe.unanswered:
+            self._probe.answered(member.name)
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:

@@ -27,8 +27,9 @@ class ScaleUp:
 
     def reset(self) -> None:
         """Forget the newcomers. Those that still wait are noted again."""
+        if self._timer_at_s < math.inf:
+            self._timers.cancel(TimerKind.SCALE_UP)
         self._earliest_s = self._timer_at_s = math.inf
-        self._timers.cancel(TimerKind.SCALE_UP)
         self.is_due = False
 
     def newcomer(self, member: Member) -> None:
