@@ -9,6 +9,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.rounds import seats_of
 from rallypoint.core.values import (
     Address,
     ChangeKind,
@@ -85,7 +86,8 @@ def test_r3_every_rank_is_given_once(workers: tuple[int, ...]) -> None:
     driver.attach("a", "b", "c")
     for name, count in zip("abc", workers, strict=True):
         driver.ready(name, workers=count)
-    seats = driver.run.seats()
+    assert driver.run.round is not None
+    seats = seats_of(driver.run.round)
     assert [seat.node_rank for seat in seats] == [0, 1, 2]
     given = [rank for s in seats for rank in range(s.first_rank, s.first_rank + s.workers)]
     assert given == list(range(sum(workers)))

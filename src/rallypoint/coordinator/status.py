@@ -231,9 +231,10 @@ def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[
     membership, now_s = run.membership, coordinator.now_s()
     shown = list(islice(membership.roster, most))
     names = {member.name for member in shown}
-    members = membership.round.members if membership.round is not None else ()
-    rows = zip(members, membership.seats(), strict=True)
-    seats = {row.name: seat for row, seat in rows if row.name in names}
+    record, seats = membership.round, {}
+    if record is not None:
+        rows = zip(record.members, seats_of(record), strict=True)
+        seats = {row.name: seat for row, seat in rows if row.name in names}
     return (_member(run, member, seats.get(member.name), now_s) for member in shown)
 
 

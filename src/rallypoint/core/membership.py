@@ -38,7 +38,7 @@ from rallypoint.core.probing import Probe
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
-from rallypoint.core.rounds import record_of, seats_of
+from rallypoint.core.rounds import record_of
 from rallypoint.core.scale_up import ScaleUp
 from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause
@@ -60,7 +60,6 @@ from rallypoint.core.values import (
     Reachability,
     RoundRecord,
     RunSettings,
-    Seat,
 )
 
 # Each event uses these. To find a member in its class takes seven times as long (Python 3.11).
@@ -319,10 +318,6 @@ class Membership:
         if self.settings.conflicts(settings):
             return True
         return self._can_begin_anew and self.closed_ago_s(now_s) >= ANEW_AFTER_S
-
-    def seats(self) -> list[Seat]:
-        """The seat of every member of the last round, in node-rank order. O(N)."""
-        return seats_of(self.round) if self.round is not None else []
 
     def is_of_last_round(self, node: NodeId) -> bool:
         """Whether the node is a member of the last round, and may read its table. O(1)."""

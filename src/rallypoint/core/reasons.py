@@ -290,7 +290,7 @@ def too_many_members(run_id: str, members_max: int) -> Refusal:
 
 def too_many_runs(runs_max: int, runs: int) -> Refusal:
     """There is no room for another run, or none for this account."""
-    whose = _whose(runs_max, runs, "runs")
+    whose = _whose(runs_max, runs)
     return Refusal(
         RefusalCode.LIMIT,
         f"this coordinator keeps at most {runs_max} runs: {whose}",
@@ -301,7 +301,7 @@ def too_many_runs(runs_max: int, runs: int) -> Refusal:
 
 def too_many_sessions(sessions_max: int, sessions: int) -> Refusal:
     """There is no room for another connection, or none for this account."""
-    whose = _whose(sessions_max, sessions, "connections")
+    whose = _whose(sessions_max, sessions)
     return Refusal(
         RefusalCode.LIMIT,
         f"this coordinator takes at most {sessions_max} connections: {whose}",
@@ -320,7 +320,7 @@ def begins_too_many(per_s: float) -> Refusal:
     )
 
 
-def _whose(most: int, there_are: int, what: str) -> str:
+def _whose(most: int, there_are: int) -> str:
     if there_are >= most:
         return "they are all in use"
     return f"{there_are} are in use, and the rest is kept for other tokens and addresses"

@@ -219,18 +219,15 @@ class Suspicion:
         """
         self._clock.go_on(now_s)
         self._overdue.clear()
-        effects = self._guard_goes_on(settings, now_s)
+        effects: list[Effect] = []
+        guard_left_s = self.guard_left_s(settings, now_s)
+        if guard_left_s is not None:
+            effects.append(self._timers.set(TimerKind.MASS, guard_left_s))
         for member in self._roster:
             is_ended = member.name in self._ended  # Its process has ended, so it has no deadline.
             if member.reachability is not Reachability.CONNECTED and not is_ended:
                 effects += self._deadline_goes_on(member, settings, now_s)
         return effects
-
-    def _guard_goes_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
-        left_s = self.guard_left_s(settings, now_s)
-        if left_s is None:
-            return []
-        return [self._timers.set(TimerKind.MASS, left_s)]
 
     def _deadline_goes_on(
         self, member: Member, settings: RunSettings, now_s: float
@@ -258,7 +255,8 @@ class Suspicion:
         """Raise or lift the mass guard, by the number of members that are missing now."""
         ended = sum(member.is_troubled for member in self._has_ended())
         missing = len(self._roster.troubled_names) - len(self._unguarded) - ended
-        if missing <= self.guard_limit(settings):
+        limit = max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
+        if missing <= limit:
             return self._end_guard(settings, now_s)
         if self._mass_since_s is not None:
             return []
@@ -284,10 +282,6 @@ class Suspicion:
             return None
         return max(0.0, settings.mass_grace_s - (self._clock.at(now_s) - self._mass_since_s))
 
-    def guard_limit(self, settings: RunSettings) -> float:
-        """More than this many members missing together raise the mass guard."""
-        return max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
-
     def grace_s(self, settings: RunSettings) -> float:
         """How long a connection that closes now has to resume: longer while many are missing."""
         return settings.reconnect_grace_s * max(1.0, len(self._roster.troubled_names) / QUEUE_NODES)
@@ -300,7 +294,8 @@ class Suspicion:
         Without this, the last members to reconnect would be lost just because they are the last.
         """
         was_guarding = self.guarding
-        self._lift_guard()
+        self._mass_since_s, self._mass_over = None, False
+        self._timers.cancel(TimerKind.MASS)
         if not was_guarding:
             return []
         overdue, self._overdue = self._overdue, {}
@@ -315,10 +310,6 @@ class Suspicion:
     def _forget_absence(self, name: str) -> None:
         self._absent.pop(name, None)
         self._unguarded.pop(name, None)
-
-    def _lift_guard(self) -> None:
-        self._mass_since_s, self._mass_over = None, False
-        self._timers.cancel(TimerKind.MASS)
 
     def _set_reachability(self, member: Member, reachability: Reachability) -> None:
         member.reachability = reachability

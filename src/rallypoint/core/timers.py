@@ -29,9 +29,9 @@ class Timers:
         """Make the timer of this kind and name stale. Idempotent."""
         self._set.pop((kind, name), None)
 
-    def is_set(self, kind: TimerKind, name: str = "") -> bool:
-        """Whether a timer of this kind and name is set and has not been taken."""
-        return (kind, name) in self._set
+    def is_set(self, kind: TimerKind) -> bool:
+        """Whether a timer of this kind, without a name, is set and has not been taken."""
+        return (kind, "") in self._set
 
     def take(self, timer: Timer) -> bool:
         """Take a timer that has fired. False if it is stale."""

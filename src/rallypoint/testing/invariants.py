@@ -16,6 +16,7 @@ from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.roster import Bucket, Roster
+from rallypoint.core.rounds import seats_of
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
 from rallypoint.testing.run_checker import RunChecker
 from rallypoint.testing.store_checker import StoreChecker
@@ -145,7 +146,7 @@ def _check_seats(membership: Membership) -> None:
     record = membership.round
     if record is None or (membership.close is not None and not record.members):
         return  # The table of a run that was closed elsewhere is not read.
-    head, seats = record.head, membership.seats()
+    head, seats = record.head, seats_of(record)
     node_ranks = [seat.node_rank for seat in seats]
     _must(node_ranks == list(range(head.nodes)), "R3", f"node ranks {node_ranks}")
     given = [rank for s in seats for rank in range(s.first_rank, s.first_rank + s.workers)]
