@@ -29,7 +29,7 @@ class SearchingNode:
         self._seek()
 
     def _seek(self) -> None:
-        self._discovery.seek(self.world.now_s, self.world.rng.random())
+        self._discovery.search(self.world.now_s, self.world.rng.random())
         self._rest()
 
     def _rest(self) -> None:
@@ -58,7 +58,7 @@ class SearchingNode:
                         self.attached = process
                     else:
                         # As a node does: who was found could not be attached to.
-                        self._discovery.seek_again(now_s, jitter)
+                        self._discovery.search_again(now_s, jitter)
                 case e.RunOver():
                     self.is_over = True
 

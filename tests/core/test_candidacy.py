@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from rallypoint.core.candidacy import stands_after_s
+from rallypoint.core.candidacy import candidate_after_s
 
 CANDIDATES = 3
 TTL_S = 5.0
@@ -22,7 +22,7 @@ def stand(seed: int, nodes: int, dead: float) -> list[float]:
     rng = random.Random(seed)
     alive = max(1, round(nodes * (1 - dead)))
     chances = (rng.random() for _ in range(alive))
-    return sorted(stands_after_s(each, nodes, CANDIDATES, DOUBLING_S) for each in chances)
+    return sorted(candidate_after_s(each, nodes, CANDIDATES, DOUBLING_S) for each in chances)
 
 
 def seen(times: list[float]) -> int:
@@ -54,19 +54,23 @@ def test_the_last_of_ten_thousand_nodes_becomes_a_candidate() -> None:
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_in_a_small_run_all_are_candidates_at_once(nodes: int) -> None:
-    assert {stands_after_s(each / 100, nodes, CANDIDATES, DOUBLING_S) for each in range(100)} == {0}
+    assert {
+        candidate_after_s(each / 100, nodes, CANDIDATES, DOUBLING_S) for each in range(100)
+    } == {0}
 
 
 def test_one_candidate_is_about_one() -> None:
     counts = []
     for seed in range(SEEDS):
         rng = random.Random(seed)
-        times = sorted(stands_after_s(rng.random(), 1_000, 1, DOUBLING_S) for _ in range(1_000))
+        times = sorted(candidate_after_s(rng.random(), 1_000, 1, DOUBLING_S) for _ in range(1_000))
         counts.append(seen(times))
     assert statistics.mean(counts) <= 2.5
 
 
 def test_a_greater_chance_means_a_longer_wait() -> None:
-    times = [stands_after_s(each / 1_000, 1_000, CANDIDATES, DOUBLING_S) for each in range(1_000)]
+    times = [
+        candidate_after_s(each / 1_000, 1_000, CANDIDATES, DOUBLING_S) for each in range(1_000)
+    ]
     assert times == sorted(times)
     assert times[0] == 0.0

@@ -51,7 +51,7 @@ class TestAddressesOfAnOwner:
 class TestDiscovery:
     def discovery(self, name: str = "a", **options: Any) -> e.Discovery:
         made = e.Discovery(name, TIMING, **{"candidates": 2, **options})
-        made.seek(0.0, 0.0)
+        made.search(0.0, 0.0)
         return made
 
     def looks(
@@ -98,27 +98,27 @@ class TestDiscovery:
         """Otherwise an owner behind a firewall would never resign."""
         discovery = self.discovery(nodes=2)
         self.looks(discovery, 0.0, register(round=a_round(3, "a")), serving())
-        assert not discovery.stands_by(1.0, 0.5)
-        discovery.seek_again(1.0, 0.5)
-        assert not discovery.stands_by(1.0 + 0.9 * TIMING.ttl_s, 0.99)
-        assert discovery.stands_by(1.0 + TIMING.ttl_s, 0.99)
-        discovery.seek(10.0, 0.0)  # It had a coordinator meanwhile.
-        assert not discovery.stands_by(10.0, 0.5)
+        assert not discovery.is_candidate_beside_owner(1.0, 0.5)
+        discovery.search_again(1.0, 0.5)
+        assert not discovery.is_candidate_beside_owner(1.0 + 0.9 * TIMING.ttl_s, 0.99)
+        assert discovery.is_candidate_beside_owner(1.0 + TIMING.ttl_s, 0.99)
+        discovery.search(10.0, 0.0)  # It had a coordinator meanwhile.
+        assert not discovery.is_candidate_beside_owner(10.0, 0.5)
 
     @pytest.mark.parametrize("nodes", [10, 1_000, 10_000])
     def test_few_nodes_of_a_large_run_become_candidates(self, nodes):
         rng = random.Random(nodes)
         discoveries = [self.discovery(nodes=nodes, candidates=3) for _ in range(nodes)]
         for each in discoveries:
-            each.stands_by(0.0, rng.random())
+            each.is_candidate_beside_owner(0.0, rng.random())
         early_s = TIMING.ttl_s * 1.1
-        assert sum(each.stands_by(early_s, 0.0) for each in discoveries) <= 15
+        assert sum(each.is_candidate_beside_owner(early_s, 0.0) for each in discoveries) <= 15
         late_s = 4 * TIMING.ttl_s
-        assert any(each.stands_by(late_s, 0.0) for each in discoveries)
+        assert any(each.is_candidate_beside_owner(late_s, 0.0) for each in discoveries)
 
     def test_each_node_reads_at_its_own_time(self):
         discovery = self.discovery(nodes=10_000)
-        discovery.seek(10.0, 0.25)
+        discovery.search(10.0, 0.25)
         assert discovery.next_tick_s() == 10.25
         assert discovery.tick(10.2, 0.5) == []
         discovery.tick(10.25, 0.5)
@@ -127,7 +127,7 @@ class TestDiscovery:
     def test_a_small_run_reads_at_once_and_a_large_one_within_a_second(self):
         for nodes, latest_s in ((8, 10.004), (1_000, 10.5), (100_000, 11.0)):
             discovery = self.discovery(nodes=nodes)
-            discovery.seek(10.0, 1.0)
+            discovery.search(10.0, 1.0)
             assert discovery.next_tick_s() == pytest.approx(latest_s)
 
     def test_the_nodes_of_a_large_run_read_less_often(self):
@@ -138,7 +138,7 @@ class TestDiscovery:
 
     def test_a_change_event_of_the_engine_causes_a_read(self):
         discovery = self.discovery(nodes=10_000)
-        discovery.seek(10.0, 0.9)
+        discovery.search(10.0, 0.9)
         discovery.look_now(10.1)
         assert discovery.tick(10.1, 0.5) == [e.ReadRun(1)]
 
@@ -179,10 +179,10 @@ class TestDiscovery:
     def test_an_unreachable_owner_is_read_again_when_its_lease_may_end(self):
         discovery = self.discovery(look_s=2.0)
         self.looks(discovery, 1.0, register(), serving())
-        discovery.seek_again(1.0, 0.0)
+        discovery.search_again(1.0, 0.0)
         assert discovery.next_tick_s() == 2.0
         self.looks(discovery, 3.5, register(), serving())
-        discovery.seek_again(3.5, 0.0)
+        discovery.search_again(3.5, 0.0)
         assert discovery.next_tick_s() == 1.0 + TIMING.ttl_s
 
     def test_a_slow_engine_slows_the_growth_of_the_chance(self):
@@ -203,7 +203,7 @@ class TestDiscovery:
         for now_s in (0.0, 1.5):
             (attach,) = self.looks(discovery, now_s, register(), serving())
             assert isinstance(attach, e.AttachTo)
-            discovery.seek(now_s, 0.0)
+            discovery.search(now_s, 0.0)
         assert self.looks(discovery, 3.0, register(), serving()) == [
             e.BecomeCandidate(e.Seen("other", 7, 0.0))
         ]
@@ -223,7 +223,7 @@ class TestDiscovery:
         discovery = self.discovery()
         (old,) = discovery.tick(0.0, 0.5)
         assert isinstance(old, e.ReadRun)
-        discovery.seek(0.5, 0.0)
+        discovery.search(0.5, 0.0)
         discovery.tick(0.5, 0.5)
         assert discovery.run_read(old, None, 0.6, 0.5) == []
         assert discovery.lease_read(e.ReadLease("other", 1), None, 0.6, 0.5) == []

@@ -123,15 +123,16 @@ class Search:
         # Nodes that lost the same coordinator at once must not all wake at its next change. Nodes
         # that join come at different times, and may find a coordinator right away.
         self._is_spreading = not (at_once or is_new)
-        self._discovery.seek(_now_s(), 0.0 if at_once else random.random())
+        self._discovery.search(_now_s(), 0.0 if at_once else random.random())
 
     def again(self) -> bool:
         """The coordinator that was found did not answer: look again later.
 
-        Returns whether this node becomes a candidate meanwhile: see `Discovery.stands_by`.
+        Returns whether this node becomes a candidate meanwhile: see
+        `Discovery.is_candidate_beside_owner`.
         """
-        self._discovery.seek_again(_now_s(), random.random())
-        return self._discovery.stands_by(_now_s(), random.random())
+        self._discovery.search_again(_now_s(), random.random())
+        return self._discovery.is_candidate_beside_owner(_now_s(), random.random())
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Finding | None:
         """The next finding; None if there is none by `ends_s`, or if the ledger was replaced.

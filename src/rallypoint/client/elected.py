@@ -72,7 +72,7 @@ class ElectedCoordinator:
     ) -> None:
         self.settings = settings
         self.owner_ttl_s = settings.lease_ttl_s
-        """How long the owner's lease stands without being renewed."""
+        """How long the owner's lease has not been renewed."""
         self.was_messenger = False
         """Whether this node has dialled a replica because the owner did not answer."""
         self._own = own

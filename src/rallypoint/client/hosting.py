@@ -80,7 +80,7 @@ class EmbeddedCoordinator:
         return cls(server, Address("127.0.0.1", bound_port))
 
     @classmethod
-    async def stand(
+    async def as_candidate(
         cls,
         settings: NodeSettings,
         node: NodeId,
@@ -115,7 +115,7 @@ class EmbeddedCoordinator:
         return candidate
 
     def claim(self, seen: Seen | None = None) -> None:
-        """Own the run as soon as nobody else does. `seen`: as for `stand`."""
+        """Own the run as soon as nobody else does. `seen`: as for `as_candidate`."""
         only_run = self._server.config.only_run
         if only_run is not None:
             self._server.ownership.claim(only_run, seen)

@@ -460,7 +460,7 @@ class NodeMachine:
         return self._say(self._ready)
 
     def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
-        """It carries why the last round ended, for a coordinator that came after that."""
+        """It has the reason why the last round ended, for a coordinator that was elected later."""
         is_known = self._ended_term == self.stamp.term
         change = None if is_known else self.ended
         leaving_round = max(self.number, self._missed_round)

@@ -154,7 +154,7 @@ class OwnCoordinator:
         from rallypoint.client.hosting import EmbeddedCoordinator
 
         try:
-            self.hosted = await EmbeddedCoordinator.stand(
+            self.hosted = await EmbeddedCoordinator.as_candidate(
                 self.settings, self.node, ledger, self.advertised_host, seen
             )
         except (OSError, errors.LedgerError) as error:

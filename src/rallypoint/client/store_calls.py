@@ -1,7 +1,7 @@
 """How a store is called: one operation in, one result out. A failure is a value.
 
 `Store` (native, asynchronous and blocking) and torch's stores are written once over `StoreCalls`;
-what carries a call out (a node, a worker's agent, a store over TCP, etcd) implements it. So a
+what executes a call (a node, a worker's agent, a store over TCP, etcd) implements it. So a
 failure is made where it happens, is passed on unchanged, and becomes an error in the store's own
 method: see `store_error`.
 """

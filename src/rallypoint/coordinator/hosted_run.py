@@ -28,7 +28,7 @@ from rallypoint.coordinator.run_timers import RunTimers
 from rallypoint.coordinator.session import Session
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.store_service import StoreService
-from rallypoint.coordinator.supervision import guarded, told
+from rallypoint.coordinator.supervision import error_text, guarded
 from rallypoint.coordinator.timers import ScheduledCall
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -97,7 +97,7 @@ class Ownership(Protocol):
         """Suspend all runs if the last renewal is too old. Call this before any decision."""
 
     def may_answer(self, run_id: str) -> bool:
-        """Whether no other coordinator can own the run. If not, `lease_stands` follows later."""
+        """Whether no other coordinator can own the run. If not, `lease_confirmed` follows later."""
 
     def beat(self) -> int:
         """A counter that advances while the lease is renewed; in memory, with each call."""
@@ -208,7 +208,7 @@ class HostedRun:
             self._queue.append(event)
             return
         if self.is_leased and self.is_claimed:
-            # The event must find the run SUSPENDED if the lease does not stand any more.
+            # The event must find the run SUSPENDED if the lease is not valid any more.
             self._ownership.check_lease()
         if not self.is_claimed:
             self._queue.append(event)
@@ -306,7 +306,7 @@ class HostedRun:
             return
         self.has_failed = True
         _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
-        what = f"an unexpected error in the coordinator of run {self.run_id!r}: {told(error)}"
+        what = f"an unexpected error in the coordinator of run {self.run_id!r}: {error_text(error)}"
         refusal = Refusal(RefusalCode.MOVED, what)
         if not self.is_leased:
             hint = "start the run again; the coordinator's log has the traceback for a bug report"
@@ -379,7 +379,7 @@ class HostedRun:
 
     # -- the lease (on a ledger) ---------------------------------------------------------------
 
-    def lease_stands(self) -> None:
+    def lease_confirmed(self) -> None:
         """A renewal has succeeded: send what was held, and continue."""
         self._send_held_seats()
         self.store.release_answers()
@@ -527,7 +527,7 @@ class HostedRun:
 
     def _step_down(self, effect: do.StepDown) -> None:
         """R5: make every attached node look for the coordinator that owns the run now."""
-        if effect.is_own_wish:
+        if effect.is_voluntary:
             what = "over" if self.is_closed else "handed over"
             _log.info("run %s: %s, and given up here: %s", self.run_id, what, effect.reason)
         else:

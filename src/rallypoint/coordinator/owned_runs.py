@@ -218,7 +218,7 @@ class OwnedRuns:
         """The lease is valid again: let all runs continue."""
         _log.warning("the ledger answers again")
         for run in self._claimed():
-            run.supervised(run.lease_stands)
+            run.supervised(run.lease_confirmed)
 
     # -- helpers -------------------------------------------------------------------------------
 

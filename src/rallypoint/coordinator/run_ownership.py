@@ -31,7 +31,7 @@ from rallypoint.coordinator.lease_manager import (
 )
 from rallypoint.coordinator.owned_runs import OwnedRuns
 from rallypoint.coordinator.run_removal import close_and_delete
-from rallypoint.coordinator.supervision import Supervised, guarded, told
+from rallypoint.coordinator.supervision import Supervised, error_text, guarded
 from rallypoint.coordinator.tables import Tables, table_room
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
@@ -121,7 +121,7 @@ class RunOwnership:
             return
         await self.hand_over_lease(timeout_s)
         for run in list(coordinator.runs.values()):
-            run.post(on.CommitRefused(reason, is_own_wish=True))
+            run.post(on.CommitRefused(reason, is_voluntary=True))
 
     async def hand_over_lease(self, timeout_s: float) -> None:
         """End the lease in the ledger, so that other processes need not wait for the ttl."""
@@ -171,7 +171,7 @@ class RunOwnership:
         if claim.state is e.ClaimState.IDLE and claimed.is_wanted_again:
             claimed.is_wanted_again = False
             self._do(claimed, claim.begin(now_s))
-        self._yield_if_unheard(claimed, now_s)
+        self._resign_if_unheard(claimed, now_s)
         is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
         if not is_busy and now_s - claimed.wanted_s > FORGET_CLAIM_S:
             self._forget(claimed.run_id)
@@ -201,7 +201,7 @@ class RunOwnership:
         """Whether this process may answer calls of the run's store now."""
         if self.may_decide(run_id):
             return True
-        self.check_lease()  # so that `HostedRun.lease_stands` follows
+        self.check_lease()  # so that `HostedRun.lease_confirmed` follows
         return False
 
     def check_lease(self) -> None:
@@ -488,7 +488,7 @@ class RunOwnership:
 
     # -- resignation of a coordinator that no other node reaches -------------------------------
 
-    def _yield_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
+    def _resign_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
         resignation = claimed.resignation
         if resignation is None or not claimed.claim.may_decide(now_s):
             return
@@ -497,9 +497,9 @@ class RunOwnership:
             return
         resignation.unheard(now_s)
         if resignation.should_look(now_s):
-            self._request(self._yield_to_another(claimed, resignation), claimed.run_id)
+            self._request(self._resign_for_another(claimed, resignation), claimed.run_id)
 
-    async def _yield_to_another(self, claimed: ClaimedRun, resignation: e.Resignation) -> None:
+    async def _resign_for_another(self, claimed: ClaimedRun, resignation: e.Resignation) -> None:
         run_id = claimed.run_id
         try:
             others = await self.lease_manager.others(run_id)
@@ -508,7 +508,7 @@ class RunOwnership:
             return
         now_s = _now_s()
         is_ours = self._claims.get(run_id) is claimed and claimed.claim.may_decide(now_s)
-        if is_ours and resignation.should_yield(others, now_s):
+        if is_ours and resignation.should_resign(others, now_s):
             reason = "no other node reaches this coordinator: it resigns"
             _log.warning("run %s: %s", run_id, reason)
             self._do(claimed, claimed.claim.resign(now_s, resignation.pause_s()))
@@ -550,7 +550,7 @@ class RunOwnership:
         former = self.lease_manager.begin_anew()
         for run_id in list(self._claims):
             self._forget(run_id)
-            self._runs.deposed(run_id, f"an error in this coordinator: {told(error)}")
+            self._runs.deposed(run_id, f"an error in this coordinator: {error_text(error)}")
         guarded(_lease_not_handed_over, self._hand_over, former)
 
     # -- helpers -------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Ownership(Protocol):
         """Whether the run ends with this process. Then the lease is never asked for."""
 
     def check_lease(self) -> None:
-        """Suspend all runs if the lease does not stand."""
+        """Suspend all runs if the lease is not valid."""
 
     def may_answer(self, run_id: str) -> bool:
         """Whether no other coordinator can own the run."""

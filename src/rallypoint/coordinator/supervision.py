@@ -56,6 +56,6 @@ def guarded(failed: Failed, work: Callable[..., object], *args: object) -> None:
         failed(error)
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An exception in words, for nodes; the log has its traceback."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

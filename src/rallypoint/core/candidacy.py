@@ -18,7 +18,7 @@ AT_ONCE: Final = 2 / 3
 first ones are seen. With three candidates there is none at once in one case of seven (e ** -2)."""
 
 
-def stands_after_s(chance: float, nodes: int, candidates: int, doubling_s: float) -> float:
+def candidate_after_s(chance: float, nodes: int, candidates: int, doubling_s: float) -> float:
     """How many seconds after it misses a coordinator a node becomes a candidate.
 
     `chance` is drawn from [0, 1). `nodes`: how many nodes the run has, dead or alive. If they are

@@ -171,8 +171,8 @@ class Forget(Effect, frozen=True):
 class StepDown(Effect, frozen=True):
     """Stop deciding for this run: a higher term has begun, or may begin.
 
-    `is_own_wish`: this coordinator gave the run up by itself.
+    `is_voluntary`: this coordinator gave the run up by itself.
     """
 
     reason: str
-    is_own_wish: bool = False
+    is_voluntary: bool = False

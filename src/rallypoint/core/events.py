@@ -137,11 +137,11 @@ class Noted(Event, frozen=True):
 class CommitRefused(Event, frozen=True):
     """This coordinator has been deposed: the run's register has, or may have, a higher term.
 
-    `is_own_wish`: it gave up the run by itself, because it is about to exit.
+    `is_voluntary`: it gave up the run by itself, because it is about to exit.
     """
 
     reason: str
-    is_own_wish: bool = False
+    is_voluntary: bool = False
 
 
 class LedgerLost(Event, frozen=True):

@@ -708,7 +708,7 @@ class Membership:
             # The ledger may not have these marks, so the node has to send them to the next
             # coordinator.
             self._do(do.Refuse(each.connection_id, Refusal(RefusalCode.MOVED, event.reason)))
-        self._do(do.StepDown(event.reason, event.is_own_wish))
+        self._do(do.StepDown(event.reason, event.is_voluntary))
 
     def _on_ledger_lost(self, event: on.LedgerLost) -> None:
         self._suspend(event.cause, event.reason, event.away_s)

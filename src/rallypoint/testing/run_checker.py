@@ -389,7 +389,7 @@ class RunChecker:
         self._pending = record
         term = record.term if isinstance(record, CloseRecord) else record.head.term
         if term != self.term:
-            self._fail("R5", f"a record carries term {term} in the reign of {self.term}")
+            self._fail("R5", f"a record has term {term}, but the coordinator has term {self.term}")
 
     def _must_be_a_round(self, record: RoundRecord) -> None:
         head, names = record.head, [member.name for member in record.members]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-from rallypoint.core.candidacy import stands_after_s
+from rallypoint.core.candidacy import candidate_after_s
 from rallypoint.core.election.actions import ReadLease, ReadRun
 from rallypoint.core.election.lease import Seen, Standstill, Timing, lease_of
 from rallypoint.core.election.records import Lease, LeaseState, RunRegister, decode_run
@@ -126,17 +126,17 @@ class Discovery:
         """When to call `tick` next; None while this node is not looking for a coordinator."""
         return self._look_again_s
 
-    def seek(self, now_s: float, jitter: float) -> None:
+    def search(self, now_s: float, jitter: float) -> None:
         """Begin to look for a coordinator: at once if the run is small, else within `look_s`."""
         self._open, self._candidate_s, self._beside_owner_s = None, None, None
         self._look_again_s = now_s + self._spread_s() * jitter
 
-    def seek_again(self, now_s: float, jitter: float) -> None:
+    def search_again(self, now_s: float, jitter: float) -> None:
         """The coordinator is out of reach: look again, at the latest when its lease may expire."""
         self._open = None
         self._rest(now_s, jitter)
 
-    def stands_by(self, now_s: float, chance: float) -> bool:
+    def is_candidate_beside_owner(self, now_s: float, chance: float) -> bool:
         """Whether to become a candidate although the run has an owner that is out of reach.
 
         The caller asks after each failed dial. A coordinator behind a firewall keeps its lease, and
@@ -146,7 +146,7 @@ class Discovery:
         """
         if self._beside_owner_s is None:
             doubling_s = self._doubling_s()
-            drawn_s = stands_after_s(chance, self.nodes, self.candidates, doubling_s)
+            drawn_s = candidate_after_s(chance, self.nodes, self.candidates, doubling_s)
             self._beside_owner_s = now_s + self.timing.ttl_s + drawn_s
         return now_s >= self._beside_owner_s
 
@@ -211,7 +211,7 @@ class Discovery:
     ) -> list[DiscoveryAction]:
         self._lease_ends_s = None
         if self._candidate_s is None:
-            after_s = stands_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
+            after_s = candidate_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
             self._candidate_s = now_s + after_s
         self._rest(now_s, jitter)
         return [BecomeCandidate(seen)] if now_s >= self._candidate_s else []

@@ -54,7 +54,7 @@ class Resignation:
         self._next_look_s = now_s + self.look_s
         return True
 
-    def should_yield(self, others: Mapping[str, int] | None, now_s: float) -> bool:
+    def should_resign(self, others: Mapping[str, int] | None, now_s: float) -> bool:
         """Whether to resign now.
 
         `others`: the lease's version for each process that may take over the run. A process is
