@@ -43,7 +43,7 @@ demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
-test: lint types ## check format, lint and types, and run all tests but the long ones
+test: lint types ## check format, lint and types, and run all tests except the long ones
 	$(PYTEST) -n $(JOBS) -m "not verify"
 
 .PHONY: unit

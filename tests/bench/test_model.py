@@ -66,7 +66,7 @@ def test_growth_that_is_too_fast_is_named() -> None:
     square, line = cost(lambda n: float(n * n)), cost(lambda n: float(n), "messages")
     said, warning = model.remarks([square, line])
     assert said == "faster than N to the 1.1 grow: bytes per round (2.00)"
-    assert "was not measured" in warning
+    assert "were not measured" in warning
     assert model.remarks([line])[0] == "nothing grows faster than N to the 1.1"
     two = cost(lambda n: float(n), sizes=(8, 64))
     assert "two sizes" in model.remarks([two])[0]

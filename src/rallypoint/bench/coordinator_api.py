@@ -32,5 +32,5 @@ def _get(port: int, path: str, headers: dict[str, str]) -> dict[str, Any]:
             connection.request("GET", path, headers=headers)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException) as error:
-            raise BenchError(f"a coordinator does not answer any more: {error}") from error
+            raise BenchError(f"the coordinator has stopped answering: {error}") from error
     return answer

@@ -311,7 +311,7 @@ class Plan(msgspec.Struct):
 
 _WAITS: Final = {
     "connect": "all nodes to be attached",
-    "meet": "all nodes to be given a round",
+    "meet": "all nodes to get a round",
     "ended": "all nodes to be notified that the round has ended",
     "share": "the nodes of all machines",
     "store": "all calls of the store to be answered",

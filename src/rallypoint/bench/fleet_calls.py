@@ -37,7 +37,7 @@ class Calls:
         began_s = time.monotonic()
         for index, node in enumerate(self._all.nodes):
             _Caller(node, index, what, per_node, done).begin(window)
-        await done.all(f"had their {what} answered")
+        await done.all(f"got the answer to their {what}")
         return {"began_s": began_s, "done_s": done.last_s}
 
     async def one_by_one(self, *, what: str, times: int, gap_s: float) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Calls:
                 node.beat()
             else:
                 node.call(_op(what, 0, number), DEADLINE_S, _told(answered))
-            await answered.all(f"had their {what} answered")
+            await answered.all(f"got the answer to their {what}")
             took_s.append(answered.last_s - asked_s)
             await asyncio.sleep(gap_s)
         return {"took_s": took_s}

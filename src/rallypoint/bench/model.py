@@ -262,7 +262,7 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
     last = _steep(costs, lambda each: each.last_exponent)
     said = []
     if len(sizes) == 2:
-        said.append("an exponent over two sizes is no more than their ratio: take more of them")
+        said.append("an exponent from two sizes is only their ratio: measure more sizes")
     elif steep:
         said.append(f"faster than N to the {EXPONENT_MAX:g} grow: {steep}")
     else:
@@ -270,8 +270,8 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
         if last:
             said.append(f"but from {sizes[-2]:,} to {sizes[-1]:,} nodes these do: {last}")
     said.append(
-        f"what is predicted was not measured: it continues what was, up to {sizes[-1]:,} nodes, "
-        f"and no further than {PREDICTED_TIMES_MAX} times that"
+        "predicted values were not measured: they extend the figures of up to "
+        f"{sizes[-1]:,} nodes, to at most {PREDICTED_TIMES_MAX} times as many"
     )
     full = [f"{n:,}" for n in PREDICTED if any(_is_over_a_core(each, n) for each in costs)]
     if full:

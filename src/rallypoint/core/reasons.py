@@ -238,7 +238,7 @@ def not_the_member(name: str) -> Refusal:
     return Refusal(
         RefusalCode.NAME_TAKEN,
         f"node {name!r} is a member of this run, but this connection did not show its secret",
-        hint="only the process that attached can resume; start the node again to attach anew",
+        hint="only the process that attached can resume; start the node again to join as new",
     )
 
 

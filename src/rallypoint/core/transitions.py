@@ -83,15 +83,15 @@ _KEPT: Final = (Handling.KEPT, "kept until the ledger is back")
 _COUNTED: Final = (Handling.UNDERLYING, "counted as in the phase to which the run returns")
 _TOLD: Final = (
     Handling.UNDERLYING,
-    "as in the phase to which the run returns: members are told at once that a round ended",
+    "as in the phase to which the run returns: members are notified at once that a round ended",
 )
 _DEPOSED: Final = "deposed: this coordinator decides nothing more"
 _NOTED: Final = "goodbyes that waited for it are answered"
 _NOT_ASKED: Final = (Handling.IGNORED, "nothing: no record was given")
 
-_ATTACHED: Final = "let in, resumed, or refused with the reason"
+_ATTACHED: Final = "admitted, resumed, or refused with the reason"
 _READY: Final = "counted; may complete the round"
-_LEFT: Final = "taken out; may end the run"
+_LEFT: Final = "removed; may end the run"
 _CLOSE: Final = "the close is given to the ledger"
 _LOST: Final = "lost at once if its process ended; else it has the grace to resume"
 _SILENT: Final = "suspect, shown as such"
@@ -105,7 +105,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _ATTACHED,
         _ATTACHED,
         _ATTACHED,
-        (Handling.NOTED, "let in or resumed; a second node of one name waits"),
+        (Handling.NOTED, "admitted or resumed; a second node of one name waits"),
         (Handling.REFUSED, "refused: why the run was closed, and since when"),
     ),
     **_rows(
@@ -135,7 +135,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
         on.NodeDeparting,
         "not waited for",
-        "noted; the next round begins once this one is written",
+        "recorded; the next round begins once this one is written",
         "ends the round",
         _TOLD,
         _NOTHING,
@@ -143,10 +143,10 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
     **_rows(
         on.NodeLeft,
         _LEFT,
-        "taken out; the next round begins once this one is written",
-        "taken out; ends the round unless done or departing",
+        "removed; the next round begins once this one is written",
+        "removed; ends the round unless done or departing",
         _TOLD,
-        "taken out",
+        "removed",
     ),
     **_rows(
         on.CloseRequested,
@@ -169,7 +169,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _LOST,
         _LOST,
         _LOST,
-        (Handling.NOTED, "noted; when the ledger is back it has the grace, or is lost"),
+        (Handling.NOTED, "recorded; when the ledger is back it has the grace, or is lost"),
         (Handling.NOTED, "noted"),
     ),
     **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, _SILENT, _NOTHING),
@@ -180,7 +180,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOT_ASKED,
         "the round is published or begun again, or the run is over",
         _NOT_ASKED,
-        (Handling.NOTED, "noted; takes effect when the ledger is back, and is not repeated"),
+        (Handling.NOTED, "recorded; takes effect when the ledger is back, and is not repeated"),
         _NOT_ASKED,
     ),
     **_rows(

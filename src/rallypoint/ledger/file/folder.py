@@ -73,7 +73,7 @@ def open_folder(root: Path, disk: Disk) -> str:
     if missing:
         raise LedgerCorruptError(
             f"the ledger in {str(root)!r} has lost its {', '.join(missing)}",
-            hint="restore the whole folder from a backup, or name another folder to start anew",
+            hint="restore the whole folder from a backup, or name another folder for a new ledger",
         )
     return marker.ledger_id
 
@@ -157,7 +157,7 @@ def _refuse_foreign(root: Path) -> None:
         if name.startswith(_LEDGER) and is_used(root / name):
             raise LedgerCorruptError(
                 f"{str(root)!r} holds {name}, but its marker {MARKER!r} is missing",
-                hint="restore the folder from a backup, or name another one to start anew",
+                hint="restore the folder from a backup, or name another one for a new ledger",
             )
 
 
