@@ -41,7 +41,7 @@ def readings(*gaps_s: float) -> tuple[list[float], StallProofClock]:
     return found, clock
 
 
-def test_it_runs_while_the_process_does():
+def test_the_clock_runs_while_the_process_does():
     found, clock = readings(0.25, 0.25, STALL_S)
     assert [each - found[0] for each in found] == [0, 0.25, 0.5, 0.5 + STALL_S]
     assert clock.stalled_s == 0
@@ -80,14 +80,14 @@ def test_a_long_stall_is_remembered_and_a_short_one_is_not():
 
 
 @given(st.lists(st.floats(0, 1_000, allow_nan=False), max_size=50))
-def test_it_never_goes_back_nor_faster_than_time(gaps_s: list[float]):
+def test_the_clock_goes_neither_back_nor_faster_than_time(gaps_s: list[float]):
     found, _ = readings(*gaps_s)
     steps_s = [later - earlier for earlier, later in pairwise(found)]
     for gap_s, step_s in zip(gaps_s, steps_s, strict=True):
         assert -1e-9 <= step_s <= min(gap_s, STALL_S) + 1e-6
 
 
-def test_without_a_source_it_is_the_systems_monotonic_clock():
+def test_without_a_source_the_clock_is_the_systems_monotonic_clock():
     clock, before_s = StallProofClock(), time.monotonic()
     assert before_s <= clock.now_s() <= time.monotonic()
 
@@ -98,7 +98,7 @@ def turns(*late_s: float) -> list[float | None]:
     return [asked.tick(float(turn), late) for turn, late in enumerate(late_s)]
 
 
-def test_deadlines_are_judged_after_the_input_that_was_there_when_they_passed():
+def test_input_is_read_before_deadlines_are_judged():
     assert turns(*[0.0] * TURNS_MIN) == [None] * (TURNS_MIN - 1) + [0.0]
 
 
@@ -110,6 +110,6 @@ def test_a_slow_loop_takes_more_turns(slow_turn: int):
     assert told.index(0.0) == slow_turn + TURNS_IF_SLOW - 1
 
 
-def test_a_loop_that_is_always_slow_judges_all_the_same():
+def test_an_always_slow_loop_still_judges_deadlines():
     told = turns(*[3.0] * (3 * TURNS_IF_SLOW))
     assert [each for each in told if each is not None] == [0.0, TURNS_IF_SLOW, 2 * TURNS_IF_SLOW]

@@ -108,14 +108,14 @@ def test_an_endpoint_is_refused(text: str, told: str, hint: str) -> None:
         ("node0:1", "must be a host name or an address"),
     ],
 )
-def test_an_address_that_others_could_not_come_to_is_refused(text: str, told: str) -> None:
+def test_an_address_that_others_cannot_reach_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match="local_addr") as caught:
         settings.node_settings(endpoint="node0", run_id="r", local_addr=text)
     assert told in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["10.0.0.5", "2001:db8::1", "fe80::1%eth0", "node0.example"])
-def test_an_address_that_others_may_come_to(text: str) -> None:
+def test_an_address_that_others_can_reach_is_accepted(text: str) -> None:
     assert settings.node_settings(endpoint="node0", run_id="r", local_addr=text).local_addr == text
 
 

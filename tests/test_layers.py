@@ -300,7 +300,7 @@ def test_the_package_keeps_its_layers() -> None:
     assert violations(SRC / "rallypoint") == []
 
 
-def test_no_modules_import_each_other_but_those_that_are_named() -> None:
+def test_only_the_named_modules_import_each_other() -> None:
     assert circles(SRC / "rallypoint") == CIRCLES_ALLOWED
 
 
@@ -311,7 +311,7 @@ def test_the_table_is_ordered_so_no_layer_can_import_one_above_it() -> None:
 
 
 @pytest.mark.processes
-def test_importing_the_package_loads_little() -> None:
+def test_importing_the_package_imports_little() -> None:
     heavy = ["aiohttp", "websockets", "typer", "rich", "torch", "numpy"]
     program = (
         "import json, sys, rallypoint\n"
@@ -400,7 +400,7 @@ def _check(tmp_path: Path, **sources: str) -> list[str]:
         ("extras__thing", "", "extras is no layer"),
     ],
 )
-def test_the_checker_tells_of(tmp_path: Path, where: str, source: str, told: str) -> None:
+def test_the_checker_finds(tmp_path: Path, where: str, source: str, told: str) -> None:
     found = _check(tmp_path, **{where: source})
     line = source.count("\n") + 1  # the last one breaks the rule
     assert len(found) == 1, found
@@ -426,7 +426,7 @@ def test_the_checker_allows_what_the_layers_allow(tmp_path: Path) -> None:
     assert found == []
 
 
-def test_circles_are_found_wherever_the_imports_stand(tmp_path: Path) -> None:
+def test_import_circles_are_found_at_any_place_of_an_import(tmp_path: Path) -> None:
     package = tmp_path / "rallypoint"
     sources = {
         "core/__init__.py": "from rallypoint.core.ranks import rank",

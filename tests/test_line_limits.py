@@ -79,7 +79,7 @@ def test_one_timer_serves_however_many_lines_and_kinds(lines: Lines) -> None:
     assert not lines.waiting, "nothing is left to be told"
 
 
-def test_without_a_thread_the_next_line_tells(lines: Lines) -> None:
+def test_without_a_thread_the_next_line_has_the_count(lines: Lines) -> None:
     for _ in range(AT_ONCE + 5):
         lines.log.info("again")
     lines.take()
@@ -89,7 +89,7 @@ def test_without_a_thread_the_next_line_tells(lines: Lines) -> None:
     assert lines.take() == ["and 5 more of this kind in 10 s, the last one: again", "another"]
 
 
-def test_what_is_left_at_the_end_is_told(lines: Lines) -> None:
+def test_the_remaining_count_is_logged_at_the_end(lines: Lines) -> None:
     for _ in range(AT_ONCE + 5):
         lines.log.info("again")
     lines.take()
@@ -106,7 +106,7 @@ def test_each_run_has_kinds_of_its_own(lines: Lines) -> None:
     assert lines.take() == ["run quiet: round 1 with 2 nodes"]
 
 
-def test_so_many_runs_are_a_flood_too(lines: Lines) -> None:
+def test_lines_of_many_runs_are_limited_too(lines: Lines) -> None:
     for number in range(3 * KINDS_MAX):
         lines.log.info("run %s is forgotten", number)
     assert len(lines.take()) == AT_ONCE_OF_ALL_RUNS
@@ -128,7 +128,7 @@ def test_an_error_of_another_kind_always_passes(lines: Lines) -> None:
     assert lines.take() == ["a message could not be taken"]
 
 
-def test_a_message_that_is_all_arguments_is_told_apart_by_its_text(lines: Lines) -> None:
+def test_a_message_of_only_arguments_is_distinguished_by_its_text(lines: Lines) -> None:
     for number in range(2 * AT_ONCE):
         lines.log.warning("%s", f"still waiting after {number}.5 s")
         lines.log.warning("run %s: %s", "a", f"its log cannot be read: {number}")
@@ -142,7 +142,7 @@ def test_a_message_that_is_all_arguments_is_told_apart_by_its_text(lines: Lines)
     assert len(lines.take()) == AT_ONCE - 1
 
 
-def test_texts_that_differ_each_time_are_bounded_too(lines: Lines) -> None:
+def test_texts_that_always_differ_are_limited_too(lines: Lines) -> None:
     for number in range(3 * KINDS_MAX):
         name = "".join(chr(97 + int(digit)) for digit in str(number))
         lines.log.warning("%s", f"node {name} is odd")
@@ -151,7 +151,7 @@ def test_texts_that_differ_each_time_are_bounded_too(lines: Lines) -> None:
     assert len(lines.limits._kinds) <= KINDS_MAX + 10
 
 
-def test_lines_that_strangers_can_cause_have_a_limit_of_their_own(lines: Lines) -> None:
+def test_lines_caused_without_a_token_have_their_own_limit(lines: Lines) -> None:
     for _ in range(9):
         lines.log.error("no connection can be taken", extra=logs.limit(1, 60.0))
         lines.log.warning("refused", extra=logs.limit(5))
@@ -164,13 +164,13 @@ def test_lines_that_strangers_can_cause_have_a_limit_of_their_own(lines: Lines) 
     ]
 
 
-def test_debug_lines_are_all_there(lines: Lines) -> None:
+def test_debug_lines_are_not_limited(lines: Lines) -> None:
     for _ in range(1_000):
         lines.log.debug("a detail")
     assert len(lines.take()) == 1_000
 
 
-def test_arguments_that_do_not_fit_harm_nobody(
+def test_arguments_that_do_not_fit_the_format_do_no_harm(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -182,7 +182,7 @@ def test_arguments_that_do_not_fit_harm_nobody(
     assert len(lines.take()) == 2 * AT_ONCE + 2
 
 
-def test_the_count_is_told_by_a_thread_that_keeps_no_process_alive() -> None:
+def test_the_thread_that_logs_the_count_keeps_no_process_alive() -> None:
     """For a program without an event loop, which logs nothing any more."""
     told = threading.Event()
     log = logs.tidy("rallypoint.test.thread")
@@ -230,7 +230,7 @@ elif {forks}:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("forks", [False, True])
-def test_a_process_that_ends_tells_what_it_has_left_out(forks: bool) -> None:
+def test_a_process_that_ends_logs_the_omitted_count(forks: bool) -> None:
     program = PROGRAM.replace("{forks}", str(forks))
     done = subprocess.run(
         [sys.executable, "-c", program],

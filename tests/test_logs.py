@@ -52,7 +52,7 @@ def test_tidying_twice_cleans_once(caplog):
     assert logs.tidy("rallypoint.coordinator").filters == before
 
 
-def test_lines_of_our_own_stay_where_they_may():
+def test_our_own_line_breaks_stay():
     logs.tidy("rallypoint.rendezvous", lines=True)
     record = logging.makeLogRecord({"msg": "%s", "args": ("a\n  b\x1b",)})
     assert logging.getLogger("rallypoint.rendezvous").filter(record)
@@ -60,7 +60,7 @@ def test_lines_of_our_own_stay_where_they_may():
 
 
 @pytest.mark.sockets
-def test_what_a_node_says_is_kept_and_logged_without_control_characters(caplog):
+def test_texts_of_a_node_are_kept_and_logged_without_control_characters(caplog):
     """In the log, in the history that the API shows, and in what other nodes are told."""
 
     async def main() -> None:
@@ -97,7 +97,7 @@ async def sent(port: int, data: bytes) -> bytes:
 
 
 @pytest.mark.sockets
-def test_a_stranger_causes_a_few_lines_and_no_traceback(caplog):
+def test_a_connection_without_a_token_causes_few_lines_and_no_traceback(caplog):
     async def main() -> None:
         async with served(CoordinatorConfig(token="correct-horse")) as (_, port):
             for _ in range(40):

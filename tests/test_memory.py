@@ -31,7 +31,7 @@ def whole() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_the_second_version_and_the_smallest_on_the_way_up(tmp_path: Path) -> None:
+def test_cgroup_v2_has_the_smallest_limit_up_to_the_root(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
         "0::/a/b/c\n",
@@ -45,7 +45,7 @@ def test_the_second_version_and_the_smallest_on_the_way_up(tmp_path: Path) -> No
     assert memory_limit(root) == MemoryLimit(200 * MIB, "/sys/fs/cgroup/a/memory.max")
 
 
-def test_a_container_that_sees_its_own_cgroup_only(tmp_path: Path) -> None:
+def test_a_container_may_see_only_its_own_cgroup(tmp_path: Path) -> None:
     """With a namespace its path is "/", or leads outside; without one it is the host's."""
     for number, (path, mounted) in enumerate(
         [("/", "/"), ("/../../x", "/"), ("/docker/1", "/docker/1"), ("/docker/1", "/elsewhere")]
@@ -59,7 +59,7 @@ def test_a_container_that_sees_its_own_cgroup_only(tmp_path: Path) -> None:
         assert memory_limit(root).bytes == 100 * MIB, path
 
 
-def test_the_first_version(tmp_path: Path) -> None:
+def test_cgroup_v1_has_a_limit(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
         "4:memory,hugetlb:/jobs/7\n2:cpuset:/\n0::/\n",
@@ -76,24 +76,24 @@ def test_the_first_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["max\n", "", "0\n", "none\n", "9223372036854771712\n"])
-def test_no_limit_is_the_machine(tmp_path: Path, text: str) -> None:
+def test_without_a_limit_the_machine_counts(tmp_path: Path, text: str) -> None:
     mounts = V2.format(mounted="/", at="/sys/fs/cgroup")
     root = machine(tmp_path, "0::/\n", mounts, **{"sys/fs/cgroup/memory.max": text})
     assert memory_limit(root) == MemoryLimit(whole(), "this machine's memory")
 
 
-def test_a_limit_above_the_machine_is_none(tmp_path: Path) -> None:
+def test_a_limit_above_the_machine_does_not_count(tmp_path: Path) -> None:
     mounts = V2.format(mounted="/", at="/sys/fs/cgroup")
     root = machine(tmp_path, "0::/\n", mounts, **{"sys/fs/cgroup/memory.max": f"{2 * whole()}\n"})
     assert memory_limit(root).bytes == whole()
 
 
-def test_a_system_without_any_of_that(tmp_path: Path) -> None:
+def test_a_system_without_cgroups(tmp_path: Path) -> None:
     assert memory_limit(tmp_path).bytes == whole()
 
 
 @pytest.mark.parametrize("garbage", ["", "nonsense", "1:2", "35 31 - cgroup2", "\0 - \0"])
-def test_files_that_say_nothing(tmp_path: Path, garbage: str) -> None:
+def test_unreadable_cgroup_files(tmp_path: Path, garbage: str) -> None:
     assert memory_limit(machine(tmp_path, garbage, garbage)).bytes == whole()
 
 

@@ -14,7 +14,7 @@ from tests.ports import free_port
 
 
 @pytest.mark.sockets
-def test_a_name_of_both_families_is_bound_where_one_is_switched_off(
+def test_a_name_of_both_families_is_bound_if_one_is_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As `localhost` in a container without IPv6."""
@@ -57,7 +57,7 @@ def test_without_ipv6_every_address_is_ipv4(number: int, monkeypatch: pytest.Mon
 
 
 @pytest.mark.sockets
-def test_loopback_is_all_of_its_addresses_or_none() -> None:
+def test_loopback_binds_all_of_its_addresses_or_none() -> None:
     port = free_port()
     sockets = bind_loopback("127.0.0.3", port)
     hosts = [sock.getsockname()[0] for sock in sockets]
@@ -73,14 +73,14 @@ def test_loopback_is_all_of_its_addresses_or_none() -> None:
 
 
 @pytest.mark.sockets
-def test_a_taken_port_is_said_so_and_leaves_no_socket() -> None:
+def test_a_taken_port_is_an_error_and_leaves_no_socket() -> None:
     with bind(None, 0) as sock, pytest.raises(OSError, match="in use") as caught:
         bind("127.0.0.1", sock.getsockname()[1])
     assert caught.value.errno == errno.EADDRINUSE
 
 
 @pytest.mark.sockets
-def test_a_reserved_port_is_nobody_elses_and_a_free_one_is_anybodys() -> None:
+def test_a_reserved_port_is_held_and_a_free_one_is_not() -> None:
     with net.reserve() as held, pytest.raises(OSError, match="in use"):
         bind("127.0.0.1", held.getsockname()[1])
     with bind(None, net.free_port()):

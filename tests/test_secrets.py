@@ -58,7 +58,7 @@ def holders() -> Iterator[tuple[type[Any], list[str]]]:
 HOLDERS = list(holders())
 
 
-def test_there_are_some() -> None:
+def test_some_classes_have_secrets() -> None:
     assert {"CoordinatorConfig", "NodeSettings", "Lease", "CoordinatorClient", "Hello"} <= {
         each.__name__ for each, _ in HOLDERS
     }

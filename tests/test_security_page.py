@@ -29,7 +29,7 @@ def rows() -> list[dict[str, str]]:
     return found
 
 
-def test_each_row_says_what_stops_it_and_which_test_shows_it() -> None:
+def test_each_row_has_a_defence_and_a_test() -> None:
     assert len(rows()) > 20
     for row in rows():
         assert row["must not"], row
@@ -41,7 +41,7 @@ def test_each_row_says_what_stops_it_and_which_test_shows_it() -> None:
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(_TEST.findall(PAGE))))
-def test_a_test_that_is_named_is_there(file: str, name: str) -> None:
+def test_every_named_test_exists(file: str, name: str) -> None:
     assert re.search(rf"^( *)(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
 
 
@@ -51,7 +51,7 @@ def test_nothing_else_in_backticks_looks_like_a_test() -> None:
         assert _TEST.fullmatch(f"`{each}`"), each
 
 
-def test_those_of_whom_it_must_speak_are_there() -> None:
+def test_all_required_actors_are_in_the_page() -> None:
     actors = {row["actor"] for row in rows()}
     assert actors >= {
         "stranger on the network",

@@ -165,7 +165,7 @@ def test_a_token_is_never_shown() -> None:
     assert "hunter2" not in repr(resolved) + str(resolved) + repr(node) + str(node)
 
 
-def test_a_file_readable_by_others_is_told(tmp_path: Path) -> None:
+def test_a_file_readable_by_others_causes_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("x")
     path.chmod(0o600)
@@ -207,7 +207,7 @@ def test_a_weak_token_is_refused_where_others_reach_the_port(token: str) -> None
         (None, "auto", False),
     ],
 )
-def test_a_node_that_may_carry_the_coordinator_has_a_strong_token_or_none(
+def test_a_node_that_may_host_has_a_strong_token_or_none(
     endpoint: str | None, host_coordinator: str, is_refused: bool
 ) -> None:
     node = NodeSettings(
@@ -282,7 +282,7 @@ def test_a_nodes_settings_are_checked(bad: dict[str, object]) -> None:
         settings.node_settings(environ={}, **bad)  # type: ignore[arg-type]
 
 
-def test_an_unknown_argument_is_a_mistake_in_the_program() -> None:
+def test_an_unknown_argument_is_an_error_of_the_program() -> None:
     with pytest.raises(TypeError, match="no such setting: nonsense"):
         settings.node_settings(environ={}, nonsense=1)
     with pytest.raises(TypeError, match="no such setting: linger_s"):
@@ -326,7 +326,9 @@ def test_the_number_of_nodes(
         ({"lost_after_s": 1.0}, "lost_after_s"),
     ],
 )
-def test_what_a_run_cannot_be_is_the_callers_error(explicit: dict[str, object], told: str) -> None:
+def test_impossible_settings_of_a_run_are_the_callers_error(
+    explicit: dict[str, object], told: str
+) -> None:
     with pytest.raises(UsageError, match=told):
         settings.run_settings(environ={}, **explicit)
 
@@ -366,14 +368,14 @@ def test_a_worker_finds_its_agent() -> None:
     assert "hunter2" not in repr(channel)
 
 
-def test_what_is_no_worker_has_no_agent() -> None:
+def test_a_process_that_is_no_worker_has_no_agent() -> None:
     assert settings.worker_channel({}) is None
     without = {name: text for name, text in WORKER.items() if name != "RALLYPOINT_AGENT"}
     assert settings.worker_channel(without) is None
 
 
 @pytest.mark.parametrize("name", [name for name in WORKER if name != "RALLYPOINT_AGENT"])
-def test_a_worker_tells_which_variable_was_lost(name: str) -> None:
+def test_a_worker_names_the_missing_variable(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is not set"):
         settings.worker_channel({**WORKER, name: ""})
 
@@ -382,7 +384,7 @@ def test_a_worker_tells_which_variable_was_lost(name: str) -> None:
     ("name", "text"),
     [("RANK", "first"), ("RANK", "-1"), ("RANK", "8"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "1.0")],
 )
-def test_a_worker_tells_which_variable_is_wrong(name: str, text: str) -> None:
+def test_a_worker_names_the_bad_variable(name: str, text: str) -> None:
     with pytest.raises(UsageError, match=name):
         settings.worker_channel({**WORKER, name: text})
 

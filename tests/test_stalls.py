@@ -35,7 +35,7 @@ def paused(seed: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return pauses.had
 
 
-def test_one_seed_draws_the_same_pauses_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_seed_draws_the_same_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     # What other tests of this process have started may end meanwhile.
     monkeypatch.setattr(stalls, "below_this", lambda: set[int]())
     by_seed = [paused(f"seed {number}", monkeypatch) for number in range(20)]
@@ -45,7 +45,7 @@ def test_one_seed_draws_the_same_pauses_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.processes
-def test_a_process_that_was_paused_goes_on_unless_the_test_has_stopped_it() -> None:
+def test_a_paused_process_continues_unless_the_test_stopped_it() -> None:
     argv = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen(argv) as one, subprocess.Popen(argv) as other:
         pauses = stalls.Pauses("seed", __file__)

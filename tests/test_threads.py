@@ -30,7 +30,7 @@ def test_a_call_has_a_daemon_thread_of_its_own() -> None:
     assert within(60, current) is not thread
 
 
-def test_an_error_is_raised_where_it_is_waited_for() -> None:
+def test_an_error_is_raised_where_the_call_is_awaited() -> None:
     with pytest.raises(LookupError, match="nothing there"):
         within(60, fails)
 
@@ -44,7 +44,7 @@ def test_an_error_is_raised_where_it_is_waited_for() -> None:
     asyncio.run(scenario())
 
 
-def test_a_late_call_is_left_behind_and_says_so() -> None:
+def test_a_late_call_is_left_behind_and_logged() -> None:
     goes_on = threading.Event()
     try:
         with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
@@ -61,7 +61,7 @@ def test_the_timeout_of_the_work_itself_stays_as_it_is() -> None:
         within(60, times_out)
 
 
-def test_never_two_calls_of_one_thing() -> None:
+def test_one_place_has_one_call_at_a_time() -> None:
     one, goes_on = OneAtATime(), threading.Event()
     try:
         with pytest.raises(TimeoutError, match="no answer"):
@@ -91,7 +91,7 @@ def test_a_late_call_holds_its_place_until_it_has_ended(monkeypatch: pytest.Monk
         goes_on.set()
 
 
-def test_the_error_of_a_call_that_nobody_waits_for_is_not_reported() -> None:
+def test_the_error_of_an_abandoned_call_is_not_reported() -> None:
     goes_on, reported = threading.Event(), []
     late_threads: list[threading.Thread] = []
 
@@ -116,7 +116,7 @@ def test_the_error_of_a_call_that_nobody_waits_for_is_not_reported() -> None:
     assert reported == []
 
 
-def test_without_a_thread_a_place_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_a_place_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "CALLS_MAX", 1)
 
     async def scenario() -> None:
@@ -133,7 +133,7 @@ def test_without_a_thread_a_place_is_given_back(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(scenario())
 
 
-def test_what_ends_after_its_loop_is_dropped() -> None:
+def test_a_call_that_ends_after_its_loop_is_dropped() -> None:
     goes_on = threading.Event()
     ended: list[threading.Thread] = []
 

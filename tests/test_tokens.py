@@ -68,7 +68,7 @@ def test_a_given_token_is_used_everywhere(home: Path, endpoint: str | None) -> N
 
 
 @pytest.mark.parametrize("insecure", [False, True])
-def test_one_machine_alone_draws_one_and_keeps_it_in_memory(home: Path, insecure: bool) -> None:
+def test_one_machine_alone_draws_a_token_and_keeps_it_in_memory(home: Path, insecure: bool) -> None:
     drawn = [tokens.of_node(node(None, insecure=insecure)) for _ in range(3)]
     assert len({each.token for each in drawn}) == 3
     assert all(settings.token_bits(each.token) >= 128 for each in drawn)
@@ -77,7 +77,7 @@ def test_one_machine_alone_draws_one_and_keeps_it_in_memory(home: Path, insecure
 
 
 @pytest.mark.parametrize("endpoint", ["node0:1", "127.0.0.1:1", "localhost:1", "[::1]:1"])
-def test_host_port_uses_the_homes_which_is_made_once(home: Path, endpoint: str) -> None:
+def test_host_port_uses_the_homes_token_which_is_created_once(home: Path, endpoint: str) -> None:
     first = tokens.of_node(node(endpoint))
     path = home / ".rallypoint" / "token"
     assert path.read_text() == first.token + "\n"
@@ -93,14 +93,14 @@ def test_host_port_uses_the_homes_which_is_made_once(home: Path, endpoint: str) 
 @pytest.mark.parametrize(
     ("endpoint", "insecure"), [("node0:1", True), ("http://a:1", False), ("file:///x", False)]
 )
-def test_else_there_is_none_and_nothing_is_written(
+def test_otherwise_there_is_no_token_and_nothing_is_written(
     home: Path, endpoint: str, insecure: bool
 ) -> None:
     assert tokens.of_node(node(endpoint, insecure=insecure)) == tokens.NONE
     assert not any(home.iterdir())
 
 
-def test_a_command_makes_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_creates_no_token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = parse_endpoint("node0:1")
     assert tokens.of_command(where, None) == tokens.NONE
     assert not any(home.iterdir())
@@ -118,7 +118,7 @@ def test_a_command_makes_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_nodes_that_begin_at_once_end_with_one_token(
+def test_nodes_that_start_at_once_get_one_token(
     home: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
 ) -> None:
     if not has_links:
@@ -159,7 +159,7 @@ def no_links(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, "no hard links here")
 
 
-def test_one_that_another_node_has_just_made_is_waited_for(
+def test_a_token_that_another_node_is_creating_is_awaited(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without hard links it is empty for a moment; over NFS it may be missing for one."""
@@ -169,7 +169,7 @@ def test_one_that_another_node_has_just_made_is_waited_for(
     assert tokens.of_home(make=False).token == STRONG
 
 
-def test_the_link_that_came_second_takes_the_first_ones_token(
+def test_the_second_of_two_links_uses_the_first_ones_token(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other's appears between the look and the link, and is not seen at once (NFS)."""
@@ -188,7 +188,9 @@ def _written(path: Path) -> None:
     path.chmod(0o600)
 
 
-def test_one_that_stays_empty_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_file_that_stays_empty_is_an_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(home, "")
     pauses = on_pause(monkeypatch, lambda: None)
     with pytest.raises(UsageError, match="is empty"):
@@ -211,7 +213,7 @@ def test_one_that_stays_empty_is_an_error(home: Path, monkeypatch: pytest.Monkey
     ],
 )
 @pytest.mark.parametrize("make", [False, True])
-def test_a_file_that_others_reach_is_refused(
+def test_a_token_file_that_others_can_access_is_refused(
     home: Path, mode: int, folder_mode: int, words: str, hint: str, make: bool
 ) -> None:
     path = put(home, STRONG, mode, folder_mode)
@@ -225,7 +227,7 @@ def test_a_file_that_others_reach_is_refused(
     assert tokens.of_home(make=make).token == STRONG
 
 
-def test_no_token_is_made_in_a_folder_that_others_can_write_to(home: Path) -> None:
+def test_no_token_is_created_in_a_folder_that_others_can_write_to(home: Path) -> None:
     """They could put one of their own there."""
     folder = home / ".rallypoint"
     folder.mkdir()
@@ -236,7 +238,7 @@ def test_no_token_is_made_in_a_folder_that_others_can_write_to(home: Path) -> No
     assert not any(folder.iterdir())
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(
+def test_a_file_replaced_while_it_is_read_is_read_again(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over NFS, what another machine has replaced cannot be opened by its old handle."""
@@ -264,7 +266,7 @@ def test_a_file_of_another_user_is_refused(home: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("text", ["hunter2\n", "a" * 64, "\nnot on the first line", "two words"])
-def test_what_is_no_strong_token_is_refused(home: Path, text: str) -> None:
+def test_a_weak_token_is_refused(home: Path, text: str) -> None:
     put(home, text)
     with pytest.raises(UsageError) as caught:
         tokens.of_home(make=True)
@@ -273,7 +275,7 @@ def test_what_is_no_strong_token_is_refused(home: Path, text: str) -> None:
         assert word not in caught.value.message
 
 
-def test_what_is_no_file_is_refused(home: Path) -> None:
+def test_a_path_that_is_no_file_is_refused(home: Path) -> None:
     (home / ".rallypoint" / "token").mkdir(parents=True, mode=0o700)
     with pytest.raises(UsageError, match="is not a file"):
         tokens.of_home(make=True)
@@ -300,7 +302,7 @@ def test_without_a_home_the_line_to_add_is_named(
     assert tokens.of_node(node("node0:29400", token=STRONG)).token == STRONG
 
 
-def test_a_disk_that_is_full_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -313,7 +315,7 @@ def test_a_disk_that_is_full_leaves_nothing(home: Path, monkeypatch: pytest.Monk
 # -- a file elsewhere ------------------------------------------------------------------------------
 
 
-def test_a_new_file_is_its_users_alone_and_overwrites_nothing(tmp_path: Path) -> None:
+def test_a_new_file_is_for_its_user_only_and_overwrites_nothing(tmp_path: Path) -> None:
     path = tmp_path / "token"
     mark = tokens.make_file(path)
     text = path.read_text()
@@ -341,7 +343,7 @@ def test_a_fingerprint_tells_tokens_apart_and_is_no_plain_hash() -> None:
 
 
 @pytest.mark.parametrize("weak", ["", "hunter2", "correct-horse", "a" * 64])
-def test_a_token_that_can_be_guessed_has_none(weak: str) -> None:
+def test_a_token_that_can_be_guessed_has_no_fingerprint(weak: str) -> None:
     assert tokens.fingerprint(weak) == ""
 
 
@@ -354,7 +356,7 @@ def refused(
     return tokens.token_error(text, "", fingerprint, origin)
 
 
-def test_two_that_differ_are_both_named() -> None:
+def test_two_different_tokens_are_both_named() -> None:
     theirs, mine = tokens.draw(), tokens.draw()
     keys = Keys(KnownToken(mine, Origin.HOME, "/home/a/.rallypoint/token"))
     error = keys.explained(refused(tokens.fingerprint(theirs), Origin.HOME))
@@ -367,7 +369,7 @@ def test_two_that_differ_are_both_named() -> None:
     assert mine not in str(error)
 
 
-def test_one_that_has_none_is_told_so() -> None:
+def test_a_node_without_a_token_gets_that_reason() -> None:
     error = Keys(tokens.NONE).explained(refused("0123456789ab", Origin.GIVEN, "got none"))
     assert "got none: the coordinator's has the fingerprint 0123456789ab" in error.message
     assert "you have none" in error.message
@@ -375,14 +377,14 @@ def test_one_that_has_none_is_told_so() -> None:
     assert EXPORT in error.hint
 
 
-def test_a_coordinator_of_an_older_release_tells_no_fingerprint() -> None:
+def test_a_coordinator_of_an_older_release_sends_no_fingerprint() -> None:
     keys = Keys(KnownToken("hunter2", Origin.GIVEN, "environment RALLYPOINT_TOKEN"))
     error = keys.explained(refused())
     assert error.message == "the token is wrong: yours is from environment RALLYPOINT_TOKEN"
 
 
 @pytest.mark.parametrize("bad", ["x" * 12, "0123456789ab\x1b[2J", "0123456789AB", "0123"])
-def test_of_a_stranger_only_what_a_coordinator_says_is_kept(bad: str) -> None:
+def test_only_well_formed_fingerprints_are_kept(bad: str) -> None:
     error = tokens.token_error("x" * 10_000, "y" * 10_000, bad, "of\nmy own")
     assert (error.fingerprint, error.origin) == ("", "")
     assert len(error.message) + len(error.hint) <= 1_000
@@ -395,7 +397,7 @@ def served(insecure: bool = False) -> Keys:
     return Keys.of_node(node("http://host0:29400", insecure=insecure))
 
 
-def test_the_homes_is_taken_only_for_its_own_fingerprint() -> None:
+def test_the_homes_token_is_used_only_for_its_own_fingerprint() -> None:
     home = tokens.of_home(make=True)
     for other in ("", tokens.fingerprint(tokens.draw())):
         keys = served()
@@ -408,14 +410,14 @@ def test_the_homes_is_taken_only_for_its_own_fingerprint() -> None:
     assert not keys.takes_home(refused(tokens.fingerprint(home.token)))
 
 
-def test_it_is_taken_for_nobody_who_has_a_token_or_wants_none() -> None:
+def test_the_homes_token_is_not_used_with_another_token_or_insecure() -> None:
     mark = tokens.fingerprint(tokens.of_home(make=True).token)
     given = Keys.of_node(node("http://host0:29400", token=STRONG))
     assert not given.takes_home(refused(mark))
     assert not served(insecure=True).takes_home(refused(mark))
 
 
-def test_one_that_cannot_be_used_is_not_taken(home: Path) -> None:
+def test_an_unusable_homes_token_is_not_used(home: Path) -> None:
     path = put(home, STRONG, 0o644)
     assert not served().takes_home(refused(tokens.fingerprint(STRONG)))
     path.chmod(0o600)
@@ -446,7 +448,7 @@ def test_secrets_are_withheld_from_children_and_can_still_be_read(
     assert settings.resolve_token(None, {}).value == ""
 
 
-def test_the_backend_for_torchrun_withholds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_for_torchrun_withholds_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's agent gives each worker a copy of os.environ. A later handler reads them, too."""
     monkeypatch.setattr(environment, "_withheld", {})
     monkeypatch.setenv("RALLYPOINT_TOKEN", STRONG)

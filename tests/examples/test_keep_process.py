@@ -9,7 +9,7 @@ from .programs import EXAMPLES, Programs, accuracy_of, needs_sklearn
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(300), needs_sklearn]
 
 
-def test_survivors_keep_their_model_and_hand_it_on(run: Programs) -> None:
+def test_survivors_keep_their_model_and_pass_it_to_newcomers(run: Programs) -> None:
     """On a slow machine, too: the first round waits for all three, however far apart they start;
     the steps last longer than the newcomer takes to start; and until the round ends there is time
     for a survivor that stood still to get the sum that the other has."""

@@ -26,7 +26,7 @@ def start(run: Programs, tmp_path: Path, names: list[str], options: str) -> list
     return [run.node(name, options, *arguments, is_host=name == names[0]) for name in names]
 
 
-def test_the_script_knows_nothing_of_rallypoint() -> None:
+def test_the_script_does_not_import_rallypoint() -> None:
     imports = re.findall(r"^\s*(?:import|from) (\w+)", Path(SCRIPT).read_text(), re.MULTILINE)
     assert "torch" in imports
     assert "rallypoint" not in imports
@@ -39,7 +39,7 @@ def test_two_nodes_train(run: Programs, tmp_path: Path) -> None:
     assert accuracy_of(nodes[0]) >= 0.93
 
 
-def test_a_node_is_killed_and_the_others_go_on_from_the_checkpoint(
+def test_after_a_killed_node_the_others_continue_from_the_checkpoint(
     run: Programs, tmp_path: Path
 ) -> None:
     options = "--nnodes 2:3 --expected-nodes 3"
@@ -52,7 +52,7 @@ def test_a_node_is_killed_and_the_others_go_on_from_the_checkpoint(
     assert accuracy_of(host) >= 0.93
 
 
-def test_a_worker_is_killed_and_all_nodes_go_on(run: Programs, tmp_path: Path) -> None:
+def test_after_a_killed_worker_all_nodes_continue(run: Programs, tmp_path: Path) -> None:
     nodes = start(run, tmp_path, ["n0", "n1"], "--nnodes 2 --max-restarts 1")
     nodes[0].wait_for(r"epoch 2 of 20", WITHIN_S)
     (worker,) = nodes[1].workers()

@@ -20,7 +20,7 @@ SCRIPT = str(EXAMPLES / "train_digits.py")
 @pytest.mark.parametrize(
     ("first", "second"), [pytest.param(2, 2, marks=pytest.mark.verify), (1, 3)]
 )
-def test_it_trains_with_any_number_of_workers_per_node(
+def test_training_works_with_any_number_of_workers_per_node(
     run: Programs, tmp_path: Path, first: int, second: int
 ) -> None:
     arguments = (SCRIPT, "--checkpoints", str(tmp_path / "together"), "--epochs", "15")
@@ -37,7 +37,7 @@ def test_it_trains_with_any_number_of_workers_per_node(
     assert losses_of(alone) == pytest.approx(losses_of(nodes[0]), abs=2e-4)
 
 
-def test_it_goes_on_from_its_checkpoint(run: Programs, tmp_path: Path) -> None:
+def test_training_continues_from_its_checkpoint(run: Programs, tmp_path: Path) -> None:
     first = run.python(SCRIPT, "--checkpoints", str(tmp_path), "--epochs", "2")
     assert first.end() == 0
     second = run.python(SCRIPT, "--checkpoints", str(tmp_path), "--epochs", "4")
@@ -47,7 +47,7 @@ def test_it_goes_on_from_its_checkpoint(run: Programs, tmp_path: Path) -> None:
 
 
 @pytest.mark.verify
-def test_plain_processes_lose_one_and_take_in_another(run: Programs, tmp_path: Path) -> None:
+def test_plain_processes_lose_one_and_admit_another(run: Programs, tmp_path: Path) -> None:
     env = {
         "RALLYPOINT_ENDPOINT": run.endpoint,
         "RALLYPOINT_RUN_ID": "plain",

@@ -79,14 +79,14 @@ def full(disk: Path) -> Iterator[None]:
         filler.unlink()
 
 
-def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "512k") as disk:
         full_code = ExitCode.COULD_NOT_MEET
         is_refused(f"file:{disk}", full_code, "bytes free", hint="make room")
         assert not list(disk.iterdir())
 
 
-def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
@@ -130,7 +130,7 @@ class Lasting:
         self.fleet.check_rounds()
 
 
-def test_a_disk_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
+def test_a_disk_that_becomes_full_suspends_the_run(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         lasting = Lasting(tmp_path / "fleet", disk)
         fleet = lasting.fleet
@@ -151,7 +151,7 @@ def test_a_disk_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path:
             fleet.close()
 
 
-def test_a_disk_that_becomes_read_only_suspends_the_run_until_it_is_not(tmp_path: Path) -> None:
+def test_a_disk_that_becomes_read_only_suspends_the_run(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
@@ -164,7 +164,7 @@ def test_a_disk_that_becomes_read_only_suspends_the_run_until_it_is_not(tmp_path
             lasting.fleet.close()
 
 
-def test_an_etcd_that_becomes_full_suspends_the_run_until_there_is_room(tmp_path: Path) -> None:
+def test_an_etcd_that_becomes_full_suspends_the_run(tmp_path: Path) -> None:
     with one_etcd(f"--quota-backend-bytes={4 << 20}") as cluster:
         place = f"etcd://{cluster.endpoints[0]}/x"
         fleet = Fleet(tmp_path, place, place)
@@ -247,7 +247,7 @@ def finished(process: Process) -> str:
         process.close()
 
 
-def test_a_value_of_the_store_that_the_engine_does_not_take(
+def test_a_value_too_large_for_the_engine_is_refused(
     three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     """The call fails and says why; the run, and what follows, go on."""
@@ -259,7 +259,7 @@ def test_a_value_of_the_store_that_the_engine_does_not_take(
     assert "still there 900000" in text
 
 
-def test_a_round_that_the_engine_does_not_take(tmp_path: Path) -> None:
+def test_a_round_too_large_for_the_engine_is_reported(tmp_path: Path) -> None:
     """Nothing can be done but to say so: by the agent that waits, and by the coordinator."""
     with one_etcd("--max-request-bytes=2048") as cluster:
         place = f"etcd://{cluster.endpoints[0]}/x"

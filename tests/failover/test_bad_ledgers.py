@@ -45,14 +45,14 @@ pytestmark = [pytest.mark.processes, pytest.mark.verify]
 # -- etcd that cannot be reached ------------------------------------------------------------------
 
 
-def test_nobody_listens() -> None:
+def test_a_ledger_without_a_listener_is_an_error() -> None:
     place = f"etcd://127.0.0.1:{free_port()}/x"
     for told in (serve(place), run(place)):
         check(told, ExitCode.COULD_NOT_MEET, "Connection refused", hint="check that etcd runs")
         assert told.took_s < UNREACHABLE_WITHIN_S
 
 
-def test_an_agent_that_waits_for_its_ledger_says_so() -> None:
+def test_an_agent_that_waits_for_its_ledger_logs_it() -> None:
     told = command(
         *("run", "--endpoint", f"etcd://127.0.0.1:{free_port()}/x"),
         *("--set", "connect_timeout=8"),
@@ -64,14 +64,14 @@ def test_an_agent_that_waits_for_its_ledger_says_so() -> None:
     assert "the coordinator at" not in told.said
 
 
-def test_a_name_that_nobody_has() -> None:
+def test_an_unknown_name_is_an_error() -> None:
     place = "etcd://nobody.invalid:2379/x"
     for told in (serve(place), run(place)):
         check(told, ExitCode.COULD_NOT_MEET, "nobody.invalid:2379: ", hint="check that etcd runs")
         assert told.took_s < UNREACHABLE_WITHIN_S
 
 
-def test_something_else_listens() -> None:
+def test_another_program_at_the_address_is_an_error() -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -187,7 +187,7 @@ async def keys_below(options: EtcdOptions, prefix: str) -> dict[bytes, bytes]:
         await client.aclose()
 
 
-def test_a_prefix_that_holds_something_else(three_etcd: EtcdCluster) -> None:
+def test_a_prefix_with_other_data_is_refused(three_etcd: EtcdCluster) -> None:
     hosts, options = ",".join(three_etcd.endpoints), three_etcd.options
     newer = record_format.seal(b"", bytes(8), format=9)
     damaged = record_format.seal(b"value", bytes(8))[:-1]
@@ -216,7 +216,7 @@ def test_a_prefix_that_holds_something_else(three_etcd: EtcdCluster) -> None:
     ],
     ids=["damaged", "newer", "half"],
 )
-def test_a_run_that_cannot_be_read(
+def test_an_unreadable_run_is_reported(
     three_etcd: EtcdCluster, tmp_path: Path, value: bytes, said: str, hint: str
 ) -> None:
     """The others of the ledger go on; a node is told by the ledger itself, or by `serve`."""
@@ -253,7 +253,7 @@ def test_a_run_that_cannot_be_read(
     }
 
 
-def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+def test_a_folder_with_other_data_is_refused(tmp_path: Path) -> None:
     def folder(name: str, **files: bytes) -> str:
         made = tmp_path / name
         made.mkdir()
@@ -280,7 +280,7 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         assert told.took_s < UNREACHABLE_WITHIN_S
 
 
-def test_a_folder_of_which_parts_are_lost(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(tmp_path: Path) -> None:
     async def make(root: Path) -> Path:
         async with FileLedger(root) as ledger:
             await ledger.swap("runs/job", None, b"value")
@@ -306,7 +306,7 @@ def test_a_folder_of_which_parts_are_lost(tmp_path: Path) -> None:
 # -- a log that cannot be read --------------------------------------------------------------------
 
 
-def test_a_log_that_is_damaged_is_left_alone_and_its_nodes_say_why_they_wait(
+def test_a_damaged_log_is_left_alone_and_its_nodes_say_why_they_wait(
     tmp_path: Path,
 ) -> None:
     """What was acknowledged cannot be given back, until somebody puts the log right."""

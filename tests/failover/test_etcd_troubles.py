@@ -58,16 +58,16 @@ def kill(fleet: Fleet, cluster: EtcdCluster, member: EtcdProcess) -> None:
         cluster.wait_until_ready()
 
 
-def test_a_member_is_killed(running: Fleet, three_etcd: EtcdCluster) -> None:
+def test_a_run_survives_a_killed_member_of_etcd(running: Fleet, three_etcd: EtcdCluster) -> None:
     leader = three_etcd.leader()
     kill(running, three_etcd, next(m for m in three_etcd.members if m is not leader))
 
 
-def test_the_leader_is_killed(running: Fleet, three_etcd: EtcdCluster) -> None:
+def test_a_run_survives_a_killed_leader_of_etcd(running: Fleet, three_etcd: EtcdCluster) -> None:
     kill(running, three_etcd, three_etcd.leader())
 
 
-def test_all_of_etcd_is_away(running: Fleet, three_etcd: EtcdCluster) -> None:
+def test_a_run_survives_an_outage_of_etcd(running: Fleet, three_etcd: EtcdCluster) -> None:
     fleet, pids = running, running.worker_pids()
     owner = fleet.owner()
     began_s = time.monotonic()

@@ -36,7 +36,7 @@ STEPS_BY_SET = [
 
 
 @pytest.mark.parametrize("step", STEPS_BY_SET)
-def test_one_round_with_all_who_were_ready(
+def test_one_round_has_all_ready_nodes(
     step: str, engine: Callable[[], Fleet], tmp_path: Path
 ) -> None:
     fleet = engine()

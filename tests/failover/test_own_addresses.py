@@ -124,14 +124,14 @@ def link_local_only(host: Host, number: int) -> str:
     return f"fe80::{number}%eth0"
 
 
-def test_a_ledger_that_names_no_host_and_no_default_route(net: Network, fleet: Fleet) -> None:
+def test_nodes_meet_without_a_default_route(net: Network, fleet: Fleet) -> None:
     one, other = net.host("one"), net.host("other")
     for host in (one, other):
         fleet.start(host, "--endpoint", f"file://{fleet.tmp_path}/ledger")
     fleet.meets_at(one.address, other.address)
 
 
-def test_a_host_whose_name_is_127_0_1_1_to_itself(net: Network, fleet: Fleet) -> None:
+def test_a_host_that_resolves_itself_to_127_0_1_1_is_reachable(net: Network, fleet: Fleet) -> None:
     """As Debian has it in /etc/hosts."""
     one, other = net.host("one"), net.host("other")
     local = "127.0.0.1 localhost\n"
@@ -141,7 +141,7 @@ def test_a_host_whose_name_is_127_0_1_1_to_itself(net: Network, fleet: Fleet) ->
     fleet.meets_at("node0", other.address)
 
 
-def test_two_nodes_on_the_host_whose_name_is_127_0_1_1(net: Network, fleet: Fleet) -> None:
+def test_two_nodes_on_a_host_that_resolves_itself_to_127_0_1_1(net: Network, fleet: Fleet) -> None:
     """The one that does not carry the coordinator reaches it by loopback."""
     one, other = net.host("one"), net.host("other")
     local = "127.0.0.1 localhost\n"
@@ -167,16 +167,16 @@ def two_that_have_only(
 
 
 @pytest.mark.parametrize("where", ["host", "ledger"])
-def test_hosts_without_ipv4(net: Network, fleet: Fleet, where: str) -> None:
+def test_nodes_meet_without_ipv4(net: Network, fleet: Fleet, where: str) -> None:
     two_that_have_only(ipv6_only, net, fleet, where)
 
 
 @pytest.mark.parametrize("where", ["host", "ledger"])
-def test_hosts_that_have_link_local_addresses_only(net: Network, fleet: Fleet, where: str) -> None:
+def test_nodes_meet_over_link_local_addresses(net: Network, fleet: Fleet, where: str) -> None:
     two_that_have_only(link_local_only, net, fleet, where)
 
 
-def test_a_host_that_has_loopback_only_says_so(net: Network, fleet: Fleet) -> None:
+def test_a_host_with_only_loopback_reports_it(net: Network, fleet: Fleet) -> None:
     one = net.host("one")
     run("ip", "-n", one.namespace, "link", "set", "eth0", "down")
     fleet.start(one, "--endpoint", f"file://{fleet.tmp_path}/ledger", "--join-timeout", "4s")
@@ -200,7 +200,7 @@ def test_an_address_of_another_host_is_refused(net: Network, fleet: Fleet) -> No
         assert f"which has {one.address} (eth0)" in said.splitlines()[-1]
 
 
-def test_who_is_waited_for_is_told_where_to_come(net: Network, fleet: Fleet) -> None:
+def test_the_elected_node_reports_its_address(net: Network, fleet: Fleet) -> None:
     """The node that is elected names its address and its interface at the end."""
     one = net.host("one")
     fleet.start(one, "--endpoint", f"file://{fleet.tmp_path}/ledger", "--join-timeout", "4s")

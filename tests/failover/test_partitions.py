@@ -62,7 +62,9 @@ def has_ended(agent: Agent, round: int) -> bool:
 class TestHalfOfTheNodesWithTheOldCoordinator:
     """Default settings throughout: this is what a user of them sees."""
 
-    def test_replicas(self, net: Network, spread: Callable[[list[Host]], Spread]) -> None:
+    def test_nodes_reach_a_replica_on_their_side(
+        self, net: Network, spread: Callable[[list[Host]], Spread]
+    ) -> None:
         etcds, near, far = hosts(net, "e", 3), hosts(net, "near", 2), hosts(net, "far", 2)
         fleet = spread(etcds)
         old = fleet.serve_on(near[0])
@@ -77,7 +79,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         self.all_meet_again(fleet, net, etcds[0])
         old.process.line("lost its lease")
 
-    def test_nodes_that_elect_one_of_them(
+    def test_nodes_elect_one_on_their_side(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 4)
@@ -116,8 +118,10 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         fleet.check_ledger(seen_from)
 
 
-class TestAPartOfEtcdIsCutOff:
-    def test_its_leader(self, net: Network, spread: Callable[[list[Host]], Spread]) -> None:
+class TestAMemberOfEtcdIsCutOff:
+    def test_the_leader_of_etcd_is_cut_off(
+        self, net: Network, spread: Callable[[list[Host]], Spread]
+    ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
         fleet = spread(etcds)
         fleet.serve_on(machines[0])
@@ -133,7 +137,7 @@ class TestAPartOfEtcdIsCutOff:
         fleet.check_counter(1)
         fleet.check_ledger(next(host for host in etcds if host is not leader))
 
-    def test_a_member_with_the_coordinator_on_its_host(
+    def test_a_member_of_etcd_is_cut_off_with_the_coordinator(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
@@ -164,7 +168,7 @@ class TestAPartOfEtcdIsCutOff:
 class TestNobodyReachesTheCoordinator:
     """It has the ledger, and keeps its lease: nothing but its yielding lets another try."""
 
-    def test_the_first_one_that_nodes_elect_is_behind_a_firewall(
+    def test_the_first_elected_coordinator_is_behind_a_firewall(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
@@ -176,7 +180,7 @@ class TestNobodyReachesTheCoordinator:
         self.another_is_elected(fleet, walled, machines[1:])
         fleet.check_ledger(etcds[0])
 
-    def test_the_first_one_that_nodes_elect_tells_a_wrong_address(
+    def test_the_first_elected_coordinator_has_a_wrong_address(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
@@ -201,7 +205,7 @@ class TestNobodyReachesTheCoordinator:
         assert fleet.hosting() is not first
         fleet.counts_since(time.monotonic())
 
-    def test_a_firewall_is_put_before_the_one_that_nodes_have_elected(
+    def test_a_firewall_comes_before_the_elected_coordinator(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
@@ -214,7 +218,7 @@ class TestNobodyReachesTheCoordinator:
         assert fleet.hosting() is not first
         fleet.check_ledger(etcds[0])
 
-    def test_a_firewall_is_put_before_a_replica(
+    def test_a_firewall_comes_before_a_replica(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)
@@ -245,7 +249,7 @@ class TestNobodyReachesTheCoordinator:
 
 
 class TestANodeAlone:
-    def test_is_lost_and_comes_back(
+    def test_a_node_cut_off_is_lost_and_returns(
         self, net: Network, spread: Callable[[list[Host]], Spread]
     ) -> None:
         etcds, machines = hosts(net, "e", 3), hosts(net, "n", 3)

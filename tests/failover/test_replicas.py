@@ -56,7 +56,7 @@ def the_round_goes_on(fleet: Fleet, since_s: float, pids: list[int]) -> None:
     fleet.check_rounds()
 
 
-def test_the_owner_is_killed(fleet: Fleet) -> None:
+def test_a_run_survives_a_killed_owner(fleet: Fleet) -> None:
     owner, pids = fleet.owner(), fleet.worker_pids()
     killed_s = time.monotonic()
     owner.process.signal(signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_the_owner_is_killed(fleet: Fleet) -> None:
     the_round_goes_on(fleet, killed_s, pids)
 
 
-def test_the_owner_is_frozen_and_thaws(fleet: Fleet) -> None:
+def test_a_run_survives_an_owner_that_is_frozen_and_thaws(fleet: Fleet) -> None:
     owner, pids = fleet.owner(), fleet.worker_pids()
     frozen_s = time.monotonic()
     fleet.machine.freeze(owner.process.pid)
@@ -86,7 +86,7 @@ def test_the_owner_is_frozen_and_thaws(fleet: Fleet) -> None:
     the_round_goes_on(fleet, thawed_s, pids)
 
 
-def test_the_owner_is_asked_to_end(fleet: Fleet) -> None:
+def test_a_run_survives_an_owner_that_ends(fleet: Fleet) -> None:
     owner, pids = fleet.owner(), fleet.worker_pids()
     asked_s = time.monotonic()
     owner.process.signal(signal.SIGTERM)

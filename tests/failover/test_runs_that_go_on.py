@@ -46,7 +46,7 @@ def kill_owner(fleet: Fleet) -> Replica:
     return fleet.owner()
 
 
-def test_the_host_among_the_nodes_is_killed(
+def test_a_run_survives_a_killed_host(
     fleets: Callable[[Fleet], Fleet], three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     fleet = fleets(etcd_fleet(three_etcd, tmp_path))
@@ -76,7 +76,7 @@ def test_the_host_among_the_nodes_is_killed(
     fleet.check_rounds()
 
 
-def test_a_standby_and_a_newcomer_are_let_in_after_a_failover(
+def test_a_standby_and_a_newcomer_are_admitted_after_a_failover(
     fleets: Callable[[Fleet], Fleet], three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     fleet = fleets(etcd_fleet(three_etcd, tmp_path))
@@ -99,7 +99,7 @@ def test_a_standby_and_a_newcomer_are_let_in_after_a_failover(
     fleet.check_rounds()
 
 
-def test_restarts_and_their_budget_are_kept(
+def test_restarts_and_their_budget_survive_a_failover(
     fleets: Callable[[Fleet], Fleet], three_etcd: EtcdCluster, tmp_path: Path
 ) -> None:
     fleet = fleets(etcd_fleet(three_etcd, tmp_path))
@@ -118,7 +118,7 @@ def test_restarts_and_their_budget_are_kept(
         assert agent.first("working", round=3) is None
 
 
-def test_one_coordinator_that_is_killed_and_started_again_resumes_its_run(
+def test_a_restarted_coordinator_resumes_its_run(
     fleets: Callable[[Fleet], Fleet], tmp_path: Path
 ) -> None:
     port = free_port()

@@ -64,7 +64,7 @@ def test_an_episode_is_the_same_from_the_same_seed(monkeypatch: pytest.MonkeyPat
     assert len(first) > 50
 
 
-def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_fuzzer_continues_where_it_stopped(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     first = fuzz.Fuzzing(["stored", "texts"], SEED, state)
     assert first.go(5_000) == 0
@@ -88,7 +88,7 @@ def found_in(target: str, episodes: int = 3) -> str:
     return str(failure.value)
 
 
-def test_an_exception_of_a_handler_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_a_handler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise KeyError("planted")
 
@@ -99,14 +99,14 @@ def test_an_exception_of_a_handler_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     assert f"again: python -m tests.fuzz --target nodes --seed {SEED} --episode" in text
 
 
-def test_a_session_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_stays_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "rallypoint.coordinator.coordinator.Coordinator.disconnected", lambda self, session: None
     )
     assert "sessions are left" in found_in("nodes")
 
 
-def test_a_run_that_disturbs_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_disturbs_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def departing(run: object, session: sessions.Session, *rest: object) -> None:
         assert isinstance(session._host, Coordinator)
         for each in list(session._host.sessions.values()):
@@ -117,19 +117,19 @@ def test_a_run_that_disturbs_another_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     assert "honest" in found_in("nodes")
 
 
-def test_an_error_that_is_not_declared_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undeclared_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_is_number", str.isdigit)
     assert "ValueError" in found_in("stored")
 
 
-def test_a_release_in_an_answer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_in_an_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "rallypoint.coordinator.http_connection.SERVER_NAME", "Python/3.11 aiohttp/3.14"
     )
     assert "no name of ours" in found_in("people")
 
 
-def test_a_task_that_nobody_reads_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_task_that_nobody_awaits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*arguments: object) -> None:
         raise KeyError("planted")
 

@@ -27,7 +27,7 @@ OPEN = Change(
 )
 
 
-def test_a_verdict_is_said_once_and_only_if_it_is_news() -> None:
+def test_a_verdict_is_printed_once_and_only_if_it_is_new() -> None:
     assert agent_messages.of_change(OPEN, None).endswith("; looking for the cause")
     confirmed = msgspec.structs.replace(OPEN, confirmed=True)
     assert agent_messages.of_change(confirmed, OPEN) == ""
@@ -37,7 +37,7 @@ def test_a_verdict_is_said_once_and_only_if_it_is_news() -> None:
     assert agent_messages.of_change(confirmed, msgspec.structs.replace(OPEN, round=2)) != ""
 
 
-def test_the_end_names_who_failed_and_shows_its_last_lines() -> None:
+def test_the_end_names_the_failed_worker_and_shows_its_last_lines() -> None:
     failure = Failure(FailureKind.EXCEPTION, "E: x", rank=2, exit_code=1, last_lines=("one", "E"))
     cause = msgspec.structs.replace(OPEN, failure=failure)
     text = agent_messages.of_end("run", CloseRecord(Outcome.FAILED, "because", cause=cause))
@@ -45,12 +45,12 @@ def test_the_end_names_who_failed_and_shows_its_last_lines() -> None:
     assert agent_messages.of_end("run", CloseRecord(Outcome.FAILED, "because")).count("\n") == 0
 
 
-def test_nothing_that_is_shown_moves_the_cursor() -> None:
+def test_shown_text_cannot_move_the_cursor() -> None:
     assert agent_messages.shown("a\n\tb é") == "a\n        b é"
     assert "\x1b" not in agent_messages.shown("\x1b[2J")
 
 
-def test_where_workers_met_is_told_if_they_did_not_reach_each_other() -> None:
+def test_the_bootstrap_address_is_printed_after_a_communication_error() -> None:
     head = RoundHead(3, 1, 2, 4, Address("10.0.0.5", 29500), "digest")
     first, second = Round(head, Seat(0, 0, 2)), Round(head, Seat(1, 2, 2))
     own = OwnAddress("10.0.0.5", "eth0")

@@ -87,7 +87,9 @@ def test_a_plain_bind_is_refused(host: str, is_handed_over: bool) -> None:
 @linux
 @pytest.mark.parametrize("options", [("SO_REUSEADDR",), ("SO_REUSEADDR", "SO_REUSEPORT")])
 @pytest.mark.parametrize("host", ["", "127.0.0.1", "127.0.0.9", "::", "::1"])
-def test_before_it_is_handed_over_nobody_can_bind_it(options: tuple[str, ...], host: str) -> None:
+def test_until_the_handover_no_process_can_bind_the_port(
+    options: tuple[str, ...], host: str
+) -> None:
     """Whatever the other sets: Linux compares users only where both set SO_REUSEPORT."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if family is socket.AF_INET6 and not socket.has_dualstack_ipv6():
@@ -110,9 +112,7 @@ def test_before_it_is_handed_over_nobody_can_bind_it(options: tuple[str, ...], h
 @pytest.mark.parametrize("reuse", [0, 1])
 @pytest.mark.parametrize("host", ["", "127.0.0.1"])
 @pytest.mark.parametrize("is_handed_over", [False, True])
-def test_the_kernel_gives_the_port_to_nobody_who_asks_for_any(
-    host: str, reuse: int, is_handed_over: bool
-) -> None:
+def test_the_kernel_never_assigns_the_port(host: str, reuse: int, is_handed_over: bool) -> None:
     with reserve_port() as reservation, contextlib.ExitStack() as opened:
         if is_handed_over:
             reservation.hand_over()

@@ -135,7 +135,7 @@ async def setup() -> AsyncIterator[Setup]:
         await made.channel.aclose()
 
 
-def test_a_worker_is_told_what_keeps_the_run_from_going_on() -> None:
+def test_a_worker_learns_what_the_run_waits_for() -> None:
     async def scenario() -> None:
         async with setup() as made:
             worker = await made.worker()
@@ -169,7 +169,7 @@ def test_calls_members_and_requests_reach_the_agent() -> None:
     asyncio.run(scenario())
 
 
-def test_a_round_that_ended_before_there_was_a_world_is_seen_by_it() -> None:
+def test_a_world_notices_that_its_round_has_ended_already() -> None:
     async def scenario() -> None:
         async with setup() as made:
             made.node.change = LOST
@@ -182,7 +182,7 @@ def test_a_round_that_ended_before_there_was_a_world_is_seen_by_it() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"secret": "guessed"}, {"number": 2}])
-def test_who_is_no_worker_of_the_round_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_process_that_is_no_worker_of_the_round_is_refused(wrong: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with setup() as made:
             with pytest.raises(errors.UnreachableError, match="no longer has a worker of round"):
@@ -203,7 +203,7 @@ def test_bytes_that_are_no_message_end_the_connection() -> None:
     asyncio.run(scenario())
 
 
-def test_a_stranger_cannot_make_the_agent_hold_much() -> None:
+def test_a_connection_without_the_secret_can_hold_little_memory() -> None:
     """Any process of the machine can connect: only a worker may send what is long."""
 
     async def scenario() -> None:
@@ -220,7 +220,7 @@ def test_a_stranger_cannot_make_the_agent_hold_much() -> None:
     asyncio.run(scenario())
 
 
-def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.5)
 
     async def scenario() -> None:
@@ -234,7 +234,7 @@ def test_who_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
-def test_a_worker_of_an_earlier_round_is_cut_off() -> None:
+def test_the_connection_of_an_earlier_rounds_worker_is_closed() -> None:
     async def scenario() -> None:
         async with setup() as made:
             old = await made.worker()
@@ -254,7 +254,7 @@ def test_a_worker_of_an_earlier_round_is_cut_off() -> None:
     asyncio.run(scenario())
 
 
-def test_a_workers_store_says_what_became_of_the_nodes_call() -> None:
+def test_a_workers_store_reports_the_result_of_the_nodes_call() -> None:
     async def scenario() -> None:
         async with setup() as made:
             run = Run(await made.worker())
@@ -277,7 +277,7 @@ def test_a_workers_store_says_what_became_of_the_nodes_call() -> None:
     asyncio.run(scenario())
 
 
-def test_an_error_is_explained_by_a_confirmed_end_only() -> None:
+def test_only_a_confirmed_end_explains_an_error() -> None:
     async def scenario() -> None:
         async with setup() as made:
             worker = await made.worker()
@@ -307,7 +307,7 @@ sys.exit(0 if peer.recv(1) == b"" else 1)
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="becoming another user takes root"
 )
-def test_a_process_of_another_user_is_turned_away() -> None:
+def test_a_process_of_another_user_is_refused() -> None:
     async def scenario() -> None:
         async with setup() as made:
             name = made.channel.path.removeprefix("@")
@@ -335,7 +335,7 @@ def test_only_this_user_and_root_may_connect(
     assert channel.is_of_this_user(cast(socket.socket, Connection())) == may
 
 
-def test_connections_that_say_nothing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "STRANGERS_MAX", 4)
     monkeypatch.setattr(channel, "HELLO_TIMEOUT_S", 0.3)
 

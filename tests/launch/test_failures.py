@@ -78,7 +78,7 @@ def test_an_exception_says_what_it_is(lines: Sequence[str], kind: str, rank_pref
     assert (report.exit_code, report.signal) == (1, None)
 
 
-def test_only_the_exception_counts_not_what_was_logged_before() -> None:
+def test_only_the_exception_counts_not_earlier_lines() -> None:
     lines = ["worker 3: Connection reset by peer, retrying", *said("ValueError: mine")]
     assert classify(ended(), lines, None).kind == "exception"
 
@@ -107,7 +107,7 @@ def test_the_last_exception_of_a_chain_counts() -> None:
         ([], "signal"),
     ],
 )
-def test_an_abort_is_what_was_said_before_it(lines: Sequence[str], kind: str) -> None:
+def test_an_abort_has_the_message_before_it(lines: Sequence[str], kind: str) -> None:
     report = classify(ended(None, signal.SIGABRT), lines, None)
     assert report.kind == kind
     assert report.message.startswith("killed by SIGABRT")
@@ -125,7 +125,7 @@ def test_an_abort_is_what_was_said_before_it(lines: Sequence[str], kind: str) ->
         (ended(None, signal.SIGKILL, oom=True), "oom", 9, "killed by the kernel: out of memory"),
     ],
 )
-def test_a_signal_needs_no_words(exit: WorkerExit, kind: str, number: int, message: str) -> None:
+def test_a_signal_needs_no_message(exit: WorkerExit, kind: str, number: int, message: str) -> None:
     report = classify(exit, said(GLOO_KILLED), None)
     assert (report.kind, report.signal, report.message) == (kind, number, message)
     assert report.exit_code == exit.returncode
@@ -173,7 +173,7 @@ def test_a_recorded_communication_error_is_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"message": 3}', '{"message": {}}', "null"])
-def test_an_error_file_that_says_nothing_is_ignored(text: str) -> None:
+def test_an_empty_error_file_is_ignored(text: str) -> None:
     assert classify(ended(), said("ValueError: mine"), text).message == "ValueError: mine"
 
 
@@ -189,7 +189,7 @@ def test_a_worker_that_ended_well_has_no_report() -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 2, 20, 64])
-def test_so_many_last_lines_are_shared(lines: int) -> None:
+def test_a_limited_number_of_last_lines_is_shared(lines: int) -> None:
     failure = classify(ended(), [*said("ValueError: no"), "after"], None)
     told = shared(failure, lines)
     assert told.last_lines == failure.last_lines[-lines:]
@@ -216,9 +216,7 @@ SECRET = "sk-live-51H8"
         (classify(ended(), [], None), "it said nothing"),
     ],
 )
-def test_of_a_worker_that_shares_nothing_only_the_kind_leaves_the_node(
-    failure: Failure, kept: str
-) -> None:
+def test_a_worker_that_shares_nothing_reports_only_the_kind(failure: Failure, kept: str) -> None:
     told = shared(failure, 0)
     assert kept in told.message
     assert SECRET not in repr(told)
@@ -234,6 +232,6 @@ def test_of_a_worker_that_shares_nothing_only_the_kind_leaves_the_node(
     "text",
     ["[" * 100_000, '{"message":' * 100_000, '{"message": ["deep"]}', "\ud800", '{"message": NaN}'],
 )
-def test_an_error_file_that_is_none_ends_nobody_but_its_worker(text: str) -> None:
+def test_a_bad_error_file_affects_only_its_worker(text: str) -> None:
     failure = classify(ended(), said("ValueError: boom"), text)
     assert failure.message == "ValueError: boom"

@@ -67,7 +67,7 @@ def _read_until_ready(process: subprocess.Popen[bytes], pids: dict[str, list[int
             pids[word.decode()].append(int(number[0]) if number else 0)
 
 
-def test_nothing_of_the_workers_survives_kill_9_of_the_agent() -> None:
+def test_no_process_of_the_workers_survives_kill_9_of_the_agent() -> None:
     with agent() as (process, pids):
         workers = pids["pid"]
         assert all(alive(pid) for pid in workers)
@@ -100,7 +100,7 @@ def test_signals_cannot_end_a_guard_that_has_just_been_started() -> None:
     asyncio.run(scenario())
 
 
-def test_close_kills_what_is_registered_and_not_what_was_removed() -> None:
+def test_close_kills_registered_groups_and_not_removed_ones() -> None:
     async def scenario() -> None:
         guard = Guard()
         guard.start()
@@ -144,7 +144,7 @@ def test_a_guard_that_dies_is_replaced_and_the_new_one_knows_the_groups() -> Non
 
 
 @pytest.mark.parametrize("is_told_before", [True, False])
-def test_the_agents_directory_goes_with_it(tmp_path: Path, is_told_before: bool) -> None:
+def test_the_agents_directory_is_removed_with_it(tmp_path: Path, is_told_before: bool) -> None:
     async def scenario() -> None:
         scratch = tmp_path / "with a space"
         scratch.mkdir()
@@ -183,7 +183,7 @@ def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
     asyncio.run(scenario())
 
 
-def test_a_group_that_comes_when_the_guard_is_closed_is_killed() -> None:
+def test_a_group_registered_after_the_close_is_killed() -> None:
     """As of a start that hung, and that the agent waited for no longer."""
 
     async def scenario() -> None:
@@ -223,7 +223,7 @@ def test_groups_of_several_threads_are_all_killed() -> None:
     asyncio.run(scenario())
 
 
-def test_a_number_that_came_to_mean_another_process_is_left_alone() -> None:
+def test_a_pid_reused_by_another_process_is_left_alone() -> None:
     with sleeper() as process:
         leader = guard_process.read_process(process.pid)
         assert leader is not None

@@ -84,7 +84,7 @@ def _read_all(fd: int) -> bytes:
     return data
 
 
-def test_streams_go_each_to_its_own_with_the_prefix() -> None:
+def test_each_stream_goes_to_its_own_with_the_prefix() -> None:
     async def scenario() -> None:
         pump = terminal.pump(prefix=lambda _, rank: f"[node:{rank}] ")
         pump.begin_round(1)
@@ -109,7 +109,7 @@ def test_streams_go_each_to_its_own_with_the_prefix() -> None:
         asyncio.run(scenario())
 
 
-def test_files_hold_the_bytes_as_they_came(tmp_path: Path) -> None:
+def test_files_have_the_bytes_unchanged(tmp_path: Path) -> None:
     async def scenario() -> None:
         pump = terminal.pump(log_dir=tmp_path, run_id="job", prefix=_rank, shows=_nothing)
         for number in (3, 4):
@@ -145,7 +145,7 @@ def test_a_new_round_begins_without_last_lines() -> None:
         asyncio.run(scenario())
 
 
-def test_drain_waits_for_one_worker_or_all_and_not_for_who_keeps_a_pipe_open() -> None:
+def test_drain_does_not_wait_for_a_pipe_that_stays_open() -> None:
     async def scenario() -> None:
         pump = terminal.pump()
         kept, other = FakeWorker(pump, 0), FakeWorker(pump, 1)
@@ -184,7 +184,7 @@ def test_drain_ends_though_a_descendant_never_stops_writing() -> None:
     os.close(write_end)
 
 
-def test_a_console_that_hangs_holds_up_nobody_but_the_output() -> None:
+def test_a_console_that_hangs_delays_only_the_output() -> None:
     async def scenario() -> None:
         pump = terminal.pump()
         noisy, failing = FakeWorker(pump, 0), FakeWorker(pump, 1)
@@ -256,7 +256,7 @@ def test_a_console_whose_reader_has_gone_does_not_stop_the_output() -> None:
         asyncio.run(scenario())
 
 
-def test_a_console_that_somebody_made_non_blocking_gets_everything() -> None:
+def test_a_non_blocking_console_gets_everything() -> None:
     async def scenario() -> None:
         os.set_blocking(terminal.out, False)
         pump = terminal.pump()
@@ -284,7 +284,7 @@ def test_a_console_that_somebody_made_non_blocking_gets_everything() -> None:
         asyncio.run(scenario())
 
 
-def test_a_full_file_system_is_told_once_and_the_output_goes_on(tmp_path: Path) -> None:
+def test_a_full_file_system_is_reported_once_and_output_continues(tmp_path: Path) -> None:
     async def scenario() -> None:
         directory = round_log_dir(tmp_path, "job", 1)
         directory.mkdir(parents=True)
@@ -311,7 +311,7 @@ def test_a_full_file_system_is_told_once_and_the_output_goes_on(tmp_path: Path) 
         asyncio.run(scenario())
 
 
-def test_a_log_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_log_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         pump = terminal.pump(log_dir=tmp_path / "file", run_id="job")
         pump.begin_round(1)
@@ -328,7 +328,7 @@ def test_a_log_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
-def test_a_closed_pump_takes_nothing_and_holds_nobody_up() -> None:
+def test_a_closed_pump_accepts_nothing_and_blocks_nothing() -> None:
     async def scenario() -> None:
         pump = terminal.pump()
         assert await pump.close(DEADLINE_S)
@@ -345,7 +345,7 @@ def test_a_closed_pump_takes_nothing_and_holds_nobody_up() -> None:
         asyncio.run(scenario())
 
 
-def test_what_the_agent_says_is_a_line_on_stderr() -> None:
+def test_messages_of_the_agent_are_lines_on_stderr() -> None:
     async def scenario() -> None:
         pump = terminal.pump(shows=_nothing, prefix=_rank)
         pump.say("one")
@@ -365,7 +365,7 @@ def test_a_run_id_does_not_lead_out_of_the_log_directory(run_id: str, tmp_path: 
     assert directory.parent.resolve() != tmp_path.resolve()
 
 
-def test_check_log_dir_makes_it_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+def test_check_log_dir_creates_the_directory_and_leaves_it_empty(tmp_path: Path) -> None:
     check_log_dir(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
@@ -382,7 +382,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_what_workers_write_is_for_this_user_alone(tmp_path: Path) -> None:
+def test_log_files_are_readable_by_this_user_only(tmp_path: Path) -> None:
     """A traceback may hold a password, and a log directory is often on a shared disk."""
     root = tmp_path / "made" / "logs"
 
@@ -404,14 +404,14 @@ def test_what_workers_write_is_for_this_user_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_a_log_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_log_directory_is_unchanged(tmp_path: Path) -> None:
     root = tmp_path / "logs"
     root.mkdir(mode=0o775)
     check_log_dir(root)
     assert mode(root) == 0o775
 
 
-def test_check_log_dir_says_what_is_wrong(tmp_path: Path) -> None:
+def test_check_log_dir_reports_the_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LogDirectoryError, match="file") as caught:
         check_log_dir(tmp_path / "file")
@@ -423,7 +423,7 @@ def test_check_log_dir_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_the_last_lines_of_a_worker_that_fails_are_whole_when_it_has_ended() -> None:
+def test_the_last_lines_are_complete_when_a_worker_has_failed() -> None:
     code = """
 import os, sys, time
 for number in range(1000):

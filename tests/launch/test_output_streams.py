@@ -64,7 +64,7 @@ def test_every_line_has_the_prefix(feed: Feed) -> None:
     assert b"".join(parts) == b"[n:0] one\n[n:0] \n[n:0] two\n[n:0] three\n[n:0] four\n"
 
 
-def test_a_progress_bar_is_seen_as_it_moves(feed: Feed) -> None:
+def test_a_progress_bar_is_shown_as_it_moves(feed: Feed) -> None:
     parts = feed(b"\r10%", b"\r20%", b"\r30%", b"\n", prefix=b"[n:0] ")
     assert b"".join(parts) == b"[n:0] \r[n:0] 10%\r[n:0] 20%\r[n:0] 30%\n"
     assert parts[1] == b"[n:0] 10%\r"
@@ -75,7 +75,7 @@ def test_a_windows_line_end_is_one_end(feed: Feed) -> None:
     assert b"".join(parts) == b"> one\r\n> two\r\n> three\r\n"
 
 
-def test_a_very_long_line_does_not_grow_here(feed: Feed) -> None:
+def test_a_very_long_line_is_written_in_parts(feed: Feed) -> None:
     parts = feed(*[b"x" * 30_000] * 100, b"\nnext\n", prefix=b"> ")
     assert b"".join(parts) == b"> " + b"x" * 3_000_000 + b"\n> next\n"
     assert max(map(len, parts)) < 200_000
@@ -95,7 +95,7 @@ def test_the_last_lines_are_the_last() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100, 100_000])
-def test_the_last_lines_do_not_depend_on_how_the_bytes_come(size: int) -> None:
+def test_the_last_lines_are_the_same_for_any_pieces(size: int) -> None:
     text = b"".join(b"line %d\n" % number for number in range(1000)) + b"\n  \nhalf"
     last = LastLines(count=3)
     for start in range(0, len(text), size):
@@ -103,7 +103,7 @@ def test_the_last_lines_do_not_depend_on_how_the_bytes_come(size: int) -> None:
     assert last.snapshot() == ("line 998", "line 999", "half")
 
 
-def test_a_kept_line_is_bounded_and_says_so() -> None:
+def test_a_kept_line_is_cut_with_a_mark() -> None:
     last = LastLines(bytes_max=10)
     last.feed(b"x" * 10 + b"\n" + b"y" * 11 + b"\n")
     for _ in range(1000):
@@ -111,7 +111,7 @@ def test_a_kept_line_is_bounded_and_says_so() -> None:
     assert last.snapshot() == ("x" * 10, "y" * 10 + "…", "z" * 10 + "…")
 
 
-def test_of_a_progress_bar_only_the_last_state_is_kept() -> None:
+def test_only_the_last_state_of_a_progress_bar_is_kept() -> None:
     last = LastLines()
     for percent in range(100):
         last.feed(b"\r%d %%" % percent)
@@ -136,7 +136,7 @@ def test_a_console_without_a_reader_is_given_up() -> None:
     console.write(b"three\n")  # and is not tried again: the number may be another file's by now
 
 
-def test_a_file_that_fails_is_told_once_and_closed(tmp_path: Path) -> None:
+def test_a_file_that_fails_is_reported_once_and_closed(tmp_path: Path) -> None:
     told: list[tuple[Path, int | None]] = []
     path = tmp_path / "full"
     path.symlink_to("/dev/full")

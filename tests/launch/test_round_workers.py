@@ -13,7 +13,7 @@ def failure(kind: FailureKind, message: str = "") -> Failure:
     return Failure(kind, message)
 
 
-def test_failures_are_in_the_order_of_precedence_and_then_as_they_came() -> None:
+def test_failures_are_ordered_by_precedence_and_then_by_time() -> None:
     kinds = (
         FailureKind.COMMUNICATION,
         FailureKind.EXCEPTION,
@@ -24,7 +24,7 @@ def test_failures_are_in_the_order_of_precedence_and_then_as_they_came() -> None
     assert [each.message for each in found] == ["2", "1", "3", "0"]
 
 
-def test_only_what_says_more_outranks() -> None:
+def test_only_a_more_specific_failure_outranks() -> None:
     exception = failure(FailureKind.EXCEPTION)
     assert outranks(exception, [])
     assert outranks(exception, [failure(FailureKind.COMMUNICATION)])
@@ -32,7 +32,7 @@ def test_only_what_says_more_outranks() -> None:
     assert not outranks(exception, [failure(FailureKind.SIGNAL)])
 
 
-def test_a_bell_wakes_all_who_wait_and_each_looks_for_itself() -> None:
+def test_a_change_wakes_all_waiters_and_each_checks_its_condition() -> None:
     async def scenario() -> None:
         notifier, seen = ChangeNotifier(), list[int]()
 

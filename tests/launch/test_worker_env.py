@@ -67,7 +67,7 @@ def test_the_users_environment_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["RANK", "MASTER_PORT", "RALLYPOINT_ROUND", "WORLD_SIZE"])
-def test_a_fact_is_never_the_users(name: str) -> None:
+def test_the_user_cannot_override_a_fact(name: str) -> None:
     assert worker_environment(CONTEXT, {name: "x"})[name] != "x"
 
 
@@ -85,20 +85,20 @@ def test_one_worker_alone_may_use_all_cores() -> None:
 
 
 @pytest.mark.parametrize("name", ["RALLYPOINT_TOKEN", "RALLYPOINT_TOKEN_FILE"])
-def test_what_admits_to_the_coordinator_stays_with_the_agent(name: str) -> None:
+def test_tokens_are_not_passed_to_workers(name: str) -> None:
     environment = worker_environment(CONTEXT, {name: "hidden"})
     assert "hidden" not in environment.values()
     assert name not in environment
 
 
-def test_the_error_file_is_this_workers_or_none() -> None:
+def test_the_error_file_belongs_to_this_worker() -> None:
     outer = {"TORCHELASTIC_ERROR_FILE": "/of/another/agent"}
     assert "TORCHELASTIC_ERROR_FILE" not in worker_environment(CONTEXT, outer)
     own = dataclasses.replace(CONTEXT, error_file="/own")
     assert worker_environment(own, outer)["TORCHELASTIC_ERROR_FILE"] == "/own"
 
 
-def test_the_base_is_not_changed() -> None:
+def test_the_environment_of_the_agent_is_not_changed() -> None:
     base = {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
     worker_environment(CONTEXT, base)
     assert base == {"RANK": "0", "RALLYPOINT_TOKEN": "hidden"}
@@ -116,6 +116,6 @@ def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, g
     assert worker_environment(CONTEXT, base)["LOCAL_RANK"] == "1"
 
 
-def test_a_role_is_what_programs_for_torchrun_read() -> None:
+def test_a_role_has_the_variables_of_torchrun() -> None:
     env = worker_environment(dataclasses.replace(CONTEXT, role="trainer"), {})
     assert env["ROLE_NAME"] == "trainer"

@@ -97,7 +97,7 @@ def both_ways_to_watch(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("both_ways_to_watch")
-def test_a_worker_runs_until_its_end_was_told() -> None:
+def test_a_worker_runs_until_its_exit_was_reported() -> None:
     """The agent regroups once nobody runs: it must have heard of the failure that was the cause."""
 
     async def scenario() -> None:
@@ -112,7 +112,7 @@ def test_a_worker_runs_until_its_end_was_told() -> None:
 
 
 @pytest.mark.usefixtures("both_ways_to_watch")
-def test_exits_are_told_with_their_code_or_signal() -> None:
+def test_exits_are_reported_with_their_code_or_signal() -> None:
     async def scenario() -> None:
         codes = ["raise SystemExit(0)", "raise SystemExit(7)", SLEEP]
         specs = [
@@ -136,7 +136,7 @@ def test_exits_are_told_with_their_code_or_signal() -> None:
     asyncio.run(scenario())
 
 
-def test_an_exit_is_known_at_once() -> None:
+def test_an_exit_is_noticed_at_once() -> None:
     async def scenario() -> float:
         async with Setup(spec(SLEEP)) as setup:
             await setup.output.line()
@@ -148,7 +148,7 @@ def test_an_exit_is_known_at_once() -> None:
     assert min(asyncio.run(scenario()) for _ in range(20)) < 0.01  # a busy machine takes longer
 
 
-def test_the_guard_learns_of_a_group_while_the_loop_is_held_up() -> None:
+def test_the_guard_learns_of_a_group_while_the_loop_is_blocked() -> None:
     """Whoever kills the agent then leaves nothing of what the worker has started."""
     held, told = threading.Event(), threading.Event()
     was_told: list[bool] = []
@@ -190,7 +190,7 @@ def test_a_worker_leads_its_session_and_reads_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_a_worker_has_the_limit_on_open_files_that_its_agent_was_started_with(
+def test_a_worker_has_its_agents_first_limit_on_open_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The agent raises its own, and select() in a program does not bear as much."""
@@ -269,7 +269,7 @@ def test_the_first_signal_can_be_chosen() -> None:
     asyncio.run(scenario())
 
 
-def test_who_ignores_the_signal_is_killed_when_the_grace_is_over() -> None:
+def test_a_worker_that_ignores_the_signal_is_killed_after_the_grace() -> None:
     async def scenario() -> None:
         async with Setup(spec(IGNORES_TERM)) as setup:
             await setup.output.line()
@@ -299,7 +299,7 @@ def test_a_second_stop_cuts_the_grace_short_but_never_lengthens_it() -> None:
     asyncio.run(scenario())
 
 
-def test_a_cancelled_stop_goes_on() -> None:
+def test_a_cancelled_stop_continues() -> None:
     async def scenario() -> None:
         async with Setup(spec(IGNORES_TERM)) as setup:
             await setup.output.line()
@@ -323,7 +323,7 @@ def test_stop_without_a_start_and_after_the_end_does_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_a_stopped_process_goes_too() -> None:
+def test_a_process_that_sigstop_stopped_is_ended_too() -> None:
     # One with a handler: it runs only when the process goes on.
     code = """
 import signal, sys, time
@@ -355,7 +355,7 @@ def test_signal_all_reaches_every_group() -> None:
 
 @pytest.mark.parametrize("how", ["end", "end own-group"])
 @pytest.mark.usefixtures("both_ways_to_watch")
-def test_what_a_worker_leaves_behind_when_it_ends_is_killed(how: str) -> None:
+def test_processes_that_a_worker_leaves_behind_are_killed(how: str) -> None:
     async def scenario() -> None:
         async with Setup(spec(LEAVES_CHILD, 0, how, CHILD_IGNORES_TERM), spec(SLEEP, 1)) as setup:
             child = int(await setup.output.line(0))
@@ -366,7 +366,7 @@ def test_what_a_worker_leaves_behind_when_it_ends_is_killed(how: str) -> None:
     asyncio.run(scenario())
 
 
-def test_within_a_stop_what_a_leader_leaves_has_the_grace_too() -> None:
+def test_within_a_stop_remaining_processes_have_the_grace_too() -> None:
     # `sh -c "python train.py; ..."`: the shell ends at once, the program is saving its state.
     saves = """
 import os, sys
@@ -390,7 +390,7 @@ signal.signal(signal.SIGTERM, save)
 
 
 @pytest.mark.parametrize("how", ["stay", "stay own-group"])
-def test_what_a_leader_leaves_is_killed_when_the_grace_is_over(how: str) -> None:
+def test_remaining_processes_are_killed_after_the_grace(how: str) -> None:
     async def scenario() -> None:
         async with Setup(spec(LEAVES_CHILD, 0, how, CHILD_IGNORES_TERM)) as setup:
             child = int(await setup.output.line())
@@ -402,7 +402,7 @@ def test_what_a_leader_leaves_is_killed_when_the_grace_is_over(how: str) -> None
     asyncio.run(scenario())
 
 
-def test_a_stop_ends_as_soon_as_the_last_of_a_group_has() -> None:
+def test_a_stop_ends_with_the_last_process_of_the_group() -> None:
     async def scenario() -> None:
         async with Setup(spec(LEAVES_CHILD, 0, "stay", "")) as setup:
             child = int(await setup.output.line())
@@ -483,7 +483,7 @@ def test_a_zero_byte_is_an_error_of_ours() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_start_that_is_given_up_leaves_nothing_running(
+def test_a_cancelled_start_leaves_nothing_running(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A program on a file system that hangs: the start waits, the loop does not.

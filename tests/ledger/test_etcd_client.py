@@ -29,7 +29,7 @@ pytestmark = pytest.mark.processes
 # -- what it does -------------------------------------------------------------------------------
 
 
-def test_keys_and_transactions(one_etcd: EtcdCluster, prefix: str) -> None:
+def test_keys_and_transactions_work(one_etcd: EtcdCluster, prefix: str) -> None:
     async def body() -> None:
         async with client_of(one_etcd.options) as client:
             start = prefix.encode() + b"/"
@@ -74,7 +74,7 @@ def test_a_lease_takes_its_keys_with_it(one_etcd: EtcdCluster, prefix: str) -> N
     asyncio.run(body())
 
 
-def test_the_cluster_says_who_it_is(one_etcd: EtcdCluster) -> None:
+def test_the_client_reads_status_and_members(one_etcd: EtcdCluster) -> None:
     async def body() -> None:
         async with client_of(one_etcd.options) as client:
             status = await client.status()
@@ -125,7 +125,7 @@ def test_a_watch_goes_on_after_silence_and_broken_connections(one_etcd, prefix) 
     asyncio.run(body())
 
 
-def test_a_watch_from_before_a_compaction_is_told_so(one_etcd, prefix) -> None:
+def test_a_watch_from_before_a_compaction_is_an_error(one_etcd, prefix) -> None:
     async def body() -> None:
         async with client_of(one_etcd.options) as client:
             key = prefix.encode()
@@ -173,7 +173,7 @@ def test_users_and_passwords(etcd_program: Program) -> None:
         asyncio.run(body(cluster))
 
 
-def test_a_user_where_none_is_asked_for(one_etcd, prefix) -> None:
+def test_an_etcd_without_users_ignores_a_user(one_etcd, prefix) -> None:
     async def body() -> None:
         options = EtcdOptions(endpoints=one_etcd.endpoints, user="any", password="any")
         async with EtcdLedger(options, prefix) as ledger:

@@ -36,7 +36,7 @@ from tests.ports import free_port, free_ports
 pytestmark = pytest.mark.processes
 
 
-def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, prefix) -> None:
+def test_a_silent_endpoint_costs_one_attempt_and_a_closed_one_none(one_etcd, prefix) -> None:
     async def body() -> None:
         closed = f"127.0.0.1:{free_port()}"
         asked = 0
@@ -69,7 +69,7 @@ def test_a_silent_endpoint_costs_one_try_and_a_closed_one_nothing(one_etcd, pref
     asyncio.run(body())
 
 
-def test_an_answer_over_a_slow_line_is_no_silence() -> None:
+def test_a_slow_answer_is_no_silence() -> None:
     """A page of a log has 4 MB. On a slow line it takes longer than an attempt may be silent."""
     slow = answers_in_parts(*(ANSWER[at : at + 7] for at in range(0, len(ANSWER), 7)), every_s=0.3)
 
@@ -95,9 +95,7 @@ def test_an_answer_over_a_slow_line_is_no_silence() -> None:
     ],
     ids=["nothing", "the-beginning", "without-end"],
 )
-def test_an_answer_that_does_not_end_is_left_in_time(
-    speaks: Handler, why: str, bound_s: float
-) -> None:
+def test_an_endless_answer_is_given_up_in_time(speaks: Handler, why: str, bound_s: float) -> None:
     async def body() -> None:
         async with listening(speaks) as endpoint:
             # The whole call has 6 s, of which one attempt that hears nothing takes 0.5.
@@ -111,7 +109,7 @@ def test_an_answer_that_does_not_end_is_left_in_time(
     asyncio.run(body())
 
 
-def test_a_write_that_a_member_never_took_up_goes_to_the_next() -> None:
+def test_a_write_that_a_member_did_not_accept_goes_to_the_next() -> None:
     """No host has the first address, as if a machine is switched off: nothing was sent."""
 
     async def body() -> None:
@@ -131,7 +129,7 @@ def test_a_write_that_a_member_never_took_up_goes_to_the_next() -> None:
     asyncio.run(body())
 
 
-def test_a_watch_leaves_a_member_that_takes_it_up_and_never_answers() -> None:
+def test_a_watch_leaves_a_member_that_never_answers() -> None:
     async def body() -> None:
         asked = asyncio.Event()
 
@@ -151,7 +149,7 @@ def test_a_watch_leaves_a_member_that_takes_it_up_and_never_answers() -> None:
     asyncio.run(body())
 
 
-def test_the_ledger_finds_out_what_became_of_a_lost_answer(one_etcd, prefix) -> None:
+def test_the_ledger_reads_the_outcome_after_a_lost_answer(one_etcd, prefix) -> None:
     """etcd did the write and its answer was lost. The repeated write finds its own nonce."""
 
     async def body() -> None:
@@ -234,7 +232,7 @@ def test_a_write_that_arrives_late_changes_nothing(one_etcd, prefix) -> None:
     asyncio.run(body())
 
 
-def test_nobody_answers() -> None:
+def test_without_an_answer_the_ledger_is_unreachable() -> None:
     async def body() -> None:
         endpoints = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
         options = EtcdOptions(endpoints=endpoints, try_timeout_s=0.2, timeout_s=0.5)
@@ -249,7 +247,7 @@ def test_nobody_answers() -> None:
     asyncio.run(body())
 
 
-def test_a_ledger_that_went_away_makes_outcomes_unknown(etcd_program: Program) -> None:
+def test_an_outage_makes_outcomes_unknown(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         # Five calls wait so long in vain; what etcd answers takes less, on a busy machine too.
         options = EtcdOptions(endpoints=cluster.endpoints, timeout_s=2.0)
@@ -308,7 +306,7 @@ def test_endpoints_of_two_clusters_are_not_mixed(one_etcd, prefix) -> None:
     ],
     ids=["404", "html", "ssh"],
 )
-def test_something_else_listens_there(answer: bytes) -> None:
+def test_another_program_at_the_endpoint_is_refused(answer: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1 << 16)
         writer.write(answer)
@@ -324,7 +322,7 @@ def test_something_else_listens_there(answer: bytes) -> None:
     asyncio.run(body())
 
 
-def test_no_endpoint_is_a_mistake_and_a_password_is_not_shown() -> None:
+def test_an_endpoint_is_required_and_a_password_is_not_shown() -> None:
     with pytest.raises(UsageError):
         EtcdClient(EtcdOptions(endpoints=()))
     options = EtcdOptions(endpoints=("a:1",), user="u", password="hunter2")

@@ -44,7 +44,7 @@ async def _put(options: EtcdOptions, key: str, value: bytes) -> None:
     await client.aclose()
 
 
-def test_a_prefix_that_holds_something_else_is_refused(one_etcd, prefix) -> None:
+def test_a_prefix_with_other_data_is_refused(one_etcd, prefix) -> None:
     async def body() -> None:
         await _put(one_etcd.options, f"{prefix}/theirs", b"value")
         with pytest.raises(LedgerForeignError, match=f"{prefix}/theirs") as told:
@@ -96,7 +96,7 @@ def test_a_damaged_record_is_refused_and_named(one_etcd, prefix) -> None:
     asyncio.run(body())
 
 
-def test_a_ledger_that_was_replaced_takes_no_write_from_before(one_etcd, prefix) -> None:
+def test_a_replaced_ledger_refuses_earlier_writes(one_etcd, prefix) -> None:
     async def body() -> None:
         async with EtcdLedger(one_etcd.options, prefix) as old:
             swapped = await old.swap("run", None, b"old")
@@ -118,13 +118,13 @@ def test_a_ledger_that_was_replaced_takes_no_write_from_before(one_etcd, prefix)
     asyncio.run(body())
 
 
-def test_no_prefix_at_all_is_a_mistake() -> None:
+def test_a_prefix_is_required() -> None:
     for prefix in ("", "/", "a\0b"):
         with pytest.raises(UsageError):
             EtcdLedger(EtcdOptions(endpoints=("127.0.0.1:1",)), prefix)
 
 
-def test_an_etcd_that_is_full_says_so_and_loses_nothing(etcd_program: Program) -> None:
+def test_a_full_etcd_is_reported_and_loses_nothing(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         async with EtcdLedger(cluster.options) as ledger:
             assert isinstance(await ledger.swap("run", None, b"kept"), Swapped)
@@ -148,7 +148,7 @@ def test_an_etcd_that_is_full_says_so_and_loses_nothing(etcd_program: Program) -
         asyncio.run(body(cluster))
 
 
-def test_an_etcd_with_a_smaller_limit_is_told_of(etcd_program: Program) -> None:
+def test_an_etcd_with_a_smaller_limit_is_reported(etcd_program: Program) -> None:
     async def body(cluster: EtcdCluster) -> None:
         async with EtcdLedger(cluster.options) as ledger:
             with pytest.raises(LedgerLimitError) as told:
@@ -159,7 +159,7 @@ def test_an_etcd_with_a_smaller_limit_is_told_of(etcd_program: Program) -> None:
         asyncio.run(body(cluster))
 
 
-def test_a_log_longer_than_one_answer_of_etcd(one_etcd, prefix) -> None:
+def test_a_log_longer_than_one_answer_is_read_whole(one_etcd, prefix) -> None:
     patient = one_etcd.options
 
     async def body() -> None:

@@ -58,7 +58,7 @@ def test_a_damaged_version_is_refused_and_named(folder, damage) -> None:
     asyncio.run(body())
 
 
-def test_what_was_half_written_when_a_process_died_is_not_read(folder) -> None:
+def test_a_half_written_record_is_not_read(folder) -> None:
     async def body() -> None:
         async with FileLedger(folder) as ledger:
             version = await swap_on(ledger, "run", 2)
@@ -69,7 +69,7 @@ def test_what_was_half_written_when_a_process_died_is_not_read(folder) -> None:
     asyncio.run(body())
 
 
-def test_a_record_that_is_missing_or_damaged_is_named(folder) -> None:
+def test_a_missing_or_damaged_record_is_named(folder) -> None:
     async def body() -> None:
         async with FileLedger(folder) as ledger:
             for index in range(3):
@@ -105,7 +105,7 @@ def test_another_format_is_refused(folder, format: int, by: str) -> None:
     asyncio.run(body())
 
 
-def test_a_ledger_that_lost_its_marker_or_a_part_is_not_begun_anew(folder) -> None:
+def test_an_incomplete_ledger_is_not_created_anew(folder) -> None:
     async def body() -> None:
         async with FileLedger(folder) as ledger:
             await swap_on(ledger, "run", 1)
@@ -128,7 +128,7 @@ def test_a_ledger_that_lost_its_marker_or_a_part_is_not_begun_anew(folder) -> No
     asyncio.run(body())
 
 
-def test_a_ledger_that_was_replaced_takes_no_write_from_before(folder) -> None:
+def test_a_replaced_ledger_refuses_earlier_writes(folder) -> None:
     async def body() -> None:
         async with FileLedger(folder) as old:
             version = await swap_on(old, "run", 1)
@@ -154,25 +154,25 @@ def _refused(folder: Path, kind: type[LedgerError], match: str, **options: Any) 
     assert told.value.hint
 
 
-def test_a_folder_that_holds_something_else(folder) -> None:
+def test_a_folder_with_other_data_is_refused(folder) -> None:
     folder.mkdir()
     (folder / "data.csv").write_text("theirs")
     _refused(folder, LedgerForeignError, "data.csv")
     assert [path.name for path in folder.iterdir()] == ["data.csv"]
 
 
-def test_a_file_in_the_markers_place(folder) -> None:
+def test_a_file_in_place_of_the_marker_is_refused(folder) -> None:
     folder.mkdir()
     (folder / file_folder.MARKER).write_text("theirs")
     _refused(folder, LedgerForeignError, file_folder.MARKER)
 
 
-def test_a_file_instead_of_a_folder(folder) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(folder) -> None:
     folder.write_text("theirs")
     _refused(folder, LedgerForeignError, "is not a folder")
 
 
-def test_a_folder_whose_parent_is_missing_is_not_made(folder) -> None:
+def test_a_folder_without_a_parent_is_not_created(folder) -> None:
     _refused(folder / "deeper", LedgerUnreachableError, "no folder")
     assert not folder.exists()
 
@@ -243,7 +243,7 @@ def test_a_disk_whose_links_are_copies_is_unfit(folder, monkeypatch) -> None:
     _refused(folder, LedgerUnfitError, "two names")
 
 
-def test_a_share_whose_client_does_not_ask_for_news_is_unfit(folder, monkeypatch) -> None:
+def test_a_share_with_a_stale_cache_is_unfit(folder, monkeypatch) -> None:
     monkeypatch.setattr(file_probe, "_mount_options", lambda _root: ["rw", "nocto"])
     _refused(folder, LedgerUnfitError, "nocto")
 
@@ -253,7 +253,7 @@ def test_a_share_whose_client_does_not_ask_for_news_is_unfit(folder, monkeypatch
     ("mount", "kind"),
     [("size=256k", "LedgerFullError"), ("ro", "LedgerAccessError"), ("size=4m", "full later")],
 )
-def test_a_real_disk_that_is_full_or_read_only(tmp_path, mount, kind) -> None:
+def test_a_full_or_read_only_disk_is_an_error(tmp_path, mount, kind) -> None:
     """In its own mount namespace, where the system allows one."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -277,7 +277,7 @@ def test_a_real_disk_that_is_full_or_read_only(tmp_path, mount, kind) -> None:
     assert done.stdout.strip() == kind
 
 
-def test_a_disk_that_hangs_makes_an_outcome_unknown_and_blocks_nobody(folder) -> None:
+def test_a_disk_that_hangs_makes_outcomes_unknown_and_blocks_nothing(folder) -> None:
     async def body() -> None:
         gate, reached = threading.Event(), threading.Event()
         hanging = [False]
@@ -309,7 +309,7 @@ def test_a_disk_that_hangs_makes_an_outcome_unknown_and_blocks_nobody(folder) ->
 # -- NFS: the answer to a link was lost -----------------------------------------------------------
 
 
-def test_a_link_that_was_done_and_then_answered_with_taken_counts(folder, monkeypatch) -> None:
+def test_a_link_that_was_done_counts_despite_its_answer(folder, monkeypatch) -> None:
     real = os.link
 
     def lost(source: Path, target: Path) -> None:

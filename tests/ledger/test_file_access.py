@@ -20,7 +20,7 @@ from tests.ledger.file_ledgers import swap_on
 # -- who else is on the machine ------------------------------------------------------------------
 
 
-def test_what_is_made_is_for_this_user_alone(folder) -> None:
+def test_files_and_folders_are_for_this_user_only(folder) -> None:
     """A lease may have a token, and with the umask of most machines all users can read files."""
 
     async def main() -> None:
@@ -56,14 +56,14 @@ def test_a_folder_that_others_may_write_into_is_refused(
     assert "chmod go-w" in caught.value.hint
 
 
-def test_a_group_of_this_user_alone_is_no_other(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_with_only_this_user_is_allowed(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_folder, "_is_own_group", lambda group: True)
     folder.mkdir()
     folder.chmod(0o775)
     asyncio.run(_opened(folder))
 
 
-def test_a_ledger_that_was_opened_to_others_is_refused(folder) -> None:
+def test_a_ledger_that_others_may_write_is_refused(folder) -> None:
     asyncio.run(_opened(folder))
     (place,) = folder.glob("ledger-*")
     place.chmod(0o777)

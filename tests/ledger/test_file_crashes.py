@@ -86,7 +86,7 @@ async def _check(ledger: FileLedger, action: str, ids: dict[str, Any], finished:
 @pytest.mark.processes
 @pytest.mark.parametrize("others", [1, SEGMENT, 5 * SEGMENT])
 @pytest.mark.parametrize("step", ["create", "link"])
-def test_a_writer_that_was_stopped_and_thaws_gets_a_conflict(folder, others, step) -> None:
+def test_a_stopped_writer_that_thaws_gets_a_conflict(folder, others, step) -> None:
     async def prepare() -> int:
         async with FileLedger(folder) as ledger:
             return await swap_on(ledger, "run", 3)
@@ -113,7 +113,7 @@ def test_a_writer_that_was_stopped_and_thaws_gets_a_conflict(folder, others, ste
 
 
 @pytest.mark.processes
-def test_a_writer_that_thaws_after_its_register_was_made_anew_gets_a_conflict(folder) -> None:
+def test_a_writer_that_thaws_after_a_new_register_gets_a_conflict(folder) -> None:
     async def prepare() -> int:
         async with FileLedger(folder) as ledger:
             return await swap_on(ledger, "run", 3)
@@ -140,7 +140,7 @@ def test_a_writer_that_thaws_after_its_register_was_made_anew_gets_a_conflict(fo
     asyncio.run(check(now, told))
 
 
-def test_who_was_frozen_before_making_a_folder_and_who_before_linking_into_it(folder) -> None:
+def test_a_link_into_a_folder_made_by_a_frozen_writer_does_not_count(folder) -> None:
     """The only case in which a link succeeds and must not count: two processes are frozen."""
 
     async def body() -> None:

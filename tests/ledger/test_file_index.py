@@ -55,7 +55,7 @@ def test_one_more_run_costs_the_same(folder: Path, monkeypatch: pytest.MonkeyPat
     asyncio.run(body())
 
 
-def test_what_is_asked_for_one_run_reads_one_part(
+def test_a_question_about_one_run_reads_one_part(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -98,7 +98,7 @@ def as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_folder, "begin_index", begin)
 
 
-def test_a_ledger_of_an_earlier_release_stays_as_it_is(
+def test_a_ledger_of_an_earlier_release_is_unchanged(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_before(folder, monkeypatch)
@@ -122,7 +122,7 @@ def test_a_ledger_of_an_earlier_release_stays_as_it_is(
     asyncio.run(body())
 
 
-def test_an_earlier_release_does_not_take_the_parts_for_an_empty_index(folder: Path) -> None:
+def test_an_earlier_release_does_not_read_the_parts_as_an_empty_index(folder: Path) -> None:
     async def body() -> None:
         async with FileLedger(folder):
             place = next(folder.glob("ledger-*"))
@@ -135,7 +135,7 @@ def test_an_earlier_release_does_not_take_the_parts_for_an_empty_index(folder: P
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-def test_two_processes_make_one_part(
+def test_two_processes_create_one_part(
     folder: Path, monkeypatch: pytest.MonkeyPatch, is_answered: bool
 ) -> None:
     """Also if a file server has done it and its answer was lost."""
@@ -165,7 +165,7 @@ def test_two_processes_make_one_part(
     asyncio.run(body())
 
 
-def test_what_was_never_put_into_the_index_is_swept(folder: Path) -> None:
+def test_registers_missing_in_the_index_are_removed(folder: Path) -> None:
     async def body() -> None:
         async with FileLedger(folder) as ledger:
             await run_begins(ledger, "run")

@@ -34,7 +34,7 @@ def names_of(run_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("run_id", TRICKY)
-def test_every_id_of_a_run_has_names_that_every_engine_takes(run_id: str) -> None:
+def test_every_run_id_has_keys_that_every_engine_accepts(run_id: str) -> None:
     for name in names_of(run_id):
         check_name(name)
         # The file engine and etcd keep a log's name quoted once more.
@@ -46,7 +46,7 @@ def test_different_ids_have_different_names() -> None:
 
 
 @given(RUN_IDS, RUN_IDS)
-def test_no_name_of_a_run_is_listed_for_another(one: str, other: str) -> None:
+def test_no_key_of_a_run_is_listed_for_another(one: str, other: str) -> None:
     if one == other:
         return
     assert keys.run_key(one) != keys.run_key(other)
@@ -55,7 +55,7 @@ def test_no_name_of_a_run_is_listed_for_another(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("one", TRICKY)
-def test_nor_where_one_id_begins_with_another(one: str) -> None:
+def test_no_key_is_listed_for_an_id_that_begins_with_it(one: str) -> None:
     for other in TRICKY:
         if other != one:
             assert not keys.log_name(other, 1, 1, 0, 1).startswith(keys.log_prefix(one))
@@ -66,7 +66,7 @@ def test_a_plain_id_is_readable() -> None:
     assert keys.log_name("team/job-42", 3, 2, 0, 2) == "stores/team%2Fjob-42/3.2.0.2"
 
 
-def test_what_a_name_says_can_be_read_back() -> None:
+def test_a_key_can_be_parsed_back() -> None:
     assert keys.chunk_of(keys.chunk_key("team/7-8", 12, 3)) == (12, 3)
     assert keys.log_of(keys.log_name("9/10", 3, 2, 1, 5)) == (3, 2, 1, 5)
     assert keys.log_of("stores/run/7") == (7, 0, 0, 0)
@@ -76,7 +76,7 @@ def test_what_a_name_says_can_be_read_back() -> None:
 
 
 @pytest.mark.parametrize("number", ["9" * 5_000, "", "-1", "1e3", "\u0663", "0x1", " 1", "1_0"])
-def test_a_name_with_a_number_that_is_none_is_none_of_ours(number: str) -> None:
+def test_a_key_with_a_bad_number_is_none_of_ours(number: str) -> None:
     """A name by another program must not end a sweep."""
     assert keys.chunk_of(f"chunks/run/{number}-1") is None
     assert keys.chunk_of(f"chunks/run/1-{number}") is None

@@ -27,7 +27,7 @@ def test_a_folder_is_a_file_ledger_and_two_handles_are_one(tmp_path: Path) -> No
 
 
 @pytest.mark.sockets
-def test_etcd_is_an_etcd_ledger_which_is_reached_when_it_is_opened() -> None:
+def test_an_etcd_ledger_connects_when_it_is_opened() -> None:
     async def main() -> None:
         ledger = open_ledger(parse_endpoint("etcd://127.0.0.1:1/p?user=me"), "secret")
         assert isinstance(ledger, EtcdLedger)
@@ -38,14 +38,14 @@ def test_etcd_is_an_etcd_ledger_which_is_reached_when_it_is_opened() -> None:
     asyncio.run(main())
 
 
-def test_what_is_no_ledger_is_refused() -> None:
+def test_text_that_is_no_ledger_is_refused() -> None:
     for text in (None, "node0:1", "http://node0"):
         with pytest.raises(EndpointError, match="is not a ledger"):
             open_ledger(parse_endpoint(text))
 
 
 @pytest.mark.processes
-def test_an_engine_is_loaded_only_when_it_is_used() -> None:
+def test_an_engine_is_imported_only_when_used() -> None:
     program = (
         "import sys\n"
         "from rallypoint.endpoints import parse_endpoint\n"

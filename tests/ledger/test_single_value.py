@@ -23,7 +23,7 @@ def put(register_map: RegisterMap, key: str, value: bytes) -> RegisterMap:
     return placed.register_map
 
 
-def test_what_was_swapped_in_is_read():
+def test_a_swapped_value_is_read():
     placed = EMPTY.swap("a", None, b"1")
     assert isinstance(placed, Placed)
     assert placed.register_map.read("a") == Versioned(b"1", placed.version)
@@ -36,18 +36,18 @@ def test_a_swap_that_names_another_version_is_in_conflict(expected: int | None):
     assert register_map.swap("a", expected, b"2") == Conflict(register_map.read("a"))
 
 
-def test_a_swap_of_what_is_not_there_is_in_conflict():
+def test_a_swap_of_a_missing_register_is_in_conflict():
     assert EMPTY.swap("a", 1, b"2") == Conflict(None)
 
 
-def test_a_registers_version_moves_with_its_own_writes_only():
+def test_a_registers_version_changes_with_its_own_writes_only():
     register_map = put(EMPTY, "a", b"1")
     before = register_map.read("a")
     register_map = put(put(register_map, "b", b"1"), "b", b"2")
     assert register_map.read("a") == before
 
 
-def test_a_version_does_not_come_back_with_a_register():
+def test_a_recreated_register_does_not_repeat_versions():
     register_map = put(EMPTY, "a", b"1")
     gone = register_map.delete("a")
     assert gone is not None
@@ -70,7 +70,7 @@ def test_no_two_writes_leave_the_same_bytes():
     assert len(set(seen)) == len(seen)
 
 
-def test_deleting_what_is_not_there_needs_no_write():
+def test_deleting_a_missing_register_needs_no_write():
     assert EMPTY.delete("a") is None
 
 
@@ -80,13 +80,13 @@ def test_registers_are_listed_in_order():
     assert len(register_map.keys()) == 3
 
 
-def test_it_is_decoded_as_it_was_encoded():
+def test_an_encoded_map_decodes_to_the_same():
     register_map = put(put(EMPTY, "a", b"\x00"), "b", b"")
     assert decode(encode(register_map), "here") == register_map
 
 
 @pytest.mark.parametrize("data", [b"", b"pickle", msgspec.msgpack.encode([0, "ledger"])])
-def test_something_else_is_refused(data: bytes):
+def test_bytes_that_are_no_map_are_refused(data: bytes):
     with pytest.raises(LedgerCorruptError, match="here"):
         decode(data, "here")
 
@@ -99,6 +99,6 @@ def test_another_format_is_refused(format: int):
 
 
 @given(st.binary(max_size=100))
-def test_whatever_the_bytes_nothing_but_our_own_errors_is_raised(data: bytes):
+def test_any_bytes_raise_only_errors_of_ours(data: bytes):
     with contextlib.suppress(LedgerError):
         decode(data, "here")

@@ -95,7 +95,7 @@ class Overwrites(MemoryLedger):
         (Overwrites, LedgerSuite.test_a_record_is_created_once),
     ],
 )
-def test_the_suite_finds_a_bad_ledger_out(ledger, test) -> None:
+def test_the_suite_finds_a_bad_ledger(ledger, test) -> None:
     bad = ledger()
     with pytest.raises((AssertionError, ExceptionGroup)):
         test(LedgerSuite(), lambda: bad)

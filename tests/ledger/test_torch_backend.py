@@ -177,7 +177,7 @@ def test_a_ledger_that_could_be_stored_only_later_keeps_its_id():
     asyncio.run(body())
 
 
-def test_of_two_who_open_at_once_both_have_one_id():
+def test_two_processes_that_open_at_once_get_one_id():
     class Raced(Backend):
         def get_state(self) -> Any:
             now = super().get_state()
@@ -192,7 +192,7 @@ def test_of_two_who_open_at_once_both_have_one_id():
     asyncio.run(body())
 
 
-def test_of_two_who_write_the_same_bytes_one_has_written():
+def test_one_of_two_equal_writes_wins():
     """Although the backend tells both that their value is stored."""
 
     class Raced(Comparing):
@@ -236,7 +236,7 @@ def test_a_senseless_token_changes_nothing():
         (record_format.seal(b"", b"12345678", format=99), LedgerFormatError),
     ],
 )
-def test_what_is_no_ledger_is_refused_and_left_as_it_is(state: bytes, kind: type[LedgerError]):
+def test_a_value_that_is_no_ledger_is_refused_and_unchanged(state: bytes, kind: type[LedgerError]):
     async def body() -> None:
         backend = Backend()
         backend.state = state
@@ -275,7 +275,7 @@ def test_a_pickle_is_never_executed():
 
 
 @pytest.mark.parametrize("another", [False, True])
-def test_a_ledger_that_was_lost_is_not_begun_again_under_its_id(another: bool):
+def test_a_lost_ledger_is_not_created_again_under_its_id(another: bool):
     async def body() -> None:
         backend = Backend()
         ledger = await opened(backend)
@@ -304,7 +304,7 @@ def test_an_answer_that_no_backend_gives_is_refused(answer: Any):
         asyncio.run(opened(Odd()))
 
 
-def test_torchs_word_for_damage_is_damage():
+def test_an_error_of_torch_about_damage_is_damage():
     class RendezvousStateError(Exception):
         pass
 
@@ -316,7 +316,7 @@ def test_torchs_word_for_damage_is_damage():
         asyncio.run(opened(Damaged()))
 
 
-def test_a_backend_that_hangs_makes_outcomes_unknown_and_blocks_nobody():
+def test_a_backend_that_hangs_makes_outcomes_unknown():
     class Hangs(Backend):
         def __init__(self) -> None:
             super().__init__()
@@ -348,7 +348,7 @@ def test_a_backend_that_hangs_makes_outcomes_unknown_and_blocks_nobody():
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), StopIteration(), KeyError("x")])
-def test_whatever_a_backend_raises_is_told_as_unreachable(error: Exception):
+def test_any_error_of_a_backend_means_unreachable(error: Exception):
     class Raises(Backend):
         def get_state(self) -> Any:
             raise error
@@ -359,7 +359,7 @@ def test_whatever_a_backend_raises_is_told_as_unreachable(error: Exception):
     assert told.value.__cause__ is error
 
 
-def test_a_write_that_was_done_unsaid_and_built_upon_is_unknown():
+def test_a_write_done_without_an_answer_and_replaced_is_unknown():
     async def body() -> None:
         backend = Backend()
         ledger, other = await opened(backend), await opened(backend)
@@ -378,7 +378,7 @@ def test_a_write_that_was_done_unsaid_and_built_upon_is_unknown():
     asyncio.run(body())
 
 
-def test_registers_that_are_too_many_are_told_and_those_there_stay():
+def test_too_many_registers_are_refused_and_the_others_stay():
     async def body() -> None:
         ledger = await opened(Backend())
         full = bytes(ledger.limits.value_bytes_max)
@@ -393,7 +393,7 @@ def test_registers_that_are_too_many_are_told_and_those_there_stay():
     asyncio.run(body())
 
 
-def test_what_is_not_open_says_so():
+def test_a_closed_ledger_is_an_error():
     async def body() -> None:
         ledger = TorchBackendLedger(Backend())
         with pytest.raises(LedgerUnreachableError, match="not open"):
@@ -404,7 +404,7 @@ def test_what_is_not_open_says_so():
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan")])
-def test_a_timeout_that_is_none_is_refused(timeout_s: float):
+def test_a_bad_timeout_is_refused(timeout_s: float):
     with pytest.raises(UsageError):
         TorchBackendLedger(Backend(), timeout_s=timeout_s)
 

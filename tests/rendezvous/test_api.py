@@ -53,7 +53,7 @@ def test_every_error_is_a_rendezvous_error(name: str) -> None:
 # -- parameters ----------------------------------------------------------------------------------
 
 
-def test_parameters_have_what_they_were_given() -> None:
+def test_parameters_keep_their_arguments() -> None:
     found = RendezvousParameters(
         backend="dummy",
         endpoint="host:1",
@@ -76,7 +76,7 @@ def test_local_addr_and_options_need_not_be_given() -> None:
 
 
 @pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 3), (3, 3)])
-def test_one_node_is_enough_and_least_may_be_most(least: int, most: int) -> None:
+def test_one_node_is_enough_and_minimum_may_be_maximum(least: int, most: int) -> None:
     found = RendezvousParameters("dummy", "host:1", "run", min_nodes=least, max_nodes=most)
     assert (found.min_nodes, found.max_nodes) == (least, most)
 
@@ -99,7 +99,7 @@ def test_a_round_has_at_least_one_node(least: int) -> None:
 
 
 @pytest.mark.parametrize("most", [2, 0, -2])
-def test_the_most_nodes_are_no_fewer_than_the_least(most: int) -> None:
+def test_the_maximum_of_nodes_is_at_least_the_minimum(most: int) -> None:
     with pytest.raises(ValueError, match=rf"\({most}\) must be greater than or equal .* \(3\)\.$"):
         RendezvousParameters("dummy", "host:1", "run", min_nodes=3, max_nodes=most)
 
@@ -109,7 +109,7 @@ def test_a_run_id_is_not_checked(run_id: Any) -> None:
     assert RendezvousParameters("dummy", "host:1", run_id, 1, 1).run_id == run_id
 
 
-def test_an_option_that_is_not_there_is_none_or_the_default() -> None:
+def test_a_missing_option_is_none_or_the_default() -> None:
     found = parameters(key=1)
     assert found.get("other") is None
     assert found.get("other", 5) == 5
@@ -127,19 +127,19 @@ def test_an_option_that_is_none_stays_none() -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "true", "True", "TRUE", "t", "T", "yes", "Y", 1, True])
-def test_what_is_true(value: Any) -> None:
+def test_true_texts_are_true(value: Any) -> None:
     assert parameters(key=value).get_as_bool("key") is True
 
 
 @pytest.mark.parametrize("value", ["0", "false", "False", "FALSE", "f", "F", "no", "N", 0, False])
-def test_what_is_false(value: Any) -> None:
+def test_false_texts_are_false(value: Any) -> None:
     assert parameters(key=value).get_as_bool("key") is False
 
 
 @pytest.mark.parametrize(
     "value", ["01", "Flse", "on", "off", "", " true", 2, -1, 1.0, object(), []]
 )
-def test_what_is_neither_is_an_error_that_names_the_key(value: Any) -> None:
+def test_a_text_that_is_neither_is_an_error_that_names_the_key(value: Any) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         parameters(key=value).get_as_bool("key")
     assert str(raised.value) == (
@@ -150,14 +150,14 @@ def test_what_is_neither_is_an_error_that_names_the_key(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"), [("123", 123), (" 7 ", 7), ("-4", -4), (0, 0), (2.9, 2), (True, 1)]
 )
-def test_what_is_an_integer(value: Any, expected: int) -> None:
+def test_integer_texts_are_integers(value: Any, expected: int) -> None:
     found = parameters(key=value).get_as_int("key")
     assert found == expected
     assert type(found) is int
 
 
 @pytest.mark.parametrize("value", ["a", "0b1", "1.5", "", "3 4", [], object(), float("inf")])
-def test_what_is_none_is_an_error_that_names_the_key(value: Any) -> None:
+def test_a_text_that_is_no_integer_is_an_error_that_names_the_key(value: Any) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         parameters(key=value).get_as_int("key")
     assert str(raised.value) == (
@@ -225,7 +225,7 @@ def test_a_handler_is_made_from_the_parameters(registry: RendezvousHandlerRegist
     assert handler.params is params
 
 
-def test_a_name_that_nobody_registered_is_an_error(registry: RendezvousHandlerRegistry) -> None:
+def test_an_unregistered_name_is_an_error(registry: RendezvousHandlerRegistry) -> None:
     registry.register("known", Creators().create)
     with pytest.raises(ValueError, match="Did you forget to call `register`") as raised:
         registry.create_handler(parameters())
@@ -241,7 +241,7 @@ def test_a_handler_of_another_backend_is_an_error(registry: RendezvousHandlerReg
     assert "'dummy'" in str(raised.value)
 
 
-def test_what_a_creator_raises_is_raised(registry: RendezvousHandlerRegistry) -> None:
+def test_an_error_of_a_creator_is_raised(registry: RendezvousHandlerRegistry) -> None:
     error = KeyError("of the creator's own")
 
     def fail(params: RendezvousParameters) -> RendezvousHandler:
@@ -253,7 +253,7 @@ def test_what_a_creator_raises_is_raised(registry: RendezvousHandlerRegistry) ->
     assert raised.value is error
 
 
-def test_more_backends_are_looked_for_once_and_only_for_an_unknown_name() -> None:
+def test_entry_points_are_read_once_and_only_for_an_unknown_name() -> None:
     asked: list[RendezvousHandlerRegistry] = []
 
     def discover(registry: RendezvousHandlerRegistry) -> None:
@@ -270,7 +270,7 @@ def test_more_backends_are_looked_for_once_and_only_for_an_unknown_name() -> Non
     assert asked == [registry]
 
 
-def test_a_thread_that_asks_while_another_looks_waits_for_what_is_found() -> None:
+def test_a_thread_waits_for_the_lookup_of_another() -> None:
     looking, go_on = threading.Event(), threading.Event()
 
     def discover(registry: RendezvousHandlerRegistry) -> None:
@@ -296,7 +296,7 @@ def test_a_thread_that_asks_while_another_looks_waits_for_what_is_found() -> Non
 # -- a handler, and what it returns --------------------------------------------------------------
 
 
-def test_a_handler_does_not_share_its_store_unless_it_says_so() -> None:
+def test_a_handler_does_not_share_its_store_by_default() -> None:
     assert DummyHandler(parameters()).use_agent_store is False
 
 
@@ -316,7 +316,7 @@ def test_a_round_is_read_only() -> None:
             setattr(info, name, 0)
 
 
-def test_a_store_can_be_made_when_it_is_asked_for_and_then_once() -> None:
+def test_a_store_is_made_once_on_demand() -> None:
     made: list[object] = []
 
     def make() -> object:
@@ -329,7 +329,7 @@ def test_a_store_can_be_made_when_it_is_asked_for_and_then_once() -> None:
     assert made == [info.store]
 
 
-def test_a_store_that_could_not_be_made_is_tried_again() -> None:
+def test_a_store_that_failed_is_made_again() -> None:
     stores = iter([None, "store"])
 
     def make() -> object:
@@ -354,7 +354,7 @@ class DictStore(dict[str, bytes]):
         return self[key]
 
 
-def test_rank_0_tells_the_others_where_the_store_is() -> None:
+def test_rank_0_shares_the_address_of_the_store() -> None:
     store = DictStore()
     told = RendezvousStoreInfo.build(0, store, "10.0.0.1", server_port=29501)
     assert store == {"MASTER_ADDR": b"10.0.0.1", "MASTER_PORT": b"29501"}
@@ -364,7 +364,7 @@ def test_rank_0_tells_the_others_where_the_store_is() -> None:
 
 
 @pytest.mark.sockets
-def test_without_an_address_rank_0_gives_its_name_and_a_free_port(
+def test_without_an_address_rank_0_shares_its_name_and_a_free_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("socket.getfqdn", lambda: "node7.example")
@@ -373,7 +373,7 @@ def test_without_an_address_rank_0_gives_its_name_and_a_free_port(
     assert 0 < told.master_port < 2**16
 
 
-def test_where_the_store_is_is_a_dataclass_of_two_fields() -> None:
+def test_the_address_of_the_store_is_a_dataclass_of_two_fields() -> None:
     fields = [field.name for field in dataclasses.fields(RendezvousStoreInfo)]
     assert fields == ["master_addr", "master_port"]
     assert (RendezvousStoreInfo.MASTER_ADDR_KEY, RendezvousStoreInfo.MASTER_PORT_KEY) == (

@@ -44,7 +44,7 @@ KEY = f"torch.rendezvous.{RUN}"
 # -- without torch ---------------------------------------------------------------------------------
 
 
-def test_without_torch_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_torch_bridge, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"c10d.* needs PyTorch, which is not installed"):
         create_backend(RendezvousParameters("c10d", "localhost", RUN, 1, 1))
@@ -78,7 +78,7 @@ def test_a_run_id_is_needed() -> None:
         C10dRendezvousBackend(None, "")
 
 
-def test_making_one_uses_no_store() -> None:
+def test_creating_a_backend_uses_no_store() -> None:
     assert C10dRendezvousBackend(object(), RUN).name == "c10d"
 
 
@@ -87,7 +87,7 @@ def test_there_is_no_state_at_first(backend: C10dRendezvousBackend) -> None:
     assert backend.get_state() is None
 
 
-def test_a_state_is_created_where_none_is(backend: C10dRendezvousBackend, store: Any) -> None:
+def test_a_state_is_created_if_there_is_none(backend: C10dRendezvousBackend, store: Any) -> None:
     made = backend.set_state(b"one")
     assert made is not None
     state, token, has_set = made
@@ -141,7 +141,9 @@ def test_an_older_token_is_stale(backend: C10dRendezvousBackend) -> None:
     assert backend.set_state(b"three", first[1]) == (*second[:2], False)
 
 
-def test_what_is_no_state_is_a_state_error(backend: C10dRendezvousBackend, store: Any) -> None:
+def test_bytes_that_are_no_state_are_a_state_error(
+    backend: C10dRendezvousBackend, store: Any
+) -> None:
     store.set(KEY, "not base64!")
     with pytest.raises(RendezvousStateError, match="base64"):
         backend.get_state()
@@ -157,7 +159,7 @@ def test_nothing_is_unpickled(backend: C10dRendezvousBackend, store: Any) -> Non
     assert not Bomb.went_off
 
 
-def test_what_a_store_raises_is_a_connection_error() -> None:
+def test_an_error_of_the_store_is_a_connection_error() -> None:
     class Failing:
         def compare_set(self, *args: str) -> bytes:
             raise RuntimeError("connection reset\nC++ stack follows")
@@ -170,7 +172,7 @@ def test_what_a_store_raises_is_a_connection_error() -> None:
         backend.set_state(b"one")
 
 
-def test_a_call_of_the_store_that_waits_does_not_hold_up_the_backend(
+def test_a_waiting_store_call_does_not_block_the_backend(
     backend: C10dRendezvousBackend, store: Any
 ) -> None:
     """As torchrun's agent waits in its exit barrier, on the store that a coordinator lives by."""
@@ -239,7 +241,7 @@ def test_an_address_that_names_no_machine_is_not_this_one(
     assert asked == [False, True]
 
 
-def test_the_wildcard_is_served_where_this_is_the_host(torch_distributed: Any) -> None:
+def test_the_wildcard_is_served_on_the_host(torch_distributed: Any) -> None:
     port = free_port()
     _, store = create_backend(params(f"0.0.0.0:{port}", is_host=True, read_timeout=10))
     client = torch_distributed.TCPStore("127.0.0.1", port, is_master=False)
@@ -248,7 +250,7 @@ def test_the_wildcard_is_served_where_this_is_the_host(torch_distributed: Any) -
 
 
 @pytest.mark.parametrize("is_host", ["false", None])
-def test_a_tcp_store_that_is_there_is_used(torch_distributed: Any, is_host: Any) -> None:
+def test_an_existing_tcp_store_is_used(torch_distributed: Any, is_host: Any) -> None:
     served = torch_distributed.TCPStore("localhost", 0, is_master=True)
     backend, store = create_backend(params(f"localhost:{served.port}", is_host=is_host))
     assert store.timeout == timedelta(seconds=60)
@@ -264,7 +266,7 @@ def test_a_store_of_another_process_is_used(torch_distributed: Any) -> None:
 
 
 @pytest.mark.processes
-def test_a_host_that_comes_later_is_waited_for(torch_distributed: Any) -> None:
+def test_a_host_that_comes_later_is_awaited(torch_distributed: Any) -> None:
     port = free_port()
     later = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE)
     try:
@@ -307,7 +309,7 @@ def test_a_file_store(torch_distributed: Any, tmp_path: Path, given: bool) -> No
         Path(store.path).unlink()
 
 
-def test_a_folder_that_is_not_there(torch_distributed: Any) -> None:
+def test_a_missing_folder_is_an_error(torch_distributed: Any) -> None:
     with pytest.raises(RendezvousConnectionError, match=r"/no/such/store.*No such file"):
         create_backend(params("/no/such/store", store_type="file"))
 
@@ -338,7 +340,7 @@ def test_a_temporary_file_that_cannot_be_made(
         ("localhost:http", {}, "port"),
     ],
 )
-def test_what_cannot_be_is_named(
+def test_bad_arguments_are_named(
     torch_distributed: Any, endpoint: str, config: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
@@ -348,7 +350,7 @@ def test_what_cannot_be_is_named(
 # -- a store that cannot be reached ----------------------------------------------------------------
 
 
-def test_nobody_listens(torch_distributed: Any) -> None:
+def test_an_address_without_a_listener_is_an_error(torch_distributed: Any) -> None:
     port = free_port()
     with takes_at_most(1), pytest.raises(RendezvousConnectionError) as caught:
         create_backend(params(f"127.0.0.1:{port}", is_host=False, read_timeout=1))
@@ -360,7 +362,7 @@ def test_nobody_listens(torch_distributed: Any) -> None:
         assert f"127.0.0.1:{port}: Connection refused" in text
 
 
-def test_an_error_says_what_the_address_has_answered_however_little_time_is_left(
+def test_an_error_has_the_answer_of_the_address(
     torch_distributed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine stood still for all of the read timeout before anything was asked."""
@@ -384,7 +386,7 @@ def test_an_error_says_what_the_address_has_answered_however_little_time_is_left
 
 
 @pytest.mark.parametrize("is_host", [True, False])
-def test_a_name_that_nobody_knows(
+def test_an_unknown_name_is_an_error(
     torch_distributed: Any, monkeypatch: pytest.MonkeyPatch, is_host: bool
 ) -> None:
     def unknown(host: str, *args: Any, **kwargs: Any) -> Any:
@@ -396,7 +398,7 @@ def test_a_name_that_nobody_knows(
         create_backend(given)
 
 
-def test_something_listens_and_never_answers(torch_distributed: Any) -> None:
+def test_a_listener_that_never_answers_is_an_error(torch_distributed: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         given = params(f"127.0.0.1:{port}", is_host=False, read_timeout=1)
@@ -404,7 +406,7 @@ def test_something_listens_and_never_answers(torch_distributed: Any) -> None:
             create_backend(given)
 
 
-def test_a_port_that_another_program_has_cannot_be_served(torch_distributed: Any) -> None:
+def test_a_port_of_another_program_cannot_be_served(torch_distributed: Any) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         given = params(f"127.0.0.1:{port}", is_host=True, read_timeout=2)
@@ -443,7 +445,7 @@ def elsewhere(torch_distributed: Any) -> Iterator[tuple[subprocess.Popen[str], i
 
 
 @pytest.mark.processes
-def test_a_frozen_host_blocks_no_call_past_the_read_timeout(
+def test_a_frozen_host_delays_no_call_past_the_read_timeout(
     elsewhere: tuple[subprocess.Popen[str], int],
 ) -> None:
     process, port = elsewhere

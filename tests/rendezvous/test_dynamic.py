@@ -50,7 +50,7 @@ def test_timeouts_have_torchs_defaults() -> None:
     assert timeout.heartbeat == timedelta(seconds=5)
 
 
-def test_timeouts_are_what_is_given_and_read_only() -> None:
+def test_timeouts_keep_their_values_and_are_read_only() -> None:
     timeout = RendezvousTimeout(1 * SECOND, 2 * SECOND, 3 * SECOND, 4 * SECOND)
     given = [timeout.join, timeout.last_call, timeout.close, timeout.heartbeat]
     assert given == [1 * SECOND, 2 * SECOND, 3 * SECOND, 4 * SECOND]
@@ -105,7 +105,7 @@ def test_from_backend_has_torchs_signature() -> None:
         ({"local_addr": "host:80"}, "local_addr"),
     ],
 )
-def test_what_cannot_be_is_named(given: dict[str, Any], named: str) -> None:
+def test_bad_arguments_are_named(given: dict[str, Any], named: str) -> None:
     usual = {"run_id": "run", "store": None, "backend": UsersBackend()}
     with pytest.raises(ValueError, match=named):
         DynamicRendezvousHandler.from_backend(**{**usual, "min_nodes": 2, "max_nodes": 4, **given})
@@ -133,7 +133,7 @@ def test_a_backend_without_its_methods_cannot_be_made() -> None:
         Half()  # type: ignore[abstract]
 
 
-def test_what_was_asked_comes_into_the_nodes_and_the_runs_settings() -> None:
+def test_arguments_become_settings_of_node_and_run() -> None:
     timeout = RendezvousTimeout(50 * SECOND, 60 * SECOND, 70 * SECOND, 4 * SECOND)
     asked = RendezvousSettings("run", 2, 4, timeout, 3 * SECOND, 5)
     run = run_settings(asked)
@@ -150,7 +150,7 @@ def test_what_was_asked_comes_into_the_nodes_and_the_runs_settings() -> None:
     assert plan.close_timeout_s == 70
 
 
-def test_a_timeout_beyond_all_bounds_is_a_year() -> None:
+def test_an_endless_timeout_is_a_year() -> None:
     timeout = RendezvousTimeout(join=timedelta.max)
     handler = DynamicRendezvousHandler.from_backend(
         "run", None, UsersBackend(), 1, 1, timeout=timeout
@@ -198,7 +198,9 @@ def test_create_handler_makes_it_by_from_backend(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 50), ({"read_timeout": 7}, 7)])
-def test_how_long_a_coordinator_is_looked_for(given: dict[str, Any], expected: float) -> None:
+def test_timeouts_limit_the_search_for_a_coordinator(
+    given: dict[str, Any], expected: float
+) -> None:
     handler = create_handler(None, UsersBackend(), params(join_timeout=50, **given))
     assert handler._plan.node.connect_timeout_s == expected
 
@@ -233,7 +235,7 @@ def test_a_keep_alive_option_is_a_number(key: str) -> None:
 
 
 @pytest.mark.torch
-def test_torchs_parameters_will_do() -> None:
+def test_torchs_parameters_are_accepted() -> None:
     pytest.importorskip("torch")
     from torch.distributed.elastic.rendezvous import RendezvousParameters as Torchs
 

@@ -71,7 +71,7 @@ def test_all_join_and_join_again(kind: type[UsersBackend], size: int) -> None:
     assert [info.rank for info in first] == [info.rank for info in second]
 
 
-def test_a_round_has_a_store_of_its_own_where_none_is_given(group: Group) -> None:
+def test_a_round_makes_its_own_store_by_default(group: Group) -> None:
     handlers = [group.handler(), group.handler()]
     first = group.meet(*handlers)
     first[0].store.set("key", "value")
@@ -115,7 +115,7 @@ def test_the_local_address_is_the_rounds(group: Group) -> None:
     assert {host for host, _ in addresses(infos)} == {"127.0.0.2"}
 
 
-def test_a_newcomer_is_waited_for_and_let_in(group: Group) -> None:
+def test_a_newcomer_is_counted_and_admitted(group: Group) -> None:
     a, b, c = (group.handler(2, 3) for _ in range(3))
     group.meet(a, b)
     assert a.num_nodes_waiting() == 0
@@ -131,7 +131,7 @@ def test_the_minimum_is_enough_once_the_last_call_is_over(group: Group) -> None:
     assert {info.world_size for info in infos} == {2}
 
 
-def test_who_is_too_many_stands_by_and_steps_in(group: Group) -> None:
+def test_a_surplus_node_is_on_standby_and_replaces_a_lost_one(group: Group) -> None:
     a, b = group.handler(), group.handler()
     group.meet(a, b)
     spare = group.handler()
@@ -144,7 +144,7 @@ def test_who_is_too_many_stands_by_and_steps_in(group: Group) -> None:
     assert len(addresses(infos)) == 1
 
 
-def test_who_is_too_many_ends_with_the_run(group: Group) -> None:
+def test_a_surplus_node_ends_with_the_run(group: Group) -> None:
     a, b = group.handler(), group.handler()
     group.meet(a, b)
     call = group.start(group.handler().next_rendezvous)
@@ -179,7 +179,7 @@ def test_shutdown_closes_for_all(group: Group) -> None:
     assert a.is_closed()
 
 
-def test_set_closed_closes_for_who_comes_later_too(group: Group) -> None:
+def test_set_closed_closes_for_later_nodes_too(group: Group) -> None:
     a = group.handler()
     a.set_closed()
     a.set_closed()
@@ -190,7 +190,7 @@ def test_set_closed_closes_for_who_comes_later_too(group: Group) -> None:
         group.handler().next_rendezvous()
 
 
-def test_who_waits_is_told_that_the_run_is_closed(group: Group) -> None:
+def test_waiting_nodes_learn_that_the_run_is_closed(group: Group) -> None:
     a, b = group.handler(3, 3), group.handler(3, 3)
     call = group.start(a.next_rendezvous)
     b.set_closed()
@@ -218,7 +218,7 @@ def test_a_round_that_is_not_formed_in_time_says_what_is_missing(
 # -- what a backend may do -------------------------------------------------------------------------
 
 
-def test_a_lone_node_needs_no_backend_that_keeps_anything() -> None:
+def test_one_node_alone_needs_no_durable_backend() -> None:
     with group_over(KeepsNothing()) as group:
         handler = group.handler(1, 1, local_addr="127.0.0.2")
         first, second = group.meet(handler), group.meet(handler)
@@ -229,7 +229,7 @@ def test_a_lone_node_needs_no_backend_that_keeps_anything() -> None:
         assert handler.shutdown()
 
 
-def test_nodes_that_are_not_alone_are_told_that_nothing_is_kept() -> None:
+def test_several_nodes_on_a_backend_that_keeps_nothing_get_an_error() -> None:
     with group_over(KeepsNothing()) as group:
         handler = group.handler(2, 2, join=2)
         with takes_at_most(2 + 2), pytest.raises(RendezvousTimeoutError, match="users"):
@@ -249,7 +249,7 @@ def test_a_backend_that_raises_is_a_connection_error() -> None:
             handler.set_closed()
 
 
-def test_a_backend_that_raises_only_at_first_is_waited_for() -> None:
+def test_a_backend_that_raises_only_at_first_is_awaited() -> None:
     backend = Troubled()
     backend.trouble = raises
     with group_over(backend) as group:
@@ -258,7 +258,7 @@ def test_a_backend_that_raises_only_at_first_is_waited_for() -> None:
         assert sorted(call.result(WITHIN_S).rank for call in calls) == [0, 1]
 
 
-def test_a_backend_that_hangs_blocks_no_call_past_its_deadline() -> None:
+def test_a_backend_that_hangs_delays_no_call_past_its_deadline() -> None:
     backend = Troubled()
     with hanging(backend), group_over(backend) as group:
         handler = group.handler(join=2, close=1)
@@ -284,7 +284,7 @@ def test_a_backend_that_is_slow_ends_at_the_join_timeout() -> None:
             handler.shutdown()
 
 
-def test_a_backend_that_hangs_later_does_not_disturb_who_is_in_a_round() -> None:
+def test_a_backend_that_hangs_later_does_not_disturb_a_round() -> None:
     backend = Troubled()
     with group_over(backend) as group:
         a, b = group.handler(close=2), group.handler(close=2)
@@ -297,7 +297,7 @@ def test_a_backend_that_hangs_later_does_not_disturb_who_is_in_a_round() -> None
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x80\x04N.", bytes(5000)])
-def test_garbage_is_a_state_error_and_left_as_it_is(garbage: bytes) -> None:
+def test_garbage_is_a_state_error_and_unchanged(garbage: bytes) -> None:
     backend = UsersBackend()
     backend.state = garbage
     with group_over(backend) as group:
@@ -317,7 +317,7 @@ def test_nothing_is_ever_unpickled() -> None:
     assert not Bomb.went_off
 
 
-def test_garbage_that_comes_later_is_not_executed_and_not_written_over() -> None:
+def test_later_garbage_is_neither_executed_nor_overwritten() -> None:
     backend = UsersBackend()
     with group_over(backend) as group:
         a, b = group.handler(close=1), group.handler(close=1)
@@ -329,7 +329,7 @@ def test_garbage_that_comes_later_is_not_executed_and_not_written_over() -> None
     assert not Bomb.went_off
 
 
-def test_a_second_run_in_the_same_process_is_another_one() -> None:
+def test_a_second_run_in_one_process_is_separate() -> None:
     with group_over() as one, group_over() as other:
         handlers = [one.handler(), one.handler(), other.handler(), other.handler()]
         infos = one.meet(*handlers)

@@ -129,7 +129,7 @@ def test_a_join_timeout_is_torchs_error_too(group: Group) -> None:
     assert isinstance(caught.value, Torchs)
 
 
-def test_torchs_own_backend_will_do(store: Any) -> None:
+def test_torchs_own_backend_is_accepted(store: Any) -> None:
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import (
         C10dRendezvousBackend as Torchs,
     )
@@ -139,7 +139,7 @@ def test_torchs_own_backend_will_do(store: Any) -> None:
     assert sorted(info.rank for info in infos) == [0, 1]
 
 
-def test_a_lone_node_over_a_backend_that_keeps_nothing(distributed: Any) -> None:
+def test_one_node_alone_over_a_backend_that_keeps_nothing(distributed: Any) -> None:
     params = RendezvousParameters("users", "", "run", 1, 1, local_addr="127.0.0.2")
     handler = create_handler(distributed.HashStore(), KeepsNothing(), params)
     info = handler.next_rendezvous()
@@ -161,7 +161,7 @@ def test_the_agents_store_can_be_turned_off(
     assert handler.use_agent_store is shares
 
 
-def test_the_registry_makes_it() -> None:
+def test_the_registry_creates_the_handler() -> None:
     params = RendezvousParameters(
         "c10d", f"127.0.0.1:{free_port()}", "run", 1, 1, local_addr="127.0.0.1"
     )
@@ -247,7 +247,7 @@ def test_processes_meet_twice_and_end(children: list[Child], kind: str, tmp_path
 
 @pytest.mark.verify
 @pytest.mark.processes
-def test_the_process_with_the_coordinator_is_killed(
+def test_nodes_survive_the_process_with_the_coordinator(
     children: list[Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("LEASE_TTL", "1"), ("ATTACH_GRACE", "2"), ("SCALE_UP_DELAY", "0")):
@@ -275,7 +275,7 @@ def test_the_process_with_the_coordinator_is_killed(
 
 @pytest.mark.verify
 @pytest.mark.processes
-def test_a_frozen_store_host_blocks_no_call_of_the_handler(children: list[Child]) -> None:
+def test_a_frozen_store_host_delays_no_call_of_the_handler(children: list[Child]) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     (host,) = started(children, 1, endpoint, "2", "2", "is_host=1")
     timeouts: dict[str, Any] = {"read_timeout": 2, "join_timeout": 4, "close_timeout": 2}

@@ -35,7 +35,7 @@ def backend(etcd_client: EtcdConnection, prefix: str) -> EtcdRendezvousBackend:
     return EtcdRendezvousBackend(etcd_client, "run", key_prefix=prefix)
 
 
-def test_it_is_a_backend(backend: EtcdRendezvousBackend) -> None:
+def test_etcds_backend_is_a_backend(backend: EtcdRendezvousBackend) -> None:
     assert isinstance(backend, RendezvousBackend)
     assert backend.name == "etcd-v2"
 
@@ -134,7 +134,7 @@ def test_states_are_any_bytes_and_any_size_up_to_etcds(backend: EtcdRendezvousBa
         assert (done[0], done[2]) == (state, True)
 
 
-def test_what_it_is_made_from_is_checked(etcd_client: EtcdConnection) -> None:
+def test_its_arguments_are_checked(etcd_client: EtcdConnection) -> None:
     with pytest.raises(ValueError, match="run id"):
         EtcdRendezvousBackend(etcd_client, "")
 
@@ -197,7 +197,7 @@ def test_a_write_renews_the_lease(etcd_client: EtcdConnection, prefix: str) -> N
 # -- an etcd in trouble ---------------------------------------------------------------------------
 
 
-def test_nobody_there_is_told_with_place_and_reason(prefix: str) -> None:
+def test_an_unreachable_etcd_is_an_error_with_place_and_reason(prefix: str) -> None:
     port = free_port()
     client = EtcdConnection("127.0.0.1", port, read_timeout=2)
     backend = EtcdRendezvousBackend(client, "run", key_prefix=prefix)
@@ -214,7 +214,7 @@ def test_nobody_there_is_told_with_place_and_reason(prefix: str) -> None:
     client.close()
 
 
-def test_a_frozen_etcd_holds_no_call_past_its_deadline(
+def test_a_frozen_etcd_delays_no_call_past_its_deadline(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port, read_timeout=3)
@@ -236,7 +236,7 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     client.close()
 
 
-def test_a_write_whose_answer_is_lost_is_known_to_be_done(
+def test_the_outcome_of_a_write_without_an_answer_is_read(
     one_etcd: EtcdCluster, prefix: str
 ) -> None:
     with lossy_line(one_etcd.endpoints[0]) as line:
@@ -251,7 +251,7 @@ def test_a_write_whose_answer_is_lost_is_known_to_be_done(
         client.close()
 
 
-def test_a_write_that_was_lost_and_then_replaced_is_to_be_read_back(
+def test_a_replaced_write_without_an_answer_must_be_read_again(
     one_etcd: EtcdCluster, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     other = EtcdRendezvousBackend(etcd_client, "run", key_prefix=prefix)
@@ -279,7 +279,7 @@ def _params(endpoint: str, run_id: str = "run", **config: Any) -> RendezvousPara
     return RendezvousParameters("etcd-v2", endpoint, run_id, 1, 1, **config)
 
 
-def test_it_is_created_from_parameters(one_etcd: EtcdCluster, prefix: str) -> None:
+def test_the_backend_is_created_from_parameters(one_etcd: EtcdCluster, prefix: str) -> None:
     where = one_etcd.endpoints[0]
     run_id = prefix.strip("/")
     backend, store = create_backend(_params(where, run_id, protocol=" hTTp ", read_timeout="10"))
@@ -348,13 +348,13 @@ def test_several_members_can_be_named(one_etcd: EtcdCluster) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["ftp", "http2", "x"])
-def test_a_protocol_that_cannot_be_is_refused(protocol: str) -> None:
+def test_a_bad_protocol_is_refused(protocol: str) -> None:
     with pytest.raises(ValueError, match=r"^The protocol must be HTTP or HTTPS\.$"):
         create_backend(_params("localhost", protocol=protocol))
 
 
 @pytest.mark.parametrize("read_timeout", ["0", "-10"])
-def test_a_read_timeout_that_cannot_be_is_refused(read_timeout: str) -> None:
+def test_a_bad_read_timeout_is_refused(read_timeout: str) -> None:
     with pytest.raises(ValueError, match=r"^The read timeout must be a positive integer\.$"):
         create_backend(_params("localhost", read_timeout=read_timeout))
 
@@ -366,13 +366,13 @@ def test_options_that_do_not_parse_are_named() -> None:
         create_backend(_params("localhost:99999"))
 
 
-def test_an_endpoint_without_a_port_is_etcds() -> None:
+def test_an_endpoint_without_a_port_has_etcds_port() -> None:
     port = 2379
     with pytest.raises(RendezvousConnectionError, match=f"192.0.2.1:{port}"):
         create_backend(_params("192.0.2.1", read_timeout="1"))
 
 
-def test_an_etcd_that_cannot_be_reached_is_told_in_time() -> None:
+def test_an_unreachable_etcd_is_an_error_in_time() -> None:
     given = _params("no-such-host.invalid:1234", read_timeout="1")
     with (
         takes_at_most(1),
@@ -382,7 +382,7 @@ def test_an_etcd_that_cannot_be_reached_is_told_in_time() -> None:
     assert "connect" in str(told.value)
 
 
-def test_something_that_is_no_etcd_is_told(prefix: str) -> None:
+def test_another_program_is_refused_as_no_etcd(prefix: str) -> None:
     async def not_found(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1 << 16)
         writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")

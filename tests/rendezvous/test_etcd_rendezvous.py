@@ -86,7 +86,7 @@ def test_nodes_meet_and_meet_again(make: Make) -> None:
         assert infos[2].store.get("who") == b"0"
 
 
-def test_closing_ends_it_for_all(make: Make) -> None:
+def test_closing_ends_the_run_for_all(make: Make) -> None:
     one, two = (make(2, 2) for _ in range(2))
     _meet([one, two])
     one.set_closed()
@@ -96,7 +96,7 @@ def test_closing_ends_it_for_all(make: Make) -> None:
     assert two.is_closed()
 
 
-def test_what_the_run_needs_is_in_a_ledger_below_the_prefix(
+def test_the_ledger_of_a_run_is_below_the_prefix(
     make: Make, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     make().next_rendezvous()
@@ -108,7 +108,9 @@ def test_too_few_nodes_is_a_timeout(make: Make) -> None:
         make(2, 2, timeout="1").next_rendezvous()
 
 
-def test_by_its_parts_as_torchs_own(etcd_client: EtcdConnection, prefix: str) -> None:
+def test_a_handler_can_be_built_from_parts_as_in_torch(
+    etcd_client: EtcdConnection, prefix: str
+) -> None:
     rendezvous = EtcdRendezvous(
         client=etcd_client,
         prefix=prefix.strip("/"),
@@ -132,7 +134,7 @@ def test_by_its_parts_as_torchs_own(etcd_client: EtcdConnection, prefix: str) ->
     handler.shutdown()
 
 
-def test_the_registry_knows_it(one_etcd: EtcdCluster, prefix: str) -> None:
+def test_the_registry_has_the_backend(one_etcd: EtcdCluster, prefix: str) -> None:
     params = RendezvousParameters("etcd", one_etcd.endpoints[0], "run", 1, 1, etcd_prefix=prefix)
     handler = get_rendezvous_handler(params)
     assert isinstance(handler, EtcdRendezvousHandler)
@@ -140,7 +142,7 @@ def test_the_registry_knows_it(one_etcd: EtcdCluster, prefix: str) -> None:
     handler.shutdown()
 
 
-def test_torchs_constants_are_there() -> None:
+def test_the_module_has_torchs_constants() -> None:
     assert etcd_rendezvous.CONST_RUNID_SUBROOT_TTL == 7200
     assert etcd_rendezvous.CONST_ETCD_SETUP_TTL == 5
     assert issubclass(etcd_rendezvous.EtcdRendezvousRetryableFailure, Exception)
@@ -157,13 +159,13 @@ def test_torchs_constants_are_there() -> None:
         ({"read_timeout": "0"}, "read timeout"),
     ],
 )
-def test_options_that_cannot_be_are_named(config: dict[str, Any], told: str) -> None:
+def test_bad_options_are_named(config: dict[str, Any], told: str) -> None:
     params = RendezvousParameters("etcd", "localhost", "run", 1, 1, **config)
     with pytest.raises(ValueError, match=told):
         create_rdzv_handler(params)
 
 
-def test_an_etcd_that_is_not_there_is_told_with_its_place() -> None:
+def test_a_missing_etcd_is_an_error_with_its_address() -> None:
     port = free_port()
     params = RendezvousParameters("etcd", f"127.0.0.1:{port}", "run", 1, 1, read_timeout=2)
     refused = pytest.raises(RendezvousConnectionError, match=f"127.0.0.1:{port}.*refused")
@@ -171,7 +173,7 @@ def test_an_etcd_that_is_not_there_is_told_with_its_place() -> None:
         create_rdzv_handler(params)
 
 
-def test_a_frozen_etcd_holds_no_call_past_its_deadline(
+def test_a_frozen_etcd_delays_no_call_past_its_deadline(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
     params = RendezvousParameters(
@@ -232,7 +234,7 @@ def test_under_torch_the_rounds_store_is_torchs(one_etcd: EtcdCluster, prefix: s
     assert handler.shutdown()
 
 
-def test_a_state_of_somebody_elses_is_told(one_etcd: EtcdCluster, prefix: str) -> None:
+def test_a_foreign_state_is_an_error(one_etcd: EtcdCluster, prefix: str) -> None:
     """Such as the pickled state of torch's own rendezvous; it is left as it is."""
     run_id = prefix.strip("/")
     params = RendezvousParameters(

@@ -36,7 +36,7 @@ def server(named: Program) -> Iterator[EtcdServer]:
     server.stop()
 
 
-def test_it_says_where_it_is(server: EtcdServer, named: Program) -> None:
+def test_the_server_has_its_endpoint(server: EtcdServer, named: Program) -> None:
     assert server.get_host() == "localhost"
     assert server.get_port() > 0
     assert server.get_endpoint() == f"localhost:{server.get_port()}"
@@ -64,7 +64,7 @@ def test_two_servers_do_not_meet(server: EtcdServer) -> None:
         other.stop()
 
 
-def test_it_leaves_nothing_behind_and_can_be_stopped_twice(named: Program) -> None:
+def test_a_stopped_server_leaves_nothing_behind(named: Program) -> None:
     server = EtcdServer()
     assert server.get_port() == -1
     with pytest.raises(RuntimeError, match="start"):
@@ -87,7 +87,7 @@ def test_it_leaves_nothing_behind_and_can_be_stopped_twice(named: Program) -> No
     server.stop()
 
 
-def test_a_folder_that_is_given_stays_with_its_data(named: Program, tmp_path: Path) -> None:
+def test_a_given_folder_stays_with_its_data(named: Program, tmp_path: Path) -> None:
     for expected in (None, b"value"):
         server = EtcdServer(str(tmp_path / "data"))
         server.start(stderr=subprocess.DEVNULL)
@@ -99,7 +99,7 @@ def test_a_folder_that_is_given_stays_with_its_data(named: Program, tmp_path: Pa
         server.stop()
 
 
-def test_without_a_program_it_says_what_to_do(
+def test_without_a_program_the_error_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_ETCD_BINARY_PATH", raising=False)
@@ -108,7 +108,7 @@ def test_without_a_program_it_says_what_to_do(
         EtcdServer().start()
 
 
-def test_the_path_is_searched_where_the_variable_names_no_file(
+def test_the_path_is_searched_if_the_variable_names_no_file(
     etcd_program: Program,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -123,7 +123,7 @@ def test_the_path_is_searched_where_the_variable_names_no_file(
     assert str(tmp_path / "gone") in caplog.text
 
 
-def test_a_free_port_is_held_until_it_is_closed() -> None:
+def test_a_free_port_is_reserved_until_it_is_closed() -> None:
     held = find_free_port()
     address = held.getsockname()[:2]
     assert address[0] in ("127.0.0.1", "::1")
@@ -172,7 +172,7 @@ BOTH = [
 
 
 @pytest.mark.parametrize("step", ["socket", "bind", "listen"])
-def test_a_family_that_this_machine_lacks_leaves_the_other(
+def test_without_one_address_family_the_other_is_used(
     monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     sockets = NoSockets(step, socket.AF_INET6)
@@ -186,7 +186,7 @@ def test_a_family_that_this_machine_lacks_leaves_the_other(
 
 @pytest.mark.parametrize("step", ["socket", "bind", "listen"])
 @pytest.mark.parametrize("resolves", [True, False])
-def test_a_machine_without_any_socket_is_told_with_torch_s_words(
+def test_without_any_socket_the_error_is_torchs(
     monkeypatch: pytest.MonkeyPatch, step: str, resolves: bool
 ) -> None:
     def look_up(*_: object, **__: object) -> object:
@@ -213,7 +213,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("says", PROGRAMS)
-def test_a_program_that_will_not_do_is_told(
+def test_an_unusable_program_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str
 ) -> None:
     program = tmp_path / "etcd"
@@ -226,7 +226,7 @@ def test_a_program_that_will_not_do_is_told(
     assert server._temporary_dir is None
 
 
-def test_one_that_never_answers_is_given_up_and_gone(
+def test_a_server_that_never_answers_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "etcd"
@@ -243,7 +243,7 @@ def test_one_that_never_answers_is_given_up_and_gone(
         os.kill(int(pid_file.read_text()), 0)
 
 
-def test_it_is_stopped_at_the_end_of_its_process(named: Program) -> None:
+def test_the_server_is_stopped_at_the_end_of_its_process(named: Program) -> None:
     program = (
         "import subprocess\n"
         "from rallypoint.rendezvous.etcd_server import EtcdServer\n"
@@ -266,7 +266,7 @@ def test_it_is_stopped_at_the_end_of_its_process(named: Program) -> None:
         os.kill(int(pid), signal.SIGCONT)
 
 
-def test_a_child_made_by_fork_does_not_stop_it(server: EtcdServer) -> None:
+def test_a_forked_child_does_not_stop_the_server(server: EtcdServer) -> None:
     client = server.get_client()
     client.write("key", "parent")
     child = os.fork()
@@ -286,7 +286,7 @@ def test_a_child_made_by_fork_does_not_stop_it(server: EtcdServer) -> None:
     client.close()
 
 
-def test_torchs_helpers_hold_a_port_and_end_a_process(tmp_path: Path) -> None:
+def test_torchs_helpers_reserve_a_port_and_end_a_process(tmp_path: Path) -> None:
     with find_free_port() as held:
         port = held.getsockname()[1]
         with pytest.raises(OSError, match="in use"), socket.socket() as other:

@@ -50,7 +50,7 @@ def test_a_value_that_is_none_is_refused(store: EtcdStore) -> None:
             store.set("key", value)
 
 
-def test_a_counter(store: EtcdStore) -> None:
+def test_a_counter_counts(store: EtcdStore) -> None:
     assert [store.add("count", amount) for amount in (5, 0, -7)] == [5, 5, -2]
     assert store.get("count") == b"-2"
     store.set("word", "x")
@@ -93,7 +93,7 @@ def test_deleting_and_counting(store: EtcdStore) -> None:
     assert store.num_keys() == 1
 
 
-def test_checking(store: EtcdStore) -> None:
+def test_check_finds_existing_keys(store: EtcdStore) -> None:
     assert store.check([])
     assert not store.check(["a"])
     store.set("a", "1")
@@ -112,7 +112,7 @@ def test_several_at_once_and_more_than_a_transaction_holds(store: EtcdStore) -> 
         store.multi_set(["a"], ["1", "2"])
 
 
-def test_prefixes_are_apart(etcd_client: EtcdConnection, prefix: str) -> None:
+def test_prefixes_separate_keys(etcd_client: EtcdConnection, prefix: str) -> None:
     one, two = EtcdStore(etcd_client, f"{prefix}/one"), EtcdStore(etcd_client, f"{prefix}/one2/")
     assert (one.prefix, two.prefix) == (f"{prefix}/one/", f"{prefix}/one2/")
     one.set("key", "1")
@@ -138,7 +138,7 @@ def _later(do: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def test_get_waits_until_the_key_is_there(
+def test_get_waits_until_the_key_exists(
     store: EtcdStore, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     other = EtcdStore(etcd_client, prefix)
@@ -185,7 +185,7 @@ def test_arguments_have_torchs_names(store: EtcdStore) -> None:
     store.wait(keys=["count"], override_timeout=timedelta(seconds=1))
 
 
-def test_torch_takes_it_too(store: EtcdStore) -> None:
+def test_torch_accepts_the_store(store: EtcdStore) -> None:
     distributed = pytest.importorskip("torch.distributed")
     theirs = store.for_torch()
     assert isinstance(theirs, distributed.Store)
@@ -205,7 +205,7 @@ def test_torch_takes_it_too(store: EtcdStore) -> None:
 
 
 @pytest.mark.parametrize("others", [0, 1, 5])
-def test_an_add_whose_answer_is_lost_counts_once(
+def test_an_add_without_an_answer_counts_once(
     one_etcd: EtcdCluster, etcd_client: EtcdConnection, prefix: str, others: int
 ) -> None:
     """Also where others have added since, so that the value does not show whose it was."""
@@ -229,7 +229,7 @@ def test_an_add_whose_answer_is_lost_counts_once(
 
 
 @pytest.mark.parametrize("others", [0, 3])
-def test_a_first_add_whose_answer_is_lost_counts_once(
+def test_a_first_add_without_an_answer_counts_once(
     one_etcd: EtcdCluster, etcd_client: EtcdConnection, prefix: str, others: int
 ) -> None:
     other = EtcdStore(etcd_client, prefix)
@@ -248,7 +248,7 @@ def test_a_first_add_whose_answer_is_lost_counts_once(
         client.close()
 
 
-def test_an_append_whose_answer_is_lost_is_done_once(
+def test_an_append_without_an_answer_is_applied_once(
     one_etcd: EtcdCluster, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     other = EtcdStore(etcd_client, prefix)
@@ -261,7 +261,7 @@ def test_an_append_whose_answer_is_lost_is_done_once(
         client.close()
 
 
-def test_a_write_whose_key_is_gone_again_is_not_guessed_at(
+def test_the_outcome_of_a_write_to_a_deleted_key_is_unknown(
     one_etcd: EtcdCluster, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     other = EtcdStore(etcd_client, prefix)
@@ -275,7 +275,7 @@ def test_a_write_whose_key_is_gone_again_is_not_guessed_at(
         client.close()
 
 
-def test_a_frozen_etcd_holds_no_call_past_its_deadline(
+def test_a_frozen_etcd_delays_no_call_past_its_deadline(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port, read_timeout=60)
@@ -300,7 +300,7 @@ def test_a_frozen_etcd_holds_no_call_past_its_deadline(
     client.close()
 
 
-def test_an_etcd_that_freezes_while_a_call_waits_holds_it_no_longer(
+def test_an_etcd_that_freezes_during_a_wait_does_not_prolong_it(
     failing_etcd: EtcdProcess, prefix: str
 ) -> None:
     client = EtcdConnection("127.0.0.1", failing_etcd.client_port)
@@ -312,7 +312,7 @@ def test_an_etcd_that_freezes_while_a_call_waits_holds_it_no_longer(
     client.close()
 
 
-def test_what_is_damaged_is_a_state_error(
+def test_a_damaged_value_is_a_state_error(
     store: EtcdStore, etcd_client: EtcdConnection, prefix: str
 ) -> None:
     etcd_client.write(f"{prefix}/key", b"garbage")

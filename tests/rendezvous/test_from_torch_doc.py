@@ -66,7 +66,7 @@ def torchrun_commands(text: str) -> list[list[str]]:
 # -- options -------------------------------------------------------------------------------------
 
 
-def test_each_option_has_its_row_and_nothing_else_has() -> None:
+def test_each_option_has_one_row() -> None:
     rows = re.findall(r"^\| (`.*?) \|", section(DOC, "Options of --rdzv-conf"), re.MULTILINE)
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(listed) == sorted(rallypoint_rendezvous.OPTIONS)
@@ -105,7 +105,7 @@ def public_names(name: str) -> set[str]:
 @pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("name", MODULES)
-def test_every_public_name_of_torchs_modules_is_listed_and_is_there_or_said_not_to_be(
+def test_every_public_name_of_torchs_modules_is_listed(
     name: str,
 ) -> None:
     names = public_names(name)
@@ -203,7 +203,7 @@ def test_the_entry_point_is_of_torchs_group() -> None:
     assert "torchrun.handlers" in tomllib.loads(example)["project"]["entry-points"]
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_a_target() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", DOC.read_text(encoding="utf-8"))
     assert targets
     assert [each for each in targets if not (DOC.parent / each).exists()] == []

@@ -45,7 +45,7 @@ def test_nodes_meet_and_agree(nodes: Nodes) -> None:
     assert not a.use_agent_store
 
 
-def test_the_port_offered_is_held_for_rank_0_and_another_one_in_each_round(nodes: Nodes) -> None:
+def test_each_round_reserves_a_new_port_for_rank_0(nodes: Nodes) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     seen = []
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_the_port_offered_is_held_for_rank_0_and_another_one_in_each_round(nodes
     assert len(set(seen)) == 3
 
 
-def test_a_newcomer_is_told_of_and_let_in(nodes: Nodes) -> None:
+def test_a_newcomer_is_counted_and_admitted(nodes: Nodes) -> None:
     a, b, c = (nodes.handler() for _ in range(3))
     first = nodes.meet(a, b)
     assert (a.num_nodes_waiting(), b.num_nodes_waiting()) == (0, 0)
@@ -76,7 +76,7 @@ def test_a_newcomer_is_told_of_and_let_in(nodes: Nodes) -> None:
     assert a.num_nodes_waiting() == 0
 
 
-def test_a_loss_is_told_of_without_any_failure(nodes: Nodes) -> None:
+def test_a_loss_is_reported_without_a_failure(nodes: Nodes) -> None:
     """Else torchrun would go on until a collective gives up (pytorch #111646)."""
     a, b, c = (nodes.handler(last_call=WITHIN_S) for _ in range(3))
     nodes.meet(a, b, c)
@@ -86,7 +86,7 @@ def test_a_loss_is_told_of_without_any_failure(nodes: Nodes) -> None:
     assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
 
 
-def test_who_rendezvouses_again_ends_the_round_for_all(nodes: Nodes) -> None:
+def test_a_second_rendezvous_ends_the_round_for_all(nodes: Nodes) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     old = nodes.meet(a, b)
     call = nodes.start(a.next_rendezvous)
@@ -99,7 +99,7 @@ def test_who_rendezvouses_again_ends_the_round_for_all(nodes: Nodes) -> None:
         old[0].store.set("key", "late")
 
 
-def test_num_nodes_waiting_asks_nobody(nodes_alone: Nodes) -> None:
+def test_num_nodes_waiting_sends_no_message(nodes_alone: Nodes) -> None:
     a, b = nodes_alone.handler("2"), nodes_alone.handler("2")
     assert a.num_nodes_waiting() == 0
     nodes_alone.meet(a, b)
@@ -109,7 +109,7 @@ def test_num_nodes_waiting_asks_nobody(nodes_alone: Nodes) -> None:
     assert time.monotonic() - began_s < LATE_S
 
 
-def test_a_round_that_ends_while_torchrun_assigns_ranks_lets_its_agent_go_on(nodes: Nodes) -> None:
+def test_a_round_that_ends_during_rank_assignment_does_not_block_the_agent(nodes: Nodes) -> None:
     a, b = nodes.handler(), nodes.handler()
     infos = nodes.meet(a, b)
     zero, one = sorted((*zip(infos, (a, b), strict=True),), key=lambda pair: pair[0].rank)
@@ -128,7 +128,7 @@ def test_a_round_that_ends_while_torchrun_assigns_ranks_lets_its_agent_go_on(nod
 # -- who is done ---------------------------------------------------------------------------------
 
 
-def test_who_is_done_looks_well_and_the_run_ends_with_the_last_one(nodes: Nodes) -> None:
+def test_a_done_node_looks_healthy_until_the_last_one_is_done(nodes: Nodes) -> None:
     a, b, late = (nodes.handler() for _ in range(3))
     first, second = nodes.meet(a, b)
     done = nodes.start(exit_barrier, first.store, 2, 300)
@@ -146,7 +146,7 @@ def test_who_is_done_looks_well_and_the_run_ends_with_the_last_one(nodes: Nodes)
         standby.result(SOON_S)
 
 
-def test_who_gives_up_the_exit_barrier_leaves_and_closes_nothing(nodes: Nodes) -> None:
+def test_a_node_that_leaves_the_exit_barrier_does_not_close_the_run(nodes: Nodes) -> None:
     """torchrun's agent does so after 300 s; the others' workers may take longer."""
     a, b = nodes.handler("2"), nodes.handler("2")
     first, second = nodes.meet(a, b)
@@ -159,7 +159,7 @@ def test_who_gives_up_the_exit_barrier_leaves_and_closes_nothing(nodes: Nodes) -
     assert b.is_closed()
 
 
-def test_a_loss_frees_who_waits_in_the_exit_barrier(nodes: Nodes) -> None:
+def test_a_loss_releases_the_exit_barrier(nodes: Nodes) -> None:
     a, b, c = (nodes.handler("1:3", last_call=WITHIN_S) for _ in range(3))
     first, second, _ = nodes.meet(a, b, c)
     done = nodes.start(exit_barrier, first.store, 3, 300)
@@ -204,7 +204,7 @@ def test_shutdown_closes_the_run_and_may_be_called_again(nodes: Nodes) -> None:
         a.next_rendezvous()
 
 
-def test_shutdown_while_an_error_is_handled_says_which(nodes: Nodes) -> None:
+def test_shutdown_during_an_error_reports_the_error(nodes: Nodes) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     nodes.meet(a, b)
     try:
@@ -216,7 +216,7 @@ def test_shutdown_while_an_error_is_handled_says_which(nodes: Nodes) -> None:
         b.next_rendezvous()
 
 
-def test_a_node_that_could_not_get_in_leaves_only(nodes: Nodes) -> None:
+def test_a_node_that_was_not_admitted_only_leaves(nodes: Nodes) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     nodes.meet(a, b)
     other = nodes.handler("1:9")
@@ -233,14 +233,14 @@ def test_a_node_that_could_not_get_in_leaves_only(nodes: Nodes) -> None:
     assert not b.is_closed()
 
 
-def test_shutdown_of_one_that_never_called(nodes: Nodes) -> None:
+def test_shutdown_of_an_unused_handler_does_nothing(nodes: Nodes) -> None:
     """As torch's does: who shuts its handler down closes the run, whatever it did before."""
     nodes.handler("1").shutdown()
     assert nodes.handler("1").is_closed()
 
 
 @pytest.mark.parametrize("ends_process", [False, True])
-def test_one_too_many_ends_cleanly_with_the_run(nodes: Nodes, ends_process: bool) -> None:
+def test_a_surplus_node_ends_cleanly_with_the_run(nodes: Nodes, ends_process: bool) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     nodes.meet(a, b)
     spare = nodes.handler("2", ends_process=ends_process)
@@ -255,7 +255,7 @@ def test_one_too_many_ends_cleanly_with_the_run(nodes: Nodes, ends_process: bool
     assert spare.shutdown()
 
 
-def test_one_too_many_of_a_run_that_failed_is_told_so(nodes: Nodes) -> None:
+def test_a_surplus_node_of_a_failed_run_gets_the_failure(nodes: Nodes) -> None:
     a, b = nodes.handler("2"), nodes.handler("2")
     nodes.meet(a, b)
     spare = nodes.handler("2", ends_process=True)
@@ -302,7 +302,7 @@ def test_a_run_that_did_not_succeed_calls_every_agent_to_rendezvous_again(
     assert b.shutdown()
 
 
-def test_who_is_done_ends_with_the_cause_where_the_run_ends_badly(
+def test_a_done_node_gets_the_cause_if_the_run_fails(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun's agent is in its exit barrier then, which swallows every Exception."""
@@ -331,7 +331,7 @@ def test_who_is_done_ends_with_the_cause_where_the_run_ends_badly(
     assert c.shutdown()
 
 
-def test_who_is_done_waits_for_the_verdict_on_those_who_are_left(
+def test_a_done_node_waits_for_the_verdict_on_the_others(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss comes first, and that too few are left comes after it."""

@@ -93,7 +93,7 @@ def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None
         wait_until(lambda: not _held_node._held, SOON_S)
 
 
-def test_a_host_that_is_done_shuts_down_in_time_and_goes_on_coordinating(tmp_path: Path) -> None:
+def test_a_done_host_shuts_down_in_time_and_keeps_coordinating(tmp_path: Path) -> None:
     with nodes_of(tmp_path, serves=False) as nodes:
         nodes.endpoint = f"127.0.0.1:{nodes.port}"
         host = nodes.handler("2", is_host=True, close_timeout=1)
@@ -128,7 +128,7 @@ def test_the_last_call_has_torch_s_name_too(nodes: Nodes) -> None:
     assert [info.world_size for info in nodes.meet(a, b)] == [2, 2]
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
+def test_a_missing_coordinator_is_an_error(tmp_path: Path) -> None:
     port = free_port()
     with nodes_of(tmp_path, serves=False) as nodes:
         nodes.endpoint = f"127.0.0.1:{port}"
@@ -143,7 +143,7 @@ def test_nobody_is_there(tmp_path: Path) -> None:
         assert a.shutdown()
 
 
-def test_something_else_answers_there(tmp_path: Path) -> None:
+def test_another_program_at_the_endpoint_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, nodes_of(tmp_path, serves=False) as run:
         port = server.getsockname()[1]
         run.endpoint = f"127.0.0.1:{port}"
@@ -163,7 +163,7 @@ def _waits(handler: NodeRendezvousHandler) -> None:
 
 @pytest.mark.verify
 @pytest.mark.parametrize("call", [_closes, _waits])
-def test_a_frozen_coordinator_blocks_no_call_past_its_deadline(
+def test_a_frozen_coordinator_delays_no_call_past_its_deadline(
     nodes_alone: Nodes, call: Callable[[NodeRendezvousHandler], None]
 ) -> None:
     limits: dict[str, Any] = {"join_timeout": 2, "close_timeout": 2, "goodbye_timeout": 0.5}
@@ -202,7 +202,7 @@ def test_a_coordinator_that_is_lost_for_good_is_an_error(nodes_alone: Nodes) -> 
         a.num_nodes_waiting()
 
 
-def test_two_nodes_of_one_name(nodes: Nodes) -> None:
+def test_a_second_node_of_one_name_is_refused(nodes: Nodes) -> None:
     one = nodes.handler("1:2", node_name="same")
     one.next_rendezvous()
     with pytest.raises(RendezvousError, match="same") as caught:
@@ -241,7 +241,7 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ("token_file", 1.5),
     ],
 )
-def test_a_value_that_cannot_be_read_names_its_option(option: str, value: object) -> None:
+def test_a_bad_value_names_its_option(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=option):
         create_handler(
             RendezvousParameters(
@@ -267,7 +267,7 @@ def test_an_option_by_two_names_is_refused() -> None:
         _made(last_call="3", last_call_timeout="4")
 
 
-def test_more_than_one_node_needs_a_place_to_meet() -> None:
+def test_more_than_one_node_needs_an_endpoint() -> None:
     with pytest.raises(ValueError, match="needs an endpoint"):
         _made(endpoint="")
     _made(endpoint="", nnodes=1)
@@ -284,7 +284,7 @@ def test_one_node_may_have_any_port() -> None:
         _made(endpoint="localhost:0", nnodes=2)
 
 
-def test_one_node_needs_nobody(tmp_path: Path) -> None:
+def test_one_node_needs_no_coordinator(tmp_path: Path) -> None:
     with nodes_of(tmp_path, serves=False) as nodes:
         nodes.endpoint = ""
         alone = nodes.handler("1")
@@ -294,7 +294,7 @@ def test_one_node_needs_nobody(tmp_path: Path) -> None:
         assert alone.shutdown()
 
 
-def test_errors_are_only_ours_where_torch_is_not_imported(nodes: Nodes) -> None:
+def test_without_torch_errors_are_only_ours(nodes: Nodes) -> None:
     a = nodes.handler("2", join_timeout=0.1)
     assert not a.is_closed()  # let in, however long that takes
     with pytest.raises(RendezvousTimeoutError) as caught:

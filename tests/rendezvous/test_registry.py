@@ -141,7 +141,7 @@ def make(backend): return get_rendezvous_handler(RendezvousParameters(backend, "
 
 
 @pytest.mark.processes
-def test_a_backend_of_an_installed_package_is_found_when_it_is_asked_for(
+def test_a_backend_of_an_installed_package_is_found_on_demand(
     install: Callable[..., Path],
 ) -> None:
     folder = install(PLUGIN, mine="plugin:creator")
@@ -153,7 +153,7 @@ def test_a_backend_of_an_installed_package_is_found_when_it_is_asked_for(
 
 
 @pytest.mark.processes
-def test_one_that_is_broken_is_warned_about_by_name_and_the_others_are_there(
+def test_a_broken_backend_causes_a_warning_and_the_others_load(
     install: Callable[..., Path],
 ) -> None:
     folder = install(PLUGIN, broken="plugin:fails", absent="nowhere:creator", mine="plugin:creator")
@@ -169,7 +169,7 @@ def test_one_that_is_broken_is_warned_about_by_name_and_the_others_are_there(
 
 
 @pytest.mark.processes
-def test_a_package_does_not_take_a_name_that_is_registered(install: Callable[..., Path]) -> None:
+def test_a_package_cannot_replace_a_registered_name(install: Callable[..., Path]) -> None:
     folder = install(PLUGIN, static="plugin:creator", mine="plugin:creator")
     program = MAKE + "make('mine')\nprint(rendezvous_handler_registry._registry['static'].__name__)"
     done = run(program, folder)
@@ -178,7 +178,7 @@ def test_a_package_does_not_take_a_name_that_is_registered(install: Callable[...
 
 
 @pytest.mark.processes
-def test_our_own_entry_is_for_torchs_registry_alone(install: Callable[..., Path]) -> None:
+def test_our_entry_point_is_for_torchs_registry_only(install: Callable[..., Path]) -> None:
     folder = install(PLUGIN, rallypoint="plugin:creator", mine="plugin:creator")
     program = MAKE + (
         "make('mine')\nprint(rendezvous_handler_registry._registry['rallypoint'].__name__)"
@@ -200,7 +200,7 @@ def test_they_can_be_registered_at_once_as_torchs_package_does(
     assert result_of(program, folder) is True
 
 
-def test_a_registry_of_ones_own_finds_only_what_is_registered_there() -> None:
+def test_a_separate_registry_has_only_its_own_backends() -> None:
     own = RendezvousHandlerRegistry()
     with pytest.raises(ValueError, match="Registered are: none"):
         own.create_handler(RendezvousParameters("static", "h:1", "r", 1, 1))
@@ -217,7 +217,7 @@ def test_torchrun_finds_us_by_the_entry_point() -> None:
 
 
 @pytest.mark.processes
-def test_importing_the_package_loads_little_and_no_torch() -> None:
+def test_importing_the_package_imports_little_and_no_torch() -> None:
     loaded = result_of(
         "import json, rallypoint.rendezvous, rallypoint.rendezvous.registry\n"
         "import rallypoint.rendezvous.api, rallypoint.rendezvous.utils\n"
@@ -241,7 +241,7 @@ def test_importing_the_package_loads_little_and_no_torch() -> None:
 
 
 @pytest.mark.processes
-def test_the_static_backend_loads_what_connects_only_when_it_does() -> None:
+def test_the_static_backend_imports_its_client_on_demand() -> None:
     loaded = result_of(
         "import json, rallypoint.rendezvous.static_tcp_rendezvous\n"
         "print(json.dumps(sorted(sys.modules)))"

@@ -72,7 +72,7 @@ def test_a_rank_has_to_be_given(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["[2001:db8::7]:90", "[::1]:90"])
-def test_an_address_of_ipv6_is_welcome_in_brackets(endpoint: str) -> None:
+def test_an_ipv6_address_may_be_in_brackets(endpoint: str) -> None:
     with pytest.raises(ValueError, match="rank"):
         create_rdzv_handler(parameters(endpoint))
     handler = create_rdzv_handler(parameters(endpoint, rank=0))
@@ -91,14 +91,12 @@ def test_an_address_of_ipv6_is_welcome_in_brackets(endpoint: str) -> None:
         ({"rank": 0, "time_out": 5}, "no configuration option 'time_out'; it has rank and timeout"),
     ],
 )
-def test_an_option_that_cannot_be_is_an_error_that_names_it(
-    options: dict[str, Any], told: str
-) -> None:
+def test_a_bad_option_is_an_error_that_names_it(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         create_rdzv_handler(parameters("localhost:12", 2, **options))
 
 
-def test_a_handler_knows_its_place_before_it_has_met_anybody() -> None:
+def test_a_handler_has_its_rank_before_the_meeting() -> None:
     handler = get_rendezvous_handler(parameters("localhost:123", 4, rank="3", timeout="60"))
     assert isinstance(handler, StaticTCPRendezvous)
     assert handler.get_backend() == "static"
@@ -113,7 +111,7 @@ def test_a_handler_knows_its_place_before_it_has_met_anybody() -> None:
     assert handler.shutdown() is True
 
 
-def test_meeting_may_take_ten_minutes_unless_told_otherwise() -> None:
+def test_the_meeting_has_ten_minutes_by_default() -> None:
     handler = create_rdzv_handler(parameters("localhost:123", rank=0))
     assert isinstance(handler, StaticTCPRendezvous)
     assert handler.timeout == timedelta(minutes=10)
@@ -160,7 +158,7 @@ def meet(kind: str) -> Iterator[Callable[..., list[RendezvousInfo]]]:
 
 
 @pytest.mark.sockets
-def test_one_node_may_ask_for_its_round_again_and_again(kind: str) -> None:
+def test_one_node_may_call_next_rendezvous_often(kind: str) -> None:
     port = free_port()
     handler = create_rdzv_handler(parameters(f"localhost:{port}", rank=0))
     first, second = handler.next_rendezvous(), handler.next_rendezvous()
@@ -219,7 +217,7 @@ def test_a_key_that_is_not_set_in_time_is_a_timeout_that_names_it(
 
 
 @pytest.mark.sockets
-def test_port_0_is_any_and_the_round_says_which(kind: str) -> None:
+def test_port_0_is_replaced_by_the_bound_port(kind: str) -> None:
     info = create_rdzv_handler(parameters("localhost:0", rank=0)).next_rendezvous()
     assert info.bootstrap_store_info is not None
     assert info.bootstrap_store_info.master_port > 0
@@ -241,7 +239,7 @@ def test_runs_at_one_port_have_keys_of_their_own(kind: str) -> None:
 
 
 @pytest.mark.sockets
-def test_rank_0_says_who_did_not_come(kind: str) -> None:
+def test_rank_0_names_the_missing_nodes(kind: str) -> None:
     endpoint = f"localhost:{free_port()}"
     # Another run's, so that the store is there before rank 0 begins to wait.
     serving = create_rdzv_handler(RendezvousParameters("static", endpoint, "other", 1, 1, rank=0))
@@ -256,7 +254,7 @@ def test_rank_0_says_who_did_not_come(kind: str) -> None:
 
 
 @pytest.mark.sockets
-def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> None:
+def test_an_endpoint_without_a_listener_is_an_error_in_time(kind: str) -> None:
     port = free_port()
     handler = create_rdzv_handler(parameters(f"localhost:{port}", 2, rank=1, timeout=1))
     with pytest.raises(RendezvousConnectionError, match=f"localhost:{port}.* by node rank 1"):
@@ -265,7 +263,7 @@ def test_nobody_at_the_endpoint_is_an_error_within_the_timeout(kind: str) -> Non
 
 @pytest.mark.sockets
 @needs_torch
-def test_no_client_of_torchs_is_made_before_somebody_listens(
+def test_no_client_of_torch_is_created_before_the_port_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It waits long between two tries, and prints its stack when its timeout is over."""
@@ -286,7 +284,7 @@ def test_a_port_that_is_taken_is_an_error(kind: str) -> None:
 
 
 @pytest.mark.sockets
-def test_a_handler_that_failed_can_be_asked_again(kind: str) -> None:
+def test_a_failed_handler_can_be_called_again(kind: str) -> None:
     with closing(socket.create_server(("", 0), family=socket.AF_INET)) as other:
         port = other.getsockname()[1]
         handler = create_rdzv_handler(parameters(f"localhost:{port}", rank=0, timeout=3))
@@ -359,7 +357,7 @@ def test_a_node_with_torch_says_that_rank_0_has_none(
 
 @needs_torch
 @pytest.mark.processes
-def test_a_rank_0_without_torch_that_is_stopped_for_a_while_is_known_afterwards(
+def test_a_stalled_rank_0_without_torch_is_recognized_later(
     rank_0_without_torch_pid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it goes on it says nothing, and torch's own client would ask it until the timeout."""
@@ -402,7 +400,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 @needs_torch
 @pytest.mark.processes
-def test_a_store_of_torchs_that_is_stopped_keeps_nobody_past_the_timeout() -> None:
+def test_a_stopped_store_of_torch_delays_no_call_past_the_timeout() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", FROZEN_TORCH_STORE], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -43,7 +43,7 @@ def test_clients_share_the_keys(server: StoreServer) -> None:
     assert one.num_keys() == 2
 
 
-def test_a_call_that_waits_holds_up_no_other_of_the_same_store(server: StoreServer) -> None:
+def test_a_waiting_call_blocks_no_other_call_of_its_store(server: StoreServer) -> None:
     store = connect(server)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(store.get, "key")
@@ -65,7 +65,7 @@ def test_many_clients_wait_for_one_key_and_count_once_each(server: StoreServer) 
     assert stores[0].get("came") == b"64"
 
 
-def test_a_deadline_names_what_is_missing(
+def test_a_timeout_names_the_missing_keys(
     server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_store_client, "ANSWER_MARGIN_S", 20)  # the server says it, however late
@@ -79,7 +79,7 @@ def test_a_deadline_names_what_is_missing(
     assert isinstance(raised.value, TimeoutError)
 
 
-def test_what_fails_is_told_and_the_store_goes_on(server: StoreServer) -> None:
+def test_a_failed_call_is_reported_and_the_store_continues(server: StoreServer) -> None:
     store = connect(server)
     store.set("text", "abc")
     with pytest.raises(errors.StoreError, match="not a 64-bit decimal integer"):
@@ -106,7 +106,7 @@ def test_answers_are_not_kept_by_the_server(server: StoreServer) -> None:
     assert all(session.answered == () for session in server._engine.freeze().sessions)
 
 
-def test_a_client_that_goes_waits_no_more(server: StoreServer) -> None:
+def test_a_client_that_disconnects_leaves_no_wait(server: StoreServer) -> None:
     with socket.create_connection(("localhost", server.port)) as sock:
         sock.sendall(local.encode(wire.Greeting(wire.VERSION)))
         sock.sendall(local.encode(local.Call(1, ops.Get("absent"), None)))
@@ -115,7 +115,7 @@ def test_a_client_that_goes_waits_no_more(server: StoreServer) -> None:
     assert connect(server).num_keys() == 0
 
 
-def test_a_store_that_nobody_has_closes_its_connection(server: StoreServer) -> None:
+def test_an_unreferenced_store_closes_its_connection(server: StoreServer) -> None:
     store = connect(server)
     assert len(server._links) == 1
     del store
@@ -126,7 +126,7 @@ def test_a_store_that_nobody_has_closes_its_connection(server: StoreServer) -> N
 # -- where a server is shared --------------------------------------------------------------------
 
 
-def test_a_process_serves_a_port_once_for_as_long_as_somebody_holds_it() -> None:
+def test_a_process_serves_a_port_once_while_it_is_referenced() -> None:
     first = serve_at(portal(), 0)
     port = first.port
     assert serve_at(portal(), port) is first
@@ -141,7 +141,7 @@ def test_a_process_serves_a_port_once_for_as_long_as_somebody_holds_it() -> None
 # -- the connection ------------------------------------------------------------------------------
 
 
-def test_a_client_comes_before_the_server(servers: Callable[..., StoreServer]) -> None:
+def test_a_client_may_start_before_the_server(servers: Callable[..., StoreServer]) -> None:
     with socket.create_server(("", 0), family=socket.AF_INET) as reserved:
         port = reserved.getsockname()[1]
     with ThreadPoolExecutor(1) as pool:
@@ -174,7 +174,7 @@ def test_a_call_under_way_when_the_connection_is_lost_fails(server: StoreServer)
         store.set("key", "value")
 
 
-def test_another_store_in_its_place_is_not_taken_for_it(
+def test_another_store_at_the_address_is_recognized(
     servers: Callable[..., StoreServer],
 ) -> None:
     server = servers()
@@ -187,7 +187,7 @@ def test_another_store_in_its_place_is_not_taken_for_it(
         store.get("key")
 
 
-def test_nobody_there_is_told_with_what_was_tried() -> None:
+def test_a_missing_server_is_an_error_with_the_attempts() -> None:
     with socket.create_server(("", 0), family=socket.AF_INET) as reserved:
         port = reserved.getsockname()[1]
     with pytest.raises(errors.UnreachableError, match="within 2 s") as raised:
@@ -229,7 +229,7 @@ def test_a_program_that_speaks_otherwise_is_no_store() -> None:
             sock.close()
 
 
-def test_a_server_is_known_by_its_greeting(server: StoreServer) -> None:
+def test_a_server_is_recognized_by_its_greeting(server: StoreServer) -> None:
     assert kind_at("localhost", server.port, 5) is StoreKind.OURS
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -288,7 +288,7 @@ CALLS: list[tuple[str, Callable[[TcpStore], object]]] = [
 
 
 @pytest.mark.processes
-def test_no_call_outlasts_its_deadline_on_a_server_that_is_stopped(
+def test_on_a_stopped_server_no_call_passes_its_deadline(
     frozen: tuple[TcpStore, int],
 ) -> None:
     store, port = frozen

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.sockets
         struct.pack("!I", wire.GREETING_BYTES_MAX + 1),
     ],
 )
-def test_who_does_not_greet_is_refused(
+def test_a_peer_without_a_greeting_is_refused(
     server: StoreServer,
     data: bytes,
     peer_of: Callable[..., Peer],
@@ -113,7 +113,7 @@ def test_a_frame_may_come_in_pieces(
     assert peer.next() == local.Answer(1, ops.StoreValue(5))
 
 
-def test_who_says_nothing_is_cut_off(
+def test_a_silent_peer_is_closed(
     servers: Callable[..., StoreServer],
     monkeypatch: pytest.MonkeyPatch,
     peer_of: Callable[..., Peer],
@@ -122,7 +122,7 @@ def test_who_says_nothing_is_cut_off(
     assert peer_of(servers(), greets=False).next() is None
 
 
-def test_a_call_can_be_withdrawn(
+def test_a_call_can_be_cancelled(
     server: StoreServer,
     peer_of: Callable[..., Peer],
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_barrier_is_not_among_its_calls(
     assert told.result.code == ops.BAD_REQUEST
 
 
-def test_one_connection_more_than_it_takes_is_refused(
+def test_a_connection_beyond_the_limit_is_refused(
     servers: Callable[..., StoreServer],
 ) -> None:
     server = servers(clients_max=2)
@@ -172,7 +172,7 @@ def unread(server: StoreServer, peer: Peer, calls: int) -> None:
     assert store.check(["large"]) is True
 
 
-def test_answers_that_are_not_read_take_no_more_than_the_values(
+def test_unread_answers_take_no_more_than_the_values(
     server: StoreServer, peer_of: Callable[..., Peer]
 ) -> None:
     peer = peer_of(server)
@@ -184,7 +184,7 @@ def test_answers_that_are_not_read_take_no_more_than_the_values(
     assert peer.next() == local.Answer(2, wanted)
 
 
-def test_a_peer_that_reads_nothing_is_cut_off(
+def test_a_peer_that_does_not_read_is_closed(
     servers: Callable[..., StoreServer],
     monkeypatch: pytest.MonkeyPatch,
     peer_of: Callable[..., Peer],
@@ -199,7 +199,7 @@ def test_a_peer_that_reads_nothing_is_cut_off(
     until(lambda: server.budget.used < 5 * 1024**2)
 
 
-def test_small_answers_that_are_not_read_are_bounded(
+def test_unread_small_answers_are_bounded(
     server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "UNREAD_BYTES_MAX", 64 * 1024)
@@ -213,7 +213,7 @@ def test_small_answers_that_are_not_read_are_bounded(
     assert store.check(["key"]) is True
 
 
-def test_a_store_that_is_full_says_so_and_goes_on(
+def test_a_full_store_refuses_and_continues(
     servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RALLYPOINT_MEMORY", "16MiB")
@@ -229,7 +229,7 @@ def test_a_store_that_is_full_says_so_and_goes_on(
     store.set("new", bytes(1024**2))
 
 
-def test_calls_beside_many_that_wait_cost_no_more(
+def test_waiting_calls_do_not_slow_other_calls(
     server: StoreServer, peer_of: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each answer was acknowledged with the list of all calls that were open."""
@@ -250,7 +250,7 @@ def test_calls_beside_many_that_wait_cost_no_more(
     assert sum(asked) < 10 * len(calls)
 
 
-def test_who_has_not_greeted_has_no_seat(
+def test_a_peer_without_a_greeting_has_no_rank(
     servers: Callable[..., StoreServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "STRANGERS_MAX", 8)

@@ -55,7 +55,7 @@ class Waiter:
 # -- how often -------------------------------------------------------------------------------------
 
 
-def test_a_reason_is_said_when_it_changes_and_rarely_while_only_time_passes() -> None:
+def test_a_reason_is_logged_when_it_changes_and_else_rarely() -> None:
     said: list[tuple[float, str]] = []
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_a_reason_is_said_when_it_changes_and_rarely_while_only_time_passes() ->
     ]
 
 
-def test_a_node_on_standby_says_so() -> None:
+def test_a_node_on_standby_logs_it() -> None:
     said: list[str] = []
 
     async def main() -> None:
@@ -105,7 +105,7 @@ def test_a_node_on_standby_says_so() -> None:
     assert said == [f"[] {on_standby(2).text}"]
 
 
-def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_round() -> None:
+def test_standby_is_logged_once_per_round() -> None:
     said: list[str] = []
 
     async def main() -> None:
@@ -132,7 +132,7 @@ def test_a_node_that_was_told_to_stand_by_says_so_once_and_again_for_the_next_ro
 # -- what ------------------------------------------------------------------------------------------
 
 
-def test_the_end_of_a_round_and_of_the_run_are_said_once() -> None:
+def test_the_end_of_a_round_and_of_the_run_is_logged_once() -> None:
     said: list[str] = []
     teller = Teller(said.append)
     lost = Change(ChangeKind.NODE_LOST, 1, ("b",), 1, "its connection closed", confirmed=False)
@@ -148,7 +148,7 @@ def test_the_end_of_a_round_and_of_the_run_are_said_once() -> None:
     ]
 
 
-def test_a_node_that_leaves_says_nothing_of_its_connection() -> None:
+def test_a_node_that_leaves_logs_nothing_about_its_connection() -> None:
     said: list[str] = []
     teller = Teller(said.append)
     teller.leaves()
@@ -156,7 +156,7 @@ def test_a_node_that_leaves_says_nothing_of_its_connection() -> None:
     assert said == []
 
 
-def test_a_run_that_was_closed_before_this_node_came_is_said() -> None:
+def test_a_run_closed_before_this_node_came_is_logged() -> None:
     said: list[str] = []
     close = CloseRecord(Outcome.STOPPED, "enough")
     Teller(said.append).gone(errors.RunClosedError(run_over("run", close)))
@@ -214,13 +214,13 @@ def test_a_program_with_logging_of_its_own_shows_each_line_once_and_its_own_way(
 
 
 @pytest.mark.processes
-def test_a_level_that_the_program_has_set_stays() -> None:
+def test_a_level_set_by_the_program_stays() -> None:
     lines = _stderr(before="logging.getLogger('rallypoint').setLevel(logging.WARNING)")
     assert lines == ["[rallypoint] warning: the connection is lost"]
 
 
 @pytest.mark.processes
-def test_a_stderr_that_takes_nothing_holds_up_nobody() -> None:
+def test_a_stderr_that_hangs_blocks_nothing() -> None:
     """A log collector that hangs must not stop a node's heartbeats."""
     program = """
 import os, sys, threading, time
@@ -246,7 +246,7 @@ print("went on", flush=True)
 
 
 @pytest.mark.processes
-def test_a_child_made_by_fork_shows_its_own_lines() -> None:
+def test_a_forked_child_shows_its_own_lines() -> None:
     program = """
 import os
 from rallypoint.rendezvous import _telling

@@ -43,7 +43,7 @@ def test_the_default_port_is_given_back_as_it_is(default: int) -> None:
 @pytest.mark.parametrize(
     "port", ["65536", "99999", "123456", "-1", "+1", "a", "", " 5", "5 5", "1.0", "١"]
 )
-def test_what_is_no_port_is_an_error_that_shows_it(port: str) -> None:
+def test_a_bad_port_is_an_error_that_shows_it(port: str) -> None:
     endpoint = f"node9:{port}"
     with pytest.raises(ValueError, match="port") as raised:
         parse_rendezvous_endpoint(endpoint, 123)
@@ -51,7 +51,7 @@ def test_what_is_no_port_is_an_error_that_shows_it(port: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["~", "node 9", "a/b", "http://node9", "a,b", "no\nde", "[", "[]"])
-def test_what_is_no_host_is_an_error_that_shows_it(host: str) -> None:
+def test_a_bad_host_is_an_error_that_shows_it(host: str) -> None:
     with pytest.raises(ValueError, match="host") as raised:
         parse_rendezvous_endpoint(f"{host}:45", 123)
     assert f"'{host}:45'" in str(raised.value)

@@ -53,7 +53,7 @@ def revoke(journal: ElectionChecker, process: str) -> None:
     journal.lease_written(lease(process, 1, LeaseState.REVOKED))
 
 
-def test_an_ordinary_life_breaks_nothing(journal: ElectionChecker):
+def test_an_ordinary_history_breaks_no_rule(journal: ElectionChecker):
     one = then(BEGUN, round=a_round(1))
     journal.run_written(one)
     journal.committed("run", 1, 1)
@@ -97,7 +97,9 @@ CLOSED = then(BEGUN, close=CLOSE)
         ("lease", [sealed(BEGUN, "unknown")]),
     ],
 )
-def test_a_write_that_breaks_a_rule(journal: ElectionChecker, rule: str, writes: list[RunRegister]):
+def test_a_write_that_breaks_a_rule_is_found(
+    journal: ElectionChecker, rule: str, writes: list[RunRegister]
+):
     for right in writes[:-1]:
         journal.run_written(right)
     with pytest.raises(InvariantViolation) as broken:
@@ -127,19 +129,19 @@ def test_a_beat_advances_by_one(journal: ElectionChecker):
         journal.lease_written(lease("p1", 3))
 
 
-def test_a_serving_lease_is_not_swept(journal: ElectionChecker):
+def test_a_serving_lease_is_not_removed(journal: ElectionChecker):
     with pytest.raises(InvariantViolation, match="while it was serving"):
         journal.lease_swept("p1")
 
 
-def test_who_may_decide_is_whom_the_ledger_names(journal: ElectionChecker):
+def test_only_the_owner_in_the_ledger_may_decide(journal: ElectionChecker):
     journal.may_decide("run", "p1", 1)
     for process, term in (("p2", 1), ("p1", 2)):
         with pytest.raises(InvariantViolation, match="would decide for run"):
             journal.may_decide("run", process, term)
 
 
-def test_what_is_believed_committed_was_committed(journal: ElectionChecker):
+def test_a_commit_that_a_process_believes_in_is_in_the_ledger(journal: ElectionChecker):
     with pytest.raises(InvariantViolation, match="never committed"):
         journal.committed("run", 1, 1)
 
@@ -170,13 +172,13 @@ class TestRemovingRuns:
         journal.run_written(again)
         journal.run_written(then(again, round=a_round(2, term=2)))
 
-    def test_one_that_is_not_forms_no_round(self, journal: ElectionChecker):
+    def test_a_run_below_the_floor_forms_no_round(self, journal: ElectionChecker):
         self.removed(journal)
         journal.run_written(BEGUN)
         with pytest.raises(InvariantViolation, match="R13"):
             journal.run_written(then(BEGUN, round=a_round(1)))
 
-    def test_one_that_was_created_late_is_lifted(self, journal: ElectionChecker):
+    def test_a_run_created_late_is_lifted(self, journal: ElectionChecker):
         self.removed(journal)
         journal.run_written(BEGUN)
         lifted = sealed(BEGUN, "p1", term=2, floor=1)
@@ -198,7 +200,7 @@ class TestRemovingRuns:
         with pytest.raises(InvariantViolation, match="R13"):
             journal.floor_written(NO_FLOOR)
 
-    def test_a_sweeper_closes_a_run_whose_owner_has_ended(self, journal: ElectionChecker):
+    def test_the_collector_closes_a_run_whose_owner_has_ended(self, journal: ElectionChecker):
         gone = sealed(BEGUN, "", close=CLOSE)
         with pytest.raises(InvariantViolation, match="lease"):
             journal.run_written(gone)
@@ -206,7 +208,7 @@ class TestRemovingRuns:
         journal.run_written(gone)
         assert journal.is_closed("run")
 
-    def test_it_changes_nothing_else(self, journal: ElectionChecker):
+    def test_the_collector_changes_nothing_else(self, journal: ElectionChecker):
         revoke(journal, "p1")
         with pytest.raises(InvariantViolation, match="R5"):
             journal.run_written(sealed(BEGUN, "", close=CLOSE, round=a_round(1, term=2)))

@@ -29,7 +29,7 @@ def met() -> Driver:
 
 
 @pytest.mark.parametrize("tens", seeds(4, verify=10, long=100))
-def test_every_rule_holds_over_long_lives_of_runs_whose_coordinators_die(tens: int) -> None:
+def test_every_rule_holds_over_many_takeovers(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         random = Random(seed)
         driver = random_run(random)
@@ -41,7 +41,7 @@ def test_every_rule_holds_over_long_lives_of_runs_whose_coordinators_die(tens: i
                 stride(driver, random)
 
 
-def test_a_round_goes_on_through_many_coordinators() -> None:
+def test_a_round_continues_through_many_coordinators() -> None:
     driver = met()
     for term in range(2, 6):
         driver.fail_over()
@@ -54,7 +54,7 @@ def test_a_round_goes_on_through_many_coordinators() -> None:
     assert (driver.run.number, driver.names) == (2, ["a", "b"])
 
 
-def test_what_was_given_to_the_ledger_is_in_it_or_is_not() -> None:
+def test_a_write_is_in_the_ledger_or_it_is_not() -> None:
     for is_written in (False, True):
         driver = Driver(min=2, max=2, manual_commit=True)
         driver.join("a", "b")
@@ -66,7 +66,7 @@ def test_what_was_given_to_the_ledger_is_in_it_or_is_not() -> None:
         assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 1)
 
 
-def test_who_does_not_attach_is_lost_and_not_before_the_attach_grace() -> None:
+def test_a_member_that_does_not_attach_is_lost_after_the_attach_grace() -> None:
     driver = met()
     driver.fail_over(attach_grace_s=GRACE_S)
     driver.attach("a", "b")
@@ -77,7 +77,7 @@ def test_who_does_not_attach_is_lost_and_not_before_the_attach_grace() -> None:
     assert driver.run.roster.get("c") is None
 
 
-def test_the_ledger_being_away_gives_who_has_yet_to_attach_the_whole_time_again() -> None:
+def test_an_outage_restarts_the_attach_grace() -> None:
     driver = met()
     driver.fail_over(attach_grace_s=GRACE_S)
     driver.attach("a", "b")
@@ -110,7 +110,7 @@ def broken_rule(driver: Driver, register: RunState) -> str:
     return told.value.rule
 
 
-def test_a_ledger_that_forgets_is_found_out() -> None:
+def test_a_ledger_that_forgets_is_found() -> None:
     driver = met()
     assert broken_rule(driver, a_register(driver, round=None)) == "R1"
     record = driver.run.round
@@ -125,7 +125,7 @@ def test_a_ledger_that_forgets_is_found_out() -> None:
     assert broken_rule(met(), RunState(2)) == "R1"
 
 
-def test_a_coordinator_that_judges_too_early_is_found_out() -> None:
+def test_a_coordinator_that_judges_too_early_is_found() -> None:
     """R8."""
     driver = met()
     checker = taken_over(driver, a_register(driver))
@@ -140,7 +140,7 @@ def test_a_coordinator_that_judges_too_early_is_found_out() -> None:
     checker.note(heard, GRACE_S, lost)
 
 
-def test_a_coordinator_that_begins_by_deciding_is_found_out() -> None:
+def test_a_coordinator_that_decides_first_is_found() -> None:
     driver = met()
     record = driver.run.round
     assert record is not None
@@ -150,7 +150,7 @@ def test_a_coordinator_that_begins_by_deciding_is_found_out() -> None:
         )
 
 
-def test_a_token_that_does_not_grow_is_found_out() -> None:
+def test_a_token_that_does_not_grow_is_found() -> None:
     """R13. (term, number) is the fencing token: a round of an old term cannot follow."""
     driver = met()
     checker = driver.checked.checker

@@ -27,7 +27,7 @@ ALL = f"last_call={PATIENCE_S:g}"
 
 
 @pytest.mark.verify
-def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_waited_for(
+def test_a_lost_machine_is_reported_and_done_nodes_are_not_awaited(
     job: Job,
 ) -> None:
     job.serve()
@@ -52,7 +52,7 @@ def test_a_lost_machine_is_told_without_a_collective_and_who_is_done_is_not_wait
 
 
 @pytest.mark.verify
-def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job(job: Job) -> None:
+def test_a_surplus_node_replaces_one_that_departs(job: Job) -> None:
     job.start("a", QUIET, nnodes="2", conf="is_host=1")
     job.wait(job.picture, "the host coordinates")
     job.start("b", QUIET, nnodes="2", conf="is_host=0")
@@ -86,7 +86,7 @@ def test_one_too_many_steps_in_for_one_that_was_told_to_go_and_ends_with_the_job
 
 
 @pytest.mark.verify
-def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
+def test_a_job_survives_the_loss_of_its_coordinator(job: Job) -> None:
     """Elected through files: another one takes the run over, and is told who was lost."""
     job.endpoint = f"file://{job.folder / 'ledger'}"
     conf = "expected_nodes=3,lease_ttl=1,attach_grace=1"
@@ -107,7 +107,7 @@ def test_the_machine_that_coordinates_is_lost(job: Job) -> None:
     job.end_well(survivors)
 
 
-def test_a_worker_that_fails_ends_the_job_for_all_and_all_say_why(job: Job) -> None:
+def test_a_failed_worker_ends_the_job_and_all_nodes_report_the_cause(job: Job) -> None:
     """The others' workers are well, and would go on for ever."""
     job.serve()
     job.start("a b c", QUIET, nnodes="3")
@@ -126,7 +126,7 @@ def test_a_worker_that_fails_ends_the_job_for_all_and_all_say_why(job: Job) -> N
 
 
 @pytest.mark.verify
-def test_who_closes_the_run_ends_it_for_all(job: Job) -> None:
+def test_closing_the_run_ends_it_for_all(job: Job) -> None:
     job.serve()
     job.start("a b", QUIET, nnodes="2")
     job.at_work("a b")
@@ -154,7 +154,7 @@ def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
 
 
 @pytest.mark.verify
-def test_what_happens_is_said_on_stderr_once_unless_quiet_is_asked_for(job: Job) -> None:
+def test_events_are_logged_once_on_stderr_unless_quiet(job: Job) -> None:
     """With no logging configured and torch's own level: as for everybody who runs torchrun."""
     job.serve()
     given: dict[str, Any] = {"nnodes": "2", "env": {"LOGLEVEL": "WARNING"}}
@@ -184,7 +184,7 @@ def test_what_happens_is_said_on_stderr_once_unless_quiet_is_asked_for(job: Job)
         assert "[rallypoint]" not in job.nodes[name].text
 
 
-def test_an_option_that_is_not_known_is_answered_with_those_that_are(job: Job) -> None:
+def test_an_unknown_option_lists_the_known_ones(job: Job) -> None:
     (node,) = job.start("a", QUIET, nnodes="1", conf="last_cal=3")
     text = node.process.ends(1, PATIENCE_S)
     assert "has no option 'last_cal'" in text

@@ -41,7 +41,7 @@ def epochs_over(job: Job) -> int:
     return max((int(number) for number in re.findall(r"epoch (\d+) is over", text)), default=0)
 
 
-def test_a_job_grows_loses_a_machine_and_outlives_its_coordinator(job: Job) -> None:
+def test_a_job_grows_loses_a_machine_and_survives_its_coordinator(job: Job) -> None:
     serving = job.serve()
     # Each regroup ends worlds that are at work: an agent that sees its worker fail for that before
     # it sees that the round is over counts it as a restart.
@@ -92,7 +92,7 @@ def test_the_workers_store_may_be_torch_s_own(job: Job) -> None:
     assert float(job.says(r"test accuracy ([\d.]+)")[1]) > 0.8
 
 
-def test_a_job_grows_where_the_workers_store_is_torch_s_own(job: Job) -> None:
+def test_a_job_grows_with_torchs_own_store(job: Job) -> None:
     env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     options = ("--max-restarts=1",)  # as above
     job.start("a b", STEADY, nnodes="2:3", options=options, conf="is_host=1", env=env)

@@ -131,23 +131,23 @@ def name(message: object) -> str:
 
 
 @pytest.mark.parametrize("message", FROM_NODE, ids=name)
-def test_a_nodes_message_there_and_back(message: wire.FromNode):
+def test_a_nodes_message_is_decoded_to_the_same(message: wire.FromNode):
     assert wire.decode_from_node(wire.encode(message)) == message
 
 
 @pytest.mark.parametrize("message", FROM_COORDINATOR, ids=name)
-def test_a_coordinators_message_there_and_back(message: wire.FromCoordinator):
+def test_a_coordinators_message_is_decoded_to_the_same(message: wire.FromCoordinator):
     assert wire.decode_from_coordinator(wire.encode(message)) == message
 
 
 @pytest.mark.parametrize("message", FROM_WORKER, ids=name)
-def test_a_workers_message_there_and_back(message: local.FromWorker):
+def test_a_workers_message_is_decoded_to_the_same(message: local.FromWorker):
     (body,) = local.Unframer().feed(local.encode(message))
     assert local.decode_from_worker(body) == message
 
 
 @pytest.mark.parametrize("message", FROM_AGENT, ids=name)
-def test_an_agents_message_there_and_back(message: local.FromAgent):
+def test_an_agents_message_is_decoded_to_the_same(message: local.FromAgent):
     (body,) = local.Unframer().feed(local.encode(message))
     assert local.decode_from_agent(body) == message
 
@@ -161,12 +161,12 @@ def test_an_agents_message_there_and_back(message: local.FromAgent):
         (local.FromAgent, FROM_AGENT),
     ],
 )
-def test_no_message_is_left_out_above(union: object, samples: tuple[object, ...]):
+def test_every_message_has_an_example_above(union: object, samples: tuple[object, ...]):
     assert set(typing.get_args(union)) <= {type(each) for each in samples}
     assert {type(op) for op in OPS} >= set(typing.get_args(ops.StoreOp))
 
 
-def test_a_table_that_was_encoded_once_is_read_as_any_other():
+def test_a_table_encoded_beforehand_is_decoded_to_the_same():
     rows = msgspec.Raw(msgspec.msgpack.encode((MEMBER, MEMBER)))
     once = wire.EncodedMembers(STAMP, 5, 7, "digest", rows)
     plain = wire.Members(STAMP, 5, 7, "digest", (MEMBER, MEMBER))
@@ -191,7 +191,7 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
     assert older == msgspec.structs.replace(attach, resume_secret=b"")
 
 
-def test_the_versions_that_are_spoken():
+def test_supported_versions_are_accepted():
     assert wire.VERSION - 1 <= wire.VERSION_MIN <= wire.VERSION
     for version in range(wire.VERSION_MIN, wire.VERSION + 1):
         assert wire.version_refusal(version) is None
@@ -203,7 +203,7 @@ def test_the_versions_that_are_spoken():
         assert isinstance(errors.refused(refusal), errors.VersionError)
 
 
-def test_one_version_back_is_accepted_once_there_has_been_one(monkeypatch: pytest.MonkeyPatch):
+def test_the_previous_version_is_accepted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wire, "VERSION", 5)
     monkeypatch.setattr(wire, "VERSION_MIN", 4)
     assert [wire.version_refusal(v) is None for v in (3, 4, 5, 6)] == [False, True, True, False]
@@ -260,11 +260,11 @@ LONGEST_STAMP = Stamp("0" * 16, LARGE, LARGE)
     ],
     ids=lambda value: name(value) if isinstance(value, wire.Message) else "",
 )
-def test_what_is_sent_often_is_small(message: wire.Message, bytes_max: int):
+def test_frequent_messages_are_small(message: wire.Message, bytes_max: int):
     assert len(wire.encode(message)) <= bytes_max
 
 
-def test_what_ends_a_round_is_bounded_by_the_names_it_shows():
+def test_the_end_of_a_round_shows_a_bounded_number_of_names():
     names = tuple("n" * NAME_LENGTH_MAX for _ in range(NAMES_SHOWN_MAX))
     failure = Failure(FailureKind.OOM, "m" * 4_000, last_lines=("l" * 4_000,) * 64)
     change = Change(ChangeKind.WORKER_FAILED, 1, names, 9_000, "d" * 4_000, failure=failure)
@@ -343,7 +343,7 @@ def test_well_formed_data_that_is_no_message_is_refused(value: object):
 
 
 @pytest.mark.parametrize("sample", SAMPLES[:20])
-def test_a_message_that_was_cut_off_is_refused(sample: bytes):
+def test_a_truncated_message_is_refused(sample: bytes):
     for length in range(len(sample)):
         with pytest.raises(wire.MalformedError):
             wire.decode_from_node(sample[:length])
@@ -362,7 +362,7 @@ def test_a_message_that_was_cut_off_is_refused(sample: bytes):
         pytest.param(bytes(wire.MESSAGE_BYTES_MAX + 1), id="too long"),
     ],
 )
-def test_what_is_no_message_at_all(data: bytes):
+def test_bytes_that_are_no_message_are_refused(data: bytes):
     for decode in DECODERS:
         with pytest.raises(wire.MalformedError) as caught:
             decode(data)
@@ -398,12 +398,12 @@ def refused(message: wire.Message) -> bool:
     ],
     ids=name,
 )
-def test_what_is_out_of_bounds_is_refused(message: wire.Message):
+def test_values_out_of_bounds_are_refused(message: wire.Message):
     assert refused(message)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
-def test_settings_that_no_run_can_have_are_refused(number: float):
+def test_impossible_settings_are_refused(number: float):
     data = wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN))
     decoded = msgspec.msgpack.decode(data)
     for field, value in enumerate(decoded[5]):
@@ -419,7 +419,7 @@ def test_settings_that_no_run_can_have_are_refused(number: float):
 
 @settings(max_examples=examples(100))
 @given(st.lists(st.sampled_from(FROM_WORKER), max_size=5), st.integers(1, 40))
-def test_frames_come_whole_however_they_are_cut(messages: list[local.FromWorker], size: int):
+def test_frames_are_whole_in_any_pieces(messages: list[local.FromWorker], size: int):
     stream = b"".join(map(local.encode, messages))
     unframer, bodies = local.Unframer(), []
     for start in range(0, len(stream), size):
@@ -427,7 +427,7 @@ def test_frames_come_whole_however_they_are_cut(messages: list[local.FromWorker]
     assert [local.decode_from_worker(body) for body in bodies] == messages
 
 
-def test_a_frame_of_an_absurd_length_is_refused_before_it_comes():
+def test_a_frame_of_an_absurd_length_is_refused_by_its_head():
     with pytest.raises(wire.MalformedError, match="4294967295 bytes"):
         local.Unframer().feed(b"\xff\xff\xff\xff")
 
@@ -453,7 +453,7 @@ def test_calls_that_can_be_sent(op: ops.StoreOp):
     ],
     ids=repr,
 )
-def test_calls_that_would_cost_the_node_its_place(op: ops.StoreOp):
+def test_a_call_that_the_coordinator_would_refuse_is_not_sent(op: ops.StoreOp):
     with pytest.raises(errors.UsageError):
         wire.check_call(op)
 

@@ -67,7 +67,9 @@ def test_a_member_table() -> None:
         (None, False),
     ],
 )
-def test_what_is_large(value: bytes | tuple[bytes, ...] | int | None, is_large: bool) -> None:
+def test_large_values_are_recognized(
+    value: bytes | tuple[bytes, ...] | int | None, is_large: bool
+) -> None:
     assert parts.is_large(StoreValue(value)) is is_large
     assert not parts.is_large(StoreFailure("limit", "x" * parts.LARGE_FROM_BYTES))
 
@@ -95,7 +97,7 @@ def test_the_number_of_a_call_is_in_its_first_bytes(
 
 @given(st.binary(max_size=60))
 @settings(deadline=None)
-def test_other_bytes_have_none(data: bytes) -> None:
+def test_other_bytes_have_no_call_number(data: bytes) -> None:
     assert parts.request_id_of(data) is None or data[1:6] == b"\xa4call"
     assert parts.request_id_of(wire.encode(wire.Heartbeat(STAMP))) is None
     assert parts.request_id_of(wire.encode(wire.StoreCancel(STAMP, 3))) is None
