@@ -321,7 +321,7 @@ class RoundStore:
 
     def _session_of(self, node: str) -> Session | None:
         session = self._sessions.get(node)
-        if session is None and node in self._seats:
+        if session is None and node in self._seats.nodes:
             session = self._sessions[node] = Session(self._tally)
         return session
 

@@ -53,7 +53,7 @@ class Call(msgspec.Struct, eq=False):
 
 
 class Seats:
-    """Which node has which worker ranks.
+    """The worker ranks of each node.
 
     Raises ValueError, from the constructor, if the ranks are not 0 ... size - 1, each once (R3).
     """
@@ -61,25 +61,23 @@ class Seats:
     def __init__(self, seats: Sequence[tuple[str, int, int]]) -> None:
         self._seats = sorted(seats, key=lambda seat: seat[1])
         self._firsts = [first for _, first, _ in self._seats]
-        self._workers = {name: (first, workers) for name, first, workers in seats}
+        self.nodes = {name: (first, workers) for name, first, workers in seats}
+        """By the name of a node: its first rank, and its number of workers."""
         self.size = 0
         for name, first, workers in self._seats:
             if first != self.size or workers < 1:
                 raise ValueError(f"seat {name!r} has {workers} workers from rank {first} on")
             self.size += workers
-        if len(self._workers) != len(self._seats):
+        if len(self.nodes) != len(self._seats):
             raise ValueError("a node has two seats")
-
-    def __contains__(self, node: str) -> bool:
-        return node in self._workers
 
     def has(self, node: str, rank: int) -> bool:
         """Whether this rank is one of the node's."""
-        first, workers = self._workers[node]
+        first, workers = self.nodes[node]
         return first <= rank < first + workers
 
     def label(self, rank: int) -> str:
-        """A rank as people read it: the name of its node, with the rank if the node has several."""
+        """A rank for a message: the name of its node, with the rank if the node has several."""
         name, _, workers = self._seats[bisect_right(self._firsts, rank) - 1]
         return name if workers == 1 else f"{name} (rank {rank})"
 
