@@ -93,7 +93,7 @@ class Case:
         if is_consequence and self._finished:
             change = _after_finish(change, self._finished)
         # A node that comes back later is told this verdict.
-        self._change = _with(change, charged=not explained)
+        self._change = msgspec.structs.replace(change, charged=not explained, confirmed=True)
         self._loss = self._departure = None
         return self._change
 
@@ -141,17 +141,3 @@ def _after_finish(change: Change, finished: str) -> Change:
     message = f"{known}; {finished} had finished before" if known else f"{finished} had finished"
     failure = msgspec.structs.replace(change.failure, message=message[:TEXT_LENGTH_MAX])
     return msgspec.structs.replace(change, failure=failure, detail=message[:TEXT_LENGTH_MAX])
-
-
-def _with(change: Change, *, charged: bool) -> Change:
-    return Change(
-        change.kind,
-        change.round,
-        change.nodes,
-        change.count,
-        change.detail,
-        change.since_s,
-        change.failure,
-        charged=charged,
-        confirmed=True,
-    )

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.core.printable import shortened
 from rallypoint.core.values import Change, CloseRecord, Failure
 
 HEAD_BYTES_MAX: Final = 64 * 1024
@@ -46,8 +47,8 @@ def _size(record: CloseRecord) -> int:
 def _cut_close(record: CloseRecord, lines: int, chars: int) -> CloseRecord:
     return msgspec.structs.replace(
         record,
-        reason=_cut(record.reason, chars),
-        by=_cut(record.by, chars),
+        reason=shortened(record.reason, chars),
+        by=shortened(record.by, chars),
         cause=_cut_change(record.cause, lines, chars) if record.cause is not None else None,
     )
 
@@ -56,8 +57,8 @@ def _cut_change(change: Change, lines: int, chars: int) -> Change:
     failure = change.failure
     return msgspec.structs.replace(
         change,
-        nodes=tuple(_cut(name, chars) for name in change.nodes),
-        detail=_cut(change.detail, chars),
+        nodes=tuple(shortened(name, chars) for name in change.nodes),
+        detail=shortened(change.detail, chars),
         failure=_cut_failure(failure, lines, chars) if failure is not None else None,
     )
 
@@ -67,10 +68,6 @@ def _cut_failure(failure: Failure, lines: int, chars: int) -> Failure:
     kept = failure.last_lines[-lines:] if lines else ()
     return msgspec.structs.replace(
         failure,
-        message=_cut(failure.message, chars),
-        last_lines=tuple(_cut(line, chars) for line in kept),
+        message=shortened(failure.message, chars),
+        last_lines=tuple(shortened(line, chars) for line in kept),
     )
-
-
-def _cut(text: str, chars: int) -> str:
-    return text if len(text) <= chars else f"{text[: chars - 3]}..."

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.core.printable import shortened
 from rallypoint.core.values import Change, ChangeKind, FrozenStruct
 
 PAST_BYTES_MAX: Final = 2_048
@@ -116,17 +117,15 @@ def _cut_round(one: PastRound) -> PastRound:
         one,
         formed_on=one.formed_on[:HOST_KEPT],
         ended_on=one.ended_on[:HOST_KEPT],
-        ended=_cut(one.ended),
+        ended=shortened(one.ended, TEXT_KEPT),
     )
 
 
 def _cut_loss(loss: PastLoss) -> PastLoss:
-    names = tuple(_cut(name) for name in loss.nodes[:NAMES_KEPT])
-    return msgspec.structs.replace(loss, on=loss.on[:HOST_KEPT], nodes=names, text=_cut(loss.text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_KEPT else f"{text[: TEXT_KEPT - 3]}..."
+    names = tuple(shortened(name, TEXT_KEPT) for name in loss.nodes[:NAMES_KEPT])
+    return msgspec.structs.replace(
+        loss, on=loss.on[:HOST_KEPT], nodes=names, text=shortened(loss.text, TEXT_KEPT)
+    )
 
 
 def _size(value: FrozenStruct) -> int:

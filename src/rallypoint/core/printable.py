@@ -1,6 +1,6 @@
-"""Text for people: characters that are harmless in a terminal and a log, and short lists of names.
+"""Makes text fit to be shown: control characters are escaped, and long texts and lists are cut.
 
-Quick to import, and made of nothing else in `core/`.
+Quick to import: it imports nothing else of `core/`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ def escaped(text: str, *, lines: bool = False) -> str:
         each if each.isprintable() or (lines and each == "\n") else ascii(each)[1:-1]
         for each in text
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """The text if it has at most so many characters; else its beginning and three dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def some(names: Sequence[str], count: int = 0) -> str:

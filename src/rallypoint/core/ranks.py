@@ -79,11 +79,10 @@ def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> li
     return [survivor.name if survivor is not None else next(fillers) for survivor in kept]
 
 
-def _natural_policy(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
-    return natural_order(candidates)
-
-
-POLICIES: Final[dict[str, Policy]] = {"stable": stable_order, "natural": _natural_policy}
+POLICIES: Final[dict[str, Policy]] = {
+    "stable": stable_order,
+    "natural": lambda previous, candidates: natural_order(candidates),
+}
 
 
 # re's \d and str.isdigit also match superscripts and digits of other scripts, which do not all

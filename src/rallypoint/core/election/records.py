@@ -24,6 +24,7 @@ from rallypoint.core.values import (
     RoundRecord,
     RunSettings,
     Stamp,
+    repr_without,
 )
 
 FORMAT: Final = 2
@@ -82,9 +83,7 @@ class Lease(Kept, frozen=True):
     node: NodeId | None = None
 
     def __repr__(self) -> str:
-        shown = {name: getattr(self, name) for name in self.__struct_fields__}
-        shown["token"] = "set" if self.token else ""
-        return f"Lease({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return repr_without(self, "token")
 
 
 class Chunk(FrozenStruct, frozen=True, order=True):
