@@ -285,7 +285,7 @@ def _unbracketed(authority: str, text: str, default_port: int) -> EndpointError:
     if not is_ip(host, 6):
         return EndpointError(f"endpoint {text!r} has too many colons", hint=_FORMS)
     return EndpointError(
-        f"endpoint {text!r}: an IPv6 address needs brackets, to tell it from a port",
+        f"endpoint {text!r}: an IPv6 address needs brackets, to separate it from a port",
         hint=f"write {text.replace(authority, f'[{host}]:{port}')}",
     )
 

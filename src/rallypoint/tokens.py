@@ -249,7 +249,7 @@ def of_home(*, make: bool) -> KnownToken:
         return NONE
     if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
         raise UsageError(
-            f"the token in {str(path)!r} can be guessed: it has less than "
+            f"the token in {str(path)!r} can be guessed: it has fewer than "
             f"{settings.TOKEN_BITS_MIN} bits",
             hint=f"remove the file and run `rallypoint token new`, or {_GIVE_ALL}",
         )

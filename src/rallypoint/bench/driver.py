@@ -137,7 +137,8 @@ def usage_of(pid: int) -> Usage:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError as error:
         raise BenchError(
-            f"what process {pid} uses cannot be read: {error}", "this needs Linux's /proc"
+            f"cannot read the CPU time and memory of process {pid}: {error}",
+            "this needs Linux's /proc",
         ) from error
     ticks = int(fields[11]) + int(fields[12])
     cpu_s = _precise_cpu_s(pid) or ticks / os.sysconf("SC_CLK_TCK")

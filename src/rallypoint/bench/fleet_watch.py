@@ -93,5 +93,5 @@ class Watch:
             node.goodbye()
             await gone.all("had left", COME_S)
         except FleetError as error:
-            say(f"a node could not come to {run_id} and go: {error}")
+            say(f"a node could not join {run_id} and leave it: {error}")
             node.abort()

@@ -114,7 +114,10 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
                 "the coordinator, with all nodes",
             ),
             figure(
-                "memory", "KiB per node", [grown_kb], "the coordinator, beyond what it began with"
+                "memory",
+                "KiB per node",
+                [grown_kb],
+                "the coordinator, above the memory at its start",
             ),
         ]
     return figures

@@ -204,7 +204,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
                 "coordinator's CPU", "ms per round", _ROUND, _ms([(ended_s - began_s) / rounds])
             ),
             figure("coordinator's CPU", CPU_PER_S, _IDLE, _ms([idle_cpu_s / seconds])),
-            figure("coordinator's memory", "MiB", "beyond what it began with", [grown_mib]),
+            figure("coordinator's memory", "MiB", "above the memory at its start", [grown_mib]),
         ]
     return figures
 

@@ -323,7 +323,7 @@ _OF_C10D_ONLY: Final = frozenset(
 
 _WITHOUT_EFFECT: Final = {
     "monitor_interval": "workers are watched, not polled",
-    "start_method": "each worker is a program of its own",
+    "start_method": "each worker is a separate program",
     "signals_to_handle": "SIGTERM, SIGINT and SIGHUP stop the workers; "
     "SIGUSR1 and SIGUSR2 are passed on to them",
     "event_log_handler": "`rallypoint status --json` and /api/v1 show what happened",

@@ -55,7 +55,7 @@ def show(
     mark = tokens.fingerprint(known.token)
     if not mark:
         raise UsageError(
-            f"the token from {known.place} has no fingerprint: it has less than "
+            f"the token from {known.place} has no fingerprint: it has fewer than "
             f"{settings.TOKEN_BITS_MIN} bits, and could be guessed",
             hint=f"make one: {settings.DRAW_A_TOKEN}",
         )

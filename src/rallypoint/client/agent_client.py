@@ -29,7 +29,7 @@ CLOSE_TIMEOUT_S: Final = 30.0
 
 _SEE_AGENT: Final = "look at the log of this node's agent, `rallypoint run`"
 _DENIED: Final = (
-    "only workers of the agent's present round join through it; a program that is no worker of "
+    "only workers of the agent's present round join through it; a program that is not a worker of "
     "`rallypoint run` must not have RALLYPOINT_AGENT set"
 )
 

@@ -33,7 +33,7 @@ _HINTS: Final = {
     NOT_AN_INTEGER: "`add` needs a key without a value, or with a decimal number: use another key",
     LIMIT: "store smaller values, or fewer; keep large data elsewhere and store where it is",
     BAD_REQUEST: "this is a mistake of the program: look at the arguments of the call",
-    COORDINATOR_LOST: "this node takes no more part in the run: its log, or its agent's, says why",
+    COORDINATOR_LOST: "this node no longer takes part in the run: see its log, or its agent's log",
 }
 
 

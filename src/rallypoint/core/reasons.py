@@ -258,7 +258,7 @@ def other_run(run_id: str, asked: str) -> Refusal:
         RefusalCode.OTHER_RUN,
         f"this coordinator has only run {run_id!r}, and this node asked for run {asked!r}",
         hint="give every node the same run id; for several runs at one address start "
-        "`rallypoint serve` there, or give each run a port of its own",
+        "`rallypoint serve` there, or give each run its own port",
         run_id=run_id,
     )
 

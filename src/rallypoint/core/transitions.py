@@ -197,7 +197,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _DEPOSED,
         _DEPOSED,
         _DEPOSED,
-        "deposed: another coordinator tells nodes of the end from now on",
+        "deposed: another coordinator notifies nodes of the end from now on",
     ),
     **_rows(
         on.LedgerLost,

@@ -59,7 +59,7 @@ def find_free_port() -> socket.socket:
             return held
     # This is torch's text, which its tests match whole.
     failure = RuntimeError("Failed to create a socket")
-    failure.add_note("; ".join(answers) or "this machine has no address of its own for localhost")
+    failure.add_note("; ".join(answers) or "localhost has no address on this machine")
     raise failure
 
 
