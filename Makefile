@@ -81,7 +81,7 @@ fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); g
 	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json
 
 .PHONY: scale
-scale: $(FOR_DEVELOP) ## measure what one coordinator carries, and write it into docs/scale.md
+scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py
 
 .PHONY: profile
@@ -130,7 +130,7 @@ $(FOR_PEERS): pyproject.toml | $(FOR_DEVELOP)
 	$(PIP) --editable '.[dev,examples,bench]'
 	@touch $@
 
-# Without it the tests that need torch are skipped, so a failure is told and not fatal. No stamp
+# Without it the tests that need torch are skipped, so a failure is printed and not fatal. No stamp
 # is left then, and the next call tries again.
 ifneq ($(TORCH_STAMP),)
 $(TORCH_STAMP): | $(CREATED)

@@ -1,7 +1,7 @@
 """Each scenario of a failure once, small, with bounds that a slow machine keeps too.
 
 The bounds are far above the targets: a node whose connection ended is lost within a grace, and what
-needs a new lease happens within a lease and a grace. So the machine may stand still for some
+needs a new lease happens within a lease and a grace. So the machine may stop for some
 seconds.
 """
 
@@ -65,10 +65,10 @@ def found(figures: list[Figure]) -> dict[str, Figure]:
 def test_survivors_of_a_kill_are_notified_before_any_grace_ends() -> None:
     plan = driver.Plan(driver.NOWHERE, repeats=3)
     figures = found(kill.measure(plan, 3))
-    told = figures[kill.TOLD]
-    assert told.target == Target(100.0)
-    assert len(told.values) == 3
-    assert min(told.values) < 1e3 * GRACE_S / 2
+    notified = figures[kill.TOLD]
+    assert notified.target == Target(100.0)
+    assert len(notified.values) == 3
+    assert min(notified.values) < 1e3 * GRACE_S / 2
     assert figures[kill.READY].median <= figures["all have the next round"].median
 
 
@@ -77,8 +77,8 @@ def test_a_cut_network_disturbs_no_node(
 ) -> None:
     monkeypatch.setattr(cut, "CUT_S", 1.0)
     for resets in (False, True):
-        told, again_s = cut._blip(served, 3, resets=resets)
-        assert not told
+        notified, again_s = cut._blip(served, 3, resets=resets)
+        assert not notified
         assert (again_s is not None) == resets
 
 

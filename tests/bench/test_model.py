@@ -85,9 +85,11 @@ def test_zeros_are_shown_and_not_fitted() -> None:
 
 
 def test_values_that_cannot_be_fitted_are_an_error() -> None:
-    with pytest.raises(driver.BenchError, match=r"bytes .* cannot be fitted: 0 at 2 nodes") as told:
+    with pytest.raises(
+        driver.BenchError, match=r"bytes .* cannot be fitted: 0 at 2 nodes"
+    ) as raised:
         cost(lambda n: 0.0 if n == 2 else 1.0, sizes=(2, 3))
-    assert "--seconds" in told.value.hint
+    assert "--seconds" in raised.value.hint
 
 
 def test_every_prediction_is_marked() -> None:

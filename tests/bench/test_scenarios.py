@@ -67,9 +67,9 @@ def test_regroup(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         happened_s.append(happen(*arguments))
         return happened_s[-1]
 
-    def noted_span(told: list[dict[str, Any]], last: str) -> float:
-        formed_s.append(max(each[last] for each in told))
-        return span(told, last)
+    def noted_span(answers: list[dict[str, Any]], last: str) -> float:
+        formed_s.append(max(each[last] for each in answers))
+        return span(answers, last)
 
     monkeypatch.setattr(regroup, "_happen", noted_happen)
     monkeypatch.setattr(driver, "span", noted_span)
@@ -177,7 +177,7 @@ def test_failover_over_a_folder() -> None:
         assert first.target is None
         assert last.target == (None if way.all_s is None else Target(way.all_s))
     # A coordinator that resigns gives up its lease, so nodes do not wait for that. The bound leaves
-    # more than half of the lease's time for a machine that stands still.
+    # more than half of the lease's time for a machine that stops.
     assert figures["SIGTERM: all are attached"].median < failover.TTL_S
 
 
@@ -213,7 +213,7 @@ def test_a_failed_failover_shows_the_output_of_nodes(
         serving: list[failover.Replica], groups: list[NodeProcesses], nodes: int
     ) -> failover.Replica:
         os.kill(groups[0].process.pid, signal.SIGABRT)
-        return owner_of(serving, groups, nodes, "another run")  # of which no coordinator knows
+        return owner_of(serving, groups, nodes, "another run")  # that no coordinator has
 
     monkeypatch.setattr(failover, "owner_of", killed_first)
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")

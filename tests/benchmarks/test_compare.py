@@ -137,10 +137,10 @@ def test_this_checkout_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--pairs", "2", "--nodes", "4", "--repeats", "1", "--only", "meet", "--json"]
     # Whether either is "worse" is chance, with two pairs of tiny runs.
     assert compare.main([str(compare.ROOT), *options]) in (0, 1)
-    told = json.loads(capsys.readouterr().out)
-    assert {each["name"] for each in told["ratios"]} == {
+    result = json.loads(capsys.readouterr().out)
+    assert {each["name"] for each in result["ratios"]} == {
         "meet: warm",
         "meet: cold",
         "meet: coordinator's CPU",
     }
-    assert all(each["pairs"] == 2 and each["ratio"] > 0 for each in told["ratios"])
+    assert all(each["pairs"] == 2 and each["ratio"] > 0 for each in result["ratios"])

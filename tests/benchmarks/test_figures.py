@@ -71,8 +71,8 @@ def test_a_scenario_that_fails_is_named_and_the_others_are_measured(
 
     monkeypatch.setattr(figures, "_bench", bench)
     assert figures.main(["--only", "cut,kill"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["not_measured"] == ["cut: there is no coordinator"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["not_measured"] == ["cut: there is no coordinator"]
 
 
 # -- once, with the quick ones ---------------------------------------------------------------------

@@ -63,11 +63,11 @@ def there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.processes
 def test_the_last_json_line_counts_and_other_output_is_ignored(here: Path) -> None:
-    told = {"version": "x 1", "carried": "threads", "values": {"warm": [1.0, 2.0]}}
+    answer = {"version": "x 1", "carried": "threads", "values": {"warm": [1.0, 2.0]}}
     module = script(
         here,
         'print("noise"); print(\'{"values": {}, "version": "", "carried": ""}\')\n'
-        f'print({json.dumps(told)!r}); print("{{not json"); print(\'{{"other": 1}}\')',
+        f'print({json.dumps(answer)!r}); print("{{not json"); print(\'{{"other": 1}}\')',
     )
     found = harness.run_script(sys.executable, module, (), 60.0)
     assert found == harness.Outcome({"warm": [1.0, 2.0]}, "", "x 1", "threads")
@@ -147,7 +147,7 @@ def a_peer_that_hangs(folder: Path) -> None:
     (folder / environment.name / install._STAMP).write_text(install._written(environment))
     python.write_text(
         f'#!/bin/sh\ncd {folder}\ntouch "$TMPDIR/left"\nsleep 600 &\n'
-        'printf "%s\\n" $$ $! "$TMPDIR" > told.new\nmv told.new told\nwait\n'
+        'printf "%s\\n" $$ $! "$TMPDIR" > pids.new\nmv pids.new pids\nwait\n'
     )
     python.chmod(0o700)
 
@@ -171,9 +171,9 @@ def test_a_signal_ends_all_processes_and_leaves_no_files(
         ),  # The signal may be ignored in this process.
     )
     try:
-        told = tmp_path / "told"
-        wait_until(told.exists)
-        pids, made = told.read_text().split()[:2], Path(told.read_text().split()[2])
+        pids_file = tmp_path / "pids"
+        wait_until(pids_file.exists)
+        pids, made = pids_file.read_text().split()[:2], Path(pids_file.read_text().split()[2])
         assert (made / "left").exists()
         comparing.send_signal(number)
         code = comparing.wait(30)
@@ -306,7 +306,7 @@ def test_peers_with_a_process_a_node_come_last_at_each_size(
     assert order == [(2, "a"), (2, "c"), (2, "b"), (8, "a"), (8, "c"), (8, "b")]
 
 
-# -- what is known beforehand ----------------------------------------------------------------------
+# -- what is fixed beforehand ----------------------------------------------------------------------
 
 
 def test_a_peer_that_is_not_installed_is_not_run(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def is_in_makefile(makefile: str, word: str) -> bool:
 
 
 def unknown_option(words: list[str]) -> str:
-    """What a command line of ours has that its command does not know; "" if it knows all."""
+    """The first word of a command line that its command does not have; "" if there is none."""
     known = dict(program_commands())
     name = "rallypoint"
     while words and f"{name} {words[0]}" in known:
@@ -103,7 +103,7 @@ def unknown_option(words: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("rallypoint run --nodes 2 train.py", "option --nodes of rallypoint run"),
         ("rallypoint token make", "command rallypoint token make"),
@@ -116,12 +116,12 @@ def unknown_option(words: list[str]) -> str:
         ("curl http://host0", "program curl"),
     ],
 )
-def test_a_missing_name_is_found(line: str, told: str) -> None:
-    assert unknown(shlex.split(line)) == told
+def test_a_missing_name_is_found(line: str, expected: str) -> None:
+    assert unknown(shlex.split(line)) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("```\nx\n```\n", "p.md:1: it has no language"),
         ("\n```python\nx\n```\n", "p.md:2: a comment above must say"),
@@ -132,7 +132,7 @@ def test_a_missing_name_is_found(line: str, told: str) -> None:
         ("```text\nx\n```\n", ""),
     ],
 )
-def test_an_unfinished_block_is_found(text: str, told: str) -> None:
+def test_an_unfinished_block_is_found(text: str, expected: str) -> None:
     (block,) = blocks(PurePosixPath("p.md"), text)
-    assert problem(block).startswith(told)
-    assert bool(problem(block)) == bool(told)
+    assert problem(block).startswith(expected)
+    assert bool(problem(block)) == bool(expected)

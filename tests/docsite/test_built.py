@@ -26,7 +26,7 @@ def test_a_correct_site(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("added", "told"),
+    ("added", "expected"),
     [
         ('<a href="c.html">', "index.html: c.html leads nowhere"),
         ('<a href="b.html#c">', "index.html: b.html#c: there is no such anchor"),
@@ -39,9 +39,9 @@ def test_a_correct_site(site: Path) -> None:
         ('<autoref identifier="x.Run">Run</autoref>', "index.html: x.Run is not resolved"),
     ],
 )
-def test_each_problem_is_found(site: Path, added: str, told: str) -> None:
+def test_each_problem_is_found(site: Path, added: str, expected: str) -> None:
     (site / "index.html").write_text(RIGHT + added)
-    assert problems(site) == [told]
+    assert problems(site) == [expected]
 
 
 def test_code_may_look_like_a_reference(site: Path) -> None:

@@ -15,7 +15,7 @@ READERS = frozenset({"train.py", "script.py", "two.py", "test_my_ledger.py"})
 TORCHS = ("torch/", "elastic/")
 """Where the files of torch's begin."""
 PAST = frozenset({PurePosixPath("CHANGELOG.md")})
-"""Pages that tell of what was."""
+"""Pages about the past."""
 PARTS = ("src", "tests", "examples", "benchmarks", "tools", "docs", ".github")
 
 
@@ -77,7 +77,7 @@ def small(tmp_path: Path) -> Repository:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("see `core/ranks.py` and ranks.py", []),
         ("see docs/protocol.md", []),
@@ -90,9 +90,9 @@ def small(tmp_path: Path) -> Repository:
         ("`rallypoint.core.ranks.Orders`", ["rallypoint.core.ranks.Orders"]),
     ],
 )
-def test_a_missing_name_is_found(small: Repository, text: str, told: list[str]) -> None:
+def test_a_missing_name_is_found(small: Repository, text: str, expected: list[str]) -> None:
     page = PurePosixPath("docs/x.md")
-    assert [each.name for each in in_page(page, text) if not small.has(each)] == told
+    assert [each.name for each in in_page(page, text) if not small.has(each)] == expected
 
 
 def test_docstrings_and_comments_are_read_but_not_code() -> None:

@@ -1,4 +1,4 @@
-"""The programs in README and the guide run as they stand, with as many nodes as they ask for."""
+"""The programs in README and the guide run unchanged, with as many nodes as they ask for."""
 
 from __future__ import annotations
 

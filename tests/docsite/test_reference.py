@@ -21,7 +21,7 @@ MODULES = public.modules(SRC)
 
 
 def source_files() -> list[SourceFile]:
-    """The package's files, without what only griffe tells of them."""
+    """The package's files, without what only griffe finds in them."""
     return [
         SourceFile(
             PurePosixPath(path.relative_to(ROOT).as_posix()), "", "", path.read_text(), (), ()
@@ -116,7 +116,7 @@ def test_the_errors_say_what_to_do(pages: dict[PurePosixPath, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         ('raise UsageError("no", hint="give one")', {"UsageError": ["give one"]}),
         ('raise errors.UsageError("no", hint=f"give {x}")', {"UsageError": ["give …"]}),
@@ -139,8 +139,8 @@ def test_the_errors_say_what_to_do(pages: dict[PurePosixPath, str]) -> None:
         ('print("no", hint="a")', {}),
     ],
 )
-def test_hints_are_read_from_the_source(lines: str, told: dict[str, list[str]]) -> None:
+def test_hints_are_read_from_the_source(lines: str, expected: dict[str, list[str]]) -> None:
     text = f'WHERE = "look there"\ndef f(x):\n    {lines}\ndef other():\n    return "from there"\n'
     file = SourceFile(PurePosixPath("x.py"), "x", "", text, (), ())
     found = hints.hints([file], {"TOKEN": "TokenError"})
-    assert {name: [each.text for each in given] for name, given in found.items()} == told
+    assert {name: [each.text for each in given] for name, given in found.items()} == expected

@@ -17,7 +17,7 @@ from tools.docsite.relations import related_files
 
 FILES = {
     "src/pack/__init__.py": '"""The package."""\nfrom pack.ranks import order as order\n',
-    "src/pack/ranks.py": '''"""Who gets which rank. And more.
+    "src/pack/ranks.py": '''"""The ranks of members. And more.
 
     ranks.order()
 
@@ -69,7 +69,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_every_python_file_has_a_page_and_a_listing_and_is_in_the_index() -> None:
-    """Of this repository. What it takes to read all of it would be paid here, and tells no more."""
+    """Only the paths of this repository: to read all files takes long, and shows no more."""
     paths = python_files(ROOT)
     assert len(paths) > 400
     assert len({sources.page_of(each) for each in paths}) == len(paths)
@@ -80,7 +80,7 @@ def test_what_a_file_defines_is_found(root: Path) -> None:
     found = read(root, RANKS)
     assert (found.module, found.purpose.splitlines()[0]) == (
         "pack.ranks",
-        "Who gets which rank. And more.",
+        "The ranks of members. And more.",
     )
     assert [(each.name, each.kind, each.signature, each.purpose) for each in found.definitions] == [
         ("SPEED_MAX", "constant", "SPEED_MAX", "How fast."),

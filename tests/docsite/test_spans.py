@@ -1,4 +1,4 @@
-"""What stands in a code span and looks like a name of the code is one."""
+"""A code span that looks like a name of the code is one."""
 
 from __future__ import annotations
 

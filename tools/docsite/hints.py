@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from tools.docsite.model import SourceFile
 
 GAP = "…"
-"""Replaces a part of a text that is known only when the error is created."""
+"""Replaces a part of a text that exists only when the error is created."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Reader:
                 self.calls += [(each, scope) for each in inside if isinstance(each, ast.Call)]
 
     def texts(self, value: ast.expr, scope: _Scope, depth: int = 0) -> list[str]:
-        """Every text that an expression may have, as far as this file shows."""
+        """Every text that an expression may have, judging by this file."""
         if depth > _DEPTH_MAX:
             return [GAP]
 
