@@ -65,7 +65,7 @@ def test_small_sizes_weigh_as_much_as_large_ones() -> None:
 def test_growth_that_is_too_fast_is_named() -> None:
     square, line = cost(lambda n: float(n * n)), cost(lambda n: float(n), "messages")
     said, warning = model.remarks([square, line])
-    assert said == "faster than N to the 1.1 grow: bytes per round (2.00)"
+    assert said == "these grow faster than N to the 1.1: bytes per round (2.00)"
     assert "were not measured" in warning
     assert model.remarks([line])[0] == "nothing grows faster than N to the 1.1"
     two = cost(lambda n: float(n), sizes=(8, 64))

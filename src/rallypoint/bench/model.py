@@ -264,7 +264,7 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
     if len(sizes) == 2:
         said.append("an exponent from two sizes is only their ratio: measure more sizes")
     elif steep:
-        said.append(f"faster than N to the {EXPONENT_MAX:g} grow: {steep}")
+        said.append(f"these grow faster than N to the {EXPONENT_MAX:g}: {steep}")
     else:
         said.append(f"nothing grows faster than N to the {EXPONENT_MAX:g}")
         if last:
@@ -277,7 +277,7 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
     if full:
         said.append(
             f"{' and '.join(full)} idle nodes would need more than 1,000 ms of CPU a second, "
-            "which one process does not have"
+            "but one process has one core"
         )
     return said
 
