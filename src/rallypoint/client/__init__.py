@@ -1,4 +1,4 @@
-"""One node's side: find a coordinator or be one, attach, wait, be told, resume."""
+"""One node's side: it finds or hosts a coordinator, attaches, waits for rounds, and resumes."""
 
 from rallypoint import logs
 

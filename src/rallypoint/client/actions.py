@@ -1,4 +1,4 @@
-"""What a node's machine asks to be done: the actions that `client/node.py` carries out."""
+"""The actions of a node's machine, which `client/node.py` executes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RoundFormed(msgspec.Struct, frozen=True):
 
 
 class RoundEnded(msgspec.Struct, frozen=True):
-    """The node's round has ended, or its cause became known: `change.confirmed`."""
+    """The node's round has ended, or the cause of its end became known (`change.confirmed`)."""
 
     change: Change
 
@@ -55,7 +55,7 @@ class RunEnded(msgspec.Struct, frozen=True):
 
 
 class WasRefused(msgspec.Struct, frozen=True):
-    """The coordinator has refused the node, for good."""
+    """The coordinator has refused the node for good."""
 
     refusal: Refusal
 
@@ -87,14 +87,14 @@ class MembersTold(msgspec.Struct, frozen=True):
 
 
 class WaitingTold(msgspec.Struct, frozen=True):
-    """Why there is no round yet."""
+    """The coordinator's answer: why there is no round yet."""
 
     request_id: int
     waiting: Waiting | None
 
 
 class PlacedOnStandby(msgspec.Struct, frozen=True):
-    """The round is on without the node."""
+    """A round is active without the node."""
 
 
 Action: TypeAlias = (

@@ -1,7 +1,7 @@
 """A worker's side of the local socket to its agent: the RunClient under `rallypoint run`.
 
-The agent is the node. A worker has one world for its life: the agent starts a new worker for the
-next round.
+The agent is the node. A worker has only one world: for the next round the agent starts a new
+worker.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class AgentClient(asyncio.Protocol):
         self._close: CloseRecord | None = None
         self._run_over: asyncio.Event = asyncio.Event()
         self._results: dict[int, tuple[type, asyncio.Future[object]]] = {}
-        """Of each open request: the type of its answer, and the future that gets it."""
+        """For each open request, the type of its answer and the future that gets it."""
         self._requests = 0
         self._was_given = False
         self._has_left = False
@@ -58,7 +58,7 @@ class AgentClient(asyncio.Protocol):
 
     @classmethod
     async def open(cls, channel: WorkerChannel) -> AgentClient:
-        """Connect and be admitted. Raises UnreachableError."""
+        """Connect to the agent, which must admit this worker. Raises UnreachableError."""
         loop = asyncio.get_running_loop()
         address = socket_address(channel.agent)
         try:
@@ -96,8 +96,8 @@ class AgentClient(asyncio.Protocol):
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         """The one world of this worker. A second call asks the agent to regroup.
 
-        The agent then stops this process, and starts another one for the next round. None if the
-        run is closed before that.
+        After that the agent stops this process and starts another one for the next round. Returns
+        None if the run is closed before.
         """
         if self._close is not None:
             return None
@@ -141,9 +141,9 @@ class AgentClient(asyncio.Protocol):
         return told.members
 
     async def waiting(self) -> Waiting | None:
-        """What keeps the run from going on, as the agent's node knows; None if nothing does.
+        """What the run waits for, from the agent's node; None if nothing.
 
-        Raises CoordinatorLostError, with what the agent knows, if there is no coordinator.
+        Raises CoordinatorLostError, with the agent's reason, if there is no coordinator.
         """
         request_id = self._next_request()
         told = await self._ask(local.AskWaiting(request_id), local.WaitingIs, request_id)
@@ -153,9 +153,10 @@ class AgentClient(asyncio.Protocol):
         return told.waiting
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Only by what is known already: the agent learns of this worker's failure by its exit.
+        """Whether the end of the round that is known now explains the error.
 
-        While the cause is not known, this error may be the cause, so the worker must fail with it.
+        The agent learns of this worker's failure by its exit. While the cause is not known, this
+        error may be the cause, so the worker must exit with it.
         """
         if is_programs_own(error):
             return False
@@ -171,7 +172,7 @@ class AgentClient(asyncio.Protocol):
         return self._has_left
 
     async def give_up(self, error: BaseException) -> None:
-        """Does nothing: the agent sees how this process ends, and reports it."""
+        """Does nothing: the agent sees how this process ends, and reports that."""
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
         self._send(local.Close(outcome, reason))
@@ -195,14 +196,14 @@ class AgentClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Tell the agent which worker this is."""
-        # uvloop's transports have the methods, but derive from no class of asyncio.
+        # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         fork_safety.close_all_in_children(self)
         channel = self._channel
         self._send(local.Hello(channel.secret, channel.round, channel.local_rank))
 
     def data_received(self, data: bytes) -> None:
-        """Take the agent's messages."""
+        """Handle the agent's messages."""
         try:
             for body in self._unframer.feed(data):
                 self._take(local.decode_from_agent(body))
@@ -257,7 +258,7 @@ class AgentClient(asyncio.Protocol):
         return self._requests
 
     async def _ask(self, message: local.LocalMessage, kind: type, request_id: int) -> object:
-        """As `_request`. Raises StoreTimeoutError or CoordinatorLostError."""
+        """Like `_request`, but raises StoreTimeoutError or CoordinatorLostError."""
         try:
             told = await self._request(message, kind, request_id, CONNECT_TIMEOUT_S)
         except TimeoutError:
@@ -269,7 +270,7 @@ class AgentClient(asyncio.Protocol):
     async def _request(
         self, message: local.LocalMessage, kind: type, request_id: int, timeout_s: float | None
     ) -> object:
-        """The answer, or the CoordinatorLostError for which there is none. Raises TimeoutError."""
+        """The answer, or the CoordinatorLostError that prevents it. Raises TimeoutError."""
         if self._lost is not None:
             return self._lost
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -292,5 +293,5 @@ class AgentClient(asyncio.Protocol):
 
 
 def socket_address(path: str) -> str:
-    """The system's form of a channel's path: "@name" is Linux's namespace without files."""
+    """A channel's path in the system's form: "@name" is in Linux's namespace without files."""
     return "\0" + path[1:] if path.startswith("@") else path

@@ -1,13 +1,13 @@
 """The blocking native API: the asynchronous one, run in a thread of its own.
 
 One thread of the process serves all runs. So a program needs no event loop, any thread may call,
-and heartbeats go on while the program computes. They stop while something holds the GIL: a node
-whose program holds it longer than `suspect_after_s` is suspect, and longer than `lost_after_s`
-(30 s) is lost. Under `rallypoint run` the agent is another process, so the program's GIL does not
-matter.
+and heartbeats go on while the program computes. They stop while other code holds the GIL. A node
+whose program holds it for longer than `suspect_after_s` becomes suspect, and after `lost_after_s`
+(30 s) it is lost. Under `rallypoint run` the agent is another process, so the program's GIL has no
+effect.
 
-After a fork only the parent has the thread. In the child the copies of the connections are closed,
-so that peers still notice the parent's death, and using the run is an error that says why.
+After a fork only the parent has the thread. The child closes its copies of the connections, so that
+peers still notice the parent's death. Using the run in the child is an error with the reason.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _T = TypeVar("_T")
 
 
 class Runner(Protocol):
-    """What runs a coroutine in Rallypoint's thread and waits for it, as Portal does."""
+    """Runs a coroutine in Rallypoint's thread and waits for it, as Portal does."""
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """The coroutine's result. Raises its error."""
 
 
 class Portal:
-    """The thread with the event loop, and the way into it from other threads."""
+    """The thread with the event loop, and the calls into it from other threads."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -61,7 +61,7 @@ class Portal:
     def run(self, work: Coroutine[Any, Any, _T], timeout_s: float | None = None) -> _T:
         """Run a coroutine in the loop, and wait for it for at most `timeout_s`.
 
-        Ctrl-C and the end of that time cancel it, without waiting until it has ended.
+        Ctrl-C and the end of that time cancel it, and do not wait until it has ended.
 
         Raises ForkedProcessError in a child made by fork(), UsageError in the loop's thread, and
         TimeoutError.
@@ -78,7 +78,7 @@ class Portal:
             raise
 
     def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Run a coroutine in the loop, without waiting. For any thread of this process."""
+        """Run a coroutine in the loop without waiting. Any thread of this process may call it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _problem(self) -> errors.UsageError | None:
@@ -101,7 +101,7 @@ _open_runs: list[Run] = []
 
 
 def portal() -> Portal:
-    """The process's portal, started at the first call."""
+    """The portal of the process. The first call starts it."""
     global _portal
     with _portal_lock:
         if _portal is None:
@@ -110,9 +110,9 @@ def portal() -> Portal:
 
 
 def _in_forked_child() -> None:
-    """Forget the parent's runs and portal: the child may join runs of its own.
+    """Forget the parent's runs and portal, so that the child can join runs itself.
 
-    The portal is kept, so that its objects are not finalized here: see `fork_safety`.
+    A reference to the portal stays, so that its objects are not finalized here: see `fork_safety`.
     """
     global _portal, _portal_lock
     _kept_for_ever.append(_portal)
@@ -125,7 +125,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _at_exit() -> None:
-    """Say goodbye for a program that ends without leaving, so that the others know at once."""
+    """Say goodbye for a program that ends without leaving, so that the others learn it at once."""
     error = _what_ended_the_program()
     for run in list(_open_runs):
         with contextlib.suppress(errors.RallypointError, TimeoutError, CancelledError):
@@ -133,9 +133,9 @@ def _at_exit() -> None:
 
 
 def _what_ended_the_program() -> BaseException | None:
-    """The uncaught exception, which the interpreter keeps when it prints the traceback.
+    """The uncaught exception, which the interpreter stores when it prints the traceback.
 
-    None at a prompt, where it is that of an earlier command.
+    None at an interactive prompt, where it would be that of an earlier command.
     """
     if hasattr(sys, "ps1") or sys.flags.interactive:
         return None
@@ -148,9 +148,9 @@ atexit.register(_at_exit)
 class Store:
     """The round's key-value store, with the semantics of torch.distributed.Store; blocking.
 
-    Values are bytes; a str is stored as UTF-8. Calls that wait do so for `timeout`. Any thread may
-    call. Every call raises StoreTimeoutError (naming what is missing), StoreError,
-    RoundBrokenError once the round has ended, or CoordinatorLostError.
+    Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`. Any thread may
+    call. Every call may raise StoreTimeoutError (which names what is missing), StoreError,
+    RoundBrokenError if the round has ended, or CoordinatorLostError.
     """
 
     def __init__(self, runner: Runner, store: aio.Store) -> None:
@@ -159,11 +159,11 @@ class Store:
 
     @property
     def timeout(self) -> timedelta:
-        """How long calls wait."""
+        """How long calls wait at most."""
         return self._store.timeout
 
     def set_timeout(self, timeout: timedelta | float) -> None:
-        """Set how long calls wait: a timedelta, or seconds."""
+        """Set how long calls wait at most: a timedelta, or seconds."""
         self._store.set_timeout(timeout)
 
     def set(self, key: str, value: bytes | str) -> None:
@@ -171,15 +171,17 @@ class Store:
         self._run(self._store.set(key, value))
 
     def get(self, key: str) -> bytes:
-        """The value of a key, once it exists."""
+        """Wait until a key exists, and return its value."""
         return self._run(self._store.get(key))
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter; the new value. Applied once, whatever happens to the connection."""
+        """Add to a counter, and return its new value. It is applied once, even if a connection
+        fails.
+        """
         return self._run(self._store.add(key, amount))
 
     def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
-        """Replace `expected` by `desired`; what the key has then (see torch)."""
+        """Replace `expected` by `desired`, and return the key's value afterwards (see torch)."""
         return self._run(self._store.compare_set(key, expected, desired))
 
     def append(self, key: str, value: bytes | str) -> None:
@@ -195,7 +197,7 @@ class Store:
         return self._run(self._store.check(keys))
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """The values of several keys, once all exist."""
+        """Wait until all keys exist, and return their values."""
         return self._run(self._store.multi_get(keys))
 
     def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
@@ -203,7 +205,7 @@ class Store:
         self._run(self._store.multi_set(keys, values))
 
     def delete_key(self, key: str) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key. Returns whether it existed."""
         return self._run(self._store.delete_key(key))
 
     def num_keys(self) -> int:
@@ -212,18 +214,18 @@ class Store:
 
 
 StoreForTorch = Callable[[Portal, aio.Store], Store | None]
-"""Makes the Store that is a torch.distributed.Store as well; None where torch has none.
+"""Makes a Store that is a torch.distributed.Store as well; None if torch has none.
 
-`rallypoint.join` passes it, as this layer does not know torch.
+`rallypoint.join` passes it in, because this layer must not import torch.
 """
 
 
 class World(aio.Facts):
-    """A round, as one of its workers sees it. Use it as `with world:`.
+    """A round from the view of one of its workers. Use it as `with world:`.
 
     If the confirmed end of the round explains an error in the block (a peer was lost, left, joined
-    or failed first), the block ends without it. Any other error passes, and so does one that is a
-    mistake of the program (ValueError, TypeError, KeyError, AssertionError and so on).
+    or failed first), the block suppresses the error. All other errors are raised, including
+    mistakes of the program (ValueError, TypeError, KeyError, AssertionError and so on).
     """
 
     def __init__(self, portal: Portal, world: aio.World, for_torch: StoreForTorch) -> None:
@@ -237,10 +239,10 @@ class World(aio.Facts):
 
     @property
     def store(self) -> Store:
-        """The round's store. Every access is to the same keys.
+        """The round's store. Every access returns a store with the same keys.
 
-        Once the process has imported `torch.distributed`, it is a torch.distributed.Store as well,
-        for `init_process_group(store=world.store, rank=world.rank, world_size=world.size)`.
+        If the process has imported `torch.distributed`, the store is a torch.distributed.Store as
+        well, for `init_process_group(store=world.store, rank=world.rank, world_size=world.size)`.
         Rallypoint does not import torch for it. If torch is imported after the first access, later
         accesses return another object, with the timeout that the first one had at that time.
         """
@@ -250,30 +252,30 @@ class World(aio.Facts):
 
     @property
     def change(self) -> Change | None:
-        """Why the round has ended; None while it is on. Costs nothing: look at it every step."""
+        """Why the round has ended; None while it is active. It is cheap: read it in every step."""
         return self._world.change
 
     @property
     def members(self) -> tuple[RoundMember, ...]:
         """All members of the round in node-rank order: name, host, addresses, labels, workers.
 
-        Fetched at the first access. Raises RoundBrokenError if the round is over by then.
+        They are fetched at the first access. Raises RoundBrokenError if the round is over by then.
         """
         if self._members is None:
             self._members = self._portal.run(self._world.members())
         return self._members
 
     def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
-        """Wait until every worker of the round is at the barrier of this name.
+        """Wait until every worker of the round has called the barrier of this name.
 
         Raises StoreTimeoutError, which names who is missing.
         """
         self._portal.run(self._world.barrier(name, timeout))
 
     def on_change(self, callback: Callable[[Change], None]) -> None:
-        """Call back once, when the round ends; at once if it has.
+        """Call back once when the round ends, or at once if it has ended.
 
-        It runs in Rallypoint's thread: it must be short, and must not call Rallypoint.
+        The callback runs in Rallypoint's thread. It must be short and must not call Rallypoint.
         """
         self._portal.run(_call(self._world.on_change, callback))
 
@@ -292,7 +294,7 @@ class World(aio.Facts):
 
 
 class Run:
-    """A run, as one of its programs sees it. Use it as `with rallypoint.join(...) as run:`."""
+    """A run from the view of one of its programs. Use it as `with rallypoint.join(...) as run:`."""
 
     def __init__(
         self,
@@ -317,24 +319,24 @@ class Run:
 
     @property
     def closed(self) -> CloseRecord | None:
-        """How the run ended; None while it is on."""
+        """How the run ended; None while it is open."""
         return self._run.closed
 
     def worlds(self) -> Iterator[World]:
-        """The next World, each time the members change.
+        """Iterate over the worlds: a new one each time the members change.
 
-        It ends when the run closes, or once this node has left it.
+        The iteration ends when the run closes, or when this node has left it.
 
-        Asking for the next world leaves the present one, which ends that for all its members.
-        Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
+        Each step of the iteration leaves the present world, which ends that world for all its
+        members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
         while (world := self._portal.run(self._run.next_or_none())) is not None:
             yield self._given(world)
 
     def next_world(self) -> World | None:
-        """The next World; None once the run is closed.
+        """Wait for the next World. Returns None if the run is closed.
 
-        Raises UsageError once this node has left the run, and as `worlds` does.
+        Raises UsageError if this node has left the run, and the errors of `worlds`.
         """
         world = self._portal.run(self._run.next_world())
         return self._given(world) if world is not None else None
@@ -344,15 +346,15 @@ class Run:
 
     @property
     def waiting(self) -> Waiting | None:
-        """Why there is no round yet, as data; None if there is one. Asks the coordinator."""
+        """Ask the coordinator why there is no round yet, as data; None if there is a round."""
         return self._portal.run(self._run.waiting())
 
     def leave(self, reason: str = "the program left the run") -> None:
-        """Take this node out of the run; the others regroup at once."""
+        """Take this node out of the run. The others regroup at once."""
         self._portal.run(self._run.leave(reason))
 
     def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
-        """End the run for all; how it ended, if somebody closed it before."""
+        """End the run for all. Returns how it ended, also if it was closed before."""
         return self._portal.run(self._run.close(reason, failed=failed))
 
     def aclose(self) -> None:
@@ -370,13 +372,14 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self in _open_runs:  # not in a child made by fork(): the run is its parent's
+        # Not in a child made by fork(), because the run belongs to its parent.
+        if self in _open_runs:
             _open_runs.remove(self)
             self._portal.run(self._run.__aexit__(kind, error, trace))
 
 
 def join(planned: JoinPlan, for_torch: StoreForTorch = lambda portal, store: None) -> Run:
-    """Join as planned. Raises CoordinatorError."""
+    """Join by this plan. Raises CoordinatorError."""
     door = portal()
     client = door.run(open_client(planned))
     return Run(door, aio.Run(client, planned.join_timeout_s), for_torch)

@@ -1,18 +1,19 @@
 """The round's bootstrap port: it is bound before it is announced, and held until rank 0 takes it.
 
-A program that asks the kernel for a free port and closes it again leaves a gap, in which another
-process can get the port (pytorch #73320, #126510). On Linux a bound socket holds it, in two stages:
+A program that asks the kernel for a free port and closes it again leaves a gap in which another
+process can get the port (pytorch #73320, #126510). On Linux a bound socket holds the port, in two
+stages:
 
-* From `reserve_port` on, no other socket can bind the port, whatever its options or user.
+* From `reserve_port` on, no other socket can bind the port, with any options, under any user.
 * From `hand_over` on, SO_REUSEADDR is set. As this socket does not listen, another one with
   SO_REUSEADDR may bind the port and listen: torch's TCPStore, gRPC and Python's ``create_server``
-  set it. A bind without it is refused, and the kernel gives the port to no bind for any port. The
+  set it. The kernel refuses a bind without it, and never chooses the port for a bind to port 0. The
   kernel does not compare users here: until rank 0 listens, another user of the machine could bind
-  it first. Once rank 0 listens, no other socket can.
+  the port first. While rank 0 listens, no other socket can.
 
 So the second stage begins as late as possible: when the workers of rank 0's node start. A process
 that serves the store itself listens on the reserved socket (`detach`), without a second stage. On
-other systems than Linux nothing is held: the port was free when it was chosen.
+systems other than Linux no port is held: it was only free when it was chosen.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Reservation:
             self._socket = None
 
     def detach(self) -> int | None:
-        """The bound socket's descriptor, now the caller's own; None if the port is not held."""
+        """The bound socket's descriptor, which the caller then owns; None if no port is held."""
         sock, self._socket = self._socket, None
         return None if sock is None else sock.detach()
 
@@ -59,13 +60,13 @@ class Reservation:
 
 
 def reserve_port(port: int = 0) -> Reservation:
-    """Bind a port on all addresses of both families, and hold it. 0: any free port.
+    """Bind a port on all addresses of both families, and hold it. Port 0: any free port.
 
     Does not wait. Raises OSError: EADDRINUSE if the port is taken.
     """
     sock = net.reserve(port)
     fork_safety.close_in_children(sock)
     reservation = Reservation(sock.getsockname()[1], sock)
-    if not _HOLDS:  # there, a second bind is refused, also that of rank 0
+    if not _HOLDS:  # there, every second bind is refused, even that of rank 0
         reservation.close()
     return reservation

@@ -1,9 +1,8 @@
-"""Finds a coordinator, keeps a connection to it, and lets this node host one when it must.
+"""Finds a coordinator, keeps a connection to it, and hosts one in this node if needed.
 
-The connector dials what the endpoint names, or what the ledger names (`elected`), follows
-redirects, and searches again when a connection is lost. It knows nothing of rounds and requests:
-it gives the node an open connection, and passes on the bytes that arrive. The node's machine reads
-them.
+The connector dials the address of the endpoint or of the ledger (`elected`), follows redirects, and
+searches again when a connection is lost. It must not handle rounds and requests: it gives the node
+an open connection and passes on the bytes that arrive. The node's machine reads them.
 """
 
 from __future__ import annotations
@@ -39,20 +38,21 @@ from rallypoint.settings import EndpointKind, NodeSettings
 _log = logging.getLogger("rallypoint.client")
 
 DIAL_MIN_S: Final = 0.5
-"""The least time that an address has, however little is left: with none it could not answer."""
+"""The least time for an address to answer, in seconds, even if less time is left."""
 PROXY_READY_S: Final = 10.0
-"""How long a node that joins waits for a proxy that answers 404, 429 or 5xx. If that goes on, the
-address is probably wrong, and the node need not wait for the whole `connect_timeout`."""
+"""How long, in seconds, a joining node waits for a proxy that answers 404, 429 or 5xx. After that
+the address is probably wrong, so the node does not wait for the whole `connect_timeout`.
+"""
 GIVE_UP_MARGIN_S: Final = 1.0
-"""How long after its limit a search is cancelled that has not ended by itself."""
+"""How many seconds after its limit a search is cancelled if it has not ended by itself."""
 REDIRECTS_MAX: Final = 3
 """How many redirects in a row a node follows before it searches by itself."""
 WORTH_TELLING_S: Final = 0.1
-"""A shorter time without a coordinator is a redirect, which is logged at DEBUG only."""
+"""A shorter time without a coordinator is a redirect, which is only logged at DEBUG, in seconds."""
 OTHER_RUN_S: Final = 1.0
-"""The longest pause before a node asks a coordinator again that has another run."""
+"""The longest pause, in seconds, before a node tries a coordinator of another run again."""
 CIRCLE_S: Final = 0.5
-"""The longest pause before each dial of a node that was redirected in a circle."""
+"""The longest pause, in seconds, before each dial of a node that is redirected in a circle."""
 _LOST_HINT: Final = (
     "the run ends with its coordinator's process; start it again, use `rallypoint serve` on a "
     "machine that stays, or an etcd:// or file:/// endpoint"
@@ -60,15 +60,15 @@ _LOST_HINT: Final = (
 
 
 class NodeState(RunInLedger, Protocol):
-    """What the connector asks of the node's machine."""
+    """What the connector reads from the node's machine."""
 
     @property
     def is_attached(self) -> bool:
-        """Whether the coordinator has let the node in."""
+        """Whether the coordinator has attached the node."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the run is closed, or the node refused."""
+        """Whether the run is closed, or the node was refused."""
 
     @property
     def is_in_memory(self) -> bool:
@@ -76,48 +76,48 @@ class NodeState(RunInLedger, Protocol):
 
     @property
     def has_workers(self) -> bool:
-        """Whether the node's round is on, so that its workers run."""
+        """Whether the node's round is active, so that its workers run."""
 
     @property
     def has_said_goodbye(self) -> bool:
-        """Whether the node leaves the run."""
+        """Whether the node is leaving the run."""
 
 
 class ConnectedNode(LedgerReader, Protocol):
-    """The node, which the connector tells what becomes of its connection."""
+    """The node, to which the connector reports changes of the connection."""
 
     @property
     def gone(self) -> errors.CoordinatorError | None:
-        """Why the node needs no coordinator any more."""
+        """The error after which the node needs no coordinator any more; None before."""
 
     def connected(self, connection: Connection) -> None:
         """A connection is open: attach over it."""
 
     def received(self, data: bytes) -> None:
-        """A message has come over the connection."""
+        """A message has arrived over the connection."""
 
     def disconnected(self) -> None:
         """The connection has ended."""
 
     def searching(self, since_s: float) -> None:
-        """There is no coordinator, since this time of the loop's clock."""
+        """There has been no coordinator since this time of the loop's clock."""
 
     def give_up(self, error: errors.CoordinatorError) -> None:
-        """There will be no coordinator any more."""
+        """The search has ended for good with this error."""
 
 
 @dataclass
 class _Outage:
-    """What has happened since this node was attached last. A new one begins when it is again."""
+    """What has happened since this node was last attached. Each attach starts a new one."""
 
     lost_s: float | None = None
     """When the coordinator was lost; None while this node is attached."""
     idle_s: float | None = None
-    """Since when the node has neither a coordinator nor workers."""
+    """Since when the node has had neither a coordinator nor workers."""
     refused_since_s: float | None = None
     """Since when the coordinator's address has refused every connection."""
     told_loss: str = ""
-    """The reason that was logged last."""
+    """The last reason that was logged."""
     redirects: int = 0
     was_redirected: bool = False
     """Whether the last connection ended by a redirect."""
@@ -127,9 +127,9 @@ class _Outage:
 
 
 class Connector:
-    """One node's way to its coordinator. All methods are for the event loop of `open`.
+    """One node's connection to its coordinator. All methods are for the event loop of `open`.
 
-    `connection` is the one in use; None while there is none. `ledger`: see ElectedCoordinator.
+    `connection` is the present one; None while there is none. `ledger`: see ElectedCoordinator.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class Connector:
         self.is_closing = False
         self.is_joining = False
         self.limit: asyncio.Timeout | None = None
-        """The limit of the search that goes on now, which `follow_workers` moves."""
+        """The limit of the present search, which `follow_workers` moves."""
         self.other_run: Refusal | None = None
-        """The last refusal of a coordinator that has another run, while this node joins."""
+        """The last refusal by a coordinator of another run, while this node joins."""
         self.was_turned_away = False
-        """Whether such a refusal has come since the last dial."""
+        """Whether such a refusal has arrived since the last dial."""
         self._run = run
         self._name = info.name
         self._state = state
@@ -170,11 +170,11 @@ class Connector:
         self._redirected_to: tuple[Address, ...] = ()
         self._redirect_failed: Attempts | None = None
 
-    # -- what is known ---------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------
 
     @property
     def looking(self) -> str:
-        """What keeps this node from a coordinator, while it has none; "" if it starts its own."""
+        """Why this node has no coordinator yet; "" if it starts its own."""
         is_only_host = self.own.hosted is not None and self.elected is None
         if self.is_joining and (self.own.is_starting or is_only_host):
             return ""
@@ -187,20 +187,20 @@ class Connector:
 
     @property
     def gives_up_s(self) -> float:
-        """When the search that goes on now ends in vain; infinite if it does not."""
+        """When the present search gives up; infinite if it does not."""
         if self._reconnecting is None or self._outage.idle_s is None:
             return math.inf
         return self._outage.idle_s + self.settings.coordinator_lost_after_s
 
     @property
     def is_searching(self) -> bool:
-        """Whether the coordinator was lost, and is searched."""
+        """Whether the coordinator was lost and a search is under way."""
         return self._reconnecting is not None
 
     # -- joining -----------------------------------------------------------------------------------
 
     async def open(self, ends_s: float) -> None:
-        """Connect to the coordinator, or become it, by `ends_s`. Raises as Node.open does."""
+        """Connect to the coordinator, or host it, by `ends_s`. Raises the errors of Node.open."""
         await self.credentials.find()
         if self.elected is not None:
             await self.elected.open(ends_s, self._name, self._run)
@@ -215,9 +215,9 @@ class Connector:
         await self.own.find_address(self.connection)
 
     async def ask_again(self, ends_s: float) -> None:
-        """Dial again after a coordinator that has another run, which may be about to end.
+        """Dial again after the refusal of a coordinator that has another run, which may end soon.
 
-        Raises RefusedError at `ends_s`, and as `open` does.
+        Raises RefusedError at `ends_s`, and the errors of `open`.
         """
         assert self.other_run is not None
         left_s = ends_s - _now_s()
@@ -237,12 +237,13 @@ class Connector:
         self.is_joining, self.other_run = False, None
 
     def not_let_in(self, tried_s: float) -> errors.UnreachableError:
-        """The error of a node that reached a coordinator and had no answer from it."""
+        """The error of a node that reached a coordinator but got no answer from it."""
         text = f"{self.settings.endpoint} was reached, but did not let this node in within"
         if self._redirect_failed is None:
             hint = "the coordinator may be stopped or overloaded"
             return errors.UnreachableError(f"{text} {tried_s:.1f} s", hint=hint)
-        # Most often this node's own candidate redirected it to an owner with a useless address.
+        # Usually this node's own candidate has redirected it to an owner with an unreachable
+        # address.
         return errors.UnreachableError(
             f"{text} {tried_s:.1f} s: the coordinator cannot be reached from here "
             f"({self._redirect_failed.listed()})",
@@ -251,12 +252,12 @@ class Connector:
 
     def _at_another_run(self, refusal: Refusal) -> str:
         where, own = self.settings.endpoint, self.settings.run_id
-        if not refusal.run_id:  # from a release that does not send it in a field
+        if not refusal.run_id:  # from a release that does not send the other run in a field
             return f"at {where}: {refusal.message}"
         return f"the coordinator at {where} runs {refusal.run_id!r}; this node asked for {own!r}"
 
     async def _connect(self, ends_s: float) -> None:
-        """Dial the endpoint until a coordinator answers. If none does, be it, if this is its host.
+        """Dial the endpoint until a coordinator answers. If none does, host it if this is its host.
 
         Raises a CoordinatorError at `ends_s`.
         """
@@ -264,7 +265,7 @@ class Connector:
         attempts, pauses = Attempts(self.own.target), Pauses()
         self._attempts = attempts
         may_be_host: bool | None = None if self.own.hosted is None else False
-        # At host:port the coordinator itself listens. An http:// address may be a proxy's.
+        # At host:port only a coordinator listens. An http:// address may be that of a proxy.
         is_direct = self.settings.endpoint.kind is EndpointKind.HOST
         patience = Patience.NONE if is_direct else Patience.PROXY
         while True:
@@ -296,17 +297,17 @@ class Connector:
         self._node.connected(connection)
 
     async def _use_found(self, finding: Awaitable[Connection | None], began_s: float) -> None:
-        """Use what a search in the ledger finds. Raises a CoordinatorError if it finds nothing."""
+        """Use the result of a search in the ledger. Raises a CoordinatorError if there is none."""
         connection = await finding
         if connection is not None:
             self._use(connection)
         elif not self._state.is_over:
             raise self.credentials.unreachable(self._attempts, _now_s() - began_s)
 
-    # -- what the coordinator said -----------------------------------------------------------------
+    # -- answers of the coordinator ----------------------------------------------------------------
 
     def attached(self) -> None:
-        """The coordinator has let this node in."""
+        """The coordinator has attached this node."""
         if self._outage.lost_s is not None:
             away_s = _now_s() - self._outage.lost_s
             level = logging.WARNING if away_s > WORTH_TELLING_S else logging.DEBUG
@@ -358,17 +359,18 @@ class Connector:
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
 
     def _has_heard_goodbye(self, connection: Connection) -> bool:
-        """Whether the run's coordinator knows that this node leaves: it closes the connection."""
+        """Whether the run's coordinator closed the connection as the answer to a goodbye."""
         said = self._state.has_said_goodbye
         return said and connection.was_closed_by_peer and not self._outage.was_redirected
 
     def _log_loss(self, reason: str) -> None:
         if self._outage.was_redirected:
-            # A node that is redirected in a circle logs that once.
+            # A node that is redirected in a circle logs it only once.
             is_news = self._outage.redirects < 2
             _log.log(logging.INFO if is_news else logging.DEBUG, "redirected: %s", reason)
         elif reason != self._outage.told_loss:
-            # A coordinator that refuses this node for now does so at each dial, for one reason.
+            # A coordinator that refuses this node for now does so at each dial, for the same
+            # reason.
             self._outage.told_loss = reason
             _log.warning("the connection to the coordinator is lost: %s", reason)
 
@@ -376,15 +378,16 @@ class Connector:
         """Search until a coordinator answers, without a limit while the node's workers run.
 
         A node without running workers gives up after `coordinator_lost_after_s`. That time counts
-        from when it was last attached or had workers: an answer does not mean that it was let in.
+        from when it was last attached or had workers, because a coordinator that answers may still
+        refuse it.
         """
         lost_s = self._outage.lost_s or _now_s()
         self._attempts = Attempts(
             self.own.target if self.elected is None else self.settings.endpoint
         )
         try:
-            # The searches keep the limit themselves, and then say what they tried. The timeout is
-            # for a limit that begins while they wait.
+            # The searches keep the limit themselves, and then report what they tried. This timeout
+            # is for a limit that is set while they wait.
             async with asyncio.timeout_at(self._latest_s()) as self.limit:
                 await self._search(lost_s)
         except TimeoutError:
@@ -420,25 +423,27 @@ class Connector:
         return None if math.isinf(ends_s) else ends_s + GIVE_UP_MARGIN_S
 
     def follow_workers(self) -> None:
-        """Move the limit of the search: the node's workers have ended, or begun again."""
+        """Move the limit of the search after the node's workers have ended or begun again."""
         if self.limit is not None and not self.limit.expired():
             latest_s = self._latest_s()
             if latest_s != self.limit.when():
                 self.limit.reschedule(latest_s)
 
     async def _search(self, lost_s: float) -> None:
-        """Raises a CoordinatorError if there is no coordinator in time, or never again."""
+        """Search. Search. Raises a CoordinatorError if there is no coordinator in time, or never
+        again.
+        """
         if await self._follow_redirect():
             return
         if not (self._outage.was_let_in or self._outage.was_redirected):
-            # The coordinator that was reached last refused this node. That may pass, but not now.
+            # The last coordinator refused this node. That may change, but not at once.
             await asyncio.sleep(self._outage.pauses.next_s())
         is_circle = self._outage.redirects > REDIRECTS_MAX
         if self.elected is not None:
             search = self.elected.search
             if is_circle:
-                # Most often by its own candidate, until that has seen the owner's lease expire.
-                # A search that begins now would read the ledger without a pause.
+                # Usually by its own candidate, until that has seen the owner's lease expire. A
+                # search that begins now would read the ledger without a pause.
                 search.again()
             else:
                 search.begin(at_once=False)
@@ -446,7 +451,7 @@ class Connector:
             await self._use_found(finding, lost_s)
             return
         if is_circle:
-            # The coordinator here waits itself: a `serve` that was started again, for instance,
+            # The coordinator at this address waits itself. For example, a restarted `serve` waits
             # until it has seen its predecessor's lease expire.
             await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
         await self._dial_until_found(lost_s)
@@ -471,8 +476,8 @@ class Connector:
     def _has_process_ended(self, attempts: Attempts) -> bool:
         """Whether the process that kept the run in memory has ended.
 
-        Its address has refused each connection for `coordinator_lost_after_s`: nothing listens
-        there. A process that is frozen or cut off does not refuse, it does not answer.
+        Its address has refused each connection for `coordinator_lost_after_s`, so nothing listens
+        there. A process that is frozen or cut off does not refuse connections; it does not answer.
         """
         is_host = self.settings.endpoint.kind is EndpointKind.HOST
         if not (attempts.only_refused and (is_host or self._state.is_in_memory)):
@@ -484,7 +489,7 @@ class Connector:
         return now_s - self._outage.refused_since_s >= self.settings.coordinator_lost_after_s
 
     async def _follow_redirect(self) -> bool:
-        """Dial the owner that a coordinator has named. Whether it answered."""
+        """Dial the owner that a coordinator has named. Returns whether it answered."""
         addresses, self._redirected_to = self._redirected_to, ()
         attempts = Attempts(self.settings.endpoint)
         token = self.credentials.keys.token
@@ -498,9 +503,10 @@ class Connector:
     # -- a coordinator that does not renew its lease -----------------------------------------------
 
     def watch_lease(self, still_s: float) -> None:
-        """`still_s`: how long the coordinator has not renewed its lease, as its beats say.
+        """Look for another coordinator if this one has not renewed its lease for `still_s` seconds.
 
-        One that is cut off from the ledger keeps its nodes, and serves none of them.
+        A coordinator that is cut off from the ledger keeps its nodes connected, but serves none of
+        them.
         """
         if self.elected is None:
             return
@@ -513,12 +519,12 @@ class Connector:
             self._beside = asyncio.get_running_loop().create_task(work)
 
     async def _search_beside(self, elected: ElectedCoordinator, connection: Connection) -> None:
-        """Cancelled when the coordinator renews its lease, and when the connection is lost."""
+        """Search while connected. Renewal of the lease or loss of the connection cancels it."""
         better = await elected.find_better(Attempts(self.settings.endpoint), connection)
         if better is None:
             return
         _log.warning("the coordinator has not renewed its lease: connecting to %s", better.address)
-        self._beside = None  # This task, which ends here.
+        self._beside = None  # This is the task that ends here.
         self.connection = None
         connection.on_message = lambda data: None
         self._outage.lost_s = self._outage.lost_s or _now_s()
@@ -535,7 +541,7 @@ class Connector:
     # -- the end -----------------------------------------------------------------------------------
 
     async def hang_up(self) -> None:
-        """End each search, and close the connection. Idempotent. Cancelling it cuts that short."""
+        """End each search, and close the connection. Idempotent. If cancelled, it stops waiting."""
         self.is_closing = True
         beside, self._beside = self._beside, None
         searching = [task for task in (self._reconnecting, beside) if task is not None]
@@ -554,7 +560,7 @@ class Connector:
                 raise
 
     async def close_ledger(self) -> None:
-        """Close the ledger once no coordinator of this node needs it any more."""
+        """Close the ledger when no coordinator of this node needs it any more."""
         await self.own.retired()
         if self.elected is not None:
             await self.elected.close_ledger()

@@ -1,8 +1,8 @@
-"""The token that a node shows to a coordinator, and the errors that are about it.
+"""The token that a node sends to a coordinator, and the errors about it.
 
-Which token a process has is decided in `rallypoint.tokens`. Here it is used: for each dial, for a
-second try with the token in this user's home, and in the error of a search that found nobody.
-Where to dial, and when again, is the connector's.
+`rallypoint.tokens` decides which token a process has. This file uses it: for each dial, for a
+second try with the token in this user's home, and in the error of a search that found nothing. The
+connector decides where and when to dial.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from rallypoint.settings import EndpointKind, NodeSettings
 _log = logging.getLogger("rallypoint.client")
 
 HOME_WITHIN_S: Final = 10.0
-"""How long reading the token in this user's home may take: a home can be on a file server."""
+"""How many seconds a read of the token in this user's home may take, as it can be on a file server.
+"""
 
 
 class Credentials:
-    """One node's token. `find` comes first, in the event loop of all other calls."""
+    """One node's token. Call `find` first, in the event loop of all other calls."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
         self.keys = tokens.Keys(tokens.NONE)
         self._of_lease: tokens.KnownToken | None = None
-        """The token of an elected coordinator's lease, if this node showed that one last."""
+        """The token in an elected coordinator's lease, if this node sent that one last."""
         self._has_warned = False
 
     async def find(self) -> None:
-        """See `tokens`. Raises UsageError if the token cannot be read, or not in time."""
+        """Find the token: see `tokens`. Raises UsageError if it cannot be read, or not in time."""
         node = self.settings
         if node.token or node.insecure or node.endpoint.kind is not EndpointKind.HOST:
             self.keys = tokens.Keys.of_node(node)
@@ -52,7 +53,8 @@ class Credentials:
     async def dial(
         self, target: Address, attempts: Attempts, limit_s: float, patience: Patience
     ) -> Connection | None:
-        """As `dialing.dial`, with this node's token, or with the home's if that one is asked for.
+        """Like `dialing.dial`, with this node's token, or with that of the home if the coordinator
+        needs it.
 
         Raises TokenError, which names both tokens.
         """
@@ -78,7 +80,7 @@ class Credentials:
             return False
 
     def for_lease(self, lease: Lease) -> str:
-        """The token to show to an elected coordinator: this node's own, else the lease's."""
+        """The token for an elected coordinator: this node's own, or else that in the lease."""
         if self.settings.token or not lease.token:
             return self.settings.token
         where = "the coordinator's lease"
@@ -86,7 +88,7 @@ class Credentials:
         return lease.token
 
     def unreachable(self, attempts: Attempts, tried_s: float) -> errors.CoordinatorError:
-        """The error of a search that found nobody. It compares the tokens if one was refused."""
+        """The error of a search that found nothing. It compares the tokens if one was refused."""
         error = attempts.error(tried_s)
         if attempts.refused is None or not isinstance(error, errors.UnreachableError):
             return error
@@ -98,7 +100,7 @@ class Credentials:
         )
 
     def warn_if_open(self, connection: Connection) -> None:
-        """Log once that a coordinator lets everybody in, though this node has a token."""
+        """Log once that a coordinator admits everybody, although this node has a token."""
         known = self.keys.known
         is_wanted = known.origin == tokens.Origin.GIVEN or not is_loopback(connection.address.host)
         if not (connection.asks_no_token and self.keys.token and is_wanted) or self._has_warned:

@@ -1,8 +1,8 @@
-"""Dials the addresses of a coordinator: each of a host's, for how long, and with which result.
+"""Dials the addresses of a coordinator: all addresses of a host, each with a time limit.
 
-The result is an open connection, or an error that lists each address with the system's answer. It
-also answers whether this machine may host the coordinator of a `host:port` endpoint. When to dial,
-and whether to host, is decided by the connector.
+The result is an open connection, or an error that lists each address with the system's answer. This
+file also decides whether this machine may host the coordinator of a `host:port` endpoint. The
+connector decides when to dial, and whether to host.
 """
 
 from __future__ import annotations
@@ -32,44 +32,47 @@ from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 _log = logging.getLogger("rallypoint.client")
 
 ADDRESS_TIMEOUT_S: Final = 5.0
-"""How long one address may take to connect and answer the handshake, the first time."""
+"""How long one address may take to connect and answer the handshake the first time, in seconds."""
 ADDRESS_TIMEOUT_MAX_S: Final = 20.0
-"""After a timeout the next dial has about twice as long, up to this.
+"""After a timeout the next dial has about twice the time, up to this many seconds.
 
 A coordinator that thousands of nodes dial at once needs some seconds for all handshakes. If every
-node gave up after the same 5 s, it would spend them on connections that are closed by then.
+node gave up after the same 5 s, the coordinator would spend them on connections that are closed by
+then.
 """
 PASSING_STATUSES: Final = (404, 429)
-"""A proxy answers these while it has no coordinator behind it or is overloaded, and 5xx as well."""
+"""Besides 5xx, the answers of a proxy that has no coordinator behind it or is overloaded."""
 STAGGER_S: Final = 0.03
-"""The pause between the dials of several coordinators, while none has answered."""
+"""The pause between the dials of several coordinators while none has answered, in seconds."""
 FIRST_PAUSE_S: Final = 0.01
-"""About what a host takes from its bind to its first answer: nodes often start together."""
+"""About the time from a host's bind to its first answer, in seconds, as nodes often start together.
+"""
 LONGEST_PAUSE_S: Final = 1.0
 
 
 class Attempts:
-    """What was tried: the last answer of each address, for the error if none connects."""
+    """The last answer of each address, for the error if no dial succeeds."""
 
     def __init__(self, target: Address | Endpoint) -> None:
         self.target = target
         self.answers: dict[str, str] = {}
         self.doing = ""
-        """What is tried now, until there is an answer."""
+        """What is being tried now, until there is an answer."""
         self.stranger: NotACoordinatorError | None = None
-        """What answers instead of a coordinator: perhaps a proxy that has none behind it yet."""
+        """An answer that is not a coordinator's, perhaps of a proxy that has none behind it yet.
+        """
         self.refused: TokenError | None = None
-        """The refusal of a coordinator that asks for another token."""
+        """The refusal of a coordinator that needs another token."""
         self.address_limit_s = ADDRESS_TIMEOUT_S
-        """How long an address may take at the next dial."""
+        """How long an address may take at the next dial, in seconds."""
         self.only_refused = False
         self.unresolved = False
         self.not_hosting = ""
         self.problem = ""
-        """Why the ledger cannot be read, so that nobody knows where the coordinator is."""
+        """Why the ledger cannot be read, so that the coordinator's address is unknown."""
 
     def error(self, tried_s: float) -> UnreachableError | NotACoordinatorError:
-        """The error of dials in vain: what was tried, for how long, and the system's errors."""
+        """The error if no dial succeeded: what was tried, for how long, and the system's errors."""
         if self.stranger is not None:
             return self.stranger
         answers = dict(self.answers)
@@ -87,13 +90,13 @@ class Attempts:
         )
 
     def note(self, tried: Attempts) -> None:
-        """Take over the result of one try at each address."""
+        """Note the results of one try at each address."""
         self.answers, self.stranger = tried.answers, tried.stranger
         self.refused = tried.refused
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
 
     def listed(self) -> str:
-        """Each address and what it answered."""
+        """Each address with its answer."""
         return _listed(self.answers)
 
     def _hint(self) -> str:
@@ -114,17 +117,17 @@ def _listed(answers: dict[str, str]) -> str:
 
 
 class Patience(enum.Enum):
-    """Which wrong answers of a coordinator's address may pass, so that the node dials again."""
+    """Which wrong answers of an address may be temporary, so that the node dials again."""
 
     NONE = enum.auto()
-    """None: only the coordinator itself listens there."""
+    """None of them: only the coordinator itself listens there."""
     PROXY = enum.auto()
-    """404, 429 and 5xx: a proxy answers so until it has the coordinator behind it."""
+    """404, 429 and 5xx, as a proxy answers until it has the coordinator behind it."""
     ANY = enum.auto()
-    """All: there was a coordinator before, so only another one ends the search."""
+    """All of them: there was a coordinator before, so only another one ends the search."""
 
     def allows(self, error: NotACoordinatorError) -> bool:
-        """Whether this answer may pass."""
+        """Whether this answer may be temporary."""
         if self is Patience.PROXY:
             return error.status in PASSING_STATUSES or error.status >= 500
         return self is Patience.ANY
@@ -137,10 +140,11 @@ async def dial(
     limit_s: float = math.inf,
     patience: Patience = Patience.NONE,
 ) -> Connection | None:
-    """Try each address of the host once. None if none answered; `attempts` says why.
+    """Try each address of the host once. None if none answered; `attempts` has the reasons.
 
-    Each address has `limit_s` seconds at most. Raises TokenError at once, and NotACoordinatorError
-    if no address has a coordinator and one has something else, unless `patience` allows that.
+    Each address has at most `limit_s` seconds. Raises TokenError at once. Raises
+    NotACoordinatorError if no address has a coordinator and one has something else, unless
+    `patience` allows that.
     """
     tried = Attempts(target)
     try:
@@ -148,7 +152,8 @@ async def dial(
     except CoordinatorError:
         attempts.note(tried)
         raise
-    # All at once: if this is cancelled, `attempts` keeps the answers of the last whole try.
+    # Note all results at once, so that after a cancellation `attempts` has those of the last whole
+    # try.
     attempts.note(tried)
     return connection
 
@@ -174,7 +179,7 @@ async def _dial(
         except TimeoutError:
             attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
-            # At random, so that many nodes do not give up at the same time.
+            # Random, so that many nodes do not give up at the same time.
             longer_s = shown.address_limit_s * random.uniform(1.6, 2.0)
             shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
         except OSError as error:
@@ -201,8 +206,8 @@ async def dial_elected(
 ) -> Connection | None:
     """Try each address of an elected coordinator once. None if no coordinator answered.
 
-    Raises nothing: the coordinator may have ended, and another program have its port. `attempts`
-    has the answers.
+    Raises nothing, because the coordinator may have ended and another program may have its port.
+    `attempts` has the answers.
     """
     answers: dict[str, str] = {}
     refused: TokenError | None = None
@@ -221,11 +226,11 @@ async def dial_elected(
 async def dial_first(
     places: Sequence[tuple[Sequence[Address], str]], attempts: Attempts, limit_s: float
 ) -> Connection | None:
-    """The first of several coordinators that answers. None if none does, each within `limit_s`.
+    """Dial several coordinators, and return the first that answers within `limit_s`, or None.
 
-    `places`: the addresses and the token of each, the likeliest first. As in RFC 8305, the next one
-    is dialled STAGGER_S later beside those that have not answered: a connection to a machine that
-    is down takes seconds to fail.
+    `places`: the addresses and the token of each, the likeliest first. As in RFC 8305, each dial
+    begins STAGGER_S after the one before, which goes on, because a connection to a machine that is
+    down takes seconds to fail.
     """
     each = [Attempts(attempts.target) for _ in places]
     left = deque(zip(places, each, strict=True))
@@ -289,7 +294,7 @@ class Pauses:
 
 
 def target_of(settings: NodeSettings) -> Address:
-    """Where the endpoint's coordinator is."""
+    """The host and port of the endpoint's coordinator."""
     if not settings.endpoint.host:
         raise EndpointError(
             f"endpoint {settings.endpoint} has no address to dial", hint="name a host"

@@ -1,9 +1,9 @@
 """A node's search for the run's coordinator in a ledger.
 
 `core/election/discovery.py` decides when to look, and when this node becomes a candidate. This file
-reads the ledger for it, and writes nothing. A node looks only while it has no coordinator, or one
-that does not renew its lease. Looks are spread at random, and a change of the run's register wakes
-every node that waits.
+reads the ledger for it, and must not write. A node looks only while it has no coordinator, or one
+that does not renew its lease. The times of looks are random, and a change of the run's register
+wakes every waiting node.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _T = TypeVar("_T")
 
 RETRY_S: Final = 0.3
 ANSWER_MIN_S: Final = 0.5
-"""The least time that the ledger has for an answer, however little is left."""
+"""The least time for the ledger to answer, in seconds, even if less time is left."""
 REPLICAS_READ_MAX: Final = 64
-"""One search reads at most this many leases at once."""
+"""How many leases one search reads at once at most."""
 POLLED_NODES_MAX: Final = 64
-"""In a larger run, a node on an engine that cannot watch waits for its next look, and does not poll
-the register."""
+"""In a run with more nodes than this, on an engine that cannot watch, a node does not poll the
+register but waits for its next look.
+"""
 _WILL_NOT_MEND: Final = (
     LedgerAccessError,
     LedgerCorruptError,
@@ -58,7 +59,7 @@ Finding: TypeAlias = e.AttachTo | e.BecomeCandidate | e.RunOver
 class Search:
     """One node's search. It belongs to one event loop. The caller closes the ledger.
 
-    `nodes`: the expected number of nodes, used until the ledger has it.
+    `nodes`: the expected number of nodes, used until it is read from the ledger.
     """
 
     def __init__(self, settings: NodeSettings, node: str, ledger: Ledger, nodes: int = 1) -> None:
@@ -76,7 +77,7 @@ class Search:
 
     @property
     def problem(self) -> str:
-        """How long the ledger has not answered, and its error; "" while it answers."""
+        """How long the ledger has not answered, with its error; "" while it answers."""
         if self.error is None:
             return ""
         if isinstance(self.error, LedgerUnreachableError):
@@ -84,7 +85,7 @@ class Search:
         return f"the ledger cannot be used: {self.error.message}"
 
     async def open(self, ends_s: float) -> None:
-        """Open the ledger. Tries again until `ends_s`, as it may start later than this node.
+        """Open the ledger. Tries until `ends_s`, because the ledger may start later than this node.
 
         Raises LedgerUnreachableError at `ends_s`, and any other LedgerError at once.
         """
@@ -112,16 +113,16 @@ class Search:
 
     @property
     def nodes(self) -> int:
-        """How many nodes the run has, as far as this node knows."""
+        """The number of the run's nodes, as far as this node knows."""
         return self._discovery.nodes
 
     def begin(self, *, at_once: bool, is_new: bool = False) -> None:
-        """Start to look. `at_once`: now; else at a random time, later in a larger run.
+        """Start to look. `at_once`: now. Otherwise at a random time, later in a larger run.
 
         `is_new`: the node joins for the first time. It watches the register meanwhile.
         """
-        # Nodes that lost the same coordinator at once must not all wake at its next change. Nodes
-        # that join come at different times, and may find a coordinator right away.
+        # Nodes that lost the same coordinator at the same moment must not all wake at the next
+        # change. Nodes that join start at different times, and may find a coordinator right away.
         self._is_spreading = not (at_once or is_new)
         self._discovery.search(_now_s(), 0.0 if at_once else random.random())
 
@@ -137,8 +138,8 @@ class Search:
     async def next(self, ends_s: float, *, is_new: bool = False) -> Finding | None:
         """The next finding; None if there is none by `ends_s`, or if the ledger was replaced.
 
-        Looks at least once. With `is_new`, raises a LedgerError that no waiting mends. A node that
-        was in the run keeps looking instead, as an operator may repair the ledger.
+        Looks at least once. With `is_new`, raises a LedgerError that is permanent. A node that was
+        in the run keeps looking instead, because an operator may repair the ledger.
         """
         while True:
             await self._until_due(ends_s)
@@ -152,7 +153,7 @@ class Search:
     async def replicas(self) -> list[e.Lease]:
         """Leases of the `rallypoint serve` processes on this ledger, in random order.
 
-        Those that this node has seen renewed come first. Expired ones are left out. A lease that
+        Leases that this node has seen renewed are first. Expired ones are left out. A lease that
         was read only once may belong to a process that has ended.
         """
         try:
@@ -164,7 +165,7 @@ class Search:
             self._note(error)
             return []
         except NotImplementedError:
-            return []  # The engine has one register: only the run's nodes can be elected.
+            return []  # An engine with one register: only the run's nodes can be elected.
         leases = zip(keys, found, strict=False)
         seen = {key: _seen(self._replicas.get(key), each, _now_s()) for key, each in leases}
         listed = set(keys)
@@ -188,8 +189,8 @@ class Search:
         if left_s <= 0:
             return
         if self._is_spreading or self.error is not None:
-            # The register may have changed since the last search: watching from that version
-            # would wake all nodes of the run at once.
+            # The register may have changed since the last search. A watch from that version would
+            # wake all nodes of the run at once.
             self._is_spreading = False
             await asyncio.sleep(left_s)
             return
@@ -232,9 +233,9 @@ class Search:
         return None
 
     async def _bounded(self, work: Coroutine[Any, Any, _T], ends_s: float) -> _T:
-        """The ledger's answer. It has until `ends_s`, and ANSWER_MIN_S at least.
+        """The ledger's answer, which must come by `ends_s`, but has at least ANSWER_MIN_S.
 
-        Raises LedgerUnreachableError at that time: the ledger's own limit may be longer.
+        Raises LedgerUnreachableError then, because the ledger's own limit may be longer.
         """
         began_s = _now_s()
         try:
@@ -242,7 +243,8 @@ class Search:
                 return await work
         except TimeoutError as error:
             if isinstance(self.error, LedgerUnreachableError):
-                raise self.error from error  # The earlier call took longer and says what it tried.
+                # Keep the error of the earlier call, which had more time and reports what it tried.
+                raise self.error from error
             raise LedgerUnreachableError(
                 f"{self._where} has not answered within {_now_s() - began_s:.1f} s",
                 hint="check that it runs and that this node can reach it; connect_timeout "
@@ -267,7 +269,7 @@ class Search:
 
 
 class _SeenLease(msgspec.Struct, frozen=True):
-    """A lease as it was last read. `lease`: None if its process does not serve every run."""
+    """A lease that was read. `lease`: None if its process does not serve every run."""
 
     lease: e.Lease | None
     version: int

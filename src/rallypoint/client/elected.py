@@ -1,8 +1,8 @@
-"""From what the ledger says to a connection: the coordinator of a run that elects one.
+"""Connects to the elected coordinator of a run, which it finds through the ledger.
 
-`discovery.Search` reads the ledger and says what there is to do: attach to the owner, or become a
-candidate. This file does it: it dials the owner, the `rallypoint serve` processes that may take the
-run, or the candidate that this node hosts. When to search is decided by the connector.
+`discovery.Search` reads the ledger and returns what to do: attach to the owner, or become a
+candidate. This file executes that: it dials the owner, the `rallypoint serve` processes that may
+take the run, or the candidate that this node hosts. The connector decides when to search.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ if TYPE_CHECKING:
     from rallypoint.ledger.contract import Ledger
 
 ELECTED_DIAL_S: Final = 2.0
-"""How long one address of an elected coordinator may take. Another one may be elected meanwhile."""
+"""How long one address of an elected coordinator may take, in seconds. Another one may be elected
+meanwhile.
+"""
 MESSENGERS: Final = 16
 """About how many nodes of a run dial a replica each second while the owner does not answer.
 
-With so many, some are alive even if most nodes of the run are dead.
+With this many, some are alive even if most nodes of the run are dead.
 """
 
 
 class RunInLedger(Protocol):
-    """What the node knows of its run, and the least term that it still believes."""
+    """The ledger and the least term of the node's run."""
 
     @property
     def ledger_id(self) -> str:
         """The ledger that the node's run is in; "" before it was in one."""
 
     def found_term(self, floor: Stamp) -> None:
-        """The run can have no earlier term any more (R5)."""
+        """The run cannot have an earlier term any more (R5)."""
 
 
 class LedgerReader(Protocol):
-    """The node, which is told how its run has ended."""
+    """The node, to which the search reports that the run has ended."""
 
     def found_closed(self, close: CloseRecord) -> None:
         """The run is closed (R6)."""
 
     def found_replaced(self) -> None:
-        """Another ledger is in the place of the run's."""
+        """The run's ledger was replaced by another one."""
 
 
 class ElectedCoordinator:
-    """The search of one node, and what it dials. `open` comes first.
+    """The search and the dials of one node. Call `open` first.
 
     `ledger`: the caller's, already open; None: the endpoint's, which is opened and closed here.
     """
@@ -85,13 +87,13 @@ class ElectedCoordinator:
 
     @property
     def search(self) -> Search:
-        """The search. Only after `open` has begun."""
+        """The search. It exists after `open` has begun."""
         assert self._search is not None
         return self._search
 
     @property
     def problem(self) -> str:
-        """How long the ledger cannot be used, and its error; "" while it can."""
+        """How long the ledger has been unusable, with its error; "" while it can be used."""
         if self._search is None:
             return ""
         not_yet = f"{self.settings.endpoint} has not answered yet"
@@ -102,7 +104,8 @@ class ElectedCoordinator:
         from rallypoint.ledger.open import CALL_TIMEOUT_S, open_ledger
 
         if self._ledger is None:
-            # Shorter than the whole: a call that ends by its own limit can say what it tried.
+            # Shorter than the whole limit, because a call that ends by its own limit reports what
+            # it tried.
             call_timeout_s = min(CALL_TIMEOUT_S, max(0.4, 0.8 * self.settings.connect_timeout_s))
             self._ledger = self._opened = open_ledger(
                 self.settings.endpoint, self.settings.etcd_password, call_timeout_s=call_timeout_s
@@ -112,9 +115,9 @@ class ElectedCoordinator:
         await self._search.open(ends_s)
 
     async def find(self, attempts: Attempts, ends_s: float, *, is_new: bool) -> Connection | None:
-        """Search until there is a connection. None at `ends_s`, or once the run is over.
+        """Search until there is a connection. None at `ends_s`, or when the run is over.
 
-        With `is_new`, raises a LedgerError that no waiting mends: see Search.next.
+        With `is_new`, raises a permanent LedgerError: see Search.next.
         """
         search = self.search
         while True:
@@ -136,9 +139,9 @@ class ElectedCoordinator:
     async def find_better(self, attempts: Attempts, connection: Connection) -> Connection | None:
         """Search beside a connection whose coordinator does not renew its lease.
 
-        Returns a connection to another owner, to a replica that can be one, or to this node's own
-        candidate; None once the run is over. Finds nothing while the ledger does not answer here
-        either.
+        Returns a connection to another owner, to a replica that can become the owner, or to this
+        node's own candidate; None when the run is over. It finds nothing while the ledger does not
+        answer this node either.
         """
         search = self.search
         search.begin(at_once=False)
@@ -166,7 +169,7 @@ class ElectedCoordinator:
             await ledger.aclose()
 
     def _has_learned(self, search: Search) -> bool:
-        """Pass on the ledger's term. True if the ledger was replaced, and the run with it lost."""
+        """Pass on the ledger's term. True if the ledger was replaced, so that the run is lost."""
         known = self._run.ledger_id
         is_other = bool(known) and search.floor.ledger_id not in ("", known)
         if is_other or (known and isinstance(search.error, errors.LedgerReplacedError)):
@@ -197,9 +200,9 @@ class ElectedCoordinator:
             return connection
         if search.again() and self._own.hosted is None:
             await self._own.become_candidate(search.ledger, attempts, None)
-        # The owner may be dead. A `rallypoint serve` takes the run only after it has itself seen
-        # the lease expire, so some nodes dial one now, to make it look. They are few, because a
-        # replica sends them back to an owner that lives.
+        # The owner may be dead. A `rallypoint serve` takes the run only after it has seen the lease
+        # expire itself. So some nodes dial one now, which makes it watch the lease. They are few,
+        # because a replica redirects them to an owner that is alive.
         if self.was_messenger or random.random() * search.nodes >= MESSENGERS:
             return None
         self.was_messenger = True
@@ -219,7 +222,7 @@ class ElectedCoordinator:
         return await dial_elected((hosted.address,), hosted.token, attempts, ELECTED_DIAL_S)
 
     async def _dial_replicas(self, attempts: Attempts, but: str) -> Connection | None:
-        """Dial the `rallypoint serve` processes on the ledger, but for the process `but`."""
+        """Dial the `rallypoint serve` processes on the ledger, except the process `but`."""
         leases = [each for each in await self.search.replicas() if each.process != but]
         self.owner_ttl_s = max([each.ttl_s for each in leases], default=self.owner_ttl_s)
         own = self.settings.token

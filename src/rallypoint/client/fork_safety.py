@@ -1,9 +1,9 @@
 """Closes the parent's sockets in a child made by fork().
 
-A child's copy of a connection keeps it open after the parent was killed, so nobody would notice the
-parent's death as long as the child lives. So the child replaces each descriptor by /dev/null. It
-does not just close them: objects of the parent's event loop still have the numbers, and would close
-other files later.
+A child's copy of a connection keeps it open after the parent was killed. Peers would then not
+notice the parent's death while the child is alive. So the child replaces each descriptor by
+/dev/null. It does not just close them, because objects of the parent's event loop still have the
+numbers, and would close other files later.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A coordinator inside a node: of `host:port`, of a single machine, or a candidate in a ledger.
+"""A coordinator inside a node: for `host:port`, for a single machine, or a candidate on a ledger.
 
-It is imported only when a node hosts one, since it loads the server's libraries.
+It is imported only when a node hosts one, because it loads the server's libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _warned: set[str] = set()
 class EmbeddedCoordinator:
     """A coordinator of one run, in the running event loop.
 
-    `address` is for this process, `advertised` for other nodes: they differ for a candidate.
+    `address` is for this process, `advertised` for other nodes. They differ for a candidate.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class EmbeddedCoordinator:
         insecure: bool = False,
         token_origin: str = "",
     ) -> EmbeddedCoordinator:
-        """Bind and serve: on loopback if `host` is loopback, else on every address.
+        """Bind and serve: on loopback if `host` is loopback, otherwise on all addresses.
 
-        `port` 0: any port. Raises OSError, such as EADDRINUSE, and UsageError for a port that other
-        machines reach without a token, unless `insecure`.
+        `port` 0: any port. Raises OSError, such as EADDRINUSE. Raises UsageError if other machines
+        could reach the port without a token, unless `insecure`.
         """
         is_local = is_loopback(host)
         if not (is_local or token or insecure):
@@ -88,11 +88,11 @@ class EmbeddedCoordinator:
         host: str,
         seen: Seen | None = None,
     ) -> EmbeddedCoordinator:
-        """Be a candidate for the run: serve at every address, with a lease, and claim the run.
+        """Become a candidate for the run: serve on all addresses with a lease, and claim the run.
 
-        `host`: where other machines reach this one. Nodes without a token of their own find this
-        coordinator's in its lease. `seen`: the former owner's lease, if this process has seen it
-        expire. Raises OSError or a LedgerError. Then, and when cancelled, nothing is open.
+        `host`: where other machines reach this one. Nodes without a token use the one in this
+        coordinator's lease. `seen`: the former owner's lease, if this process has seen it expire.
+        Raises OSError or LedgerError. An error or a cancellation leaves nothing open.
         """
         token = settings.token or tokens.draw()
         config = CoordinatorConfig(
@@ -122,21 +122,21 @@ class EmbeddedCoordinator:
 
     @property
     def process(self) -> str:
-        """The process that its lease names; "" without a ledger."""
+        """The name of its lease; "" without a ledger."""
         return self._server.ownership.process
 
     @property
     def others(self) -> int:
-        """How many connections there are."""
+        """How many connections of nodes there are."""
         return len(self._server.coordinator.sessions)
 
     @property
     def is_run_open(self) -> bool:
-        """Whether a run is in progress here."""
+        """Whether this coordinator has an open run."""
         return any(not run.is_closed for run in self._server.coordinator.runs.values())
 
     async def linger(self, timeout_s: float) -> int:
-        """Wait until all nodes have said goodbye, at most `timeout_s`. How many have not."""
+        """Wait up to `timeout_s` until all nodes have said goodbye. Returns how many have not."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._until(lambda: not self.others)
@@ -145,7 +145,7 @@ class EmbeddedCoordinator:
         return self.others
 
     async def run_over(self) -> None:
-        """Wait until the run is closed, or all other nodes have gone."""
+        """Wait until the run is closed, or all other nodes have disconnected."""
         await self._until(lambda: not (self.others and self.is_run_open))
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
@@ -156,7 +156,7 @@ class EmbeddedCoordinator:
             await fewer.wait()
 
     async def aclose(self) -> None:
-        """Close every connection and give the port back. Idempotent, bounded in time."""
+        """Close all connections and release the port. Idempotent, and bounded in time."""
         await self._server.aclose()
 
 

@@ -25,18 +25,19 @@ _log = logging.getLogger("rallypoint.client")
 _counter = count()
 
 MARK_LETTERS: Final = "bcdfghjkmnpqrstvwxz"
-"""No vowels, so that a mark is never a word. No digits, as names are sorted by their numbers."""
+"""No vowels, so that a mark is never a word. No digits, because names are sorted by numbers."""
 MARK_LENGTH: Final = 6
-"""19 ** 6 marks: of 100 processes with one host name and pid, two have the same mark once in 9,000
-runs. The second of the two is refused, as any node whose name is taken."""
+"""There are 19 ** 6 marks: of 100 processes with the same host name and pid, two have the same mark
+once in 9,000 runs. The second of them is refused, like any node whose name is taken.
+"""
 LOOKUP_TIMEOUT_S: Final = 2.0
 
 
 async def own_address(endpoint: Endpoint) -> OwnAddress | None:
     """An address of this machine that other machines can use. None if it has only loopback.
 
-    It is the source address of a packet to the endpoint's hosts, else of one to anywhere, else that
-    of an interface that is up. Sends nothing.
+    It is the source address of packets to the endpoint's hosts, or else to any network, or else the
+    address of an interface that is up. Sends nothing.
     """
     hosts = [*await _meeting_hosts(endpoint), *((host, 0) for host in NOWHERE)]
     sources = [source_towards(host, scope) for host, scope in hosts]
@@ -44,7 +45,7 @@ async def own_address(endpoint: Endpoint) -> OwnAddress | None:
 
 
 def own_address_of(host: str) -> OwnAddress:
-    """A known address of this machine, with its interface."""
+    """A given address of this machine, with its interface."""
     return OwnAddress(host, addresses.interface_of(host, interfaces()))
 
 
@@ -59,7 +60,7 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
         _log.warning("local address %s cannot be resolved on this machine", given)
     has = interfaces()
     problem = addresses.local_addr_problem(found, has, is_alone=is_alone)
-    # On Debian a machine's own name means 127.0.1.1 there, and its real address elsewhere.
+    # On Debian a machine resolves its own name to 127.0.1.1, and others to its real address.
     is_own_name = given.partition(".")[0] == socket.gethostname().partition(".")[0]
     if problem and not is_own_name:
         raise UsageError(
@@ -70,7 +71,7 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
 
 
 def may_be_one_machine(endpoint: Endpoint) -> bool:
-    """Whether the endpoint names no other machine."""
+    """Whether the endpoint has no address of another machine."""
     if isinstance(endpoint.place, EtcdPlace):
         return all(is_loopback(_without_port(each)) for each in endpoint.place.hosts)
     return not endpoint.host or is_loopback(endpoint.host)
@@ -81,16 +82,16 @@ def _without_port(authority: str) -> str:
 
 
 async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
-    """The addresses of the hosts that an endpoint names, each with its scope."""
+    """The addresses of an endpoint's hosts, each with its scope."""
     place = endpoint.place
-    # The ledger of a file or of torch has no host.
+    # A file ledger or a torch ledger has no host.
     hosts = [*map(_without_port, place.hosts)] if isinstance(place, EtcdPlace) else [endpoint.host]
     found = await asyncio.gather(*(_look_up(host) for host in hosts if host))
     return [(each.host, each.scope) for one in found for each in one]
 
 
 async def _look_up(host: str) -> list[SocketAddress]:
-    """What a name or an address means on this machine; nothing if it is unknown."""
+    """The addresses to which this machine resolves a name or an address; empty if unknown."""
     try:
         return await look_up(host, 0, LOOKUP_TIMEOUT_S)
     except (TimeoutError, OSError, UnicodeError):
@@ -98,11 +99,11 @@ async def _look_up(host: str) -> list[SocketAddress]:
 
 
 def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
-    """What this node sends about itself.
+    """The values that this node sends about itself.
 
-    The default name is host, pid, a random mark of this process, and a counter, so it is new at
-    every start. Host and pid alone are not unique: containers may share a host name, and each has a
-    process with pid 1. The incarnation is drawn anew for every join.
+    The default name has the host, the pid, a random mark of this process, and a counter, so it is
+    new at every start. Host and pid alone are not unique: containers may share a host name, and
+    each has a process with pid 1. The incarnation is random for every join.
     """
     host = socket.gethostname()[:NAME_LENGTH_MAX] or "unnamed"
     own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
@@ -121,5 +122,5 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
 
 @cache
 def _mark(pid: int) -> str:
-    """One mark for all nodes of a process, so that the counter orders them. Forks draw others."""
+    """One mark for all nodes of a process, so that the counter orders them. A fork has another."""
     return "".join(secrets.choice(MARK_LETTERS) for _ in range(MARK_LENGTH))

@@ -1,6 +1,6 @@
 """The addresses of this machine, and the source address of a packet to some host.
 
-It reads what the system says, and sends nothing. `core/addresses.py` chooses among them.
+It asks the system, and sends nothing. `core/addresses.py` chooses among the addresses.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any, Final
 from rallypoint.core.addresses import Interface
 
 NOWHERE: Final = ("192.0.2.1", "2001:db8::1")
-"""Addresses for documentation (RFC 5737, RFC 3849): a packet there would take the default route."""
+"""Addresses for documentation (RFC 5737, RFC 3849): packets to them would take the default route.
+"""
 _IS_UP: Final = 0x1
 _IS_INNER: Final = 0x8
 """IFF_UP and IFF_LOOPBACK, the same on Linux, BSD and macOS."""
 
 
 def source_towards(host: str, scope: int = 0) -> str | None:
-    """The address from which a packet to this address would leave; None if it would not."""
+    """The source address of a packet to this address; None if there is no route."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     where: tuple[Any, ...] = (host, 9, 0, scope) if family == socket.AF_INET6 else (host, 9)
     try:
@@ -74,13 +75,13 @@ def _address(at: int | None) -> str | None:
     if not at:
         return None
     head = ctypes.string_at(at, 2)
-    # Linux has two bytes of family, BSD and macOS one of length and one of family.
+    # Linux has two bytes of family, BSD and macOS one byte of length and one of family.
     families = (struct.unpack("=H", head)[0], head[1])
     if socket.AF_INET in families:
         return str(ipaddress.IPv4Address(ctypes.string_at(at + 4, 4)))
     if socket.AF_INET6 in families:
         packed = ctypes.string_at(at + 8, 16)
-        if packed[:2] == b"\xfe\x80":  # macOS keeps the interface's number within it
+        if packed[:2] == b"\xfe\x80":  # macOS stores the interface's number inside the address
             packed = packed[:2] + b"\0\0" + packed[4:]
         return str(ipaddress.IPv6Address(packed))
     return None

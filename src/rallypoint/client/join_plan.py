@@ -83,8 +83,8 @@ def plan(
     }
     is_budget_set = settings.resolve("max_restarts").source != "default"
     if "max_restarts" not in run_options and not is_budget_set:
-        # A program that fails in its own process ends with it, which limits its restarts. The other
-        # nodes need no budget to go on without it.
+        # A program that fails ends its own process, and with it the node, so no budget is needed to
+        # limit restarts. The other nodes go on without it.
         run_options["max_restarts"] = "any"
     node = settings.node_settings(
         endpoint=endpoint, run_id=run_id, token=token, labels=labels, **node_options
@@ -110,7 +110,7 @@ _KINDS = {
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises UsageError for an unknown option, or a value of a wrong type."""
+    """Raises UsageError for an unknown option or a value of a wrong type."""
     kinds = get_type_hints(JoinOptions)
     for name, value in options.items():
         if name not in kinds:
@@ -133,12 +133,12 @@ _WANTED = {"insecure": "True or False, or yes or no"}
 
 
 def _shown(value: object) -> str:
-    """A wrong value by its type only, as it may be a secret."""
+    """Shows only the type of a wrong value, because it may be a secret."""
     return f"of type {type(value).__name__}"
 
 
 async def open_client(planned: JoinPlan) -> RunClient:
-    """Carry out the plan. Raises CoordinatorError."""
+    """Execute the plan. Raises CoordinatorError."""
     if planned.channel is not None:
         return await AgentClient.open(planned.channel)
     if planned.node is None or planned.run is None:

@@ -1,8 +1,8 @@
-"""What one node knows and says. A machine without I/O: messages, ticks, requests in; actions out.
+"""The state machine of one node, without I/O: messages, ticks and requests in; actions out.
 
 The desired state is stored, and sent again on every connection, with all requests that have no
 answer yet. Repeats do no harm at the coordinator (R4, R11). So a lost connection, a lost message
-and a new coordinator are one case. Tasks, timers and sockets belong to `node` and `connector`.
+and a new coordinator are handled alike. Tasks, timers and sockets belong to `node` and `connector`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from rallypoint.core.values import (
 from rallypoint.wire import messages as wire
 
 LATE_TICK_S: Final = 0.05
-"""A tick is late by more than this only if this process did not run."""
+"""A tick is later than this, in seconds, only if this process did not run."""
 LOOK_AGAIN_S: Final = 0.01
-"""After a late tick, this process has read within this time what had arrived by then."""
+"""How many seconds after a late tick this process has read all messages that had arrived before."""
 STILL_OPEN_MAX: Final = 64
-"""With more open calls, a message does not list them: it acknowledges up to the oldest one."""
+"""A message lists at most this many open calls. With more, it acknowledges only up to the oldest.
+"""
 HEARTBEAT_MIN_S: Final = 0.01
 TEXT_CHARACTERS_MAX: Final = 2_000
-"""Longer reasons and messages are cut, as a coordinator refuses a text longer than `Text`."""
+"""Longer reasons and messages are cut, because a coordinator refuses a text longer than `Text`."""
 LINES_MAX: Final = 64
 
 
@@ -61,7 +62,7 @@ _REDIRECTS: Final = frozenset({RefusalCode.ELSEWHERE, RefusalCode.MOVED})
 
 
 class DesiredState(enum.StrEnum):
-    """What the node is, or is to be, in the run. The coordinator learns of each change."""
+    """The state that the node wants in the run. Each change is sent to the coordinator."""
 
     NOTHING = "nothing"
     READY = "ready"
@@ -75,12 +76,11 @@ class NodeMachine:
     """One node of one run. Not thread-safe: one owner.
 
     `silence_s`: the connection is dropped after this time without a message from the coordinator,
-    or without being attached.
-    `is_elected`: the coordinator is found through a ledger. Another run's coordinator may listen at
-    its address by now, so a refusal for another run does not end the node.
-    `resume_secret`: drawn for this node; nobody else can resume as this node. It is in every
-    `Attach`, also the first, so it does not matter if the answer to that one is lost.
-    All `now_s` are of one monotonic clock, in seconds.
+    or without being attached. `is_elected`: the coordinator is found through a ledger. Another
+    run's coordinator may have its address by now, so a refusal because of another run does not end
+    the node. `resume_secret`: drawn for this node, so that no other can resume as this node. It is
+    in every `Attach`, including the first, so that the loss of an answer does no harm. All `now_s`
+    are from one monotonic clock, in seconds.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class NodeMachine:
         self._resume_secret = resume_secret
         self._redirects = _REDIRECTS | {RefusalCode.OTHER_RUN} if is_elected else _REDIRECTS
         self._ended_term = 0
-        """The term of the coordinator that has told why the last round ended."""
+        """The term of the coordinator that has reported why the last round ended."""
         self._ready: wire.Ready | None = None
         self._missed_round = 0
         self._failure: wire.Failed | None = None
@@ -126,7 +126,7 @@ class NodeMachine:
         self._acknowledged = 0
         self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
         self._ends_s: dict[int, float] = {}
-        """When each open call with a timeout ends."""
+        """The deadline of each open call with a timeout."""
         self._heartbeat_s = 1.0
         self._heard_s = 0.0
         self._beat = 0
@@ -135,34 +135,34 @@ class NodeMachine:
         self.is_in_memory = False
         """Whether the run is in the memory of the coordinator's process, and ends with it."""
         self.led_s = 0.0
-        """When a message of a coordinator that holds its lease came last."""
+        """When the last message of a coordinator with a valid lease arrived."""
         self.next_tick_s: float | None = None
-        """When `tick` has something to do; None while there is no connection."""
+        """When to call `tick` next; None while there is no connection."""
         self._looks_again = False
 
     @property
     def is_over(self) -> bool:
-        """Whether the run is closed, or the node refused for good."""
+        """Whether the run is closed, or the node was refused for good."""
         return self.closed is not None or self.refused is not None
 
     @property
     def has_workers(self) -> bool:
-        """Whether the node's workers run, as far as this machine knows: its round is on."""
+        """Whether the node's round is active, so that its workers run, as far as is known here."""
         return self.desired is DesiredState.IN_ROUND and self.ended is None
 
     @property
     def has_said_goodbye(self) -> bool:
-        """Whether the node leaves the run."""
+        """Whether the node is leaving the run."""
         return self.desired is DesiredState.GONE
 
     @property
     def ledger_id(self) -> str:
-        """The ledger that the run is in; "" before a coordinator has told."""
+        """The id of the run's ledger; "" before a coordinator has sent it."""
         return self.stamp.ledger_id
 
     @property
     def beat_stood_still_s(self) -> float:
-        """How long the coordinator has not renewed its lease, in seconds, as its beats say."""
+        """How long the coordinator's beat, and so its lease, was not renewed, in seconds."""
         return self._beat_heard_s - self.led_s
 
     def is_open(self, request_id: int) -> bool:
@@ -189,11 +189,11 @@ class NodeMachine:
         return [Send(attach)]
 
     def comes_again(self) -> None:
-        """Forget the refusal of a coordinator that had another run: it may end soon."""
+        """Forget a refusal because of another run, which may end soon."""
         self.refused = None
 
     def disconnected(self) -> None:
-        """The connection is closed. Open requests stay open, and are sent again on the next one."""
+        """The connection is closed. Open requests are sent again on the next one."""
         self.is_attached = False
         self.next_tick_s = None
 
@@ -203,12 +203,12 @@ class NodeMachine:
             return []
         late_s = now_s - self.next_tick_s
         if late_s > LATE_TICK_S:
-            # This process did not run, so that time is no silence of the coordinator.
+            # This process did not run, so the time does not count as silence of the coordinator.
             self._heard_s = min(now_s, self._heard_s + late_s)
         self.next_tick_s = now_s + self._tick_s()
         silent_s = now_s - self._heard_s
         if silent_s > self.silence_s and late_s > LATE_TICK_S and not self._looks_again:
-            # Messages of the coordinator may have arrived meanwhile, and not been read yet.
+            # The coordinator's messages may have arrived meanwhile without being read.
             self._looks_again, self.next_tick_s = True, now_s + LOOK_AGAIN_S
         elif silent_s > self.silence_s:
             return [Drop(f"the coordinator has been silent for {silent_s:.1f} s")]
@@ -217,14 +217,14 @@ class NodeMachine:
         return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
 
     def _tick_s(self) -> float:
-        """At least three ticks per `silence_s`: the answers to heartbeats keep it from passing."""
+        """At least three ticks per `silence_s`, within which the answers to heartbeats must arrive."""
         often_s = max(HEARTBEAT_MIN_S, self.silence_s / 3)
         return min(often_s, self._heartbeat_s) if self.is_attached else often_s
 
     # -- messages ------------------------------------------------------------------------------
 
     def received(self, message: wire.FromCoordinator, now_s: float) -> list[Action]:
-        """One message of the coordinator."""
+        """Handle one message of the coordinator."""
         self._heard_s = now_s
         if self._is_stale(message):
             # R5: late messages of an older term or round change nothing.
@@ -252,7 +252,7 @@ class NodeMachine:
             case wire.Members() | wire.WaitingIs():
                 return self._on_told(message)
             case wire.Beat():
-                # The coordinator renews its lease as long as the beat changes.
+                # While the beat changes, the coordinator renews its lease.
                 self._beat_heard_s = now_s
                 if message.beat != self._beat:
                     self._beat, self.led_s = message.beat, now_s
@@ -263,15 +263,15 @@ class NodeMachine:
         seen = self.stamp
         if isinstance(message, wire.Refused):
             if message.refusal.code in self._redirects or not message.stamp.term:
-                # A redirect does no harm. A coordinator that has no term of this run refuses for
-                # what needs none: a version, a size, another ledger.
+                # A redirect does no harm. A coordinator without a term of this run refuses only for
+                # reasons that need none: a version, a size, another ledger.
                 return False
             seen = Stamp(seen.ledger_id, seen.term, 0)
-        stamp, floor = message.stamp, self._floor  # The floor has a term once a ledger was read.
+        stamp, floor = message.stamp, self._floor  # The floor has a term if a ledger was read.
         return stamp.is_older_than(seen) or (floor.term > 0 and stamp.is_older_than(floor))
 
     def _leave_replaced(self, message: wire.FromCoordinator) -> list[Action]:
-        """Drop a coordinator that was replaced without noticing it, if it attaches this node."""
+        """Drop the coordinator if it attaches this node, but was replaced without noticing."""
         if not isinstance(message, wire.Welcome):
             return []
         term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
@@ -290,15 +290,15 @@ class NodeMachine:
         return actions + [Send(each) for each in self._to_say_again(now_s)]
 
     def _catch_up(self, message: wire.Welcome) -> list[Action]:
-        """What became of the node's last round while it was not connected."""
+        """Handle what happened to the node's last round while it was not connected."""
         standing, change = message.standing, message.standing.change
         if change is not None and change.round != self.number:
             self._miss(change.round)
-            change = None  # This is about a later round, which the node was never given.
+            change = None  # The node never received this later round.
         if self.head is None or standing.round == self.number:
             return []
         if self.ended is None:
-            # R13: the run went on without this node while it could not be reached.
+            # R13: the run went on without this node while the node could not be reached.
             detail = f"the run continued without it, and is in round {message.stamp.round} now"
             name = (self.info.name,)
             lost = Change(ChangeKind.NODE_LOST, self.number, name, 1, detail)
@@ -311,17 +311,18 @@ class NodeMachine:
         """Note a round with this node that was formed and has ended while it was not connected.
 
         The node is ready for the next one (R7). Its `Ready` must name the missed round as the one
-        it leaves: with an older number the coordinator would take it for a repeat (R4).
+        that it leaves, because the coordinator would treat an older number as a repeat (R4).
         """
         self._missed_round = max(self._missed_round, number)
         if self._ready is not None and self._ready.leaving_round < number:
             self._ready = msgspec.structs.replace(self._ready, leaving_round=number)
 
     def _to_say_again(self, now_s: float) -> list[wire.Message]:
-        """All that the node wants, and has no answer to."""
+        """All messages that are sent again on a new connection."""
         said: list[wire.Message] = []
         if self._failure is not None and self.ended is None:
-            said.append(self._failure)  # first, as this and not the `Ready` must end the round
+            # first, because the failure must end the round, and not the `Ready`
+            said.append(self._failure)
         if self.desired is DesiredState.READY and self._ready is not None:
             self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
@@ -330,7 +331,7 @@ class NodeMachine:
         if self.desired is DesiredState.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
         if self.desired is DesiredState.GONE:
-            # A coordinator that has not heard `Done` would take the goodbye for a departure.
+            # A coordinator that has not got `Done` would treat the goodbye as a departure.
             goodbye = wire.Goodbye(self.stamp, self._goodbye_reason)
             return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
         if self._close_wanted is not None:
@@ -341,7 +342,7 @@ class NodeMachine:
     def _with_time_left(
         self, asked: wire.StoreCall | wire.AskMembers | wire.AskWaiting, now_s: float
     ) -> wire.Message:
-        """A call with what is left of its timeout, part of which another coordinator used (R9)."""
+        """A call with the rest of its timeout, measured by this node's clock (R9)."""
         ends_s = self._ends_s.get(asked.request_id)
         if ends_s is None or not isinstance(asked, wire.StoreCall):
             return asked
@@ -360,16 +361,16 @@ class NodeMachine:
     def _is_final(self, refusal: Refusal, ledger_id: str) -> bool:
         """Whether this refusal ends a node that was in the run before.
 
-        A coordinator with another ledger is final only at a fixed address: it is there in place of
-        the one with which the run was lost. An address from a ledger may have been taken by another
-        program's coordinator. A limit may pass soon.
+        A refusal because of another ledger is final only at a fixed address, where the run was lost
+        with the earlier coordinator. An address from a ledger may now belong to another program's
+        coordinator. A refusal because of a limit may end soon.
         """
         if ledger_id != self.stamp.ledger_id:
             return bool(ledger_id) and not self._is_elected
         return refusal.code is not RefusalCode.LIMIT
 
     def _on_formed(self, message: wire.Formed) -> list[Action]:
-        # R4: a node takes no round that it is not ready for, nor the same one twice.
+        # R4: a node accepts no round for which it is not ready, and no round twice.
         if self.desired is not DesiredState.READY or message.head.number <= self.number:
             return []
         self.head, self.seat, self.ended = message.head, message.seat, None
@@ -415,37 +416,37 @@ class NodeMachine:
             return [WaitingTold(message.request_id, message.waiting)]
         return [MembersTold(message.request_id, message.round, message.digest, message.members)]
 
-    # -- what the ledger and the clock say ---------------------------------------------------------
+    # -- news from the ledger and the clock --------------------------------------------------------
 
     def found_closed(self, close: CloseRecord) -> list[Action]:
-        """The ledger says that the run is over (R6)."""
+        """The run is over, by the ledger (R6)."""
         return self._on_refused(reasons.run_over(self.run_id, close), self.stamp.ledger_id)
 
     def found_replaced(self) -> list[Action]:
-        """Another ledger is in the place of the run's, which is lost with it."""
+        """The run's ledger was replaced by another one, so the run is lost."""
         lost = reasons.run_lost(self.run_id, "lost: another ledger has replaced its ledger")
         return self._on_refused(lost, self.stamp.ledger_id)
 
     def found_term(self, floor: Stamp) -> None:
-        """The ledger says that the run can have no earlier term than this any more (R5)."""
+        """By the ledger, the run cannot have an earlier term than this any more (R5)."""
         if self._floor.ledger_id != floor.ledger_id or self._floor.is_older_than(floor):
             self._floor = floor
 
     def orphaned(self, alone_s: float) -> list[Action]:
-        """The node had no coordinator that holds its lease for `alone_s`: end its round (R13)."""
+        """End the round: for `alone_s` the node had no coordinator with a valid lease (R13)."""
         if self.head is None or self.ended is not None:
             return []
         what = "no coordinator that holds its lease" if self.is_attached else "no coordinator"
         detail = f"it has had {what} for {alone_s:.0f} s"
         change = Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
         actions = self._on_ended(change)
-        self._ended_term = 0  # No coordinator knows of it yet.
+        self._ended_term = 0  # No coordinator has been told yet.
         return actions
 
-    # -- what the node asks for --------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     def ready(self, bootstrap: Address, workers: int) -> list[Action]:
-        """Be ready for the next round, and leave the round that the node is in.
+        """Be ready for the next round, and leave the present one.
 
         Before the round is formed, a second call with another bootstrap address or number of
         workers replaces the first.
@@ -481,7 +482,7 @@ class NodeMachine:
         return self._say(wire.Done(self.stamp, self.number))
 
     def depart(self, reason: str) -> list[Action]:
-        """The node is to leave the run, and begins to stop its workers."""
+        """The node is going to leave the run, and begins to stop its workers."""
         if self.desired in (DesiredState.DONE, DesiredState.DEPARTING, DesiredState.GONE):
             return []
         self.desired = DesiredState.DEPARTING
@@ -489,7 +490,7 @@ class NodeMachine:
         return self._say(wire.Departing(self.stamp, self._departing_reason))
 
     def goodbye(self, reason: str) -> list[Action]:
-        """Nothing of the node runs any more. Ends its round here, if it is in one."""
+        """No worker of the node runs any more. Ends its round here, if it is in one."""
         if self.desired is DesiredState.GONE:
             return []
         was_in_round = self.desired is DesiredState.IN_ROUND and self.ended is None
@@ -510,9 +511,9 @@ class NodeMachine:
     def call(
         self, op: StoreOp, timeout_s: float | None, now_s: float | None = None
     ) -> tuple[int, list[Action]]:
-        """A call of the round's store. Returns the request's id, and what to do.
+        """Make a call of the round's store. Returns the request's id and the actions.
 
-        With `now_s`, a call that is sent again has what is left of `timeout_s`.
+        With `now_s`, a call that is sent again has the rest of `timeout_s`.
         """
         self._requests += 1
         request_id = self._requests
@@ -525,7 +526,7 @@ class NodeMachine:
         return request_id, self._say(call)
 
     def cancel(self, request_id: int) -> list[Action]:
-        """The caller of this request waits no more."""
+        """Withdraw a request whose caller does not wait any more."""
         asked = self._open.pop(request_id, None)
         self._ends_s.pop(request_id, None)
         is_call = isinstance(asked, wire.StoreCall)
@@ -546,7 +547,7 @@ class NodeMachine:
         return self._requests, self._say(message)
 
     def _acknowledgement(self) -> tuple[int, tuple[int, ...]]:
-        """Up to which request id all are answered, and the open ones before it, if few."""
+        """The id up to which all calls are answered, except the open ones, if these are few."""
         open_ids = tuple(self._open)
         if len(open_ids) <= STILL_OPEN_MAX:
             return self._requests - 1, open_ids
@@ -557,7 +558,7 @@ class NodeMachine:
 
 
 def _text(text: str) -> str:
-    """A text for the wire: cut, and without what is not Unicode (from a file name, for example)."""
+    """A text for the wire: cut, and without invalid Unicode (from a file name, for example)."""
     return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
 
 

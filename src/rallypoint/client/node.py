@@ -1,9 +1,9 @@
 """One node of a run in an asyncio event loop: its rounds, its requests, and the end.
 
-The agent, the blocking API and the async API use this class. `machine` decides what the node says
-and knows; this class carries out its actions, and turns what the coordinator tells into results
-and errors for the callers that wait. How the node comes to a connection is the connector's: no
-dialing and no searching here. Every wait has a deadline, and its error says what was awaited.
+The agent, the blocking API and the async API use this class. `machine` decides what the node sends
+and keeps its state. This class executes the machine's actions, and turns answers into results and
+errors for the callers that wait. It must not dial or search: the connector provides the connection.
+Every wait has a deadline, and its error names what was awaited.
 """
 
 from __future__ import annotations
@@ -57,15 +57,16 @@ if TYPE_CHECKING:
     from rallypoint.client.hosting import EmbeddedCoordinator
 
 WHY_TIMEOUT_S: Final = 1.0
-"""How long an error waits for the coordinator to say why there is no round yet."""
+"""How long, in seconds, an error waits for the coordinator's reason why there is no round yet."""
 LET_IN_S: Final = 5.0
-"""The least time that a coordinator has to let the node in, once it was reached."""
+"""The least time for a coordinator to attach the node after it was reached, in seconds."""
 STANDBY_LOOK_S: Final = 1.0
-"""How often, at most, a standby asks after its deadline whether the round is on without it."""
+"""The pause between a standby's questions whether the round is active, after its deadline.
+"""
 ASK_TIMEOUT_S: Final = 30.0
-"""How long the coordinator may take for a question that it can answer at once."""
+"""How long the coordinator may take for a question that it can answer at once, in seconds."""
 ANSWER_MARGIN_S: Final = 5.0
-"""How long after the coordinator's own limit this side gives up a call of the store."""
+"""How many seconds after the coordinator's own limit this side gives up a call of the store."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -78,11 +79,11 @@ class Round(msgspec.Struct, frozen=True):
 class Node:
     """One node. All methods are for the event loop in which `open` was called.
 
-    The callbacks are called from the loop. `on_ended`: the round has ended, and again when its
-    cause becomes known. `on_closed`: the run is closed. `on_gone`: nothing comes any more, as the
-    coordinator refused the node or is lost. `on_standby`: the round is on without this node.
+    The callbacks are called from the loop. `on_ended`: the round has ended; called again when its
+    cause becomes known. `on_closed`: the run is closed. `on_gone`: the coordinator refused the node
+    or is lost for good. `on_standby`: a round is active without this node.
 
-    `ledger`: the endpoint's, if the caller has opened it and will close it.
+    `ledger`: the endpoint's ledger, if the caller has opened it and will close it.
     """
 
     def __init__(
@@ -111,10 +112,10 @@ class Node:
         )
         self._connector = Connector(settings, run, self.info, self._machine, self, ledger)
         self.gone: errors.CoordinatorError | None = None
-        """Why nothing comes any more: refused, superseded, or the coordinator is lost."""
+        """The error that ended this node: refused, superseded, or the coordinator is lost."""
         self.nodes_max = run.max_nodes
         self._ends_s: float | None = None
-        """When the current wait ends; None: there is none, or it has no limit."""
+        """When the present wait ends; None if there is none, or if it has no limit."""
         self._taken = 0
         """The number of the last round that `next_round` has returned."""
         self._waiters = Waiters()
@@ -124,32 +125,32 @@ class Node:
         self._tick: asyncio.TimerHandle | None = None
         self._tick_due_s = 0.0
 
-    # -- what is known -------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------
 
     @property
     def change(self) -> Change | None:
-        """Why the node's last round ended; None while it is on."""
+        """Why the node's last round ended; None while it is active."""
         return self._machine.ended
 
     @property
     def round(self) -> Round | None:
-        """The last round that the node had a seat in."""
+        """The last round in which the node had a seat."""
         head, seat = self._machine.head, self._machine.seat
         return Round(head, seat) if head is not None and seat is not None else None
 
     @property
     def closed(self) -> CloseRecord | None:
-        """How the run ended; None while it is on."""
+        """How the run ended; None while it is open."""
         return self._machine.closed
 
     @property
     def is_connected(self) -> bool:
-        """Whether the coordinator has this node attached now."""
+        """Whether this node is attached to a coordinator now."""
         return self._machine.is_attached
 
     @property
     def looking(self) -> str:
-        """What keeps this node from a coordinator; "" if it has one, or is starting it."""
+        """Why this node has no coordinator; "" if it has one, or is starting it."""
         return "" if self._machine.is_attached else self._connector.looking
 
     @property
@@ -164,20 +165,20 @@ class Node:
 
     @property
     def hosts_run(self) -> bool:
-        """Whether the run of several nodes ends with this one: it hosts the only coordinator."""
+        """Whether a run of several nodes ends with this node, as it hosts the only coordinator."""
         is_only_host = self.hosted is not None and self._connector.elected is None
         return is_only_host and self.run.max_nodes > 1
 
     @property
     def left_s(self) -> float | None:
-        """How long the wait that goes on now may still take, in seconds; None: without a limit."""
+        """How long the present wait may still take, in seconds; None: no limit."""
         own_s = math.inf if self._ends_s is None else self._ends_s
         ends_s = min(own_s, self._connector.gives_up_s)
         return None if math.isinf(ends_s) else max(0.0, ends_s - _now_s())
 
     @property
     def own_address(self) -> OwnAddress | None:
-        """Where other machines reach this one, if that was found out."""
+        """The address where other machines reach this one, if it was found."""
         return self._connector.own.address
 
     @property
@@ -191,9 +192,9 @@ class Node:
         """Find the coordinator, or host it, and attach.
 
         Raises UnreachableError and LedgerUnreachableError after `connect_timeout_s`. Raises at once
-        UsageError for a token that cannot be read, or is too weak to host a coordinator,
-        RefusedError, NotACoordinatorError, and any other LedgerError.
-        Cancelling it, or an error, leaves nothing open.
+        RefusedError, NotACoordinatorError, any other LedgerError, and UsageError for a token that
+        cannot be read or is too weak to host a coordinator. An error or a cancellation leaves
+        nothing open.
         """
         check_own_token(self.settings)
         await check_local_addr(self.settings, self.run.max_nodes)
@@ -213,7 +214,7 @@ class Node:
             self._connector.joined()
 
     async def _until_let_in(self, ends_s: float) -> None:
-        """Wait for the coordinator's answer. One that has another run may end soon."""
+        """Wait for the coordinator's answer. Ask again if it has another run, which may end soon."""
         connector = self._connector
         while True:
             left_s = max(ends_s - _now_s(), LET_IN_S)
@@ -222,20 +223,20 @@ class Node:
                 return
             await connector.ask_again(ends_s)
 
-    # -- what the connector tells: see ConnectedNode -----------------------------------------------
+    # -- calls of the connector: see ConnectedNode -------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         """A connection is open."""
         self._act(self._machine.connected(_now_s(), connection.source))
 
     def disconnected(self) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self._machine.disconnected()
         self._schedule_tick()
         self._waiters.notify()
 
     def received(self, data: bytes) -> None:
-        """A message has come."""
+        """A message has arrived."""
         try:
             message = wire.decode_from_coordinator(data)
         except wire.MalformedError as error:
@@ -246,11 +247,11 @@ class Node:
             self._connector.watch_lease(self._machine.beat_stood_still_s)
 
     def searching(self, since_s: float) -> None:
-        """There is no coordinator."""
+        """There has been no coordinator since this time."""
         self._orphan.start(since_s)
 
     def found_closed(self, close: CloseRecord) -> None:
-        """The ledger says that the run is closed."""
+        """The run is closed, by the ledger."""
         self._act(self._machine.found_closed(close))
 
     def found_replaced(self) -> None:
@@ -258,7 +259,7 @@ class Node:
         self._act(self._machine.found_replaced())
 
     def give_up(self, error: errors.CoordinatorError) -> None:
-        """There will be no coordinator any more."""
+        """The search for a coordinator has ended for good with this error."""
         self.gone = error
         head = self._machine.head
         is_lost = isinstance(error, errors.RunLostError | errors.CoordinatorLostError)
@@ -279,7 +280,7 @@ class Node:
 
     def _schedule_tick(self) -> None:
         due_s = self._machine.next_tick_s
-        # The handle is not asked for its time: uvloop's does not know it once that has come.
+        # The time is stored here, because uvloop's handles do not have it after it has passed.
         if self._tick is not None and self._tick_due_s != due_s:
             self._tick.cancel()
             self._tick = None
@@ -351,12 +352,13 @@ class Node:
         timeout_s: float | None = None,
         whole_s: float | None = None,
     ) -> Round | None:
-        """Be ready, and wait for the next round. None if the run was closed instead.
+        """Be ready, and wait for the next round. Returns None if the run was closed instead.
 
-        Leaves the round that the node is in, which breaks it for all. Returns a round that was
-        formed after an earlier call timed out or was cancelled, if it is still on. `timeout_s`:
-        None is the settings' `join_timeout_s`. A standby has no deadline while a round is on
-        without it. `whole_s`: the whole of which `timeout_s` is the rest, for the error.
+        Leaves the node's present round, which ends that round for all. A round that was formed
+        after an earlier call timed out or was cancelled is returned, if it is still active.
+        `timeout_s`: None means the settings' `join_timeout_s`. A standby has no deadline while a
+        round is active without it. `whole_s`: the whole time of which `timeout_s` is the rest, for
+        the error.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
@@ -376,13 +378,13 @@ class Node:
         return self.round
 
     async def _until_round(self, limit_s: float, whole_s: float) -> None:
-        """Wait for a round or the end of the run. Raises as `next_round`."""
+        """Wait for a round or the end of the run. Raises the errors of `next_round`."""
         while True:
             await self._until(self._has_untaken_round, limit_s)
             if self._has_untaken_round() or self.closed is not None:
                 return
             has_answered, waiting = await self._why_waiting()
-            # A round also goes on without a standby while the run is suspended.
+            # A suspended run also has an active round without the standby.
             is_round_on = has_answered and (waiting is None or bool(waiting.suspended))
             is_on_standby = self._machine.is_standby and is_round_on
             if not is_on_standby and not self._has_untaken_round():
@@ -390,7 +392,7 @@ class Node:
                 run_id, looking = self.settings.run_id, self.looking
                 raise join_timeout(run_id, whole_s, waiting, looking=looking, hint=hint)
             limit_s = max(limit_s, STANDBY_LOOK_S)
-            self._ends_s = None  # A standby waits as long as the round is on without it.
+            self._ends_s = None  # A standby waits while the round is active without it.
 
     def _has_untaken_round(self) -> bool:
         return self._machine.number > self._taken
@@ -406,7 +408,7 @@ class Node:
             return False, None
 
     async def waiting(self) -> Waiting | None:
-        """Why there is no round yet, from the coordinator; None if there is one.
+        """Ask the coordinator why there is no round yet; None if there is one.
 
         Raises CoordinatorLostError.
         """
@@ -422,8 +424,8 @@ class Node:
         head = self._machine.head
         told = await self._ask(*self._machine.ask_members(), timeout_s)
         assert isinstance(told, act.MembersTold)
-        # R2: the table must be that of the round's head. The digest is compared and not computed,
-        # as a later coordinator may include fields that this release does not know.
+        # R2: the table must be that of the round's head. Compare the digests and do not compute
+        # one, because a later coordinator may include fields that this release does not know.
         if head is None or (told.number, told.digest) != (head.number, head.digest):
             number, detail = head.number if head else 0, "the run is in another round now"
             change = self.change or Change(ChangeKind.NODE_LOST, number, detail=detail)
@@ -443,7 +445,7 @@ class Node:
         return told
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
-        """One call of the round's store. See StoreCalls.call."""
+        """Make one call of the round's store. See StoreCalls.call."""
         if self.gone is not None:
             return StoreFailure(COORDINATOR_LOST, self.gone.message)
         if self._machine.ended is not None:
@@ -460,7 +462,8 @@ class Node:
         try:
             result = await self._request(request_id, actions, limit_s)
         except TimeoutError:
-            # A write waits for the ledger (R10). What keeps the ledger says why there is no answer.
+            # A write waits for the ledger (R10), so the ledger's problem is the reason for a
+            # missing answer.
             _, waiting = await self._why_waiting()
             why = str(waiting) if waiting is not None else self.looking
             return no_answer("the coordinator", limit_s, why)
@@ -470,7 +473,7 @@ class Node:
         return result
 
     def failed(self, failure: Failure) -> None:
-        """Report a worker's failure: it breaks the round, and the coordinator finds the cause."""
+        """Report a worker's failure. It ends the round, and the coordinator finds the cause."""
         self._act(self._machine.failed(failure))
 
     def done(self) -> None:
@@ -478,7 +481,7 @@ class Node:
         self._act(self._machine.done())
 
     async def cause(self, timeout_s: float) -> Change | None:
-        """Wait for the confirmed cause of the round's end. None if it does not come in time."""
+        """Wait for the confirmed cause of the round's end. None if it does not arrive in time."""
         await self._until(lambda: self.change is not None and self.change.confirmed, timeout_s)
         return self.change if self.change is not None and self.change.confirmed else None
 
@@ -493,11 +496,11 @@ class Node:
     # -- leaving -------------------------------------------------------------------------------
 
     def depart(self, reason: str) -> None:
-        """Announce that this node leaves: the others regroup without waiting for it."""
+        """Announce that this node leaves. The others regroup without waiting for it."""
         self._act(self._machine.depart(reason))
 
     async def close_run(self, outcome: Outcome, reason: str, timeout_s: float) -> CloseRecord:
-        """End the run for all. Returns how it ended: it may have been closed before.
+        """End the run for all. Returns how it ended, also if it was closed before.
 
         Raises a CoordinatorError if the coordinator does not confirm it in time.
         """
@@ -508,16 +511,16 @@ class Node:
         return self.closed
 
     def goodbye(self, reason: str) -> None:
-        """Tell the coordinator that nothing of this node runs any more."""
+        """Tell the coordinator that no worker of this node runs any more."""
         self._act(self._machine.goodbye(reason))
 
     async def aclose(self, *, linger: bool = True) -> None:
-        """Close the connection and, after lingering, the coordinator that this node hosts.
+        """Close the connection and then, after lingering, the coordinator that this node hosts.
 
-        A goodbye has `goodbye_timeout_s` to be heard, also over a connection that was just lost.
-        A host stays `linger_s` for the others to say goodbye, and for as long as a live run needs
-        it; one that was elected through a ledger hands over instead.
-        Idempotent. Cancelling it ends all of that at once.
+        A goodbye has `goodbye_timeout_s` to arrive, even after the connection was just lost. A host
+        stays for `linger_s`, so that the others can say goodbye, and as long as an open run needs
+        it. A host that was elected through a ledger hands over instead. Idempotent. A cancellation
+        ends all of this at once.
         """
         connector = self._connector
         hosted = connector.own.take()
@@ -535,7 +538,7 @@ class Node:
     async def _hang_up(self) -> None:
         connector = self._connector
         if self._machine.has_said_goodbye and (connector.connection or connector.is_searching):
-            # The coordinator answers a goodbye by a closing handshake.
+            # The coordinator answers a goodbye with a closing handshake.
             await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
         self._orphan.cancel()
         self._waiters.answer_all(left_run())
@@ -560,7 +563,7 @@ class Node:
     async def _request(
         self, request_id: int, actions: list[act.Action], timeout_s: float | None
     ) -> object:
-        """Send a request. Its answer, or as a value the CoordinatorError for which none comes.
+        """Send a request. Returns its answer, or as a value the CoordinatorError that prevents it.
 
         Raises TimeoutError after `timeout_s`. None: it ends with the round or the coordinator.
         """

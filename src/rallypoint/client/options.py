@@ -1,4 +1,4 @@
-"""The further options of `join`, with the types that each takes."""
+"""The further options of `join`, with their types."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TypedDict
 
 
 class JoinOptions(TypedDict, total=False):
-    """The keyword arguments of `join` beside its own: the settings that `rallypoint env` lists.
+    """The further keyword arguments of `join`: the settings that `rallypoint env` lists.
 
-    Durations are in seconds. A text is read like that of a variable ("90s", "any").
+    Durations are in seconds. A str is read like the value of a variable ("90s", "any").
     """
 
     # this node's own
@@ -31,7 +31,7 @@ class JoinOptions(TypedDict, total=False):
     yield_after_s: float | str | None
     stop_s: float | str | None
     share_lines: int | str | None
-    # the run's, on which its nodes agree
+    # the run's, on which its nodes must agree
     nnodes: str | None
     expected_nodes: int | str | None
     max_restarts: int | str | None

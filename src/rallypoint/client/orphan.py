@@ -1,7 +1,7 @@
 """Ends the round of a node that has no coordinator for too long (R13).
 
-A node that nobody reaches cannot know that its round is superseded, so its workers must stop.
-`orphan_s` says after how long; by default only the loss of the whole run ends the round.
+A node that is cut off cannot learn that its round is superseded, so its workers must stop after
+`orphan_s`. By default only the loss of the whole run ends the round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rallypoint.settings import LOST_ORPHAN_S
 
 
 class OrphanTimer:
-    """One node's timer. `end_round` is called with how long it had no coordinator, in seconds."""
+    """One node's timer. `end_round` is called with the seconds that it had no coordinator."""
 
     def __init__(self, orphan_s: float | None, end_round: Callable[[float], None]) -> None:
         self.orphan_s = orphan_s
@@ -22,14 +22,14 @@ class OrphanTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self, since_s: float) -> None:
-        """The node has no coordinator, since this time of the loop's clock."""
+        """The node has had no coordinator since this time of the loop's clock."""
         if self.orphan_s is not None:
             self._start_at(since_s + self.orphan_s, since_s)
 
     def run_lost(self, nodes: int) -> None:
         """The run is lost, while the node is in a round of `nodes` nodes.
 
-        The others may begin the run anew. A node that is alone in its round meets no conflict.
+        The others may begin the run anew. A node that is alone in its round has no such conflict.
         """
         if self.orphan_s is None and nodes > 1:
             now_s = asyncio.get_running_loop().time()
@@ -42,9 +42,9 @@ class OrphanTimer:
             self._handle = None
 
     def check(self, led_s: float) -> None:
-        """`led_s`: when a coordinator that holds its lease was heard last.
+        """`led_s`: when a coordinator with a valid lease was last heard.
 
-        One that is cut off from its ledger cannot know whether it still is the coordinator.
+        A coordinator that is cut off from its ledger cannot know whether it still owns the run.
         """
         unled_s = asyncio.get_running_loop().time() - led_s
         if self.orphan_s is not None and unled_s > self.orphan_s:

@@ -1,7 +1,7 @@
-"""The coordinator that this node hosts, while it hosts one, and where others reach this machine.
+"""The coordinator that this node hosts, if any, and the address where others reach this machine.
 
-When to host is decided by the connector; what a coordinator does is in `hosting` and
-`rallypoint.coordinator`, which are loaded only once a node hosts.
+The connector decides when to host. `hosting` and `rallypoint.coordinator` have the coordinator;
+they are loaded only if a node hosts one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger("rallypoint.client")
 
 
 class OwnCoordinator:
-    """A node's own coordinator, if it has one now: `hosted`. For one event loop."""
+    """A node's own coordinator, `hosted`, if it has one now. For one event loop."""
 
     def __init__(self, settings: NodeSettings, run: RunSettings, node: NodeId) -> None:
         self.settings = settings
@@ -39,16 +39,17 @@ class OwnCoordinator:
         self.node = node
         self.hosted: EmbeddedCoordinator | None = None
         self.address: OwnAddress | None = None
-        """Where other machines reach this one; None if that was not looked for, or not found."""
+        """The address where other machines reach this one; None if not searched or not found.
+        """
         self.is_starting = False
         self._is_named_by_endpoint = False
-        """Whether the endpoint's host is this machine, so that other nodes know it by that name."""
+        """Whether the endpoint's host is this machine, so that other nodes use its name."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     # -- this machine's address ------------------------------------------------------------------
 
     async def find_address(self, connection: Connection | None) -> None:
-        """Find where other machines reach this one, if any may come through the endpoint."""
+        """Find the address where other machines reach this one, if others can use the endpoint."""
         endpoint = self.settings.endpoint
         is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
         self._is_named_by_endpoint = (is_named and self.hosted is not None) and (
@@ -85,7 +86,7 @@ class OwnCoordinator:
 
     @property
     def address_hint(self) -> str:
-        """Where the candidate of this node listens: other nodes may not reach it there.
+        """A hint with the address of this node's candidate, which others may be unable to reach.
 
         "" without a candidate, or in a run of one node.
         """
@@ -102,11 +103,11 @@ class OwnCoordinator:
 
     @property
     def target(self) -> Address:
-        """Where to dial for the endpoint: a host dials itself by address, without a name."""
+        """Where to dial for the endpoint. A host dials itself by address, without a name."""
         return self.hosted.address if self.hosted else target_of(self.settings)
 
     async def serve_endpoint(self, credentials: Credentials, attempts: Attempts) -> bool:
-        """Be the coordinator of `host:port`. False if the port is taken, by another node or so."""
+        """Host the coordinator of `host:port`. False if the port is taken, perhaps by another node."""
         target = target_of(self.settings)
         self.is_starting = True
         try:
@@ -119,7 +120,7 @@ class OwnCoordinator:
         return True
 
     async def serve_locally(self, credentials: Credentials) -> None:
-        """Be the coordinator of a run on this machine alone. Raises UnreachableError."""
+        """Host the coordinator of a run on this machine alone. Raises UnreachableError."""
         try:
             await self._start(credentials, "127.0.0.1", 0)
         except OSError as error:
@@ -142,7 +143,7 @@ class OwnCoordinator:
         )
 
     async def become_candidate(self, ledger: Ledger, attempts: Attempts, seen: Seen | None) -> bool:
-        """Be a candidate for the run. False if that is not allowed, or fails.
+        """Become a candidate for the run. False if that is not allowed, or fails.
 
         `seen`: the former owner's lease, if this node has seen it expire.
         """
@@ -166,17 +167,17 @@ class OwnCoordinator:
         return True
 
     def is_of(self, lease: Lease) -> bool:
-        """Whether this is the lease of the coordinator that is hosted here."""
+        """Whether this is the lease of the hosted coordinator."""
         return self.hosted is not None and lease.process == self.hosted.process
 
     def is_at(self, connection: Connection | None) -> bool:
-        """Whether the connection leads to the coordinator that is hosted here."""
+        """Whether the connection is to the hosted coordinator."""
         if self.hosted is None or connection is None:
             return False
         return connection.address in (self.hosted.address, self.hosted.advertised)
 
     def retire(self) -> None:
-        """Close it, in the background: another coordinator has the run."""
+        """Close the hosted coordinator in the background, because another one has the run."""
         hosted = self.take()
         if hosted is not None:
             task = asyncio.get_running_loop().create_task(hosted.aclose())
@@ -184,17 +185,17 @@ class OwnCoordinator:
             task.add_done_callback(self._retiring.discard)
 
     def take(self) -> EmbeddedCoordinator | None:
-        """The hosted coordinator, which is the caller's to close from now on."""
+        """Return the hosted coordinator, which the caller must close."""
         hosted, self.hosted = self.hosted, None
         return hosted
 
     async def retired(self) -> None:
-        """Wait until all that were retired are closed."""
+        """Wait until all retired coordinators are closed."""
         if self._retiring:
             await asyncio.wait(self._retiring)
 
     async def stay_for_the_run(self, hosted: EmbeddedCoordinator) -> None:
-        """Wait until the run is over or the other nodes have gone (R7)."""
+        """Wait until the run is over or the other nodes have disconnected (R7)."""
         if not (hosted.is_run_open and hosted.others):
             return
         _log.warning(

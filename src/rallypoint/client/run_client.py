@@ -1,6 +1,6 @@
-"""How a program takes part in a run: through a node of its own, or through its agent.
+"""How a program takes part in a run: as its own node, or through its agent.
 
-`Run` and `World` use a RunClient, so they are the same in a plain Python process (NodeRunClient,
+`Run` and `World` use a RunClient, so they work alike in a plain Python process (NodeRunClient,
 here) and in a worker of `rallypoint run` (AgentClient).
 """
 
@@ -43,7 +43,7 @@ MESSAGE_CHARACTERS_MAX = 500
 
 
 class WorldFacts(msgspec.Struct, frozen=True):
-    """What a program knows of its round: the head, its node's seat, and its rank on the node."""
+    """What a program has of its round: the head, its node's seat, and its rank on the node."""
 
     node: str
     head: RoundHead
@@ -56,7 +56,7 @@ class WorldFacts(msgspec.Struct, frozen=True):
 
 
 class RunClient(StoreCalls, Protocol):
-    """A run as one program sees it. `call` is a call of the round's store.
+    """A run from the view of one program. `call` is a call of the round's store.
 
     All methods are for the event loop in which the client was opened.
     """
@@ -67,7 +67,7 @@ class RunClient(StoreCalls, Protocol):
 
     @property
     def closed(self) -> CloseRecord | None:
-        """How the run ended; None while it is on."""
+        """How the run ended; None while it is open."""
 
     @property
     def has_left(self) -> bool:
@@ -75,16 +75,16 @@ class RunClient(StoreCalls, Protocol):
 
     @property
     def change(self) -> Change | None:
-        """Why the round that was given last has ended; None while it is on."""
+        """Why the last returned round has ended; None while it is active."""
 
     @property
     def gone(self) -> errors.CoordinatorError | None:
-        """Why this client gets nothing more from the run: refused, or the coordinator is lost."""
+        """The error that ended this client: refused, or the coordinator is lost."""
 
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
-        """Leave the round, and wait for the next. None once the run is closed.
+        """Leave the round, and wait for the next. Returns None if the run is closed.
 
-        Raises UsageError once the node has left the run, also while it waits.
+        Raises UsageError if the node has left the run, also if it leaves while this waits.
         """
 
     async def members(self) -> tuple[RoundMember, ...]:
@@ -100,9 +100,9 @@ class RunClient(StoreCalls, Protocol):
         """Take this node out of the run."""
 
     async def give_up(self, error: BaseException) -> None:
-        """The program ends with this error: report a failure, and leave.
+        """The program ends with this error: report it as a failure, and leave.
 
-        Does nothing in a worker, whose agent does that.
+        Does nothing in a worker, because its agent does this.
         """
 
     async def close(self, outcome: Outcome, reason: str) -> CloseRecord:
@@ -122,7 +122,7 @@ class NodeRunClient:
         self._reservation: Reservation | None = None
         self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
-        # Of a program that is its own node, only the text of its exception is sent to others.
+        # A program that is its own node sends only the text of its exception to others.
         self._shares = settings.share_lines > 0
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
@@ -147,7 +147,7 @@ class NodeRunClient:
         return self._node.gone
 
     async def open(self) -> None:
-        """Attach. Raises as Node.open does."""
+        """Attach. Raises the errors of Node.open."""
         async with while_waiting(self._node, self._waits):
             await self._node.open()
 
@@ -172,7 +172,7 @@ class NodeRunClient:
         return WorldFacts(self.node_name, found.head, found.seat, 0) if found is not None else None
 
     def _waits(self, why: Why) -> None:
-        # A warning is shown also in a program that has not set up logging.
+        # A warning is shown even in a program that has not set up logging.
         if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
             level = logging.INFO if why.reason == ON_STANDBY else logging.WARNING
             _log.log(level, "%s: %s", self.node_name, why.text)
@@ -227,7 +227,7 @@ class NodeRunClient:
             self._node.goodbye(reason)
 
     def _tell_failure(self, error: BaseException) -> None:
-        """Report a failure, once a round and only while it is on."""
+        """Report a failure, once for each round and only while it is active."""
         found = self._node.round
         if found is None or self._node.change is not None or self._failed_in == found.head.number:
             return
@@ -267,17 +267,17 @@ _MISTAKES = (
 
 
 def is_programs_own(error: Exception) -> bool:
-    """Whether the error is a mistake of the program, by its class: no end of a round explains it.
+    """Whether the error's class shows a mistake of the program, which no end of a round explains.
 
-    When a peer is gone, libraries raise RuntimeError and many others; but these classes only with a
-    text that says so.
+    After the loss of a peer, libraries raise RuntimeError and many others. They raise the classes
+    of mistakes only with a text that names the loss.
     """
     is_mistake = isinstance(error, _MISTAKES) and not isinstance(error, errors.RallypointError)
     return is_mistake and failure_patterns.kind_of(str(error)) is not FailureKind.COMMUNICATION
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether a program that ends with this has failed by itself, and not by the run's end."""
+    """Whether a program that ends with this error failed by itself, and not by the run's end."""
     if isinstance(error, SystemExit):
         return error.code not in (None, 0)
     of_the_run = errors.CoordinatorError | errors.RoundBrokenError | errors.JoinTimeoutError
@@ -295,9 +295,9 @@ def _said(error: BaseException, shares: bool) -> str:
 
 
 def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failure:
-    """An exception of the program as a worker's failure. Its text says which kind it is.
+    """An exception of the program as a worker's failure. Its text determines the kind.
 
-    `shares` False: other nodes are told its class, and not its text.
+    `shares` False: its class is sent to other nodes, but not its text.
     """
     text = _said(error, shares=True)
     kind = failure_patterns.kind_of(text) or FailureKind.EXCEPTION
@@ -308,7 +308,7 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
 
 
 async def open_node(settings: NodeSettings, run: RunSettings) -> NodeRunClient:
-    """A program's own node, attached. Raises as Node.open does."""
+    """Open a program's own node. Raises the errors of Node.open."""
     client = NodeRunClient(settings, run)
     await client.open()
     return client

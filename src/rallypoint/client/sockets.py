@@ -1,8 +1,8 @@
-"""A socket that shows by how it ends whether its process has ended.
+"""A socket whose end shows whether its process has ended.
 
-When a process dies, its kernel closes its sockets with a FIN. A coordinator takes a FIN without a
-goodbye for that (core/endings.py). So a process that lives on must not send one: it closes by a
-reset, unless it has said before that it closes.
+When a process dies, its kernel closes its sockets with a FIN. For a coordinator, a FIN without a
+goodbye proves that (core/endings.py). So a living process must not send such a FIN: it closes by a
+reset, unless it has announced the close before.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class ResettingSocket(socket.socket):
-    """Sends a reset when it is closed, unless `ends_in_order` is set.
+    """A socket that sends a reset when it is closed, unless `ends_in_order` is set.
 
-    That holds for each way to close it: by the event loop, or by the garbage collector after a
+    This applies to each way to close it: by the event loop, or by the garbage collector after a
     program has dropped a loop with open connections. The socket option is set at that moment and
-    not earlier, since it would hold for the kernel's closing too. Before an event loop closes the
-    descriptor by itself, as uvloop does, call `choose_how`.
+    not earlier, because it would also apply when the kernel closes the socket of a dead process.
+    Call `choose_how` before an event loop closes the descriptor by itself, as uvloop does.
     """
 
     ends_in_order = False
@@ -45,7 +45,7 @@ class ResettingSocket(socket.socket):
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Make the close of the descriptor, which must follow at once, send a reset."""
-    # In a child made by fork() the descriptor is another file (client/fork_safety.py).
+    """Make the next close of the descriptor send a reset. It must follow at once."""
+    # In a child made by fork() the descriptor is a different file (client/fork_safety.py).
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,4 +1,4 @@
-"""How a store is called: one operation in, one result out. A failure is a value.
+"""The protocol of a store's calls: one operation in, one result out. A failure is a value.
 
 `Store` (native, asynchronous and blocking) and torch's stores are written once over `StoreCalls`;
 what executes a call (a node, a worker's agent, a store over TCP, etcd) implements it. So a
@@ -24,7 +24,7 @@ from rallypoint.core.store import (
 from rallypoint.core.values import Change, ChangeKind
 
 COORDINATOR_LOST: Final = "coordinator_lost"
-"""The code of a call by a node that has no coordinator and gets none: refused, or gave up."""
+"""The code of a call by a node without a coordinator, which was refused or has given up."""
 
 SILENT: Final = "it may be stopped, overloaded or cut off: look at its log and at its machine"
 """The hint if a coordinator, an agent or a store does not answer."""
@@ -38,12 +38,12 @@ _HINTS: Final = {
 
 
 class StoreCalls(Protocol):
-    """What carries out a store's calls. For one event loop."""
+    """Executes a store's calls. For one event loop."""
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
-        """Carry out one operation; it may wait for `timeout_s`, None: without a limit.
+        """Execute one operation. It may wait for `timeout_s`; None: without a limit.
 
-        Raises UsageError for an operation that no store takes, as its type or text is wrong.
+        Raises UsageError for an operation that no store accepts, because a type or text is wrong.
         """
 
 
@@ -59,7 +59,7 @@ def no_answer(who: str, limit_s: float | None, why: str = "") -> StoreFailure:
 
 
 def store_error(failure: StoreFailure) -> errors.RallypointError:
-    """The error of a failed call, as far as the failure itself tells."""
+    """The error of a failed call, from the failure alone."""
     if failure.code == TIMEOUT:
         # The other nodes are at fault only if something of theirs is missing.
         hint = SILENT

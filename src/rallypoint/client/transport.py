@@ -1,8 +1,8 @@
 """One WebSocket connection to a coordinator: bytes in, bytes out.
 
-The protocol is websockets' own without its I/O (`ClientProtocol`), in an asyncio protocol. So a
-connection needs no task, sending does not wait, and one process can have thousands of nodes.
-What the messages say is not known here.
+It uses the websockets library without its I/O (`ClientProtocol`), in an asyncio protocol. So a
+connection needs no task, sending does not wait, and one process can have thousands of nodes. This
+file must not decode messages.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from rallypoint.wire import messages as wire
 
 CLOSE_TIMEOUT_S: Final = 2.0
 _SILENT: Final = logging.Logger("rallypoint.websocket", logging.CRITICAL)
-"""At DEBUG the library logs each header, with the token, and parts of each frame. A program may set
-DEBUG for all loggers, so this one has no parent and no handler."""
+"""At DEBUG the library logs each header, including the token, and parts of each frame. A program
+may set DEBUG for all loggers, so this one has no parent and no handler.
+"""
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """The first bytes of an alert and of a handshake (RFC 8446, 5.1)."""
 
@@ -50,7 +51,7 @@ class Connection(asyncio.Protocol):
         uri = f"ws://{address}{wire.ATTACH_PATH}"
         self.address = address
         self.target = address
-        """What was dialled: a name or an address."""
+        """The name or address that was dialled."""
         self.on_message: Callable[[bytes], None] = lambda data: None
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._websocket = ClientProtocol(
@@ -66,13 +67,13 @@ class Connection(asyncio.Protocol):
         self._was_answered = False
         self._speaks_tls = False
         self.asks_no_token = False
-        """Whether the coordinator has said that it lets everybody in."""
+        """Whether the coordinator has announced that it admits everybody."""
         self._parts: list[bytes] = []
         self._why_closed = "the coordinator closed the connection"
 
     @property
     def local_host(self) -> str:
-        """This side's address, at which the coordinator's machine can reach this one."""
+        """This side's address, where the coordinator's machine can reach this one."""
         assert self._transport is not None
         host, _, *more = self._transport.get_extra_info("sockname")
         with contextlib.suppress(OSError):  # the interface may be gone
@@ -89,7 +90,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def was_closed_by_peer(self) -> bool:
-        """Whether the coordinator closed it by a closing handshake: it has read all before that."""
+        """Whether the coordinator closed it by a handshake, and so has read all earlier messages."""
         return self._websocket.close_rcvd is not None
 
     def send(self, payload: bytes) -> None:
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._closed)
 
     def abort(self, reason: str) -> None:
-        """Cut the connection by a reset. What has not been sent yet is lost."""
+        """Cut the connection by a reset. Unsent messages are lost."""
         self._why_closed = reason
         self._socket.ends_in_order = False
         if self._transport is not None:
@@ -131,7 +132,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the WebSocket."""
-        # Not asserted: uvloop's transports have the methods and derive from nothing of asyncio's.
+        # Not asserted, because uvloop's transports have these methods, but do not derive from
+        # asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         request = self._websocket.connect()
         request.headers[headers.CLIENT] = "node"
@@ -141,7 +143,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take received bytes, and pass on each whole message."""
+        """Read received bytes, and pass on each whole message."""
         if not self._was_answered:
             self._was_answered, self._speaks_tls = True, data[:2] in _TLS_RECORDS
         self._websocket.receive_data(data)
@@ -162,12 +164,14 @@ class Connection(asyncio.Protocol):
         if self._cutting is not None:
             self._cutting.cancel()
         if not self._opened.done():
-            # This is an OSError, not a NotACoordinatorError: a coordinator that ends does the same.
+            # This is an OSError and not a NotACoordinatorError, because a coordinator that ends
+            # does the same.
             how = "closed the connection in the middle of an answer"
             if not self._was_answered:
                 how = "closed the connection without an answer"
             self._opened.set_exception(error or ConnectionResetError(how))
-            self._opened.exception()  # Marks it as seen, if the caller has given up waiting.
+            # Mark the exception as retrieved, in case the caller has given up waiting.
+            self._opened.exception()
         if not self._closed.done():
             self._closed.set_result(None)
             self.on_closed(str(error) if error else self._why_closed)
@@ -179,13 +183,13 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         if self._websocket.close_sent is not None:
-            # The close frame comes before the FIN, so this is no sign of the process's end.
+            # The close frame is sent before the FIN, so this FIN is no sign of the process's end.
             self._socket.ends_in_order = True
         for data in self._websocket.data_to_send():
             if data:
                 transport.write(data)
             elif not transport.is_closing():
-                transport.close()  # by empty data websockets says that this side has ended
+                transport.close()  # empty data means that this side has ended
 
     def _take_events(self) -> None:
         for event in self._websocket.events_received():
@@ -222,7 +226,7 @@ class Connection(asyncio.Protocol):
 async def connect(address: Address, sockaddr: object, family: int, token: str) -> Connection:
     """Open a connection to one resolved address.
 
-    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. Cancelling it
+    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. A cancellation
     leaves nothing open.
     """
     loop = asyncio.get_running_loop()
@@ -248,7 +252,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
 
 SAID_MAX: Final = 500
 RETRIED_STATUSES: Final = (502, 503, 504)
-"""A proxy answers these while the coordinator behind it starts again, so a node tries again."""
+"""The answers of a proxy while the coordinator behind it restarts. A node tries again."""
 
 
 def _handshake_error(address: Address, error: Exception) -> Exception:
@@ -276,7 +280,7 @@ def _status_error(address: Address, response: Response) -> Exception:
         return token_error(f"{address}: {message}", body.hint, body.fingerprint, body.origin)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
-        # A coordinator that answers 503 says which limit was reached, and how to raise it.
+        # A coordinator's 503 names the limit that was reached, and how to raise it.
         said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
         return ConnectionRefusedError(f"{answer}: {said}" if said else answer)
     return _not_ours(address, answer, response.status_code)

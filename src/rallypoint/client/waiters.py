@@ -1,6 +1,6 @@
-"""The callers that wait in one node: for the answer to a request, or for a change of its state.
+"""The callers that wait in one node for the answer to a request, or for a change of its state.
 
-Which answer belongs to which request, and what counts as a change, is the node's to say.
+The node decides which answer belongs to which request, and what counts as a change.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 
 
 class Waiters:
-    """For one event loop."""
+    """The waiting callers of one node. The waiting callers of one node. For one event loop."""
 
     def __init__(self) -> None:
         self._answers: dict[int, asyncio.Future[object]] = {}
@@ -17,17 +17,17 @@ class Waiters:
 
     @property
     def requests(self) -> list[int]:
-        """The requests whose answers somebody waits for."""
+        """The requests for whose answers a caller waits."""
         return list(self._answers)
 
     def expect(self, request_id: int) -> asyncio.Future[object]:
-        """The future answer to a request. `forget` ends it."""
+        """A future for the answer to a request. Call `forget` when it is not needed any more."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._answers[request_id] = future
         return future
 
     def forget(self, request_id: int) -> bool:
-        """Nobody waits for this answer any more. Returns whether it has come."""
+        """No caller waits for this answer any more. Returns whether it has arrived."""
         future = self._answers.pop(request_id, None)
         return future is not None and future.done() and not future.cancelled()
 
@@ -38,7 +38,7 @@ class Waiters:
             future.set_result(result)
 
     def answer_all(self, result: object) -> None:
-        """Give all requests that still wait this answer."""
+        """Give this answer to all requests that still wait."""
         for request_id in self.requests:
             self.answer(request_id, result)
 
@@ -56,7 +56,7 @@ class Waiters:
                 self._changed.remove(waiter)
 
     def notify(self) -> None:
-        """Wake all who wait for a change."""
+        """Wake all callers that wait for a change."""
         waiters, self._changed = self._changed, []
         for waiter in waiters:
             if not waiter.done():

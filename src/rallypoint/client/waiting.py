@@ -1,4 +1,4 @@
-"""Why a node waits, in words: the same from `rallypoint run`, from `join` and under torchrun."""
+"""Why a node waits, in words: the same in `rallypoint run`, in `join` and under torchrun."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ ON_STANDBY: Final = "on standby"
 HOSTS: Final = "this node hosts the coordinator: the run ends with it"
 
 UNREACHED_S: Final = 1.0
-"""How long a node searches before it says that nobody answers. Of nodes that start together, most
-are there before their host."""
+"""How many seconds a node searches before it logs that nobody answers. When nodes start together,
+most of them are ready before their host.
+"""
 FIRST_WORD_S: Final = 2.0
-"""How long a node waits for a round before it says why."""
+"""How many seconds a node waits for a round before it logs why."""
 LOOK_S: Final = 0.5
-"""How often a node looks at its own state."""
+"""How often a node checks its own state, in seconds."""
 ASK_S: Final = 5.0
-"""How often it asks the coordinator: 10,000 waiting nodes ask 2,000 times a second."""
+"""How often it asks the coordinator, in seconds: 10,000 waiting nodes ask 2,000 times a second."""
 
 
 class Waits(Protocol):
@@ -47,7 +48,7 @@ class Waits(Protocol):
 
 
 class Why(NamedTuple):
-    """Why a node waits. `reason` changes only if something other than a time has changed."""
+    """Why a node waits. `reason` stays equal while only times change."""
 
     text: str
     reason: object
@@ -55,7 +56,7 @@ class Why(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def while_waiting(node: Waits, told: Callable[[Why], None]) -> AsyncIterator[None]:
-    """In this block, call `told` again and again with why the node waits. Lines thins that out."""
+    """In this block, call `told` regularly with the reason why the node waits."""
     telling = asyncio.get_running_loop().create_task(_tell(node, told))
     try:
         yield
@@ -79,9 +80,9 @@ async def _tell(node: Waits, told: Callable[[Why], None]) -> None:
 
 
 def on_standby(nodes_max: int) -> Why:
-    """Why a standby waits: the round is full, or lets newcomers in later.
+    """Why a standby waits: the round is full, or newcomers are let in later.
 
-    The text has the maximum for users who forgot --nnodes: it is 1 then.
+    The text has the maximum, which is 1 for users who forgot --nnodes.
     """
     most = f"{nodes_max} node" if nodes_max == 1 else f"{nodes_max} nodes"
     text = f"a round of at most {most} is running: this node is on standby until it has a place"
@@ -93,8 +94,8 @@ def join_timeout(
 ) -> errors.JoinTimeoutError:
     """The error of a node that had no round in `limit_s`.
 
-    `waiting`: the coordinator's reason, if it answered. `looking`: what keeps the node from a
-    coordinator. `hint`: where the other nodes may fail to reach this one.
+    `waiting`: the coordinator's reason, if it answered. `looking`: why the node has no coordinator.
+    `hint`: the address where other nodes may be unable to reach this one.
     """
     why = str(waiting) if waiting else looking or "the coordinator gave no reason"
     hint = (waiting.hint if waiting is not None else "") or hint

@@ -20,13 +20,13 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Address, Change, ChangeKind, CloseRecord, Outcome, RoundMember
 
 STORE_TIMEOUT_S: Final = 300.0
-"""How long a call of the store waits by default, as in torch."""
+"""How long a call of the store waits by default, in seconds, as in torch."""
 
 _T = TypeVar("_T")
 
 
 class Facts:
-    """What both kinds of World know without asking the coordinator."""
+    """The properties of both kinds of World that need no call to the coordinator."""
 
     def __init__(self, facts: WorldFacts) -> None:
         self._facts = facts
@@ -49,12 +49,12 @@ class Facts:
 
     @property
     def local_size(self) -> int:
-        """How many workers its node has."""
+        """How many workers this worker's node has."""
         return self._facts.seat.workers
 
     @property
     def node_rank(self) -> int:
-        """Its node's rank: 0 ... nodes - 1 (torch: group rank)."""
+        """The rank of this worker's node: 0 ... nodes - 1 (torch: group rank)."""
         return self._facts.seat.node_rank
 
     @property
@@ -64,12 +64,12 @@ class Facts:
 
     @property
     def node(self) -> str:
-        """Its node's name."""
+        """The name of this worker's node."""
         return self._facts.node
 
     @property
     def number(self) -> int:
-        """The round's number. (term, number) grows from round to round: a fencing token (R13)."""
+        """The round's number. (term, number) grows with each round: it is a fencing token (R13)."""
         return self._facts.head.number
 
     @property
@@ -89,7 +89,7 @@ class Facts:
 
     @property
     def change(self) -> Change | None:
-        """Why the round has ended; None while it is on. Costs nothing: look at it in each step."""
+        """Why the round has ended; None while it is active. It is cheap: read it in every step."""
         return self._change
 
     def __repr__(self) -> str:
@@ -103,10 +103,10 @@ class Facts:
 class Store:
     """The round's key-value store, with the semantics of torch.distributed.Store.
 
-    Values are bytes; a str is stored as UTF-8. Calls that wait do so for `timeout`.
+    Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`.
 
-    Every call raises StoreTimeoutError (naming what is missing), StoreError, RoundBrokenError once
-    the round has ended, or CoordinatorLostError.
+    Every call may raise StoreTimeoutError (which names what is missing), StoreError,
+    RoundBrokenError if the round has ended, or CoordinatorLostError.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class Store:
 
     @property
     def timeout(self) -> timedelta:
-        """How long calls wait."""
+        """How long calls wait at most."""
         return timedelta(seconds=self.timeout_s)
 
     def set_timeout(self, timeout: timedelta | float) -> None:
-        """Set how long calls wait: a timedelta, or seconds."""
+        """Set how long calls wait at most: a timedelta, or seconds."""
         self.timeout_s = seconds(timeout)
 
     async def set(self, key: str, value: bytes | str) -> None:
@@ -132,15 +132,17 @@ class Store:
         await self._call(ops.Set(key, as_bytes(value)))
 
     async def get(self, key: str) -> bytes:
-        """The value of a key, once it exists."""
+        """Wait until a key exists, and return its value."""
         return cast(bytes, await self._call(ops.Get(key)))
 
     async def add(self, key: str, amount: int) -> int:
-        """Add to a counter; the new value. Applied once, whatever happens to the connection."""
+        """Add to a counter, and return its new value. It is applied once, even if a connection
+        fails.
+        """
         return cast(int, await self._call(ops.Add(key, amount)))
 
     async def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
-        """Replace `expected` by `desired`; what the key has then (see torch)."""
+        """Replace `expected` by `desired`, and return the key's value afterwards (see torch)."""
         op = ops.CompareSet(key, as_bytes(expected), as_bytes(desired))
         return cast(bytes, await self._call(op))
 
@@ -157,7 +159,7 @@ class Store:
         return cast(bool, await self._call(ops.Check(tuple(keys))))
 
     async def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """The values of several keys, once all exist."""
+        """Wait until all keys exist, and return their values."""
         return list(cast("tuple[bytes, ...]", await self._call(ops.MultiGet(tuple(keys)))))
 
     async def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
@@ -167,7 +169,7 @@ class Store:
         await self._call(ops.MultiSet(tuple(keys), tuple(map(as_bytes, values))))
 
     async def delete_key(self, key: str) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key. Returns whether it existed."""
         return cast(bool, await self._call(ops.DeleteKey(key)))
 
     async def num_keys(self) -> int:
@@ -179,9 +181,9 @@ class Store:
         await self._call(ops.Barrier(name, rank), timeout)
 
     async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
-        """Carry out one operation, which may wait for `timeout_s`; its value.
+        """Execute one operation, which may wait for `timeout_s`, and return its value.
 
-        Raises as the operation's own method does.
+        Raises the errors of the operation's own method.
         """
         result = await self._calls.call(op, timeout_s)
         if isinstance(result, ops.StoreFailure):
@@ -195,11 +197,11 @@ class Store:
 
 
 class World(Facts):
-    """A round, as one of its workers sees it. Use it as `async with world:`.
+    """A round from the view of one of its workers. Use it as `async with world:`.
 
     If the confirmed end of the round explains an error in the block (a peer was lost, left, joined
-    or failed first), the block ends without it. Any other error passes, and so does one that is a
-    mistake of the program (ValueError, TypeError, KeyError, AssertionError and so on).
+    or failed first), the block suppresses the error. All other errors are raised, including
+    mistakes of the program (ValueError, TypeError, KeyError, AssertionError and so on).
     """
 
     def __init__(self, client: RunClient, facts: WorldFacts) -> None:
@@ -210,7 +212,8 @@ class World(Facts):
 
     def _error_of(self, failure: ops.StoreFailure) -> Exception:
         if failure.code == ops.ROUND_ENDED:
-            # The answer of a worker's agent may come before its word of how the round ended.
+            # The answer of a worker's agent may arrive before the agent's message of how the round
+            # ended.
             unknown = Change(ChangeKind.NODE_LOST, self.number, detail=failure.message)
             return errors.RoundBrokenError(self._change or unknown)
         if failure.code == COORDINATOR_LOST and self._client.gone is not None:
@@ -218,7 +221,7 @@ class World(Facts):
         return store_error(failure)
 
     def ended(self, change: Change) -> None:
-        """The round has ended, or the cause is known. For Run."""
+        """The round has ended, or the cause became known. Only Run calls this."""
         is_first = self._change is None
         self._change = change
         if is_first:
@@ -226,9 +229,9 @@ class World(Facts):
                 self._call_back(callback, change)
 
     def on_change(self, callback: Callable[[Change], None]) -> None:
-        """Call back once, from the event loop, when the round ends; at once if it has.
+        """Call back once from the event loop when the round ends, or at once if it has ended.
 
-        What the callback raises goes to the loop's exception handler.
+        An exception of the callback goes to the loop's exception handler.
         """
         if self._change is not None:
             self._call_back(callback, self._change)
@@ -243,7 +246,7 @@ class World(Facts):
         return await self._client.members()
 
     async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
-        """Wait until every worker of the round is at the barrier of this name.
+        """Wait until every worker of the round has called the barrier of this name.
 
         Raises StoreTimeoutError, which names who is missing.
         """
@@ -264,7 +267,7 @@ class World(Facts):
 
 
 class _RoundCalls:
-    """The store calls of one World: none of them reaches the store of a later round (R4)."""
+    """The store calls of one World. None of them reaches the store of a later round (R4)."""
 
     def __init__(self, client: RunClient, world: World) -> None:
         self._client = client
@@ -276,7 +279,7 @@ class _RoundCalls:
 
 
 class Run:
-    """A run, as one of its programs sees it. Use it as `async with await join(...) as run:`."""
+    """A run from the view of a program. Use it as `async with await join(...) as run:`."""
 
     def __init__(self, client: RunClient, join_timeout_s: float | None = None) -> None:
         self._client = client
@@ -296,7 +299,7 @@ class Run:
 
     @property
     def closed(self) -> CloseRecord | None:
-        """How the run ended; None while it is on."""
+        """How the run ended; None while it is open."""
         return self._client.closed
 
     @property
@@ -305,18 +308,18 @@ class Run:
         return self._world
 
     async def worlds(self) -> AsyncIterator[World]:
-        """The next World, each time the members change.
+        """Iterate over the worlds: a new one each time the members change.
 
-        It ends when the run closes, or once this node has left it.
+        The iteration ends when the run closes, or when this node has left it.
 
-        Asking for the next world leaves the present one, which ends that for all its members.
-        Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
+        Each step of the iteration leaves the present world, which ends that world for all its
+        members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
         while (world := await self.next_or_none()) is not None:
             yield world
 
     async def next_or_none(self) -> World | None:
-        """The next World; None also once this node has left the run. For `worlds`."""
+        """The next World; None if the run is closed or this node has left it. For `worlds`."""
         try:
             return await self.next_world()
         except errors.UsageError:
@@ -325,16 +328,16 @@ class Run:
             raise
 
     async def next_world(self) -> World | None:
-        """The next World; None once the run is closed.
+        """Wait for the next World. Returns None if the run is closed.
 
-        Raises UsageError once this node has left the run, and as `worlds` does.
+        Raises UsageError if this node has left the run, and the errors of `worlds`.
         """
         facts = await self._client.next_world(self._join_timeout_s)
         if facts is None:
             return None
         self._world = World(self._client, facts)
         change = self._client.change
-        if change is not None:  # The round ended before there was a World.
+        if change is not None:  # The round ended before its World was made.
             self._on_ended(change)
         return self._world
 
@@ -343,15 +346,15 @@ class Run:
             self._world.ended(change)
 
     async def waiting(self) -> Waiting | None:
-        """Why there is no round yet, as data; None if there is one."""
+        """Ask the coordinator why there is no round yet, as data; None if there is a round."""
         return await self._client.waiting()
 
     async def leave(self, reason: str = "the program left the run") -> None:
-        """Take this node out of the run; the others regroup at once."""
+        """Take this node out of the run. The others regroup at once."""
         await self._client.leave(reason)
 
     async def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
-        """End the run for all; how it ended, if somebody closed it before."""
+        """End the run for all. Returns how it ended, also if it was closed before."""
         outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
         return await self._client.close(outcome, reason)
 
@@ -385,7 +388,7 @@ def seconds(duration: timedelta | float) -> float:
 
 
 def as_bytes(value: bytes | str) -> bytes:
-    """A value as it is stored. Raises UsageError: bytes(5) would be five zeros."""
+    """A value as it is stored. Raises UsageError for a number: bytes(5) would be five zeros."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, bytes | bytearray | memoryview):

@@ -92,10 +92,11 @@ class RoundStore:
         self._limits = limits
         self.tally = self._tally = Tally()
         self._seats = Seats(seats)
-        self._sessions: dict[str, Session] = {}  # of nodes that have called: a new round is free
+        # only of nodes that have called, so that a new round costs nothing
+        self._sessions: dict[str, Session] = {}
         self._data = Data(limits, self._tally)
         self._waits = Waits(self._seats, limits, self._tally)
-        self._waiting = self._waits.calls  # the same dict: every call looks into it
+        self._waiting = self._waits.calls  # the same dict, because every call reads it
         self._calls_admitted = 0
         self._ended: str | None = None
         self._settled: list[Settled] | None = None
@@ -142,7 +143,7 @@ class RoundStore:
         return self._begin(call, now_s)
 
     def acknowledge(self, node: str, up_to_request_id: int, still_open: Sequence[int] = ()) -> None:
-        """The node has the answers up to this id, except those `still_open`: forget them.
+        """Forget the answers that the node has: those up to this id, except `still_open` ones.
 
         An acknowledged request is never applied or answered again. A long wait keeps a low id open;
         with `still_open`, all others can be acknowledged meanwhile. A call that still waits when it
@@ -426,8 +427,8 @@ class SessionPicture(FrozenStruct, frozen=True):
 class Session:
     """The calls of one incarnation of a node, and the answers to them.
 
-    A call that is sent again is answered from here, and is not applied again (R11). The data and
-    the waits are no concern of this class.
+    A call that is sent again is answered from here, and is not applied again (R11). This class must
+    not use the data or the waits.
     """
 
     def __init__(self, tally: Tally) -> None:
@@ -443,7 +444,7 @@ class Session:
         self._ids: list[int] = []
 
     def admit(self, call: Call) -> None:
-        """A new call is applied from now on."""
+        """Note a new call, which is going to be applied."""
         self.calls[call.request_id] = call
         self._tally.kept += CALL_BYTES
         if call.request_id > self._floor:
@@ -509,7 +510,7 @@ class Session:
     # -- for a snapshot, and from one ------------------------------------------------------------
 
     def acknowledged(self) -> tuple[int, tuple[int, ...]] | None:
-        """The last acknowledgement, as `close` was given it; None if there was none."""
+        """The last acknowledgement, as it was passed to `close`; None if there was none."""
         return None if self._floor == -math.inf else (int(self._floor), tuple(self._open))
 
     def written(self) -> list[Answer]:

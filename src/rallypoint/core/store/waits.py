@@ -83,7 +83,7 @@ class Seats:
 
 
 class OpenBarrier:
-    """One use of a barrier. It lasts as long as a call waits at it."""
+    """One use of a barrier. It lasts while a call waits at it."""
 
     def __init__(self) -> None:
         self.arrived: dict[int, Call] = {}
@@ -117,7 +117,7 @@ class Waits:
         self._tally = tally
         self.calls: dict[Call, None] = {}
         """All calls that wait, in the order in which the waits began."""
-        # A key that is here does not exist, and no call is under a key that it has seen exist.
+        # A key in this dict does not exist, and no call is under a key that it has seen exist.
         self.by_key: dict[str, dict[Call, None]] = {}
         self.barriers: dict[str, OpenBarrier] = {}
         self.counts: dict[str, WaitCount] = {}
@@ -192,8 +192,9 @@ class Waits:
     def written(self, writes: Iterable[Write]) -> list[Call]:
         """The calls whose last missing key is among these writes, in the order of their waits.
 
-        Whether the call can be answered has to be tried: a key that was there when the call began
-        to wait may have been deleted since. So a deletion costs nothing, however many calls wait.
+        The caller has to try whether a call can be answered, because a key that existed when the
+        call began to wait may have been deleted since. So a deletion costs nothing, even if many
+        calls wait.
         """
         ready: list[Call] = []
         for write in writes:
