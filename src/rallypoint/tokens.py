@@ -195,8 +195,11 @@ def what_to_do(refused: TokenError, own: KnownToken) -> str:
 
 
 def token_error(message: str, hint: str, fingerprint: str, origin: str) -> TokenError:
-    """The error for an answer 401. It may come from another program: its texts are cut, and a
-    fingerprint or origin is only kept if a coordinator could have sent it."""
+    """The error for an answer 401.
+
+    It may come from another program: its texts are cut, and a fingerprint or origin is only kept if
+    a coordinator could have sent it.
+    """
     is_known = re.fullmatch(r"[0-9a-f]{12}", fingerprint) is not None
     return TokenError(
         Refusal(RefusalCode.TOKEN, message[:_SAID_MAX], hint[:_SAID_MAX]),

@@ -403,8 +403,10 @@ def _coordinator(
 
 
 def _running(at: str, token_file: str | None) -> Coordinator:
-    """A coordinator that runs already and accepts this command. Raises as api.runs, and
-    UsageError."""
+    """A coordinator that runs already and accepts this command.
+
+    Raises as api.runs, and UsageError.
+    """
     # Asked now: at an ordinary web server all nodes would fail later, one by one.
     from rallypoint.bench import driver
 

@@ -63,8 +63,10 @@ class Agent:
 
 
 class Nodes:
-    """All agents of one demo. Use it as `with Nodes(...) as nodes:`; all agents end with the
-    block."""
+    """All agents of one demo.
+
+    Use it as `with Nodes(...) as nodes:`; all agents end with the block.
+    """
 
     def __init__(self, endpoint: Endpoint, run_id: str, directory: Path) -> None:
         self.agents: dict[str, Agent] = {}

@@ -29,8 +29,10 @@ class Event:
 
 @dataclass
 class Kill:
-    """A node that was killed, and what followed. Wall-clock seconds; None: it has not happened
-    yet."""
+    """A node that was killed, and what followed.
+
+    Wall-clock seconds; None: it has not happened yet.
+    """
 
     node: str
     at_s: float

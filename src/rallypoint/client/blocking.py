@@ -175,8 +175,9 @@ class Store:
         return self._run(self._store.get(key))
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter, and return its new value. It is applied once, even if a connection
-        fails.
+        """Add to a counter, and return its new value.
+
+        It is applied once, even if a connection fails.
         """
         return self._run(self._store.add(key, amount))
 

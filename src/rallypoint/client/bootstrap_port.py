@@ -30,8 +30,11 @@ _HOLDS = sys.platform == "linux"
 
 @dataclass(slots=True)
 class Reservation:
-    """A port that this process holds until close(). No other socket can bind it before `hand_over`,
-    and after that only with SO_REUSEADDR. Workers do not inherit it."""
+    """A port that this process holds until close().
+
+    No other socket can bind it before `hand_over`, and after that only with SO_REUSEADDR. Workers
+    do not inherit it.
+    """
 
     port: int
     _socket: socket.socket | None = field(repr=False)

@@ -430,8 +430,9 @@ class Connector:
                 self.limit.reschedule(latest_s)
 
     async def _search(self, lost_s: float) -> None:
-        """Search. Search. Raises a CoordinatorError if there is no coordinator in time, or never
-        again.
+        """Search.
+
+        Search. Raises a CoordinatorError if there is no coordinator in time, or never again.
         """
         if await self._follow_redirect():
             return

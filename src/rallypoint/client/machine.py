@@ -217,7 +217,7 @@ class NodeMachine:
         return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
 
     def _tick_s(self) -> float:
-        """At least three ticks per `silence_s`, within which the answers to heartbeats must arrive."""
+        """At least three ticks per `silence_s`, in which answers to heartbeats must arrive."""
         often_s = max(HEARTBEAT_MIN_S, self.silence_s / 3)
         return min(often_s, self._heartbeat_s) if self.is_attached else often_s
 

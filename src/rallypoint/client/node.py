@@ -214,7 +214,7 @@ class Node:
             self._connector.joined()
 
     async def _until_let_in(self, ends_s: float) -> None:
-        """Wait for the coordinator's answer. Ask again if it has another run, which may end soon."""
+        """Wait for the coordinator's answer. Ask again if it has another run."""
         connector = self._connector
         while True:
             left_s = max(ends_s - _now_s(), LET_IN_S)

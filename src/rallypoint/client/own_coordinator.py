@@ -107,7 +107,7 @@ class OwnCoordinator:
         return self.hosted.address if self.hosted else target_of(self.settings)
 
     async def serve_endpoint(self, credentials: Credentials, attempts: Attempts) -> bool:
-        """Host the coordinator of `host:port`. False if the port is taken, perhaps by another node."""
+        """Host the coordinator of `host:port`. False if the port is taken."""
         target = target_of(self.settings)
         self.is_starting = True
         try:

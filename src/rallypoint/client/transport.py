@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def was_closed_by_peer(self) -> bool:
-        """Whether the coordinator closed it by a handshake, and so has read all earlier messages."""
+        """Whether the coordinator closed it by a handshake, having read all earlier messages."""
         return self._websocket.close_rcvd is not None
 
     def send(self, payload: bytes) -> None:

@@ -136,8 +136,9 @@ class Store:
         return cast(bytes, await self._call(ops.Get(key)))
 
     async def add(self, key: str, amount: int) -> int:
-        """Add to a counter, and return its new value. It is applied once, even if a connection
-        fails.
+        """Add to a counter, and return its new value.
+
+        It is applied once, even if a connection fails.
         """
         return cast(int, await self._call(ops.Add(key, amount)))
 

@@ -25,8 +25,9 @@ _nowhere = memoryview(bytearray(PIECE_BYTES))  # for bytes that are read and dro
 
 
 class Incoming:
-    """A message of `size` bytes, masked with `key` (RFC 6455, 5.3). `first`: the first byte of its
-    frame.
+    """A message of `size` bytes, masked with `key` (RFC 6455, 5.3).
+
+    `first`: the first byte of its frame.
 
     `left`: how many bytes are still to come. Read them into `room` and then call `filled`, or pass
     them to `take`, which copies them.

@@ -212,8 +212,9 @@ class Listener:
     # -- strangers -----------------------------------------------------------------------------
 
     def _look_soon(self) -> None:
-        """Check in LOOK_S. Call it only if there is something to check: an idle process has no
-        timer.
+        """Check in LOOK_S.
+
+        Call it only if there is something to check: an idle process has no timer.
         """
         if self._looking is None and not self._is_closed:
             self._looking = self._loop.call_later(LOOK_S, self._look)

@@ -260,8 +260,9 @@ class Backlog:
         self.go_on()
 
     def is_stuck(self, now_s: float) -> bool:
-        """Whether the peer has read nothing for UNREAD_S. Call it regularly: it measures at each
-        call.
+        """Whether the peer has read nothing for UNREAD_S.
+
+        Call it regularly: it measures at each call.
         """
         if not self.is_paused:
             return False

@@ -27,8 +27,9 @@ class Tokens:
         return self._accepted[0] if self._accepted else ""
 
     def __contains__(self, token: str) -> bool:
-        """Whether this token is accepted. Not in constant time: never use it for a stranger's
-        input.
+        """Whether this token is accepted.
+
+        Not in constant time: never use it for a stranger's input.
         """
         return token in self._accepted
 

@@ -1,6 +1,6 @@
-"""The agent: keeps one machine's workers in line with the round, and passes their store calls on.
+"""The agent: it runs one machine's workers for the present round, and passes on their store calls.
 
-With an agent, a program needs no code to be elastic: it gets torchrun's environment, is started
-again when the members change, and never outlives its agent. Everything here is about processes,
-pipes and ports of this machine. The layers below decide what a round is and who is in it.
+With an agent, a program needs no code to be elastic: it gets torchrun's environment, is restarted
+when the members change, and never outlives its agent. This package handles processes, pipes and
+ports of this machine. It must not decide what a round is or who is in it; the layers below do.
 """

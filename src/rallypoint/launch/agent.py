@@ -1,14 +1,14 @@
-"""The agent: one node of a run, which keeps this machine's workers matching the round.
+"""The agent: one node of a run, which starts and stops this machine's workers for each round.
 
     join → next round → start workers → wait → (finished | failed | the round ended | a signal)
              ▲                                       │          │
              └────────────── stop the workers ◀──────┴──────────┘
 
-One asyncio loop in the main thread of a process of ours; it never waits for a file system, a
-console or a worker, so that heartbeats and probes are answered whatever those do. Four waits
-have no deadline: for the next round and for the end of the run (`Node` ends both when it has lost
-the coordinator for `coordinator_lost_after_s`), for the end of the workers (as in any launcher),
-and, on the node that hosts the coordinator, for the end of the other nodes. A signal ends all four.
+It has one asyncio loop in the main thread of its process. The loop never waits for a file system, a
+console or a worker, so that heartbeats and probes are answered even if those hang. Four waits have
+no deadline: for the next round and for the end of the run (`Node` ends both when it has lost the
+coordinator for `coordinator_lost_after_s`), for the end of the workers (as in any launcher), and,
+on the node that hosts the coordinator, for the end of the other nodes. A signal ends all four.
 """
 
 from __future__ import annotations
@@ -62,22 +62,23 @@ from rallypoint.threads import new_event_loop
 _T = TypeVar("_T")
 
 FILE_SYSTEM_TIMEOUT_S: Final = 10.0
-"""How long a file system may take at the start before it counts as hanging."""
+"""How many seconds a file system may take at the start before it counts as hanging."""
 LAST_WORDS_S: Final = 1.0
-"""How long the end waits for a console that hangs, and for the removal of the agent's files."""
+"""How many seconds the end waits for a hanging console, and for the removal of the agent's files.
+"""
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """What `rallypoint run` was asked for. Durations in seconds.
+    """The options of `rallypoint run`. Durations in seconds.
 
-    `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank
-    that reads the agent's standard input, None for none. `console`: which of their output goes to
-    the console. `prefix`: whether each line there begins with `prefix_template`, as torch has it ($
-    and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
+    `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank that
+    reads the agent's standard input; None for none. `console`: which output of the workers goes to
+    the console. `prefix`: whether each line there begins with `prefix_template`, in torch's syntax
+    ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
     ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines of a
-    failed worker leave this node; 0: nothing that it wrote does.
+    failed worker are sent to other nodes; 0: no output is sent.
     """
 
     node: settings.NodeSettings
@@ -105,17 +106,16 @@ class End:
 
 
 class _Signalled(Exception):
-    """A signal came while the agent waited for something else."""
+    """A signal arrived while the agent waited for something else."""
 
 
 def main(config: AgentConfig) -> int:
     """Run the agent to its end, and return the process's exit code.
 
-    Raises RallypointError for what the user can correct; no worker process is left then.
+    Raises RallypointError for errors that the user can correct. Then no worker process is left.
     """
     settings.check_platform()
-    # Workers are started with the limit that this process was started with: see
-    # worker_processes.py.
+    # Workers get the limit with which this process was started: see worker_processes.py.
     allow_many_descriptors()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(Agent(config).run())
@@ -157,10 +157,10 @@ class Agent:
         self._scratch: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    # -- the life of the agent -----------------------------------------------------------------
+    # -- start and end of the agent ------------------------------------------------------------
 
     async def run(self) -> int:
-        """Join, work, leave. The exit code."""
+        """Join, work and leave. Returns the exit code."""
         self._handle_signals()
         with self._log.with_loggers():
             try:
@@ -195,7 +195,7 @@ class Agent:
             return self._end_of_run(error.close)
 
     async def _prepare(self) -> None:
-        """Use the file system, in threads and with a deadline."""
+        """Prepare files and folders, in threads and with a deadline."""
         try:
             async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
                 if self._config.log_dir is not None:
@@ -217,7 +217,7 @@ class Agent:
             self._guard.remove_in_the_end(self._scratch)
 
     async def _let_go(self) -> None:
-        """Leave nothing behind. Each step has a deadline, but a host's wait for the other nodes."""
+        """Clean up. Each step has a deadline, except a host's wait for the other nodes."""
         if self._work is not None:
             await self._work.stop(0)
             self._work = None
@@ -235,7 +235,7 @@ class Agent:
                     await asyncio.to_thread(shutil.rmtree, self._scratch, True)
 
     async def _leave_run(self) -> None:
-        """Say goodbye; a host stays for the others, unless another signal hurries it."""
+        """Say goodbye. A host stays for the other nodes, unless another signal arrives."""
         self._node.goodbye(self._goodbye)
         seen = len(self._signals)
         closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
@@ -248,7 +248,7 @@ class Agent:
     # -- a round -------------------------------------------------------------------------------
 
     async def _next_round(self) -> Round | End:
-        """Be ready, and take the next round; or the end of the run."""
+        """Be ready, and return the next round or the end of the run."""
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
         async with while_waiting(self._node, self._log.waits):
             found = await self._unless_signalled(self._node.next_round(bootstrap))
@@ -258,7 +258,7 @@ class Agent:
         return found
 
     def _reserve(self) -> Reservation:
-        """Rank 0's port, held from before it is offered until the round's workers are gone."""
+        """Rank 0's port, held from before it is announced until the round's workers have ended."""
         if self._reservation is not None:
             self._reservation.close()
         try:
@@ -271,7 +271,7 @@ class Agent:
         return self._reservation
 
     async def _do_round(self, found: Round) -> End | None:
-        """Run this round's workers until they end. None: another round follows."""
+        """Run this round's workers until they end. Returns None if another round follows."""
         self._number = found.head.number
         self._wants_regroup = False
         self._log.has_met()
@@ -307,7 +307,7 @@ class Agent:
         )
 
     async def _start(self, work: RoundWorkers) -> None:
-        """Start the workers, unless the round ends first: a start can take long."""
+        """Start the workers, unless the round ends before, because a start can take long."""
         starting = self._spawn(work.group.start())
         await self._notifier.until(lambda: starting.done() or self._is_round_over)
         starting.cancel()
@@ -320,7 +320,7 @@ class Agent:
 
     @property
     def _is_round_over(self) -> bool:
-        """Whether this node's workers have to stop, whatever they do."""
+        """Whether this node's workers have to stop in any case."""
         node = self._node
         return bool(
             self._signals
@@ -331,7 +331,7 @@ class Agent:
         )
 
     async def _watch(self, work: RoundWorkers) -> End | None:
-        """Wait for what ends this round's work here, and act on it. The order is the precedence."""
+        """Wait for what ends this round's work here, and handle it. The order is the precedence."""
         while True:
             if self._signals:
                 return await self._depart(work)
@@ -349,14 +349,14 @@ class Agent:
             elif work.has_finished:
                 return await self._finish(work)
             elif await self._must_regroup(work):
-                # R13: this round's workers are gone before the next round's start.
+                # R13: this round's workers have ended before those of the next round start.
                 await self._stop(work, self._config.regroup_stop_timeout_s)
                 return None
 
     async def _may_be_signalled(self, work: RoundWorkers) -> bool:
-        """Whether it is too soon to judge a worker that a signal ended. Waits for the next change.
+        """Whether it is too early to judge a worker that a signal ended. Waits for the next change.
 
-        The same sender may be about to signal this agent, and then this node departs.
+        The same sender may be about to signal this agent. Then this node departs.
         """
         left_s = work.judged_in_s(asyncio.get_running_loop().time())
         if left_s > 0:
@@ -366,7 +366,7 @@ class Agent:
         return left_s > 0
 
     async def _must_regroup(self, work: RoundWorkers) -> bool:
-        """Whether to stop the workers for another round; if not, after the next change."""
+        """Whether to stop the workers for another round. If not, waits for the next change."""
         change = self._node.change
         if not (change is not None or work.failures or self._wants_regroup):
             await self._notifier.next()
@@ -380,17 +380,17 @@ class Agent:
         return False
 
     def _report(self, known: list[Failure], new: list[Failure]) -> None:
-        """Report failures at once: the coordinator finds the cause."""
+        """Report failures at once, because the coordinator finds the cause."""
         for failure in worst_first(new):
             self._log.say(f"round {self._number}: {failure}")
             if outranks(failure, known):
                 self._node.failed(failures.shared(failure, self._config.share_lines))
                 known = [*known, failure]
 
-    # -- what ends a round's work --------------------------------------------------------------
+    # -- the ends of a round's work ------------------------------------------------------------
 
     async def _finish(self, work: RoundWorkers) -> End:
-        """All workers have finished: wait for the other nodes, whose failure would be the run's."""
+        """All workers have finished: wait for the other nodes, as their failures fail the run."""
         node = self._node
         node.done()
         self._log.say(f"round {work.number}: all workers of this node have finished")
@@ -407,7 +407,7 @@ class Agent:
         )
 
     async def _close_down(self, work: RoundWorkers, close: CloseRecord) -> End:
-        """End with the run. If it succeeded, the workers get a moment to end by themselves."""
+        """End with the run. If it succeeded, give the workers a moment to end by themselves."""
         if close.outcome is Outcome.SUCCEEDED:
             await self._notifier.until(
                 lambda: not work.group.running or self._is_hurried,
@@ -417,14 +417,14 @@ class Agent:
         return self._end_of_run(close)
 
     async def _depart(self, work: RoundWorkers) -> End:
-        """Stop because of a signal: the other nodes know it already, and the workers get it."""
+        """Stop because of a signal. The other nodes are told; the workers get the signal."""
         number = self._signals[0]
         self._log.say(agent_messages.of_departure(number, self._config.stop_timeout_s))
         await self._stop(work, self._config.stop_timeout_s, number)
         return self._end_by_signal()
 
     async def _leave(self, work: RoundWorkers, reason: str) -> End:
-        """Leave the run because a worker asked for it."""
+        """Leave the run at a worker's request."""
         self._goodbye = reason
         self._node.depart(reason)
         self._log.say(f"a worker asked to leave the run: {reason}")
@@ -462,12 +462,12 @@ class Agent:
     def _end_by_signal(self) -> End:
         return End(128 + self._signals[0])
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- callbacks of the node -----------------------------------------------------------------
 
     def _on_ended(self, change: Change) -> None:
         self._channel.end_round(change)
         text = agent_messages.of_change(change, self._told_change)
-        if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is said last
+        if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is logged last
             self._log.say(text)
         self._told_change = change
         self._notifier.notify()
@@ -477,7 +477,7 @@ class Agent:
         self._notifier.notify()
 
     def _on_gone(self, error: errors.CoordinatorError) -> None:
-        """Losing the coordinator does not disturb the workers; being superseded ends them."""
+        """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
         if self._work is not None and not isinstance(error, errors.SupersededError):
             self._log.say(
                 f"warning: {error.message}; the workers continue, but no other round can form"
@@ -514,7 +514,7 @@ class Agent:
             loop.add_signal_handler(number, self._forward, number)
 
     def _on_signal(self, number: int) -> None:
-        """The first one makes this node departing, so that the others regroup without it."""
+        """Handle a signal: the first one makes this node departing, so that the others regroup."""
         self._signals.append(number)
         if len(self._signals) == 1:
             self._goodbye = f"its agent got {signal.Signals(number).name}"
@@ -530,7 +530,7 @@ class Agent:
             self._work.group.signal_leaders(number)
 
     async def _unless_signalled(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`. If a signal comes first: cancel it, and raise _Signalled."""
+        """The result of `work`. A signal before that cancels it and raises _Signalled."""
         task = self._spawn(work)
         try:
             await self._notifier.until(lambda: task.done() or bool(self._signals))
@@ -550,7 +550,7 @@ class Agent:
     # -- tasks ---------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """A task of this agent, which notifies at its end and is cancelled at the agent's."""
+        """Start a task that notifies when it ends, and that is cancelled when the agent ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -559,10 +559,10 @@ class Agent:
 
 
 def _may_read_stdin() -> bool:
-    """Whether the standard input is this job's to read.
+    """Whether this job may read the standard input.
 
-    A job in the background must not read what is typed for another. Workers have sessions of their
-    own, so the terminal does not stop them.
+    A job in the background must not read what is typed for another job. Workers have their own
+    sessions, so the terminal would not stop them.
     """
     try:
         return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()

@@ -1,6 +1,6 @@
-"""What the agent itself says on stderr. No call waits for the console.
+"""The agent's own lines on stderr. No call waits for the console.
 
-Workers' output does not pass through here, and the texts are in agent_messages.py.
+This file must not handle the workers' output. The texts are in agent_messages.py.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class AgentLog:
         self._pump.say(agent_messages.shown(f"[{self._name}] {text}"))
 
     def waits(self, why: Why) -> None:
-        """Say why the node waits, unless it has just said so."""
+        """Write why the node waits, unless it was just written."""
         if self._waits.is_due(why.reason, asyncio.get_running_loop().time()):
             self.say(why.text)
 
     def has_met(self) -> None:
-        """A round has begun: the reasons of the next wait are all new."""
+        """A round has begun: every reason of the next wait is new."""
         self._waits.forget()
 
     @contextlib.contextmanager
     def with_loggers(self) -> Iterator[None]:
-        """Write the records of all loggers as well: a handler of their own could wait."""
+        """Write the records of all loggers here, too, as a handler of their own could block."""
         handler, root = _SayingHandler(self.say), logging.getLogger()
         client = logging.getLogger("rallypoint.client")
         level = client.level

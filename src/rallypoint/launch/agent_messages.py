@@ -1,6 +1,6 @@
-"""The agent's sentences, made from values. Pure.
+"""The texts of the agent, made from values. Pure.
 
-Sentences that other parts use as well are in core/reasons.py.
+Texts that other parts use as well are in core/reasons.py.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from rallypoint.core.values import Change, CloseRecord, FailureKind
 
 
 def of_round(found: Round) -> str:
-    """That a round has begun, and this node's place in it."""
+    """A round has begun: this node's place in it."""
     return reasons.describe_round(found.head, found.seat)
 
 
 def of_change(change: Change, before: Change | None) -> str:
-    """That a round has ended, or its cause; "" if the text for `before` has said it."""
+    """A round has ended, or its cause is known; "" if the text for `before` is the same."""
     return reasons.describe_end_of_round(change, before)
 
 
 def of_departure(number: int, grace_s: float) -> str:
-    """That a signal ends this node's part."""
+    """A signal ends this node's part."""
     name = signal.Signals(number).name
     return f"got {name}: leaving the run; the workers have {grace_s:g} s to stop"
 
 
 def of_end(run_id: str, close: CloseRecord) -> str:
-    """The outcome and the cause, with the last lines of the failed worker: equal on all nodes."""
+    """The outcome and the cause, with the last lines of the failed worker. Equal on all nodes."""
     return reasons.describe_end_of_run(run_id, close)
 
 
 def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
-    """Where the workers met, if the run failed as they did not reach each other; else "".
+    """Where the workers met, if the run failed because they could not connect there; else "".
 
-    `own`: where others reach this node, if that is known.
+    `own`: the address where others reach this node, if known.
     """
     failure = close.cause.failure if close.cause is not None else None
     is_of_network = failure is not None and failure.kind is FailureKind.COMMUNICATION
@@ -55,5 +55,5 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
 
 
 def shown(text: str) -> str:
-    """Without terminal control characters: some of the text comes from other machines."""
+    """The text without terminal control characters, as parts come from other machines."""
     return escaped(text.expandtabs(), lines=True)

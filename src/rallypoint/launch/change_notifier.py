@@ -1,6 +1,6 @@
 """Waits in the agent's loop until a condition holds.
 
-Nothing here is about runs or workers, and no call runs here: see rallypoint/threads.py.
+This file must not handle runs or workers, or run blocking calls: see rallypoint/threads.py.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from collections.abc import Callable
 
 
 class ChangeNotifier:
-    """Wakes the waiters when something may have changed; they look again. For one event loop.
+    """Wakes waiting tasks when something may have changed. For one event loop.
 
-    No notification is lost: a waiter looks before it waits, and nothing else runs in between.
+    No notification is lost: a task checks its condition before it waits, and no other task runs in
+    between.
     """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self, *_: object) -> None:
-        """Something may have changed. Usable as a callback of any kind."""
+        """Something may have changed. It takes any arguments, so it can be any callback."""
         self._event.set()
 
     async def next(self) -> None:
@@ -28,8 +29,7 @@ class ChangeNotifier:
         await self._event.wait()
 
     async def until(self, is_so: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until `is_so()`, at most `timeout_s`, and return it. Each change that it depends on
-        must notify."""
+        """Wait until `is_so()`, at most `timeout_s`, and return it. Its changes must notify."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_so():

@@ -1,8 +1,8 @@
-"""The agent's local socket: its workers call the round's store over it, and learn of the end.
+"""The agent's local socket, over which workers call the round's store and learn of its end.
 
-Workers do not connect to the coordinator: the agent passes their calls on. The socket is private to
-this machine, and a worker shows the secret of its round, which is in its environment. So the agent
-refuses a worker of an earlier round, and any other process (R4).
+Workers do not connect to the coordinator: the agent passes their calls on. The socket is local to
+this machine, and a worker sends the secret of its round, which is in its environment. So the agent
+refuses workers of earlier rounds, and all other processes (R4).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 BACKLOG_BYTES_MAX: Final = 64 * 1024**2
 LISTEN_BACKLOG: Final = 128
 STRANGERS_MAX: Final = 128
-"""How many connections may be open whose process has not said hello yet."""
+"""How many connections may be open without a hello."""
 _UCRED: Final = struct.Struct("iII")
 """A process, its user and its group: `struct ucred` of Linux (unix(7))."""
 HELLO_TIMEOUT_S: Final = 10.0
-"""How long a process that has connected may take to say hello."""
+"""How many seconds a connected process may take to say hello."""
 
 
 class Requests(msgspec.Struct, frozen=True):
-    """What workers may ask of the agent itself."""
+    """The requests of workers to the agent itself."""
 
     regroup: Callable[[], None]
     leave: Callable[[str], None]
@@ -50,7 +50,7 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class Channel:
-    """One agent's local socket. `begin_round` names the round whose workers are let in."""
+    """One agent's local socket. `begin_round` sets the round whose workers are admitted."""
 
     def __init__(self, node: Node, requests: Requests) -> None:
         self.requests = requests
@@ -64,7 +64,7 @@ class Channel:
         self._directory: Path | None = None
 
     async def start(self) -> None:
-        """Open the socket. On Linux it has no file, so none can be left behind."""
+        """Open the socket. On Linux it has no file that could be left behind."""
         if sys.platform == "linux":
             self.path = f"@rallypoint-{os.getpid()}-{secrets.token_hex(6)}"
         else:
@@ -85,15 +85,15 @@ class Channel:
         self._listener.start()
 
     def admit(self, link: WorkerLink, transport: asyncio.Transport) -> None:
-        """Admit the connection of a process that has shown the secret of the round."""
+        """Admit the connection of a process that has sent the secret of the round."""
         self.links[link] = None
         if self._listener is not None:
             self._listener.admit(transport)
 
     def begin_round(self, found: Round) -> str:
-        """Admit the workers of this round, and no others. Returns the secret that they show.
+        """Admit only the workers of this round. Returns the secret that they must send.
 
-        Closes the connections of earlier workers, which may live on in sessions of their own: their
+        Closes the connections of earlier workers, which may still live in their own sessions. Their
         late calls do not belong to this round (R4).
         """
         for link in list(self.links):
@@ -104,7 +104,7 @@ class Channel:
         return self.secret
 
     def end_round(self, change: Change) -> None:
-        """Tell the workers that their round has ended, or that the cause is known."""
+        """Tell the workers that their round has ended, or that its cause is known."""
         self._tell(local.Ended(change))
 
     def end_run(self, close: CloseRecord) -> None:
@@ -132,9 +132,9 @@ class Channel:
 
 
 def is_of_this_user(connection: socket.socket) -> bool:
-    """Whether a process of this user, or of root, has connected.
+    """Whether the connected process is of this user or of root.
 
-    Every user of the machine can connect to a socket without a file. On other systems than Linux
+    Every user of the machine can connect to a socket without a file. On systems other than Linux
     the socket is in a directory of this user.
     """
     if sys.platform != "linux":
@@ -155,18 +155,18 @@ class WorkerLink(asyncio.Protocol):
         self._round: Round | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A process has connected, and has not said hello yet."""
-        # uvloop's transports have the methods, but derive from no class of asyncio.
+        """A process has connected. Its hello must follow."""
+        # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The worker has gone: cancel its calls."""
+        """The worker has ended: cancel its calls."""
         self._channel.links.pop(self, None)
         for task in list(self._calls.values()):
             task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take the worker's messages. Malformed bytes end the connection."""
+        """Handle the worker's messages. Malformed bytes end the connection."""
         try:
             for body in self._unframer.feed(data):
                 self._take(local.decode_from_worker(body))

@@ -1,6 +1,6 @@
-"""Which of the workers' output goes to the agent's console: torchrun's --redirects, --tee, filter.
+"""Which output of the workers goes to the agent's console: torchrun's --redirects, --tee, filter.
 
-Pure: texts in, a rule out. It does not apply to files: in a log directory they contain all output.
+Pure: texts in, a rule out. It does not apply to files, which contain all output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RANKS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
 class Streams:
     """Streams for each local rank, as bits: STDOUT, STDERR, both or none.
 
-    `others` are those of a local rank that `by_rank` does not name.
+    `others`: the streams of all local ranks that are not in `by_rank`.
     """
 
     by_rank: Mapping[int, int]
@@ -39,7 +39,7 @@ def is_streams(text: str) -> bool:
 
 
 def read_streams(text: str) -> Streams:
-    """The streams that `3` or `0:1,1:3` names, as torch's `Std.from_str` reads them.
+    """The streams in `3` or `0:1,1:3`, as torch's `Std.from_str` reads them.
 
     Raises ValueError.
     """
@@ -52,7 +52,7 @@ def read_streams(text: str) -> Streams:
 
 
 def read_local_ranks(text: str) -> frozenset[int]:
-    """The local ranks that `0,1,2` names. Raises ValueError."""
+    """The local ranks in `0,1,2`. Raises ValueError."""
     if not _RANKS.fullmatch(text):
         raise ValueError(f"must be local ranks such as 0,1,2, not {text!r}")
     return frozenset(map(int, text.split(",")))
@@ -60,9 +60,9 @@ def read_local_ranks(text: str) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleRule:
-    """What the console shows.
+    """The rule for what the console shows.
 
-    A redirected stream is not shown, unless it is teed as well. `local_ranks`: only theirs; None
+    A redirected stream is not shown, unless it is also teed. `local_ranks`: show only these; None
     for all. `tee`: False shows nothing.
     """
 
@@ -73,7 +73,7 @@ class ConsoleRule:
 
     @property
     def needs_files(self) -> bool:
-        """Whether something is to be kept that only a file can keep."""
+        """Whether a redirected stream is not shown, so that only a file can keep it."""
         named = (self.redirected, self.teed)
         return any(each.others or any(each.by_rank.values()) for each in named)
 

@@ -1,6 +1,6 @@
 """The cause of a worker's failure, from its exit, its last lines and torch's error file.
 
-Pure. This file finds the error in the text; core/failure_patterns.py finds out what it means.
+Pure. This file finds the error in the text; core/failure_patterns.py classifies it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ABORTS = (signal.SIGABRT,)
 
 
 def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str | None) -> Failure:
-    """Why a worker failed, if that can be seen. AssertionError for one that ended with 0.
+    """Why a worker failed, as far as can be seen. Raises AssertionError for one that ended with 0.
 
-    `error_file_text` is what torch's `@record` wrote (TORCHELASTIC_ERROR_FILE); it wins over
-    stderr, which may hold other threads' lines. The message is one line; `signal` is also set
-    where a shell reported its program's signal as 128 + number.
+    `error_file_text`: what torch's `@record` wrote (TORCHELASTIC_ERROR_FILE). It is preferred to
+    stderr, which may have lines of other threads. The message is one line. `signal` is also set if
+    a shell reported its program's signal as 128 + number.
     """
     assert exit.returncode != 0, "a worker that ended with 0 has not failed"
     lines = tuple(_RANK_PREFIX.sub("", line) for line in last_lines)
@@ -56,7 +56,7 @@ def classify(exit: WorkerExit, last_lines: Sequence[str], error_file_text: str |
 def shared(failure: Failure, lines: int) -> Failure:
     """The failure as it is sent to other nodes: with at most `lines` last lines of the worker.
 
-    0: nothing that the worker wrote is sent, except the name of its exception. Its `kind` was found
+    With 0, no output of the worker is sent, except the name of its exception. `kind` was determined
     on this node.
     """
     if lines > 0:
@@ -74,12 +74,12 @@ def _without_words(message: str) -> str:
 
 
 def signal_of(exit: WorkerExit) -> int | None:
-    """The signal that ended the worker, or the program that a shell ran for it; None if none."""
+    """The signal that ended the worker, or a shell's program in it; None if none."""
     return exit.signal or _signal_of_shell(exit.returncode)
 
 
 def after_finish(failure: Failure, rank: int) -> Failure:
-    """The failure, with the rank that had ended well before it if that explains it.
+    """The failure, with the rank that had finished before it, if that explains it.
 
     A program that ends early on one rank leaves the others with communication errors.
     """
@@ -95,7 +95,7 @@ def _kind(
     if exit.oom:
         return FailureKind.OOM
     text = error or "\n".join(lines)
-    if number in _ABORTS:  # a C++ exception that nobody caught: what it says counts
+    if number in _ABORTS:  # an uncaught C++ exception: its text counts
         return failure_patterns.kind_of(text) or FailureKind.SIGNAL
     if number is not None:
         return FailureKind.SIGNAL
@@ -115,11 +115,11 @@ def _message(exit: WorkerExit, number: int | None, error: str | None, lines: Seq
 
 
 def _recorded_error(text: str | None) -> str | None:
-    """The message in torch's error file, in each of the shapes that it has had; else None."""
+    """The message in torch's error file, in any format that torch has used; None if none."""
     try:
         value = json.loads(text) if text else None
     except (ValueError, RecursionError):
-        # Cut short: the disk was full, or the worker died while it wrote. Or not torch's at all.
+        # The file was cut short, by a full disk or the worker's death, or it is not torch's.
         return None
     for _ in range(2):  # {"message": {"message": ..., "extraInfo": ...}} or {"message": ...}
         if isinstance(value, dict):
@@ -128,16 +128,16 @@ def _recorded_error(text: str | None) -> str | None:
 
 
 def _printed_error(lines: Sequence[str]) -> str | None:
-    """From the first line of the last exception, Python's or C++'s, to the end; else None."""
+    """The text from the last exception (Python or C++) to the end; None if there is none."""
     frames = [i for i, line in enumerate(lines) if _FRAME.match(line)]
-    # A message of several lines may hold lines that look like another exception's.
+    # A message of several lines may have lines that look like another exception.
     after = frames[-1] if frames else 0
     starts = [i for i, line in enumerate(lines) if i >= after and _ERROR_START.match(line)]
     return "\n".join(lines[starts[0] :]) if starts else None
 
 
 def _signal_of_shell(returncode: int | None) -> int | None:
-    """A shell between us and the program ends with 128 + the signal that ended it."""
+    """A shell that runs the program ends with 128 + the signal that ended the program."""
     if returncode is None or not 128 < returncode <= 128 + signal.SIGTERM:
         return None
     return returncode - 128

@@ -1,9 +1,9 @@
-"""Nothing of the workers' process groups survives the agent, not even its `kill -9`.
+"""Kills the workers' process groups if the agent ends in any way, even by `kill -9`.
 
 The agent cannot clean up after its own SIGKILL, and the kernel's parent-death signal reaches the
-workers but not their children. So a small process in a session of its own holds the end of a pipe
-and the list of groups (guard_process.py); this file is the agent's side of it. It decides nothing
-about when workers stop: that is worker_processes.py.
+workers but not their children. So a small process in its own session has the list of groups and the
+end of a pipe (guard_process.py). This file is the agent's side of it. It must not decide when
+workers stop; worker_processes.py does.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ _IGNORED_BY_GUARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIVED_LONG_S = 10.0
 _RESTART_PAUSE_S_MAX = 5.0
 _REAP_PAUSE_S = 0.005
-_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # the interpreter may need them
+# variables that the interpreter may need
+_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class Guard:
     """Registers process groups with a guard process, and keeps one running.
 
-    Used from the thread of the running loop, but for `add` and `remove`: they may be called
-    from the thread that starts a worker, since the loop may be held up while the agent is killed.
-    No call waits: lines go through a non-blocking pipe, and what does not fit is sent when there
-    is room. `on_lost`, if given, is called with the dead guard's pid each time a guard dies and
-    before another is started.
+    Use it from the thread of the running loop. Only `add` and `remove` may be called from the
+    thread that starts a worker, because the loop may be busy while the agent is killed. No call
+    waits: lines go through a non-blocking pipe, and the rest is sent when there is room. `on_lost`,
+    if given, is called with the dead guard's pid each time a guard dies, before another is started.
     """
 
     def __init__(self, *, on_lost: Callable[[int], None] | None = None) -> None:
         self._on_lost = on_lost
-        self._lock = threading.RLock()  # of all that a line changes, held for no wait
+        # for all state that a line changes; never held during a wait
+        self._lock = threading.RLock()
         self._start_times: dict[int, int] = {}
         self._scratch: Path | None = None
         self._process: _GuardProcess | None = None
@@ -67,15 +68,15 @@ class Guard:
                 self.remove_in_the_end(self._scratch)
 
     def remove_in_the_end(self, scratch: Path) -> None:
-        """Has a directory of files removed when the agent is gone, if it has not done so itself."""
+        """Register a directory that the guard removes after the agent's end, if still there."""
         self._scratch = scratch
         if "\n" not in str(scratch):
             self._send(f"{guard_process.SCRATCH.decode()}{scratch}\n")
 
     def add(self, pgid: int) -> None:
-        """Register a group whose leader, a session leader, is alive or not yet waited for.
+        """Register a group. Its leader, a session leader, must be alive or not yet waited for.
 
-        Once the guard is being closed the group is killed instead, which may take a moment.
+        After `close` has begun, the group is killed instead, which may take a moment.
         """
         leader = guard_process.read_process(pgid)
         start_time = leader.start_time if leader is not None else 0
@@ -84,20 +85,19 @@ class Guard:
                 self._start_times[pgid] = start_time
                 self._send(f"add {pgid} {start_time}\n")
                 return
-        # A start that hung for longer than the agent waited: only this code can end it.
+        # The start hung for longer than the agent waited, so only this code can end the group.
         guard_process.kill_groups({pgid: start_time}, guard_process.KILL_WITHIN_S)
 
     def remove(self, pgid: int) -> None:
-        """Forget a group of which nothing is left. No error if it is not registered."""
+        """Unregister a group without processes. No error if it is not registered."""
         with self._lock:
             if self._start_times.pop(pgid, None) is not None:
                 self._send(f"remove {pgid}\n")
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Kill what is still registered and end the guard, within `timeout_s` seconds.
+        """Kill the registered groups and end the guard, within `timeout_s` seconds.
 
-        A guard that has more to do by then, because a process does not die, ends later by itself.
-        Idempotent.
+        A guard that needs longer, because a process does not die, ends later by itself. Idempotent.
         """
         if self._restart is not None:
             self._restart.cancel()
@@ -105,7 +105,8 @@ class Guard:
             self._closing = True
             process, self._process = self._process, None
             start_times = dict(self._start_times)
-        if process is None or process.unsent:  # no guard just now, or one that does not know all
+        # there is no guard now, or it does not have all groups
+        if process is None or process.unsent:
             await asyncio.to_thread(guard_process.kill_groups, start_times, timeout_s)
         if process is not None:
             await process.close(timeout_s)
@@ -125,7 +126,7 @@ class Guard:
         self._start_again_after(process.lived_s)
 
     def _start_again_after(self, lived_s: float) -> None:
-        # A machine where every guard dies at once must not spend its time on starting guards.
+        # If every guard dies at once, the machine must not spend its time on starting guards.
         self._quick_deaths = 0 if lived_s > _LIVED_LONG_S else self._quick_deaths + 1
         pause_s = 0.0
         if self._quick_deaths > 1:
@@ -135,13 +136,13 @@ class Guard:
     def _try_start(self) -> None:
         try:
             self.start()
-        except OSError:  # no memory, or too many processes: later
+        except OSError:  # no memory, or too many processes: try later
             self._start_again_after(0.0)
 
 
 @dataclass(slots=True)
 class _GuardProcess:
-    """One guard process with two pipes: one for lines to it, one whose end means its death."""
+    """One guard process with two pipes: one for lines to it, and one that ends when it dies."""
 
     on_death: Callable[[_GuardProcess], None]
     lock: threading.RLock
@@ -166,7 +167,7 @@ class _GuardProcess:
         return time.monotonic() - self.started_at
 
     def send(self, line: str) -> None:
-        """From any thread."""
+        """Send a line. May be called from any thread."""
         with self.lock:
             self.unsent += line.encode()
             if self.waits_for_room:
@@ -185,7 +186,7 @@ class _GuardProcess:
             del self.unsent[: os.write(self.lines_fd, self.unsent)]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # the end of life_fd tells the same in a moment
+        except BrokenPipeError:  # the end of life_fd follows in a moment and means the same
             self.unsent.clear()
 
     def _flush(self) -> None:
@@ -205,7 +206,7 @@ class _GuardProcess:
         self.on_death(self)
 
     def _reap(self) -> None:
-        # Its files are closed a moment before it can be waited for.
+        # Its files are closed a moment before wait() can succeed.
         if self.popen.poll() is not None:
             self.dead.set_result(None)
         else:
@@ -224,7 +225,7 @@ class _GuardProcess:
 
 
 def _spawn() -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, the end of the pipe to it, and the end of the pipe from it."""
+    """Start the process. Returns it with the ends of the pipes to it and from it."""
     lines_read, lines_write = os.pipe()
     life_read, life_write = os.pipe()
     try:
@@ -240,9 +241,9 @@ def _spawn() -> tuple[subprocess.Popen[bytes], int, int]:
 
 
 def _spawn_with(stdin_fd: int, stdout_fd: int) -> subprocess.Popen[bytes]:
-    # The mask is inherited through exec: no signal can end the guard before it ignores them. Its
-    # own session keeps the terminal's signals away, "/" keeps no file system busy, and the
-    # agent's environment, which holds a token, is not handed on.
+    # The signal mask is inherited through exec, so that no signal can end the guard before it
+    # ignores them. Its own session protects it from the terminal's signals, "/" keeps no file
+    # system busy, and it does not get the agent's environment, which has a token.
     arguments = [sys.executable, "-I", "-S", guard_process.__file__, f"agent={os.getpid()}"]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_BY_GUARD)
     try:

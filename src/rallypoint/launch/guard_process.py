@@ -1,9 +1,9 @@
-"""The guard process: removes what an agent and its workers leave behind once the agent is gone.
+"""The guard process: after the agent's end, it kills its workers and removes its files.
 
-`guard.Guard` runs this file as a script, with `-I -S` and the read end of a pipe as its
-standard input; the agent's death, however it comes, is the end of that pipe. It imports only what
-is built in or frozen, so that it starts in about 20 ms and stays small. For the same reason the
-readers of /proc live here: the script can import nothing of the package, the package can import it.
+`guard.Guard` runs this file as a script, with `-I -S` and the read end of a pipe as its standard
+input. When the agent dies in any way, the pipe ends. The script imports only modules that are built
+in or frozen, so that it starts in about 20 ms and stays small. The readers of /proc are here,
+because the script cannot import the package, but the package can import the script.
 """
 
 # Neither pathlib nor contextlib: importing them would double the time that a guard takes to start.
@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-KILL_WITHIN_S = 10.0  # only a process in uninterruptible sleep outlives a few milliseconds of this
+KILL_WITHIN_S = 10.0  # only a process in uninterruptible sleep survives a few milliseconds of this
 _PAUSE_S = 0.005
 _DEAD_STATES = "ZXx"
 SCRATCH = b"scratch "
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """What /proc/PID/stat says of one process. `start_time` is in clock ticks since the boot."""
+    """One process, from /proc/PID/stat. `start_time` is in clock ticks since the boot."""
 
     __slots__ = ("parent", "pid", "session", "start_time", "state")
 
@@ -41,24 +41,24 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """False for a zombie, which holds nothing but its number."""
+        """False for a zombie, which only keeps its pid."""
         return self.state not in _DEAD_STATES
 
 
 def read_process(pid: int) -> Process | None:
-    """One process by its pid, or None if it is gone or this platform has no /proc."""
+    """One process by its pid; None if it has ended or this platform has no /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
     except OSError:
         return None
-    # The name may hold spaces and parentheses; the last parenthesis ends it (proc(5)).
+    # The name may have spaces and parentheses; the last parenthesis ends it (proc(5)).
     fields = text[text.rfind(b")") + 2 :].split()
     return Process(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
 
 
 def read_all_processes() -> list[Process]:
-    """Every process that /proc shows; empty on a platform without it. About 10 µs each."""
+    """All processes in /proc; empty on a platform without it. It takes about 10 µs for each."""
     try:
         names = os.listdir("/proc")
     except OSError:
@@ -77,15 +77,15 @@ def living_in_sessions(sessions: Collection[int]) -> dict[int, list[Process]]:
 
 
 def kill_group(pgid: int) -> None:
-    """SIGKILL to a process group; no error if it is gone."""
+    """Send SIGKILL to a process group. No error if it has ended."""
     try:
         os.killpg(pgid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # macOS says "not permitted" of a group that has only zombies
+        pass  # macOS returns "not permitted" for a group of zombies
 
 
 def open_pidfd(pid: int) -> int:
-    """os.pidfd_open. Raises OSError: ESRCH, or what an old kernel, a sandbox or macOS says."""
+    """os.pidfd_open. Raises OSError: ESRCH, or that of an old kernel, a sandbox or macOS."""
     if sys.platform == "linux":
         return os.pidfd_open(pid)
     else:
@@ -93,7 +93,7 @@ def open_pidfd(pid: int) -> int:
 
 
 def kill_member(pid: int, session: int) -> None:
-    """SIGKILL to a process if it is still of that session, checked behind a pidfd if possible."""
+    """Kill a process if it is still in that session, which a pidfd checks if possible."""
     try:
         pidfd = open_pidfd(pid)
     except ProcessLookupError:
@@ -120,17 +120,17 @@ def _send_kill(pid: int, pidfd: int) -> None:
 
 
 def kill_groups(start_times: dict[int, int], within_s: float) -> None:
-    """Kill every group, with its whole session, that is still the one that was registered.
+    """Kill every registered group with its whole session, unless its number now means another.
 
-    `start_times` maps a group's number (its leader's pid; leaders are session leaders) to the
-    leader's start time, 0 where the platform does not tell. Returns when nothing is left alive,
-    or after `within_s` seconds.
+    `start_times` maps a group's number (the pid of its leader, a session leader) to the leader's
+    start time, 0 if the platform has none. Returns when all processes have ended, or after
+    `within_s` seconds.
     """
     groups = {pgid for pgid, start_time in start_times.items() if _is_same(pgid, start_time)}
     for pgid in groups:
         kill_group(pgid)
     give_up_at = time.monotonic() + within_s
-    # A kill is not done when the call returns, and a member may have forked before it came.
+    # A process may still live when the call returns, and may have forked before the signal arrived.
     while (living := living_in_sessions(groups)) and time.monotonic() < give_up_at:
         for session, members in living.items():
             kill_group(session)
@@ -140,21 +140,21 @@ def kill_groups(start_times: dict[int, int], within_s: float) -> None:
 
 
 def _is_same(pgid: int, start_time: int) -> bool:
-    # The kernel does not reuse a number while it names a living process's group or session. So
-    # another start time means that all of our processes are gone, and no leader at all means that
+    # The kernel does not reuse a number that is the group or session of a living process. So
+    # another start time means that all of our processes have ended, and a missing leader means that
     # every process in the session is ours.
     leader = read_process(pgid)
     return leader is None or start_time in (0, leader.start_time)
 
 
 def remove_scratch(path: bytes) -> None:
-    """Remove the agent's directory of small files; what else is in it stays, and so does it."""
+    """Remove the agent's directory of small files, unless it has other contents."""
     try:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
     except OSError:
-        pass  # the agent has removed it itself, or a file system does not answer as it should
+        pass  # the agent has removed it itself, or a file system fails
 
 
 def _follow(line: bytes, start_times: dict[int, int], scratch: list[bytes]) -> None:
@@ -169,11 +169,12 @@ def _follow(line: bytes, start_times: dict[int, int], scratch: list[bytes]) -> N
 
 
 def main() -> None:
-    """Follows the agent's lines on standard input until its end, then kills what is registered."""
+    """Read the agent's lines on standard input until it ends, then kill the registered groups."""
     ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
-    # The agent starts us with these blocked, so that none could end us before this line.
+    # The agent starts this process with these signals blocked, so that none could end it before
+    # this line.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     start_times: dict[int, int] = {}
     scratch: list[bytes] = []

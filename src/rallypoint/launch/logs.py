@@ -1,8 +1,8 @@
-"""The workers' output: whole lines to the console, all bytes to files, the last lines to reports.
+"""The workers' output: whole lines to the console, all bytes to files, last lines to reports.
 
-One thread reads every worker's pipes and does every write, so that a console or a file system that
-hangs holds up this thread and, through full pipes, the workers' prints, and never the agent's
-loop. Nothing here knows what a line means: that is failures.py.
+One thread reads all workers' pipes and makes all writes. So a hanging console or file system blocks
+this thread and, through full pipes, the workers' prints, but never the agent's loop. This file must
+not interpret lines; failures.py does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rallypoint.launch.output_streams import (
 )
 from rallypoint.threads import settle
 
-_COMMANDS_MAX = 10_000  # what the agent says while the console hangs; more is dropped
+_COMMANDS_MAX = 10_000  # the agent's own lines while the console hangs; more are dropped
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -70,20 +70,19 @@ def _hint_for(error: OSError) -> str:
 
 
 def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
-    """Where a round's files are. A run_id cannot lead out of `log_dir`."""
+    """The folder of a round's files. A run_id cannot lead out of `log_dir`."""
     name = _UNSAFE.sub("_", run_id)
     return log_dir / (name if name.strip(".") else "_" * max(len(name), 1)) / f"round-{number}"
 
 
 class LogPump:
-    """Reads what workers print and passes it on. All methods may be called from any thread.
+    """Reads the workers' output and passes it on. Any thread may call its methods.
 
-    `prefix` gives what stands before each line of a worker on the console, from its local rank
-    and its rank (files get the bytes as they are). `log_dir` None: no files. `shows` says
-    whether the console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown.
-    `lines_kept`: how many last lines of each worker are kept.
-    `prompting`: a local rank that may ask somebody, so that its output is not held back until
-    its line ends.
+    `prefix` returns the prefix of each line of a worker on the console, from its local rank and its
+    rank (files get the bytes unchanged). `log_dir` None: no files. `shows` returns whether the
+    console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown. `lines_kept`:
+    how many last lines of each worker are kept. `prompting`: a local rank that may prompt a user,
+    so its output is not held back until a line ends.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class LogPump:
         threading.Thread(target=self._run, name="rallypoint-logs", daemon=True).start()
 
     def begin_round(self, number: int) -> None:
-        """What is attached from now on belongs to this round; last lines of the one before go."""
+        """Pipes that are attached from now on belong to this round. Drop earlier last lines."""
         self._kept = {}
         if self._log_dir is not None:
             self._round_dir = round_log_dir(self._log_dir, self._run_id, number)
@@ -153,7 +152,7 @@ class LogPump:
     def last_lines(self, local_rank: int) -> tuple[str, ...]:
         """The last lines that a worker of this round wrote to stderr, the oldest first.
 
-        Never waits. Whole once drain() has returned True after the worker's exit.
+        Never waits. The lines are complete if drain() has returned True after the worker's exit.
         """
         kept = self._kept.get(local_rank)
         return kept.snapshot() if kept is not None else ()
@@ -161,17 +160,17 @@ class LogPump:
     def say(self, text: str) -> None:
         """Write the agent's own line to stderr, in order with the workers', without waiting.
 
-        Dropped while 10,000 others wait for a console that hangs.
+        It is dropped if 10,000 other lines wait for a hanging console.
         """
         if len(self._commands) < _COMMANDS_MAX:
             data = (text.rstrip("\n") + "\n").encode(errors="replace")
             self._command(lambda: self._stderr.write(data))
 
     async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
-        """Wait until what workers (or one) had written before this call has been passed on.
+        """Wait until the output of workers (or one) from before this call was passed on.
 
-        A descendant that keeps a pipe open is not waited for, nor what it writes afterwards.
-        False if `timeout_s` passed first: the console or the file system hangs.
+        It does not wait for a descendant that keeps a pipe open, or for its later output. False if
+        `timeout_s` passed before: the console or the file system hangs.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -181,21 +180,21 @@ class LogPump:
         return True
 
     async def close(self, timeout_s: float) -> bool:
-        """Drain, and end the thread. False if `timeout_s` passed first; it ends when it can.
+        """Drain, and end the thread. False if `timeout_s` passed before; then it ends later.
 
-        Idempotent. Workers that still write afterwards get EPIPE.
+        Idempotent. Workers that write later get EPIPE.
         """
         drained = await self.drain(timeout_s)
         self._command(self._close)
         return drained
 
     def _command(self, command: Callable[[], None]) -> bool:
-        """False if the thread has ended and will not do it."""
+        """Send a command to the thread. False if the thread has ended."""
         with self._command_lock:
             if self._ended:
                 return False
             self._commands.append(command)
-            with contextlib.suppress(BlockingIOError):  # full: it is awake
+            with contextlib.suppress(BlockingIOError):  # full: the thread is awake
                 os.write(self._wake_write, b"x")
             return True
 
@@ -206,7 +205,7 @@ class LogPump:
             for key, _ in self._selector.select():
                 if key.data is None:
                     self._run_commands()
-                elif key.data.open:  # a drain in this turn may have read its end
+                elif key.data.open:  # a drain in this turn may have read the end of this pipe
                     key.data.read()
         self._end()
 
@@ -262,7 +261,7 @@ class LogPump:
 
 
 def read_what_is_there(stream: Stream) -> None:
-    """Read as much as there is now: one that never stops writing must not hold the pump here."""
+    """Read the output that is there now, so that an endless writer does not block the pump."""
     (left,) = struct.unpack("i", fcntl.ioctl(stream.fd, termios.FIONREAD, b"\0" * 4))
     while stream.open:
         count = stream.read()

@@ -1,8 +1,8 @@
-"""Did the kernel kill a worker for lack of memory? Only a counter of the kernel shows it.
+"""Whether the kernel killed a worker for lack of memory, which only a kernel counter shows.
 
 Best effort: the counter belongs to the agent's memory cgroup (its workers share it) or, without
 one, to the whole machine. So it shows that *a* process was killed, not which one. The kernel counts
-before it kills: the count has risen by the time the exit is seen.
+before it kills, so the count has risen when the exit is seen.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ from pathlib import Path
 
 
 class OomCounter:
-    """Counts the kernel's out-of-memory kills near this process. Its calls read kernel files;
-    they belong in a thread all the same, for a machine without memory answers nothing quickly."""
+    """Counts the kernel's out-of-memory kills near this process.
+
+    Call it in a thread: kernel files are slow to read on a machine without memory.
+
+    """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._candidates = _counter_files(root)
 
     def read(self) -> int | None:
-        """The kills so far; None where no counter can be read."""
+        """The number of kills so far; None if no counter can be read."""
         counts = (_read_count(path) for path in self._candidates)
         return next((count for count in counts if count is not None), None)
 
 
 def _counter_files(root: Path) -> list[Path]:
-    """Where the counter may be, the nearest first: cgroup v2, v1, the machine's."""
+    """Files that may have the counter, the nearest first: cgroup v2, v1, the machine's."""
     v2, v1 = _own_cgroups(root)
     mounts = [(root / "sys/fs/cgroup", v2, "memory.events")]
     mounts.append((root / "sys/fs/cgroup/memory", v1, "memory.oom_control"))
-    # Inside a container the mount often shows its own cgroup as the top, whatever the path says.
+    # Inside a container the mount often shows the container's cgroup as the top, although the path
+    # has more parts.
     files = [top / path.lstrip("/") / name for top, path, name in mounts if path is not None]
     files += [top / name for top, path, name in mounts if path is not None]
     return [*files, root / "proc/vmstat"]

@@ -1,7 +1,7 @@
 """The bytes of one pipe and their three destinations: a console, a file, the last lines.
 
-Only the thread of logs.py uses it, except `LastLines.snapshot`. A write may block as long as its
-file does, and never raises: a full disk must not end the job.
+Only the thread of logs.py uses it, except `LastLines.snapshot`. A write may block while its file
+blocks, and never raises, because a full disk must not end the job.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from pathlib import Path
 
 LOG_FILE_MODE = 0o600
 LOG_FOLDER_MODE = 0o700
-"""Workers' output may contain a password. A user who wants others to read it makes the folder
-before: existing folders and files keep their modes."""
+"""Workers' output may contain a password, so others cannot read it. A user who wants that creates
+the folder before: existing folders and files keep their modes.
+"""
 LAST_LINES = 20
 LAST_LINE_BYTES_MAX = 2_000
-_HELD_BYTES_MAX = 65_536  # a longer line goes to the console in parts
+_HELD_BYTES_MAX = 65_536  # a longer line is written to the console in parts
 _READ_BYTES = 65_536
-# Where a further line starts: after a line's end that is not the end of the data.
+# The start of a further line: after a line's end that is not the end of the data.
 _LINE_START = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?!\Z)")
 
 
 class Console:
-    """The agent's own stdout or stderr. Once it is gone (`| head`), writes do nothing.
+    """The agent's own stdout or stderr. If its reader has ended (`| head`), writes do nothing.
 
     `on_full` is called once if a write fails although the stream is not closed: a file on a full
     disk.
@@ -46,7 +47,7 @@ class Console:
         while left and not self._gone:
             try:
                 left = left[os.write(self._fd, left) :]
-            except BlockingIOError:  # somebody who shares it made it non-blocking
+            except BlockingIOError:  # a process that shares it made it non-blocking
                 _wait_writable(self._fd)
             except OSError as error:
                 self._gone = True
@@ -56,7 +57,7 @@ class Console:
 
 
 def make_log_dir(path: Path) -> None:
-    """The folder, and those above it that are not there, for this user alone."""
+    """Make the folder and missing parent folders, for this user only."""
     if not path.parent.exists():
         make_log_dir(path.parent)
     path.mkdir(mode=LOG_FOLDER_MODE, exist_ok=True)
@@ -100,7 +101,7 @@ class LogFile:
 
 
 class LastLines:
-    """The last lines of a stream, bounded in number and bytes. snapshot() is for any thread."""
+    """The last lines of a stream, bounded in number and bytes. Any thread may call snapshot()."""
 
     def __init__(self, count: int = LAST_LINES, bytes_max: int = LAST_LINE_BYTES_MAX) -> None:
         self._count = count
@@ -112,7 +113,7 @@ class LastLines:
     def feed(self, data: bytes) -> None:
         *whole, rest = data.split(b"\n")
         with self._lock:
-            # The first part ends the line that has begun; of the others, only the last can stay.
+            # The first part ends the line that has begun. Only the last parts are kept.
             for part in (*whole[:1], *[part for part in whole[1:] if part.strip()][-self._count :]):
                 self._extend(part)
                 self._finish_line()
@@ -126,9 +127,10 @@ class LastLines:
 
     def _extend(self, part: bytes) -> None:
         joined = self._current + part
-        # A progress bar goes back to the start of its line: only its last state is kept.
+        # A progress bar returns to the start of its line: keep only its last state.
         joined = joined[joined.rfind(b"\r", 0, len(joined) - 1) + 1 :]
-        self._current = joined[: self._bytes_max + 1]  # one more, to know that there was more
+        # one more byte, to detect that there was more
+        self._current = joined[: self._bytes_max + 1]
 
     def _finish_line(self) -> None:
         line = self._shown(self._current)
@@ -142,12 +144,12 @@ class LastLines:
 
 @dataclass(slots=True)
 class Stream:
-    """The read end of one pipe of one worker, and where its bytes go.
+    """The read end of one pipe of one worker, and the destinations of its bytes.
 
-    A line goes to the console whole, so that workers' lines do not mix; one without an end goes
-    in parts, so that it cannot grow here. A carriage return counts as an end there: progress bars
-    would show nothing otherwise. `on_end` is called with `fd` just before it is closed.
-    `holds` False: nothing is held back, since somebody may wait for a prompt.
+    A line is written to the console as a whole, so that workers' lines do not mix. One without an
+    end is written in parts, so that its memory is bounded. A carriage return counts as an end
+    there, because progress bars would show nothing otherwise. `on_end` is called with `fd` just
+    before it is closed. `holds` False: nothing is held back, because a user may wait for a prompt.
     """
 
     fd: int
@@ -166,7 +168,7 @@ class Stream:
         return self._open
 
     def read(self) -> int:
-        """Pass on what can be read at once; the bytes, 0 at the end or if there are none."""
+        """Pass on the bytes that can be read at once. Returns their number, 0 at the end."""
         try:
             data = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
@@ -180,24 +182,24 @@ class Stream:
         return len(data)
 
     def flush(self) -> None:
-        """Pass on a line that has no end yet."""
+        """Pass on an incomplete line."""
         self._print(len(self._held))
 
     def close(self) -> None:
-        """Flushes and closes. Idempotent."""
+        """Flush and close. Idempotent."""
         if not self._open:
             return
         self._open = False
         self.on_end(self.fd)
         os.close(self.fd)
-        if self._held and self.prefix:  # the next line of another worker must start a line
+        if self._held and self.prefix:  # the next line of another worker must begin on a new line
             self._held += b"\n"
         self.flush()
         if self.file is not None:
             self.file.close()
 
     def _pass_on(self, data: bytes) -> None:
-        # The report's lines first: they must be there even if the writes below hang.
+        # Keep the lines for the report first, so that they are there even if the writes below hang.
         if self.last_lines is not None:
             self.last_lines.feed(data)
         if self.file is not None:

@@ -1,7 +1,7 @@
 """The workers of one round on this node: which of them failed, and why.
 
-worker_processes.py is about processes, agent.py about the run. Here an exit gets its meaning: a
-worker that ends by itself has finished or failed; one that the agent stopped has done neither.
+worker_processes.py handles processes, agent.py the run. This file interprets exits: a worker that
+ends by itself has finished or failed; a worker that the agent stopped has done neither.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
 from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 
 DRAIN_S: Final = 0.2
-"""How long a failure report waits for the failed worker's last lines, and for its error file."""
+"""How many seconds a failure report waits for the worker's last lines, and for its error file."""
 CULPRIT_S: Final = 0.5
-"""How long workers are left alone after a mere communication error, so that the one whose end
-caused it can say why: a program's exception closes its sockets before its process has ended."""
+"""How many seconds the other workers are not stopped after a communication error, so that the
+worker that caused it can report its error: an exception closes a program's sockets before its
+process ends.
+"""
 SIGNAL_SETTLE_S: Final = 0.3
-"""How long a worker's end by SIGTERM or the like is not judged: Slurm and systemd signal the
-workers and the agent, in either order and some milliseconds apart."""
+"""How many seconds a worker's end by SIGTERM or similar is not judged: Slurm and systemd signal the
+workers and the agent some milliseconds apart, in either order.
+"""
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NO_LIMIT: Final = 2**31 - 1
 """The value of TORCHELASTIC_MAX_RESTARTS without a limit."""
@@ -40,9 +43,11 @@ _WORST_FIRST: Final = tuple(FailureKind)
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers of a round are given besides the round. `scratch`: a directory of this
-    agent's own for torch's error files, None if there is none. `stdin`: the local rank that reads
-    the agent's standard input, None for none."""
+    """What the workers of a round get besides the round.
+
+    `scratch`: a directory of this agent for torch's error files; None if there is none. `stdin`:
+    the local rank that reads the agent's standard input; None for none.
+    """
 
     argv: tuple[str, ...]
     run_id: str
@@ -61,7 +66,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundWorkers:
-    """The workers of one round on this node. `failures`: those reported so far.
+    """The workers of one round on this node. `failures`: the failures reported so far.
 
     `notifier` is notified whenever a worker ends.
     """
@@ -99,13 +104,13 @@ class RoundWorkers:
 
     @property
     def has_finished(self) -> bool:
-        """Whether every worker has ended by itself, and well."""
+        """Whether every worker has ended by itself with success."""
         ended_well = [exit for exit in self._exits if exit.returncode == 0]
         return len(ended_well) == self.found.seat.workers
 
     @property
     def has_unreported(self) -> bool:
-        """Whether a worker has failed that `new_failures` has not returned yet."""
+        """Whether there is a failure that `new_failures` has not returned yet."""
         return bool(self._unreported)
 
     def _on_exit(self, exit: WorkerExit) -> None:
@@ -118,18 +123,18 @@ class RoundWorkers:
         self._notifier.notify()
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
-        """See WorkerGroup.stop. What ends from now on has neither finished nor failed."""
+        """See WorkerGroup.stop. Workers that end from now on have neither finished nor failed."""
         self._is_stopping = True
         return await self.group.stop(grace_s, first_signal)
 
     def judged_in_s(self, now_s: float) -> float:
-        """How long to wait before failures are judged: a signal to this agent may follow.
+        """How long to wait before failures are judged, as a signal to this agent may follow.
 
-        That holds for all workers: one that is signalled makes its peers fail.
+        This applies to all workers, because a worker that was signalled makes its peers fail.
         """
         return max(0.0, self._judged_from_s - now_s)
 
-    # -- what failed ---------------------------------------------------------------------------
+    # -- failures ------------------------------------------------------------------------------
 
     async def new_failures(self) -> list[Failure]:
         """The failures since the last call. Takes at most 2 x DRAIN_S."""
@@ -155,9 +160,9 @@ class RoundWorkers:
         return None
 
     def may_yet_tell_the_cause(self, change: Change | None, now_s: float) -> bool:
-        """Cause before consequence: whether a worker that still runs may be about to say more.
+        """Cause before consequence: whether a running worker may soon show the cause.
 
-        Only a communication error is known, and less than CULPRIT_S have passed since then.
+        True if only a communication error is known, for less than CULPRIT_S.
         """
         known = [failure.kind for failure in self.failures]
         if change is not None:
@@ -169,7 +174,7 @@ class RoundWorkers:
         self.patience_ends_s = self.patience_ends_s or now_s + CULPRIT_S
         return bool(self.group.running) and now_s < self.patience_ends_s
 
-    # -- what is started -----------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     def _spec(self, index: int) -> WorkerSpec:
         given, head, seat = self._assignment, self.found.head, self.found.seat
@@ -213,11 +218,11 @@ class RoundWorkers:
 
 
 def worst_first(found: list[Failure]) -> list[Failure]:
-    """Failures in the order of their precedence as a cause; within a kind as they came."""
+    """Failures in the order of their precedence as a cause, and within a kind in time order."""
     return sorted(found, key=lambda failure: _WORST_FIRST.index(failure.kind))
 
 
 def outranks(failure: Failure, others: list[Failure]) -> bool:
-    """Whether a failure is a more likely cause than all the others."""
+    """Whether a failure is a more likely cause than all others."""
     rank = _WORST_FIRST.index(failure.kind)
     return all(rank < _WORST_FIRST.index(other.kind) for other in others)

@@ -1,8 +1,8 @@
-"""A worker's environment: torchrun's names with torchrun's values, and a few of our own.
+"""A worker's environment: torchrun's names with torchrun's values, and some of Rallypoint's.
 
-Programs written for torchrun read these names, so they are exactly those that torchrun 2.13 sets
-(`_start_workers` of torch/distributed/elastic/agent/server/local_elastic_agent.py, and run.py
-for OMP_NUM_THREADS). Pure but for `inherited_environment`; reads no setting.
+Programs for torchrun read these names, so they are exactly those that torchrun 2.13 sets
+(`_start_workers` of torch/distributed/elastic/agent/server/local_elastic_agent.py, and run.py for
+OMP_NUM_THREADS). Everything except `inherited_environment` is pure. This file reads no setting.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 ROLE = "default"
 
-# Workers talk to their agent alone. What admits to the coordinator or to the ledger
-# (RALLYPOINT_TOKEN, or a file that holds it) must not reach a user's program, its logs and its
-# crash reports.
+# Workers connect only to their agent. Secrets for the coordinator or the ledger (RALLYPOINT_TOKEN,
+# or a file with it) must not reach a user's program, its logs and its crash reports.
 _KEPT_FROM_WORKERS_PREFIXES = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
-# Of an agent around this one (torchrun in a worker of ours, or the reverse): not this worker's.
+# The variables of an outer agent (torchrun in a worker of Rallypoint, or the reverse) are not for
+# this worker.
 _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 
 
@@ -25,7 +25,7 @@ _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 class WorkerContext:
     """The place of one worker in its round. Ranks and world sizes count workers, not nodes.
 
-    `virtual_local_rank`: the worker sees one GPU, and has LOCAL_RANK 0, as torchrun does it.
+    `virtual_local_rank`: the worker can use only one GPU and has LOCAL_RANK 0, as in torchrun.
     """
 
     run_id: str
@@ -52,13 +52,12 @@ class WorkerContext:
 
 
 def inherited_environment() -> dict[str, str]:
-    """A copy of the agent's environment: what workers and helpers are started on top of."""
+    """A copy of the agent's environment, the base for that of workers and helpers."""
     return dict(os.environ)
 
 
 def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a worker. `base` is what the user gave; it wins over defaults,
-    never over facts such as the rank."""
+    """The whole environment of a worker. `base` replaces defaults, but not the rank and the like."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
     facts = {**_torchrun(context), **_rallypoint(context)}
     if context.virtual_local_rank:
@@ -67,11 +66,11 @@ def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[
 
 
 def _one_gpu(local_rank: int, visible: str | None) -> dict[str, str]:
-    """The GPU of this local rank alone, out of those that the agent may use."""
+    """The GPU for this local rank, out of those that the agent may use."""
     if visible is None:
         gpu = str(local_rank)
     else:
-        # More workers than GPUs: none for the rest, whose programs then say so.
+        # More workers than GPUs: the others get none, and their programs report it.
         gpus = [gpu.strip() for gpu in visible.split(",")]
         gpu = (gpus + [""] * (local_rank + 1))[local_rank]
     return {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu}
@@ -84,7 +83,8 @@ def _is_kept_back(name: str) -> bool:
 def _defaults(context: WorkerContext) -> dict[str, str]:
     defaults = {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-        "PYTHONUNBUFFERED": "1",  # its output is a pipe: without this, lines come 8 KiB late
+        # its output is a pipe: without this, output arrives only in blocks of 8 KiB
+        "PYTHONUNBUFFERED": "1",
     }
     if context.local_world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
@@ -96,7 +96,7 @@ def _torchrun(context: WorkerContext) -> dict[str, str]:
         "RANK": str(context.rank),
         "LOCAL_RANK": str(context.local_rank),
         "GROUP_RANK": str(context.node_rank),
-        "ROLE_RANK": str(context.rank),  # one role, so that its ranks are the world's
+        "ROLE_RANK": str(context.rank),  # there is one role, so its ranks are those of the world
         "ROLE_NAME": context.role,
         "LOCAL_WORLD_SIZE": str(context.local_world_size),
         "WORLD_SIZE": str(context.world_size),
@@ -107,7 +107,7 @@ def _torchrun(context: WorkerContext) -> dict[str, str]:
         "TORCHELASTIC_RESTART_COUNT": str(context.restart_count),
         "TORCHELASTIC_MAX_RESTARTS": str(context.max_restarts),
         "TORCHELASTIC_RUN_ID": context.run_id,
-        # Rank 0 itself hosts torch's store, on the port that its agent has reserved.
+        # Rank 0 hosts torch's store itself, on the port that its agent has reserved.
         "TORCHELASTIC_USE_AGENT_STORE": "False",
     }
     if context.error_file is not None:
@@ -119,7 +119,7 @@ def _rallypoint(context: WorkerContext) -> dict[str, str]:
     return {
         "RALLYPOINT_RUN_ID": context.run_id,
         "RALLYPOINT_NODE": context.node_name,
-        # R13: (term, round) is the fencing token that a program can hand to its own storage.
+        # R13: (term, round) is the fencing token that a program can pass to its own storage.
         "RALLYPOINT_TERM": str(context.term),
         "RALLYPOINT_ROUND": str(context.round_number),
         "RALLYPOINT_MIN_NODES": str(context.min_nodes),

@@ -1,9 +1,9 @@
-"""The worker processes of one round on this machine: started together, watched, and gone together.
+"""The worker processes of one round on this machine, which start and end together.
 
-Every worker leads a session of its own, so that it and all it starts can be signalled and ended as
-a group. Nothing here knows rounds, restarts or causes: an exit is reported, and the agent decides.
-The loop never waits: starting a process (which may touch a hanging file system) and searching /proc
-happen in a thread that belongs to the group.
+Every worker leads its own session, so that it and all its children can be signalled and ended as a
+group. This file must not handle rounds, restarts or causes: it reports an exit, and the agent
+decides. The loop never waits: processes are started (which may use a hanging file system) and /proc
+is searched in a thread of the group.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What to start: `env` is the worker's whole environment; `cwd` None means the agent's.
+    """A worker to start. `env`: its whole environment. `cwd` None: the agent's folder.
 
-    `has_stdin`: it reads the agent's standard input; else it has none.
+    `has_stdin`: whether it reads the agent's standard input; otherwise it has none.
     """
 
     argv: tuple[str, ...]
@@ -60,8 +60,8 @@ class WorkerSpec:
 class WorkerExit:
     """How a worker ended: exactly one of `returncode` and `signal` is set.
 
-    `oom`: the kernel killed for want of memory on this machine while the worker ran, and the
-    worker died of SIGKILL that was not ours (best effort: see oom.py).
+    `oom`: the kernel killed a process for lack of memory while the worker ran, and the worker died
+    by a SIGKILL that the agent did not send (best effort: see oom.py).
     """
 
     local_rank: int
@@ -79,14 +79,14 @@ class OutputSink(Protocol):
 
 
 class GroupRegistry(Protocol):
-    """Registers the process groups that must not outlive the agent. Called from any thread."""
+    """Registers process groups that must not outlive the agent. Called from any thread."""
 
     def add(self, pgid: int) -> None: ...
     def remove(self, pgid: int) -> None: ...
 
 
 class Worker:
-    """One started worker. Its pid stays ours, as a zombie, until `reap`."""
+    """One started worker. Its pid cannot be reused, because it stays a zombie until `reap`."""
 
     def __init__(self, spec: WorkerSpec, popen: subprocess.Popen[bytes]) -> None:
         self.spec = spec
@@ -98,7 +98,7 @@ class Worker:
         self.reaped = False
 
     def signal_group(self, number: int) -> None:
-        """Signal the whole process group. Safe at any time: the number cannot be another's yet."""
+        """Signal the whole process group. Safe at any time, as its number cannot be reused yet."""
         if self.reaped:
             return
         self.killed_by_us = self.killed_by_us or number == signal.SIGKILL
@@ -115,7 +115,7 @@ class Worker:
         self.popen.poll()
 
     def destroy(self) -> None:
-        """Kill and wait, in a thread: for a worker that is not watched yet."""
+        """Kill it and wait, in a thread. For a worker that is not watched yet."""
         self.signal_group(signal.SIGKILL)
         guard_process.kill_groups({self.pid: 0}, guard_process.KILL_WITHIN_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,10 +126,10 @@ class Worker:
 class WorkerGroup:
     """All workers of one round on this machine. Used once, from one running loop.
 
-    `exits` is called in the loop, once for each worker whenever it ends, also when stop() ended
-    it, and never before start() has returned. What an ended worker leaves in its session is
-    killed: at once, or within a stop when the grace is over. `guard` learns each group as soon
-    as it exists, and forgets it when nothing of it is left.
+    `exits` is called in the loop, once for each worker when it ends, also if stop() ended it, and
+    never before start() has returned. Processes that an ended worker leaves in its session are
+    killed: at once, or during a stop when the grace is over. Each group is registered with `guard`
+    as soon as it exists, and unregistered when all its processes have ended.
     """
 
     def __init__(
@@ -158,24 +158,23 @@ class WorkerGroup:
 
     @property
     def pids(self) -> dict[int, int]:
-        """The pid of each worker by its local rank, ended ones too."""
+        """The pid of each worker by its local rank, including ended ones."""
         return {worker.spec.local_rank: worker.pid for worker in self._workers}
 
     @property
     def running(self) -> tuple[int, ...]:
         """The local ranks of the workers whose end has not been reported yet.
 
-        That includes a worker that has ended and was not reported: a caller that finds none
-        running has received the exit of each.
+        A caller that finds none running has received the exit of each worker.
         """
         return tuple(w.spec.local_rank for w in self._workers if not w.is_told)
 
     async def start(self) -> None:
-        """Start all workers, or none: when one fails, those before it are killed.
+        """Start all workers or none: if one start fails, the workers before it are killed.
 
-        Cancelling it gives the start up; what it started is killed as soon as the system answers,
-        and stop() waits for that.
-        Raises ProgramNotFoundError, or WorkerStartError (no memory, too many processes or files).
+        A cancellation gives up the start. Started processes are killed as soon as the system
+        answers, and stop() waits for that. Raises ProgramNotFoundError, or WorkerStartError (no
+        memory, too many processes or files).
         """
         assert self._thread is None, "a group is started once"
         self._thread = _GroupThread("rallypoint-workers")
@@ -199,8 +198,10 @@ class WorkerGroup:
             worker.signal_group(number)
 
     def signal_leaders(self, number: int) -> None:
-        """Send a signal to the workers and not to their children: SIGUSR1 tells a program to save
-        its state, and would kill the data loaders that it has forked."""
+        """Send a signal to the workers and not to their children.
+
+        SIGUSR1 makes a program save its state, and would kill the data loaders that it has forked.
+        """
         for worker in self._workers:
             worker.signal_leader(number)
 
@@ -211,13 +212,13 @@ class WorkerGroup:
         *,
         kill_wait_s: float = guard_process.KILL_WITHIN_S,
     ) -> tuple[int, ...]:
-        """End every worker and all of its session; returns once all are reaped.
+        """End every worker and its whole session. Returns when all are reaped.
 
-        Each group gets `first_signal` and, with what its leader may leave behind, `grace_s`
-        seconds; then SIGKILL. A call while a stop is under way never lengthens its grace, may
-        shorten it, and sends no further first signal. Idempotent; cancelling it only ends the
-        waiting. Returns the local ranks of which something could not be killed within
-        `kill_wait_s` (a process in uninterruptible sleep): normally none.
+        Each group gets `first_signal`, and SIGKILL after `grace_s` seconds, with all processes that
+        its leader has left. A call while a stop is under way may shorten its grace, never lengthens
+        it, and sends no further first signal. Idempotent. A cancellation only ends the waiting.
+        Returns the local ranks with a process that could not be killed within `kill_wait_s` (one in
+        uninterruptible sleep), normally none.
         """
         kill_at = asyncio.get_running_loop().time() + grace_s
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
@@ -256,7 +257,7 @@ class WorkerGroup:
                 raise _start_error(spec, error) from error
             on_error.pop_all()
         if self._guard is not None:
-            # At once, and not by the loop, which may be held up while the agent is killed.
+            # At once, and not by the loop, which may be busy while the agent is killed.
             self._guard.add(popen.pid)
         os.close(stdout_write)
         os.close(stderr_write)
@@ -303,11 +304,11 @@ class WorkerGroup:
     async def _live(self, worker: Worker) -> None:
         status = await worker.exited
         oom = await self._was_oom(worker, status)
-        # Not called from here: whatever it raises must not keep the session from being emptied.
+        # Not called here, because an exception of it must not prevent that the session is emptied.
         asyncio.get_running_loop().call_soon(self._tell, worker, _describe(worker, status, oom))
         await self._empty_session(worker)
         if self._guard is not None:
-            self._guard.remove(worker.pid)  # while its pid cannot be that of another group
+            self._guard.remove(worker.pid)  # while its pid cannot be reused
         worker.reap()
         self._changed.set()
         if self._thread is not None and all(w.reaped for w in self._workers):
@@ -324,7 +325,7 @@ class WorkerGroup:
         return (await self._in_thread(counter.read) or 0) > before
 
     async def _empty_session(self, worker: Worker) -> None:
-        """Returns when no process of the worker's session is alive; kills them when it is time."""
+        """Wait until all processes of the worker's session have ended; kill them when due."""
         pause_s = _SEARCH_PAUSE_S
         while True:
             kill = self._kill_at is None or self._kill_at <= asyncio.get_running_loop().time()
@@ -368,11 +369,11 @@ class WorkerGroup:
 
 
 class _GroupThread:
-    """Does a group's slow calls one after the other, and is the parent of its workers.
+    """Makes a group's slow calls one after the other, and is the parent of its workers.
 
-    The kernel sends the parent-death signal when the *thread* that forked ends, so this one must
-    outlive the workers: no executor, whose threads come and go. It is a daemon, so that a call
-    that hangs for good does not keep the agent from ending.
+    The kernel sends the parent-death signal when the *thread* that forked ends. So this thread must
+    outlive the workers, which a thread of an executor might not. It is a daemon, so that the agent
+    can end while a call hangs.
     """
 
     def __init__(self, name: str) -> None:
@@ -386,7 +387,7 @@ class _GroupThread:
         return future
 
     def close(self) -> None:
-        """End the thread once the calls before have been done."""
+        """End the thread after the earlier calls."""
         self._jobs.put(None)
 
     def _run(self) -> None:
@@ -395,13 +396,13 @@ class _GroupThread:
 
 
 def _search_session(session: int, *, kill: bool) -> bool:
-    """True while something of the session is alive."""
+    """Whether a process of the session is alive."""
     members = [p for p in guard_process.read_all_processes() if p.session == session]
     living = [member for member in members if member.alive]
     for member in living if kill else ():
         guard_process.kill_member(member.pid, session)
     for member in members:
-        # An agent that is process 1 of its container inherits orphans; only the agent reaps them.
+        # An agent that is process 1 of its container inherits orphans, and must reap them.
         if not member.alive and member.parent == os.getpid() and member.pid != session:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(member.pid, os.WNOHANG)
@@ -422,8 +423,8 @@ def _two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[i
 
 def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside other threads. What runs between fork and exec here
-        # takes no lock: two system calls, through a library that is already loaded.
+        # Python 3.12 warns of a fork beside other threads. The code between fork and exec takes no
+        # lock: it makes two system calls, through a library that is already loaded.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(
             spec.argv,
@@ -441,18 +442,19 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _KILL = int(signal.SIGKILL)
 
 
-# What this process was started with: an agent raises it for its own connections, and a program
-# that is started by it may not bear that (select() takes descriptors below 1,024 only).
+# The limit with which this process was started. An agent raises it for its own connections, but a
+# program may fail with that (select() only accepts descriptors below 1,024).
 _OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def _before_exec(parent: int, open_files: tuple[int, int]) -> None:
-    """In the child, between fork and exec."""
+    """Runs in the child, between fork and exec."""
     resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
     if _libc is None:
         return
     _libc.prctl(_PR_SET_PDEATHSIG, _KILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call above: nobody will signal us
+    # the parent died before the call above, so the kernel sends no signal
+    if os.getppid() != parent:
         os._exit(1)
 
 
@@ -502,11 +504,12 @@ def _watch_in_thread(worker: Worker) -> None:
 
 
 def _status(worker: Worker, options: int) -> int:
-    """The exit status as Popen gives it: negative for a signal."""
-    if sys.platform == "darwin":  # no waitid: the number is free at once, a risk in development
+    """The exit status in the form of Popen: negative for a signal."""
+    # Without waitid the pid is free at once, which is acceptable in development.
+    if sys.platform == "darwin":
         return worker.popen.wait()
     else:
-        # Left as a zombie: as long as it is one, its number cannot come to mean another's group.
+        # Leave it as a zombie, because the number of a zombie cannot be reused for another group.
         result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | options)
         assert result is not None, "the kernel reported that it has ended"
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status

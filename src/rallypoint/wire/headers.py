@@ -1,4 +1,4 @@
-"""The names of the HTTP headers of both sides. Imports nothing, since every command loads it."""
+"""The names of the HTTP headers of both sides. Imports nothing, because every command loads it."""
 
 from __future__ import annotations
 

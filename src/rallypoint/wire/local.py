@@ -116,7 +116,7 @@ class Answer(LocalMessage, frozen=True, tag="answer"):
 
 
 class Members(LocalMessage, frozen=True, tag="members"):
-    """The member table, in node-rank order; `error` says why it is missing."""
+    """The member table, in node-rank order. `error`: why it is missing."""
 
     request_id: int
     members: tuple[RoundMember, ...]
@@ -124,7 +124,7 @@ class Members(LocalMessage, frozen=True, tag="members"):
 
 
 class WaitingIs(LocalMessage, frozen=True, tag="waiting"):
-    """What the run waits for; None if for nothing. `error` says why that is not known."""
+    """What the run waits for; None for nothing. `error`: why that is unknown."""
 
     request_id: int
     waiting: Waiting | None

@@ -6,7 +6,7 @@ recognises a message that is older than what it has seen. A field may be added o
 with a default, so that a coordinator of version N understands nodes of N - 1
 (docs/compatibility.md).
 
-How messages are sent is no concern of this file.
+This file must not send messages.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ATTACH_PATH: Final = "/v1/attach"
 
 
 class Message(FrozenStruct, frozen=True):
-    """Base of all messages. `stamp`: the ledger, term and round that the sender knows."""
+    """Base of all messages. `stamp`: the ledger, term and round of the sender."""
 
     stamp: Stamp
 
