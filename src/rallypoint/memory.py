@@ -64,8 +64,9 @@ def _cgroup_limits(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[PurePosixPath, PurePosixPath, str]]:
-    """(where they are mounted, this process's below that, the file with the limit), of both
-    versions: some systems mount both, and only one of them limits memory."""
+    """The cgroups of both versions, as (mount, path below it, file with the limit).
+
+    Some systems mount both versions, and only one of them limits memory."""
     own = _own_cgroups(root)
     for where, mounted, kind, options in _mounts(root):
         if kind == "cgroup2" and "" in own:

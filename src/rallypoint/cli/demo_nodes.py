@@ -163,8 +163,7 @@ class Nodes:
 
 
 def _environment(directory: Path) -> dict[str, str]:
-    """The user's environment without Rallypoint's variables, and with one thread for each
-    worker."""
+    """The user's environment without Rallypoint's variables, with one thread per worker."""
     # TMPDIR: a killed agent leaves its scratch directory behind, so it is in the demo's directory.
     kept = {k: v for k, v in inherited_environment().items() if not k.startswith("RALLYPOINT_")}
     own = {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

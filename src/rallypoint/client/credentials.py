@@ -53,8 +53,7 @@ class Credentials:
     async def dial(
         self, target: Address, attempts: Attempts, limit_s: float, patience: Patience
     ) -> Connection | None:
-        """Like `dialing.dial`, with this node's token, or with that of the home if the coordinator
-        needs it.
+        """Like `dialing.dial`, with this node's token, or the home's if the coordinator needs it.
 
         Raises TokenError, which names both tokens.
         """

@@ -130,9 +130,7 @@ class Marking:
         self.due_s = due_s
 
     def freeze(self) -> tuple[object, ...]:
-        """The state on which decisions depend, without times and serial numbers, as a hashable
-        value.
-        """
+        """The state on which decisions depend, hashable, without times and serial numbers."""
         known = (bytes(self._done), bytes(self._gone), self._ended, self._finished_before)
         waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
         return (*known, self.is_writing, self._written == self._serial, waiting)

@@ -57,7 +57,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a worker. `base` replaces defaults, but not the rank and the like."""
+    """The whole environment of a worker. `base` replaces defaults, but never ranks and sizes."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
     facts = {**_torchrun(context), **_rallypoint(context)}
     if context.virtual_local_rank:

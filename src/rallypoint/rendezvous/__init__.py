@@ -1,8 +1,8 @@
 """PyTorch's elastic rendezvous, name for name, on Rallypoint.
 
-The module and public names are those of `torch.distributed.elastic.rendezvous`, so a program moves
-over by changing an import. torch is not needed to import it; a backend that needs torch says so
-when it is used.
+The module and public names are those of `torch.distributed.elastic.rendezvous`, so a program only
+has to change its import. The import does not need torch. A backend that needs torch raises an error
+when it is used without it.
 
     from rallypoint.rendezvous import RendezvousParameters
     from rallypoint.rendezvous.registry import get_rendezvous_handler
@@ -11,8 +11,9 @@ when it is used.
     handler = get_rendezvous_handler(params)
     info = handler.next_rendezvous()
 
-Importing it registers the built-in backends by name only. What a backend needs, and the backends of
-other installed packages (entry points of the group `torchrun.handlers`), are loaded when asked for.
+The import registers the built-in backends by name only. The libraries of a backend, and the
+backends of other installed packages (entry points of the group `torchrun.handlers`), are loaded at
+first use.
 """
 
 from rallypoint import logs

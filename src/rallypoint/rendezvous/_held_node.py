@@ -1,8 +1,8 @@
 """The node of a rendezvous handler, which outlives the handler while it says goodbye.
 
-A handler can be dropped, or its process end, without `shutdown`. The node lives in Rallypoint's
-thread, so it must not hold the handler, and must leave the run by itself then. What the handler
-does with its node is in `_node_handler`.
+A handler can be dropped, or its process can end, without `shutdown`. Then the node must leave the
+run by itself. It lives in Rallypoint's thread, so it must not refer to the handler. `_node_handler`
+has what the handler does with its node.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ _log = logging.getLogger("rallypoint.rendezvous")
 
 
 class HeldNode:
-    """What a handler has open: its node, ledger and port. `leave` is for any thread."""
+    """The open node, ledger and port of a handler. Any thread may call `leave`."""
 
     def __init__(self) -> None:
         self.teller = Teller()
         self.portal: Portal | None = None
         self.coming: Node | None = None
-        """The node that was made last, also if it is not attached: it says what it tried."""
+        """The node that was made last, even if it is not attached, because its error lists what it
+        tried.
+        """
         self.node: Node | None = None
         self.ledger: Ledger | None = None
         self.reservation: Reservation | None = None
@@ -46,7 +48,7 @@ class HeldNode:
         return self.reservation.port
 
     async def keep(self, node: Node) -> None:
-        """Hold an open node, or close it if `leave` was called meanwhile."""
+        """Keep an open node, or close it if `leave` was called meanwhile."""
         if self._has_left:
             self.teller.leaves()
             await self._let_go(node, "its handler was shut down")
@@ -57,7 +59,7 @@ class HeldNode:
     def leave(self, reason: str) -> Future[None] | None:
         """Start to say goodbye and close everything. None if no node is open.
 
-        Idempotent, and does not wait: for any thread, and for a finalizer.
+        Idempotent. It does not wait, so any thread and a finalizer may call it.
         """
         self._has_left = True
         if self.reservation is not None:
@@ -84,13 +86,13 @@ class HeldNode:
 # -- the end of the process ------------------------------------------------------------------------
 
 _held: set[HeldNode] = set()
-"""Those whose node is open, also if their handler is shut down or dropped already."""
+"""Those with an open node, even if their handler was shut down or dropped."""
 
 
 def _at_exit() -> None:
-    """Say goodbye for an agent that ends without `shutdown`, as torchrun's does on a signal.
+    """Say goodbye for an agent that ends without `shutdown`, as torchrun's does after a signal.
 
-    Waits for each node that leaves: it may host a coordinator that other nodes still need.
+    It waits for each leaving node, which may host a coordinator that other nodes still need.
     """
     for hold in list(_held):
         leaving = hold.leave("its agent has ended")

@@ -1,8 +1,8 @@
 """A rendezvous handler that is a node: torchrun's agent calls it, and it uses Rallypoint's client.
 
-All backends but `static` use it. They differ only in how the coordinator is found, and in which
-store a round has. The first call that needs a node opens it. It lives in Rallypoint's thread of the
-process: heartbeats go on while the agent sleeps, and `num_nodes_waiting` needs no I/O.
+All backends except `static` use it. They differ only in how the coordinator is found and in the
+store of a round. The first call that needs a node opens it. The node lives in Rallypoint's thread
+of the process, so heartbeats go on while the agent sleeps, and `num_nodes_waiting` needs no I/O.
 """
 
 from __future__ import annotations
@@ -48,26 +48,27 @@ _T = TypeVar("_T")
 
 REASON_CHARACTERS_MAX: Final = 500
 LET_IN_S: Final = 1.0
-"""How much longer than its limit attaching may take: the node's own error says what it tried."""
+"""How many seconds more than its limit an attach may take, so that the node's own error is raised.
+"""
 LAST_WORDS_S: Final = 1.5
-"""How much longer than its limit a call may take: it ends by itself then, and says why."""
+"""How many seconds more than its limit a call may take, so that it can end with its own error."""
 OWN_SHARE: Final = 0.8
-"""The part of a close timeout after which an attempt ends by itself, and says what it tried."""
+"""The part of a close timeout after which an attempt ends by itself, with its own error."""
 
 
 STOP_S = 30.0
-"""How long torchrun's agent takes to stop its workers: from SIGTERM to SIGKILL."""
+"""How many seconds torchrun's agent takes to stop its workers, from SIGTERM to SIGKILL."""
 
 
 def stop_s(given: float | None = None) -> float:
-    """How long this node may take to stop its workers. The default is that of torchrun's agent."""
+    """How many seconds this node may take to stop its workers. The default is torchrun's."""
     found = settings.resolve("stop_s", given)
     seconds: float = STOP_S if found.source == "default" else found.value
     return seconds
 
 
 class HandlerPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler is made from.
+    """The parts from which a handler is made.
 
     Args:
         backend: the name that `get_backend` returns.
@@ -100,21 +101,22 @@ class NodeRendezvousHandler(RendezvousHandler):
     `rallypoint.rendezvous.api`, and torch's own as well where torch's rendezvous is imported. The
     cause is in `__cause__`.
 
-    A handler that is dropped without `shutdown` takes its node out of the run, also while a store
-    that it returned is in use: keep the handler for as long as you need the round.
+    A handler that is dropped without `shutdown` takes its node out of the run, even while a store
+    that it returned is in use. So keep the handler while you need the round.
     """
 
     def __init__(self, plan: HandlerPlan) -> None:
         self._plan = plan
-        # Callbacks of the node must not reference the handler: the node's thread lives on.
+        # Callbacks of the node must not refer to the handler, because the node's thread would keep
+        # it.
         self._hold = HeldNode()
         weakref.finalize(self, self._hold.leave, "its handler was dropped").atexit = False
         self._opening = threading.Lock()
         self._agent_store: Any = None
         self._seated = 0
-        """The number of the last round that was returned; 0 if none was."""
+        """The number of the last returned round; 0 if there was none."""
         self._is_out = False
-        """Whether the last next_rendezvous failed for this node's own reasons."""
+        """Whether the last next_rendezvous failed for a reason of this node."""
         self._is_shut = False
 
     @property
@@ -143,7 +145,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     def use_agent_store(self) -> bool:
         """Whether node rank 0's agent serves a new TCPStore for the workers of each round.
 
-        True where torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
+        True if torch is imported, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1.
         """
         return _torch_bridge.loaded() and shares_torch_store()
 
@@ -152,9 +154,9 @@ class NodeRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Leave the round, and wait for the next. See RendezvousHandler.next_rendezvous.
 
-        Raises RendezvousTimeoutError after `join_timeout_s`, also if the coordinator or the backend
-        did not answer in all that time. Raises RendezvousConnectionError if it was not found within
-        a shorter `connect_timeout_s`, and if the backend answers with errors only.
+        Raises RendezvousTimeoutError after `join_timeout_s`, even if the coordinator or the backend
+        never answered. Raises RendezvousConnectionError if the coordinator was not found within a
+        shorter `connect_timeout_s`, or if the backend answers only with errors.
         """
         if self._is_shut:
             _raise(RendezvousClosedError, f"run {self.get_run_id()!r} was shut down by this node")
@@ -182,7 +184,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     async def _next_round(self, node: Node, ends_s: float) -> Round | CloseRecord | None:
         """The next round, or how the run ended while this node waited for it.
 
-        `ends_s`: when the join timeout ends, of which finding the coordinator has taken a part.
+        `ends_s`: when the join timeout ends. The search for the coordinator has used a part of it.
         """
         offered = Address(node.bootstrap_host, self._hold.reserve())
         try:
@@ -196,7 +198,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _info(self, node: Node, found: Round) -> RendezvousInfo:
         head, rank = found.head, found.seat.node_rank
-        # The workers of the last round have ended, so their store can go.
+        # The workers of the last round have ended, so their store can be closed.
         self._agent_store = None
         if rank == 0 and self.use_agent_store:
             self._agent_store = self._serve_agent_store(head.bootstrap)
@@ -204,7 +206,8 @@ class NodeRendezvousHandler(RendezvousHandler):
             self._hold.reservation.hand_over()
         self._hold.teller.round_began(found)
         bootstrap = RendezvousStoreInfo(head.bootstrap.host, head.bootstrap.port)
-        # Neither this info nor the store may reference the handler: dropping it leaves the run.
+        # Neither this info nor the store may refer to the handler, so that a dropped handler leaves
+        # the run.
         plan, hold, door = self._plan, self._hold, self._door()
         return RendezvousInfo(
             None,
@@ -235,16 +238,17 @@ class NodeRendezvousHandler(RendezvousHandler):
             )
 
     def num_nodes_waiting(self) -> int:
-        """More than 0 if the agent has to rendezvous again, as the round is over.
+        """More than 0 if the round is over, so that the agent has to rendezvous again.
 
-        That is so when newcomers are let in, when a member was lost or has left, and when another
-        node's workers failed. The coordinator has pushed it, so no I/O is needed. It is 0 once the
-        run has succeeded, and for a node whose workers have finished. It is 1 if the run ended
-        otherwise: the agent stops its workers, and the next rendezvous says how the run ended.
+        A round ends when newcomers are let in, when a member was lost or has left, and when another
+        node's workers failed. The coordinator pushes this, so no I/O is needed. The result is 0
+        after the run has succeeded, and for a node whose workers have finished. It is 1 if the run
+        ended otherwise: then the agent stops its workers, and the next rendezvous raises an error
+        with the reason.
 
-        Raises RendezvousConnectionError once the coordinator is lost for good, and
-        RendezvousStateError if a newer start of this node has taken its place. The workers must
-        stop then.
+        Raises RendezvousConnectionError if the coordinator is lost for good, and
+        RendezvousStateError if a newer start of this node has taken its place. Then the workers
+        must stop.
         """
         node = self._node
         if node is None or self._is_done or not self._seated:
@@ -262,7 +266,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     # -- the end ---------------------------------------------------------------------------------
 
     def is_closed(self) -> bool:
-        """Whether the run is over. Attaches to it first, if that has not happened."""
+        """Whether the run is over. Attaches to it first, if this node has not attached yet."""
         if self._is_shut:
             return True
         try:
@@ -280,16 +284,16 @@ class NodeRendezvousHandler(RendezvousHandler):
         self._close(Outcome.SUCCEEDED, "the rendezvous was closed by one of its nodes", ends_s)
 
     def shutdown(self) -> bool:
-        """End the run for all nodes, and close everything. False if that was not confirmed.
+        """End the run for all nodes, and close everything. False if the end was not confirmed.
 
         If it is called while an exception is handled, as torchrun's launcher does, the run is
-        closed as failed, for that reason. A node that was not let in only leaves. So does a node
-        that is done: the run is over once all are, and until then the others go on (torchrun's
-        agent gives up its exit barrier after 300 s).
+        closed as failed for that reason. A node that was not attached only leaves. So does a node
+        that is done, because the run is over when all nodes are done, and the others go on until
+        then (torchrun's agent gives up its exit barrier after 300 s).
 
-        Takes at most `close_timeout_s`. Then Rallypoint's thread does the rest, and the end of the
+        Takes at most `close_timeout_s`. Rallypoint's thread does the rest, and the end of the
         process waits for it: the goodbye, and a coordinator that this node hosts, until the other
-        nodes have heard of the end, or for as long as their run needs it.
+        nodes have learned of the end, or while their run needs it.
         """
         if self._is_shut:
             return True
@@ -297,7 +301,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         outcome, reason = _why(sys.exception())
         is_well = True
         try:
-            # A node that was not let in, or is done, leaves alone: the run goes on without it.
+            # A node that was not attached or is done leaves alone, and the run goes on without it.
             if not (self._is_out or self._is_done):
                 self._close(outcome, reason, ends_s)
         except RendezvousError as error:
@@ -321,7 +325,7 @@ class NodeRendezvousHandler(RendezvousHandler):
                 self._asked(node.close_run(outcome, reason, left_s * OWN_SHARE), left_s)
 
     def _hang_up(self, reason: str, limit_s: float) -> None:
-        """Say goodbye and close everything. Waits `limit_s`; Rallypoint's thread does the rest."""
+        """Say goodbye and close everything. Waits up to `limit_s`; the thread does the rest."""
         self._is_shut = True
         self._agent_store = None
         leaving = self._hold.leave(reason)
@@ -338,7 +342,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
     def _end(self, close: CloseRecord | None) -> NoReturn:
         """The run was closed while this node waited for a round of it."""
-        # A node without a seat in the last round was a standby, or a newcomer.
+        # A node without a seat in the last round was a standby or a newcomer.
         is_spare = close is not None and (self._seated == 0 or self._seated < close.round)
         if close is not None and close.outcome is Outcome.SUCCEEDED and is_spare:
             self._end_unneeded(f"{self._over(close)}; this node was not needed")
@@ -364,7 +368,7 @@ class NodeRendezvousHandler(RendezvousHandler):
     def _opened(self, limit_s: float = math.inf, last_words_s: float = LAST_WORDS_S) -> Node:
         """The node, attached within `limit_s` or `connect_timeout_s`, whichever is less.
 
-        `last_words_s`: how much longer it may take, so that its own error says what it tried.
+        `last_words_s`: how much longer it may take, so that it can end with its own error.
         """
         limit_s = max(0.0, min(limit_s, self._plan.node.connect_timeout_s))
         if not self._opening.acquire(timeout=limit_s + last_words_s):
@@ -402,7 +406,7 @@ class NodeRendezvousHandler(RendezvousHandler):
         return node
 
     def _asked(self, work: Coroutine[Any, Any, _T], limit_s: float | None = None) -> _T:
-        """Wait `limit_s` at most for the node's work. Its errors become those of a rendezvous."""
+        """Wait up to `limit_s` for the node's work. Its errors become those of a rendezvous."""
         try:
             return self._door().run(work, limit_s)
         except (errors.RallypointError, OSError) as error:  # a TimeoutError is an OSError
@@ -430,15 +434,15 @@ def _store(plan: HandlerPlan, hold: HeldNode, door: Portal, node: Node, head: Ro
         node.done()
 
     def on_bad_end(close: CloseRecord) -> NoReturn:
-        # torchrun's agent is in its exit barrier, which passes no Exception on.
+        # torchrun's agent is in its exit barrier, which suppresses every Exception.
         text = _over(plan.node.run_id, close)
         raise SystemExit(f"error: {text}; the workers of this node had finished")
 
     if plan.store is None:
         calls = RoundCalls(node, head.number, on_terminal, tells_end=plan.ends_process)
         return round_store(door, calls, on_bad_end)
-    # The caller's store may outlive the run, and another run may have its id. Its numbers begin at
-    # 1 again, but no two rounds have the same digest: each node draws a new incarnation.
+    # The caller's store may outlive the run, and another run may have the same id. Its round
+    # numbers begin at 1 again, but its digests differ, because each node draws a new incarnation.
     prefix = f"torch.rendezvous.{plan.node.run_id}.{head.number}/{head.digest}"
     return prefixed(prefix, plan.store, lambda: door.run(_called(on_terminal)))
 
@@ -449,7 +453,7 @@ def _over(run_id: str, close: CloseRecord | None) -> str:
 
 
 async def _let_in(node: Node, limit_s: float) -> None:
-    """Open a node in `limit_s`. A node gives a coordinator that it has reached more time."""
+    """Open a node in `limit_s`. A coordinator that was reached has more time."""
     try:
         async with asyncio.timeout(limit_s + LET_IN_S):
             await node.open()
@@ -462,9 +466,9 @@ async def _let_in(node: Node, limit_s: float) -> None:
 
 @contextlib.contextmanager
 def _until(ends_s: float, what: str) -> Iterator[None]:
-    """Make a RendezvousConnectionError at the end of the time a RendezvousTimeoutError.
+    """Turn a RendezvousConnectionError at the end of the time into a RendezvousTimeoutError.
 
-    The error of a backend that has answered stays as it is, as in torch.
+    The error of a backend that has answered is not changed, as in torch.
     """
     began_s = time.monotonic()
     try:
@@ -485,7 +489,7 @@ def _has_answered(error: BaseException) -> bool:
 
 
 def _close_of(node: Node) -> CloseRecord | None:
-    """How the run ended, from the coordinator or the ledger; None while it is on."""
+    """How the run ended, from the coordinator or the ledger; None while it is open."""
     gone = node.gone
     return node.closed or (gone.close if isinstance(gone, errors.RunClosedError) else None)
 
@@ -494,7 +498,7 @@ def _close_of(node: Node) -> CloseRecord | None:
 
 
 def _raise(kind: type[Exception], text: str, cause: BaseException | None = None) -> NoReturn:
-    """Raise one of the rendezvous errors, as torch's own too where torch's are imported."""
+    """Raise a rendezvous error, which is torch's own as well if torch's are imported."""
     raise _torch_bridge.error_class(kind)(text) from cause
 
 
@@ -523,7 +527,7 @@ def _kind_of(error: Exception) -> type[RendezvousError]:
 
 
 def _why(error: BaseException | None) -> tuple[Outcome, str]:
-    """How the run ends for a node that is shut down while `error` is handled."""
+    """The reason and outcome of a run whose node is shut down while `error` is handled."""
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return Outcome.SUCCEEDED, "a node has finished"
     text = (_torch_bridge.first_failure(error) or str(error)).strip().partition("\n")[0]

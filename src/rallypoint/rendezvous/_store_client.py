@@ -1,8 +1,8 @@
 """The client of `_store_server`: the blocking store of nodes without torch.
 
-All threads share one connection. Each call has its own deadline, and keeps it also if the server is
-frozen or gone. After a lost connection the next call connects again, if the same server is still
-there. A call that was in progress fails, as nobody knows whether the server has carried it out.
+All threads share one connection. Each call has its own deadline, and keeps it even if the server is
+frozen or has ended. After a lost connection the next call connects again, if the same server still
+runs. A call that was in progress fails, because it is unknown whether the server has executed it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError, check_call
 
 ANSWER_MARGIN_S: Final = 0.5
-"""How long after the server's limit a call waits for its answer, which names what is missing."""
+"""How many seconds after the server's limit a call waits for its answer, which names what is
+missing.
+"""
 PAUSE_MIN_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
 SILENCE_S: Final = 2.0
-"""A server whose greeting takes longer is frozen, or is another program."""
+"""A server whose greeting takes longer than this, in seconds, is frozen or is another program."""
 STRANGERS_MAX: Final = 3
-"""A server that ends may cut a connection. One that does so each time is another program."""
+"""How often to try again: a server that ends may cut a connection, but one that always does so is
+another program.
+"""
 
 
 def open_store(
     portal: Portal, host: str, port: int, timeout_s: float, *, keeps: object = None
 ) -> TcpStore:
-    """Connect, trying again until `timeout_s` has passed; that is also the store's own timeout.
+    """Connect, and try again until `timeout_s` has passed, which is also the store's timeout.
 
-    `keeps`: an object that must live as long as the store.
+    `keeps`: an object that the store keeps alive.
 
     Raises UnreachableError, with what was tried, and NotACoordinatorError if another program
     listens there.
@@ -53,14 +57,14 @@ def open_store(
 
 
 _STORE_LOST: Final = "store_lost"
-"""The code of a call whose connection ended before its answer came, or could not be made."""
+"""The code of a call whose connection failed, or ended before the answer arrived."""
 
 
 class TcpStore(BlockingStore):
     """A store at `host` and `port`. See rallypoint.client.blocking.Store for its calls.
 
-    Every call raises StoreTimeoutError, which names what is missing, or StoreError. The connection
-    is closed once nothing references the store.
+    Every call may raise StoreTimeoutError, which names what is missing, or StoreError. The
+    connection is closed when the last reference to the store is dropped.
     """
 
     def __init__(self, portal: Portal, calls: _TcpCalls, timeout_s: float, keeps: object) -> None:
@@ -77,7 +81,7 @@ class TcpStore(BlockingStore):
 
 
 class _TcpCalls:
-    """The connection and its open calls. For the portal's loop, but `let_go` is for any thread."""
+    """The connection and its open calls. For the portal's loop; any thread may call `let_go`."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -148,7 +152,7 @@ class _TcpCalls:
             return self._link
 
     async def _dial(self) -> _Link:
-        """Connect once. Raises OSError, also for a server that is silent or another one."""
+        """Connect once. Raises OSError, also if the server is silent or is another one."""
         loop = asyncio.get_running_loop()
         _, link = await loop.create_connection(_Link, self.host, self.port)
         try:
@@ -195,7 +199,7 @@ class _StrangerError(ConnectionError):
 
 
 class _SilentError(ConnectionError):
-    """The program accepts connections and is silent: it is frozen, or has another protocol."""
+    """The program accepts connections but sends nothing: it is frozen, or has another protocol."""
 
 
 class _Link(asyncio.Protocol):
@@ -283,7 +287,8 @@ class _Link(asyncio.Protocol):
         self.is_lost = True
         if not self._greeting.done():
             self._greeting.set_exception(error)
-            self._greeting.exception()  # Marks it as seen, if the caller has given up waiting.
+            # Mark the exception as retrieved, in case the caller has given up waiting.
+            self._greeting.exception()
         for result in self._results.values():
             if not result.done():
                 result.set_exception(error)

@@ -1,7 +1,8 @@
-"""Finds out which kind of store listens at a port, before a client of torch's is made for it.
+"""Finds out which kind of store listens at a port, before one of torch's clients connects to it.
 
-torch's TCPStore client cannot be stopped: it retries in C++ until its timeout, also if another
-program has the port, and prints its stack then. One question on another connection tells the kind.
+torch's TCPStore client cannot be stopped: it retries in C++ until its timeout even if another
+program has the port, and then prints its stack. One question on a separate connection shows the
+kind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TORCH_PING: Final = b"\x00" + struct.pack("=I", 0x3C85F7CE) + b"\x0d" + _TORCH_
 
 
 class StoreKind(enum.Enum):
-    """What answers at a port."""
+    """The kind of server at a port."""
 
     OURS = "a Rallypoint store"
     TORCH = "a PyTorch TCPStore"
@@ -37,8 +38,8 @@ def kind_at(host: str, port: int, timeout_s: float) -> StoreKind:
     """
     with socket.create_connection((host, port), timeout_s) as sock:
         try:
-            # Our store sends first, and torch's answers. Both are far smaller than what the
-            # network carries in one packet.
+            # Rallypoint's store sends first, and torch's answers. Both messages fit into one
+            # packet.
             sock.sendall(_TORCH_PING)
             return _kind(sock.recv(GREETING_BYTES_MAX))
         except OSError:

@@ -1,12 +1,13 @@
-"""A store over TCP: node rank 0 of a `static` rendezvous serves it where there is no torch.
+"""A store over TCP, which node rank 0 of a `static` rendezvous serves without torch.
 
-The keys and waits are those of the core's store of a round; here are frames, connections and
-deadlines. A frame is four bytes of length, big-endian, and as many of msgpack (as in
-wire/local.py). Both sides greet first, so that neither takes a store of torch's for this one:
-torch's server sends nothing before it is asked, and refuses other protocols.
+Keys and waits are handled by the core's store of a round. This file has frames, connections and
+deadlines. A frame is four bytes of length, big-endian, and a message in msgpack (as in
+wire/local.py). Both sides send a greeting first, so that neither mistakes one of torch's stores for
+this one: torch's server never sends first, and refuses other protocols.
 
-As with torch's TCPStore, everyone who reaches the port may use the store: it has no token. What
-arrives is decoded into typed, bounded values, or refused (R12). The limits below bound each peer.
+As with torch's TCPStore, the store has no token: every process that reaches the port may use it.
+Received bytes are decoded into typed, bounded values, or refused (R12). The limits below apply to
+each peer.
 """
 
 from __future__ import annotations
@@ -46,29 +47,33 @@ CLIENTS_MAX: Final = 4096
 """How many connections a server holds by default."""
 GREETING_BYTES_MAX: Final = 256
 GREETING_TIMEOUT_S: Final = 10.0
-"""How long a process that has connected may take to greet."""
+"""How many seconds a connected process may take to greet."""
 LIMITS: Final = StoreLimits(waiting_calls_per_node_max=4096, waiting_bytes_per_node_max=4 * 1024**2)
 STRANGERS_MAX: Final = 128
 """How many connections may be open without a greeting. More wait in the listener's backlog."""
 CALLS_PER_TURN: Final = 16
-"""How many messages of one connection are taken before it is the others' turn."""
+"""How many messages of one connection are handled before the turns of the others."""
 OPEN_FEW: Final = 16
-"""With so few open calls each answer is acknowledged at once, which takes as many steps."""
+"""With at most this many open calls, each answer is acknowledged at once, which takes as many
+steps.
+"""
 UNREAD_BYTES_MAX: Final = 1024**2
-"""How much may wait for a client that does not read. Large values count by their frames only."""
+"""How many bytes may wait for a client that does not read. Large values count only with their
+frames.
+"""
 UNREAD_S: Final = 60.0
-"""How long a client may read nothing while something waits for it."""
+"""How many seconds a client may read nothing while data waits for it."""
 UNSENT_BYTES_MAX: Final = 32 * 1024
 TURN_BYTES: Final = 256 * 1024
 CONNECTION_BYTES: Final = 8 * 1024
 PARTIAL_FROM_BYTES: Final = 16 * 1024
-"""A smaller message that is not complete yet counts as a part of its connection."""
+"""A smaller incomplete message counts as part of its connection's memory."""
 
 
 class Greeting(local.LocalMessage, frozen=True, tag="store"):
     """The first message of each side. `server_id`: drawn when a server starts; "" from a client.
 
-    By it a client that connects again sees whether this is the same store.
+    A client that reconnects recognises by it whether this is the same store.
     """
 
     version: int
@@ -104,12 +109,12 @@ class StoreServer:
     def __init__(self, clients_max: int = CLIENTS_MAX) -> None:
         self.server_id = secrets.token_hex(16)
         self.port = 0
-        # The store serves nodes by name: each connection takes a free name, its seat.
+        # The store serves nodes by name, so each connection gets a free name, its seat.
         seats = [(f"client-{number}", number, 1) for number in range(clients_max)]
         self._engine = RoundStore(seats, LIMITS)
         self._free = [name for name, _, _ in reversed(seats)]
         self._links: dict[str, _Link] = {}
-        self._connected: dict[_Link, None] = {}  # also those that have not greeted
+        self._connected: dict[_Link, None] = {}  # including those that have not greeted
         given: int | None = settings.resolve("memory").value
         self.budget = MemoryBudget(given or default_budget(is_embedded=True).bytes)
         self._share = self.budget.share("the store")
@@ -122,7 +127,7 @@ class StoreServer:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self, port: int) -> None:
-        """Listen on every address of this machine. Port 0: any; `port` has the one that it became.
+        """Listen on all addresses of this machine. Port 0: any; `port` has the chosen one.
 
         Raises OSError: EADDRINUSE if the port is taken.
         """
@@ -144,7 +149,7 @@ class StoreServer:
         fork_safety.close_all_in_children(self)
 
     def close(self) -> None:
-        """Stop listening and cut every connection off. Idempotent."""
+        """Stop listening and cut all connections. Idempotent."""
         if self._listener is not None:
             self._listener.close()
         if self._sock is not None:
@@ -181,7 +186,7 @@ class StoreServer:
         return not self._free
 
     def admit(self, link: _Link, transport: asyncio.BaseTransport) -> str:
-        """A seat for a connection that has greeted; "" if there is none."""
+        """A seat for a connection that has greeted; "" if none is free."""
         if self._listener is not None:
             self._listener.admit(transport)
         if not self._free:
@@ -198,7 +203,7 @@ class StoreServer:
         self._free.append(seat)
 
     def apply(self, seat: str, call: local.Call) -> None:
-        """Carry a call out, and send the answers that follow from it."""
+        """Apply a call, and send the resulting answers."""
         now_s = asyncio.get_running_loop().time()
         if self._share.used > self.budget.surely:
             excess = self._share.excess(max(0, self._engine.growth_of(call.op)))
@@ -211,7 +216,7 @@ class StoreServer:
         self._set_alarm()
 
     def acknowledge(self, seat: str, up_to: int, still_open: tuple[int, ...]) -> None:
-        """Forget what was answered. No connection is resumed, so no answer is needed twice."""
+        """Acknowledge answers to the store: none is needed twice, as no connection is resumed."""
         self._engine.acknowledge(seat, up_to, still_open)
         self._count()
 
@@ -238,7 +243,7 @@ class StoreServer:
 
 
 class SharedServer:
-    """A server in this process's portal, open as long as this object lives. See serve_at."""
+    """A server in this process's portal, which is open while this object lives. See serve_at."""
 
     def __init__(self, portal: Portal, port: int) -> None:
         server = StoreServer()
@@ -252,7 +257,7 @@ _sharing = threading.Lock()
 
 
 def serve_at(portal: Portal, port: int) -> SharedServer:
-    """The server at this port: one for all callers in this process. 0: a new server at any port.
+    """The server at this port, shared by all callers in this process. 0: a new one at any port.
 
     Raises OSError: EADDRINUSE if another process has the port.
     """
@@ -275,7 +280,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _Link(asyncio.Protocol):
-    """One connection. What it sends is limited, and what waits for it as well."""
+    """One connection, with limits for its input and for the output that waits."""
 
     def __init__(self, server: StoreServer) -> None:
         self._server = server
@@ -298,11 +303,11 @@ class _Link(asyncio.Protocol):
         self._looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods, but derive from no class of asyncio.
+        # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         self._server.connected(self)
         self._share.add(CONNECTION_BYTES)
-        # A peer whose machine is down must not keep its seat for ever.
+        # Keepalive, because a peer whose machine is down must not keep its seat for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         if self._server.is_full:
@@ -325,7 +330,7 @@ class _Link(asyncio.Protocol):
             self._server.forget(self._seat)
         self._share.close()
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -340,7 +345,7 @@ class _Link(asyncio.Protocol):
             self._server.turns.later(self, self._go_on)
 
     def _count_partial(self) -> None:
-        """Count a large message that is not complete. Without memory for it, cut the connection."""
+        """Count an incomplete large message. If there is no memory for it, cut the connection."""
         size = self._unframer.kept_bytes
         size = size if size > PARTIAL_FROM_BYTES else 0
         if size != self._partial:
@@ -351,7 +356,7 @@ class _Link(asyncio.Protocol):
                 self._refuse(str(excess))
 
     def _take_some(self) -> bool:
-        """Take as many messages as one turn allows. Whether there are more."""
+        """Handle as many messages as one turn allows. Returns whether more are left."""
         try:
             for _ in range(CALLS_PER_TURN):
                 if not self._bodies or self._is_closing():
@@ -398,7 +403,7 @@ class _Link(asyncio.Protocol):
         if not self._seat:
             self._refuse(FULL)
 
-    # -- what leaves ---------------------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------------
 
     def answer(self, answer: local.Answer) -> None:
         """Send the result of a call, and acknowledge it to the store."""
@@ -410,7 +415,7 @@ class _Link(asyncio.Protocol):
         self._settled(answer.request_id)
 
     def _settled(self, request_id: int) -> None:
-        """Acknowledge less often if many calls are open: each time costs as many steps."""
+        """Acknowledge less often if many calls are open, because each time takes as many steps."""
         self._open.pop(request_id, None)
         self._settled_since += 1
         if self._settled_since >= len(self._open) or len(self._open) <= OPEN_FEW:
@@ -449,7 +454,7 @@ class _Link(asyncio.Protocol):
         self._send_on()
 
     def _look(self) -> None:
-        """Cut a peer that has read nothing since the last look."""
+        """Cut a peer that has read nothing since the last check."""
         assert self._transport is not None
         unread = self._transport.get_write_buffer_size()
         if unread >= self._unread:
@@ -464,7 +469,7 @@ class _Link(asyncio.Protocol):
             self._server.turns.later(self, self._send_some)
 
     def _send_some(self) -> bool:
-        """Send as much as the peer takes and one turn allows. Whether to go on."""
+        """Send as much as the peer accepts and one turn allows. Returns whether to continue."""
         left, transport = TURN_BYTES, self._transport
         while not self._is_paused and self._outgoing is not None and not self._is_closing():
             if left <= 0:
@@ -473,7 +478,7 @@ class _Link(asyncio.Protocol):
                 case None:
                     self._outgoing = None
                 case Begin():
-                    pass  # The head has the length.
+                    pass  # The head contains the length.
                 case Whole(piece) | piece:
                     assert transport is not None
                     left -= len(piece)
@@ -492,7 +497,7 @@ class _Link(asyncio.Protocol):
             self._transport.abort()
 
     def fileno(self) -> int:
-        """The descriptor; -1 once it is closed."""
+        """The descriptor; -1 if it is closed."""
         found = self._transport.get_extra_info("socket") if self._transport else None
         return found.fileno() if found is not None else -1
 

@@ -1,13 +1,12 @@
 """A round's store, which `RendezvousInfo.store` returns: torch's semantics, with or without torch.
 
 There are two kinds: the round's own store at the coordinator, and a prefix over a store of the
-caller. torchrun's agents use it twice. Before the workers start, they work out the workers' ranks
-on it. After the workers have finished, an agent waits on it in an exit barrier for the others, and
-calls nothing else. Its first write there is the only sign that its node is done, so both kinds pass
-that on.
+caller. torchrun's agents use it twice. Before the workers start, the agents use it to assign the
+workers' ranks. After its workers have finished, an agent waits in an exit barrier on it for the
+others. Its first write there is the only sign that its node is done, so both kinds pass that on.
 
-If the round ends meanwhile, an error would end the agent in the first case, and print a traceback
-in the second. So both succeed in a round that is over: see RoundCalls.
+If the round has ended, an error would end the agent in the first case, and print a traceback in the
+second. So both uses succeed in a round that is over: see RoundCalls.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from rallypoint.rendezvous import _torch_bridge
 TERMINAL_STATE: Final = "torchelastic/agent/terminal_state"
 """Prefix of the keys of torchrun's exit barrier (torch 2.13, elastic/agent/server/api.py)."""
 ROLE_INFO: Final = "torchelastic/role_info/"
-"""Prefix of the keys by which each agent tells how many workers it has."""
+"""Prefix of the keys with each agent's number of workers."""
 ASSIGNED_RANKS: Final = "torchelastic/assigned_ranks/"
-"""Prefix of the keys by which the agent with rank 0 tells the others their workers' ranks."""
+"""Prefix of the keys in which the agent with rank 0 gives the others their workers' ranks."""
 
 ANSWER_MARGIN_S: Final = 2.0
-"""How long after its deadline a call ends if the coordinator does not answer."""
+"""How many seconds after its deadline a call ends if the coordinator does not answer."""
 END_FOLLOWS_S: Final = 3.0
-"""How long a node that is done waits for the end of the run, after that of its round."""
+"""How many seconds a node that is done waits for the end of the run after that of its round."""
 
 _log = logging.getLogger("rallypoint.rendezvous")
 _T = TypeVar("_T")
@@ -56,7 +55,7 @@ def is_terminal(op: ops.StoreOp) -> bool:
 
 
 def _is_assignment(op: ops.StoreOp) -> bool:
-    """Whether this is a step by which torchrun's agents work out their workers' ranks."""
+    """Whether this is a step in which torchrun's agents assign their workers' ranks."""
     match op:
         case ops.Set(key=key):
             return key.startswith(ROLE_INFO)
@@ -70,7 +69,7 @@ def _is_assignment(op: ops.StoreOp) -> bool:
 
 
 class RunEndedBadly(Exception):
-    """The run has ended, and not by success, while this node was in torchrun's exit barrier."""
+    """The run has failed or was cancelled while this node was in torchrun's exit barrier."""
 
     def __init__(self, close: CloseRecord) -> None:
         super().__init__()
@@ -80,8 +79,8 @@ class RunEndedBadly(Exception):
 class RoundCalls:
     """The calls of one round's store, for one node. See StoreCalls.
 
-    `on_terminal` is called once torchrun's exit barrier has counted this node. With `tells_end`, a
-    step of that barrier in a run that did not succeed raises RunEndedBadly.
+    `on_terminal` is called when torchrun's exit barrier has counted this node. With `tells_end`, a
+    step of that barrier raises RunEndedBadly if the run did not succeed.
     """
 
     def __init__(
@@ -101,11 +100,11 @@ class RoundCalls:
         self._own_role: bytes = b""
 
     async def call(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
-        """One operation. What torchrun's agent does in a round that is over succeeds.
+        """Execute one operation. The calls of torchrun's agent succeed in a round that is over.
 
-        See this module's top. Nobody else comes to an exit barrier then, and nobody waits for it.
-        Ranks are invented: the agent stops the workers that get them as soon as it looks at
-        `num_nodes_waiting`, and then it rendezvouses again.
+        See the module's docstring for the reason. No other node reaches the exit barrier then. The
+        ranks are invented: the agent stops the workers that get them as soon as it reads
+        `num_nodes_waiting`, and then rendezvouses again.
         """
         if isinstance(op, ops.Set) and op.key.startswith(ROLE_INFO):
             self._own_role = op.value
@@ -135,7 +134,7 @@ class RoundCalls:
         return store_error(failure)
 
     def _ended(self) -> Change | None:
-        """Why this round is over for the node; None while it is on."""
+        """Why this round is over for the node; None while it is active."""
         current = self._node.round
         if current is None or current.head.number != self._number:
             detail = "this node is in another round now"
@@ -143,10 +142,10 @@ class RoundCalls:
         return self._node.change
 
     async def _check_end(self) -> None:
-        """Raises RunEndedBadly if the run has ended, and not by success.
+        """Raises RunEndedBadly if the run has ended without success.
 
-        The loss of a node can leave too few for the run. The coordinator tells the end a moment
-        later than the loss, as it writes the end to the ledger first.
+        The loss of a node can end the run. The coordinator reports that end a moment after the
+        loss, because it writes the end to the ledger first.
         """
         if not self._tells_end:
             return
@@ -157,7 +156,7 @@ class RoundCalls:
             raise RunEndedBadly(close)
 
     async def _answer(self, op: ops.StoreOp, timeout_s: float | None) -> ops.StoreResult:
-        """The coordinator's answer, which names what was missing. One that is frozen gives none."""
+        """The coordinator's answer, which names what is missing. If it is frozen, a timeout."""
         limit_s = None if timeout_s is None else timeout_s + ANSWER_MARGIN_S
         try:
             async with asyncio.timeout(limit_s):
@@ -166,7 +165,7 @@ class RoundCalls:
             return no_answer("the coordinator", limit_s)
 
     def _invented(self, op: ops.StoreOp) -> bytes | tuple[bytes, ...] | None:
-        """Ranks as if every node had as many workers as this one."""
+        """Invented ranks, as if every node had as many workers as this one."""
         _log.info("round %d has ended while its workers' ranks were assigned", self._number)
         match op:
             case ops.MultiGet(keys=keys):
@@ -179,7 +178,7 @@ class RoundCalls:
 
 
 class _EndsRun:
-    """Runs a round's calls, and passes the bad end of the run to `on_bad_end`."""
+    """Runs a round's calls, and calls `on_bad_end` if the run has ended without success."""
 
     def __init__(self, portal: Portal, on_bad_end: Callable[[CloseRecord], NoReturn]) -> None:
         self._portal = portal
@@ -190,17 +189,17 @@ class _EndsRun:
         try:
             return self._portal.run(work)
         except RunEndedBadly as ended:
-            # Not raised in the portal's loop: a SystemExit would end its thread.
+            # Not raised in the portal's loop, because a SystemExit would end its thread.
             self._on_bad_end(ended.close)
 
 
 def round_store(
     portal: Portal, calls: RoundCalls, on_bad_end: Callable[[CloseRecord], NoReturn]
 ) -> Any:
-    """The round's own store: torch's class where torch is in use, else a plain one.
+    """The round's own store: of torch's class if torch is in use, otherwise a plain one.
 
-    `on_bad_end`: called in the thread of a step of torchrun's exit barrier if the run has ended,
-    and not by success. For calls that `tells_end`.
+    `on_bad_end`: called in the thread of a step of torchrun's exit barrier if the run has ended
+    without success. For calls with `tells_end`.
     """
     runner = _EndsRun(portal, on_bad_end)
     store = AsyncStore(calls, calls.error_of)
@@ -209,11 +208,11 @@ def round_store(
     return BlockingStore(runner, store)
 
 
-# -- a prefix over a store of the caller's ---------------------------------------------------------
+# -- a prefix over the caller's store --------------------------------------------------------------
 
 
 def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
-    """`store` with "prefix/" before each key: a PrefixStore of torch's for a store of torch's."""
+    """`store` with "prefix/" before each key: torch's PrefixStore for a store of torch's."""
 
     def on_add(key: str) -> None:
         if key.startswith(TERMINAL_STATE):
@@ -221,7 +220,7 @@ def prefixed(prefix: str, store: Any, on_terminal: Callable[[], None]) -> Any:
 
     for_torch = getattr(store, "for_torch", None)
     if for_torch is not None and _torch_bridge.loaded():
-        store = for_torch()  # our store in etcd, as a store of torch's
+        store = for_torch()  # Rallypoint's store in etcd, as a store of torch's
     if _torch_bridge.is_torch_store(store):
         return _torch_bridge.prefix_store(prefix, store, on_add)
     return PrefixedStore(prefix, store, on_add)
@@ -245,17 +244,17 @@ class PrefixedStore:
         self.underlying_store.set(self._key(key), value)
 
     def get(self, key: str) -> bytes:
-        """The value of a key, once it exists."""
+        """Wait until a key exists, and return its value."""
         return cast(bytes, self.underlying_store.get(self._key(key)))
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter; the new value."""
+        """Add to a counter, and return its new value."""
         count = cast(int, self.underlying_store.add(self._key(key), amount))
         self._on_add(key)
         return count
 
     def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:
-        """Replace `expected` by `desired`; what the key has then."""
+        """Replace `expected` by `desired`, and return the key's value afterwards."""
         changed = self.underlying_store.compare_set(self._key(key), expected, desired)
         return cast(bytes, changed)
 
@@ -272,7 +271,7 @@ class PrefixedStore:
         return cast(bool, self.underlying_store.check([*map(self._key, keys)]))
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """The values of several keys, once all exist."""
+        """Wait until all keys exist, and return their values."""
         return cast("list[bytes]", self.underlying_store.multi_get([*map(self._key, keys)]))
 
     def multi_set(self, keys: Sequence[str], values: Sequence[bytes | str]) -> None:
@@ -280,20 +279,20 @@ class PrefixedStore:
         self.underlying_store.multi_set([*map(self._key, keys)], values)
 
     def delete_key(self, key: str) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key. Returns whether it existed."""
         return cast(bool, self.underlying_store.delete_key(self._key(key)))
 
     def num_keys(self) -> int:
-        """How many keys the store below has, under any prefix, as torch counts."""
+        """How many keys the underlying store has, under any prefix, as in torch."""
         return cast(int, self.underlying_store.num_keys())
 
     @property
     def timeout(self) -> Any:
-        """How long calls wait."""
+        """How long calls wait at most."""
         return self.underlying_store.timeout
 
     def set_timeout(self, timeout: Any) -> None:
-        """Set how long calls wait."""
+        """Set how long calls wait at most."""
         self.underlying_store.set_timeout(timeout)
 
     def _key(self, key: str) -> str:

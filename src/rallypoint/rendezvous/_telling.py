@@ -32,12 +32,12 @@ _SHOWN: Final = ("rallypoint.rendezvous", "rallypoint.client")
 _log = logging.getLogger("rallypoint.rendezvous")
 
 LINES_MAX: Final = 1_000
-"""How many lines may wait while nothing can be written to stderr."""
+"""How many lines may wait while stderr accepts no write."""
 FLUSH_S: Final = 1.0
 
 
 class Teller:
-    """Logs what happens to one node. For the node's event loop."""
+    """Logs the events of one node. For the node's event loop."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = _to_log if say is None else say
@@ -48,7 +48,7 @@ class Teller:
         self._lines = Lines()
 
     def listen(self, node: Node) -> None:
-        """Log what this node is told from now on."""
+        """Log the events of this node from now on."""
         self._name, self._run_id = node.info.name, node.settings.run_id
         node.on_ended = self.round_ended
         node.on_closed = self.run_ended
@@ -122,7 +122,7 @@ def show_on_stderr() -> None:
 class _StderrHandler(logging.Handler):
     """Writes to sys.stderr, unless another handler gets the record as well.
 
-    It writes in a thread of its own, as a console or a log collector that hangs must not delay the
+    It writes in its own thread, because a hanging console or log collector must not delay the
     node's heartbeats. If LINES_MAX lines wait, further ones are dropped.
     """
 
@@ -171,7 +171,7 @@ def _write_all(lines: queue.SimpleQueue[str | threading.Event]) -> None:
             line.set()
             continue
         stream: TextIO | None = sys.stderr
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # stderr has no reader any more
             if stream is not None:
                 stream.write(line)
                 stream.flush()

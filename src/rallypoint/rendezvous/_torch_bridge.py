@@ -1,9 +1,8 @@
-"""The only file that uses torch: for what needs torch, and for what must look like torch's.
+"""The only file that uses torch, for stores and errors that need torch or must look like torch's.
 
-Nothing is imported from torch before a function here needs it. Whether torch is in use is seen from
-what the process has imported (`loaded`). So `rallypoint.rendezvous` costs nothing in a program
-without torch. Under torchrun, which imports torch first, errors and stores are torch's own classes
-as well.
+torch is imported only when a function here needs it. Whether torch is in use is determined from the
+process's imports (`loaded`). So `rallypoint.rendezvous` costs nothing in a program without torch.
+Under torchrun, which imports torch first, errors and stores are torch's own classes as well.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ TORCH_ERRORS: Final = "torch.distributed.elastic.rendezvous.api"
 TIMEOUT_S_MAX: Final = 365 * 86_400.0
 """A longer timeout is cut to this, as it would overflow in C++."""
 LATE_S: Final = 1.0
-"""How long after its deadline a call ends if torch's store does not keep the deadline."""
+"""How many seconds after its deadline a call ends if torch's store does not keep the deadline."""
 
 KEPT_STORES: Final = 64
-"""The stores of so many rounds are kept for torch's C++, also if the program has dropped them."""
+"""The stores of this many rounds are kept for torch's C++, even if the program has dropped them."""
 
 _S = TypeVar("_S")
 
@@ -48,7 +47,10 @@ def loaded() -> bool:
 
 
 def require(what: str) -> None:
-    """Raises RuntimeError if torch is not installed. The text names `what` needs it."""
+    """Raises RuntimeError if torch is not installed.
+
+    `what`: the part that needs it, for the text.
+    """
     if not is_available():
         raise RuntimeError(
             f"{what} needs PyTorch, which is not installed; install it (pip install torch), or use "
@@ -105,7 +107,7 @@ def is_torch_store(store: object) -> bool:
 
 
 def is_tcp_store(store: object) -> bool:
-    """Whether this is a TCPStore of torch's."""
+    """Whether this is torch's TCPStore."""
     if not loaded():
         return False
     from torch.distributed import TCPStore
@@ -121,23 +123,23 @@ def prefix_store(prefix: str, store: Any, on_add: Callable[[str], None] = lambda
 def store_of(runner: Runner, store: AsyncStore) -> Any:
     """`store` as a torch.distributed.Store, for PrefixStore, init_process_group and the like.
 
-    Its errors are torch's DistStoreError and ours at once. Keep a reference to it: torch's C++
-    keeps only its own half of a store alive, and calls the other half. `round_store_of` and
+    Its errors are both torch's DistStoreError and Rallypoint's. Keep a reference to it: torch's C++
+    keeps only the C++ half of a store alive, but calls the Python half. `round_store_of` and
     `world_store` keep one themselves.
     """
     return _store_class()(runner, store)
 
 
 def round_store_of(runner: Runner, store: AsyncStore) -> Any:
-    """As `store_of`, for a round's store, which a program hands to torch and forgets."""
+    """Like `store_of`, for a round's store, to which a program may not keep a reference."""
     return _kept_for_torch(store_of(runner, store))
 
 
 def world_store(runner: Runner, store: AsyncStore) -> BlockingStore | None:
     """The store of a World as a torch.distributed.Store that is a rallypoint.Store as well.
 
-    For a process that has imported torch.distributed. None where that has no Store: torch can be
-    built without its distributed package.
+    For a process that has imported torch.distributed. None if that has no Store, because torch can
+    be built without its distributed package.
     """
     from torch import distributed
 
@@ -160,9 +162,10 @@ def _world_store_class() -> Any:
     from rallypoint.client.blocking import Store as BlockingStore
 
     class WorldStore(_store_class(), BlockingStore):  # type: ignore[misc,unused-ignore]
-        """A torch Store with all calls of a BlockingStore, whose own attributes are not used.
+        """A torch Store with all calls of a BlockingStore, but without its attributes.
 
-        The torch Store comes first: torch's C++ reads its timeout, so there is no other.
+        The torch Store is the first base, because torch's C++ reads its timeout, which must be the
+        only one.
         """
 
     return WorldStore
@@ -173,14 +176,15 @@ def _prefix_store_class() -> Any:
     from torch.distributed import DistNetworkError, PrefixStore
 
     class WatchedPrefixStore(PrefixStore):  # type: ignore[misc,unused-ignore]
-        """A PrefixStore that tells which counters its Python callers add to.
+        """A PrefixStore that reports to which counters its Python callers add.
 
-        Their calls end in time. torch's own, to a TCPStore whose host is frozen, never end.
+        Their calls end in time, whereas torch's own calls to a TCPStore on a frozen host never end.
         """
 
         def __init__(self, prefix: str, store: Any, on_add: Callable[[str], None]) -> None:
             super().__init__(prefix, store)
-            # torch keeps the C++ half of a store that is written in Python, not the Python half.
+            # torch keeps only the C++ half of a store that is written in Python, not the Python
+            # half.
             self._below = store
             self._on_add = on_add
 
@@ -251,8 +255,8 @@ def _store_class() -> Any:
     class CoordinatedStore(Store):  # type: ignore[misc,unused-ignore]
         """A torch Store whose calls go to the round's coordinator.
 
-        torch's C++ calls these methods too, from any thread, but not num_keys and delete_key: these
-        two work on this object, and fail through a PrefixStore.
+        torch's C++ calls these methods, too, from any thread, except num_keys and delete_key. These
+        two work on this object, but fail through a PrefixStore.
         """
 
         def __init__(self, runner: Runner, store: AsyncStore) -> None:
@@ -316,7 +320,7 @@ def _store_class() -> Any:
 
 
 def _bytes(value: str | bytes | list[int]) -> bytes:
-    """A value as it is stored: torch passes a str, bytes, or a list of numbers below 256.
+    """A value as it is stored. torch passes a str, bytes, or a list of numbers below 256.
 
     Raises UsageError for anything else: bytes(5) would be five zeros.
     """
@@ -331,8 +335,8 @@ def _bytes(value: str | bytes | list[int]) -> bytes:
 def error_class(ours: type[Exception]) -> type[Exception]:
     """The class to raise for `ours`, an error of rallypoint.rendezvous.api.
 
-    Where torch's rendezvous is imported, it is a subclass of torch's error as well, so that callers
-    of torch catch it.
+    If torch's rendezvous is imported, it is a subclass of torch's error as well, so that callers of
+    torch catch it.
     """
     module = sys.modules.get(TORCH_ERRORS)
     theirs = getattr(module, ours.__name__, None)
@@ -350,9 +354,9 @@ def error_of(ours: type[Exception], text: str, detail: str) -> Exception:
 
 
 def store_error(error: errors.RallypointError) -> Exception:
-    """The error of a store's call that is torch's as well: callers of torch's stores catch it.
+    """The error of a store's call as an error of torch, too, which callers of its stores catch.
 
-    It is a DistNetworkError if the coordinator is lost, else a DistStoreError. Both are
+    It is a DistNetworkError if the coordinator is lost, otherwise a DistStoreError. Both are
     RuntimeErrors.
     """
     from torch.distributed import DistNetworkError, DistStoreError
@@ -375,7 +379,8 @@ def first_failure(error: BaseException) -> str:
     if failure.exitcode < 0:
         return f"rank {rank} was killed by signal {-failure.exitcode} ({failure.signal_name()})"
     text = f"rank {rank} ended with exit code {failure.exitcode}"
-    # A program under torch's @record leaves its error. Without, the message is how to use that.
+    # A program under torch's @record leaves its error. Otherwise the message is advice to use
+    # @record.
     said = failure.message.get("message", "") if isinstance(failure.message, dict) else ""
     return f"{text}: {said}" if said else text
 

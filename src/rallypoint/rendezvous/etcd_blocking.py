@@ -187,8 +187,9 @@ class EtcdConnection:
         return self._client
 
     def contact(self) -> None:
-        """Raises RendezvousConnectionError unless etcd answers, within `read_timeout` and
-        FIRST_CONTACT_S.
+        """Raises RendezvousConnectionError unless etcd answers in time.
+
+        It must answer within `read_timeout` and FIRST_CONTACT_S.
         """
         self.run(self._contact(min(FIRST_CONTACT_S, self.read_timeout)), "connect")
 
