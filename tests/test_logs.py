@@ -40,7 +40,9 @@ def test_a_record_is_one_line_without_control_characters(log, caplog):
     logger = logs.tidy("rallypoint.coordinator")
     with caplog.at_level(logging.INFO):
         log(logger)
-    for text in lines_of(caplog):
+    lines = lines_of(caplog)
+    assert lines
+    for text in lines:
         first, *more = text.split("\n")
         assert first.isprintable()
         assert all(line.startswith("  ") and line.isprintable() for line in more)

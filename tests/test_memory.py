@@ -88,12 +88,12 @@ def test_a_limit_above_the_machine_does_not_count(tmp_path: Path) -> None:
     assert memory_limit(root).bytes == whole()
 
 
-def test_a_system_without_cgroups(tmp_path: Path) -> None:
+def test_without_cgroups_the_machine_counts(tmp_path: Path) -> None:
     assert memory_limit(tmp_path).bytes == whole()
 
 
 @pytest.mark.parametrize("garbage", ["", "nonsense", "1:2", "35 31 - cgroup2", "\0 - \0"])
-def test_unreadable_cgroup_files(tmp_path: Path, garbage: str) -> None:
+def test_unreadable_cgroup_files_do_not_count(tmp_path: Path, garbage: str) -> None:
     assert memory_limit(machine(tmp_path, garbage, garbage)).bytes == whole()
 
 

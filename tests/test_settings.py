@@ -309,7 +309,7 @@ def test_a_runs_settings_come_from_arguments_environment_and_defaults() -> None:
         ({"RALLYPOINT_NNODES": "2:8"}, {"max_nodes": 4}, (2, 4)),
     ],
 )
-def test_the_number_of_nodes(
+def test_the_number_of_nodes_follows_from_the_settings(
     environ: dict[str, str], explicit: dict[str, object], expected: tuple[int, int]
 ) -> None:
     run = settings.run_settings(environ=environ, **explicit)

@@ -335,7 +335,7 @@ def test_a_new_file_is_for_its_user_only_and_overwrites_nothing(tmp_path: Path) 
 # -- fingerprints ----------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_tells_tokens_apart_and_is_no_plain_hash() -> None:
+def test_a_fingerprint_distinguishes_tokens_and_is_no_plain_hash() -> None:
     one, two = tokens.draw(), tokens.draw()
     assert tokens.fingerprint(one) == tokens.fingerprint(str(one)) != tokens.fingerprint(two)
     assert len(tokens.fingerprint(one)) == 12

@@ -118,7 +118,7 @@ def test_a_target_is_shown_and_judged(
 
 
 @pytest.mark.usefixtures("measured")
-def test_json(cli: Cli) -> None:
+def test_figures_may_be_json(cli: Cli) -> None:
     done = cli("bench", "meet", "--nodes", "8", "--json")
     body = json.loads(done.out)
     assert (done.code, body["machine"]) == (0, MACHINE)
@@ -144,7 +144,9 @@ def test_bad_options_are_refused(
 
 
 @pytest.mark.processes
-def test_a_coordinator_that_refuses(cli: Cli, serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_refusal_of_the_coordinator_is_an_error(
+    cli: Cli, serve: Callable[..., Served], tmp_path: Path
+) -> None:
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(name * 5)
         (tmp_path / name).chmod(0o600)
@@ -190,7 +192,7 @@ def test_a_server_that_never_answers_is_named(
     assert "--at" in done.err.splitlines()[-1]
 
 
-def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_needs_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = cli("bench", "meet", "--plot", "figures.png")
     assert done.code == 2
@@ -207,7 +209,9 @@ def test_a_picture_without_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch)
         ("nowhere/figures.png", "does not exist"),
     ],
 )
-def test_a_picture_that_cannot_be_drawn(cli: Cli, tmp_path: Path, name: str, said: str) -> None:
+def test_a_picture_that_cannot_be_drawn_is_an_error(
+    cli: Cli, tmp_path: Path, name: str, said: str
+) -> None:
     pytest.importorskip("matplotlib")
     done = cli("bench", "meet", "--plot", str(tmp_path / name))
     assert done.code == 2
@@ -218,7 +222,7 @@ def test_a_picture_that_cannot_be_drawn(cli: Cli, tmp_path: Path, name: str, sai
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where nobody may write, not even root: /proc")
 @pytest.mark.parametrize("path", ["/proc/figures.png", "/proc/version.png"])
-def test_a_picture_where_nothing_can_be_written(cli: Cli, path: str) -> None:
+def test_a_picture_in_an_unwritable_place_is_an_error(cli: Cli, path: str) -> None:
     pytest.importorskip("matplotlib")
     done = cli("bench", "meet", "--plot", path)
     assert done.code == 2
@@ -227,7 +231,7 @@ def test_a_picture_where_nothing_can_be_written(cli: Cli, path: str) -> None:
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_picture_that_is_there_is_kept_until_it_is_drawn(cli: Cli, tmp_path: Path) -> None:
+def test_an_existing_picture_is_kept_until_the_new_one_is_drawn(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "figures.svg"
     path.write_text("the one of yesterday")
@@ -239,7 +243,7 @@ def test_a_picture_that_is_there_is_kept_until_it_is_drawn(cli: Cli, tmp_path: P
 
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("scenario", ["meet", "model"])
-def test_a_picture(cli: Cli, tmp_path: Path, scenario: str) -> None:
+def test_a_picture_is_drawn(cli: Cli, tmp_path: Path, scenario: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "figures.svg"
     done = cli("bench", scenario, "--plot", str(path))
@@ -248,7 +252,7 @@ def test_a_picture(cli: Cli, tmp_path: Path, scenario: str) -> None:
 
 
 @pytest.mark.processes
-def test_a_limit_of_open_files_that_is_too_low() -> None:
+def test_a_low_limit_of_open_files_is_an_error() -> None:
     done = subprocess.run(
         [*COMMAND, "bench", "meet", "--nodes", "500"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
@@ -279,7 +283,7 @@ def test_long_steps_are_announced(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("measured")
-def test_too_few_ports_for_all_nodes(
+def test_too_few_ports_for_all_nodes_are_an_error(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports = tmp_path / "ports"
@@ -332,7 +336,7 @@ def _attached(at: str, run_id: str) -> int:
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", ["meet", pytest.param("regroup", marks=pytest.mark.verify)])
-def test_more_processes_than_nodes(cli: Cli, scenario: str) -> None:
+def test_more_processes_than_nodes_are_allowed(cli: Cli, scenario: str) -> None:
     done = cli("bench", scenario, "--nodes", "2,5", "--processes", "5", "--repeats", "1")
     assert done.code == 0, done.err
 

@@ -21,7 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rallypoint.cli.env.default_budget", lambda **which: found)
 
 
-def test_defaults(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
+def test_the_defaults_are_shown(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
     snapshot("env-defaults", str(cli("env")))
 
 
@@ -36,7 +36,7 @@ def test_each_setting_shows_its_source(
     snapshot("env-set", str(cli("env")))
 
 
-def test_as_json(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_may_be_json(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RALLYPOINT_NNODES", "2:4")
     rows = json.loads(cli("env", "--json").out)
     assert [each["name"] for each in rows] == [each.name for each in SETTINGS]

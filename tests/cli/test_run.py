@@ -75,7 +75,7 @@ def test_options_may_have_underscores_and_equals_signs(
     assert config.log_dir == "/logs_here"
 
 
-def test_a_module(cli: Cli, started: list[agent.AgentConfig]) -> None:
+def test_a_module_can_be_run(cli: Cli, started: list[agent.AgentConfig]) -> None:
     assert cli("run", "--standalone", "--no-tee", "-m", "json.tool", "--indent", "2").code == 5
     assert started[0].argv == (sys.executable, "-u", "-m", "json.tool", "--indent", "2")
     # Without --log-dir the output would be nowhere.
@@ -186,7 +186,7 @@ def test_a_bad_option_is_reported_at_once(
     assert started == []
 
 
-def test_a_log_directory_that_cannot_be_written(cli: Cli, script: str, tmp_path: Path) -> None:
+def test_an_unwritable_log_directory_is_an_error(cli: Cli, script: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = cli("run", "--log-dir", str(tmp_path / "file" / "logs"), script)
     assert done.code == 2

@@ -358,7 +358,7 @@ def test_another_python_and_a_directory(tmp_path: Path) -> None:
         ({"program": [__file__], "python": "/nonexistent/python"}, "--python"),
     ],
 )
-def test_a_program_that_does_not_exist(options: dict[str, Any], hint: str) -> None:
+def test_a_missing_program_is_an_error(options: dict[str, Any], hint: str) -> None:
     with pytest.raises(ProgramNotFoundError) as caught:
         program_argv(options)
     assert hint in caught.value.hint

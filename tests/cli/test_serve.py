@@ -72,7 +72,7 @@ def test_a_closed_run_is_kept_for_the_configured_time(
         time.sleep(0.2)
 
 
-def test_ipv6(serve: Callable[..., Served], cli: Cli) -> None:
+def test_serve_listens_on_ipv6(serve: Callable[..., Served], cli: Cli) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -82,7 +82,7 @@ def test_ipv6(serve: Callable[..., Served], cli: Cli) -> None:
     assert cli("status", "--endpoint", served.endpoint).code == 0
 
 
-def test_beyond_loopback_with_a_token_or_insecure(
+def test_beyond_loopback_serve_starts_with_a_token_or_insecure(
     serve: Callable[..., Served], cli: Cli, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -125,7 +125,7 @@ def test_a_taken_port_is_an_error(
     snapshot("serve-port-taken", without_ports(str(cli("serve", "--port", str(port)))))
 
 
-def test_an_address_of_another_machine(cli: Cli) -> None:
+def test_an_address_of_another_machine_is_an_error(cli: Cli) -> None:
     done = cli("serve", "--host", "192.0.2.1", "--port", "0", "--insecure")
     assert done.code == 2
     assert "192.0.2.1 is not an address of this machine" in done.err
@@ -158,7 +158,7 @@ def test_a_name_with_one_address_beyond_loopback_counts_as_beyond(
     assert not serving.is_loopback("both")
 
 
-def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresolvable_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

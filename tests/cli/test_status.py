@@ -136,7 +136,7 @@ def test_a_watch_prints_each_change_once_and_ends_with_the_run(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("command", [["status"], ["close", "job"]])
-def test_a_missing_and_a_wrong_token(
+def test_a_missing_or_wrong_token_is_an_error(
     serve: Callable[..., Served],
     cli: Cli,
     command: list[str],
@@ -164,11 +164,11 @@ def test_a_missing_and_a_wrong_token(
 # -- what is no coordinator ----------------------------------------------------------------------
 
 
-def test_no_endpoint(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
+def test_a_missing_endpoint_is_an_error(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
     snapshot("status-no-endpoint", str(cli("status")))
 
 
-def test_a_malformed_endpoint(
+def test_a_malformed_endpoint_is_an_error(
     cli: Cli, snapshot: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = str(cli("status", "--endpoint", "::1"))
@@ -229,12 +229,14 @@ def test_an_old_address_may_have_been_a_nodes(cli: Cli, free_port: int) -> None:
 
 
 @pytest.mark.sockets
-def test_a_refusing_host(cli: Cli, snapshot: Callable[[str, str], None], free_port: int) -> None:
+def test_a_refused_connection_is_an_error(
+    cli: Cli, snapshot: Callable[[str, str], None], free_port: int
+) -> None:
     done = cli("status", "--endpoint", f"127.0.0.1:{free_port}")
     snapshot("status-refused", without_ports(str(done)))
 
 
-def test_a_host_that_cannot_be_resolved(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresolvable_host_is_an_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

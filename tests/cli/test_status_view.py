@@ -59,17 +59,21 @@ def _drawn(picture: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_one_run(snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_of_one_run(
+    snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     snapshot("status-run", _drawn(DETAIL, capsys))
 
 
-def test_all_runs(snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_of_all_runs(
+    snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     other = {**SUMMARY, "run_id": "b", "phase": "active", "reason": "", "round": 1}
     runs = {"coordinator": DETAIL["coordinator"], "runs": [SUMMARY, other]}
     snapshot("status-runs", _drawn(runs, capsys))
 
 
-def test_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_without_runs(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = _drawn({"coordinator": DETAIL["coordinator"], "runs": []}, capsys)
     assert drawn == "coordinator: rallypoint 0.1.0, 3 connections\nno runs\n"
 

@@ -350,7 +350,7 @@ def test_a_name_of_both_families_is_reached_over_either(host: str, monkeypatch):
 
 
 @needs_ipv6
-def test_an_ipv6_endpoint():
+def test_an_ipv6_endpoint_is_reached():
     async def main() -> None:
         async with served(host="::1") as (_, port), opened(f"http://[::1]:{port}") as a:
             found = await a.next_round(BOOTSTRAP)
@@ -426,7 +426,7 @@ def test_the_error_says_why_this_node_could_not_host(monkeypatch):
     run_clean(main)
 
 
-def test_whether_a_host_is_this_one():
+def test_this_host_is_recognized():
     for own in ("localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().upper()):
         assert net.is_this_host(own)
     for other in ("192.0.2.1", "no-such-host.invalid"):

@@ -123,7 +123,7 @@ def test_the_path_for_nodes_explains_itself_to_browsers():
     run_clean(main)
 
 
-def test_the_status_of_a_run_over_http():
+def test_the_status_of_a_run_is_served_over_http():
     async def main() -> None:
         async with served() as (_, port):
             endpoint = f"http://127.0.0.1:{port}"

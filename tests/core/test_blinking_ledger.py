@@ -52,16 +52,14 @@ def in_time(passed_s: float, bound_s: float) -> bool:
 
 
 @blinking
-def test_a_closed_connection(there_s: float, away_s: float) -> None:
+def test_a_closed_connection_has_its_grace_despite_outages(there_s: float, away_s: float) -> None:
     driver = met(8)
     driver.disconnect("n0")
     assert in_time(blink(driver, there_s, away_s, "n0"), GRACE_S)
 
 
 @blinking
-def test_a_closed_connection_that_closed_while_the_ledger_was_away(
-    there_s: float, away_s: float
-) -> None:
+def test_a_connection_closed_in_an_outage_has_its_grace(there_s: float, away_s: float) -> None:
     driver = met(8)
     driver.lose_ledger()
     driver.disconnect("n0")
@@ -72,14 +70,14 @@ def test_a_closed_connection_that_closed_while_the_ledger_was_away(
 
 
 @blinking
-def test_a_silent_node(there_s: float, away_s: float) -> None:
+def test_a_silent_node_is_lost_despite_outages(there_s: float, away_s: float) -> None:
     driver = met(8)
     driver.silent("n0")
     assert in_time(blink(driver, there_s, away_s, "n0"), LOST_S - 5.0)
 
 
 @blinking
-def test_a_silent_node_that_does_not_answer_the_probe_of_a_case(
+def test_a_node_that_answers_no_probe_of_a_case_is_lost_despite_outages(
     there_s: float, away_s: float
 ) -> None:
     driver = met(8)
@@ -92,7 +90,7 @@ def test_a_silent_node_that_does_not_answer_the_probe_of_a_case(
 
 
 @blinking
-def test_a_node_that_does_not_attach_after_a_takeover(there_s: float, away_s: float) -> None:
+def test_a_node_that_does_not_attach_is_lost_despite_outages(there_s: float, away_s: float) -> None:
     driver = met(8)
     driver.fail_over(attach_grace_s=ATTACH_S)
     driver.attach(*(f"n{number}" for number in range(1, 8)))
@@ -100,14 +98,18 @@ def test_a_node_that_does_not_attach_after_a_takeover(there_s: float, away_s: fl
 
 
 @blinking
-def test_many_nodes_that_disconnect_together(there_s: float, away_s: float) -> None:
+def test_many_nodes_that_disconnect_together_are_lost_despite_outages(
+    there_s: float, away_s: float
+) -> None:
     driver = met(8)
     driver.disconnect("n0", "n1", "n2", "n3")
     assert in_time(blink(driver, there_s, away_s, "n0"), MASS_S)
 
 
 @blinking
-def test_a_node_that_does_not_answer_for_its_name(there_s: float, away_s: float) -> None:
+def test_a_node_that_does_not_answer_loses_its_name_despite_outages(
+    there_s: float, away_s: float
+) -> None:
     driver = met(8)
     driver.attach("n0'")
     passed_s, since_s = 0.0, driver.now_s

@@ -98,7 +98,7 @@ def test_a_report_after_the_verdict_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("limit", "bears"), [(0, [False]), (1, [True, False, False]), (None, [True] * 5)]
 )
-def test_the_budget(limit: int | None, bears: list[bool]) -> None:
+def test_the_restart_budget_is_charged(limit: int | None, bears: list[bool]) -> None:
     charged = case_of(EXCEPTION).close(0)
     spent = 0
     for is_borne in bears:

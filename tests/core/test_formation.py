@@ -61,7 +61,7 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         ((0, 0, 2), {"settled": True}, Decision.LAST_CALL),
     ],
 )
-def test_the_truth_table(
+def test_formation_follows_the_truth_table(
     counts: tuple[int, int, int], more: dict[str, Any], decision: Decision
 ) -> None:
     assert decide(gathering(*counts, **more)) is decision

@@ -140,7 +140,7 @@ class TestTwoNodesOfOneName:
         driver.leave("a")
         assert driver.is_connected("a'")
 
-    def test_the_newcomer_is_told_when_the_run_is_closed(self) -> None:
+    def test_the_newcomer_learns_that_the_run_is_closed(self) -> None:
         driver = meet("a", "b")
         driver.attach("a'")
         driver.close()

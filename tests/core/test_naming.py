@@ -15,7 +15,7 @@ INFO = NodeInfo("n0", 1, "host", ("10.0.0.1",), 1, {"rack": "7"})
     "host",
     ["h", "host-1", "node_3.example.", "10.0.0.1", "::1", "fe80::1%eth0", "müller", "x" * 255],
 )
-def test_a_host(host: str) -> None:
+def test_a_host_name_is_accepted(host: str) -> None:
     assert naming.is_host(host)
 
 
@@ -25,7 +25,7 @@ NO_HOSTS += ["\ud800", "a'b"]
 
 
 @pytest.mark.parametrize("host", NO_HOSTS)
-def test_no_host(host: str) -> None:
+def test_a_bad_host_name_is_refused(host: str) -> None:
     assert not naming.is_host(host)
     assert naming.host_problem("bootstrap host", host).isprintable()
 
@@ -50,7 +50,7 @@ def test_a_bad_node_name_is_refused(fields: dict[str, object], words: str) -> No
     assert len(problem) < 200
 
 
-def test_a_plain_node() -> None:
+def test_a_plain_node_name_is_accepted() -> None:
     assert naming.info_problem(INFO) == ""
     assert naming.info_bytes(INFO) == len("n0" + "host" + "10.0.0.1" + "rack" + "7")
 

@@ -48,17 +48,17 @@ class TestNatural:
             ("node" + "9" * 5000, "node1" + "0" * 5000),
         ],
     )
-    def test_one_host_before_another(self, earlier: str, later: str) -> None:
+    def test_hosts_are_in_natural_order(self, earlier: str, later: str) -> None:
         assert order("natural", (), nodes(later, earlier)) == [earlier, later]
 
     def test_digits_of_other_scripts_are_text(self) -> None:
         assert order("natural", (), nodes("n٣", "n²", "n4")) == ["n4", "n²", "n٣"]
 
-    def test_host_counts_before_name(self) -> None:
+    def test_the_host_counts_before_the_name(self) -> None:
         candidates = [Candidate("b", "h1", 1), Candidate("a10", "h2", 1), Candidate("a9", "h2", 1)]
         assert order("natural", (), candidates) == ["b", "a9", "a10"]
 
-    def test_ignores_the_last_round(self) -> None:
+    def test_natural_order_ignores_the_last_round(self) -> None:
         assert order("natural", ["c", "b", "a"], nodes("c", "b", "a")) == ["a", "b", "c"]
 
 
@@ -139,7 +139,7 @@ class TestWorkerRanks:
     def test_nodes_may_have_different_numbers_of_workers(self) -> None:
         assert worker_ranks(["a", "b", "c"], {"c": 4, "a": 2, "b": 1}) == [0, 2, 3]
 
-    def test_no_nodes(self) -> None:
+    def test_without_nodes_there_are_no_ranks(self) -> None:
         assert worker_ranks([], {}) == []
 
     def test_a_node_without_workers_is_refused(self) -> None:

@@ -120,7 +120,7 @@ def test_r4_a_repeat_of_ready_breaks_nothing() -> None:
     assert driver.phase is Phase.ACTIVE
 
 
-def test_r5_what_is_committed_carries_the_term() -> None:
+def test_r5_each_commit_has_the_term() -> None:
     """R5. Commits and closes follow only from a swap conditioned on the term."""
     driver = Driver(max=2, term=7)
     driver.join("a", "b")

@@ -80,7 +80,7 @@ class TestOneCall:
         assert desk.value(CompareSet("k", b"1", b"2")) == b"2"
         assert desk.value(Get("k")) == b"2"
 
-    def test_append(self, desk: Desk) -> None:
+    def test_append_extends_a_value(self, desk: Desk) -> None:
         for part in (b"a", b"b", b"", b"c"):
             assert desk.value(Append("k", part)) is None
         assert desk.value(Get("k")) == b"abc"
@@ -109,7 +109,7 @@ class TestOneCall:
         assert desk.value(Check(("a", "b"))) is False
         assert desk.value(Check(())) is True
 
-    def test_delete_key_and_num_keys(self, desk: Desk) -> None:
+    def test_delete_key_and_num_keys_work(self, desk: Desk) -> None:
         desk.value(Set("a", b"1"))
         assert desk.value(NumKeys()) == 1
         assert desk.value(DeleteKey("a")) is True
@@ -153,7 +153,7 @@ class TestEnd:
         desk.store.end("over")
         assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == done
 
-    def test_the_data_is_dropped(self, desk: Desk) -> None:
+    def test_the_end_drops_the_data(self, desk: Desk) -> None:
         desk.value(Set("k", b"1"))
         desk.store.end("over")
         assert desk.store.usage() == (0, 0)

@@ -82,9 +82,12 @@ class TestResends:
         assert desk.store.apply("a", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
         assert desk.later(2) == []
 
-    def test_strangers_are_ignored(self, desk: Desk) -> None:
-        desk.store.acknowledge("stranger", 5)
-        desk.store.forget_node("stranger")
+    def test_a_node_outside_the_round_changes_nothing(self, desk: Desk) -> None:
+        desk.value(Add("n", 1))
+        before = desk.store.freeze()
+        desk.store.acknowledge("outside", 5)
+        desk.store.forget_node("outside")
+        assert desk.store.freeze() == before
 
 
 def test_r11_answers_of_another_coordinator_are_forgotten_once_acknowledged() -> None:

@@ -159,7 +159,7 @@ class TestWaiting:
 
 
 class TestBarrier:
-    def test_releases_when_every_rank_has_come(self, desk: Desk) -> None:
+    def test_a_barrier_is_released_when_every_rank_has_arrived(self, desk: Desk) -> None:
         assert [desk.arrive(rank) for rank in (3, 0, 1)] == [[], [], []]
         assert desk.arrive(2) == [
             Answer("b", 4, StoreValue(None)),

@@ -84,7 +84,7 @@ def test_another_program_at_the_address_is_an_error() -> None:
 # -- users and certificates -----------------------------------------------------------------------
 
 
-def test_users_and_passwords(tmp_path: Path) -> None:
+def test_bad_users_and_passwords_are_reported(tmp_path: Path) -> None:
     with one_etcd() as cluster:
         asyncio.run(require_users(cluster))
         place = f"etcd://{cluster.endpoints[0]}/ours"
@@ -104,7 +104,7 @@ def test_users_and_passwords(tmp_path: Path) -> None:
         assert right not in told.said
 
 
-def test_certificates(tmp_path: Path) -> None:
+def test_bad_certificates_are_reported(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make certificates with")
     make_certificates(tmp_path)

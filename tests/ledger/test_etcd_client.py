@@ -138,7 +138,7 @@ def test_a_watch_from_before_a_compaction_is_an_error(one_etcd, prefix) -> None:
     asyncio.run(body())
 
 
-def test_users_and_passwords(etcd_program: Program) -> None:
+def test_users_and_passwords_are_checked(etcd_program: Program) -> None:
     def options(cluster: EtcdCluster, user: str = "", password: str = "") -> EtcdOptions:
         return EtcdOptions(endpoints=cluster.endpoints, user=user, password=password)
 
@@ -185,7 +185,7 @@ def test_an_etcd_without_users_ignores_a_user(one_etcd, prefix) -> None:
 # -- TLS ------------------------------------------------------------------------------------------
 
 
-def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Path) -> None:
+def test_tls_works_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Path) -> None:
     make_certificates(tmp_path)
 
     def file(name: str) -> str:
@@ -237,7 +237,7 @@ def test_tls_with_certificates_on_both_sides(etcd_program: Program, tmp_path: Pa
         asyncio.run(body(cluster))
 
 
-def test_tls_to_a_port_without_it(one_etcd) -> None:
+def test_tls_to_a_port_without_tls_is_an_error(one_etcd) -> None:
     async def body() -> None:
         options = EtcdOptions(endpoints=one_etcd.endpoints, tls=True, timeout_s=1.0)
         with pytest.raises(LedgerUnreachableError, match="uses TLS there"):

@@ -298,7 +298,7 @@ def test_a_machine_that_cannot_resolve_its_own_name_is_the_host_all_the_same(
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_file_store(torch_distributed: Any, tmp_path: Path, given: bool) -> None:
+def test_a_file_store_is_served(torch_distributed: Any, tmp_path: Path, given: bool) -> None:
     path = str(tmp_path / "store") if given else ""
     backend, store = create_backend(params(path, store_type="fIlE"))
     assert isinstance(store, torch_distributed.FileStore)

@@ -304,7 +304,7 @@ def test_read_timeout_and_protocol_have_defaults(one_etcd: EtcdCluster) -> None:
     store.client.close()
 
 
-def test_tls_with_certificates_on_both_sides(
+def test_tls_works_with_certificates_on_both_sides(
     etcd_program: Program, tmp_path: Path, prefix: str
 ) -> None:
     """The newer and the older backend: their options have different names."""

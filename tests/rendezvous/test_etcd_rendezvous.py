@@ -63,7 +63,7 @@ def _meet(handlers: Sequence[RendezvousHandler]) -> list[RendezvousInfo]:
         return list(pool.map(lambda each: each.next_rendezvous(), handlers))
 
 
-def test_one_node_alone(make: Make) -> None:
+def test_one_node_alone_has_a_round(make: Make) -> None:
     handler = make()
     assert (handler.get_backend(), handler.get_run_id()) == ("etcd", "run")
     info = handler.next_rendezvous()

@@ -67,7 +67,7 @@ def test_a_counter_that_many_add_to_at_once_counts_all(store: EtcdStore) -> None
     assert sorted(seen) == list(range(1, 65))
 
 
-def test_compare_and_set(store: EtcdStore) -> None:
+def test_compare_set_replaces_the_expected_value(store: EtcdStore) -> None:
     assert store.compare_set("absent", "expected", "new") == b"expected"
     assert not store.check(["absent"])
     assert store.compare_set("key", "", "first") == b"first"
@@ -77,13 +77,13 @@ def test_compare_and_set(store: EtcdStore) -> None:
     assert store.get("key") == b"second"
 
 
-def test_appending(store: EtcdStore) -> None:
+def test_append_extends_a_value(store: EtcdStore) -> None:
     store.append("key", "a")
     store.append("key", b"b")
     assert store.get("key") == b"ab"
 
 
-def test_deleting_and_counting(store: EtcdStore) -> None:
+def test_keys_are_deleted_and_counted(store: EtcdStore) -> None:
     assert store.num_keys() == 0
     store.set("a", "1")
     store.set("b", "2")

@@ -29,7 +29,9 @@ STAMP = Stamp("ledger", 7, 300)
     ],
     ids=lambda value: f"{type(value).__name__} of {len(value)}",
 )
-def test_an_answer(value: bytes | tuple[bytes, ...], bytes_max: int) -> None:
+def test_the_parts_of_an_answer_are_its_encoding(
+    value: bytes | tuple[bytes, ...], bytes_max: int
+) -> None:
     if bytes_max == 1 and len(value) > 60_000:
         bytes_max = 100
     answer = wire.StoreAnswer(STAMP, 2**40, StoreValue(value))
@@ -41,14 +43,14 @@ def test_an_answer(value: bytes | tuple[bytes, ...], bytes_max: int) -> None:
 
 
 @pytest.mark.parametrize("value", [bytes(100_000), (b"x" * 5000,) * 20], ids=["bytes", "tuple"])
-def test_a_local_answer(value: bytes | tuple[bytes, ...]) -> None:
+def test_the_parts_of_a_local_answer_are_its_encoding(value: bytes | tuple[bytes, ...]) -> None:
     answer = local.Answer(2**33, StoreValue(value))
     made = parts.local_answer_parts(answer)
     assert b"".join(made.pieces(10_000)) == local.encode(answer)
     assert made.size == len(local.encode(answer))
 
 
-def test_a_member_table() -> None:
+def test_the_parts_of_a_member_table_are_its_encoding() -> None:
     rows = msgspec.msgpack.encode(["a row"] * 30_000)
     message = wire.EncodedMembers(STAMP, 5, 300, "digest", msgspec.Raw(rows))
     made = parts.members_parts(message)
