@@ -1,15 +1,14 @@
 """The claim of this process to one run, from the first question to the loss of ownership.
 
-The package's docstring says why a takeover is safe. This file does not decide what the owner
-commits, or when.
+The package's docstring says why a takeover is safe. A claim is one state machine: taking a run,
+writing its head and resigning it share the one question that is open. What a head says is in
+`records`. This file does not decide what the owner commits, or when.
 """
 
 from __future__ import annotations
 
 import enum
 from typing import TypeAlias
-
-import msgspec
 
 from rallypoint.core.election.actions import (
     Action,
@@ -141,7 +140,7 @@ class Claim:
         assert previous.close is None, "a closed run gets no further commit"
         is_next = register.number == previous.number + 1
         assert register.round == previous.round or is_next, (previous.number, register.number)
-        swap = SwapRun(self.version, encode(_following(previous, register)))
+        swap = SwapRun(self.version, encode(previous.following(register)))
         assert self._open in (None, swap), "the outcome of another commit is not known yet"
         if self._open is not None:
             return []
@@ -312,27 +311,13 @@ class Claim:
         may_begin = register is None or (register.round is None and register.close is None)
         if may_begin and self._floor is None:
             return self._check(now_s)
-        swap = SwapRun(self.version, encode(self._sealed()))
-        return self._ask(ClaimState.SEALING, swap, now_s)
+        head = register or RunRegister(FORMAT, self.ledger_id, self.run_id, 0, "")
+        sealed = head.sealed(self._holder.process, self._floor or NO_FLOOR)
+        return self._ask(ClaimState.SEALING, SwapRun(self.version, encode(sealed)), now_s)
 
     def _check(self, now_s: float) -> list[Action]:
         self._ticket += 1
         return self._ask(ClaimState.CHECKING, ReadFloor(self._ticket), now_s)
-
-    def _sealed(self) -> RunRegister:
-        process, floor = self._holder.process, self._floor or NO_FLOOR
-        if self.register is None:
-            return RunRegister(
-                FORMAT, self.ledger_id, self.run_id, floor.term + 1, process, floor=floor.number
-            )
-        return msgspec.structs.replace(
-            self.register,
-            format=FORMAT,
-            term=max(self.register.term, floor.term) + 1,
-            owner=process,
-            sequence=0,
-            floor=max(self.register.floor, floor.number),
-        )
 
     def _wait(self, now_s: float) -> list[Action]:
         self._rest(ClaimState.WAITING, now_s + self._ttl_s / 3)
@@ -362,8 +347,7 @@ class Claim:
 
     def _resign(self, now_s: float) -> list[Action]:
         assert self.register is not None
-        free = msgspec.structs.replace(_following(self.register, self.register), owner="")
-        swap = SwapRun(self.version, encode(free))
+        swap = SwapRun(self.version, encode(self.register.freed()))
         self._ask(ClaimState.RESIGNING, swap, now_s)
         return [swap] if self._holder.may_decide(now_s) else []
 
@@ -371,16 +355,3 @@ class Claim:
         was_owned = self.state is ClaimState.OWNED
         self.deposed(now_s, pause_s)
         return [Deposed(reason)] if was_owned else []
-
-
-def _following(previous: RunRegister, register: RunRegister) -> RunRegister:
-    """The next head that the same owner writes in the same term."""
-    return msgspec.structs.replace(
-        register,
-        format=FORMAT,
-        ledger_id=previous.ledger_id,
-        run_id=previous.run_id,
-        term=previous.term,
-        owner=previous.owner,
-        sequence=previous.sequence + 1,
-    )

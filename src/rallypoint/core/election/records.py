@@ -154,6 +154,36 @@ class RunRegister(Kept, frozen=True):
         """The number of the last committed round; before the first round, that of the floor."""
         return self.round.number if self.round else self.floor
 
+    def sealed(self, process: str, floor: Floor) -> RunRegister:
+        """The head with which this process takes the run over: its term is above all others (R5).
+
+        `floor`: the ledger's, if the run may have begun there before.
+        """
+        return msgspec.structs.replace(
+            self,
+            format=FORMAT,
+            term=max(self.term, floor.term) + 1,
+            owner=process,
+            sequence=0,
+            floor=max(self.floor, floor.number),
+        )
+
+    def following(self, changed: RunRegister) -> RunRegister:
+        """The head that the same owner writes next, in the same term: the rest is of `changed`."""
+        return msgspec.structs.replace(
+            changed,
+            format=FORMAT,
+            ledger_id=self.ledger_id,
+            run_id=self.run_id,
+            term=self.term,
+            owner=self.owner,
+            sequence=self.sequence + 1,
+        )
+
+    def freed(self) -> RunRegister:
+        """The head with which the owner resigns."""
+        return msgspec.structs.replace(self.following(self), owner="")
+
     def state(self, members: tuple[RoundMember, ...]) -> RunState:
         """The whole state of the run, given the rows of its member table."""
         record = RoundRecord(self.round, members) if self.round is not None else None
