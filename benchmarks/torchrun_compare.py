@@ -39,6 +39,7 @@ from benchmarks.torchrun_jobs import (  # noqa: E402
     job,
 )
 from rallypoint import __version__  # noqa: E402
+from rallypoint.bench.figure import Column, Target  # noqa: E402
 from rallypoint.bench.processes import BenchError  # noqa: E402
 from rallypoint.net import free_port  # noqa: E402
 
@@ -52,35 +53,28 @@ Sample = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table. `timed`: from which moment to which, or what was counted."""
-
-    name: str
-    timed: str
-    unit: str = "s"
-    at_most: float | None = None
-    """The bound for Rallypoint's median; None if there is none."""
-    times_better: float | None = None
-    """How many times less than torch's the median must be; None if there is no such bound."""
-
-
-@dataclass(frozen=True)
 class Group:
-    """Rows that one job gives. A job with torch's defaults runs once, only to show what happens."""
+    """Columns that one job gives: what is timed, and the bound for Rallypoint's median.
+
+    `times_better`: how many times less than torch's the first column's median must be; None if
+    there is no such bound. A job with torch's defaults runs once, only to show what happens.
+    """
 
     name: str
     repeats: int
-    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
     sample: Callable[[Variant], Sample]
     variants: tuple[Variant, ...] = BOTH
+    times_better: float | None = None
     needs_private_network: bool = False
 
 
 @dataclass
 class Measured:
-    """The results of a row: every value of every variant, or why there is none."""
+    """The results of a column: every value of every variant, or why there is none."""
 
-    row: Row
+    column: Column
+    times_better: float | None = None
     values: dict[str, list[float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -97,12 +91,12 @@ class Measured:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the row's bound is met; None if it has none."""
-        ours, row = self.median(RALLYPOINT), self.row
-        if row.at_most is not None:
-            return ours is not None and ours <= row.at_most
-        if row.times_better is not None:
-            return self.ratio is not None and self.ratio >= row.times_better
+        """Whether the column's bound is met; None if it has none."""
+        if self.column.target is not None:
+            ours = self.values.get(RALLYPOINT.name)
+            return bool(ours) and self.column.target.is_reached(tuple(ours or ()))
+        if self.times_better is not None:
+            return self.ratio is not None and self.ratio >= self.times_better
         return None
 
 
@@ -125,8 +119,8 @@ def _meeting(count: int, times_better: float | None) -> Group:
         "everything imported; from the first call of get_rendezvous_handler() to the last return "
         "of next_rendezvous(); min = max"
     )
-    row = Row("met", timed, times_better=times_better)
-    return Group(f"meet_{count}", 5, (row,), partial(_meet, count))
+    columns = (Column("met", "s", timed),)
+    return Group(f"meet_{count}", 5, columns, partial(_meet, count), times_better=times_better)
 
 
 def _agents(variant: Variant) -> Sample:
@@ -205,8 +199,8 @@ _PARTS: Final = {
 }
 
 
-def _part_rows() -> tuple[Row, ...]:
-    return tuple(Row(name, f"of that, {timed}") for name, timed in _PARTS.items())
+def _part_columns() -> tuple[Column, ...]:
+    return tuple(Column(name, "s", f"of that, {timed}") for name, timed in _PARTS.items())
 
 
 _JOB: Final = "agents of --nnodes=2:3 with one small DDP worker each, --max-restarts=3"
@@ -231,8 +225,8 @@ def _idling(count: int) -> Group:
         f"{count} torchrun agents in a round, a worker each that does nothing; the traffic on "
         f"loopback in {IDLE_S:g} s, with headers and ACKs, divided by nodes and seconds"
     )
-    rows = (Row("bytes", timed, "bytes/s"), Row("packets", timed, "packets/s"))
-    return Group(f"idle_{count}", 2, rows, partial(_idle, count), needs_private_network=True)
+    columns = (Column("bytes", "bytes/s", timed), Column("packets", "packets/s", timed))
+    return Group(f"idle_{count}", 2, columns, partial(_idle, count), needs_private_network=True)
 
 
 GROUPS: Final = {
@@ -245,8 +239,9 @@ GROUPS: Final = {
             "agents",
             5,
             (
-                Row(
+                Column(
                     "met",
+                    "s",
                     "two torchrun agents that start at one moment, --nnodes=2:2; from the later "
                     "one's call of get_rendezvous_handler() to the last return of "
                     "next_rendezvous(), with what the backend imports",
@@ -258,14 +253,19 @@ GROUPS: Final = {
             "grow",
             3,
             (
-                Row(
+                Column(
                     "first_step",
+                    "s",
                     f"two {_JOB}; from a third agent's call of next_rendezvous() to the first "
                     "step of three",
-                    at_most=5.0,
+                    Target(5.0),
                 ),
-                Row("from_start_of_agent", "the same, from the start of the third agent's process"),
-                *_part_rows(),
+                Column(
+                    "from_start_of_agent",
+                    "s",
+                    "the same, from the start of the third agent's process",
+                ),
+                *_part_columns(),
             ),
             _grow,
             ALL,
@@ -274,13 +274,14 @@ GROUPS: Final = {
             "kill",
             3,
             (
-                Row(
+                Column(
                     "first_step",
+                    "s",
                     f"three {_JOB}; from kill -9 of one agent and its worker, not the host's, to "
                     "the first step of two",
-                    at_most=6.0,
+                    Target(6.0),
                 ),
-                *_part_rows(),
+                *_part_columns(),
             ),
             _kill,
             ALL,
@@ -300,11 +301,14 @@ def say(text: str) -> None:
 
 
 def measure(group: Group, repeats: int) -> tuple[list[Measured], list[str]]:
-    """All rows of a group, and which repeats were not measured, each with its reason.
+    """All columns of a group, and which repeats were not measured, each with its reason.
 
     Variants take turns, so that other load affects all of them.
     """
-    rows = {row.name: Measured(row) for row in group.rows}
+    found = {
+        column.name: Measured(column, group.times_better if index == 0 else None)
+        for index, column in enumerate(group.columns)
+    }
     not_measured: list[str] = []
     for index in range(repeats):
         for variant in group.variants:
@@ -316,16 +320,16 @@ def measure(group: Group, repeats: int) -> tuple[list[Measured], list[str]]:
                 which = f"{group.name} {index + 1} of {repeats}, {variant.name}"
                 say(f"{which}: {error}")
                 reason = str(error).partition("\n")[0]
-                rows[group.rows[0].name].notes[variant.name] = reason
+                found[group.columns[0].name].notes[variant.name] = reason
                 # With torch's defaults a job that ends is what this comparison shows.
                 if variant is not C10D_DEFAULT or isinstance(error, BenchError):
                     not_measured.append(f"{which}: {reason}")
                 continue
             for name, value in sample.items():
-                rows[name].values.setdefault(variant.name, []).append(value)
+                found[name].values.setdefault(variant.name, []).append(value)
             shown = ", ".join(f"{name} {rounded(value):g}" for name, value in sample.items())
             say(f"{group.name} {index + 1} of {repeats}, {variant.name}: {shown}")
-    return list(rows.values()), not_measured
+    return list(found.values()), not_measured
 
 
 def rounded(value: float) -> float:
@@ -339,8 +343,8 @@ def load_average() -> list[float]:
 
 
 def as_json(group: Group, measured: Measured, loads: dict[str, Any]) -> dict[str, Any]:
-    """A row as it is in the JSON."""
-    row = measured.row
+    """A figure as it is in the JSON: the values of every variant."""
+    column = measured.column
     variants = {
         variant.name: {
             "median": None if median is None else rounded(median),
@@ -352,12 +356,15 @@ def as_json(group: Group, measured: Measured, loads: dict[str, Any]) -> dict[str
     }
     return {
         "group": group.name,
-        "name": row.name,
-        "timed": row.timed,
-        "unit": row.unit,
+        "name": column.name,
+        "timed": column.about,
+        "unit": column.unit,
         "variants": variants,
         "c10d_over_rallypoint": None if measured.ratio is None else rounded(measured.ratio),
-        "expected": {"at_most": row.at_most, "times_better": row.times_better},
+        "expected": {
+            "at_most": column.target.at_most if column.target is not None else None,
+            "times_better": measured.times_better,
+        },
         "reached": measured.reached,
         **loads,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint.bench.figure import Column
 from rallypoint.bench.processes import BenchError
 
 compare = pytest.importorskip(
@@ -76,8 +77,8 @@ def measure_one(
             raise error
         return {"met": 1.0}
 
-    row = compare.Row("met", "a test")
-    group = compare.Group("some", 2, (row,), sample, compare.ALL)
+    columns = (Column("met", "s", "a test"),)
+    group = compare.Group("some", 2, columns, sample, compare.ALL)
     monkeypatch.setattr(compare, "GROUPS", {"some": group})
     code = compare.main(["--no-private-network", "--json"])
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
