@@ -222,6 +222,29 @@ def test_r13_nodes_of_a_run_lost_with_its_process_become_orphans(scheme: str):
     lost()(scheme, 2)
 
 
+def test_an_orphan_of_a_lost_run_counts_from_the_loss_of_its_coordinator(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Not from when the node has given up its search, which may take minutes."""
+    monkeypatch.setattr(orphan, "LOST_ORPHAN_S", 0.5)
+
+    async def main() -> None:
+        alone: list[float] = []
+        timer = orphan.OrphanTimer(None, alone.append)
+        timer.start(asyncio.get_running_loop().time() - 60.0)
+        timer.run_lost(2)
+        await until(lambda: alone, "the round goes on")
+        assert alone[0] >= 60.5
+
+        timer.cancel()  # A coordinator was found, and then the run is refused as lost.
+        alone.clear()
+        timer.run_lost(2)
+        await until(lambda: alone, "the round goes on")
+        assert alone[0] < 60.0
+
+    run_clean(main)
+
+
 @pytest.mark.usefixtures("soon_orphaned")
 def test_a_node_alone_in_its_round_is_no_orphan():
     lost()("", 1)

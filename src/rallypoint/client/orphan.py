@@ -20,9 +20,12 @@ class OrphanTimer:
         self.orphan_s = orphan_s
         self._end_round = end_round
         self._handle: asyncio.TimerHandle | None = None
+        self._since_s: float | None = None
+        """Since when the node has no coordinator; None while it has one."""
 
     def start(self, since_s: float) -> None:
         """The node has had no coordinator since this time of the loop's clock."""
+        self._since_s = since_s
         if self.orphan_s is not None:
             self._start_at(since_s + self.orphan_s, since_s)
 
@@ -33,10 +36,13 @@ class OrphanTimer:
         """
         if self.orphan_s is None and nodes > 1:
             now_s = asyncio.get_running_loop().time()
-            self._start_at(now_s + LOST_ORPHAN_S, now_s)
+            # The node was without a coordinator before it knew that the run is lost.
+            since_s = now_s if self._since_s is None else self._since_s
+            self._start_at(now_s + LOST_ORPHAN_S, since_s)
 
     def cancel(self) -> None:
         """The node has a coordinator, or has ended."""
+        self._since_s = None
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
