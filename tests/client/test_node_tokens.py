@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from rallypoint import errors, tokens
+from rallypoint.client.connector import Connector
+from rallypoint.client.credentials import Credentials
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -43,6 +45,31 @@ async def status_of(port: int, token: str = "") -> tuple[int, dict[str, str]]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     status, body, _ = await get(port, "/api/v1/runs", **headers)
     return status, body
+
+
+def test_a_slow_home_takes_no_time_of_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connect_timeout` begins once the token is known."""
+    real, connect = Credentials.find, Connector._connect
+    known_s: list[float] = []
+    ends: list[float] = []
+
+    async def slowly(self: Credentials) -> None:
+        await asyncio.sleep(0.3)
+        await real(self)
+        known_s.append(asyncio.get_running_loop().time())
+
+    async def connected(self: Connector, ends_s: float) -> None:
+        ends.append(ends_s)
+        await connect(self, ends_s)
+
+    monkeypatch.setattr(Credentials, "find", slowly)
+    monkeypatch.setattr(Connector, "_connect", connected)
+
+    async def main() -> None:
+        async with opened(f"127.0.0.1:{free_port()}", connect_timeout_s=20.0):
+            assert ends[0] >= known_s[0] + 20.0
+
+    run_clean(main)
 
 
 def test_a_log_of_everything_shows_no_token(caplog: pytest.LogCaptureFixture) -> None:

@@ -200,8 +200,10 @@ class Connector:
     # -- joining -----------------------------------------------------------------------------------
 
     async def open(self, ends_s: float) -> None:
-        """Connect to the coordinator, or host it, by `ends_s`. Raises the errors of Node.open."""
-        await self.credentials.find()
+        """Connect to the coordinator, or host it, by `ends_s`. Raises the errors of Node.open.
+
+        `credentials.find` comes first.
+        """
         if self.elected is not None:
             await self.elected.open(ends_s, self._name, self._run)
             await self.own.find_address(None)

@@ -193,11 +193,11 @@ class Node:
 
         Raises UnreachableError and LedgerUnreachableError after `connect_timeout_s`. Raises at once
         RefusedError, NotACoordinatorError, any other LedgerError, and UsageError for a token that
-        cannot be read or is too weak to host a coordinator. An error or a cancellation leaves
-        nothing open.
+        cannot be read or is too weak for a host. An error or a cancellation leaves nothing open.
         """
         check_own_token(self.settings)
         await check_local_addr(self.settings, self.run.max_nodes)
+        await self._connector.credentials.find()  # A slow home must not use up `connect_timeout`.
         began_s = _now_s()
         ends_s = self._ends_s = began_s + self.settings.connect_timeout_s
         self._connector.is_joining = True
