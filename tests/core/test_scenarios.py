@@ -29,7 +29,6 @@ from typing import Any
 import pytest
 
 from rallypoint.core import effects as do
-from rallypoint.core import reasons
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Change,
@@ -179,7 +178,7 @@ def _words(effect: do.Effect) -> str:
         case do.Commit(record=RoundRecord() as record):
             return f"commit round {record.head.number}: {_members(record)}"
         case do.Commit(record=CloseRecord() as record):
-            return f"commit the end: {reasons.describe_close(record)}"
+            return f"commit the end: {record}"
         case do.Publish(record=record):
             return f"publish round {record.head.number}: {_members(record)}"
         case do.Break(change=change):
@@ -189,7 +188,7 @@ def _words(effect: do.Effect) -> str:
             charged = "charged" if change.charged else "not charged"
             return f"verdict on round {change.round}, {charged}: {_change(change)}"
         case do.Announce(close=close):
-            return f"announce the end: {reasons.describe_close(close)}"
+            return f"announce the end: {close}"
         case do.ProbeRound(round=number):
             return f"probe round {number}"
         case do.ProbeNode(node=node):

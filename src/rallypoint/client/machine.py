@@ -396,7 +396,7 @@ class NodeMachine:
         self._close_wanted = None
         actions: list[Action] = []
         if self.head is not None and self.ended is None:
-            detail = reasons.describe_close(close)
+            detail = str(close)
             actions += self._on_ended(Change(ChangeKind.CLOSED, self.number, detail=detail))
         return [*actions, RunEnded(close)]
 

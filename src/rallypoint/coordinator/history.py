@@ -13,7 +13,6 @@ from typing import Final
 import msgspec
 
 from rallypoint.core import effects as do
-from rallypoint.core import reasons
 from rallypoint.core.effects import Effect
 from rallypoint.core.past import (
     ROUNDS_KEPT,
@@ -99,7 +98,7 @@ class History:
                 case do.Commit(record=RoundRecord() as record):
                     self._sealed(record, now_s, wall_s)
                 case do.Commit(record=CloseRecord() as close):
-                    self._close = reasons.describe_close(close)
+                    self._close = str(close)
                 case do.Publish():
                     self._published(now_s)
                 case do.Break(change=change):
@@ -180,7 +179,7 @@ class History:
     def _closed(self, close: CloseRecord, now_s: float, wall_s: float) -> None:
         if self._began_s is not None:
             self._over(now_s, wall_s)
-            self.rounds[-1].ended = reasons.describe_close(close)
+            self.rounds[-1].ended = str(close)
 
     def _note_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
         change = loss_of(lost)

@@ -484,7 +484,7 @@ class HostedRun:
         self._tell_round(wire.encode(wire.CauseFound(self.stamp, effect.change)))
 
     def _announce(self, effect: do.Announce) -> None:
-        text = reasons.describe_close(effect.close)
+        text = str(effect.close)
         _log.info("run %s closed: %s", self.run_id, text)
         self.connections.send_to_all(wire.encode(wire.Closed(self.stamp, effect.close)))
         self.store.end(f"the run was closed: {text}")

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from rallypoint.coordinator.config import SOFTWARE
-from rallypoint.core import reasons
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.past import PastLoss, PastRound
@@ -242,7 +241,7 @@ def _summary_fields(run: HostedRun, owner: OwnerStatus | None) -> dict[str, Any]
     membership = run.membership
     waiting, close = run.waiting(), membership.close
     head = membership.round.head if membership.round else None
-    reason = reasons.describe_close(close) if close is not None else str(waiting or "")
+    reason = str(close) if close is not None else str(waiting or "")
     return {
         "run_id": run.run_id,
         "term": membership.term,
@@ -354,7 +353,7 @@ def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> di
         "run_id": register.run_id,
         "term": register.term,
         "phase": "closed" if close else UNREACHABLE if lease else UNOWNED,
-        "reason": reasons.describe_close(close) if close else problem,
+        "reason": str(close) if close else problem,
         "suspended": [] if close else None,
         "round": head.number if head else 0,
         "nodes": head.nodes if head else 0,

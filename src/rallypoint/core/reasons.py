@@ -356,7 +356,7 @@ def run_closed(
         hint += f", or in {anew_s:.0f} s under this one, as the run never had a round"
     return Refusal(
         RefusalCode.CLOSED,
-        f"run {run_id!r} was closed {ago_s:.0f} s ago: {describe_close(close)}",
+        f"run {run_id!r} was closed {ago_s:.0f} s ago: {close}",
         hint=hint,
         close=close,
     )
@@ -366,7 +366,7 @@ def run_over(run_id: str, close: CloseRecord) -> Refusal:
     """The run is over, as its record in the ledger says (R6)."""
     return Refusal(
         RefusalCode.CLOSED,
-        f"run {run_id!r} was closed: {describe_close(close)}",
+        f"run {run_id!r} was closed: {close}",
         hint="start again under another run id",
         close=close,
     )
@@ -395,12 +395,6 @@ def storm(rounds: int, within_s: float, last: Change | None) -> str:
         f"{rounds} rounds of this run ended within {within_s:.0f} s, although new rounds were "
         f"held back{why}"
     )
-
-
-def describe_close(close: CloseRecord) -> str:
-    """One line: how the run ended, why, and by whom."""
-    by = f" (by {close.by})" if close.by else ""
-    return f"{close.outcome.value.replace('_', ' ')}: {close.reason}{by}"
 
 
 def when_lost(loss: PastLoss) -> str:
@@ -444,7 +438,7 @@ def describe_end_of_run(run_id: str, close: CloseRecord) -> str:
     """How the run ended, with the last lines of the worker at fault. Equal on all nodes."""
     if close.outcome is Outcome.SUCCEEDED:
         return f"run {run_id!r} has succeeded: {close.reason}"
-    text = f"error: run {run_id!r} has ended: {describe_close(close)}"
+    text = f"error: run {run_id!r} has ended: {close}"
     cause = close.cause
     if cause is None or cause.failure is None or not cause.failure.last_lines:
         return text

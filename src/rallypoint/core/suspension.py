@@ -35,9 +35,6 @@ class Suspension:
     def __bool__(self) -> bool:
         return bool(self._reasons)
 
-    def __contains__(self, cause: SuspensionCause) -> bool:
-        return cause in self._reasons
-
     def begin(
         self, cause: SuspensionCause, reason: str, now_s: float, *, away_s: float | None = None
     ) -> None:

@@ -466,6 +466,11 @@ class CloseRecord(FrozenStruct, frozen=True):
     round: int = 0
     cause: Change | None = None
 
+    def __str__(self) -> str:
+        """One line: how the run ended, why, and by whom."""
+        by = f" (by {self.by})" if self.by else ""
+        return f"{self.outcome.value.replace('_', ' ')}: {self.reason}{by}"
+
 
 class Stamp(FrozenStruct, frozen=True):
     """(ledger, term, round): every message has it, and every receiver compares it (R5)."""

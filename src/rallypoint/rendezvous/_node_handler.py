@@ -24,7 +24,6 @@ import msgspec
 from rallypoint import errors, settings
 from rallypoint.client.blocking import Portal, portal
 from rallypoint.client.node import Node, Round
-from rallypoint.core import reasons
 from rallypoint.core.values import Address, ChangeKind, CloseRecord, Outcome, RoundHead, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.rendezvous import _torch_bridge
@@ -449,7 +448,7 @@ def _store(plan: HandlerPlan, hold: HeldNode, door: Portal, node: Node, head: Ro
 
 def _over(run_id: str, close: CloseRecord | None) -> str:
     text = f"run {run_id!r} is over"
-    return text if close is None else f"{text}: {reasons.describe_close(close)}"
+    return text if close is None else f"{text}: {close}"
 
 
 async def _let_in(node: Node, limit_s: float) -> None:
