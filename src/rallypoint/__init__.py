@@ -127,7 +127,7 @@ def join(
 
     Raises:
         UsageError: a wrong argument or variable.
-        UnreachableError: nobody answered within `connect_timeout_s`; it lists what was tried.
+        UnreachableError: no answer within `connect_timeout_s`; it lists what was tried.
         RefusedError: the coordinator said no; its class says why.
     """
     from rallypoint.client import blocking, join_plan
@@ -147,7 +147,7 @@ def join(
 
 
 def _store_for_torch(portal: Portal, store: AsyncStore) -> Store | None:
-    """See blocking.StoreForTorch. Only where torch is imported: it is loaded no sooner."""
+    """See blocking.StoreForTorch. It loads the bridge only if torch is imported."""
     from rallypoint.rendezvous import _torch_bridge
 
     return _torch_bridge.world_store(portal, store)

@@ -1,12 +1,12 @@
 """A monotonic clock that leaves out the time in which the process was stopped (R8).
 
-A process that was stopped (SIGSTOP, a suspended machine, a held GIL, swapping) finds every
-deadline passed when it continues, although no peer was late. This clock leaves such a gap out:
-all deadlines on it move by the time for which the process was stopped.
+When a stopped process (SIGSTOP, a suspended machine, a held GIL, swapping) continues, every
+deadline has passed, although no peer was late. This clock leaves out such a gap: all deadlines on
+it move by the time for which the process was stopped.
 
-That is not enough where the process runs, but slowly. Messages that nodes sent in time then wait
-in the kernel, and a node needs several turns of the event loop to reconnect. So `InputFirst` says
-when deadlines may be judged: after the input that had arrived when they passed.
+That is not enough if the process runs slowly. Messages that nodes sent in time then wait in the
+kernel, and a node needs several turns of the event loop to reconnect. So `InputFirst` decides when
+deadlines may be judged: after the input that had arrived when they passed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STALL_S: Final = TICK_S + LATE_S
 LONG_STALL_S: Final = 1.0
 """After a stall of this length a connection may have ended because no answer came."""
 TURNS_MIN: Final = 3
-"""The second may still come before the loop looks for input: uvloop runs its timers first."""
+"""The second turn may run before the loop reads input, because uvloop runs its timers first."""
 TURNS_IF_SLOW: Final = 11
 """An accepted connection needs seven turns of the event loop to attach."""
 PAUSE_IF_SLOW_S: Final = 0.01
@@ -37,7 +37,7 @@ SETTLED_S: Final = 1.0
 class StallProofClock:
     """Seconds since some moment, without those in which the process was stopped.
 
-    Read it at least every TICK_S. Not thread-safe: one event loop owns it. `stalled_s` is the time
+    Read it at least every TICK_S. Not thread-safe: one event loop owns it. `stalled_s`: the time
     left out so far, in seconds.
     """
 
@@ -68,11 +68,11 @@ class StallProofClock:
 
 
 class InputFirst:
-    """When the deadlines of an event loop may be judged: once earlier input has been taken.
+    """When the deadlines of an event loop may be judged: after earlier input was read.
 
-    A user with deadlines asks at every tick, and ticks again in the next turn of the event loop
+    A user with deadlines calls `tick` at every tick, and again in the next turn of the event loop
     until there is an answer. That takes TURNS_MIN turns, or TURNS_IF_SLOW in a slow loop, and never
-    more: a loop that is always slow must judge deadlines too.
+    more, because a loop that is always slow must judge deadlines, too.
     """
 
     def __init__(self) -> None:
@@ -82,16 +82,16 @@ class InputFirst:
 
     @property
     def next_tick_s(self) -> float | None:
-        """In how many seconds to ask again; None: at the next tick as planned."""
+        """In how many seconds to tick again; None: at the next tick as planned."""
         if not self._turns_left:
             return None
         return PAUSE_IF_SLOW_S if self._is_slow else 0.0
 
     def tick(self, now_s: float, late_s: float) -> float | None:
-        """Up to which time deadlines may be judged now; None: tick again in the next turn.
+        """The time up to which deadlines may be judged now; None: tick again in the next turn.
 
-        `now_s` is on the clock of the deadlines. `late_s`: how much later than it was due this tick
-        has come; in a following turn that is how long the turn took.
+        `now_s` is on the clock of the deadlines. `late_s`: how late this tick is; in a following
+        turn, how long the turn took.
         """
         if not self._turns_left:
             self._turns_left, self._is_slow, self._due_s = TURNS_MIN, False, now_s

@@ -20,7 +20,7 @@ from rallypoint.core.values import Address
 from rallypoint.errors import EndpointError
 
 DEFAULT_PORT: Final = 29400
-"""The coordinator's port where an endpoint names none; torchrun's rendezvous has the same."""
+"""The coordinator's port if an endpoint has none, as in torchrun's rendezvous."""
 ETCD_PORT: Final = 2379
 ETCD_PREFIX: Final = "/rallypoint"
 
@@ -33,7 +33,7 @@ class EndpointKind(enum.StrEnum):
     HOST = "host"
     """In a node on that host."""
     SERVED = "served"
-    """In a process of its own: `rallypoint serve`."""
+    """In a separate process: `rallypoint serve`."""
     LEDGER = "ledger"
     """In the process that is elected through the ledger: a node, or a `rallypoint serve`."""
 
@@ -61,11 +61,11 @@ class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where to meet. `host`: a name or an address without brackets; "" if there is none.
+    """Where the nodes meet. `host`: a name or an address without brackets; "" if there is none.
 
     `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that names the
-    coordinator. A ledger that a program passes in has no place; `host` is then its server's, if
-    known.
+    coordinator. A ledger that a program passes in has no place; then `host` is that of its server,
+    if known.
     """
 
     kind: EndpointKind
@@ -128,7 +128,7 @@ def parse_endpoint(text: str | None) -> Endpoint:
 
 
 def parse_ledger(text: str) -> Endpoint:
-    """A ledger for this machine's own use: as an endpoint, or file:DIR, also a relative one.
+    """A ledger for this machine's own use: an endpoint, or file:DIR, which may be relative.
 
     Raises EndpointError.
     """
@@ -181,7 +181,7 @@ def _etcd(text: str, rest: str, *, tls: bool) -> Endpoint:
     before, _, query = rest.partition("?")
     hosts, slash, path = before.partition("/")
     if "@" in hosts:
-        # Not repeated: it may hold a password.
+        # The text is not shown, because it may contain a password.
         raise EndpointError(
             "an etcd endpoint must not contain a user or password", hint=_PASSWORD_HINT
         )

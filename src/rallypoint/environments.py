@@ -1,7 +1,7 @@
-"""How many nodes a launcher's variables in the environment promise. Pure.
+"""How many nodes a launcher's variables in the environment announce. Pure.
 
-Without this check, four machines of one job could each train alone and end with success, and
-nobody would see the mistake. So `rallypoint run` looks here before it assumes one node.
+Without this check, four machines of one job could each train alone and end with success, and nobody
+would notice the mistake. So `rallypoint run` checks this before it assumes one node.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class MoreThanOne(NamedTuple):
-    """A variable by which there are several nodes, or several processes like this one."""
+    """A variable that shows that there are several nodes, or several processes like this one."""
 
     variable: str
     text: str
@@ -42,7 +42,7 @@ _AGENT: Final = "TORCHELASTIC_RUN_ID"
 
 
 def more_than_one(environ: Mapping[str, str]) -> MoreThanOne | None:
-    """The first variable by which this process is one of several; None if there is none."""
+    """The first variable that shows that this process is one of several; None if there is none."""
     for variable, what in _COUNTS:
         if variable in _OF_THE_JOB and _STEP in environ:
             continue  # `srun -N1` in a job of four nodes is one node.

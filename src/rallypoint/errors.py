@@ -1,4 +1,4 @@
-"""Every error that Rallypoint raises. Each says what is wrong and what to do about it.
+"""Every error that Rallypoint raises. Each text has the fault and what to do about it.
 
     RallypointError
     ├── UsageError (ValueError)          the caller's mistake: a setting, an endpoint, a call
@@ -100,7 +100,7 @@ class CoordinatorError(RallypointError):
 
 
 class UnreachableError(CoordinatorError):
-    """No answer. `attempts`: each address that was tried, with the system's last error."""
+    """No coordinator answered. `attempts`: each tried address, with the system's last error."""
 
     def __init__(
         self, message: str, *, hint: str = "", attempts: tuple[tuple[str, str], ...] = ()
@@ -137,7 +137,7 @@ class RefusedError(CoordinatorError):
 class TokenError(RefusedError):
     """The token is wrong or missing.
 
-    `fingerprint` and `origin`: of the coordinator's token, if it says them; else "".
+    `fingerprint` and `origin`: those of the coordinator's token, if it sends them; else "".
     """
 
     exit_code = ExitCode.USAGE
@@ -171,7 +171,7 @@ class SupersededError(RefusedError):
 
 
 class RunClosedError(RefusedError):
-    """The run is over. `close` says how it ended."""
+    """The run is over. `close`: how it ended."""
 
     @property
     def close(self) -> CloseRecord | None:
@@ -189,7 +189,7 @@ class LimitError(RefusedError):
 
 
 class JoinTimeoutError(RallypointError, TimeoutError):
-    """No round was formed in time. `waiting` says why, as data, where it is known."""
+    """No round was formed in time. `waiting`: the reason as data, if it is known."""
 
     exit_code = ExitCode.COULD_NOT_MEET
 
@@ -199,7 +199,7 @@ class JoinTimeoutError(RallypointError, TimeoutError):
 
 
 class RoundBrokenError(RallypointError):
-    """The round has ended: ask for the next world. `change` says why."""
+    """The round has ended: ask for the next world. `change`: why it ended."""
 
     def __init__(self, change: Change) -> None:
         super().__init__(f"round {change.round} has ended: {change}")
@@ -229,13 +229,13 @@ class StoreTimeoutError(StoreError, TimeoutError):
 
 
 class LedgerError(RallypointError):
-    """A ledger cannot be used. The message says what is wrong, `__cause__` what the system said."""
+    """A ledger cannot be used. The message has the fault, `__cause__` the system's error."""
 
     exit_code = ExitCode.COULD_NOT_MEET
 
 
 class LedgerUnreachableError(LedgerError, OSError):
-    """The engine does not answer, or not in time. It may come back."""
+    """The engine does not answer, or not in time. It may answer later."""
 
 
 class LedgerAccessError(LedgerError):

@@ -1,10 +1,10 @@
 """Limits log lines of one kind: the first ones are written, the rest are counted.
 
-A kind is a logger and a message before its arguments are put in. Where the line is about a run
-("run %s: ..."), each run has a kind of its own. The first lines of a kind pass. Further lines
-within the time are counted, and the count is logged when the time is over. A peer without a token,
-a node that asks for rounds, or a failing disk can cause thousands of lines: they must not fill a
-disk or hide the other lines.
+A kind is a logger and a message before its arguments are put in. For lines about a run ("run %s:
+..."), each run has its own kind. The first lines of a kind pass. Further lines within the time are
+counted, and the count is logged when the time is over. A peer without a token, a node that asks for
+rounds, or a failing disk can cause thousands of lines. They must not fill a disk or hide other
+lines.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from functools import lru_cache
 from typing import Final
 
 AT_ONCE: Final = 30
-"""Lines of one kind, of one run where they are about runs, that pass within WITHIN_S."""
+"""How many lines of one kind (of one run, for lines about runs) pass within WITHIN_S."""
 AT_ONCE_OF_ALL_RUNS: Final = 300
 """The same for all runs together."""
 WITHIN_S: Final = 10.0
 KINDS_MAX: Final = 2_048
-"""How many kinds are counted at a time. Beyond that, all runs are one kind."""
+"""How many kinds are counted at a time. With more, all runs are one kind."""
 _TEXT_MAX: Final = 500
 _AT_ONCE: Final = "rallypoint_at_once"
 _WITHIN_S: Final = "rallypoint_within_s"
@@ -40,7 +40,7 @@ _Key = tuple[str, ...]
 
 
 def limit(at_once: int, within_s: float = WITHIN_S) -> dict[str, float]:
-    """As `extra` for a line that anybody can cause: how many of its kind pass in that time."""
+    """The `extra` of a line that anybody can cause: how many of its kind pass in that time."""
     return {_AT_ONCE: at_once, _WITHIN_S: within_s}
 
 
@@ -71,8 +71,8 @@ class _Kind:
 class LineLimits:
     """Counts the lines of a process. Any thread may call it.
 
-    `now_s` is a clock that never goes back. `later(seconds, work)` does the work once so much time
-    has passed; it must keep no process alive.
+    `now_s` is a clock that never goes back. `later(seconds, work)` does the work after that time;
+    it must not keep a process alive.
     """
 
     def __init__(
@@ -86,13 +86,14 @@ class LineLimits:
 
     def reset(self) -> None:
         """Start again: in a child of fork(), the threads are gone and the lock may be held."""
-        self._lock = threading.RLock()  # a signal's handler may log in the middle of this
+        # reentrant: a signal's handler may log in the middle of this
+        self._lock = threading.RLock()
         self._kinds: dict[_Key, _Kind] = {}
         self._first_end_s = math.inf
         self._is_looking = False
 
     def is_let_through(self, record: logging.LogRecord) -> bool:
-        """Whether the line may pass. A filter for loggers. Levels below INFO are not counted."""
+        """Whether the line passes: a filter for loggers. Levels below INFO are not counted."""
         if (record.levelno or 0) < logging.INFO or hasattr(record, _IS_COUNT):
             return True
         with self._lock:
@@ -121,7 +122,7 @@ class LineLimits:
             if not self._kind(own, record, AT_ONCE, now_s).may_pass(record):
                 return False
             if is_new and record.levelno >= logging.ERROR:
-                return True  # The first error of a kind is never left out.
+                return True  # The first error of a kind is always logged.
         of_all = self._kind(general, record, AT_ONCE_OF_ALL_RUNS, now_s)
         return of_all.may_pass(record)
 
@@ -200,11 +201,12 @@ def _in_a_thread(seconds: float, work: Callable[[], None]) -> None:
     timer = threading.Timer(seconds, work)
     timer.daemon = True
     timer.name = "rallypoint-line-limits"
-    with contextlib.suppress(RuntimeError):  # no thread can be had: the next line tells, or the end
+    # no thread is available: the next line logs the counts, or the end of the process
+    with contextlib.suppress(RuntimeError):
         timer.start()
 
 
 LIMITS: Final = LineLimits()
-"""Those of this process."""
+"""The limits of this process."""
 os.register_at_fork(after_in_child=LIMITS.reset)
 atexit.register(LIMITS.tell, is_end=True)

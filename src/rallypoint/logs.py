@@ -1,8 +1,8 @@
 """Log lines in which text from another machine cannot move the cursor or forge a line.
 
-Names, reasons and failures come from nodes, and some text comes from anybody who connects. `tidy`
-cleans all lines of a logger in one place, and limits how many lines of one kind there are
-(`line_limits`). Nothing here adds a handler or sets a level: the program does that.
+Names, reasons and failures come from nodes, and some texts from any process that connects. `tidy`
+cleans all lines of a logger in one place, and limits the number of lines of one kind
+(`line_limits`). This file must not add a handler or set a level; the program does that.
 """
 
 from __future__ import annotations
@@ -91,6 +91,6 @@ class CleanFormatter(logging.Formatter):
 
 
 def _indented(trace: str) -> str:
-    """The trace, indented: no line of an error's message can look like a log line."""
+    """The trace, indented, so that no line of an error's message can look like a log line."""
     lines = escaped(trace, lines=True).split("\n")
     return "\n".join(f"  {line}" for line in lines)

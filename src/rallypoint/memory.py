@@ -12,14 +12,15 @@ import msgspec
 from rallypoint.core.budget import BYTES_MIN
 
 EMBEDDED_BYTES_MAX: Final = 1024**3
-"""The default maximum for a coordinator inside a training process, which needs the memory itself.
-It is enough for the largest store of a round (256 MiB) and thousands of nodes."""
+"""The default limit for a coordinator inside a training process, which needs the memory itself. It
+is enough for the largest store of a round (256 MiB) and thousands of nodes.
+"""
 _NO_LIMIT_FROM: Final = 1 << 60
 """Version 1 of cgroups writes a little less than 2^63 for "no limit"."""
 
 
 class MemoryLimit(msgspec.Struct, frozen=True):
-    """How many bytes, and where the limit comes from, as text."""
+    """A limit in bytes, and its source as text."""
 
     bytes: int
     source: str
@@ -52,7 +53,7 @@ def _machine_bytes() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 2 * EMBEDDED_BYTES_MAX  # the system does not tell
+        return 2 * EMBEDDED_BYTES_MAX  # the system does not report it
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[Path, int]]:
@@ -66,7 +67,8 @@ def _cgroup_limits(root: Path) -> Iterator[tuple[Path, int]]:
 def _cgroups(root: Path) -> Iterator[tuple[PurePosixPath, PurePosixPath, str]]:
     """The cgroups of both versions, as (mount, path below it, file with the limit).
 
-    Some systems mount both versions, and only one of them limits memory."""
+    Some systems mount both versions, and only one of them limits memory.
+    """
     own = _own_cgroups(root)
     for where, mounted, kind, options in _mounts(root):
         if kind == "cgroup2" and "" in own:
@@ -87,7 +89,7 @@ def _own_cgroups(root: Path) -> dict[str, PurePosixPath]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[PurePosixPath, PurePosixPath, str, list[str]]]:
-    """(where, what of the file system is there, its kind, its options). See proc(5)."""
+    """The mounts as (folder, root within the file system, kind, options). See proc(5)."""
     for line in _lines(root, "proc/self/mountinfo"):
         before, separator, after = line.partition(" - ")
         fields, more = before.split(), after.split()
@@ -97,7 +99,7 @@ def _mounts(root: Path) -> Iterator[tuple[PurePosixPath, PurePosixPath, str, lis
 
 
 def _below(path: PurePosixPath, mounted: PurePosixPath) -> PurePosixPath:
-    """Where a cgroup is below its mount: a container often sees no more than its own."""
+    """The path of a cgroup below its mount. A container often sees only its own cgroup."""
     if ".." in path.parts or not path.is_relative_to(mounted):
         return PurePosixPath()
     return path.relative_to(mounted)

@@ -1,7 +1,7 @@
-"""Listening sockets, free ports, name look-ups, and what the system says of an address.
+"""Listening sockets, free ports, name look-ups, and the system's data about an address.
 
-Everything here asks the system. What an address means by its text alone is in core/addresses.py,
-and an endpoint is read in endpoints.py. No connection is made here: see client/dialing.py.
+Everything here asks the system. core/addresses.py handles addresses by their text alone, and
+endpoints.py reads endpoints. This file must not open connections: see client/dialing.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rallypoint.core import addresses
 LISTEN_BACKLOG: Final = 4_096
 """Thousands of nodes connect at once when a run begins, or after a failover."""
 _ABSENT: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-"""What the kernel answers where it was built with IPv6 and none is configured, or without it."""
+"""The kernel's errors if it was built without IPv6, or if IPv6 is not configured."""
 
 
 # -- listening -----------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def bind(host: str | None, port: int) -> socket.socket:
     found = socket.getaddrinfo(
         host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    # A name may have an address of a family that this machine has switched off: `localhost` has.
+    # A name such as `localhost` may have an address of a family that this machine has disabled.
     for family, _, _, _, where in found[:-1]:
         with ignored_if_absent():
             return _listening(_bound(family, where, reuse=True))
@@ -46,11 +46,11 @@ def bind(host: str | None, port: int) -> socket.socket:
 
 
 def bind_loopback(host: str, port: int) -> list[socket.socket]:
-    """As `bind`, at 127.0.0.1, at ::1 where there is one, and at `host`.
+    """Like `bind`, at 127.0.0.1, at ::1 if it exists, and at `host`.
 
     A client may try either of the first two for `localhost`. The port must be free at all of them,
-    or two nodes that write the endpoint differently could become two coordinators. Port 0 needs
-    one socket only: nobody else knows a port that the kernel chooses.
+    because otherwise two nodes that write the endpoint differently could host two coordinators.
+    Port 0 needs only one socket, because no other node knows a port that the kernel chooses.
     """
     if not port:
         return [bind("127.0.0.1", 0)]
@@ -68,10 +68,10 @@ def bind_loopback(host: str, port: int) -> list[socket.socket]:
 
 
 def reserve(port: int = 0) -> socket.socket:
-    """A socket that holds a port of every address and does not listen; 0: any port.
+    """A socket that holds a port on all addresses and does not listen; 0: any port.
 
-    On Linux nobody else can bind the port, whatever options they set, while SO_REUSEADDR is off
-    here. Raises OSError, with EADDRINUSE if another process has the port.
+    On Linux no other socket can bind the port, with any options, while SO_REUSEADDR is off here.
+    Raises OSError, with EADDRINUSE if another process has the port.
     """
     return _bound_everywhere(port, reuse=False)
 
@@ -85,7 +85,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def ignored_if_absent() -> Iterator[None]:
-    """Go on where this machine does not have the address that was to be bound."""
+    """Suppress the error if this machine does not have the address to bind."""
     try:
         yield
     except socket.gaierror:
@@ -128,7 +128,7 @@ def _listening(sock: socket.socket) -> socket.socket:
 
 
 class SocketAddress(msgspec.Struct, frozen=True):
-    """One address that a host's name stands for, with the port that was asked for."""
+    """One address of a host's name, with the requested port."""
 
     family: int
     sockaddr: tuple[Any, ...]
@@ -145,19 +145,19 @@ class SocketAddress(msgspec.Struct, frozen=True):
 
 
 def resolve(host: str, port: int | None = None, *, flags: int = 0) -> list[SocketAddress]:
-    """What a name or an address means on this machine, each address once, in the system's order.
+    """The addresses of a name or an address on this machine, each once, in the system's order.
 
     May block. Raises OSError or UnicodeError.
     """
-    # With a port, even 0, glibc takes "*" for loopback; without one it is an unknown name.
+    # With a port, even 0, glibc resolves "*" to loopback; without one it is an unknown name.
     return _unique(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
 
 
 async def look_up(host: str, port: int, limit_s: float) -> list[SocketAddress]:
-    """As `resolve`, for an event loop: a name is looked up in a thread, an address at once.
+    """Like `resolve`, for an event loop: a name is looked up in a thread, an address at once.
 
-    Raises TimeoutError after `limit_s`, OSError, UnicodeError, or RuntimeError if the system grants
-    no thread.
+    Raises TimeoutError after `limit_s`, OSError, UnicodeError, or RuntimeError if the system has no
+    thread.
     """
     with contextlib.suppress(socket.gaierror):
         return resolve(host, port, flags=socket.AI_NUMERICHOST)
@@ -172,7 +172,7 @@ def _unique(found: list[tuple[Any, ...]]) -> list[SocketAddress]:
 
 
 def numeric(host: str) -> str | None:
-    """An address in full, also from a short form (127.1, 0, 0x7f000001); None for a name."""
+    """An address in full, even from a short form (127.1, 0, 0x7f000001); None for a name."""
     try:
         return resolve(host, flags=socket.AI_NUMERICHOST)[0].host
     except (OSError, UnicodeError):
@@ -180,7 +180,7 @@ def numeric(host: str) -> str | None:
 
 
 def resolves_to_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host, whichever of its addresses is used.
+    """Whether only this machine can reach a host, at any of its addresses.
 
     May block. Raises OSError or UnicodeError if the name cannot be resolved.
     """
@@ -188,16 +188,16 @@ def resolves_to_loopback(host: str) -> bool:
 
 
 def is_own_name(host: str) -> bool:
-    """Whether this is what this machine calls itself, with or without its domain."""
+    """Whether this is the machine's own name, with or without its domain."""
     own = socket.gethostname().lower()
     return host.lower() in (own, own.partition(".")[0])
 
 
 def is_this_host(host: str) -> bool:
-    """Whether a name or address is this machine's: by its own name, or because it can be bound.
+    """Whether a name or address is this machine's: it is its own name, or it can be bound.
 
-    Works where a machine cannot resolve its own name. May block for a name look-up: not for an
-    event loop.
+    Works if a machine cannot resolve its own name. May block for a name look-up, so do not call it
+    in an event loop.
     """
     if host.lower() == "localhost" or is_own_name(host):
         return True
@@ -210,7 +210,8 @@ def is_this_host(host: str) -> bool:
 
 def _can_bind(address: SocketAddress) -> bool:
     try:
-        # A datagram socket: its ports are others, so no listening server is in the way.
+        # A datagram socket, whose ports are separate, so that a listening server does not
+        # interfere.
         with socket.socket(address.family, socket.SOCK_DGRAM) as sock:
             sock.bind(address.sockaddr)
     except OSError:
@@ -219,9 +220,9 @@ def _can_bind(address: SocketAddress) -> bool:
 
 
 def describe_os_error(error: BaseException) -> str:
-    """The system's own words, without the numbers around them."""
+    """The system's text of an error, without numbers."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or type(error).__name__
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
-    return os.strerror(error.errno)  # asyncio puts words of its own in the place of the system's
+    return os.strerror(error.errno)  # asyncio replaces the system's text by its own

@@ -1,11 +1,11 @@
 """Calls that may hang (a file system, DNS, a frozen server), each in a daemon thread of its own.
 
-Not a thread pool: Python joins a pool's threads at exit, and asyncio joins those of its default
-executor when a loop is closed. So one call that never returns would keep the process from ending.
-A call that is late is left behind, since nothing can end it.
+This is not a thread pool, because Python joins a pool's threads at exit, and asyncio joins those of
+its default executor when a loop is closed. So one call that never returns would prevent the end of
+the process. A late call is left behind, because it cannot be ended.
 
-Nothing here knows what is called. Threads that live as long as an object (a log writer, an event
-loop of their own) are not calls, and belong to that object's file.
+This file must not know what is called. Threads that live as long as an object (a log writer, an
+event loop) are not calls, and belong to that object's file.
 """
 
 from __future__ import annotations
@@ -53,27 +53,27 @@ def call(work: Callable[[], T]) -> Future[T]:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises. Raises TimeoutError if that takes longer; the call goes on."""
+    """The outcome of `work`. Raises TimeoutError if it takes longer; the call then goes on."""
     future = call(work)
     try:
         return future.result(max(0.0, seconds))
     except TimeoutError:
         if future.done():
-            raise  # by the work itself
+            raise  # raised by the work itself
         raise TimeoutError(f"no answer within {seconds:.3g} s") from None
 
 
 class OneAtATime:
     """Calls of one thing, each with a deadline, and never two at a time.
 
-    So a thing that hangs holds one thread, and not one more for each call.
+    So a hanging resource blocks only one thread, and not one more for each call.
     """
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
 
     def within(self, seconds: float, work: Callable[[], T]) -> T:
-        """As `within`; waiting for an earlier call counts."""
+        """Like `within`. The wait for an earlier call counts."""
         ends_s = time.monotonic() + seconds
         if not self._busy.acquire(timeout=max(0.0, seconds)):
             raise TimeoutError(f"an earlier call has not returned within {seconds:.3g} s")
@@ -95,7 +95,7 @@ def call_from_loop(work: Callable[[], T]) -> asyncio.Future[T]:
 
     Cancelling the future does not end the call. Raises RuntimeError if the system grants no thread.
     """
-    import asyncio  # here: callers that block do not load it
+    import asyncio  # imported here, so that blocking callers do not load it
 
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     threading.Thread(target=settle, args=(future, work), name=THREAD_NAME, daemon=True).start()
@@ -103,9 +103,9 @@ def call_from_loop(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def settle(future: asyncio.Future[T], work: Callable[[], T]) -> None:
-    """Do `work` in this thread, and give its outcome to a future of a loop in another thread.
+    """Do `work` in this thread, and set its outcome in a future of a loop in another thread.
 
-    Nothing happens to a future that is done, or whose loop is closed.
+    A future that is done, or whose loop is closed, is not changed.
     """
     outcome: Any = None
     error: BaseException | None = None
@@ -127,7 +127,7 @@ def settle(future: asyncio.Future[T], work: Callable[[], T]) -> None:
 
 
 async def await_within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises. Raises TimeoutError if that takes longer; the call goes on."""
+    """The outcome of `work`. Raises TimeoutError if it takes longer; the call then goes on."""
     import asyncio
 
     async with asyncio.timeout(seconds):
@@ -154,28 +154,30 @@ class LimitedCalls:
                 self._free.release()
                 raise
             ended.add_done_callback(self._ended)
-            # Not awaited directly: cancelling it would free the place of a call that goes on.
+            # Not awaited directly, because a cancellation would free the place of a call that goes
+            # on.
             await asyncio.wait([ended])
             return ended.result()
 
     def _ended(self, ended: asyncio.Future[Any]) -> None:
         self._free.release()
-        ended.exception()  # or asyncio reports an error for which nobody waits any more
+        # otherwise asyncio would report an error for which no caller waits any more
+        ended.exception()
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """An executor for an event loop, whose calls never keep the process from ending."""
+    """An executor for an event loop, whose calls never prevent the end of the process."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call the function in a daemon thread of its own."""
         return call(lambda: function(*args, **kwargs))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Nothing: no thread is waited for."""
+        """Does nothing, because it waits for no thread."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop whose `to_thread` and name look-ups never keep the process from ending."""
+    """A loop whose `to_thread` and name look-ups never prevent the end of the process."""
     import asyncio
 
     loop = asyncio.new_event_loop()

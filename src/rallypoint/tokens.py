@@ -5,11 +5,11 @@ of endpoint:
 
 * none (one machine): a random token for this process, kept only in its memory;
 * `host:port`: the token of this user's home, `~/.rallypoint/token`, made if it is missing;
-* `http://`: none; the home's, if the coordinator answers 401 with the fingerprint of that;
+* `http://`: none, or the home's if the coordinator answers 401 with the fingerprint of that one;
 * a ledger: the token in the coordinator's lease.
 
-Only this module reads and writes the home's token. It does not read the environment. A call may
-block for as long as a file system does: an event loop makes it in a thread.
+Only this module reads and writes the home's token. It must not read the environment. A call may
+block as long as a file system does, so an event loop must make it in a thread.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ FOLDER: Final = ".rallypoint"
 NAME: Final = "token"
 SHOWN: Final = f"~/{FOLDER}/{NAME}"
 WHOLE_WITHIN_S: Final = 5.0
-"""How long another node may take to write the home's token, before the file counts as broken."""
+"""How many seconds another node may take to write the home's token before the file counts as
+broken.
+"""
 LOOK_EVERY_S: Final = 0.02
 _FINGERPRINT_LABEL: Final = b"rallypoint token fingerprint"
 _FINGERPRINT_ROUNDS: Final = 20_000
-"""About 8 ms, once a process. A token of 128 bits cannot be found from its fingerprint; for a
-passphrase that only looks random, each guess costs 20,000 times as much."""
+"""The rounds of the fingerprint's hash: about 8 ms, once for each process. A token of 128 bits
+cannot be found from its fingerprint. For a passphrase that only looks random, each guess costs
+20,000 times as much.
+"""
 _FINGERPRINT_BYTES: Final = 6
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -58,7 +62,7 @@ _WITHOUT_HOME: Final = (
 
 
 class Origin:
-    """Where a token comes from, as a coordinator says it in a refusal."""
+    """The source of a token, as a coordinator sends it in a refusal."""
 
     HOME: Final = "home"
     GIVEN: Final = "given"
@@ -85,7 +89,7 @@ NONE: Final = KnownToken()
 
 
 def of_node(node: NodeSettings) -> KnownToken:
-    """The token that a node shows first, and that a coordinator in this node requires.
+    """The token that a node sends first, and that a coordinator in this node requires.
 
     May write the home's token. Raises UsageError if that is needed and fails.
     """
@@ -99,7 +103,7 @@ def of_node(node: NodeSettings) -> KnownToken:
 
 
 def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
-    """The token that a command shows to a coordinator. Writes nothing.
+    """The token that a command sends to a coordinator. Writes nothing.
 
     Raises UsageError for a token that cannot be read.
     """
@@ -116,7 +120,7 @@ def given_token(token_file: str | None) -> KnownToken:
 
 
 class Keys:
-    """The token that one node or command shows, and the error if it is refused.
+    """The token that one node or command sends, and the error if it is refused.
 
     `may_try_home`: whether the home's token may be used later, for a coordinator that names its
     fingerprint. It is sent to no other.
@@ -140,7 +144,7 @@ class Keys:
 
     @property
     def token(self) -> str:
-        """What is shown; "" for none."""
+        """The token to send; "" for none."""
         return self.known.token
 
     @property
@@ -149,13 +153,14 @@ class Keys:
         return self._may_try_home
 
     def takes_home(self, refused: TokenError) -> bool:
-        """Whether the coordinator requires the home's token: if so, it is shown from now on."""
+        """Whether the coordinator requires the home's token. If so, it is sent from now on."""
         if not self._may_try_home or not refused.fingerprint or not settings.home():
             return False
         try:
             home = of_home(make=False)
         except UsageError:
-            return False  # The coordinator's answer explains more than a broken file.
+            # Ignored, because the coordinator's answer explains more than a broken file.
+            return False
         if fingerprint(home.token) != refused.fingerprint:
             return False
         self.known, self._may_try_home = home, False
@@ -197,8 +202,8 @@ def what_to_do(refused: TokenError, own: KnownToken) -> str:
 def token_error(message: str, hint: str, fingerprint: str, origin: str) -> TokenError:
     """The error for an answer 401.
 
-    It may come from another program: its texts are cut, and a fingerprint or origin is only kept if
-    a coordinator could have sent it.
+    It may come from another program. So its texts are cut, and a fingerprint or origin is kept only
+    if a coordinator could have sent it.
     """
     is_known = re.fullmatch(r"[0-9a-f]{12}", fingerprint) is not None
     return TokenError(
@@ -217,7 +222,7 @@ _WHOSE: Final = {
 }
 
 
-# -- what a token looks like ---------------------------------------------------------------------
+# -- the form of a token -------------------------------------------------------------------------
 
 
 def draw() -> str:
@@ -229,7 +234,7 @@ def draw() -> str:
 def fingerprint(token: str) -> str:
     """12 hexadecimal digits that tell two tokens apart; "" for a token that could be guessed.
 
-    A coordinator sends it to anybody who asks, so it must not help to guess the token.
+    A coordinator sends it to every client, so it must not help to guess the token.
     """
     if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
         return ""
@@ -260,7 +265,7 @@ def of_home(*, make: bool) -> KnownToken:
 
 
 def home_file() -> Path:
-    """Where the home's token is kept. Raises UsageError without a home."""
+    """The file of the home's token. Raises UsageError without a home."""
     home = settings.home()
     if not home:
         raise UsageError(
@@ -271,7 +276,7 @@ def home_file() -> Path:
 
 
 def _settled(path: Path, *, make: bool) -> str:
-    """The token in the file once it is complete; "" if it is missing and `make` is False.
+    """The token in the file when that is complete; "" if it is missing and `make` is False.
 
     Over NFS a file that another node has made may be missing here, or empty, for a moment.
     """
@@ -296,7 +301,7 @@ def _settled(path: Path, *, make: bool) -> str:
 
 
 def _read_own(path: Path) -> str | None:
-    """The token in a file that is this user's alone; "" if it is empty, None if there is none."""
+    """The token in a file that only this user can use; "" if it is empty, None if it is missing."""
     try:
         folder = path.parent.stat()
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -333,7 +338,7 @@ _WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def _check_own(path: Path, about: os.stat_result, forbidden: int, file: Path) -> None:
-    """Raises UsageError unless this user owns it, and others have none of these rights.
+    """Raises UsageError unless this user owns the file and others have none of these rights.
 
     `file`: the token file, if `path` is its folder. ssh checks private keys in the same way.
     """
@@ -412,17 +417,17 @@ def make_file(path: Path) -> str:
 
 
 def make_home_file() -> tuple[Path, str]:
-    """The same for the home's token; its path too."""
+    """The same for the home's token. Returns its path, too."""
     path = home_file()
     _make_folder(path)
     return path, make_file(path)
 
 
 def _create(path: Path, token: str) -> None:
-    """Make a new file with this token, which is complete as soon as it is visible. Raises OSError.
+    """Make a new file with this token, complete as soon as it is visible. Raises OSError.
 
-    It is written under another name and then linked: of two processes, link() lets only one
-    succeed, also over NFS. Without hard links it is written in place, and readers wait for it.
+    It is written under another name and then linked, because link() succeeds for only one of two
+    processes, even over NFS. Without hard links it is written in place, and readers wait for it.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -440,7 +445,7 @@ def _create(path: Path, token: str) -> None:
 def _write(path: Path, token: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     with os.fdopen(file, "wb") as opened:
-        os.fchmod(opened.fileno(), 0o600)  # whatever the umask is
+        os.fchmod(opened.fileno(), 0o600)  # for any umask
         opened.write(token.encode() + b"\n")
         opened.flush()
         os.fsync(opened.fileno())

@@ -78,8 +78,10 @@ class Gathering:
         )
 
     def chosen(self, settings: RunSettings) -> list[Member]:
-        """The members of the round if it is formed now: survivors first, then newcomers in order
-        of arrival, as many as there are places (R3)."""
+        """The members of the round if it is formed now, as many as there are places (R3).
+
+        Survivors come first, then newcomers in order of arrival.
+        """
         counts = self.counts(settings)
         members = self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
         return members[: counts.chosen]

@@ -1,7 +1,7 @@
 """The names of `torch.distributed.elastic.rendezvous.api`, without torch.
 
-A handler, its parameters and its results are plain classes here. torchrun needs their methods and
-not their base classes, so torch need not be installed.
+A handler, its parameters and its results are plain classes here. torchrun uses only their methods
+and not their base classes, so torch need not be installed.
 
     RendezvousError
     ├── RendezvousClosedError         the run has ended, or was closed
@@ -10,10 +10,10 @@ not their base classes, so torch need not be installed.
     ├── RendezvousStateError          the backend's value cannot be read
     └── RendezvousGracefulExitError   this node is not needed: it ends, and nothing failed
 
-The texts of ValueErrors are torch's, as its tests and those of plugins match them whole. Further
-details are a note (PEP 678), which a traceback shows.
+The texts of ValueErrors are torch's, because its tests and those of plugins match whole texts.
+Further details are in a note (PEP 678), which a traceback shows.
 
-Nothing here connects to anything. What a backend needs is loaded when the backend is used.
+This file must not open connections. The libraries of a backend are loaded when it is used.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RendezvousGracefulExitError(RendezvousError):
 
 
 class _KeyValueStore(Protocol):
-    """The two calls by which an address is exchanged; every store of torch's has them."""
+    """The two calls by which an address is exchanged. Every store of torch has them."""
 
     def set(self, key: str, value: Any, /) -> Any: ...
 
@@ -82,7 +82,7 @@ class _KeyValueStore(Protocol):
 
 @dataclass
 class RendezvousStoreInfo:
-    """Where the workers' own store is or will be: host and TCP port, equal on all nodes."""
+    """The address of the workers' own store: host and TCP port, equal on all nodes."""
 
     MASTER_ADDR_KEY: ClassVar[str] = "MASTER_ADDR"
     MASTER_PORT_KEY: ClassVar[str] = "MASTER_PORT"
@@ -99,12 +99,13 @@ class RendezvousStoreInfo:
         """Agree on an address through `store`: node rank 0 writes it, and every node reads it.
 
         Rank 0 writes `local_addr`, else this machine's fully qualified name, and `server_port`,
-        else a port that is free now. The other ranks wait as long as `store` waits, and raise its
+        else a port that is free now. The other ranks wait as long as `store` does, and raise its
         errors.
         """
         if rank == 0:
             address = local_addr or socket.getfqdn()
-            from rallypoint.net import free_port  # here, as only this needs sockets
+            # imported here, because only this function needs sockets
+            from rallypoint.net import free_port
 
             port = server_port or free_port()
             store.set(RendezvousStoreInfo.MASTER_ADDR_KEY, address.encode())
@@ -125,7 +126,7 @@ class RendezvousInfo:
         world_size: how many nodes are in the round.
         bootstrap_store_info: where the workers' own store will be; None if there is none.
         store_factory: makes the store at the first access of `store`, once. So a store that needs
-            torch is made only where torch is in use. `store` raises its errors.
+            torch is made only if torch is in use. `store` raises its errors.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class RendezvousInfo:
 
     @property
     def bootstrap_store_info(self) -> RendezvousStoreInfo | None:
-        """Where the workers' own store will be."""
+        """The address of the workers' own store."""
         return self._bootstrap_store_info
 
     def __repr__(self) -> str:
@@ -216,7 +217,7 @@ class RendezvousHandler(ABC):
 
     @abstractmethod
     def num_nodes_waiting(self) -> int:
-        """How many nodes wait to be let in. If more than 0, the agent rendezvouses again.
+        """How many nodes wait to join. If more than 0, the agent rendezvouses again.
 
         torchrun's agent calls it ten times a second, so it must not wait for the network.
         """
@@ -314,7 +315,7 @@ class RendezvousParameters:
             ) from error
 
     def __repr__(self) -> str:
-        # Without the options: a token may be among them.
+        # Without the options, which may include a token.
         return (
             f"<RendezvousParameters {self.backend} at {self.endpoint!r}, run {self.run_id!r}, "
             f"{self.min_nodes} to {self.max_nodes} nodes>"
@@ -352,13 +353,13 @@ class RendezvousHandlerRegistry:
     ) -> None:
         """Register `creator` as the one that makes the handlers of `backend`.
 
-        `override`: replace the creator of that name, also of a built-in backend. Without it the
-        same creator may be registered again, and another one raises ValueError, as an empty name
-        does.
+        `override`: replace the creator of that name, even of a built-in backend. Without it the
+        same creator may be registered again, but another one raises ValueError. An empty name
+        raises ValueError, too.
         """
         _require_name(backend)
         current = self._registry.get(backend)
-        # By equality: each access of a bound method makes another object.
+        # Compared by equality, because each access of a bound method makes another object.
         if current is not None and current != creator and not override:
             error = ValueError(
                 f"The rendezvous backend '{backend}' cannot be registered with '{creator}' as it "

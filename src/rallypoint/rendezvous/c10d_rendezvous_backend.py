@@ -5,8 +5,8 @@
 A token is the value of the key, as bytes. The state is read by `compare_set` and never by `get`,
 which waits for an absent key, so that torch's module has to write a placeholder for it.
 
-A call to a store on a frozen host does not return, whatever the store's timeout. So each call has a
-thread of its own, which is left behind when its time is over. Connecting does, too.
+A call to a store on a frozen host never returns, with any timeout of the store. So each call, and
+each connect, has its own thread, which is left behind when the time is over.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _log = logging.getLogger("rallypoint.rendezvous")
 DEFAULT_PORT: Final = 29400
 DEFAULT_READ_TIMEOUT_S: Final = 60
 KNOCK_S: Final = 5.0
-"""How long one address may take to accept a connection."""
+"""How many seconds one address may take to accept a connection."""
 LEAST_S: Final = 0.5
-"""The least time of each step, however little is left: with none, its error could say nothing."""
+"""The least time of each step, in seconds, so that it can end with its own error."""
 _NOTHING: Final = "(nothing)"
 """Returned for an absent key. It is no base64, so it is never a state."""
 _LOOPBACK: Final = "127.0.0.1"
@@ -68,8 +68,8 @@ class C10dRendezvousBackend(RendezvousBackend):
     A TCPStore is used over a connection of the backend's own, which the first call opens. One
     connection has one call at a time, so a `get` that waits would delay the coordinator.
 
-    No call takes longer than the store's own timeout, also if the store's host is frozen. Making
-    the backend does not use the store.
+    No call takes longer than the store's own timeout, even if the store's host is frozen. The
+    constructor does not use the store.
 
     Args:
         store: a torch.distributed.Store, such as TCPStore, FileStore and HashStore.
@@ -100,7 +100,7 @@ class C10dRendezvousBackend(RendezvousBackend):
 
     def get_state(self) -> tuple[bytes, Token] | None:
         """See RendezvousBackend.get_state."""
-        # For an absent key the expected value comes back, and nothing changes.
+        # For an absent key this returns the expected value, and changes nothing.
         held = self._compare_set(_NOTHING, _NOTHING)
         return None if held == _NOTHING.encode() else (_decoded(held), held)
 
@@ -115,7 +115,7 @@ class C10dRendezvousBackend(RendezvousBackend):
         wanted = b64encode(state)
         held = self._compare_set(expected, wanted.decode())
         if expected and held == expected.encode():
-            # Either the key is absent, or it had the same bytes before.
+            # Either the key is absent, or it has had the same bytes before.
             found = self.get_state()
             return None if found is None else (*found, found[1] == wanted)
         return _decoded(held), held, held == wanted
@@ -191,9 +191,9 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
     * `store_type`: "tcp" (the default), with `host:port` as the endpoint, or "file", with a path.
       Without a path it is a new temporary file, for handlers on one machine that get the store.
     * `read_timeout`: within how many seconds the store must answer; 60 by default.
-    * `is_host`: whether this process serves the TCPStore. By default that is found out from the
-      endpoint, also on a machine that cannot resolve its own name; a second process on that machine
-      connects to the first. An address of no machine, such as 0.0.0.0, is not this machine's.
+    * `is_host`: whether this process serves the TCPStore. By default the endpoint decides, even on
+      a machine that cannot resolve its own name. A second process on that machine connects to the
+      first. An address of no machine, such as 0.0.0.0, is not this machine's.
 
     Raises:
         RendezvousConnectionError: the store cannot be reached or served within `read_timeout`. The
@@ -217,7 +217,8 @@ def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend,
 def _file_store(params: RendezvousParameters, limit_s: float) -> Any:
     path = params.endpoint or _temporary_file()
     try:
-        # torch tries for five minutes to open a file, and holds the GIL meanwhile.
+        # Checked here, because torch tries for five minutes to open a file, and holds the GIL
+        # meanwhile.
         within(limit_s, lambda: Path(path).open("ab").close())
         return _torch_bridge.file_store(path)
     except (ValueError, RuntimeError, OSError) as error:
@@ -269,8 +270,8 @@ def _served(host: str, port: int, limit_s: float, ends_s: float) -> Any:
 
 
 def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: str) -> Any:
-    """A TCPStore on another server, once something listens there."""
-    # torch itself makes long pauses between its tries, and prints its stack for each that fails.
+    """A TCPStore on another server, made when a program listens there."""
+    # torch makes long pauses between its tries, and prints its stack for each failed one.
     answers = _knock(host, port, ends_s)
     if not answers:
         host = _name_for(host, ends_s)
@@ -291,7 +292,10 @@ def _reached(host: str, port: int, limit_s: float, ends_s: float, not_served: st
 
 
 def _knock(host: str, port: int, ends_s: float) -> list[str]:
-    """Wait until an address of the host accepts a connection. Empty, or the answer of each."""
+    """Wait until an address of the host accepts a connection.
+
+    Returns no answers then, and otherwise the answer of each.
+    """
     pauses = Pauses()
     while True:
         answers = _knock_once(host, port, ends_s)
@@ -299,7 +303,7 @@ def _knock(host: str, port: int, ends_s: float) -> list[str]:
         left_s = ends_s - time.monotonic()
         if not answers or left_s <= 0:
             return answers
-        if left_s <= pause_s:  # too late for another answer, and the last ones say why
+        if left_s <= pause_s:  # too late for another answer; the last ones have the reason
             time.sleep(left_s)
             return answers
         time.sleep(pause_s)
@@ -329,7 +333,7 @@ def _knock_once(host: str, port: int, ends_s: float) -> list[str]:
 
 
 def _addresses(host: str, port: int, ends_s: float) -> list[SocketAddress]:
-    """Where a name leads. Raises OSError, TimeoutError among them, or UnicodeError."""
+    """The addresses of a name. Raises OSError, including TimeoutError, or UnicodeError."""
     return within(_left_s(ends_s), lambda: resolve(host, port))
 
 
@@ -338,10 +342,10 @@ def _left_s(ends_s: float) -> float:
 
 
 def _is_here(host: str, limit_s: float) -> bool:
-    """Whether the endpoint is this machine; False if that cannot be found out in time.
+    """Whether the endpoint is this machine; False if that cannot be determined in time.
 
-    Every machine can bind 0.0.0.0 and a multicast address. Each would serve a store of its own, and
-    no node would find another. So these addresses need `is_host`, as in torch.
+    Every machine can bind 0.0.0.0 and a multicast address. Each would serve its own store, and no
+    node would find another. So these addresses need `is_host`, as in torch.
     """
     if _names_no_machine(host):
         return False
@@ -361,7 +365,7 @@ def _names_no_machine(host: str) -> bool:
 
 
 def _name_for(host: str, ends_s: float) -> str:
-    """How torch is to call this host: a machine that cannot resolve its own name is loopback."""
+    """The host's name for torch: loopback on a machine that cannot resolve its own name."""
     if not is_own_name(host):
         return host
     try:

@@ -1,9 +1,9 @@
 """A rendezvous over any store of one value with compare-and-swap, with torch's names.
 
-In torch's module all nodes rewrite that value, at each round and each heartbeat. Here they elect a
-coordinator through it, which tells them the rest. So a user's `RendezvousBackend` is a register, in
-which `ledger/torch_backend.py` keeps the lease and the round. A backend's value is never executed:
-it is parsed as data, and refused if it is not Rallypoint's.
+In torch's module all nodes rewrite that value, at each round and each heartbeat. Here they only
+elect a coordinator through it. So a user's `RendezvousBackend` is a register, in which
+`ledger/torch_backend.py` keeps the lease and the round. A backend's value is never executed: it is
+parsed as data, and refused if it is not Rallypoint's.
 
     handler = DynamicRendezvousHandler.from_backend(
         run_id="job-42", store=store, backend=backend, min_nodes=2, max_nodes=4
@@ -42,14 +42,14 @@ __all__ = [
 _log = logging.getLogger("rallypoint.rendezvous")
 
 Token: TypeAlias = Any
-"""Names one write of a backend's value. Only the backend understands it."""
+"""Identifies one write of a backend's value. Its form is the backend's own."""
 
 
 class RendezvousBackend(ABC):
     """One value that all nodes of a run share, with compare-and-swap.
 
-    Its methods are called from threads, one at a time for each handler. A call that raises is made
-    again. A call that does not return is left behind when its time is over.
+    Its methods are called from threads, one at a time for each handler. A call that raises is
+    repeated. A call that does not return is left behind when its time is over.
     """
 
     @property
@@ -81,7 +81,7 @@ class RendezvousBackend(ABC):
     ) -> tuple[bytes, Token, bool] | None:
         """Replace the value that has this token. Without a token, create it if there is none.
 
-        With a stale or wrong token nothing changes. Returns the value after that, its token, and
+        With a stale or wrong token nothing changes. Returns the value afterwards, its token, and
         whether this call has set it. None: the caller has to read it.
 
         Raises:
@@ -181,8 +181,8 @@ class RendezvousSettings:
 class DynamicRendezvousHandler(NodeRendezvousHandler):
     """One node of a run whose coordinator is elected through a backend. See `from_backend`.
 
-    Any thread may call, one `next_rendezvous` at a time; any number of handlers may be in one
-    process.
+    Any thread may call, but only one `next_rendezvous` at a time. A process may have any number of
+    handlers.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         keep_alive_interval: int = 5,
         keep_alive_max_attempt: int = 3,
     ) -> DynamicRendezvousHandler:
-        """A handler over `backend`. The handler's first call is the first use of both.
+        """A handler over `backend`, which is first used by the handler's first call.
 
         Args:
             run_id: the run's name, the same on all its nodes.
@@ -278,7 +278,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         return await super()._open_node(limit_s)
 
     async def _keeps_nothing(self) -> bool:
-        """Whether the backend answers None to everything. False if it does not answer now."""
+        """Whether the backend answers every call with None. False if it does not answer now."""
         assert self._plan.open_ledger is not None
         ledger = self._plan.open_ledger()
         assert isinstance(ledger, TorchBackendLedger)
@@ -318,13 +318,13 @@ def run_settings(asked: RendezvousSettings) -> RunSettings:
         last_call_s=_bounded_s(asked.timeout.last_call),
         suspect_after_s=interval_s,
         lost_after_s=min(interval_s * asked.keep_alive_max_attempt, _LONGEST_S),
-        # torchrun counts restarts itself, on each node, and never tells which were whose fault.
+        # torchrun counts restarts itself, on each node, and does not report whose fault they were.
         max_restarts="any",
     )
 
 
 _LONGEST_S: Final = 365 * 86_400.0
-"""The longest timeout of Rallypoint, in seconds: a longer one is cut to it."""
+"""The longest timeout of Rallypoint, in seconds. A longer one is cut to it."""
 
 
 def _bounded_s(time: timedelta) -> float:

@@ -38,21 +38,22 @@ _T = TypeVar("_T")
 DEFAULT_PORT: Final = 2379
 DEFAULT_READ_TIMEOUT_S: Final = 60
 FIRST_CONTACT_S: Final = 10.0
-"""How long an etcd has for its first answer: long enough to start together with the job, and short
-enough that a wrong address is an error soon."""
+"""How many seconds an etcd has for its first answer: enough to start together with the job, and few
+enough that a wrong address fails soon.
+"""
 _CLOSE_S: Final = 1.0
 
 
 class EtcdConnection:
     """A blocking client of etcd v3. Any number of threads may use it.
 
-    The first call connects. After a fork, the child's first call opens connections of its own. Keys
+    The first call connects. After a fork, the child's first call opens its own connections. Keys
     are bytes, or str stored as UTF-8.
 
     Args:
         host: a name or an address; IPv6 without brackets.
         port: etcd's client port.
-        read_timeout: the limit of each call, in seconds, also if etcd is frozen.
+        read_timeout: the limit of each call, in seconds, even if etcd is frozen.
         protocol: "http" or "https".
         cert: the client's certificate, a PEM file; or a pair with the key's file.
         ca_cert: the PEM file of the authority that signed etcd's certificate; None for the
@@ -62,8 +63,8 @@ class EtcdConnection:
     Raises:
         ValueError: a wrong timeout or protocol.
 
-    Every call raises RendezvousConnectionError, which says what was tried, where, and how the
-    system answered. The cause is in `__cause__`.
+    Every call may raise RendezvousConnectionError, whose text has what was tried, where, and the
+    system's answer. The cause is in `__cause__`.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class EtcdConnection:
         return self.run(self.within(self.read_timeout, self._read(as_key(key))), f"read {key!r}")
 
     def write(self, key: str | bytes, value: str | bytes) -> None:
-        """Store a value. After an error it may be stored all the same, now or later."""
+        """Store a value. After an error it may still be stored, now or later."""
         data = value.encode() if isinstance(value, str) else bytes(value)
         work = self._write(as_key(key), data)
         self.run(self.within(self.read_timeout, work), f"write {key!r}")
@@ -147,7 +148,7 @@ class EtcdConnection:
     # -- for the modules that use this connection --------------------------------------------------
 
     def run(self, work: Coroutine[Any, Any, _T], what: str = "read or write") -> _T:
-        """Run a coroutine in Rallypoint's thread. `what` it does is for the error's text.
+        """Run a coroutine in Rallypoint's thread. `what`: its purpose, for the error's text.
 
         Raises RendezvousConnectionError, and RendezvousStateError for a damaged record.
         """
@@ -229,7 +230,7 @@ class EtcdConnection:
 
 
 def connection(client: object) -> EtcdConnection:
-    """`client`, if it is an EtcdConnection. Else raises TypeError, which says how to make one."""
+    """`client`, if it is an EtcdConnection. Otherwise raises TypeError with advice."""
     if isinstance(client, EtcdConnection):
         return client
     kind = type(client)
@@ -277,10 +278,10 @@ def as_key(key: str | bytes) -> bytes:
 
 
 def _own_timeout_s(limit_s: float) -> float:
-    """How long the ledger's client may try, so that its own error comes before the limit.
+    """How many seconds the ledger's client may try, so that its own error comes before the limit.
 
-    That error has the system's answer, and not only that the time is over. The client checks its
-    limit after pauses of up to half a second.
+    That error has the system's answer, and not only a timeout. The client checks its limit after
+    pauses of up to half a second.
     """
     return max(0.4 * limit_s, limit_s - 0.6)
 

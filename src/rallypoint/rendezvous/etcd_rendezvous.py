@@ -1,10 +1,10 @@
 """The handler of the backend `etcd`, with the names of torch's older one.
 
-The nodes elect a coordinator through etcd, and it tells them the rounds. A ledger of this package,
-in etcd below the prefix, has what must outlive a coordinator. Only etcd's v3 API is used.
+The nodes elect a coordinator through etcd, which sends them the rounds. A ledger of this package,
+in etcd below the prefix, has the data that must outlive a coordinator. Only etcd's v3 API is used.
 
-torch's classes do the rendezvous themselves, in steps that are public methods. Those are not here.
-There are the constructors, `rendezvous_barrier`, `set_closed`, `setup_kv_store` and the handler's
+torch's classes do the rendezvous themselves, in steps that are public methods. These classes have
+only the constructors, `rendezvous_barrier`, `set_closed`, `setup_kv_store` and the handler's
 methods.
 """
 
@@ -43,11 +43,11 @@ CONST_RUNID_SUBROOT_TTL: Final = 7200
 
 
 class EtcdRendezvousRetryableFailure(Exception):
-    """For programs that name it: torch's steps use it among themselves. It is never raised here."""
+    """For programs that use the name. torch's steps raise it internally. Never raised here."""
 
 
 class EtcdRendezvousRetryImmediately(Exception):
-    """For programs that name it: torch's steps use it among themselves. It is never raised here."""
+    """For programs that use the name. torch's steps raise it internally. Never raised here."""
 
 
 class EtcdRendezvous:
@@ -96,13 +96,13 @@ class EtcdRendezvous:
         )
         self._timeout_s = float(timeout)
         self._handler: EtcdRendezvousHandler | None = None
-        self._plan(None)  # raises for a wrong argument now
+        self._plan(None)  # raises for a wrong argument at once
         self.client.contact()
 
     def rendezvous_barrier(self) -> tuple[int, int, int]:
         """Leave the round, and wait for the next: its number, this node's rank, and its size.
 
-        Raises as RendezvousHandler.next_rendezvous does.
+        Raises the errors of RendezvousHandler.next_rendezvous.
         """
         handler = self._own_handler()
         info = handler.next_rendezvous()

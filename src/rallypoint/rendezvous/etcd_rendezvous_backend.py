@@ -28,7 +28,7 @@ STATE_PREFIX: Final = "/torch/elastic/rendezvous"
 STORE_PREFIX: Final = "/torch/elastic/store"
 _REVISION_MAX: Final = (1 << 63) - 1
 _RENEWALS: Final = 10
-"""A write renews the lease once a tenth of its time is over, so most writes are one call."""
+"""A write renews the lease only if a tenth of its time is over, so most writes are one call."""
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
@@ -78,8 +78,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
     ) -> tuple[bytes, Token, bool] | None:
         """See RendezvousBackend.set_state.
 
-        None if there is no state. None also if etcd's answer was lost and the state has changed
-        since, so that it is not known whether it was set: the caller has to read it.
+        Returns None if there is no state. Returns None also if etcd's answer was lost and the state
+        has changed since, so that it is unknown whether it was set. Then the caller has to read it.
         """
         revision = _revision(token)
         if revision is None:
@@ -97,7 +97,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
         except EtcdRefusedError as error:
             if "lease not found" not in error.message:
                 raise
-        # It ended earlier than by this host's clock: a frozen process, a restored etcd.
+        # The lease ended earlier than by this host's clock: this process was frozen, or etcd
+        # restored.
         self._lease = 0
         return await self._put(client, value, revision)
 

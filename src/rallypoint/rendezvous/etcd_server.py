@@ -84,7 +84,7 @@ class EtcdServer:
     """An etcd of one member. Not for several threads.
 
     It is stopped at the end of the process that started it, unless that process is killed. Call
-    `stop` earlier, as soon as you do not need it.
+    `stop` when you do not need it any more.
 
     Args:
         data_dir: the folder of its data, which stays for a later start. None: a temporary folder,
@@ -199,7 +199,7 @@ class EtcdServer:
     def _wait_until_ready(
         self, process: subprocess.Popen[bytes], name: str, timeout: float
     ) -> None:
-        """Wait until this etcd answers, and not another one that has taken the port."""
+        """Wait until this etcd answers, and not another one on the same port."""
         deadline = time.monotonic() + timeout
         said = "it never answered"
         while time.monotonic() < deadline:
@@ -275,8 +275,8 @@ def _release(program: str) -> tuple[int, int]:
 def _reserved(can_share: bool) -> socket.socket:
     """A socket with a free port.
 
-    Where etcd can share a port, no other process gets it meanwhile: the socket does not listen, and
-    stays bound until etcd is.
+    If etcd can share a port, no other process gets it meanwhile, because the socket does not
+    listen, and stays bound until etcd is.
     """
     reservation = socket.socket()
     if can_share:
@@ -286,7 +286,7 @@ def _reserved(can_share: bool) -> socket.socket:
 
 
 def _command(program: str, name: str, folder: Path, port: int, *, can_share: bool) -> list[str]:
-    # A socket file in its folder instead of a second port: it has no peers.
+    # A socket file in its folder instead of a second port, because it has no peers.
     peer = "unix://peer:0"
     options = {
         "name": name,

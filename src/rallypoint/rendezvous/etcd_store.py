@@ -2,7 +2,7 @@
 
 Each key is a key of etcd: the prefix, a slash, and the key. A value is stored with a nonce of its
 writer, and each write is conditional on the value before. So after a lost answer the same write can
-be sent again, and an `add` counts once.
+be sent again, and an `add` is applied once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["EtcdStore", "cas_delay"]
 
 _T = TypeVar("_T")
 _OPS_MAX: Final = 100
-"""How many operations one transaction has; etcd takes 128 (--max-txn-ops)."""
+"""How many operations one transaction has. etcd accepts 128 (--max-txn-ops)."""
 _AT_ONCE: Final = 16
 _CONTENTION_S: Final = 0.02
 """The longest pause after a lost compare-and-swap."""
@@ -59,9 +59,9 @@ class EtcdStore(BlockingStore):
     Raises:
         TypeError: `etcd_client` is something else.
 
-    A call that waits (`get`, `wait`, `multi_get`) raises LookupError at the end of its time. Every
-    call raises RendezvousConnectionError if etcd does not answer, within the store's timeout and
-    the client's `read_timeout`. `add` raises ValueError if the value is no integer.
+    A call that waits (`get`, `wait`, `multi_get`) raises LookupError after the timeout. Every call
+    raises RendezvousConnectionError if etcd does not answer within the store's timeout and the
+    client's `read_timeout`. `add` raises ValueError if the value is no integer.
     """
 
     def __init__(
@@ -90,11 +90,12 @@ class EtcdStore(BlockingStore):
     def for_torch(self) -> Any:
         """The same keys as a torch.distributed.Store, for torch's C++ and PrefixStore.
 
-        Keep this store as long as torch uses that one. Raises RuntimeError without torch.
+        Keep a reference to this store while torch uses the other one. Raises RuntimeError without
+        torch.
         """
         _torch_bridge.require("a torch.distributed.Store over etcd")
         store = _torch_bridge.store_of(self.client, self._store)
-        self._for_torch.append(store)  # for as long as this one lives; see store_of
+        self._for_torch.append(store)  # kept while this one lives; see store_of
         return store
 
     def __repr__(self) -> str:
@@ -102,7 +103,7 @@ class EtcdStore(BlockingStore):
 
 
 def _error_of(failure: ops.StoreFailure) -> Exception:
-    """As torch's EtcdStore: LookupError for missing keys, ValueError for a wrong number."""
+    """As in torch's EtcdStore: LookupError for missing keys, ValueError for a wrong number."""
     match failure.code:
         case ops.TIMEOUT:
             return LookupError(failure.message)
@@ -112,7 +113,7 @@ def _error_of(failure: ops.StoreFailure) -> Exception:
 
 
 class _NoSumError(Exception):
-    """A value cannot be added to. Carries the failure."""
+    """A value is no number, so nothing can be added. It has the failure."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -122,7 +123,7 @@ class _NoSumError(Exception):
 class _EtcdCalls:
     """The store's calls, for Rallypoint's thread. See StoreCalls.
 
-    They raise a LedgerError if etcd does not answer, which EtcdConnection.run turns into the error
+    They raise a LedgerError if etcd does not answer. EtcdConnection.run turns that into the error
     of a rendezvous.
     """
 
@@ -152,7 +153,7 @@ class _EtcdCalls:
             return error.failure
 
     async def _at_once(self, op: ops.StoreOp) -> bytes | int | bool | None:
-        """The operations that wait for nothing but etcd's answer."""
+        """The operations that wait only for etcd's answer."""
         match op:
             case ops.Set(key, value):
                 await self._update(key, lambda _: value)
@@ -184,7 +185,10 @@ class _EtcdCalls:
     async def _awaited(
         self, keys: Sequence[str], timeout_s: float
     ) -> tuple[bytes, ...] | ops.StoreFailure:
-        """The values of `keys`, once all exist at the same time, or which of them are missing."""
+        """Wait until all `keys` exist at the same time.
+
+        Returns their values, or the missing keys.
+        """
         missing: list[str] | None = None
         try:
             async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
@@ -213,13 +217,13 @@ class _EtcdCalls:
                 await anext(changes)
 
     async def _range(self, keys: Sequence[str]) -> tuple[dict[str, KeyValue], int]:
-        """Those of `keys` that exist, and a revision at which that was so."""
+        """The existing keys among `keys`, and a revision at which they existed."""
         client = await self._etcd.client()
         found: dict[str, KeyValue] = {}
         revisions: list[int] = []
         for start in range(0, len(keys), _OPS_MAX):
             part = keys[start : start + _OPS_MAX]
-            # A read changes nothing, so after a lost answer it is made again.
+            # A read changes nothing, so it is repeated after a lost answer.
             result, _ = await decided(client, [], [get(self._place(key)) for key in part])
             revisions.append(result.header.revision)
             for index, key in enumerate(part):
@@ -235,9 +239,9 @@ class _EtcdCalls:
         change: Callable[[KeyValue | None], bytes],
         found: KeyValue | None = None,
     ) -> bytes:
-        """Write what `change` makes of the key's value. Returns what was written.
+        """Write the result of `change` on the key's value. Returns what was written.
 
-        The first try assumes that the key is as `found`; None: that it does not exist, as most keys
+        The first try assumes that the key is as `found`. None: it does not exist, because most keys
         are written once.
         """
         client, place = await self._etcd.client(), self._place(key)
@@ -264,7 +268,8 @@ class _EtcdCalls:
             pass
 
         def change(old: KeyValue | None) -> bytes:
-            # An absent key compares as empty. If that differs, `expected` comes back, as in torch.
+            # An absent key compares as empty. If that does not match, `expected` is returned, as in
+            # torch.
             if self._value(old) != expected:
                 raise OtherError(expected if old is None else self._value(old))
             return desired
@@ -278,10 +283,10 @@ class _EtcdCalls:
     async def _was_mine(
         self, client: EtcdClient, found: KeyValue | None, before: int, nonce: bytes
     ) -> bool:
-        """Whether a write whose answer was lost came right after revision `before` of its key.
+        """Whether a write with a lost answer was done right after revision `before` of its key.
 
         Reads the key's earlier values in etcd, from the present one back. Raises EtcdUnknownError
-        if the key was deleted since, and EtcdRefusedError if they were compacted.
+        if the key was deleted since, and EtcdRefusedError if these values were compacted.
         """
         while found is not None and found.mod_revision > before:
             if self._opened(found).nonce == nonce:
@@ -349,7 +354,7 @@ def _not_there(missing: Sequence[str], timeout_s: float, etcd: EtcdConnection) -
 
 
 async def _all_of(work: Sequence[Coroutine[Any, Any, _T]]) -> None:
-    """Run all of them, until the first error. None of them runs on after that."""
+    """Run all of them until the first error. Then the others are cancelled."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         for task in tasks:

@@ -2,9 +2,9 @@
 
     torchrun --rdzv-backend=rallypoint --rdzv-endpoint=host0:29400 --rdzv-id=job --nnodes=2:4 ...
 
-The endpoint is any that Rallypoint has: HOST:PORT, http://HOST:PORT, etcd://..., file:///FOLDER,
-or none for one machine. Options (torchrun's --rdzv-conf) are Rallypoint's settings by their names,
-and options of torch's backends with the same meaning. `OPTIONS` lists them all.
+The endpoint is any that Rallypoint has: HOST:PORT, http://HOST:PORT, etcd://..., file:///FOLDER, or
+none for one machine. Options (torchrun's --rdzv-conf) are Rallypoint's settings by name, and
+options of torch's backends with the same meaning. `OPTIONS` lists them all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ BACKEND: Final = "rallypoint"
 
 _GIVEN_OTHERWISE: Final = frozenset(
     {"endpoint", "run_id", "local_addr", "min_nodes", "max_nodes"}  # by torchrun's own options
-    # By a file or the environment: every user of the machine can read a command line.
+    # Only from a file or the environment, because every user of the machine can read a command
+    # line.
     | {"token", "token_place", "etcd_password"}
     | {"labels", "max_restarts"}
-    | {"share_lines"}  # torchrun does not send the lines of its workers to other nodes
+    | {"share_lines"}  # torchrun does not send its workers' output to other nodes
 )
 _NODE_OPTIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
@@ -45,8 +46,9 @@ _TORCH_NAMES: Final = {
 _OTHERS: Final = ("token_file", "quiet")
 """Options of this backend that are no settings. `quiet`: see `create_handler`."""
 _TORCH_OWN: Final = ("timeout", "close_timeout", "is_host", "rank")
-"""Options of torch's that are no settings, and are ignored, as by torch's c10d. `timeout` is always
-passed by torchrun, for backends that have no other; `rank` is for `static`."""
+"""Options of torch that are no settings and are ignored, as in torch's c10d. torchrun always passes
+`timeout`, for backends that have no other one. `rank` is for `static`.
+"""
 
 OPTIONS: Final = tuple(
     sorted(
@@ -61,14 +63,14 @@ CLOSE_TIMEOUT_S: Final = 30.0
 def torchrun_handler() -> RendezvousHandlerCreator:
     """The entry point `rallypoint` of the group `torchrun.handlers`.
 
-    torch's registry calls it, and then its result with the parameters. See `create_handler`.
+    torch's registry calls it, and then calls its result with the parameters. See `create_handler`.
     """
     return _create_for_torchrun
 
 
 def _create_for_torchrun(params: RendezvousParameters) -> NodeRendezvousHandler:
     handler = create_handler(params, ends_process=True)
-    # torch's agent gives each worker a copy of its environment, which is this process's.
+    # torch's agent gives each worker a copy of this process's environment.
     settings.withhold_secrets()
     return handler
 
@@ -87,7 +89,7 @@ def create_handler(
     """
     _refuse_unknown(params.config)
     given = _settings_of(params)
-    # torch documents HOST:0 for a single node: no other node needs the port.
+    # torch documents HOST:0 for a single node, where no other node needs the port.
     is_any_port = params.max_nodes == 1 and asks_for_any_port(params.endpoint or "")
     node = settings.node_settings(
         endpoint="" if is_any_port else params.endpoint or None,
@@ -133,13 +135,13 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
 
 
 def _plain(name: str) -> str:
-    """An option's name in OPTIONS: a setting may be given with its unit as well."""
+    """An option's name in OPTIONS. The name of a setting may have its unit."""
     is_setting = name in (*_NODE_OPTIONS, *_RUN_OPTIONS)
     return name.removesuffix("_s") if is_setting else name
 
 
 def _settings_of(params: RendezvousParameters) -> dict[str, Any]:
-    """The options that are settings, by the settings' names and with their values."""
+    """The options that are settings, as values by the settings' names."""
     found: dict[str, Any] = {}
     said: dict[str, str] = {}
     for option, value in params.config.items():

@@ -1,7 +1,7 @@
 """The backends: the built-in ones, and those of other installed packages.
 
-The creator of a built-in backend imports its module. So importing the registry costs nothing, and a
-backend that lacks a library fails only when it is used.
+The creator of a built-in backend imports its module. So the import of the registry costs nothing,
+and a backend without its library fails only when it is used.
 
 A package offers a backend by an entry point of the group `torchrun.handlers`. The entry's name is
 the backend's. The object, called without arguments, returns the creator `params -> handler`. The
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def get_rendezvous_handler(params: RendezvousParameters) -> RendezvousHandler:
     """A new handler of the backend that `params` names, from this process's registry.
 
-    Raises what `RendezvousHandlerRegistry.create_handler` raises.
+    Raises the errors of `RendezvousHandlerRegistry.create_handler`.
     """
     return rendezvous_handler_registry.create_handler(params)
 
@@ -92,13 +92,13 @@ def _register_default_handlers() -> None:
 def register_out_of_tree_handlers(registry: RendezvousHandlerRegistry) -> None:
     """Register the backends of installed packages. A registered name is not replaced.
 
-    A backend that cannot be loaded or registered is a warning, with its name and the error. The
-    others are registered all the same.
+    A backend that cannot be loaded or registered causes a warning with its name and the error. The
+    others are still registered.
     """
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        # Our own entry is for torch's registry. In this one `rallypoint` is built in.
+        # Rallypoint's own entry is for torch's registry. In this one `rallypoint` is built in.
         if entry.name == "rallypoint":
             continue
         try:

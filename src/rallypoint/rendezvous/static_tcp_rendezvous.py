@@ -1,10 +1,10 @@
 """The `static` backend: the ranks are given, and node rank 0 serves a store at the endpoint.
 
-With torch installed the store is a TCPStore of torch's, as torchrun's workers connect to it.
+With torch installed the store is torch's TCPStore, because torchrun's workers connect to it.
 Without torch, rank 0 serves `_store_server`, which has the same calls. All nodes of a run need the
-same kind; a node that finds the other kind raises an error that says so.
+same kind. A node that finds the other kind raises an error.
 
-This backend does not watch its nodes: it does not notice that one dies, and cannot replace it.
+This backend does not watch its nodes: it does not notice a node's death, and cannot replace a node.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 
 DEFAULT_TIMEOUT_S: Final = 600
 PROBE_S: Final = 1.0
-"""How long a listener may take to say which kind of store it is."""
+"""How many seconds a listener may take to show its kind of store."""
 UNKNOWN_S: Final = 10.0
-"""How long to wait for a listener of unknown kind, which may be a slow one of a known kind."""
+"""How many seconds to wait for a listener of unknown kind, which may be a slow one of a known kind.
+"""
 RANKS_SHOWN_MAX: Final = 8
 _SILENT: Final = "it accepts connections, but has not answered in time"
 _OPTIONS: Final = ("rank", "timeout")
@@ -122,7 +123,7 @@ class StaticTCPRendezvous(RendezvousHandler):
     def shutdown(self) -> bool:
         """Does nothing, and returns True: other nodes may still need rank 0's store.
 
-        That lives as long as this handler, or a store that it returned.
+        That store lives as long as this handler, or a store that it returned.
         """
         return True
 
@@ -163,7 +164,7 @@ class StaticTCPRendezvous(RendezvousHandler):
     # -- with torch
 
     def _torch_store(self) -> Any:
-        """A TCPStore. Its constructor cannot be interrupted, so it runs in a thread of its own."""
+        """A TCPStore. Its constructor cannot be interrupted, so it runs in its own thread."""
         timeout_s = self.timeout.total_seconds()
         ends_s = time.monotonic() + timeout_s
         if self.rank != 0:
@@ -188,11 +189,11 @@ class StaticTCPRendezvous(RendezvousHandler):
         return store
 
     def _wait_for_a_store(self, ends_s: float) -> None:
-        """Wait until a TCPStore listens. Raises at once if the other kind of store does.
+        """Wait until a TCPStore listens. Raises at once if the other kind of store listens.
 
-        torch's own client makes long pauses between its tries, and tries for its whole timeout at
-        another kind of store. So it is used only for a TCPStore, and for a listener whose kind is
-        still unknown after a while: a frozen one, or that of an unknown release of torch.
+        torch's client makes long pauses between its tries, and tries another kind of store until
+        its whole timeout is over. So it is used only for a TCPStore, and for a listener whose kind
+        is still unknown after a while: a frozen one, or one of an unknown release of torch.
         """
         from rallypoint.client.dialing import Pauses
         from rallypoint.net import describe_os_error

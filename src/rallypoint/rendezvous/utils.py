@@ -1,7 +1,7 @@
 """The public function of `torch.distributed.elastic.rendezvous.utils`: it reads an endpoint.
 
-torch's rules hold here, as its users expect. Rallypoint's own endpoints are read in
-`rallypoint.endpoints`, which has more forms and is stricter.
+It follows torch's rules, as its users expect. `rallypoint.endpoints` reads Rallypoint's own
+endpoints, with more forms and stricter rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the author of a ledger runs against it. Needs pytest, which Rallypoint itself does not.
+"""The test suite for authors of a ledger. It needs pytest, which Rallypoint does not install.
 
     # test_my_ledger.py
     import pytest
@@ -10,7 +10,7 @@
         def connect(self, tmp_path):
             return lambda: MyLedger(tmp_path / "ledger")
 
-`connect` gives a callable; each call of it gives another handle, not yet opened, to one and the
+`connect` returns a callable. Each of its calls returns another Ledger object, not yet open, for the
 same ledger, which is new and empty for each test.
 """
 

@@ -1,9 +1,9 @@
 """The rules of the election, as checks on all that is written to a ledger.
 
-An `ElectionChecker` is given every write that an engine has done, in the engine's order. From these
-alone it checks R1, R5, R6 and R13 across coordinators, and that ownership passes from process to
-process as it must. Tests also report what processes and nodes believe, and it compares that with
-the ledger: `may_decide` for a process that decides, `accepted` for what a node accepts.
+An `ElectionChecker` gets every write of an engine, in the engine's order. From these alone it
+checks R1, R5, R6 and R13 across coordinators, and each change of ownership. Tests also report the
+views of processes and nodes, which it compares with the ledger: `may_decide` for a process that
+decides, `accepted` for a message that a node accepts.
 
 Only tests use it; no coordinator does.
 """
@@ -20,7 +20,7 @@ from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation
 
 
 class _Run:
-    """What was written of one run."""
+    """The writes of one run."""
 
     def __init__(self, register: RunRegister, floor: Floor) -> None:
         self.register = register
@@ -58,7 +58,7 @@ class ElectionChecker:
         run = self._runs.get(run_id)
         return run is not None and run.register.close is not None
 
-    # -- what the engine has done --------------------------------------------------------------
+    # -- writes of the engine ------------------------------------------------------------------
 
     def run_written(self, after: RunRegister) -> None:
         """The head of a run was written. Raises InvariantViolation."""
@@ -115,7 +115,7 @@ class ElectionChecker:
             self._fail("lease", f"the lease of {process} was swept while it was serving")
         self._leases.pop(process, None)
 
-    # -- what processes and nodes believe ------------------------------------------------------
+    # -- views of processes and nodes ----------------------------------------------------------
 
     def may_decide(self, run_id: str, process: str, term: int) -> None:
         """This process would decide for the run now. Raises InvariantViolation.
@@ -134,7 +134,7 @@ class ElectionChecker:
     def committed(self, run_id: str, term: int, number: int) -> None:
         """A coordinator has learned that this was committed. Raises InvariantViolation."""
         run = self._runs.get(run_id)
-        # The process may have been frozen while the run was removed, and learn it late.
+        # The process may have been frozen while the run was removed, and learns it late.
         tokens = self._removed.get(run_id, set()) | (run.tokens if run is not None else set())
         was_there = run is not None or run_id in self._removed
         if not was_there or (number and (term, number) not in tokens):
@@ -165,7 +165,7 @@ class ElectionChecker:
             # The garbage collector closes a run whose owner has ended, and seals it so.
             self._must_be_abandoned(before, after)
             return
-        # R5: once a newer term has sealed, nothing of an older one takes effect.
+        # R5: after a newer term has sealed, no write of an older one takes effect.
         if after.term < before.term:
             self._fail("R5", f"term {after.term} wrote over term {before.term}")
         # A head that was created late is sealed again, above the floor that it missed.

@@ -1,10 +1,10 @@
 """The rules as checks on the state of a run. Tests run them after every step.
 
-`check` has what must be true of each state. What spans several steps and coordinators is in
-`run_checker` and, for the round's store, in `store_checker`. Together they check R1 to R6, R8, R10,
-R11, and that tokens grow (R13). R7 and the upper bounds of R8 say that something happens in time,
-so their tests let time pass: tests/core/test_properties.py. Of R9 there is nothing to check, as the
-core reads no clock. The wire keeps R12. The agent stops the workers of a superseded node (R13).
+`check` tests each single state. `run_checker` and, for the round's store, `store_checker` test
+rules over several steps and coordinators. Together they check R1 to R6, R8, R10, R11, and that
+tokens grow (R13). R7 and the upper bounds of R8 set time limits, so their tests let time pass:
+tests/core/test_properties.py. R9 needs no check, because the core reads no clock. The wire keeps
+R12. The agent stops the workers of a superseded node (R13).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _check_buckets(roster: Roster) -> None:
 
 
 def _check_phase(membership: Membership) -> None:
-    """Each phase has what belongs to it, and nothing of another."""
+    """Each phase has only the state that belongs to it."""
     phase = membership.phase_of_work
     in_round = membership.roster.members(Bucket.IN_ROUND)
     committing = membership.committing

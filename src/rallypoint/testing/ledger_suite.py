@@ -1,7 +1,7 @@
 """Tests of everything that `ledger/contract.py` promises of a ledger.
 
 All tests use two Ledger objects for one ledger, as two coordinators would. No test is about one
-engine. An engine may answer Unknown at any time. Then the tests do what the contract says of a
+engine. An engine may answer Unknown at any time. Then the tests act as the contract requires from a
 caller: they try the same bytes again until the version changes.
 """
 
@@ -56,7 +56,7 @@ class LedgerSuite:
         """A new, empty ledger for each test; see `Connect`."""
         raise NotImplementedError("define the fixture `connect` in your class")
 
-    # -- what is declared ---------------------------------------------------------------------
+    # -- declarations -------------------------------------------------------------------------
 
     def test_it_has_an_id_and_says_what_it_survives(self, connect: Connect) -> None:
         async def body(one: Ledger, two: Ledger) -> None:
@@ -217,7 +217,7 @@ class LedgerSuite:
 
         _run(connect, body)
 
-    # -- who comes first --------------------------------------------------------------------------
+    # -- contention -------------------------------------------------------------------------------
 
     def test_of_many_creators_one_creates(self, connect: Connect) -> None:
         async def body(one: Ledger, two: Ledger) -> None:
@@ -295,7 +295,7 @@ class LedgerSuite:
             await asyncio.sleep(0)
             swap.cancel()
             await asyncio.gather(swap, return_exceptions=True)
-            # Its outcome is unknown: it may be there, and may still come.
+            # The outcome is unknown: the write may have been done, or may be done later.
             while not isinstance(
                 await _settled(one, "run", (await _there(one, "run")).version, b"after"), Swapped
             ):
@@ -445,7 +445,7 @@ class LedgerSuite:
             assert await two.logs("é/") == ()
             await two.drop_log("a")
             assert await one.records("a") == ()
-            # Its writer may have been frozen meanwhile: what it still appends leads nowhere.
+            # The writer may have been frozen meanwhile. Its late appends have no effect.
             assert await one.append("a", 3, b"late") == Gap()
             assert await two.logs() == ("a/b", "b")
             assert len(await one.records("a/b")) == 3
@@ -536,7 +536,7 @@ async def _settled(ledger: Ledger, key: str, expected: int | None, value: bytes)
             if outcome.current.value == value:
                 return Swapped(outcome.current.version)
             if value in outcome.current.value:
-                # An earlier try was done, and other writers have written after it.
+                # An earlier try has succeeded, and other writers have written after it.
                 return Swapped(-1)
         return outcome
     raise AssertionError(f"{_UNKNOWNS_MAX} unknown outcomes in a row, the last: {outcome}")

@@ -3,7 +3,7 @@
 A `RunChecker` sees only the events and effects of a run. From these it keeps its own, much simpler
 account of the members: which are there, which asked for a round, which cannot be heard. It compares
 the effects with that account. It must not share state with `membership`, so that one mistake cannot
-hide in both. It is for tests, and not for a coordinator: a step costs O(N).
+hide in both. Only tests use it, because a step costs O(N).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rallypoint.core.values import (
 from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 
 TOLERANCE_S: Final = 1e-6
-"""What sums of floating-point seconds may be off by."""
+"""The rounding error allowed for sums of floating-point seconds."""
 
 
 class _Node:
-    """What the checker knows of one member."""
+    """The checker's data about one member."""
 
     def __init__(self, node: NodeId, connection_id: int) -> None:
         self.id = node
@@ -47,7 +47,7 @@ class _Node:
         self.reachability = Reachability.CONNECTED
         self.closed_s: float | None = None
         self.absent_since_s: float | None = None
-        """Since when a coordinator that took its round over has expected it."""
+        """Since when a coordinator that took over its round has expected it."""
         self.is_former_host = False
         self.silent_since_s: float | None = None
         self.probed_s: float | None = None
@@ -80,8 +80,8 @@ class _Node:
 class RunChecker:
     """Checks R1 to R6, R8 and R13 over the steps of one run.
 
-    `term` is its coordinator's. A run that gets another coordinator keeps its checker: call
-    `restored` for a takeover.
+    `term`: that of the coordinator. A run with a new coordinator keeps its checker: call `restored`
+    for a takeover.
     """
 
     def __init__(self, term: int = 1) -> None:
@@ -111,7 +111,7 @@ class RunChecker:
         self._attach_grace_s = 0.0
         self._attach_since_s = self._attach_until_s = 0.0
         self._has_half_come: bool | None = None
-        """Whether half of a round that was taken over attached in time; None: not known yet."""
+        """Whether half of a round that was taken over attached in time; None: unknown yet."""
         self._noting = 0
         """The number of the marks that are being written; 0 if none are."""
         self._expected_count = 0
@@ -124,7 +124,7 @@ class RunChecker:
         return tuple(self._history)
 
     def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
-        """Take one step of the run. Raises InvariantViolation."""
+        """Check one step of the run. Raises InvariantViolation."""
         self._history.append(step_line(event, now_s, effects))
         now_s = self._judged_s(now_s)
         self._just_committed, self._guarding = None, None
@@ -138,7 +138,7 @@ class RunChecker:
             self._update_guard(now_s)
 
     def _judged_s(self, now_s: float) -> float:
-        """The time on a clock that stands still while the ledger is away, as deadlines do (R8)."""
+        """The time on a clock that stops while the ledger is unreachable, as deadlines do (R8)."""
         passed_s, self._seen_s = now_s - self._seen_s, now_s
         if not self._suspended:
             self._clock_s += passed_s
@@ -208,7 +208,7 @@ class RunChecker:
             self._fail("R6", "a closed run was taken over as an open one")
 
     def _take_up(self, record: RoundRecord, marks: Marks, now_s: float) -> None:
-        """The round is as it was. Of its members it is known only that they are in it."""
+        """Continue the round. Of its members only the membership is known."""
         self._number = self._restored_number = record.head.number
         self._digests[self._number] = record.head.digest
         self._published = record
@@ -279,7 +279,7 @@ class RunChecker:
                 node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
-        # R4: a node that names an older round repeats itself.
+        # R4: a `ready` that names an older round is a repeat.
         if event.leaving_round < node.seated or not node.is_awaited:
             return
         is_inside = self._broken is None and self._is_in_published(node)
@@ -289,7 +289,7 @@ class RunChecker:
         if self._published and event.leaving_round == self._published.head.number:
             self._leavers.add(node.id.name)
             if event.change is not None and self._restored_number == event.change.round:
-                # An earlier coordinator has said who left, and died before the next round.
+                # An earlier coordinator has announced who left, and died before the next round.
                 self._leavers.update(event.change.nodes)
         node.asked = True
 
@@ -457,7 +457,7 @@ class RunChecker:
             self._fail("R8", f"{node.id.name} was superseded within its grace")
 
     def _had_grace(self, node: _Node, now_s: float) -> bool:
-        """Whether a node whose connection is closed had time to attach again, or cannot."""
+        """Whether a node whose connection is closed had time to attach again, or is unable to."""
         if node.has_ended:
             return True
         if node.closed_s is not None:
@@ -472,7 +472,7 @@ class RunChecker:
         del self._nodes[named.name]
 
     def _was_named(self, node: _Node) -> bool:
-        """Whether a member said that an earlier coordinator had told it of this node's going."""
+        """Whether a member reported that an earlier coordinator had announced this node's end."""
         return node.id.name in self._leavers
 
     def _must_be_lost(self, node: _Node, now_s: float) -> None:
@@ -511,8 +511,8 @@ class RunChecker:
     def _is_unguarded(self, node: _Node) -> bool:
         """Whether the mass guard neither counts nor protects a member that has yet to attach.
 
-        After the attach grace it does, if fewer than half of the round have attached: then this
-        coordinator may be the one that is cut off.
+        After the attach grace it counts and protects the member if less than half of the round has
+        attached, because then this coordinator may be the one that is cut off.
         """
         if node.absent_since_s is None:
             return False

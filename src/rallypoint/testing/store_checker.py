@@ -1,6 +1,6 @@
 """R10 and R11 as checks on the calls and answers of one round's store, across coordinators.
 
-The checker keeps its own account of the calls, as `run_checker` does of the steps of a run. Only
+The checker keeps its own account of the calls, like `run_checker` for the steps of a run. Only
 tests use it; no coordinator does.
 """
 
@@ -14,7 +14,7 @@ from rallypoint.testing.violations import InvariantViolation
 
 
 class StoreChecker:
-    """Checks the calls of one round's store, whichever coordinators serve it."""
+    """Checks the calls of one round's store over all coordinators that serve it."""
 
     def __init__(self) -> None:
         self._asked: dict[tuple[str, int], StoreOp] = {}
@@ -62,7 +62,8 @@ class StoreChecker:
                     f"was answered {result}, and is missing after the takeover",
                 )
             else:
-                # The store has seen it, so this applies nothing: it returns what is remembered.
+                # The store has seen this call, so it is not applied: the remembered answer is
+                # returned.
                 self.acknowledged(store.apply(node, request_id, op, None, 0.0))
 
     def _fail(self, rule: str, call: tuple[str, int], problem: str) -> None:

@@ -1,4 +1,4 @@
-"""What a checker raises when a rule is broken, and the steps that led to it as lines of text.
+"""The error of a broken rule, with the steps that led to it as lines of text.
 
 The checkers share this file. It must not contain a rule.
 """
@@ -19,7 +19,7 @@ HISTORY_LENGTH: Final = 20
 
 
 class InvariantViolation(AssertionError):
-    """A rule of the protocol was broken: which one, how, and the steps before it, oldest first."""
+    """A rule of the protocol was broken. The text names it, with the steps before, oldest first."""
 
     def __init__(self, rule: str, problem: str, history: Sequence[str] = ()) -> None:
         self.rule = rule
