@@ -87,5 +87,5 @@ def test_the_command_requests_all_pages(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_endless_list_is_no_answer_of_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     page: dict[str, object] = {"coordinator": {}, "runs": [], "problem": None, "next": "x"}
     monkeypatch.setattr(api, "request", lambda *_, **__: page)
-    with pytest.raises(CoordinatorError, match="does not end"):
+    with pytest.raises(CoordinatorError, match="has no end"):
         api.runs(parse_endpoint("http://localhost:1"), "")

@@ -254,7 +254,7 @@ def test_a_value_too_large_for_the_engine_is_refused(
     place = f"etcd://{','.join(three_etcd.endpoints)}/test-{secrets.token_hex(6)}"
     text = finished(agent(tmp_path, "--endpoint", place, "--run-id", "job"))
     assert "refused 3145728 limit" in text
-    assert "keeps at most 1048576 of one call" in text
+    assert "stores at most 1048576 for one call" in text
     assert text.count("kept 900000") == 2
     assert "still there 900000" in text
 
