@@ -108,7 +108,7 @@ def test_each_run_has_kinds_of_its_own(lines: Lines) -> None:
 
 def test_lines_of_many_runs_are_limited_too(lines: Lines) -> None:
     for number in range(3 * KINDS_MAX):
-        lines.log.info("run %s is forgotten", number)
+        lines.log.info("run %s is removed", number)
     assert len(lines.take()) == AT_ONCE_OF_ALL_RUNS
     lines.log.info("run %s closed: %s", "a", "all is well")
     assert lines.take() == ["run a closed: all is well"]

@@ -197,7 +197,7 @@ def test_a_demo_that_is_ended_leaves_nothing_behind(
     run.note_agents_of(shown)
     shown.process.send_signal(number)
     assert shown.end(100) == 128 + number, shown.text
-    assert shown.lines[-1] == f"rallypoint: {number.name}: all nodes have been ended"
+    assert shown.lines[-1] == f"rallypoint: {number.name}: all nodes were stopped"
     run.assert_nothing_left()
     assert files_left(run) == []
 

@@ -113,4 +113,4 @@ def test_the_interface_of_an_address(host: str, name: str) -> None:
 
 def test_the_interfaces_of_a_machine_are_described() -> None:
     assert named([*LO, ETH0, DOWN, LINK]) == "10.0.0.5 (eth0), fe80::5%eth0 (eth0)"
-    assert named([*LO]) == "none but loopback"
+    assert named([*LO]) == "only loopback"

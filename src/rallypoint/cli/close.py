@@ -24,7 +24,7 @@ def close(
         str, typer.Option("--reason", metavar="TEXT", help="Shown to every node.")
     ] = "closed by request",
 ) -> None:
-    """End a run for all its nodes: their workers are stopped, and no further round is formed."""
+    """End a run for all its nodes. Their workers stop, and no further round forms."""
     where = endpoint_of(endpoint)
     keys = keys_of(where, token_file)
     try:

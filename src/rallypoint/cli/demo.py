@@ -53,7 +53,10 @@ def demo(
         bool, typer.Option("--keep", help="Keep the checkpoints and the nodes' output.")
     ] = False,
 ) -> None:
-    """Watch nodes on this machine meet, train, lose one to kill -9 and regroup: half a minute."""
+    """Show nodes on this machine that meet, train, lose one to kill -9 and regroup.
+
+    It takes half a minute.
+    """
     settings.check_platform()
     _check_libraries()
     limits.check("`rallypoint demo`", limits.agent_files(nodes, has_log_files=True))
@@ -78,7 +81,7 @@ def _run(count: int, directory: Path) -> int:
             accuracy = Demo(count, directory, signals).run()
         except _Stopped:
             assert signals.number is not None
-            output.note(f"{signal.Signals(signals.number).name}: all nodes have been ended")
+            output.note(f"{signal.Signals(signals.number).name}: all nodes were stopped")
             return 128 + signals.number
     return 0 if accuracy >= ACCURACY_MIN else 1
 

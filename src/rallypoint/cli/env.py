@@ -1,4 +1,4 @@
-"""`rallypoint env`: every setting, its value here, and where that came from."""
+"""`rallypoint env`: every setting, its value here, and the origin of the value."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every setting, its value here and where that came from. Never shows a secret."""
+    """Show every setting, its value here and the origin of the value. Never shows a secret."""
     rows = [_row(each) for each in settings.SETTINGS]
     if as_json:
         output.print_json([msgspec.to_builtins(each) for each in rows])

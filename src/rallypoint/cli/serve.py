@@ -79,7 +79,7 @@ def serve(
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
-    SIGHUP: it reads the token file again. Each line of it is a token that is accepted.
+    On SIGHUP it reads the token file again. Each line of the file is an accepted token.
     """
     settings.check_platform()
     limits.check("`rallypoint serve`", limits.SERVE_FILES)

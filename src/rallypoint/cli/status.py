@@ -51,7 +51,7 @@ def status(
         typer.Option("--members", metavar="N", min=0, help="Show at most N members of a run."),
     ] = None,
 ) -> None:
-    """Show the runs of a coordinator, or one run: members, ranks, why it waits, its last rounds."""
+    """Show the runs of a coordinator, or one run: members, ranks, reason to wait, last rounds."""
     where = endpoint_of(endpoint)
     keys = keys_of(where, token_file)
     shown = MEMBERS_SHOWN if members is None and not as_json else members

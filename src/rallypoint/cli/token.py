@@ -50,7 +50,10 @@ def show(
         typer.Argument(metavar="[PATH]", help="A token file; if left out, the token in use here."),
     ] = None,
 ) -> None:
-    """Show where the token here comes from, and its fingerprint: equal ones are of equal tokens."""
+    """Show the origin and the fingerprint of the token in use here.
+
+    Equal tokens have equal fingerprints.
+    """
     known = _known(path)
     mark = tokens.fingerprint(known.token)
     if not mark:

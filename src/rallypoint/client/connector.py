@@ -555,11 +555,11 @@ class Connector:
         connection, self.connection = self.connection, None
         self._node.disconnected()
         if connection is not None:
-            connection.close("this node is going")
+            connection.close("this node is leaving")
             try:
                 await connection.wait_closed()
             except asyncio.CancelledError:
-                connection.abort("this node is going")
+                connection.abort("this node is leaving")
                 raise
 
     async def close_ledger(self) -> None:

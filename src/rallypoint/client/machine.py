@@ -437,7 +437,7 @@ class NodeMachine:
         if self.head is None or self.ended is not None:
             return []
         what = "no coordinator that holds its lease" if self.is_attached else "no coordinator"
-        detail = f"it has had {what} for {alone_s:.0f} s"
+        detail = f"this node had {what} for {alone_s:.0f} s"
         change = Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
         actions = self._on_ended(change)
         self._ended_term = 0  # No coordinator has been told yet.

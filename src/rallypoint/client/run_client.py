@@ -286,7 +286,7 @@ def is_failure(error: BaseException) -> bool:
 
 def left_error() -> errors.UsageError:
     """The error of a call that needs the run, after the program has left it."""
-    return errors.UsageError("this node has left the run", hint="call join to come back")
+    return errors.UsageError("this node has left the run", hint="call join to join it again")
 
 
 def _said(error: BaseException, shares: bool) -> str:

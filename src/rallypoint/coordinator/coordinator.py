@@ -277,7 +277,7 @@ class Coordinator:
 
     def forget_run(self, run: HostedRun) -> None:
         """Remove the run, and its records."""
-        _log.info("run %s is forgotten", run.run_id)
+        _log.info("run %s is removed", run.run_id)
         if run.membership.round is None and not run.is_closed:
             self.admission.may_begin_again(run.run_id)
         self._raise_floor(run)

@@ -129,7 +129,7 @@ class GarbageCollector:
             try:
                 await self._look_at(key, now_s)
             except (e.UnreadableError, LedgerCorruptError, LedgerFormatError) as error:
-                _log.debug("%s is left alone: %s", key, error)
+                _log.debug("%s is left unchanged: %s", key, error)
         for log in lost:
             await self._look_at_lost_log(log, now_s)
 

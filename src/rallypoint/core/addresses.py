@@ -148,7 +148,7 @@ def named(interfaces: Sequence[Interface]) -> str:
         for each in interfaces
         if each.is_up and not each.is_inner and _is_for_others(each.address)
     ]
-    return ", ".join(shown[:NAMES_SHOWN_MAX]) or "none but loopback"
+    return ", ".join(shown[:NAMES_SHOWN_MAX]) or "only loopback"
 
 
 def _is_for_others(text: str) -> bool:

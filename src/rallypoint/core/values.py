@@ -371,7 +371,7 @@ class Failure(FrozenStruct, frozen=True):
         """One line: the rank of the worker, how it ended, and its message."""
         rank = f"rank {self.rank} " if self.rank is not None else ""
         if self.kind is FailureKind.OOM:
-            how = "was killed for memory"
+            how = "was killed for lack of memory"
         elif self.signal is not None:
             how = f"was killed by signal {self.signal}"
         elif self.exit_code is not None:

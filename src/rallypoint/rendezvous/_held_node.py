@@ -101,7 +101,7 @@ def _at_exit() -> None:
         try:
             leaving.result()
         except (errors.RallypointError, TimeoutError, CancelledError) as error:
-            _log.debug("no goodbye was said: %s", error)
+            _log.debug("the goodbye could not be said: %s", error)
         except BaseException:
             leaving.cancel()
             raise

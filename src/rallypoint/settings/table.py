@@ -240,7 +240,9 @@ SETTINGS: Final = (
     _run_setting("mass_min", whole, "how many nodes may be missing before it counts as an outage"),
     _run_setting("mass_fraction", parse_fraction, "the same as a fraction of all nodes"),
     _run_setting("mass_grace_s", parse_duration_s, "how long no node is lost in an outage"),
-    _run_setting("rank_policy", one_of(*POLICIES), f"how ranks are given: {', '.join(POLICIES)}"),
+    _run_setting(
+        "rank_policy", one_of(*POLICIES), f"how ranks are assigned: {', '.join(POLICIES)}"
+    ),
 )
 """All settings, in the order in which `rallypoint env` shows them."""
 
