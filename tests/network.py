@@ -398,7 +398,7 @@ class Network:
             self.advance(0.01)
 
     def _due(self) -> list[float]:
-        ticks = [n.machine.next_tick_s for n in self.nodes.values() if not n.is_frozen]
+        ticks = [n.machine.heartbeats.next_tick_s for n in self.nodes.values() if not n.is_frozen]
         due = [each for each in ticks if each is not None]
         due += [self._timed[0][0]] if self._timed else []
         hub_s = self.coordinator.next_due_s()

@@ -188,7 +188,7 @@ def test_only_an_advancing_beat_shows_a_coordinator_with_a_lease() -> None:
     led = []
     for now_s, beat in ((101.0, 7), (102.0, 7), (103.0, 8), (104.0, 8)):
         machine.received(wire.Beat(machine.stamp, beat), now_s)
-        led.append(machine.led_s)
+        led.append(machine.heartbeats.led_s)
     assert led == [101.0, 101.0, 103.0, 103.0]
 
 
@@ -299,9 +299,9 @@ def test_the_age_of_a_beat_counts_received_messages_only() -> None:
     machine = in_round()
     for now_s, beat in ((101.0, 7), (102.0, 7), (106.5, 7)):
         machine.received(wire.Beat(machine.stamp, beat), now_s)
-    assert machine.beat_stood_still_s == 5.5
+    assert machine.heartbeats.beat_stood_still_s == 5.5
     machine.received(wire.Beat(machine.stamp, 8), 120.0)
-    assert machine.beat_stood_still_s == 0.0
+    assert machine.heartbeats.beat_stood_still_s == 0.0
 
 
 def test_a_node_on_a_ledger_says_that_it_reads_the_ledger() -> None:
@@ -314,13 +314,13 @@ def test_a_node_on_a_ledger_says_that_it_reads_the_ledger() -> None:
 def test_a_late_tick_judges_after_the_input_was_read() -> None:
     for stall_s in (0.1, 0.6, 0.9):
         machine = in_round()
-        while machine.next_tick_s <= machine.silence_s:  # type: ignore[operator]
-            machine.tick(machine.next_tick_s)  # type: ignore[arg-type]
-        due_s = machine.next_tick_s
+        while machine.heartbeats.next_tick_s <= machine.heartbeats.silence_s:  # type: ignore[operator]
+            machine.tick(machine.heartbeats.next_tick_s)  # type: ignore[arg-type]
+        due_s = machine.heartbeats.next_tick_s
         assert due_s is not None
         late_s = due_s + stall_s
         assert not any(isinstance(action, act.Drop) for action in machine.tick(late_s))
-        again_s = machine.next_tick_s
+        again_s = machine.heartbeats.next_tick_s
         assert again_s is not None
         machine.received(wire.Beat(Stamp("ledger", 1, 1), 9), again_s)
         assert not any(isinstance(action, act.Drop) for action in machine.tick(again_s))
@@ -330,7 +330,7 @@ def test_an_always_late_process_still_leaves_a_silent_coordinator() -> None:
     machine = in_round()
     now_s = 0.0
     for _ in range(10_000):
-        now_s = (machine.next_tick_s or 0.0) + 0.3
+        now_s = (machine.heartbeats.next_tick_s or 0.0) + 0.3
         if any(isinstance(action, act.Drop) for action in machine.tick(now_s)):
             break
-    assert machine.silence_s < now_s < 3 * machine.silence_s
+    assert machine.heartbeats.silence_s < now_s < 3 * machine.heartbeats.silence_s

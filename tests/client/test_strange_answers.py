@@ -73,9 +73,9 @@ def test_a_node_refuses_an_answer_of_another_kind() -> None:
         }
         for other in others:
             assert machine.received(answers[other], now_s) == []
-        assert machine.is_open(number)
+        assert number in machine.requests.open
         assert len(machine.received(answers[number], now_s)) == 1
-        assert not machine.is_open(number)
+        assert number not in machine.requests.open
     assert isinstance(machine, m.NodeMachine)
 
 

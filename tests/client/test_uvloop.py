@@ -42,9 +42,9 @@ def test_a_heartbeat_due_at_once_is_scheduled_again():
 
         node._machine.tick = tick  # type: ignore[method-assign]
         for due_s in (0.0, 1.0, 0.0):
-            node._machine.next_tick_s = due_s
+            node._machine.heartbeats.next_tick_s = due_s
             node._schedule_tick()
-        node._machine.next_tick_s = None
+        node._machine.heartbeats.next_tick_s = None
         return await has_ticked
 
     assert uvloop.run(program()) > 0

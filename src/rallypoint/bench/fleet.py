@@ -348,7 +348,7 @@ class Fleet:
             await asyncio.sleep(delay_s)
 
     def _watch(self, node: VirtualNode, *, is_new: bool = False) -> None:
-        due_s = node.machine.next_tick_s
+        due_s = node.machine.heartbeats.next_tick_s
         if due_s is not None:
             order = next(self._order)
             if is_new:

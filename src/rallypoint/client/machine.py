@@ -15,18 +15,17 @@ import msgspec
 from rallypoint.client.actions import (
     Action,
     Attached,
-    CallAnswered,
     Drop,
-    MembersTold,
     PlacedOnStandby,
     Redirected,
     RoundEnded,
     RoundFormed,
     RunEnded,
     Send,
-    WaitingTold,
     WasRefused,
 )
+from rallypoint.client.heartbeats import Heartbeats
+from rallypoint.client.open_requests import OpenRequests
 from rallypoint.core import reasons
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import StoreOp
@@ -45,14 +44,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.wire import messages as wire
 
-LATE_TICK_S: Final = 0.05
-"""A tick is later than this, in seconds, only if this process did not run."""
-LOOK_AGAIN_S: Final = 0.01
-"""How many seconds after a late tick this process has read all messages that had arrived before."""
-STILL_OPEN_MAX: Final = 64
-"""A message lists at most this many open calls. With more, it acknowledges only up to the oldest.
-"""
-HEARTBEAT_MIN_S: Final = 0.01
 TEXT_CHARACTERS_MAX: Final = 2_000
 """Longer reasons and messages are cut, because a coordinator refuses a text longer than `Text`."""
 LINES_MAX: Final = 64
@@ -73,7 +64,10 @@ class DesiredState(enum.StrEnum):
 
 
 class NodeMachine:
-    """One node of one run. Not thread-safe: one owner.
+    """One node of one run: its desired state, its round, and how the run ended for it.
+
+    It must not know when a coordinator counts as silent (`Heartbeats`) or how requests are numbered
+    (`OpenRequests`). Not thread-safe: one owner.
 
     `silence_s`: the connection is dropped after this time without a message from the coordinator,
     or without being attached. `is_elected`: the coordinator is found through a ledger. Another
@@ -97,7 +91,8 @@ class NodeMachine:
         self.run_id = run_id
         self.info = info
         self.settings = settings
-        self.silence_s = silence_s
+        self.heartbeats = Heartbeats(silence_s)
+        self.requests = OpenRequests()
         self.desired = DesiredState.NOTHING
         self.head: RoundHead | None = None
         self.number = 0
@@ -122,23 +117,9 @@ class NodeMachine:
         self._goodbye_reason = ""
         self._was_done = False
         self._close_wanted: wire.CloseRun | None = None
-        self._requests = 0
-        self._acknowledged = 0
-        self._open: dict[int, wire.StoreCall | wire.AskMembers | wire.AskWaiting] = {}
-        self._ends_s: dict[int, float] = {}
-        """The deadline of each open call with a timeout."""
-        self._heartbeat_s = 1.0
-        self._heard_s = 0.0
-        self._beat = 0
-        self._beat_heard_s = 0.0
         self._floor = Stamp()
         self.is_in_memory = False
         """Whether the run is in the memory of the coordinator's process, and ends with it."""
-        self.led_s = 0.0
-        """When the last message of a coordinator with a valid lease arrived."""
-        self.next_tick_s: float | None = None
-        """When to call `tick` next; None while there is no connection."""
-        self._looks_again = False
 
     @property
     def is_over(self) -> bool:
@@ -160,21 +141,11 @@ class NodeMachine:
         """The id of the run's ledger; "" before a coordinator has sent it."""
         return self.stamp.ledger_id
 
-    @property
-    def beat_stood_still_s(self) -> float:
-        """How long the coordinator's beat, and so its lease, was not renewed, in seconds."""
-        return self._beat_heard_s - self.led_s
-
-    def is_open(self, request_id: int) -> bool:
-        """Whether a request has no answer yet."""
-        return request_id in self._open
-
     # -- the connection ------------------------------------------------------------------------
 
     def connected(self, now_s: float, source: Address | None = None) -> list[Action]:
         """A connection to a coordinator is open. `source`: the address of this side's socket."""
-        self._heard_s = now_s
-        self.next_tick_s = now_s + self._tick_s()
+        self.heartbeats.connected(now_s)
         attach = wire.Attach(
             self.stamp,
             wire.VERSION,
@@ -195,43 +166,34 @@ class NodeMachine:
     def disconnected(self) -> None:
         """The connection is closed. Open requests are sent again on the next one."""
         self.is_attached = False
-        self.next_tick_s = None
+        self.heartbeats.next_tick_s = None
 
     def tick(self, now_s: float) -> list[Action]:
         """Send a heartbeat, or drop a coordinator that has been silent for too long."""
-        if self.next_tick_s is None or now_s < self.next_tick_s:
+        heartbeats = self.heartbeats
+        if heartbeats.next_tick_s is None or now_s < heartbeats.next_tick_s:
             return []
-        late_s = now_s - self.next_tick_s
-        if late_s > LATE_TICK_S:
-            # This process did not run, so the time does not count as silence of the coordinator.
-            self._heard_s = min(now_s, self._heard_s + late_s)
-        self.next_tick_s = now_s + self._tick_s()
-        silent_s = now_s - self._heard_s
-        if silent_s > self.silence_s and late_s > LATE_TICK_S and not self._looks_again:
-            # The coordinator's messages may have arrived meanwhile without being read.
-            self._looks_again, self.next_tick_s = True, now_s + LOOK_AGAIN_S
-        elif silent_s > self.silence_s:
+        silent_s = heartbeats.tick(now_s)
+        if silent_s is not None:
             return [Drop(f"the coordinator has been silent for {silent_s:.1f} s")]
-        else:
-            self._looks_again = False
         return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
-
-    def _tick_s(self) -> float:
-        """At least three ticks per `silence_s`, in which answers to heartbeats must arrive."""
-        often_s = max(HEARTBEAT_MIN_S, self.silence_s / 3)
-        return min(often_s, self._heartbeat_s) if self.is_attached else often_s
 
     # -- messages ------------------------------------------------------------------------------
 
     def received(self, message: wire.FromCoordinator, now_s: float) -> list[Action]:
         """Handle one message of the coordinator."""
-        self._heard_s = now_s
+        self.heartbeats.heard_s = now_s
         if self._is_stale(message):
             # R5: late messages of an older term or round change nothing.
             return self._leave_replaced(message)
         if not isinstance(message, wire.Refused):
             self.stamp = message.stamp
         match message:
+            case wire.Beat():
+                self.heartbeats.answered(message.beat, now_s)
+                return []
+            case wire.StoreAnswer():
+                return self.requests.answered(message)
             case wire.Welcome():
                 return self._on_welcome(message, now_s)
             case wire.Refused():
@@ -247,16 +209,8 @@ class NodeMachine:
             case wire.Standby():
                 self.is_standby = message.standby
                 return [PlacedOnStandby()] if message.standby else []
-            case wire.StoreAnswer():
-                return self._on_answer(message)
             case wire.Members() | wire.WaitingIs():
-                return self._on_told(message)
-            case wire.Beat():
-                # While the beat changes, the coordinator renews its lease.
-                self._beat_heard_s = now_s
-                if message.beat != self._beat:
-                    self._beat, self.led_s = message.beat, now_s
-                return []
+                return self.requests.told(message)
 
     def _is_stale(self, message: wire.FromCoordinator) -> bool:
         """Whether a message is of an older term or round than this node has seen (R5)."""
@@ -282,9 +236,7 @@ class NodeMachine:
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached = True
         self.is_in_memory = message.in_memory
-        self.led_s = self._beat_heard_s = now_s
-        self._heartbeat_s = max(HEARTBEAT_MIN_S, message.heartbeat_s)
-        self.next_tick_s = now_s + self._tick_s()
+        self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby
         actions: list[Action] = [Attached(), *self._catch_up(message)]
         return actions + [Send(each) for each in self._to_say_again(now_s)]
@@ -336,17 +288,7 @@ class NodeMachine:
             return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
         if self._close_wanted is not None:
             said.append(self._close_wanted)
-        self._ends_s = {i: ends_s for i, ends_s in self._ends_s.items() if i in self._open}
-        return said + [self._with_time_left(each, now_s) for each in self._open.values()]
-
-    def _with_time_left(
-        self, asked: wire.StoreCall | wire.AskMembers | wire.AskWaiting, now_s: float
-    ) -> wire.Message:
-        """A call with the rest of its timeout, measured by this node's clock (R9)."""
-        ends_s = self._ends_s.get(asked.request_id)
-        if ends_s is None or not isinstance(asked, wire.StoreCall):
-            return asked
-        return msgspec.structs.replace(asked, timeout_s=max(0.0, ends_s - now_s))
+        return said + self.requests.to_send_again(now_s)
 
     def _on_refused(self, refusal: Refusal, ledger_id: str) -> list[Action]:
         if refusal.code in self._redirects:
@@ -386,7 +328,7 @@ class NodeMachine:
         self.ended = change
         self._ended_term = self.stamp.term
         self._failure = None
-        self._open = {k: v for k, v in self._open.items() if not isinstance(v, wire.StoreCall)}
+        self.requests.drop_calls()
         return [RoundEnded(change)]
 
     def _on_closed(self, close: CloseRecord) -> list[Action]:
@@ -399,22 +341,6 @@ class NodeMachine:
             detail = str(close)
             actions += self._on_ended(Change(ChangeKind.CLOSED, self.number, detail=detail))
         return [*actions, RunEnded(close)]
-
-    def _on_answer(self, message: wire.StoreAnswer) -> list[Action]:
-        if not isinstance(self._open.get(message.request_id), wire.StoreCall):
-            return []
-        self._ends_s.pop(message.request_id, None)
-        del self._open[message.request_id]
-        return [CallAnswered(message.request_id, message.result)]
-
-    def _on_told(self, message: wire.Members | wire.WaitingIs) -> list[Action]:
-        asked = wire.AskWaiting if isinstance(message, wire.WaitingIs) else wire.AskMembers
-        if not isinstance(self._open.get(message.request_id), asked):
-            return []
-        del self._open[message.request_id]
-        if isinstance(message, wire.WaitingIs):
-            return [WaitingTold(message.request_id, message.waiting)]
-        return [MembersTold(message.request_id, message.round, message.digest, message.members)]
 
     # -- news from the ledger and the clock --------------------------------------------------------
 
@@ -515,43 +441,24 @@ class NodeMachine:
 
         With `now_s`, a call that is sent again has the rest of `timeout_s`.
         """
-        self._requests += 1
-        request_id = self._requests
         stamp = Stamp(self.stamp.ledger_id, self.stamp.term, self.number)
-        acknowledged, still_open = self._acknowledgement()
-        call = wire.StoreCall(stamp, request_id, op, timeout_s, acknowledged, still_open)
-        self._open[request_id] = call
-        if timeout_s is not None and now_s is not None:
-            self._ends_s[request_id] = now_s + timeout_s
-        return request_id, self._say(call)
+        call = self.requests.call(stamp, op, timeout_s, now_s)
+        return call.request_id, self._say(call)
 
     def cancel(self, request_id: int) -> list[Action]:
-        """Withdraw a request whose caller does not wait any more."""
-        asked = self._open.pop(request_id, None)
-        self._ends_s.pop(request_id, None)
-        is_call = isinstance(asked, wire.StoreCall)
-        return self._say(wire.StoreCancel(self.stamp, request_id)) if is_call else []
+        """The caller of this request does not wait any more."""
+        was_call = self.requests.drop(request_id)
+        return self._say(wire.StoreCancel(self.stamp, request_id)) if was_call else []
 
     def ask_members(self) -> tuple[int, list[Action]]:
         """Ask for the member table."""
-        return self._ask(wire.AskMembers)
+        question = self.requests.ask(wire.AskMembers, self.stamp)
+        return question.request_id, self._say(question)
 
     def ask_waiting(self) -> tuple[int, list[Action]]:
         """Ask why there is no round yet."""
-        return self._ask(wire.AskWaiting)
-
-    def _ask(self, kind: type[wire.AskMembers] | type[wire.AskWaiting]) -> tuple[int, list[Action]]:
-        self._requests += 1
-        message = kind(self.stamp, self._requests)
-        self._open[self._requests] = message
-        return self._requests, self._say(message)
-
-    def _acknowledgement(self) -> tuple[int, tuple[int, ...]]:
-        """The id up to which all calls are answered, except the open ones, if these are few."""
-        open_ids = tuple(self._open)
-        if len(open_ids) <= STILL_OPEN_MAX:
-            return self._requests - 1, open_ids
-        return open_ids[0] - 1, ()
+        question = self.requests.ask(wire.AskWaiting, self.stamp)
+        return question.request_id, self._say(question)
 
     def _say(self, message: wire.Message) -> list[Action]:
         return [Send(message)] if self.is_attached else []

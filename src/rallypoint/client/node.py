@@ -244,7 +244,7 @@ class Node:
             return
         self._act(self._machine.received(message, asyncio.get_running_loop().time()))
         if self._connector.elected is not None:
-            self._connector.watch_lease(self._machine.beat_stood_still_s)
+            self._connector.watch_lease(self._machine.heartbeats.beat_stood_still_s)
 
     def searching(self, since_s: float) -> None:
         """There has been no coordinator since this time."""
@@ -279,7 +279,7 @@ class Node:
             self._connector.follow_workers()
 
     def _schedule_tick(self) -> None:
-        due_s = self._machine.next_tick_s
+        due_s = self._machine.heartbeats.next_tick_s
         # The time is stored here, because uvloop's handles do not have it after it has passed.
         if self._tick is not None and self._tick_due_s != due_s:
             self._tick.cancel()
@@ -292,7 +292,7 @@ class Node:
         self._tick = None
         self._act(self._machine.tick(_now_s()))
         if self.is_connected:
-            self._orphan.check(self._machine.led_s)
+            self._orphan.check(self._machine.heartbeats.led_s)
 
     def _send(self, action: act.Send) -> None:
         connection = self._connector.connection
@@ -313,7 +313,7 @@ class Node:
     def _round_ended(self, action: act.RoundEnded) -> None:
         result = round_ended(action.change)
         for request_id in self._waiters.requests:
-            if not self._machine.is_open(request_id):
+            if request_id not in self._machine.requests.open:
                 self._waiters.answer(request_id, result)
         self.on_ended(action.change)
         self._waiters.notify()
