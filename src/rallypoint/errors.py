@@ -335,6 +335,15 @@ def refused(refusal: Refusal) -> RefusedError:
     return _REFUSED.get(refusal.code, RefusedError)(refusal)
 
 
+def not_a_coordinator(where: str, answer: str, status: int = 0) -> NotACoordinatorError:
+    """The error for a server at `where` that answers like another program. `status`: of HTTP."""
+    return NotACoordinatorError(
+        f"the server at {where} is not a Rallypoint coordinator: {answer}",
+        hint="check the host and the port: another program uses this port",
+        status=status,
+    )
+
+
 def exit_code_of(outcome: Outcome) -> ExitCode:
     """The exit code of `rallypoint run` for a run that was closed with this outcome."""
     return _OUTCOME_EXIT_CODES[outcome]

@@ -19,6 +19,7 @@ from rallypoint.errors import (
     NotACoordinatorError,
     UnreachableError,
     UsageError,
+    not_a_coordinator,
 )
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import token_error
@@ -177,10 +178,7 @@ def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorEr
 
 
 def _not_ours(endpoint: Endpoint, why: str) -> NotACoordinatorError:
-    return NotACoordinatorError(
-        f"the server at {_where(endpoint)} is not a Rallypoint coordinator: {why}",
-        hint="check the host and the port: another program uses this port",
-    )
+    return not_a_coordinator(_where(endpoint), why)
 
 
 def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> UnreachableError:

@@ -27,7 +27,7 @@ from rallypoint.client.sockets import ResettingSocket
 from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
-from rallypoint.errors import NotACoordinatorError
+from rallypoint.errors import not_a_coordinator
 from rallypoint.tokens import token_error
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
@@ -259,7 +259,7 @@ def _handshake_error(address: Address, error: Exception) -> Exception:
     if isinstance(error, InvalidStatus):
         return _status_error(address, error.response)
     if isinstance(error, InvalidHandshake | EOFError | ValueError):
-        return _not_ours(address, str(error) or type(error).__name__)
+        return not_a_coordinator(str(address), str(error) or type(error).__name__)
     return error
 
 
@@ -283,12 +283,4 @@ def _status_error(address: Address, response: Response) -> Exception:
         # A coordinator's 503 names the limit that was reached, and how to raise it.
         said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
         return ConnectionRefusedError(f"{answer}: {said}" if said else answer)
-    return _not_ours(address, answer, response.status_code)
-
-
-def _not_ours(address: Address, answer: str, status: int = 0) -> NotACoordinatorError:
-    return NotACoordinatorError(
-        f"the server at {address} is not a Rallypoint coordinator: {answer}",
-        hint="check the host and the port; another service may use the port",
-        status=status,
-    )
+    return not_a_coordinator(str(address), answer, response.status_code)
