@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import pytest
@@ -12,6 +11,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.values import Failure, FailureKind, Outcome
 from rallypoint.errors import UsageError
 from rallypoint.wire import messages as wire
+from tests.coordinator.peers import raw
 from tests.loops import BOOTSTRAP, opened, run_clean, served, until
 
 EVIL = "bye\n2026-01-01 INFO run payroll closed\x1b]0;owned\x07\x1b[2J\x1b[31m\u202ex\r\x9bY\u2028z"
@@ -89,22 +89,13 @@ def test_texts_of_a_node_are_kept_and_logged_without_control_characters(caplog):
     assert not any(line.startswith("2026") for t in lines_of(caplog) for line in t.split("\n"))
 
 
-async def sent(port: int, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    try:
-        return await reader.read()
-    finally:
-        writer.close()
-
-
 @pytest.mark.sockets
 def test_a_connection_without_a_token_causes_few_lines_and_no_traceback(caplog):
     async def main() -> None:
         async with served(CoordinatorConfig(token="correct-horse")) as (_, port):
             for _ in range(40):
-                await sent(port, b"\x1b[31m\r\n\r\n")
-                await sent(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n")
+                await raw(port, b"\x1b[31m\r\n\r\n")
+                await raw(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n")
 
     with caplog.at_level(logging.INFO):
         run_clean(main)
@@ -122,8 +113,8 @@ def test_refused_logins_are_logged_with_their_address_and_limited(caplog):
             for path in (wire.ATTACH_PATH, "/api/v1/runs", "/nowhere"):
                 head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {wrong}\r\n\r\n"
                 for _ in range(15):
-                    await sent(port, head.encode())
-            await sent(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                    await raw(port, head.encode())
+            await raw(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
 
     with caplog.at_level(logging.INFO):
         run_clean(main)

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from tests import stalls
-from tests.agent.processes import stands_still, wait_until
+from tests.agent.processes import stands_still
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 

@@ -10,16 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from tests.ports import free_port
+from tests.waiting import DEADLINE_S, wait_until
 
-T = TypeVar("T")
 SRC = Path(__file__).parents[2] / "src"
-DEADLINE_S = 60.0  # for what takes a second at most, on a machine that does much else
 MAIN = "from rallypoint.cli.main import main; main()"
 
 # Says who it is, then does what signals ask: USR1 raises, USR2 ends well.
@@ -62,18 +60,6 @@ def stands_still(pid: int) -> bool:
         texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
         return all(text[text.rfind(")") + 2] in "TtZX" for text in texts)
     return False
-
-
-def wait_until(what: Callable[[], T], within_s: float = DEADLINE_S) -> T:
-    """Look until it is so, or something is found: what was.
-
-    What other processes do to files and processes sets no event here.
-    """
-    ends_s = time.monotonic() + within_s
-    while not (found := what()):
-        assert time.monotonic() < ends_s, f"not within {within_s:g} s"
-        time.sleep(0.005)
-    return found
 
 
 def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.agent.processes import Machine, Process, gone, wait_until
+from tests.agent.processes import Machine, Process, gone
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 

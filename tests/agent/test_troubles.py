@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.processes import Machine, gone, program_with, wait_until
+from tests.agent.processes import Machine, gone, program_with
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

@@ -17,8 +17,8 @@ from rallypoint import ChangeKind, settings
 from rallypoint.client import options
 from rallypoint.core.values import RunSettings
 from rallypoint.ledger.memory import MemoryLedger
-from tests.agent.processes import wait_until
 from tests.api.adapters import together
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 

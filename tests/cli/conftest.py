@@ -180,3 +180,10 @@ def free_port() -> int:
 def without_ports(text: str) -> str:
     """The text with its ports taken out: they differ from time to time."""
     return re.sub(r"((?:127\.0\.0\.1|\[::1\]):|port )\d+", r"\1PORT", text)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "train.py"
+    path.write_text("")
+    return str(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.cli import limits
-from tests.agent.processes import wait_until
+from tests.waiting import wait_until
 
 from .conftest import COMMAND, Cli
 

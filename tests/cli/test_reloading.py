@@ -20,8 +20,9 @@ import pytest
 import rallypoint
 from rallypoint.cli.reloading import Reloader
 from rallypoint.errors import UsageError
-from tests.agent.processes import MAIN, Machine, Process, wait_until
+from tests.agent.processes import MAIN, Machine, Process
 from tests.loops import until
+from tests.waiting import wait_until
 
 OLD, NEW = "old-" + "VQ2t9qk0X5cM1sB7nJ4eRw", "new-" + "b8Kd0PzX3mYt6uVw1LqRsA"
 

@@ -32,13 +32,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[agent.AgentConfig]:
     return configs
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    path = tmp_path / "train.py"
-    path.write_text("")
-    return str(path)
-
-
 def test_the_exit_code_is_the_agents(
     cli: Cli, started: list[agent.AgentConfig], script: str
 ) -> None:

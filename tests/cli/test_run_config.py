@@ -16,13 +16,6 @@ from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
 from rallypoint.settings import EndpointKind, parse_endpoint
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    path = tmp_path / "train.py"
-    path.write_text("")
-    return str(path)
-
-
 def _config(script: str, environ: dict[str, str] | None = None, **options: Any) -> AgentConfig:
     options.setdefault("program", [script, "--lr", "0.1"])
     return build_config(options, environ=environ or {}, note=_no_note)

@@ -20,7 +20,7 @@ from rallypoint.cli import serve as serving
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
-from tests.agent.processes import wait_until
+from tests.waiting import wait_until
 
 from .conftest import COMMAND, Cli, Served, without_ports
 

@@ -10,15 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -30,14 +30,6 @@ needs_sklearn = pytest.mark.skipif(
 )
 WITHIN_S = 100.0
 """For what takes seconds, on a machine that does much else and resolves no names."""
-
-
-def wait_until(what: Callable[[], bool], says: str, within_s: float = WITHIN_S) -> None:
-    """Poll until it is so. Fails the test at the deadline."""
-    until_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < until_s, f"not within {within_s} s: {says}"
-        time.sleep(0.01)
 
 
 class Program:
@@ -151,7 +143,7 @@ class Programs:
                 sock.settimeout(1)
                 return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
-        wait_until(listens, "nobody hosts the coordinator")
+        wait_until(listens, WITHIN_S, says="no node hosts the coordinator")
 
     def note_agents_of(self, program: Program) -> None:
         """Its children are agents: their guards, which inherit no environment, count too."""
@@ -174,7 +166,7 @@ class Programs:
 
     def assert_nothing_left(self) -> None:
         """Ended agents' guards need a moment."""
-        wait_until(lambda: not self.left(), "processes are left", within_s=60)
+        wait_until(lambda: not self.left(), says="processes are left")
 
     def end_all(self) -> None:
         """End whatever a failed test has left; only what was started here."""

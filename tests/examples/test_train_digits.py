@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 
 import rallypoint
+from tests.waiting import wait_until
 
-from .programs import EXAMPLES, Programs, accuracy_of, losses_of, needs_sklearn, wait_until
+from .programs import EXAMPLES, WITHIN_S, Programs, accuracy_of, losses_of, needs_sklearn
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), needs_sklearn]
 
@@ -60,10 +61,16 @@ def test_plain_processes_lose_one_and_admit_another(run: Programs, tmp_path: Pat
     host = run.python(*arguments, **env)
     run.wait_for_coordinator()
     others = [run.python(*arguments, **env) for _ in range(2)]
-    wait_until(lambda: any("epoch 2 of" in each.text for each in (host, *others)), "no epoch")
+    wait_until(
+        lambda: any("epoch 2 of" in each.text for each in (host, *others)),
+        WITHIN_S,
+        says="no epoch",
+    )
     others[0].kill()
     left = (host, others[1])
-    wait_until(lambda: any("round 2: 2 workers" in each.text for each in left), "no round 2")
+    wait_until(
+        lambda: any("round 2: 2 workers" in each.text for each in left), WITHIN_S, says="no round 2"
+    )
     newcomer = run.python(*arguments, **env)
     assert [each.end() for each in (*left, newcomer)] == [0, 0, 0]
     said = "\n".join(each.text for each in (*left, newcomer))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.failover.fleet import Fleet
+from tests.failover.netns import Network, network
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 
 
@@ -46,3 +47,9 @@ def engine(
         return etcd_fleet(request.getfixturevalue("three_etcd"), folder)
 
     return fleet
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network() as made:
+        yield made

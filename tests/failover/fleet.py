@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 from rallypoint.clock import StallProofClock
 from rallypoint.wire.headers import ONLY_OWN
-from tests.agent.processes import Machine, Process, wait_until
+from tests.agent.processes import Machine, Process
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 HERE = Path(__file__).parent
 AGENT = HERE / "logged_agent.py"

@@ -7,20 +7,21 @@ import contextlib
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rallypoint.core import election as e
 from rallypoint.ledger import record_format
-from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import Event as EtcdEvent
 from rallypoint.ledger.etcd.wire import prefix_end
 from rallypoint.testing.election_checker import ElectionChecker
-from tests.agent.processes import MAIN, Process, wait_until
+from tests.agent.processes import MAIN, Process
 from tests.failover.fleet import Agent, Event, Fleet, Replica
 from tests.failover.netns import Host
+from tests.ledger.etcd_endpoints import client_of
 from tests.ledger.etcd_processes import Program
+from tests.waiting import wait_until
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
@@ -56,7 +57,7 @@ class Member:
         """Whether it says so itself."""
 
         async def ask() -> bool:
-            async with _client(EtcdOptions(endpoints=(self.endpoint,))) as client:
+            async with client_of(EtcdOptions(endpoints=(self.endpoint,))) as client:
                 status = await client.status()
             return status.leader == status.header.member_id
 
@@ -78,7 +79,7 @@ class Etcd:
         )
 
         async def ready() -> None:
-            async with _client(self.options) as client:
+            async with client_of(self.options) as client:
                 await client.range(b"ready")
 
         with hosts[0].inside():
@@ -94,7 +95,7 @@ class Etcd:
         async def read() -> list[EtcdEvent]:
             start, end = prefix.encode(), prefix_end(prefix.encode())
             events: list[EtcdEvent] = []
-            async with _client(self.options) as client:
+            async with client_of(self.options) as client:
                 kvs = (await client.range(start, end, keys_only=True)).kvs
                 last = max(each.mod_revision for each in kvs)
                 watch = client.watch(start, end, start_revision=1)
@@ -213,13 +214,3 @@ class Spread(Fleet):
     def close(self) -> None:
         super().close()
         self.etcd.close()
-
-
-@contextlib.asynccontextmanager
-async def _client(options: EtcdOptions) -> AsyncIterator[EtcdClient]:
-    client = EtcdClient(options)
-    await client.open()
-    try:
-        yield client
-    finally:
-        await client.aclose()

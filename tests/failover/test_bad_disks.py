@@ -17,10 +17,11 @@ from rallypoint.errors import ExitCode
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions
-from tests.agent.processes import MAIN, Process, wait_until
+from tests.agent.processes import MAIN, Process
 from tests.failover.fleet import Fleet
 from tests.failover.refusals import check, clean_env, is_refused, one_etcd, run, serve
 from tests.ledger.etcd_processes import EtcdCluster
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.failover.netns import Host, Network, network, run
+from tests.failover.netns import Host, Network, run
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
@@ -91,12 +91,6 @@ class Fleet:
             if agent.poll() is None:
                 agent.terminate()
                 agent.communicate(timeout=LIMIT_S)
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
 
 
 @pytest.fixture

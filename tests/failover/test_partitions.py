@@ -14,7 +14,7 @@ import pytest
 
 from tests.agent.processes import Process
 from tests.failover.fleet import PATIENCE_S, Agent
-from tests.failover.netns import Host, Network, network, run
+from tests.failover.netns import Host, Network, run
 from tests.failover.spread import SERVE_PORT, Etcd, Spread
 from tests.ledger.etcd_processes import programs
 
@@ -29,12 +29,6 @@ LISTENS = "0A"
 """As /proc/net/tcp has it."""
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
 
 
 @pytest.fixture

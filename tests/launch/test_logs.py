@@ -24,7 +24,8 @@ from rallypoint.launch.logs import (
 )
 from rallypoint.launch.output_streams import Stream
 from rallypoint.launch.worker_processes import WorkerGroup
-from tests.launch.helpers import DEADLINE_S, Exits, spec, until, wait_until
+from tests.launch.child_workers import Exits, spec, until
+from tests.waiting import DEADLINE_S, wait_until
 
 
 def _nothing(local_rank: int, stream: int) -> bool:

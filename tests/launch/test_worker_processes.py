@@ -18,7 +18,9 @@ from rallypoint.errors import ProgramNotFoundError, WorkerStartError
 from rallypoint.launch import guard_process, worker_processes
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
-from tests.launch.helpers import DEADLINE_S, Exits, Lines, alive, gone, spec, until
+from tests.agent.processes import alive
+from tests.launch.child_workers import Exits, Lines, spec, until
+from tests.waiting import DEADLINE_S
 
 pytestmark = pytest.mark.processes
 
@@ -450,7 +452,7 @@ def test_a_program_that_cannot_be_started_leaves_nothing_running(
         assert hint in caught.value.hint
         assert path in str(caught.value)
         assert len(setup.guard.ever) == 2
-        assert gone(setup.guard.ever)()
+        assert not any(map(alive, setup.guard.ever))
         await asyncio.sleep(0)
         assert setup.guard.groups == []
         assert setup.exits.seen == []
@@ -518,7 +520,7 @@ def test_a_cancelled_start_leaves_nothing_running(
         assert await stop == ()
         assert setup.guard.groups == []
         assert len(setup.guard.ever) == 1  # the second was not started any more
-        assert gone(setup.guard.ever)()
+        assert not any(map(alive, setup.guard.ever))
         setup.output.close_all()
 
     with release:

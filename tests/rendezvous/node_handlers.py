@@ -5,28 +5,16 @@ What must not be here: a test.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous._stores import TERMINAL_STATE
-from tests.agent.processes import wait_until
+from tests.waiting import wait_until
 
 SOON_S = 20.0
 """Far above what a push takes, far below every timeout that is not the one under test."""
 LATE_S = 5.0
-
-
-@contextlib.contextmanager
-def takes_at_most(limit_s: float) -> Iterator[None]:
-    """It ends by this deadline; so much later as a busy machine may be."""
-    began_s = time.monotonic()
-    yield
-    took_s = time.monotonic() - began_s
-    assert took_s < limit_s + LATE_S, f"{took_s:.1f} s"
 
 
 def told(handler: NodeRendezvousHandler) -> None:

@@ -17,7 +17,6 @@ from rallypoint.rendezvous import (
     RendezvousTimeoutError,
 )
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
-from tests.agent.processes import wait_until
 from tests.rendezvous.backends import (
     WITHIN_S,
     Bomb,
@@ -35,6 +34,7 @@ from tests.rendezvous.backends import (
     takes_at_most,
 )
 from tests.rendezvous.nodes import without_torch
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 

@@ -23,7 +23,6 @@ from rallypoint.rendezvous import (
 from rallypoint.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend, create_backend
 from rallypoint.rendezvous.dynamic_rendezvous import create_handler
 from rallypoint.rendezvous.registry import get_rendezvous_handler
-from tests.agent.processes import wait_until
 from tests.ports import free_port
 from tests.rendezvous.backends import (
     WITHIN_S,
@@ -34,6 +33,7 @@ from tests.rendezvous.backends import (
     group_over,
     takes_at_most,
 )
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.sockets,

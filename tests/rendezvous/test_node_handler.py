@@ -20,9 +20,9 @@ from rallypoint.rendezvous import (
     _torch_bridge,
 )
 from rallypoint.rendezvous._stores import ASSIGNED_RANKS, ROLE_INFO
-from tests.agent.processes import wait_until
 from tests.rendezvous.node_handlers import LATE_S, SOON_S, exit_barrier, told
 from tests.rendezvous.nodes import WITHIN_S, Nodes
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("no_torch")]
 

@@ -28,11 +28,12 @@ from rallypoint.rendezvous import (
 )
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
-from tests.agent.processes import wait_until
 from tests.loops import open_sockets
 from tests.ports import free_port
-from tests.rendezvous.node_handlers import SOON_S, exit_barrier, takes_at_most, told
+from tests.rendezvous.backends import takes_at_most
+from tests.rendezvous.node_handlers import SOON_S, exit_barrier, told
 from tests.rendezvous.nodes import Nodes, nodes_of
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("no_torch")]
 

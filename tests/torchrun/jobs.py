@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import psutil
 
 from rallypoint import tokens
-from tests.agent.processes import Machine, Process, alive, wait_until
+from tests.agent.processes import Machine, Process, alive
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

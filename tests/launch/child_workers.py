@@ -1,4 +1,7 @@
-"""What the tests of launch/ share: programs to start, waiting without sleeping, who is alive."""
+"""Workers of Python code for the tests of launch/, their lines and their exits.
+
+What must not be here: a test, or an agent (agent_like.py).
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,17 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
-from rallypoint.launch import guard_process
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
-
-SRC = Path(__file__).parents[2] / "src"
-DEADLINE_S = 60.0  # for what should take milliseconds, on a machine that does much else
-
-
-def alive(pid: int) -> bool:
-    process = guard_process.read_process(pid)
-    return process is not None and process.alive
-
-
-def wait_until(what: Callable[[], bool], within_s: float = DEADLINE_S) -> float:
-    """Polls until it is true; the seconds that it took. Fails the test at the deadline."""
-    start = time.monotonic()
-    while not what():
-        assert time.monotonic() - start < within_s, f"not within {within_s} s"
-        time.sleep(0.002)
-    return time.monotonic() - start
+from tests.waiting import DEADLINE_S
 
 
 async def until(what: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
-    """wait_until, for what the running loop has a part in."""
+    """Poll until it is true, and let the running loop go on. Fails the test at the deadline."""
     async with asyncio.timeout(within_s):
         while not what():  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(0.002)
-
-
-def gone(pids: Iterable[int]) -> Callable[[], bool]:
-    numbers = tuple(pids)
-    return lambda: not any(alive(pid) for pid in numbers)
 
 
 def spec(code: str, local_rank: int = 0, *arguments: str, rank: int | None = None) -> WorkerSpec:
