@@ -149,7 +149,7 @@ class Store:
     """The round's key-value store, with the semantics of torch.distributed.Store; blocking.
 
     Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`. Any thread may
-    call. Every call may raise StoreTimeoutError (which names what is missing), StoreError,
+    call. Every call may raise StoreTimeoutError (which names the missing keys), StoreError,
     RoundBrokenError if the round has ended, or CoordinatorLostError.
     """
 
@@ -159,7 +159,7 @@ class Store:
 
     @property
     def timeout(self) -> timedelta:
-        """How long calls wait at most."""
+        """The longest time that a call waits."""
         return self._store.timeout
 
     def set_timeout(self, timeout: timedelta | float) -> None:
@@ -210,7 +210,7 @@ class Store:
         return self._run(self._store.delete_key(key))
 
     def num_keys(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return self._run(self._store.num_keys())
 
 
@@ -269,7 +269,7 @@ class World(aio.Facts):
     def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round has called the barrier of this name.
 
-        Raises StoreTimeoutError, which names who is missing.
+        Raises StoreTimeoutError, which names the missing ranks.
         """
         self._portal.run(self._world.barrier(name, timeout))
 

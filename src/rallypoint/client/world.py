@@ -39,7 +39,7 @@ class Facts:
 
     @property
     def size(self) -> int:
-        """How many workers the round has (torch: world size)."""
+        """The number of workers of the round (torch: world size)."""
         return self._facts.head.size
 
     @property
@@ -49,7 +49,7 @@ class Facts:
 
     @property
     def local_size(self) -> int:
-        """How many workers this worker's node has."""
+        """The number of workers of this worker's node."""
         return self._facts.seat.workers
 
     @property
@@ -59,7 +59,7 @@ class Facts:
 
     @property
     def nodes(self) -> int:
-        """How many nodes the round has."""
+        """The number of nodes of the round."""
         return self._facts.head.nodes
 
     @property
@@ -105,7 +105,7 @@ class Store:
 
     Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`.
 
-    Every call may raise StoreTimeoutError (which names what is missing), StoreError,
+    Every call may raise StoreTimeoutError (which names the missing keys), StoreError,
     RoundBrokenError if the round has ended, or CoordinatorLostError.
     """
 
@@ -120,7 +120,7 @@ class Store:
 
     @property
     def timeout(self) -> timedelta:
-        """How long calls wait at most."""
+        """The longest time that a call waits."""
         return timedelta(seconds=self.timeout_s)
 
     def set_timeout(self, timeout: timedelta | float) -> None:
@@ -174,7 +174,7 @@ class Store:
         return cast(bool, await self._call(ops.DeleteKey(key)))
 
     async def num_keys(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return cast(int, await self._call(ops.NumKeys()))
 
     async def barrier(self, name: str, rank: int, timeout: timedelta | float | None) -> None:
@@ -249,7 +249,7 @@ class World(Facts):
     async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round has called the barrier of this name.
 
-        Raises StoreTimeoutError, which names who is missing.
+        Raises StoreTimeoutError, which names the missing ranks.
         """
         await self.store.barrier(name, self.rank, timeout)
 

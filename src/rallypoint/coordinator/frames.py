@@ -1,8 +1,7 @@
-"""What a coordinator sends over a WebSocket: whole binary frames without a mask (RFC 6455).
+"""The frames that a coordinator sends over a WebSocket: whole, binary and unmasked (RFC 6455).
 
 The frames are written to the transport at once, without a task for each message. aiohttp does the
-closing handshake. What waits for a peer that does not read is no concern of this file: see
-`outgoing`.
+closing handshake. `outgoing` keeps the messages for a peer that does not read.
 """
 
 from __future__ import annotations

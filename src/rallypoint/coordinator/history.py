@@ -189,7 +189,7 @@ class History:
         self.losses.append(loss)
         return loss
 
-    # -- what a successor needs ----------------------------------------------------------------
+    # -- for a successor -----------------------------------------------------------------------
 
     def kept(self, now_s: float, wall_s: float) -> Past:
         """The past to write to the ledger with the run's head. Its size is bounded."""

@@ -65,7 +65,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Cost(msgspec.Struct):
-    """How much of a log there is to read."""
+    """The cost of reading a part of a log."""
 
     records: int = 0
     bytes: int = 0

@@ -1,8 +1,8 @@
-"""The hosted runs of a coordinator on a ledger: what the states of claims and lease mean for them.
+"""The hosted runs of a coordinator on a ledger, and the effects of claims and the lease on them.
 
 `run_ownership` calls this part with the outcomes of the election. This part turns them into events
-of the runs and refusals for their nodes. `takeover` reads what the last owner of a run has left,
-and `log_writer` writes logs.
+of the runs and refusals for their nodes. `takeover` reads the round and the log of a run's last
+owner, and `log_writer` writes logs.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class OwnedRuns:
     async def _take_over(
         self, run_id: str, register: RunRegister, former_host: NodeId | None
     ) -> None:
-        """Read and seal what the last owner has left, and begin. Cancelled if the run is lost."""
+        """Read and seal the last owner's round, and begin. Cancelled if the run is lost."""
         assert self.coordinator is not None
         # Open the run, because its nodes may not be here yet: a claim waits for the owner's end
         # without them.

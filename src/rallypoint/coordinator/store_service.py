@@ -24,7 +24,7 @@ from rallypoint.wire import messages as wire
 
 
 class Ownership(Protocol):
-    """What the service needs of the part that knows whether this process owns the run."""
+    """The lease of the run, as far as the service asks for it."""
 
     @property
     def is_in_memory(self) -> bool:
@@ -172,7 +172,7 @@ class StoreService:
 
     def _no_room(self, store: RoundStore, node: NodeId, call: wire.StoreCall) -> Excess | None:
         """Why a call cannot be applied; None if it can. A refused call may be sent again (R11)."""
-        self._count()  # What it acknowledges has made room.
+        self._count()  # Its acknowledgement has made room.
         if store.has_seen(node.name, call.request_id):
             return None
         growth = store.growth_of(call.op)
