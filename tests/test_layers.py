@@ -194,15 +194,25 @@ def _module_of(package: Path, path: Path) -> str:
 
 
 def _imported(package: Path, path: Path, modules: dict[str, Path]) -> set[str]:
-    """The modules that this file names in its imports. A package that is merely passed is not."""
+    """The modules that this file loads by its imports: those named, and the packages around them.
+
+    The packages around the file itself are not among them, as they are loaded before it.
+    """
     source = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    around = {"", *_packages_around(_module_of(package, path))}
     found: set[str] = set()
     for each in _imports(source, _package_of(package, path)):
         parts = each.name.split(".")
         if parts[0] == package.name:
             names = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]
-            found.update([name for name in names if name in modules][:1])
+            for name in [name for name in names if name in modules][:1]:
+                found |= {name} | ({*_packages_around(name)} & modules.keys()) - around
     return found
+
+
+def _packages_around(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
@@ -437,6 +447,10 @@ def test_import_circles_are_found_at_any_place_of_an_import(tmp_path: Path) -> N
         "client/world.py": "import rallypoint.client.dialing",
         "client/dialing.py": "from rallypoint.client.node import Node",
         "client/identity.py": "from rallypoint.client import world, identity",
+        "ledger/file/__init__.py": "from rallypoint.ledger.file.disk import Disk",
+        "ledger/file/disk.py": "from rallypoint.ledger.open import Ledger",
+        "ledger/open.py": "from rallypoint.ledger.file.names import Names",
+        "ledger/file/names.py": "",
     }
     for name, text in sources.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -444,4 +458,6 @@ def test_import_circles_are_found_at_any_place_of_an_import(tmp_path: Path) -> N
     assert circles(package) == {
         frozenset({"core.ranks", "core.values"}),
         frozenset({"client.node", "client.world", "client.dialing"}),
+        # To load ledger.file.names is to load its package.
+        frozenset({"ledger.file", "ledger.file.disk", "ledger.open"}),
     }
