@@ -1,1 +1,1 @@
-"""Where everything is kept that must outlive a coordinator: the contract, and the engines."""
+"""Ledgers: they keep all data that must outlive a coordinator. The contract, and the engines."""

@@ -1,19 +1,19 @@
 """What a ledger must offer, and the outcomes of its operations.
 
-A ledger has registers: small values with compare-and-swap. This is the least that works, so one
-small class can join almost any engine to Rallypoint. Where the engine can, a ledger also has logs:
-sequences of records, each created once. To create the next record seals all records before it.
+A ledger has registers: small values with compare-and-swap. Nothing less would do, so one small
+class can connect almost any engine to Rallypoint. If the engine can, a ledger also has logs:
+sequences of records, each created once. A new record seals all records before it.
 
 A swap has three outcomes. The third is the important one: *unknown*. The engine may or may not have
-done the swap, because an answer was lost or came too late. A caller that gets it may try the same
-bytes again, and nothing else, until the version changes.
+done the swap, because an answer was lost or late. After it, a caller may only try the same bytes
+again, until the version changes.
 
 All engines are equally strict. Each operation takes effect at one moment and as a whole, or not at
 all. The operations on one register, or on one log, are linearizable. Two operations are never
-atomic together. What differs between engines is declared: `is_durable`, `durability`, `has_log`,
+atomic together. Each engine declares its differences: `is_durable`, `durability`, `has_log`,
 `can_watch` and `limits`.
 
-What the registers and logs are for is no concern of an engine. `ledger/keys.py` has their names.
+An engine must not depend on the purpose of registers and logs. `ledger/keys.py` has their names.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ __all__ = [
 KEY_BYTES_MAX: Final = 1024
 """The longest name of a register or log, in bytes of UTF-8."""
 POLL_S: Final = 0.2
-"""The average time between two reads of `Ledger.changed` where the engine cannot watch, in seconds.
+"""The average time between two reads of `Ledger.changed` if the engine cannot watch, in seconds.
 """
 
 
 class Changed(msgspec.Struct, frozen=True):
     """The register has another version than the caller has.
 
-    `current`: what it holds now; None if it holds nothing.
+    `current`: its present value; None if it has none.
     """
 
     current: Versioned | None
@@ -70,7 +70,7 @@ class Created(msgspec.Struct, frozen=True):
 
 
 class Exists(msgspec.Struct, frozen=True):
-    """Nothing was written, because the record exists already. `value` is what it holds."""
+    """Nothing was written, because the record exists already, with this `value`."""
 
     value: bytes
 
@@ -96,15 +96,13 @@ class Durability(enum.StrEnum):
 class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of an engine.
 
-    `value_bytes_max`: the largest value of a register, in bytes.
-    `record_bytes_max`: the largest record of a log, in bytes.
-    `writes_per_s`: the rate of writes that one process should stay below, so that others have room.
-    Nothing enforces it.
-    `registers_max`: the largest number of registers; None: no limit that matters.
-    `is_one_value`: whether the engine keeps all registers in one value and writes it whole in each
-    swap. Then values must be small, and registers few.
-    `record_cost_bytes`: reading one more record takes about as long as reading so many more bytes.
-    The owner of a log decides by this when to write a snapshot.
+    `value_bytes_max`: the largest value of a register, in bytes. `record_bytes_max`: the largest
+    record of a log, in bytes. `writes_per_s`: the most writes per second that one process should
+    make, so that others have room. It is not enforced. `registers_max`: the largest number of
+    registers; None: no relevant limit. `is_one_value`: whether the engine keeps all registers in
+    one value and writes it whole in each swap. Then values must be small, and registers few.
+    `record_cost_bytes`: the number of bytes that are read in about the same time as one more
+    record. The owner of a log decides by this when to write a snapshot.
     """
 
     value_bytes_max: int
@@ -116,7 +114,7 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger(abc.ABC):
-    """The registers of an engine, and its logs where it has them, under one `ledger_id`.
+    """The registers of an engine, and its logs if it has them, under one `ledger_id`.
 
     One event loop owns an instance. Any number of instances, in any number of processes, may share
     a ledger. Every call ends within a bounded time. If a swap or append is cancelled, its outcome
@@ -130,8 +128,9 @@ class Ledger(abc.ABC):
     """
 
     ledger_id: str
-    """Names this ledger for ever; no other ledger has the same. Set when `open` has returned. A
-    durable engine draws it at the first use and keeps it."""
+    """The id of this ledger, for ever; no other ledger has the same. It is set when `open` has
+    returned. A durable engine draws it at the first use and keeps it.
+    """
     is_durable: bool
     """Whether an acknowledged write survives the loss of the coordinator's process."""
     durability: ClassVar[Durability] = Durability.PROCESS
@@ -146,10 +145,10 @@ class Ledger(abc.ABC):
     # -- opening and closing --------------------------------------------------------------------
 
     async def open(self) -> None:  # noqa: B027 - an engine may have nothing to do
-        """Connect to the engine, and check all that can be checked now. Idempotent.
+        """Connect to the engine, and make all checks that are possible now. Idempotent.
 
         Raises:
-            LedgerError: the engine is out of reach, refuses this process, holds something else, is
+            LedgerError: the engine is out of reach, refuses this process, has other contents, is
                 unfit, full, damaged, or in a format of another release. The class and the text say
                 which. Nothing is left open.
         """
@@ -190,7 +189,7 @@ class Ledger(abc.ABC):
 
         A register never has the same version twice, not even after it was deleted.
 
-        Problems of the engine are no errors here: the outcome is Unknown, with the error in it.
+        Problems of the engine raise no error: the outcome is Unknown, with the error in it.
         """
 
     @abc.abstractmethod
@@ -201,7 +200,7 @@ class Ledger(abc.ABC):
         another version; then nothing was done.
 
         Raises:
-            LedgerError: as `read`. The register may or may not be gone, and can be deleted again.
+            LedgerError: as `read`. It is unknown whether the register was deleted. Try again.
         """
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
@@ -232,10 +231,11 @@ class Ledger(abc.ABC):
             left_s = deadline - loop.time()
             if left_s <= 0:
                 return None
-            # Jitter, so that all that wait for one coordinator do not read at the same moment.
+            # Jitter, so that nodes that wait for the same coordinator do not all read at one
+            # moment.
             await asyncio.sleep(min(left_s, POLL_S * random.uniform(0.5, 1.5)))
 
-    # -- logs, where the engine can -------------------------------------------------------------
+    # -- logs, if the engine has them -----------------------------------------------------------
 
     async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
         """Create record `index` of `log`, once and for ever. The first index is 0.
@@ -243,7 +243,7 @@ class Ledger(abc.ABC):
         A record needs the one before it, so that a log has no holes. The name of a log that was
         dropped is not used again.
 
-        Problems of the engine are no errors here: the outcome is Unknown, with the error in it.
+        Problems of the engine raise no error: the outcome is Unknown, with the error in it.
 
         Raises:
             NotImplementedError: the engine has no logs.
@@ -268,7 +268,7 @@ class Ledger(abc.ABC):
         """Remove a log. Does nothing if the log does not exist.
 
         Raises:
-            LedgerError: as `read`. The log may or may not be gone, and can be dropped again.
+            LedgerError: as `read`. It is unknown whether the log was dropped. Try again.
             NotImplementedError: the engine has no logs.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no log")

@@ -11,7 +11,7 @@
 <run> is the quoted id of the run. It has no `/`, so a list of the names that begin with
 `stores/<run>/` never includes another run's. The head of a run contains the id itself.
 
-What the registers and records contain is no concern of this file.
+This file must not use the contents of registers and records.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUNS: Final = "runs/"
 LOGS: Final = "stores/"
 """The beginning of the names of all logs."""
 QUOTED_BYTES_MAX: Final = 160
-"""A longer quoted id is cut, and its hash added, so that every engine takes the name."""
+"""A longer quoted id is cut, and its hash added, so that every engine accepts the name."""
 _CUT_BYTES: Final = 96
 _DIGITS_MAX: Final = 19
 """The digits of a 64-bit number. (Python refuses to convert more than 4,300.)"""

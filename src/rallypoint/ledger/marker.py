@@ -1,4 +1,4 @@
-"""The marker of a durable ledger: written once, when the ledger is made, to name it for ever.
+"""The marker of a durable ledger: its id, written once when the ledger is made.
 
 A file ledger has it in a file, etcd under a key. It is never changed. An engine that finds another
 marker than the one it opened works on another ledger.
@@ -14,7 +14,7 @@ from rallypoint.ledger import record_format
 
 
 class Marker(msgspec.Struct, frozen=True):
-    """What the marker says."""
+    """The content of the marker."""
 
     ledger_id: str
     engine: str = ""
@@ -28,5 +28,5 @@ def new_marker(engine: str) -> tuple[str, bytes]:
 
 
 def decode(value: bytes) -> Marker:
-    """The marker in a record's value. Raises msgspec.MsgspecError if it is none."""
+    """The marker in a record's value. Raises msgspec.MsgspecError for other values."""
     return msgspec.msgpack.decode(value, type=Marker)

@@ -1,4 +1,4 @@
-"""From an endpoint to its ledger. Only the module of that engine is loaded."""
+"""Opens the ledger of an endpoint. Only the module of its engine is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CALL_TIMEOUT_S: Final = 5.0
 def open_ledger(
     endpoint: Endpoint, password: str = "", *, call_timeout_s: float = CALL_TIMEOUT_S
 ) -> Ledger:
-    """The endpoint's ledger, not open yet: nothing has been connected.
+    """The endpoint's ledger, not open yet and not connected.
 
     `password`: of the endpoint's etcd user, if it has one. `call_timeout_s`: the time limit of a
     call to an engine behind a network, in seconds.

@@ -7,8 +7,8 @@
           22-     the value
 
 The checksum shows whether the record is damaged. After an unknown outcome, the nonce shows whether
-a record is the writer's own, or has the same value by another writer. What the value means is no
-concern of this file.
+a record is the writer's own, or has the same value by another writer. This file must not use the
+meaning of a value.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def unseal(sealed: bytes, where: str) -> Opened:
     if magic != MAGIC:
         raise _corrupt(where, f"it begins with {magic!r}, not with {MAGIC!r}")
     if format not in (0, FORMAT):
-        # Before the checksum is checked: another format may have another checksum.
+        # Before the checksum, because another format may have another checksum.
         by = "a newer" if format > FORMAT else "an older"
         raise LedgerFormatError(
             f"{where} was written in format {format} by {by} release; this release reads only "
@@ -80,7 +80,7 @@ def unseal(sealed: bytes, where: str) -> Opened:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether this begins like a sealed record, which may be damaged."""
+    """Whether these bytes begin like a sealed record, which may be damaged."""
     return data.startswith(MAGIC)
 
 

@@ -1,9 +1,9 @@
 """Many registers in one value, for an engine that has a single value with compare-and-swap.
 
 A RendezvousBackend of torch is such an engine. Its value is a `RegisterMap`, in which each register
-has an entry with its own version. This file does no I/O. The caller reads the engine's value, asks
-the map for the map after a swap, and swaps the whole. If the engine reports a conflict, the caller
-asks the map that is there now, until one of the two gives a result:
+has an entry with its own version. This file does no I/O. The caller reads the engine's value,
+computes the map after a swap, and swaps the whole value. If the engine reports a conflict, the
+caller does the same with the present map, until there is a result:
 
     while True:
         after = register_map.swap(key, expected, value)
@@ -15,8 +15,8 @@ asks the map that is there now, until one of the two gives a result:
         register_map = ...what the engine holds instead...
 
 This is safe if the engine's own swap is: the version of a register changes with each of its own
-writes, and with no other. A swap that was done although its answer was lost is recognised, because
-the map has the caller's own bytes.
+writes, and with no other. A swap that was done although its answer was lost is recognised by the
+caller's own bytes in the map.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def decode(data: bytes, where: str) -> RegisterMap:
             f"{where} holds no registers of Rallypoint: {error}",
             hint=_FOREIGN_HINT,
         ) from error
-    # Also if the map could be read: another format may have fields that are not known here.
+    # Checked even if the map could be decoded, because another format may have unknown fields.
     if register_map.format < 1:
         raise LedgerCorruptError(
             f"{where} is in format {register_map.format}, which is not a format of any release",

@@ -3,7 +3,7 @@
 Any object with the methods of torch's RendezvousBackend can be used, such as one that a site has
 written for its scheduler. torch itself is not needed. All registers are in the backend's one value
 (`single_value`), sealed with a new nonce for each write (`record_format`). So no two writers ever
-write the same bytes, and a writer recognises its own, whatever the backend answers.
+write the same bytes, and a writer recognises its own after any answer of the backend.
 
 What a backend may do, and the result:
 
@@ -59,27 +59,27 @@ STATE_BYTES_MAX: Final = 4 << 20
 """The largest size of all registers together. torch's backends encode in base64, and TCPStore takes
 8 MiB."""
 _TRIES_MAX: Final = 4
-"""How often the same bytes are tried with a backend that neither stores nor refuses them."""
+"""How often to try the same bytes with a backend that neither stores nor refuses them."""
 _UNREACHABLE_HINT: Final = "check that the backend's server runs and can be reached from this host"
 _RETRY_S: Final = 0.02
 
 
 class RendezvousBackend(Protocol):
-    """What a ledger uses of the class of this name in torch's dynamic_rendezvous."""
+    """The part of torch's class of this name (dynamic_rendezvous) that a ledger uses."""
 
     @property
     def name(self) -> str:
         """The name for messages."""
 
     def get_state(self) -> tuple[bytes, Any] | None:
-        """The value and its token; None if nothing is stored."""
+        """The value and its token; None if there is none."""
 
     def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool] | None:
         """Replace the value that has this token (None: create it). Returns what is stored then."""
 
 
 class _Now(msgspec.Struct, frozen=True):
-    """What the backend has stored. `register_map` and `data` are None if that is nothing."""
+    """The backend's present value. `register_map` and `data` are None if there is none."""
 
     register_map: RegisterMap | None
     data: bytes | None = None
@@ -87,7 +87,7 @@ class _Now(msgspec.Struct, frozen=True):
 
 
 class _Moved(msgspec.Struct, frozen=True):
-    """A write was not done: `now` another value is stored. `unsure`: an earlier try may be done."""
+    """A write was not done, because `now` is stored. `unsure`: an earlier try may be done later."""
 
     now: _Now
     unsure: bool
@@ -100,7 +100,7 @@ class _TakesNothingError(LedgerUnreachableError):
 class TorchBackendLedger(Ledger):
     """Registers in a backend's value. The backend is called from threads, one call at a time."""
 
-    is_durable = False  # no backend promises it: torch's own are in the memory of a process
+    is_durable = False  # no backend promises durability: torch's own are in the memory of a process
     has_log = False
     limits = LedgerLimits(
         value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=20.0, is_one_value=True
@@ -173,7 +173,7 @@ class TorchBackendLedger(Ledger):
         while True:
             after = self._register_map(now).swap(key, expected, value)
             # A register that still has the expected version was not written by an earlier try, and
-            # never will be, because the token of that try is gone. A register that does not exist
+            # never will be, because the token of that try is stale. A register that does not exist
             # may have been created and deleted.
             if unsure and (expected is None or isinstance(after, Conflict)):
                 return Unknown("the backend's answer was lost, and its value has changed since")
@@ -214,7 +214,7 @@ class TorchBackendLedger(Ledger):
         """Replace the value that was stored `at` that time. Returns None if that was done.
 
         Raises:
-            LedgerError: it is not known whether it was done. It may be done later.
+            LedgerError: it is unknown whether it was done. It may be done later.
         """
         data = record_format.seal(single_value.encode(register_map), record_format.new_nonce())
         if len(data) > STATE_BYTES_MAX:
@@ -252,7 +252,7 @@ class TorchBackendLedger(Ledger):
 
     async def _set(self, data: bytes, token: Any, deadline: float) -> _Now | None:
         answer = await self._call(lambda: self._backend.set_state(data, token), deadline)
-        # The backend's own answer does not count: the bytes that are stored show what was done.
+        # Ignore the backend's answer: the stored bytes show what was done.
         return None if answer is None else self._parsed(answer, 3)
 
     def _parsed(self, answer: Any, length: int) -> _Now:
@@ -302,10 +302,10 @@ class TorchBackendLedger(Ledger):
         return time.monotonic() + self._timeout_s
 
     async def _call(self, ask: Callable[[], T], deadline: float) -> T:
-        """One call of the backend, in a thread. Raises a LedgerError for whatever it raises.
+        """One call of the backend, in a thread. Every error of it becomes a LedgerError.
 
-        A call that is late goes on in its thread. A call that is due later is not begun at all if
-        its own time is over by then.
+        A late call goes on in its thread. A call that waits for it is not begun if its own time is
+        over by then.
         """
 
         def work() -> T | Exception:

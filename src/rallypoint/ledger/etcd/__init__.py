@@ -1,8 +1,8 @@
-"""A ledger in etcd v3. `EtcdLedger` is the engine; `client` speaks to etcd over HTTP and JSON.
+"""A ledger in etcd v3. `EtcdLedger` is the engine; `client` is a client of etcd over HTTP and JSON.
 
-`options` says where etcd is, `wire` has its answers and what its refusals mean, `failures` why a
-request failed without an answer, and `txn` transactions that are sent until their outcome is known.
-The rendezvous modules that use etcd use `client` and `txn` as well.
+`options` has etcd's addresses and limits, `wire` its answers and refusals, `failures` the reasons
+of a request without an answer, and `txn` transactions that are sent until their outcome is known.
+The rendezvous modules for etcd use `client` and `txn` as well.
 """
 
 from rallypoint.ledger.etcd.ledger import EtcdLedger

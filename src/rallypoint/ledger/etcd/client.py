@@ -5,9 +5,9 @@ user with a password, a deadline on everything, and asyncio. Most of them need g
 than all of Rallypoint. etcd serves the same calls as JSON over HTTP (`/v3/...`, since 3.4), and
 Rallypoint uses aiohttp anyway.
 
-A request may be *refused*, may *never be sent*, or its answer may be *lost*. The client keeps these
-apart. If the answer to a request that changes something is lost, it raises EtcdUnknownError, since
-only the caller knows whether the request may be sent again. In all other cases it tries the next
+A request may be *refused*, may *never be sent*, or its answer may be *lost*. The client
+distinguishes these. If the answer to a change is lost, it raises EtcdUnknownError, because only the
+caller can decide whether the request may be sent again. In all other cases it tries the next
 endpoint by itself.
 """
 
@@ -76,7 +76,7 @@ _CONNECTING: Final = 0.9
 class EtcdClient:
     """A client of one cluster, owned by one event loop.
 
-    Every call raises LedgerErrors (some of them in `wire`), and nothing else.
+    Every call raises only LedgerErrors (some of them are defined in `wire`).
     """
 
     def __init__(self, options: EtcdOptions) -> None:
@@ -121,7 +121,7 @@ class EtcdClient:
         then: Sequence[Mapping[str, Any]],
         otherwise: Sequence[Mapping[str, Any]] = (),
     ) -> TxnResult:
-        """Do all of `then` if all conditions hold, else all of `otherwise`, as one step.
+        """Do all of `then` if all conditions hold, otherwise all of `otherwise`, as one step.
 
         Raises:
             EtcdUnknownError: it may have been done, or may be done much later by a member that is
@@ -143,9 +143,9 @@ class EtcdClient:
     async def watch(
         self, key: bytes, range_end: bytes = b"", *, start_revision: int
     ) -> AsyncGenerator[tuple[Event, ...], None]:
-        """Every change from a revision on, in order, each once. Close it (`aclosing`).
+        """Yield every change from a revision on, in order, each once. Close it (`aclosing`).
 
-        If a connection ends or is silent, the watch goes on at the next endpoint.
+        If a connection ends or is silent, the watch continues at the next endpoint.
 
         Raises:
             EtcdCompactedError: etcd no longer has the revision.
@@ -207,7 +207,10 @@ class EtcdClient:
     async def _call(
         self, path: str, body: Mapping[str, Any], type: type[T], *, repeatable: bool = True
     ) -> T:
-        """`repeatable`: to send it twice does no harm, so a lost answer leaves nothing unknown."""
+        """Make one call.
+
+        `repeatable`: sending it twice does no harm, so it is sent again after a lost answer.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.options.timeout_s
         data = msgspec.json.encode(body)
@@ -269,7 +272,7 @@ class EtcdClient:
             _raise_refusal(status, answer, url)
         except EtcdRefusedError as error:
             if "not enabled" in error.message:
-                return _NO_TOKEN  # like etcd's own client: etcd does not need the user
+                return _NO_TOKEN  # as in etcd's own client: etcd does not require the user
             raise
         except LostError as error:
             raise NotSentError(str(error)) from error  # the caller's request was not sent
@@ -280,8 +283,8 @@ class EtcdClient:
     ) -> tuple[int, bytes]:
         """Send a request. Returns the status and the bytes of the whole answer.
 
-        A large value takes long over a slow line, which is no sign of a frozen member. So the
-        time limit is on the silence of the endpoint, and `deadline` on the whole exchange.
+        A large value takes long over a slow line, but that does not mean that the member is frozen.
+        So the time limit is on the silence of the endpoint, and `deadline` on the whole exchange.
         """
         loop = asyncio.get_running_loop()
         quiet_s, left_s = self.options.try_timeout_s, deadline - loop.time()
@@ -344,14 +347,14 @@ class EtcdClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request. Each error of aiohttp becomes one of three: see `failures`.
 
-        The caller has to limit the time, to `try_s` or more. Connecting has a little less time, so
-        that a request that was never sent does not look lost.
+        The caller has to limit the time, to `try_s` or more. A connect has a little less time, so
+        that a request that was never sent is not treated as lost.
         """
         if self._session is None:
             raise LedgerUnreachableError("the etcd client is not open")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING * try_s)
         try:
-            # A file object, because aiohttp warns of large bytes: it sends those in one piece.
+            # A file object, because aiohttp sends bytes in one piece and warns if they are large.
             content = io.BytesIO(data)
             async with self._session.post(
                 f"{url}/v3/{path}", data=content, headers=headers, timeout=timeout
@@ -371,7 +374,7 @@ class EtcdClient:
             raise LostError(system_words(error)) from error
 
     def _check_cluster(self, header: Header | None, url: str) -> None:
-        """Refuse an endpoint of another cluster: its port may have another owner by now."""
+        """Refuse an endpoint of another cluster, because its port may have another owner by now."""
         if header is None or not header.cluster_id:
             return
         if not self._cluster_id:
@@ -406,7 +409,7 @@ class EtcdClient:
 
 
 _NO_TOKEN: Final = "-"
-"""Stands for the token where etcd does not need one."""
+"""Used in place of a token if etcd does not need one."""
 
 
 def _raise_refusal(status: int, answer: bytes, url: str) -> None:

@@ -1,7 +1,7 @@
 """Why one request to one endpoint of etcd failed: never sent, lost, or a bad endpoint.
 
-By these three the client decides whether to try the next endpoint or to raise. What an answer of
-etcd refuses is in `wire`.
+The client uses these three to decide whether to try the next endpoint or to raise. `wire` has the
+refusals in etcd's answers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rallypoint.errors import LedgerAccessError, LedgerError
 
 
 class NotSentError(Exception):
-    """Nothing was sent, for certain."""
+    """The request was certainly not sent."""
 
 
 class LostError(Exception):
-    """The request may have been sent, and no answer says what became of it."""
+    """The request may have been sent, but there is no answer with its outcome."""
 
 
 class BadEndpointError(Exception):
@@ -60,7 +60,7 @@ def certificate_error(
 
 
 def system_words(error: BaseException) -> str:
-    """What the system says about an error, without numbers, addresses and lines of source code."""
+    """The system's text of an error, without numbers, addresses and lines of source code."""
     system = _system_error(error)
     match system:
         case ssl.SSLCertVerificationError() if system.verify_message:

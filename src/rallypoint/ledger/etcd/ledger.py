@@ -4,8 +4,8 @@
     <prefix>/r/<register>       a sealed record
     <prefix>/l/<log>/<index>    a sealed record; the name of the log is quoted
 
-Each write is one transaction, conditional on the marker and on what it changes. So a write that a
-frozen member does late fails, and after an unknown outcome the same write can be sent again.
+Each write is one transaction, conditional on the marker and on the data that it changes. So a write
+that a frozen member does late fails, and after an unknown outcome the same write can be sent again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class EtcdLedger(Ledger):
             return
         await self._client.open()
         try:
-            # Read before the first write: when a read fails, the cause is known.
+            # Read before the first write, because a failed read has a known cause.
             await self._client.range(self._marker, keys_only=True)
             self.ledger_id, self._marker_value = await self._find_or_make()
         finally:
@@ -163,7 +163,10 @@ class EtcdLedger(Ledger):
             return Unknown(error.message, error)
 
     async def delete(self, key: str, version: int | None = None) -> bool:
-        """See Ledger.delete. Conditional, so that a late one does not hit a newer register."""
+        """See Ledger.delete.
+
+        It is conditional, so that a late one does not delete a newer register.
+        """
         place = self._register(key)
         while found := (await self._client.range(place, keys_only=True)).kvs:
             if version not in (None, found[0].mod_revision):
@@ -183,7 +186,7 @@ class EtcdLedger(Ledger):
         return tuple(each.key[len(start) :].decode() for each in found)
 
     async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
-        """See Ledger.changed. By a watch. After silence, one more read decides."""
+        """See Ledger.changed. It watches. After silence, one more read decides."""
         place = self._register(key)
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
@@ -263,9 +266,10 @@ class EtcdLedger(Ledger):
             self._refuse_replaced(await self._client.range(self._marker))
 
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
-        """See Ledger.logs. One read for each log, however long it is."""
+        """See Ledger.logs. It makes one read for each log of any length."""
         start = self._root + b"l/"
-        # Each letter is quoted alone. So a name begins with `prefix` if its quoted form does.
+        # Each character is quoted separately, so a name begins with `prefix` if its quoted form
+        # does.
         at = start + urllib.parse.quote(prefix, safe="").encode()
         end, found = prefix_end(at), []
         while True:
@@ -282,9 +286,9 @@ class EtcdLedger(Ledger):
     async def _all(
         self, prefix: bytes, start: bytes = b"", count: int | None = None, **options: Any
     ) -> list[KeyValue]:
-        """All keys below a prefix; with `count`, one page of at most so many.
+        """All keys below a prefix; with `count`, one page of at most that many.
 
-        Read in pages, because etcd limits the size of an answer.
+        They are read in pages, because etcd limits the size of an answer.
         """
         at, end, limit = start or prefix, prefix_end(prefix), min(_PAGE, count or _PAGE)
         found: list[KeyValue] = []
@@ -338,7 +342,7 @@ class EtcdLedger(Ledger):
 
     def _log(self, log: str) -> bytes:
         check_name(log)
-        # The name is quoted, so that the keys of one log are never among those of another.
+        # The name is quoted, so that a list of the keys of one log never has keys of another.
         return self._root + b"l/" + urllib.parse.quote(log, safe="").encode() + b"/"
 
     def _record(self, log: str, index: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Where etcd is, how to speak to it, and with which certificates."""
+"""The addresses of etcd, the protocol, certificates and limits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rallypoint.ledger.etcd.failures import system_words
 
 
 class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where etcd is and how to speak to it.
+    """The addresses of etcd, and how to connect to them.
 
     `endpoints` are "host:port". With `tls`, `ca_file` has the trusted authorities (None: those of
     the system), and `cert_file` with `key_file` is the certificate of this client. Times are in
-    seconds. `try_timeout_s` limits how long one endpoint may be silent: that is the cost of a
+    seconds. `try_timeout_s` limits how long one endpoint may be silent, which is the delay by a
     frozen member. `timeout_s` limits a call. The repr does not show the password.
     """
 
@@ -29,7 +29,9 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
     try_timeout_s: float = 1.0
     timeout_s: float = 5.0
     watch_idle_s: float = 5.0
-    """A watch goes on at the next endpoint after so much silence: this one may be frozen."""
+    """After this much silence, in seconds, a watch continues at the next endpoint, because this one
+    may be frozen.
+    """
 
     def __repr__(self) -> str:
         user = f", user={self.user!r}" if self.user else ""

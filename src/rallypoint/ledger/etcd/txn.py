@@ -1,8 +1,8 @@
 """Transactions of etcd: their parts, and `decided`, which sends one until its outcome is known.
 
-The ledger uses this for all that it changes in etcd, and so do the rendezvous modules over etcd.
-A transaction must be conditional on what it changes. Then a repeat has no effect if the first try
-was done, even if a frozen member does that one late.
+The ledger and the rendezvous modules for etcd use it for all changes. A transaction must be
+conditional on the data that it changes. Then a repeat has no effect if the first try was done, even
+if a frozen member does that one late.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ async def decided(
 ) -> tuple[TxnResult, bool]:
     """Send a transaction until its outcome is known, for at most the client's `timeout_s`.
 
-    Returns the result, and whether an earlier try got no answer. If so, the conditions may not hold
-    because that try was done.
+    Returns the result, and whether an earlier try got no answer. In that case, the conditions may
+    have failed because that try was done.
 
     Raises:
         EtcdUnknownError: the time is over, and the transaction may have been done.

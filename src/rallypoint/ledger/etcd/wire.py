@@ -1,4 +1,4 @@
-"""The answers of etcd's JSON gateway, as types; and what its refusals mean.
+"""The answers of etcd's JSON gateway as types, and the errors for its refusals.
 
 The gateway maps etcd's protobuf to JSON. Bytes are base64 (msgspec decodes it), 64-bit numbers are
 strings (decoded leniently), and fields that are zero or empty are left out.
@@ -37,7 +37,7 @@ class EtcdTokenError(LedgerAccessError):
 
 
 class EtcdRefusedError(LedgerError):
-    """etcd refused for a reason that has no class of its own. `code` is gRPC's."""
+    """etcd refused for a reason without its own class. `code` is gRPC's."""
 
     def __init__(self, message: str, *, hint: str = "", code: int = 0) -> None:
         super().__init__(message, hint=hint)

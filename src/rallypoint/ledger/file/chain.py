@@ -47,7 +47,7 @@ class Advance(enum.Enum):
 
     DONE = enum.auto()
     LOST = enum.auto()
-    """Another writer was first, or the chain is gone."""
+    """Another writer was first, or the chain was removed."""
     UNSURE = enum.auto()
     """The version was written, but perhaps not into the chain that is in use."""
 
@@ -92,7 +92,7 @@ class Chain:
         """The newest version; None if the chain does not exist.
 
         Raises LedgerCorruptError or LedgerFormatError for a newest version that cannot be read. An
-        older one is never returned instead, since that would undo acknowledged writes (R1).
+        older one is never returned instead, because that would undo acknowledged writes (R1).
         """
         for _ in range(_READS_MAX):
             number = self.number()
@@ -133,7 +133,7 @@ class Chain:
         return Advance.LOST
 
     def _settle(self, number: int) -> Advance:
-        """The link was made: force it to the disk, check that it counts, remove old segments."""
+        """Complete a link: force it to the disk, check that it counts, and remove old segments."""
         self.sync(number)
         current = self._is_current(number)
         if current is None:
@@ -145,7 +145,7 @@ class Chain:
         if number % SEGMENT == 0:
             with contextlib.suppress(FileNotFoundError):
                 self._disk.make_folder(self._segment(number + SEGMENT))
-                # Oldest first, so that the segments that are left are always the newest.
+                # Oldest first, so that the remaining segments are always the newest.
                 for segment in self._segments():
                     if segment < number:
                         self._disk.move_away(self._segment(segment), self._trash)
@@ -177,7 +177,7 @@ class Chain:
         for segment in reversed(segments):
             versions = self._versions(segment)
             if versions:
-                # If it still has its name, nothing was removed during the listing.
+                # If the segment still has its name, nothing was removed during the listing.
                 self._path(versions[-1]).stat()
                 return versions[-1]
         for segment in segments:

@@ -1,8 +1,8 @@
-"""The operations of the file ledger on a disk, each done as a whole or not at all.
+"""The operations of the file ledger on a disk. Each is done as a whole or not at all.
 
-A file is never changed once it has its name. It is written under a temporary name, forced to the
-disk, and then linked to its name. link() fails if the name is taken, on a local disk and on NFS. So
-no lock is needed, and no frozen process can hold one.
+A file is never changed after it has its name. It is written under a temporary name, forced to the
+disk, and then linked to its name. link() fails if the name exists, on a local disk and on NFS. So
+no lock is needed that a frozen process could hold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 """Only this user may read: a lease may contain a token, and a round the output of programs."""
 _STALE_S: Final = 3600.0
-"""A file that was not linked for so long is removed, by the disk's own clock (R9)."""
+"""A file that was not linked for this many seconds, by the disk's clock (R9), is removed."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -81,7 +81,7 @@ class Disk:
         return LinkResult.LINKED
 
     def sync(self, folder: Path) -> None:
-        """Force the names in a folder to the disk. Does nothing if the folder is gone."""
+        """Force the names in a folder to the disk. Does nothing if the folder does not exist."""
         self._step(f"sync {folder.name}")
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -96,7 +96,7 @@ class Disk:
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
     def move_away(self, folder: Path, trash: Path) -> None:
-        """Move a folder to the trash in one step, then remove it. It may be gone already."""
+        """Move a folder to the trash in one step, then remove it. It need not exist."""
         self._step(f"move {folder.name} away")
         target = trash / f"{folder.name}-{os.urandom(6).hex()}"
         try:

@@ -145,7 +145,7 @@ class Entries:
 
 
 def interrupted() -> LedgerUnreachableError:
-    """The error for a write whose outcome this process cannot know."""
+    """The error for a write with an unknown outcome."""
     return LedgerUnreachableError(
         "this process was stopped in the middle of a write",
         hint="look at what the ledger has now, and try again",
@@ -174,5 +174,5 @@ def _number_in(name: str) -> float:
 
 
 def _pause() -> None:
-    """Another process was first: do not meet it again at once."""
+    """Wait after another process was first, so that both do not collide again."""
     time.sleep(random.uniform(0.0005, 0.005))

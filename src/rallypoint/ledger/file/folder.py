@@ -39,12 +39,12 @@ _LEDGER: Final = "ledger-"
 
 
 def open_folder(root: Path, disk: Disk) -> str:
-    """The id of the ledger in this folder. A new ledger is made if there is none.
+    """The id of the ledger in this folder. If there is none, a new ledger is made.
 
     Raises LedgerError, and OSError for errors of the system.
     """
     if not root.parent.is_dir():
-        # No parent is made: a disk that is not mounted must not look like an empty one.
+        # No parent is made, because a disk that is not mounted must not look like an empty one.
         raise LedgerUnreachableError(
             f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
             hint="is the disk mounted? Only the last folder of the path is made, not its parents",
@@ -84,7 +84,7 @@ def place_of(root: Path, ledger_id: str) -> Path:
 
 
 def replaced(root: Path, ledger_id: str) -> LedgerReplacedError | None:
-    """The error if the folder now holds another ledger; else None."""
+    """The error if the folder now has another ledger; otherwise None."""
     with contextlib.suppress(OSError, LedgerCorruptError):
         marker = _marker(root)
         if marker is not None and marker.ledger_id != ledger_id:
@@ -136,7 +136,7 @@ def _refuse_shared(folder: Path) -> None:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether this user is the only member of the group: many systems give each user one."""
+    """Whether this user is the only member of the group. Many systems give each user a group."""
     with contextlib.suppress(KeyError):
         return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
     return False

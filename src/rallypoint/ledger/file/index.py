@@ -3,11 +3,12 @@
     index/               a chain (chain.py): the layout, written once
     index/<part>/        a chain: the folders of the names in this part
 
-One index for all names would be written as a whole for each new run. So the index has PARTS parts,
-and all names of one run are in the same part: its coordinator reads and writes only that. A part is
-made for the first name in it.
+A single index would be written as a whole for each new run. So the index has PARTS parts. All names
+of one run are in the same part, and its coordinator reads and writes only that. A part is made for
+the first name in it.
 
-A ledger of an earlier release has only one part, which is the chain `index/` itself. It stays so.
+A ledger of an earlier release has only one part, which is the chain `index/` itself. That is not
+changed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from rallypoint.ledger.file.disk import Disk, names
 from rallypoint.ledger.keys import group_of, group_of_prefix
 
 PARTS: Final = 64
-"""To list all runs reads all parts, and each takes a file server some time."""
+"""The number of parts. A list of all runs reads all parts, and each takes a file server some time.
+"""
 INDEX: Final = "index"
 WHOLE: Final = ""
 """The only part of a ledger of an earlier release."""
@@ -82,7 +84,7 @@ def begin_index(place: Path, disk: Disk) -> None:
 
 
 def is_used(place: Path) -> bool:
-    """Whether anything was ever written into this ledger."""
+    """Whether this ledger was ever written to."""
     with contextlib.suppress(FileNotFoundError, LedgerCorruptError):
         made = any(_is_part(name) for name in names(place / INDEX))
         return made or Chain(place / INDEX, place / "trash", Disk()).number() not in (None, SEGMENT)
@@ -92,7 +94,7 @@ def is_used(place: Path) -> bool:
 class FileIndex:
     """The index of one ledger. Several threads and processes may use it at a time. Calls block.
 
-    Raises FileNotFoundError if the ledger is gone, and LedgerCorruptError.
+    Raises FileNotFoundError if the ledger was removed, and LedgerCorruptError.
     """
 
     def __init__(self, place: Path, disk: Disk) -> None:
@@ -118,7 +120,7 @@ class FileIndex:
         return [name for name in sorted(names(self._folder)) if _is_part(name)]
 
     def read(self, part: str) -> Indexed:
-        """The part as it is now."""
+        """The present version of a part."""
         head = self._chain(part).head()
         if head is None:
             if part == WHOLE or not self._folder.is_dir():
@@ -159,7 +161,7 @@ class FileIndex:
         return 1
 
     def _make(self, part: str) -> None:
-        """Make a part elsewhere, then rename it in one step: another process may do the same."""
+        """Make a part elsewhere, then rename it in one step, as another process may do the same."""
         aside = self._temporaries / os.urandom(12).hex()
         _begin(aside, Index(), self._trash, self._disk)
         try:

@@ -55,7 +55,7 @@ class FileLedger(Ledger):
     is_durable = True
     durability = Durability.DISK
     has_log = True
-    # To open a file on a file server takes about 2 ms; in that time it sends record_cost_bytes.
+    # A file server takes about 2 ms to open a file. In that time it sends record_cost_bytes.
     limits = LedgerLimits(
         value_bytes_max=16 << 20,
         record_bytes_max=16 << 20,

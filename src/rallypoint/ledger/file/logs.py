@@ -64,7 +64,7 @@ class Logs:
         return self._entries.keys(prefix)
 
     def _append(self, folder: Path, index: int, value: bytes) -> AppendOutcome | None:
-        """Append to the log in this folder. None: the folder is gone."""
+        """Append to the log in this folder. None: the folder does not exist."""
         path = folder / record_name(index)
         if not path.exists():
             if not folder.is_dir():
@@ -91,7 +91,7 @@ class Logs:
 
 
 def _page(folder: Path, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
-    """Raises FileNotFoundError if the log is gone."""
+    """Read a page. Raises FileNotFoundError if the log was removed."""
     ends_s = time.monotonic() + seconds
     found: list[tuple[int, bytes]] = []
     for index in range(start, start + limit):
@@ -108,7 +108,7 @@ def _page(folder: Path, start: int, limit: int, seconds: float) -> list[tuple[in
 
 
 def _check_end(folder: Path, count: int) -> None:
-    """Check that the log ends after so many records. Raises FileNotFoundError if it is gone."""
+    """Check that the log ends after these records. Raises FileNotFoundError if it was removed."""
     later = [name for name in names(folder) if is_record_name(name) and int(name, 16) > count]
     # Another process may have written it since. It is missing only if it still does not exist.
     if later and not (folder / record_name(count)).exists():

@@ -1,7 +1,7 @@
 """Tests whether a folder's file system can hold a ledger.
 
-Not every file system has hard links, exclusive creation and fsync, and an NFS mount may be told not
-to ask for changes. Such a folder is refused before a ledger is made in it.
+Not every file system has hard links, exclusive creation and fsync, and an NFS client may be
+configured not to ask for changes. Such a folder is refused before a ledger is made in it.
 """
 
 from __future__ import annotations

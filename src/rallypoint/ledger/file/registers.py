@@ -1,6 +1,6 @@
 """The registers of a file ledger. All calls block; several threads and processes make them.
 
-A register is a chain of versions (`chain`) in a folder that the index names (`entries`).
+A register is a chain of versions (`chain`) in a folder that is in the index (`entries`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Registers:
             chain = self._chain(name)
             head = chain.head()
             if head is not None and head.value == TOMBSTONE:
-                # The process that deleted it was stopped before this, or is about to do it.
+                # The process that deleted it was stopped before its removal, or is about to remove
+                # it.
                 self._entries.remove(key, name)
                 continue
             if head is not None:
@@ -81,8 +82,8 @@ class Registers:
     def delete(self, key: str, version: int | None) -> bool:
         """See Ledger.delete.
 
-        At a given version a tombstone is written first: of two processes that delete or write the
-        register, one is the first to write the next version.
+        If a version is given, a tombstone is written first, so that of two processes that delete or
+        write the register, only one writes the next version.
         """
         if version is None:
             self._entries.remove(key)
