@@ -97,7 +97,7 @@ PEERS: Final = (
         module="jax_coordination",
         environment=_JAX,
         does="its barrier; ranks and number of nodes given",
-        death="it tells all to end, 100 s after the last heartbeat by default: no new round",
+        death="it makes all end, 100 s after the last heartbeat by default: no new round",
     ),
     Peer(
         name="torchft",
