@@ -63,7 +63,7 @@ def menu(root: Path) -> str:
     groups = [
         *_entries(GUIDE),
         _group("Guide", _entries(TASKS)),
-        _group("Reference", [_entry(title, page) for title, page in _reference(root)]),
+        _group("Reference", list(_reference(root))),
         _group("Design", _entries(DESIGN)),
         _group(
             "Source",
@@ -77,14 +77,21 @@ def menu(root: Path) -> str:
     return f"[{', '.join(groups)}]"
 
 
-def _reference(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
-    yield "All names", reference.INDEX
-    for module in public.modules(root / "src"):
+def _reference(root: Path) -> Iterator[str]:
+    special = {reference.ERRORS: "Errors and exit codes", reference.SETTINGS: "Settings"}
+    prefix = f"{public.SUBMODULES}."
+    modules = public.modules(root / "src")
+    inside = [each for each in modules if each.startswith(prefix)]
+    yield _entry("All names", reference.INDEX)
+    for module in modules:
+        if module in inside:
+            continue
         page = reference.page_of(module)
-        special = {reference.ERRORS: "Errors and exit codes", reference.SETTINGS: "Settings"}
-        submodule = module.removeprefix(f"{public.SUBMODULES}.")
-        yield special.get(page, submodule), page
-    yield "Command line", COMMANDS
+        yield _entry(special.get(page, module), page)
+    yield _entry("Command line", COMMANDS)
+    # A group: names alone, such as "api" and "utils", do not say to which package they belong.
+    pages = [_entry(each.removeprefix(prefix), reference.page_of(each)) for each in inside]
+    yield _group(f"In {public.SUBMODULES}", pages)
 
 
 def _entries(pages: dict[str, str]) -> list[str]:
