@@ -30,7 +30,7 @@ from rallypoint.client.blocking import Portal
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.outgoing import Begin, Outgoing, Pins, Whole
 from rallypoint.coordinator.turns import Turns
-from rallypoint.core.budget import MemoryBudget
+from rallypoint.core.budget import MemoryBudget, MemoryShare
 from rallypoint.core.store import LIMIT, Answer, StoreFailure, StoreLimits
 from rallypoint.core.store.store import RoundStore
 from rallypoint.memory import default_budget
@@ -280,7 +280,10 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _Link(asyncio.Protocol):
-    """One connection, with limits for its input and for the output that waits."""
+    """One connection: its greeting, its calls, and the limits for its input.
+
+    It must not keep answers that wait for the client: `_Output` does.
+    """
 
     def __init__(self, server: StoreServer) -> None:
         self._server = server
@@ -293,18 +296,14 @@ class _Link(asyncio.Protocol):
         self._open: dict[int, None] = {}
         self._settled_since = 0
         self._share = server.budget.share("a client of the store")
-        self._pins = Pins(self._share.add)
         self._partial = 0
         self._bodies: deque[bytes] = deque()
-        self._outgoing: Outgoing | None = None
-        self._is_paused = False
-        self._has_turn = False
-        self._unread = 0
-        self._looking: asyncio.TimerHandle | None = None
+        self._output: _Output
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
+        self._output = _Output(self._transport, self._share, self._server.turns, self)
         self._server.connected(self)
         self._share.add(CONNECTION_BYTES)
         # Keepalive, because a peer whose machine is down must not keep its seat for ever.
@@ -313,17 +312,14 @@ class _Link(asyncio.Protocol):
         if self._server.is_full:
             self._refuse(FULL)
             return
-        self._send(Greeting(VERSION, self._server.server_id))
+        self._output.send(local.encode(Greeting(VERSION, self._server.server_id)))
         loop = asyncio.get_running_loop()
         self._greeting_overdue = loop.call_later(GREETING_TIMEOUT_S, self.cut)
 
     def connection_lost(self, error: Exception | None) -> None:
-        for timer in (self._greeting_overdue, self._looking):
-            if timer is not None:
-                timer.cancel()
-        if self._outgoing is not None:
-            self._outgoing.close()
-            self._outgoing = None
+        if self._greeting_overdue is not None:
+            self._greeting_overdue.cancel()
+        self._output.close()
         self._bodies.clear()
         self._server.disconnected(self)
         if self._seat:
@@ -407,11 +403,10 @@ class _Link(asyncio.Protocol):
 
     def answer(self, answer: local.Answer) -> None:
         """Send the result of a call, and acknowledge it to the store."""
-        if parts.is_large(answer.result) and not self._is_closing():
-            self._wait(parts.local_answer_parts(answer))
-            self._send_on()
+        if parts.is_large(answer.result):
+            self._output.send_parts(parts.local_answer_parts(answer))
         else:
-            self._send(answer)
+            self._output.send(local.encode(answer))
         self._settled(answer.request_id)
 
     def _settled(self, request_id: int) -> None:
@@ -422,72 +417,14 @@ class _Link(asyncio.Protocol):
             self._settled_since = 0
             self._server.acknowledge(self._seat, self._last_id, tuple(self._open))
 
-    def _send(self, message: local.LocalMessage) -> None:
-        if self._transport is None or self._is_closing():
-            return
-        if self._outgoing is None:
-            self._transport.write(local.encode(message))
-        else:
-            self._wait(local.encode(message))
-
-    def _wait(self, message: bytes | parts.Parts) -> None:
-        if self._outgoing is None:
-            self._outgoing = Outgoing(self._share.add, self._pins)
-        self._outgoing.put(message)
-        # A peer that does not read is cut.
-        is_too_much = self._outgoing.bytes > UNREAD_BYTES_MAX
-        if is_too_much or (self._is_paused and self._share.excess(0) is not None):
-            self.cut()
-
     def pause_writing(self) -> None:
-        assert self._transport is not None
-        self._is_paused = True
-        if self._outgoing is None:
-            self._outgoing = Outgoing(self._share.add, self._pins)
-        self._unread = self._transport.get_write_buffer_size()
-        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
+        self._output.paused()
 
     def resume_writing(self) -> None:
-        self._is_paused = False
-        if self._looking is not None:
-            self._looking.cancel()
-        self._send_on()
-
-    def _look(self) -> None:
-        """Cut a peer that has read nothing since the last check."""
-        assert self._transport is not None
-        unread = self._transport.get_write_buffer_size()
-        if unread >= self._unread:
-            self.cut()
-            return
-        self._unread = unread
-        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
-
-    def _send_on(self) -> None:
-        if not self._has_turn and self._send_some():
-            self._has_turn = True
-            self._server.turns.later(self, self._send_some)
-
-    def _send_some(self) -> bool:
-        """Send as much as the peer accepts and one turn allows. Returns whether to continue."""
-        left, transport = TURN_BYTES, self._transport
-        while not self._is_paused and self._outgoing is not None and not self._is_closing():
-            if left <= 0:
-                return True
-            match self._outgoing.next():
-                case None:
-                    self._outgoing = None
-                case Begin():
-                    pass  # The head contains the length.
-                case Whole(piece) | piece:
-                    assert transport is not None
-                    left -= len(piece)
-                    transport.write(piece)
-        self._has_turn = False
-        return False
+        self._output.resumed()
 
     def _refuse(self, why: str) -> None:
-        self._send(local.Denied(why))
+        self._output.send(local.encode(local.Denied(why)))
         if self._transport is not None:
             self._transport.close()
 
@@ -503,3 +440,102 @@ class _Link(asyncio.Protocol):
 
     def _is_closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+
+class _Output:
+    """The messages to one client, sent as fast as it reads. A client that reads nothing is cut.
+
+    It must not know what the messages say, nor whether the client was admitted.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, share: MemoryShare, turns: Turns, link: _Link
+    ) -> None:
+        self._link = link
+        self._transport = transport
+        self._share = share
+        self._turns = turns
+        self._pins = Pins(share.add)
+        self._queue: Outgoing | None = None
+        """What waits until the client has read more; None if nothing does."""
+        self._is_paused = False
+        self._has_turn = False
+        self._unread = 0
+        self._looking: asyncio.TimerHandle | None = None
+
+    def send(self, message: bytes) -> None:
+        """Send a message, after those that wait. Nothing is sent while the connection closes."""
+        if self._transport.is_closing():
+            return
+        if self._queue is None:
+            self._transport.write(message)
+        else:
+            self._wait(message)
+
+    def send_parts(self, message: parts.Parts) -> None:
+        """Send a large message, which is made as the client reads it."""
+        if not self._transport.is_closing():
+            self._wait(message)
+            self._send_on()
+
+    def paused(self) -> None:
+        """The transport's buffer is full."""
+        self._is_paused = True
+        if self._queue is None:
+            self._queue = Outgoing(self._share.add, self._pins)
+        self._unread = self._transport.get_write_buffer_size()
+        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
+
+    def resumed(self) -> None:
+        """The transport's buffer has room again."""
+        self._is_paused = False
+        if self._looking is not None:
+            self._looking.cancel()
+        self._send_on()
+
+    def close(self) -> None:
+        """The connection has ended."""
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._queue is not None:
+            self._queue.close()
+            self._queue = None
+
+    def _wait(self, message: bytes | parts.Parts) -> None:
+        if self._queue is None:
+            self._queue = Outgoing(self._share.add, self._pins)
+        self._queue.put(message)
+        is_too_much = self._queue.bytes > UNREAD_BYTES_MAX
+        if is_too_much or (self._is_paused and self._share.excess(0) is not None):
+            self._transport.abort()
+
+    def _look(self) -> None:
+        """Cut a client that has read nothing since the last check."""
+        unread = self._transport.get_write_buffer_size()
+        if unread >= self._unread:
+            self._transport.abort()
+            return
+        self._unread = unread
+        self._looking = asyncio.get_running_loop().call_later(UNREAD_S, self._look)
+
+    def _send_on(self) -> None:
+        if not self._has_turn and self._send_some():
+            self._has_turn = True
+            self._turns.later(self._link, self._send_some)  # in one line with its input
+
+    def _send_some(self) -> bool:
+        """Send as much as the client reads and one turn allows. Returns whether to continue."""
+        left = TURN_BYTES
+        while not self._is_paused and self._queue is not None and not self._transport.is_closing():
+            if left <= 0:
+                return True
+            match self._queue.next():
+                case None:
+                    self._queue = None
+                case Begin():
+                    pass  # The head contains the length.
+                case Whole(piece) | piece:
+                    left -= len(piece)
+                    self._transport.write(piece)
+        self._has_turn = False
+        return False
