@@ -9,7 +9,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.rounds import seats_of
+from rallypoint.core.ranks import seats_of
 from rallypoint.core.values import (
     Address,
     ChangeKind,

@@ -39,8 +39,8 @@ from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.past import Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
+from rallypoint.core.ranks import seats_of
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
-from rallypoint.core.rounds import seats_of
 from rallypoint.core.store import StoreLimits
 from rallypoint.core.store.store import RoundStore
 from rallypoint.core.suspension import SuspensionCause

@@ -23,8 +23,8 @@ from rallypoint.coordinator.config import SOFTWARE
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.past import PastLoss, PastRound
+from rallypoint.core.ranks import seats_of
 from rallypoint.core.roster import Member
-from rallypoint.core.rounds import seats_of
 from rallypoint.core.values import (
     Address,
     MemberState,

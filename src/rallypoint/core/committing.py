@@ -1,15 +1,56 @@
 """The record that is being written to the ledger, and what happens to the run meanwhile.
 
-What happens during a write never changes the record: the round that is being written is finished
-first. Then the next one begins, or the close follows. This file remembers what has to follow; it
-decides nothing.
+`record_of` makes the record of a round from its members. What happens during a write never changes
+the record: the round that is being written is finished first. Then the next one begins, or the
+close follows. This file remembers what has to follow; it decides nothing.
 """
 
 from __future__ import annotations
 
-from rallypoint.core import causes
+from collections.abc import Sequence
+
+from rallypoint.core import causes, ranks
 from rallypoint.core.roster import Member
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, NodeId, RoundRecord
+from rallypoint.core.values import (
+    Change,
+    ChangeKind,
+    CloseRecord,
+    NodeId,
+    RoundHead,
+    RoundRecord,
+    table_digest,
+)
+
+
+def record_of(
+    chosen: Sequence[Member],
+    *,
+    number: int,
+    term: int,
+    rank_policy: str,
+    previous: RoundRecord | None,
+    restart_count: int,
+) -> RoundRecord:
+    """The record of round `number` with these members, in node-rank order (R2, R3). O(n log n).
+
+    `previous` is the round before, on which stable ranks depend; None for the first.
+    """
+    by_name = {member.name: member for member in chosen}
+    candidates = [ranks.Candidate(m.name, m.info.host, m.workers) for m in chosen]
+    before = [row.name for row in previous.members] if previous is not None else []
+    order = ranks.order(rank_policy, before, candidates)
+    members = tuple(by_name[name].row() for name in order)
+    bootstrap = by_name[order[0]].bootstrap
+    head = RoundHead(
+        number=number,
+        term=term,
+        nodes=len(members),
+        size=sum(member.workers for member in members),
+        bootstrap=bootstrap,
+        digest=table_digest(number, members, bootstrap),
+        restart_count=restart_count,
+    )
+    return RoundRecord(head, members)
 
 
 class Committing:

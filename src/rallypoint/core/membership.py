@@ -25,7 +25,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.admission import ANEW_AFTER_S, Admission, is_reusable
 from rallypoint.core.causes import Case
-from rallypoint.core.committing import Committing
+from rallypoint.core.committing import Committing, record_of
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.election import RunState
 from rallypoint.core.finished import Finished
@@ -38,7 +38,6 @@ from rallypoint.core.probing import Probe
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
-from rallypoint.core.rounds import record_of
 from rallypoint.core.scale_up import ScaleUp
 from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension, SuspensionCause

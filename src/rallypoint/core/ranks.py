@@ -2,7 +2,7 @@
 
 `POLICIES` has the rank policies by name. A policy sees names, hosts and numbers of workers. It must
 not see a clock, an address or a phase, so that every coordinator computes the same ranks from the
-same members (R2).
+same members (R2). `seats_of` gives the worker ranks of a round that is formed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
 
-from rallypoint.core.values import FrozenStruct
+from rallypoint.core.values import FrozenStruct, RoundRecord, Seat
 
 
 class Candidate(FrozenStruct, frozen=True):
@@ -56,6 +56,16 @@ def worker_ranks(names: Sequence[str], workers: Mapping[str, int]) -> list[int]:
                 f"node {name!r} has {count} workers; a node of a round needs at least one"
             )
     return list(accumulate(counts, initial=0))[:-1]
+
+
+def seats_of(record: RoundRecord) -> list[Seat]:
+    """The seat of every member of a round, in node-rank order. O(n)."""
+    workers = {member.name: member.workers for member in record.members}
+    firsts = worker_ranks(tuple(workers), workers)
+    return [
+        Seat(rank, first, count)
+        for rank, (first, count) in enumerate(zip(firsts, workers.values(), strict=True))
+    ]
 
 
 def natural_order(candidates: Iterable[Candidate]) -> list[str]:

@@ -15,8 +15,8 @@ from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
+from rallypoint.core.ranks import seats_of
 from rallypoint.core.roster import Bucket, Roster
-from rallypoint.core.rounds import seats_of
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
 from rallypoint.testing.run_checker import RunChecker
 from rallypoint.testing.store_checker import StoreChecker
