@@ -113,6 +113,6 @@ class Purity:
 
 
 def problem(found: dict[str, str]) -> str:
-    """What the author of a test is told."""
+    """The message for the author of a test."""
     events = ", ".join(f"{marker} ({what})" for marker, what in found.items())
     return f"this test has no marker but is not pure. Add a marker: {events}. See tests/kinds.py."

@@ -126,7 +126,7 @@ class Link:
     # -- the network's side --------------------------------------------------------------------
 
     def cut(self) -> None:
-        """What is under way is lost, and both sides learn that the connection is closed."""
+        """Messages on the way are lost, and both sides learn that the connection is closed."""
         if self.is_open:
             self.is_open = False
             self.up.clear()
@@ -375,7 +375,7 @@ class Network:
             self.links = [link for link in self.links if link.is_open]
 
     def advance(self, duration_s: float) -> None:
-        """Let time pass in steps of the coordinator's ticks; everything falls due in its turn."""
+        """Let time pass in steps of the coordinator's ticks; timers fire in order."""
         ends_s = self.now_s + duration_s
         self.settle()
         while self.now_s < ends_s:
@@ -384,7 +384,7 @@ class Network:
             self.settle()
 
     def jump(self, duration_s: float) -> None:
-        """The coordinator's process and everybody else stand still, and time passes."""
+        """All processes stall, and time passes."""
         self.now_s += duration_s
         self._fire()
         self.settle()

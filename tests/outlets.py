@@ -1,4 +1,4 @@
-"""For stand-ins of a connection: messages that come in parts are sent whole."""
+"""For fakes of a connection: messages that come in parts are sent whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports for what a test starts: free, and given to nobody else before they are used."""
+"""Ports for what a test starts: free, and given to no other test before they are used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody had a moment ago, at any address, below those of connections.
+    """Ports that were free a moment ago, at any address, below those of connections.
 
     One of those that the system gives could become another test's before it is used; and a client
     that looks for a server which is dead just now could be given its port as its own, and be

@@ -2,12 +2,12 @@
 
     pytest --stalls 7 tests/client/test_node.py
 
-Before some lines of a test's own file, and at some calls within the package, drawn from the seed
-and the test's name, somebody stands still for up to STALL_S_MAX: the thread that is there, the
-processes that the test has started, one of them, or all. That is what a busy machine does to a
-test once in a hundred runs. The same seed draws the same pauses in the same places, as far as the
-test does the same. A test that fails names those that it had; whether the test or the product has
-the race, a person says. A process that the test itself has stopped is left alone.
+The pauses come before some lines of a test's own file, and at some calls within the package. The
+seed and the test's name decide where. A pause stops the present thread, one of the processes that
+the test has started, or all of them, for up to STALL_S_MAX. A busy machine does that to a test
+once in a hundred runs. The same seed gives the same pauses, as far as the test does the same. A
+test that fails lists its pauses; a person decides whether the test or the product has the race. A
+process that the test itself has stopped is left alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The clock that stands still while its process did (R8)."""
+"""The clock that leaves out the stalls of its process (R8)."""
 
 from __future__ import annotations
 

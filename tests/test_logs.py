@@ -63,7 +63,7 @@ def test_our_own_line_breaks_stay():
 
 @pytest.mark.sockets
 def test_texts_of_a_node_are_kept_and_logged_without_control_characters(caplog):
-    """In the log, in the history that the API shows, and in what other nodes are told."""
+    """In the log, in the history that the API shows, and in messages to other nodes."""
 
     async def main() -> None:
         async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:

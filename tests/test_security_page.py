@@ -1,4 +1,4 @@
-"""SECURITY.md says who may do what, what stops everybody else, and which test shows that."""
+"""SECURITY.md says what each actor may do, what stops it otherwise, and which test shows that."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_named_test_exists(file: str, name: str) -> None:
 
 
 def test_nothing_else_in_backticks_looks_like_a_test() -> None:
-    """A name that is not found above would be looked for by nobody."""
+    """No other test would check a name that is not found above."""
     for each in re.findall(r"`([^`]*tests/[^`]*)`", PAGE):
         assert _TEST.fullmatch(f"`{each}`"), each
 

@@ -1,4 +1,4 @@
-"""R8: nobody but the agent holds its connection, so its kernel's FIN says that it has ended."""
+"""R8: only the agent holds its connection, so its kernel's FIN proves that the agent has ended."""
 
 from __future__ import annotations
 

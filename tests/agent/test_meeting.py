@@ -1,4 +1,4 @@
-"""Who meets, who waits, who is refused, and what every worker is told of its place."""
+"""Agents that meet, wait or are refused, and the ranks that every worker gets."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ world.store.get("never")
 
 
 def test_remains_of_a_worker_are_no_part_of_the_next_round(machine: Machine) -> None:
-    """A process in a session of its own outlives its worker, with the worker's secret."""
+    """A process in its own session survives its worker, and has the worker's secret."""
     code = """
 import os, signal, sys, time
 import rallypoint

@@ -152,7 +152,7 @@ def test_a_worker_ended_alone_by_sigterm_has_failed(machine: Machine) -> None:
 
 
 def test_an_agent_leaves_in_order_when_its_terminal_closes(machine: Machine) -> None:
-    """Its output goes nowhere from then on, and its workers are told by the kernel as well."""
+    """Its output is lost from then on, and the kernel signals its workers as well."""
     stays = machine.agent("a", "--last-call", "60", nnodes="1:2")
     ours, theirs = pty.openpty()
     argv = [sys.executable, "-c", machine.main, "run", "--node-name", "b", "--nnodes", "1:2"]

@@ -96,7 +96,7 @@ sys.stdout = open(os.environ["TOLD"], "w")
 
 
 def test_a_console_that_hangs_delays_nothing(machine: Machine) -> None:
-    """Nobody reads its output, which its worker fills: the agent is heard all the same."""
+    """Its output is not read, and its worker fills it: the agent still sends heartbeats."""
     quick = ("--set", "suspect_after=3", "--set", "lost_after=3")
     told = machine.directory / "told"
     a = machine.agent("a", *quick, nnodes="2")

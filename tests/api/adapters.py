@@ -1,4 +1,4 @@
-"""The two native APIs under one face, so that every scenario is told once and run over both."""
+"""The two native APIs behind one interface: each scenario is written once and run on both."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class AsyncWorld:
 
 
 def together(*programs: Callable[[], T]) -> list[T]:
-    """Run programs at once, each in a thread. The first error is raised, and nobody is left."""
+    """Run programs at once, each in a thread. Raises the first error, after all have ended."""
     with ThreadPoolExecutor(len(programs)) as pool:
         return [future.result(DEADLINE_S) for future in [pool.submit(each) for each in programs]]
 

@@ -48,7 +48,7 @@ def peer() -> None:
 
 
 def forks() -> None:
-    """A child that uses the run, and one that does not and outlives its parent."""
+    """A child that uses the run, and one that does not use it and survives its parent."""
     run = join()
     say("joined")
     world = run.next_world()
@@ -77,7 +77,7 @@ def forks() -> None:
 
 
 def forks_unseen() -> None:
-    """A child that C code makes, of which Python is told nothing, and which outlives its parent."""
+    """A child that C code forks without Python's fork hooks, and that survives its parent."""
     run = join()
     say("joined")
     assert run.next_world() is not None

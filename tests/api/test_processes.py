@@ -111,7 +111,7 @@ def test_a_fork_has_no_copy_of_the_connection(programs, coordinator):
 def test_silence_counts_even_if_a_child_holds_the_connection(
     programs, coordinator, monkeypatch, ends
 ):
-    """No FIN comes while anybody has the socket; and none of a process that only stands still."""
+    """While any process holds the socket, no FIN is sent; a stopped process sends none either."""
     monkeypatch.setenv("RALLYPOINT_LOST_AFTER", "6")
     peer = programs.start("peer", coordinator, "a")
     forking = programs.start("forks_unseen", coordinator, "b")

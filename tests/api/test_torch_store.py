@@ -1,4 +1,4 @@
-"""A World's store where torch wants a Store: whole processes, with gloo."""
+"""A World's store as torch's Store: whole processes, with gloo."""
 
 from __future__ import annotations
 

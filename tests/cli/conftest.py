@@ -173,7 +173,7 @@ def _answer_all(sock: socket.socket, answer: bytes) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A port without a listener."""
     return ports.free_port()
 
 

@@ -344,7 +344,7 @@ def test_more_processes_than_nodes_are_allowed(cli: Cli, scenario: str) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_several_machines_measure_their_own_share(serve: Callable[..., Served]) -> None:
-    """Here two processes of one machine: neither knows of the other but by the run's rounds."""
+    """Here two processes of one machine; they meet only in the run's rounds."""
     address = f"127.0.0.1:{serve().port}"
 
     def start(nodes: int, *more: str) -> subprocess.Popen[str]:

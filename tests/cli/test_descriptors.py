@@ -1,4 +1,4 @@
-"""Commands whose standard descriptors are closed, full, or nobody's."""
+"""Commands whose standard descriptors are closed, full, or without a reader."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_commands_that_need_few_files_do_with_few(command: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("files", [8, 11, 14, 17, 20, 23])
 def test_without_a_check_too_few_files_are_an_error_too(files: int) -> None:
-    """Files may run out later: wherever that is, it is told, and no process stays."""
+    """Files may run out later: the error is reported at any place, and no process stays."""
     mark = f"300.{secrets.randbelow(10**9):09}"
     run = ["run", "--standalone", "--nproc-per-node", "2", "--no-python", "sleep", mark]
     done = _limited(f"ulimit -n {files}", sys.executable, "-c", WITHOUT_CHECK, *run)

@@ -1,4 +1,4 @@
-"""SIGHUP to `rallypoint serve`: a change of tokens that loses nobody, and what changes nothing."""
+"""SIGHUP to `rallypoint serve`: tokens change without losing a node; a bad file changes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Serving:
         self.endpoint = self.process.line(r"^(http://\S+)$")[1]
 
     def write(self, text: str) -> None:
-        """Another content, at once: whoever reads the file has the old one or this."""
+        """Replace the content at once: a reader gets either the old one or this."""
         draft = self.path.with_suffix(".draft")
         draft.write_text(text)
         draft.chmod(0o600)

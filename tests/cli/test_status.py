@@ -221,7 +221,7 @@ def _unwritable(name: str) -> Iterator[int]:
 
 @pytest.mark.sockets
 def test_an_old_address_may_have_been_a_nodes(cli: Cli, free_port: int) -> None:
-    """host:port is most often a run's own coordinator, and nobody can start that again."""
+    """host:port is most often a run's own coordinator, which cannot be started again."""
     served = cli("status", "--endpoint", f"http://127.0.0.1:{free_port}").err.splitlines()[-1]
     hosted = cli("close", "job", "--endpoint", f"127.0.0.1:{free_port}").err.splitlines()[-1]
     assert served == "hint: start `rallypoint serve` there, or check --endpoint"

@@ -2,7 +2,7 @@
 
     python elected_node.py NAME ENDPOINT NODES
 
-It prints a line of JSON whenever what it knows has changed, and writes to its round's store.
+It prints a line of JSON whenever its state has changed, and writes to its round's store.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_another_program_at_the_address_is_reported(talk: Talk):
 
 
 def test_a_slow_address_gets_more_time_each_time(monkeypatch: pytest.MonkeyPatch):
-    """A coordinator that has thousands to let in must not work for those that have given up."""
+    """A coordinator that admits thousands must not work for nodes that have given up."""
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 0.05)
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_MAX_S", 0.12)
 
@@ -296,7 +296,7 @@ def test_an_unknown_name_is_reported(monkeypatch):
 
 
 def resolving(monkeypatch, *addresses: str) -> None:
-    """Let `several.example` stand for these."""
+    """Let `several.example` resolve to these addresses."""
     original = socket.getaddrinfo
 
     def found(host: str, port: int, *args: object, **more: object) -> list[object]:

@@ -1,7 +1,7 @@
-"""Many nodes lose one coordinator: somebody stands soon, few do, and nobody reads much.
+"""Many nodes lose one coordinator: a few become candidates soon, and no node reads much.
 
-In virtual time, over a ledger that takes 100 ms for a write. A node that stands becomes the owner
-after two writes, as a candidate does; the others find it through the ledger.
+In virtual time, over a ledger that takes 100 ms for a write. A candidate becomes the owner
+after two writes; the others find it through the ledger.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = (Address("here", 1),)
 
 
 class Counting(MemoryLedger):
-    """Counts what is read, and lets the register be written by whoever stood first."""
+    """Counts reads, and lets the first candidate write the register."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -293,7 +293,7 @@ class Reads(MemoryLedger):
 
 
 def test_a_node_that_waits_for_a_lease_to_expire_reads_with_pauses() -> None:
-    """Its own candidate sends it back to the dead coordinator for as long as the lease stands."""
+    """Its own candidate redirects it to the dead coordinator until the lease has expired."""
     ledger = Reads()
 
     async def scenario(nodes: Nodes) -> None:

@@ -1,4 +1,4 @@
-"""A node's machine under coordinators that come and go: sent away, deposed, taken over, alone."""
+"""A node's machine with changing coordinators: redirected, deposed, taken over, orphaned."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_coordinator_that_does_not_return_is_lost_in_time():
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks why there is no round is answered, also if this process stands still meanwhile."""
+    """A question why there is no round is answered even if this process stalls meanwhile."""
     monkeypatch.setattr(client, "WHY_TIMEOUT_S", 20.0)
 
 
@@ -242,7 +242,7 @@ def test_a_member_table_of_another_round_is_ignored():
 
 
 def test_a_table_with_fields_of_a_later_release_is_accepted():
-    """The digest is the coordinator's word: counted here, it would not know the new fields."""
+    """The node uses the coordinator's digest: its own would miss the new fields."""
 
     class Later(RoundMember, frozen=True):
         accelerator: str = "new"

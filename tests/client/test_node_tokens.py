@@ -216,7 +216,7 @@ def test_a_coordinator_without_a_token_is_reported(is_given: bool, caplog):
 
 @pytest.mark.parametrize("other", ["another", ""])
 def test_elected_nodes_report_tokens_that_differ(home: Path, other: str):
-    """Nobody is refused for good there, as a stranger may have the port by now: until the end."""
+    """A refusal there is not final, as another program may have the port by now."""
     ledger = f"file://{home}/ledger"
     token = tokens.draw()
     given: dict[str, Any] = {"token": tokens.draw() if other else ""}

@@ -1,4 +1,4 @@
-"""Nodes of one endpoint that were given different run ids: who is told of whom."""
+"""Nodes of one endpoint with different run ids: which of them learn of each other."""
 
 from __future__ import annotations
 

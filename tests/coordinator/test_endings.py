@@ -50,7 +50,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
 
 
 class Ends:
-    """What the runs were told of ended connections: (node, how), in order."""
+    """The ended connections that runs got as events: (node, how), in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: list[tuple[str, ConnectionEnd]] = []
@@ -331,6 +331,6 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def close_the_number_of(sock: socket.socket) -> None:
-    """Close what the socket's number stands for, as its process's end does."""
+    """Close the socket's descriptor, as the end of its process does."""
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), sock.fileno(), inheritable=False)

@@ -133,7 +133,7 @@ NO_TEXT = {
 def test_bytes_that_are_no_text_cause_no_error_of_ours(
     header: bytes, path: bytes, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An answer that repeats them was a 500 with a traceback, also for strangers."""
+    """An answer that repeats them was a 500 with a traceback, even without a token."""
 
     async def main() -> bytes:
         async with served(CoordinatorConfig(token=token)) as (_, port):

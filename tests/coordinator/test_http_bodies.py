@@ -24,7 +24,7 @@ PACKED = {"Content-Encoding": "deflate"}
 
 
 def test_a_body_is_never_decompressed():
-    """aiohttp would unpack what a refused request carries: 1 MiB from a stranger cost 1 GiB."""
+    """aiohttp would decompress the body of a refused request: 1 MiB without a token cost 1 GiB."""
 
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN)) as (_, port):

@@ -1,4 +1,4 @@
-"""Connections of strangers are limited, and a client with the token is admitted anyway."""
+"""Connections without a token are limited, and a client with the token is still admitted."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_connection_that_showed_the_token_stays() -> None:
 
 
 def test_a_token_that_came_during_a_stall_is_read_first() -> None:
-    """R8: a stall of the coordinator does not count as time of its peers, or of strangers."""
+    """R8: a stall of the coordinator does not count as time of any peer."""
 
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
@@ -226,7 +226,7 @@ def test_without_connections_to_check_no_timer_runs(monkeypatch: pytest.MonkeyPa
 def test_little_of_a_request_is_read_before_its_head_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A loop that reads 256 KiB at once keeps that of each of 512 strangers."""
+    """A loop that reads 256 KiB at once would keep that much for each of 512 connections."""
     taken: list[int] = []
     take = HttpConnection.data_received
 
@@ -251,7 +251,7 @@ def test_little_of_a_request_is_read_before_its_head_is_checked(
 
 
 def test_a_request_in_many_pieces_is_read_whole() -> None:
-    """The token may stand behind more than is read at once; and so may a body."""
+    """The token, or a body, may follow after more bytes than are read at once."""
     padding = "".join(f"X-{number}: {'a' * 4_000}\r\n" for number in range(8))
     body = b'{"reason":"' + b"x" * 30_000 + b'"}'
     head = (

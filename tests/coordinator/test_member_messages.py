@@ -22,7 +22,7 @@ from tests.network import Network, stamp
 
 
 def pushed_per_round(count: int) -> set[tuple[tuple[str, int], ...]]:
-    """What each node is sent from being ready in one round to having a seat in the next."""
+    """The messages to each node, from ready in one round to its rank in the next."""
     network = Network(ledger_id="l" * 16)
     nodes = met(network, count)
     for node in nodes:

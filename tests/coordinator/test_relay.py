@@ -114,7 +114,7 @@ class CoordinatorsEnd:
 
 
 class Behind:
-    """A shipped node machine, which does not know that its connection ends in a relay."""
+    """A shipped node machine, whose connection ends in a relay."""
 
     def __init__(self, relay: Relay, name: str, settings: RunSettings) -> None:
         info = NodeInfo(name, 1, f"{name}.example")

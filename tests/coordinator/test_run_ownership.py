@@ -79,7 +79,7 @@ def test_a_coordinator_that_was_started_again_does_not_send_nodes_to_itself(
 
 
 class MuteLedger(MemoryLedger):
-    """Does not answer while `is_mute`: at first not at all, and then that it cannot say."""
+    """While `is_mute` it does not answer; after the timeout the outcome is unknown."""
 
     is_mute = False
 
@@ -170,7 +170,7 @@ def test_an_owner_that_was_cut_off_removes_no_run_of_another() -> None:
 
 
 class LateLedger(CutOffLedger):
-    """Its process stands still between looking for a run's logs and dropping them."""
+    """Its process stalls between listing a run's logs and dropping them."""
 
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
         found = await self.behind.logs(prefix)

@@ -1,4 +1,4 @@
-"""A run id was used before its job began: who used it, and how the job gets it."""
+"""A run id was used before its job began: the job learns by which node, and how to get it."""
 
 from __future__ import annotations
 

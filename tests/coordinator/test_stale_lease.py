@@ -373,7 +373,7 @@ async def asked_to_close(coordinator: Coordinator) -> tuple[int, dict[str, Any]]
 
 
 def test_a_close_is_confirmed_after_it_is_in_the_ledger() -> None:
-    """R6: a successor does not know of a close that was not committed."""
+    """R6: a successor never saw a close that was not committed."""
 
     async def main() -> None:
         case = await a_case()

@@ -258,7 +258,7 @@ def test_an_engine_of_one_value_reports_its_room_in_bytes() -> None:
 
 
 class Paused(CountingLedger):
-    """Lets one process stand still before it lists the chunks of a run that it removes."""
+    """Lets one process pause before it lists the chunks of a run that it removes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from tests.coordinator.frame_reading import Bounded, Reading, frame
 def test_each_byte_of_a_large_message_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To look at all of them for each piece would be the square of its size."""
+    """To read all of them again for each piece would take quadratic time."""
     copied, unmasked = [], incoming.apply_mask
 
     def counted(data: bytes, key: bytes) -> bytes:

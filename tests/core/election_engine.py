@@ -59,7 +59,7 @@ class Plan(msgspec.Struct):
 
 
 class Engine:
-    """Linearizable registers. The checker is told of every write."""
+    """Linearizable registers. The checker gets every write."""
 
     def __init__(self, plan: Plan, journal: ElectionChecker) -> None:
         self.cells: dict[str, e.Versioned] = {}

@@ -466,7 +466,7 @@ class World:
                 self.start(process, process.life)
 
     def why_not_settled(self) -> list[str]:
-        """What the processes should know by now but do not, in words."""
+        """Why the processes have not settled yet, in words."""
         return [problem for run in self.runs for problem in self._why_not_settled(run)]
 
     def _why_not_settled(self, run: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The bytes of a process and how runs share them: which run is refused, and what it is told."""
+"""The bytes of a process and how runs share them: which run is refused, with which text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who stands, by chance alone: enough and few, over many seeds, whoever is dead."""
+"""Chance decides which nodes become candidates: enough, but few, over many seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEDS = 300
 
 
 def stand(seed: int, nodes: int, dead: float) -> list[float]:
-    """When each living node would stand after the vacancy, the first of them first."""
+    """When each live node would become a candidate after the vacancy, in order of time."""
     rng = random.Random(seed)
     alive = max(1, round(nodes * (1 - dead)))
     chances = (rng.random() for _ in range(alive))
@@ -26,7 +26,7 @@ def stand(seed: int, nodes: int, dead: float) -> list[float]:
 
 
 def seen(times: list[float]) -> int:
-    """How many have stood before the others see the first of them."""
+    """How many have become candidates before the others see the first of them."""
     return sum(each <= times[0] + SEEN_AFTER_S for each in times)
 
 

@@ -133,7 +133,7 @@ class TestUnreadableRecords:
 
 
 class TestFieldsOfANewerRelease:
-    """A release that does not know a field must not remove it (docs/compatibility.md)."""
+    """A release must not remove fields of a later one (docs/compatibility.md)."""
 
     def test_fields_at_the_end_of_a_register_are_kept_when_it_is_sealed(self):
         newer = [*fields_of(register("other", 4)), {"pinned": ["n1"]}, 7]

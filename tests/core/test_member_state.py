@@ -269,7 +269,7 @@ class TestTheEndOfARound:
         assert (driver.run.number, lost(driver)) == (2, [])
 
     def test_marks_of_another_round_are_ignored(self) -> None:
-        """A release that does not know marks wrote a round."""
+        """A release without marks wrote a round."""
         driver = met("a", "b")
         driver.done("a")
         marks = msgspec.structs.replace(driver.register.marks, round=7)

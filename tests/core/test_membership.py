@@ -41,7 +41,7 @@ def meet(*names: str, **options: Any) -> Driver:
 
 
 class TestResuming:
-    """A connection that knows a member's incarnation, but not its secret, is not that member."""
+    """A connection with a member's incarnation, but without its secret, is not that member."""
 
     @pytest.mark.parametrize("shown", ["", "guessed", "b"], ids=["none", "another", "a peer's"])
     @pytest.mark.parametrize("where", ["active", "blip", "gathering", "suspended", "taken over"])
@@ -82,7 +82,7 @@ class TestResuming:
         assert driver.names == ["a", "b"]
 
     def test_a_secret_decides_nothing_of_what_a_round_agrees_on(self) -> None:
-        """R2: a coordinator that knows secrets has the same digest as one that does not."""
+        """R2: the digest is the same with and without secrets."""
         digests = []
         for secret in ("", "s"):
             driver = Driver(max=2)

@@ -218,7 +218,7 @@ def test_the_same_events_give_the_same_effects(options: dict[str, Any], life: li
 @settings(max_examples=examples(50))
 @given(run_settings(), lives)
 def test_r6_nothing_follows_a_close(options: dict[str, Any], life: list[Any]) -> None:
-    """R6. A closed run forms no further round, whoever coordinates."""
+    """R6. A closed run forms no further round under any coordinator."""
     driver = Driver(**options)
     driver.manual_commit = False
     driver.close(Outcome.STOPPED)

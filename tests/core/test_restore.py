@@ -181,7 +181,7 @@ def test_a_node_that_did_not_get_the_round_yet_is_in_it() -> None:
 
 
 def test_missing_members_are_lost_despite_outages_of_the_ledger() -> None:
-    """R7: the attach grace ran out while nobody could be judged; afterwards it begins again."""
+    """R7: the attach grace ended while no member could be judged; afterwards it begins again."""
     successor = Successor()
     successor.attach("a")
     successor.attach("b")
@@ -196,7 +196,7 @@ def test_missing_members_are_lost_despite_outages_of_the_ledger() -> None:
 
 
 def test_without_its_store_a_round_ends_and_members_regroup() -> None:
-    """R10: nobody goes on with an empty store, and it is no fault of the program's."""
+    """R10: no node continues with an empty store, and the program is not charged."""
     successor = Successor(store_lost="its log was removed")
     (change,) = successor.broken()
     assert change.round == 1

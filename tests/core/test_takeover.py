@@ -1,4 +1,4 @@
-"""What a coordinator knows of the members after a takeover, and when it judges them."""
+"""The members after a takeover: the state that a coordinator restores, and when it judges them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         assert lost(driver) == ["a"]
 
     def test_r8_a_host_that_attaches_in_time_keeps_its_round(self) -> None:
-        """Its process stood still, or only its way to the ledger was cut off."""
+        """Its process stalled, or only its connection to the ledger was cut."""
         driver = met("a", "b", "c")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")
         driver.attach("b", "a", "c")
@@ -203,7 +203,7 @@ class TestTheNameOfAMemberThatHasNotAttached:
 
 
 class TestPlacesAfterATakeover:
-    """A living member that stops its workers is in the next round, whoever coordinates it."""
+    """A live member that stops its workers is in the next round, under any coordinator."""
 
     def newcomers_wait(self, driver: Driver, duration_s: float) -> None:
         driver.advance(duration_s)

@@ -61,7 +61,7 @@ Move = tuple[Phase, type[on.Event], Phase]
 
 
 def silent_standby_when_newcomers_are_let_in() -> Driver:
-    """A round with room for b, which was silent when it was due to be let in."""
+    """A round with room for b, which was silent when it should have been admitted."""
     driver = Driver(min=1, max=2, last_call=1)
     driver.join("a")
     driver.advance(1.0)

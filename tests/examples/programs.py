@@ -136,7 +136,7 @@ class Programs:
         )
 
     def wait_for_coordinator(self) -> None:
-        """Wait until somebody listens, so that whoever starts now does not."""
+        """Wait until a process listens, so that the next one to start does not host."""
 
         def listens() -> bool:
             with socket.socket() as sock:

@@ -1,4 +1,4 @@
-"""Processes that outlive their worlds: no model is lost while one that has it lives."""
+"""Processes that survive their worlds: no model is lost while one process has it."""
 
 from __future__ import annotations
 

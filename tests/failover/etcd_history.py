@@ -1,6 +1,6 @@
-"""All that was ever written to a ledger in etcd, in etcd's order, held against the rules.
+"""Every write to a ledger in etcd, in etcd's order, checked against the rules.
 
-etcd keeps every revision until it is compacted, which nobody does in a test.
+etcd keeps every revision until it is compacted, and no test compacts it.
 """
 
 from __future__ import annotations

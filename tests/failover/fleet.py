@@ -229,7 +229,7 @@ class Fleet:
     def all_in_one_round(self) -> list[Event]:
         """Wait until that is so; what they said.
 
-        Who comes a moment later than the others is let in by one more round.
+        A node that comes a moment later than the others is admitted in one more round.
         """
         return self.wait(self.in_one_round)
 
@@ -240,7 +240,7 @@ class Fleet:
             raise AssertionError(f"{error}\n{self.told()}") from None
 
     def told(self) -> str:
-        """The last lines of everybody, for whoever reads a failure."""
+        """The last lines of all agents, for the reader of a failure."""
         those = [r.process for r in self.replicas] + [a.process for a in self.agents]
         return "\n".join(f"-- {p.name}\n" + "\n".join(p.lines[-12:]) for p in those)
 

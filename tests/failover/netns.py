@@ -1,8 +1,8 @@
 """Hosts on one machine: network namespaces on a bridge, whose cables a test can pull.
 
 Each host has a network of its own, with an address and a loopback; processes that are started
-`inside` it have that one only. `part` plugs hosts into another switch: what they send to the rest
-is lost without a word, as in a real partition, and nobody is told that a connection has ended.
+`inside` it have that one only. `part` plugs hosts into another switch: packets to the other hosts
+are lost silently, as in a real partition, and no process learns that a connection has ended.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nodes and workers wrote down, held against the rules: what must be true whatever was done.
+"""The records of nodes and workers, checked against the rules that hold whatever was done.
 
 Each file of an agent is in the order in which things happened there: every line is one appended
 write. Times are of one machine's monotonic clock, so they may be compared in a test.
@@ -59,7 +59,7 @@ def _one_round_for_a_number(stories: list[Story]) -> None:
 
 
 def _places_are_given_once(stories: list[Story]) -> None:
-    """R3: node ranks and worker ranks, each once, and the table names who has them."""
+    """R3: node ranks and worker ranks, each once, and the table names the nodes that have them."""
     nodes: dict[tuple[int, int], str] = {}
     for story in stories:
         for each in story.of("formed"):
@@ -118,7 +118,7 @@ def _an_earlier_round_is_over(stories: list[Story]) -> None:
 def _answers_are_unique(stories: list[Story]) -> None:
     """R10, R11: every acknowledged write counts once, and none is taken back.
 
-    A value that nobody was told belongs to a call whose answer nobody was there to hear.
+    A value without an answer belongs to a call whose caller was gone.
     """
     values: dict[int, list[int]] = defaultdict(list)
     unanswered: Counter[int] = Counter()
@@ -171,7 +171,7 @@ _RULES: list[Callable[[list[Story]], None]] = [
 
 
 def _only_the_harmed_are_lost(stories: list[Story], harm: Harm) -> None:
-    """R8: who answers is never declared lost, whatever becomes of the coordinators."""
+    """R8: a node that answers is never declared lost, whatever happens to the coordinators."""
     for each in _all(stories, "ended"):
         if each["kind"] == "node_lost":
             innocent = set(each["nodes"]) - harm.nodes

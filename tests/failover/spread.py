@@ -86,7 +86,7 @@ class Etcd:
             asyncio.run(ready())
 
     def leader(self) -> Member:
-        """Who leads; once one does, if they are about to elect it."""
+        """The leader; waits for one during an election."""
         return wait_until(lambda: [member for member in self.members if member.leads()])[0]
 
     def writes(self, seen_from: Host, prefix: str) -> list[EtcdEvent]:
@@ -115,7 +115,7 @@ class Etcd:
 
 
 class HostedReplica(Replica):
-    """A `rallypoint serve` on a host, asked from there: a partition hides it from nobody here."""
+    """A `rallypoint serve` on a host, asked from that host, so that no partition hides it."""
 
     def __init__(self, process: Process, port: int, host: Host) -> None:
         super().__init__(process, port)
@@ -186,7 +186,7 @@ class Spread(Fleet):
         return done.stdout + done.stderr
 
     def check_ledger(self, seen_from: Host) -> None:
-        """R1, R5, R6, R13, by all that was ever written; and what nodes were told is that."""
+        """R1, R5, R6, R13 hold for every write, and nodes got the same."""
         journal = ElectionChecker()
         rounds: dict[int, tuple[int, str]] = {}
         root = f"{self.prefix}/r/"

@@ -1,5 +1,5 @@
-"""Ledgers that cannot be used, as a user meets them: each is told with its cause and a hint, at the
-start where it can be known then, and nothing that was acknowledged is lost.
+"""Ledgers that cannot be used, as a user meets them. Each is an error with its cause and a hint, at
+the start if it can be known then, and nothing that was acknowledged is lost.
 
 Through the command line, with real etcd (users, certificates, quotas) and real mounts. Where this
 process may not mount, the tests that need a full or a read-only disk are skipped.
@@ -219,7 +219,7 @@ def test_a_prefix_with_other_data_is_refused(three_etcd: EtcdCluster) -> None:
 def test_an_unreadable_run_is_reported(
     three_etcd: EtcdCluster, tmp_path: Path, value: bytes, said: str, hint: str
 ) -> None:
-    """The others of the ledger go on; a node is told by the ledger itself, or by `serve`."""
+    """Other runs continue; a node gets the reason from the ledger, or from `serve`."""
     place = f"etcd://{','.join(three_etcd.endpoints)}/test-{secrets.token_hex(6)}"
     prefix = place[place.rindex("/") :]
 
@@ -309,7 +309,7 @@ def test_an_incomplete_folder_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_log_is_left_alone_and_its_nodes_say_why_they_wait(
     tmp_path: Path,
 ) -> None:
-    """What was acknowledged cannot be given back, until somebody puts the log right."""
+    """Acknowledged writes cannot be read until an operator repairs the log."""
     ledger = tmp_path / "ledger"
     fleet = Fleet(tmp_path / "fleet", f"file:{ledger}", f"file://{ledger}")
     fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"

@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(0)]
 
 
 class Chaos:
-    """One seed's story. Whoever is killed is replaced soon; whoever is frozen thaws."""
+    """The events of one seed. A killed process is replaced soon; a frozen one thaws."""
 
     def __init__(self, fleet: Fleet, chance: random.Random, cluster: EtcdCluster | None) -> None:
         self.fleet = fleet
@@ -122,7 +122,7 @@ class Chaos:
         return self._freeze_agent(self._host())
 
     def _host(self) -> Agent:
-        """Who coordinates, as far as the records say."""
+        """The coordinator, as far as the records say."""
         hosts = [
             agent
             for agent in self.fleet.living
@@ -213,7 +213,7 @@ class Chaos:
             self.fleet.start_as(self._name(), f"2:{NODES}", *options)
 
     def _name(self) -> str:
-        """A new one; or, as with a scheduler that gives stable names, that of one who is gone."""
+        """A new name; or that of a node that is gone, as with schedulers that reuse names."""
         living = {agent.name for agent in self.fleet.living}
         gone = [agent.name for agent in self.fleet.agents[-NODES:] if agent.name not in living]
         is_again = gone and self.chance.random() < 0.3
@@ -307,7 +307,7 @@ def read_all(fleet: Fleet) -> None:
 
 
 def close(chaos: Chaos) -> None:
-    """R6: the run ends for all, and one who comes later is told so."""
+    """R6: the run ends for all, and a later node gets that answer."""
     fleet = chaos.fleet
     fleet.machine.command("close", fleet.run_id, "--endpoint", fleet.endpoint).ends(0)
     closed_s = time.monotonic()
@@ -320,7 +320,7 @@ def close(chaos: Chaos) -> None:
 
 
 def check_history(cluster: EtcdCluster, fleet: Fleet) -> None:
-    """What etcd was told, and whether workers were told the same."""
+    """The writes to etcd, and whether workers got the same."""
     prefix = "/" + fleet.endpoint.rpartition("/")[2]
     counted = etcd_history.check(etcd_history.history(cluster, prefix))
     for agent in fleet.agents:

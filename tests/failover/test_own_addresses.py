@@ -191,7 +191,7 @@ def test_an_address_of_another_host_is_refused(net: Network, fleet: Fleet) -> No
     for said in (loopback, name):
         assert "reaches only this machine, but other machines are expected" in said
     for said in (foreign, loopback, name):
-        assert f"which has {one.address} (eth0)" in said.splitlines()[-1]
+        assert f"it has {one.address} (eth0)" in said.splitlines()[-1]
 
 
 def test_the_elected_node_reports_its_address(net: Network, fleet: Fleet) -> None:

@@ -1,7 +1,7 @@
 """Partitions between real hosts: network namespaces on a bridge, etcd of three members, agents.
 
-What must hold whatever is cut (R1, R5, R6, R13) is checked against all that etcd was ever told and
-all that nodes and workers wrote down; who goes on, and what the others show, is each test's own.
+The rules that hold for any cut (R1, R5, R6, R13) are checked against every write to etcd and all
+records of nodes and workers. Each test says which nodes continue, and what the others show.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         self.all_meet_again(fleet, net, etcds[0])
 
     def half_goes_on(self, fleet: Spread, left_behind: list[Agent], going_on: list[Agent]) -> None:
-        """Who has the ledger regroups in a higher term; the others keep the round they had."""
+        """Nodes with the ledger regroup in a higher term; the others keep their round."""
         parted_s = time.monotonic()
         told = fleet.at_work(2, going_on)
         print(f"regrouped {time.monotonic() - parted_s:.1f} s after the cut")
@@ -280,7 +280,7 @@ def hosts(net: Network, name: str, count: int) -> list[Host]:
 
 
 def listening_port(host: Host) -> int:
-    """Of the coordinator of the node there, which takes any port: the one that it has open to all.
+    """The port of the hosted coordinator there: the one that is open at all addresses.
 
     What is bound to one address is a worker's bootstrap port, or etcd's.
     """

@@ -1,4 +1,4 @@
-"""What a run keeps over a failover: who hosts, who waits, its restarts, and a whole restart."""
+"""What a run keeps over a failover: its host, its standbys, its restarts, and a whole restart."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fleets(tmp_path: Path) -> Iterator[Callable[[Fleet], Fleet]]:
 
 
 def kill_owner(fleet: Fleet) -> Replica:
-    """Kill it, start another one, and wait until the nodes are back. Returns who has them."""
+    """Kill it, start another one, and wait until the nodes are back. Returns their coordinator."""
     owner, killed_s = fleet.owner(), time.monotonic()
     owner.process.signal(signal.SIGKILL)
     owner.process.popen.wait()

@@ -109,7 +109,7 @@ class World:
         _cached_build_middleware.cache_clear()
 
     def connect(self) -> MemoryTransport:
-        """A new connection, of a stranger."""
+        """A new connection without a token."""
         listener = self.server._listener
         assert listener is not None
         self._peers += 1
@@ -169,7 +169,7 @@ def _check_every_run(coordinator: Coordinator) -> None:
 
 
 class Honest:
-    """A node of another run. It must go on as if nobody else were there."""
+    """A node of another run. Hostile input must not affect it."""
 
     def __init__(self, world: Connecting) -> None:
         self._world = world

@@ -1,7 +1,7 @@
 """A small agent for test_guard.py: starts two workers with children, prints pids, waits.
 
 The workers print every pid of theirs, and the agent its own and its guard's: the test kills the
-agent and then looks who is left.
+agent and then looks for processes that are left.
 """
 
 from __future__ import annotations

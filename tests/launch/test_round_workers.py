@@ -1,4 +1,4 @@
-"""What the agent waits for, and how long a cause may take to be told."""
+"""What the agent waits for, and how long the report of a cause may take."""
 
 from __future__ import annotations
 

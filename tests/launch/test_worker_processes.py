@@ -100,7 +100,7 @@ def both_ways_to_watch(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("both_ways_to_watch")
 def test_a_worker_runs_until_its_exit_was_reported() -> None:
-    """The agent regroups once nobody runs: it must have heard of the failure that was the cause."""
+    """The agent regroups after the last worker: it must have the failure that was the cause."""
 
     async def scenario() -> None:
         async with Setup(spec("raise SystemExit(7)", 0)) as setup:
@@ -151,12 +151,12 @@ def test_an_exit_is_noticed_at_once() -> None:
 
 
 def test_the_guard_learns_of_a_group_while_the_loop_is_blocked() -> None:
-    """Whoever kills the agent then leaves nothing of what the worker has started."""
+    """If the agent is killed then, no process that the worker started stays."""
     held, told = threading.Event(), threading.Event()
     was_told: list[bool] = []
 
     class HoldsUp(OomCounter):
-        """Read before the first start: the loop does nothing else until the guard is told."""
+        """Read before the first start: the loop is blocked until the guard has the group."""
 
         def read(self) -> int | None:
             loop.call_soon_threadsafe(hold)

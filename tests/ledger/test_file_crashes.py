@@ -241,7 +241,7 @@ def _wait_until_stopped(child: subprocess.Popen[str]) -> None:
 def test_processes_that_write_at_once_lose_nothing(request, where) -> None:
     """Four processes add marks to one register, and create records of one log. No mark is lost,
 
-    none is there twice, and the log holds what each was told that it had created.
+    none is there twice, and the log has each record that a process was told it created.
     """
     folder = request.getfixturevalue(where) / "ledger"
     writers, rounds = 4, 15

@@ -77,7 +77,7 @@ def test_a_key_can_be_parsed_back() -> None:
 
 @pytest.mark.parametrize("number", ["9" * 5_000, "", "-1", "1e3", "\u0663", "0x1", " 1", "1_0"])
 def test_a_key_with_a_bad_number_is_none_of_ours(number: str) -> None:
-    """A name by another program must not end a sweep."""
+    """A key of another program must not end a removal."""
     assert keys.chunk_of(f"chunks/run/{number}-1") is None
     assert keys.chunk_of(f"chunks/run/1-{number}") is None
     assert keys.log_of(f"stores/run/{number}") is None

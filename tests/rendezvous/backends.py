@@ -126,7 +126,7 @@ def hanging(backend: Troubled) -> Iterator[None]:
 
 
 class Bomb:
-    """What sets `went_off` when it is unpickled."""
+    """An object that sets `went_off` when it is unpickled."""
 
     went_off = False
 
@@ -187,7 +187,7 @@ class Group:
         return self._pool.submit(call, *arguments)
 
     def meet(self, *handlers: DynamicRendezvousHandler) -> list[RendezvousInfo]:
-        """All want the next round; what each of them gets, in their order."""
+        """All ask for the next round; returns what each of them gets, in their order."""
         calls = [self.start(each.next_rendezvous) for each in handlers]
         return [call.result(WITHIN_S) for call in calls]
 
@@ -215,6 +215,6 @@ def group_over(backend: Any = None, store: Any = None) -> Iterator[Group]:
 
 
 def addresses(infos: list[RendezvousInfo]) -> set[tuple[str, int]]:
-    """Where the nodes were told that the workers' store is: one address, if all is well."""
+    """The addresses of the workers' store that nodes got: one, if all is well."""
     found = [info.bootstrap_store_info for info in infos]
     return {(each.master_addr, each.master_port) for each in found if each is not None}

@@ -62,7 +62,7 @@ class Nodes:
         return self._pool.submit(call, *arguments)
 
     def meet(self, *handlers: NodeRendezvousHandler) -> list[RendezvousInfo]:
-        """All want the next round; what each of them gets, in their order."""
+        """All ask for the next round; returns what each of them gets, in their order."""
         calls = [self.start(each.next_rendezvous) for each in handlers]
         return [call.result(WITHIN_S) for call in calls]
 

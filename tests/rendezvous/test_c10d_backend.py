@@ -365,7 +365,7 @@ def test_an_address_without_a_listener_is_an_error(torch_distributed: Any) -> No
 def test_an_error_has_the_answer_of_the_address(
     torch_distributed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This machine stood still for all of the read timeout before anything was asked."""
+    """This machine stalled for the whole read timeout before anything was sent."""
     is_here, look_up = c10d._is_here, socket.getaddrinfo
 
     def late(host: str, limit_s: float) -> bool:

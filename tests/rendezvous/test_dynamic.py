@@ -187,7 +187,7 @@ def test_create_handler_takes_its_options_from_the_parameters() -> None:
 
 
 def test_create_handler_makes_it_by_from_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that whoever replaces that one, as torch's own tests do, is asked here too."""
+    """A replacement of that one, as in torch's own tests, must be used here too."""
 
     def refuse(*arguments: Any, **given: Any) -> None:
         raise RendezvousError("not today")

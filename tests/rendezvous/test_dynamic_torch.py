@@ -51,7 +51,7 @@ SOON_S = 10.0
 
 @pytest.fixture
 def distributed() -> Any:
-    """Loaded for the first test that needs it, not by whoever collects the tests."""
+    """Imported for the first test that needs it, not when tests are collected."""
     return importlib.import_module("torch.distributed")
 
 

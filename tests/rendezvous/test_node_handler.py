@@ -1,4 +1,4 @@
-"""A handler that is a node: rounds, what it is told, and how a run ends. No torch here.
+"""A handler that is a node: rounds, counts of waiting nodes, and how a run ends. No torch here.
 
 What of it needs torch is in test_torch_nodes.py, and with torchrun's agents in tests/torchrun.
 """
@@ -234,7 +234,7 @@ def test_a_node_that_was_not_admitted_only_leaves(nodes: Nodes) -> None:
 
 
 def test_shutdown_of_an_unused_handler_does_nothing(nodes: Nodes) -> None:
-    """As torch's does: who shuts its handler down closes the run, whatever it did before."""
+    """As in torch: a shutdown of any handler closes the run."""
     nodes.handler("1").shutdown()
     assert nodes.handler("1").is_closed()
 
@@ -273,7 +273,7 @@ def test_a_surplus_node_of_a_failed_run_gets_the_failure(nodes: Nodes) -> None:
 def test_a_run_that_did_not_succeed_calls_every_agent_to_rendezvous_again(
     nodes: Nodes, ends: str
 ) -> None:
-    """So that torchrun's agent stops its workers, which may hang, and is told the cause."""
+    """So that torchrun's agent stops its workers, which may hang, and gets the cause."""
     a, b, c = (nodes.handler("3") for _ in range(3))
     infos = nodes.meet(a, b, c)
     match ends:

@@ -78,7 +78,7 @@ def test_a_dropped_handler_leaves_no_socket_and_no_task(nodes: Nodes) -> None:
 
 
 def test_shutdown_takes_no_longer_than_the_close_timeout(tmp_path: Path) -> None:
-    """Also where this node carries the coordinator, and the others have not said goodbye yet."""
+    """Also if this node hosts the coordinator, and the others have not said goodbye yet."""
     with nodes_of(tmp_path, serves=False) as nodes:
         nodes.endpoint = f"127.0.0.1:{nodes.port}"
         host = nodes.handler("2", is_host=True, close_timeout=1, linger=SOON_S)

@@ -1,4 +1,4 @@
-"""The store over TCP that stands in for torch's: calls, deadlines, and a server that stops."""
+"""The store over TCP that replaces torch's: calls, deadlines, and a server that stops."""
 
 from __future__ import annotations
 

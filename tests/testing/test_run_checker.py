@@ -1,4 +1,4 @@
-"""A run that changes its coordinator keeps its journal: the rules hold across terms, too."""
+"""A run that changes its coordinator keeps its checker: the rules hold across terms, too."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Job:
         return self.wait(look, f"{names} are one world")
 
     def told(self) -> str:
-        """The last lines of everybody, for whoever reads a failure."""
+        """The last lines of all agents, for the reader of a failure."""
         those = self.machine.processes
         return "\n".join(f"-- {p.name}\n" + "\n".join(p.lines[-15:]) for p in those)
 
@@ -244,7 +244,7 @@ class Job:
             self.nodes[name].ends_well()
 
     def left(self) -> list[int]:
-        """What runs of all that was started here, whoever its parent is."""
+        """The processes started here that still run, under any parent."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""A worker that talks to nobody: it says who it is, and waits until it is told to end.
+"""A worker without collectives: it prints its rank, and waits until it may end.
 
 While it waits there is no collective that a lost peer could break, as while a real one loads data
 or writes a checkpoint. It ends once FOLDER/end or FOLDER/end-RANK exists, and fails once

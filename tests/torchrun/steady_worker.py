@@ -1,4 +1,4 @@
-"""A torch DDP worker that trains on real data until it is told to end.
+"""A torch DDP worker that trains on real data until it may end.
 
 It is examples/train_ddp.py without a fixed number of epochs, so that a test decides how long a job
 lasts, however slow the machine is: it ends once FOLDER/end exists, for all ranks in one epoch. It

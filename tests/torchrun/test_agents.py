@@ -87,7 +87,7 @@ def test_a_surplus_node_replaces_one_that_departs(job: Job) -> None:
 
 @pytest.mark.verify
 def test_a_job_survives_the_loss_of_its_coordinator(job: Job) -> None:
-    """Elected through files: another one takes the run over, and is told who was lost."""
+    """Elected through files: another node takes the run over, and learns which node was lost."""
     job.endpoint = f"file://{job.folder / 'ledger'}"
     conf = "expected_nodes=3,lease_ttl=1,attach_grace=1"
     # So that an agent listens only where it coordinates.
@@ -140,7 +140,7 @@ def test_closing_the_run_ends_it_for_all(job: Job) -> None:
 
 @pytest.mark.verify
 def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
-    """An endpoint that ends with its node: the agent that fails carries the coordinator."""
+    """An endpoint that ends with its node: the agent that fails hosts the coordinator."""
     job.start("a", HANGING, nnodes="3", conf="is_host=1")
     job.wait(job.picture, "the host coordinates")
     job.start("b c", HANGING, nnodes="3", conf="is_host=0")
@@ -155,7 +155,7 @@ def test_a_worker_that_hangs_in_gloo_is_stopped_too(job: Job) -> None:
 
 @pytest.mark.verify
 def test_events_are_logged_once_on_stderr_unless_quiet(job: Job) -> None:
-    """With no logging configured and torch's own level: as for everybody who runs torchrun."""
+    """With no logging configured and torch's own level, as for any user of torchrun."""
     job.serve()
     given: dict[str, Any] = {"nnodes": "2", "env": {"LOGLEVEL": "WARNING"}}
     (a,) = job.start("a", QUIET, **given)

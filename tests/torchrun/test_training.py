@@ -1,4 +1,4 @@
-"""DDP under real torchrun agents: a job that grows, loses a machine, and outlives its coordinator.
+"""DDP under real torchrun agents: a job that grows, loses a machine, and survives its coordinator.
 
 One job per story, as starting torch is what takes the time.
 """
