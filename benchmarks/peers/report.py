@@ -101,7 +101,7 @@ def _load(run: Result) -> str:
     between = "" if worst is None else f"{rounded(worst)} at most before a row; "
     return (
         f"{machine['load_before']:g} before the first row; {between}{machine['load_after']:g} "
-        "after the last. What was measured is in it for minutes"
+        "after the last. The measurements themselves count in it for minutes"
     )
 
 
@@ -261,7 +261,7 @@ def deaths(run: Result) -> str:
 
 
 def _peers(run: Result) -> str:
-    rows = ["| | version | its nodes were | what a meeting of it is |", "|---|---|---|---|"]
+    rows = ["| | version | nodes | what a meeting does |", "|---|---|---|---|"]
     for peer in run["peers"]:
         version, carried = peer["version"] or "–", peer["carried"] or "–"
         rows.append(f"| {peer['title']} | {version} | {carried} | {peer['does']} |")
