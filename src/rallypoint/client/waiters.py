@@ -9,7 +9,7 @@ import asyncio
 
 
 class Waiters:
-    """The waiting callers of one node. The waiting callers of one node. For one event loop."""
+    """The waiting callers of one node. For one event loop."""
 
     def __init__(self) -> None:
         self._answers: dict[int, asyncio.Future[object]] = {}
