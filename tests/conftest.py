@@ -22,14 +22,14 @@ settings.register_profile(
 )
 settings.load_profile("rallypoint")
 
-# A node at host:port makes a token in its user's home. That is not the home of whoever runs the
-# tests, and no two runs of them share one. The caches of libraries may stay where they are.
+# A node at host:port creates a token in its user's home. Tests have a home of their own, and no
+# two runs of them share one. The caches of libraries may stay where they are.
 os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 _home = tempfile.TemporaryDirectory(prefix="rallypoint-home-")
 os.environ["HOME"] = _home.name
 
-# Whoever starts the tests in the background of a shell, or by nohup, has these ignored, and so
-# would every process that a test starts: also those that are sent them.
+# In the background of a shell, or under nohup, these signals are ignored, and every process that a
+# test starts would ignore them too, even if a test sends them.
 for each in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(each) is signal.SIG_IGN:
         signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)

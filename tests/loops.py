@@ -80,7 +80,7 @@ async def until(is_so: Callable[[], object], what: str, limit_s: float = 20.0) -
     """Look until something is so."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
-            while not is_so():  # noqa: ASYNC110 - what is looked at tells nobody
+            while not is_so():  # noqa: ASYNC110 - the condition sets no event
                 await asyncio.sleep(0.002)
     assert is_so(), what
 

@@ -46,7 +46,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
-    # rendezvous: a World's store is torch's too, and only _torch_bridge.py knows torch.
+    # rendezvous: a World's store is torch's too, and only _torch_bridge.py imports torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
         {
@@ -81,8 +81,8 @@ TORCH_FILE = "rendezvous/_torch_bridge.py"
 # A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
 TORCH_PROGRAM = "bench/ddp_worker.py"
 
-# Only settings reads the environment, so that one place knows every variable's name, type and
-# precedence. Who else touches it is named here, with the reason.
+# Only settings reads the environment, so that one place has every variable's name, type and
+# precedence. Other modules that read it are named here, with the reason.
 ENVIRONMENT_EXEMPT = {
     "settings/environment.py": "the reader",
     "bench/processes.py": "starts what is measured without this shell's settings, reads none",
@@ -92,7 +92,7 @@ ENVIRONMENT_NAMES = frozenset(
     {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}
 )
 
-# An import whose name is computed cannot be checked here. Who needs one is named with the reason.
+# A computed import cannot be checked here. Modules that need one are named with the reason.
 COMPUTED_IMPORT_EXEMPT = {
     "__init__.py": "public names are loaded when first used, from a table of its own modules",
 }

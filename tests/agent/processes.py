@@ -20,7 +20,7 @@ from tests.waiting import DEADLINE_S, wait_until
 SRC = Path(__file__).parents[2] / "src"
 MAIN = "from rallypoint.cli.main import main; main()"
 
-# Says who it is, then does what signals ask: USR1 raises, USR2 ends well.
+# Prints its ranks, then follows signals: USR1 raises, USR2 ends well.
 PROGRAM = """
 import os, signal, sys, time
 

@@ -75,6 +75,6 @@ def test_no_worker_fork_or_guard_holds_a_connection_of_its_agent(machine: Machin
         for pid in below:
             assert not sockets_of(pid) & of_the_run, Path(f"/proc/{pid}/cmdline").read_bytes()
 
-    # So the others are told by the kernel, though all of these live on for a moment.
+    # So the kernel notifies the others, although all of these live for another moment.
     agents[1].signal(signal.SIGKILL)
     agents[0].line(r"round 1 has ended: b lost: its (process ended|connection closed)")

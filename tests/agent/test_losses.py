@@ -39,7 +39,7 @@ def test_after_a_killed_agent_survivors_regroup_and_its_workers_are_gone(machine
     killed_s = time.monotonic()
     victim.signal(signal.SIGKILL)
     told = survivors[1].line(r"round 1 has ended: (\w) lost")
-    # At once; but where this machine stood still just then, the coordinator gives the grace of 5 s.
+    # At once; but if this machine stalled just then, the coordinator gives the grace of 5 s.
     assert time.monotonic() - killed_s < 5 + 4
     assert told[1] == victim.name
     survivors[0].line(r"round 1 has ended: (\w) lost")

@@ -151,7 +151,7 @@ def test_an_operator_closes_the_run(machine: Machine) -> None:
 
 
 def test_the_second_live_agent_of_one_name_is_refused(machine: Machine) -> None:
-    options = ("--set", "probe=20")  # who lives answers, however busy the machine is
+    options = ("--set", "probe=20")  # a live node answers, however busy the machine is
     first = machine.agent("a", *options, nnodes="1:2")
     worker = first.worker()
     second = machine.agent("a", *options, nnodes="1:2")

@@ -57,7 +57,7 @@ print("no more worlds", run.closed, flush=True)
 
 def test_a_worker_gets_the_reason_of_its_worlds_end(machine: Machine) -> None:
     program = machine.program(WAITS_FOR_CHANGE)
-    # The program ignores SIGTERM, to be told before it is killed.
+    # The program ignores SIGTERM, so that it gets the change before it is killed.
     options = ("--regroup-stop-timeout", "3", "--expected-nodes", "2", "--last-call", "60")
     a, b = (machine.agent(name, *options, nnodes="1:2", program=program) for name in ("a", "b"))
     pids = [int(agent.line(r"world 1 \d 2 (\d+)")[1]) for agent in (a, b)]

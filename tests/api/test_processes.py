@@ -85,7 +85,7 @@ def test_a_fork_cannot_use_the_run_and_hides_no_death(programs, coordinator):
     programs.children.append(int(line(forking).removeprefix("child ")))
     began_s = time.monotonic()
     forking.kill()
-    # A coordinator that stood still just then gives the grace (5 s). Silence would take 30.
+    # A coordinator that stalled just then gives the grace (5 s). Silence would take 30 s.
     assert line(peer).startswith(
         ("node_lost b its process ended", "node_lost b its connection closed")
     )

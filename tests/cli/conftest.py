@@ -164,7 +164,7 @@ def _answer_all(sock: socket.socket, answer: bytes) -> None:
     with contextlib.suppress(OSError):  # the test is over
         while True:
             connection, _ = sock.accept()
-            # Who asks may have given up by now; the next one is answered all the same.
+            # The client may have given up by now; the next one still gets an answer.
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(5)
                 connection.recv(65_536)

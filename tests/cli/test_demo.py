@@ -78,7 +78,7 @@ def test_the_story_of_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(row.name, row.state) for row in story.nodes()][2] == ("c", "killed, not noticed yet")
 
     change = {"kind": "node_lost", "nodes": ["c"], "detail": reasons.NOT_RESUMED}
-    # The coordinator stood still for a while, which it does not count.
+    # The coordinator stalled for a while, and does not count that time.
     first |= {"active_s": 1.5, "ended_at": 14.0}
     first |= {"ended": f"c lost: {reasons.NOT_RESUMED}", "change": change}
     second = a_round(2, ["a", "b", "d"], 14.25)

@@ -232,7 +232,7 @@ def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str,
         f"{name}={text}: there are" in caught.value.message for name, text in environ.items()
     )
     assert "--nnodes 1" in caught.value.hint
-    # Whoever says that one node is meant gets it.
+    # An explicit number of one node is accepted.
     assert _config(script, environ, nnodes="1").run.max_nodes == 1
     assert _config(script, environ, standalone=True).run.max_nodes == 1
     assert _config(script, {**environ, "RALLYPOINT_NNODES": "1"}).run.max_nodes == 1

@@ -342,7 +342,7 @@ def test_a_replica_shows_and_closes_a_run_of_another(
         # Closed by an earlier attempt, if the owner paused before it answered that one.
         assert closed.out in ("run 'a' is closed\n", "run 'a' had already ended\n")
         assert list(run.worlds()) == []
-    # The owner is killed: what it kept is shown, and that nobody answers for it.
+    # The owner is killed: status shows its last record, and that no coordinator answers.
     with rallypoint.join("b", owner.endpoint, min_nodes=1, max_nodes=1) as run:
         run.next_world()
         owner.kill()

@@ -107,7 +107,7 @@ def last_try_is_patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> Non
 async def fails(endpoint: str, kind: type[errors.CoordinatorError], **own: Any) -> str:
     """The error of a node that cannot be opened, and that it came in time."""
     loop = asyncio.get_running_loop()
-    # What waiting would not mend is told long before this is over.
+    # An error that waiting cannot mend comes long before this limit.
     limit_s = 60.0 if kind is errors.NotACoordinatorError else 0.4
     began_s = loop.time()
     with pytest.raises(kind) as caught:

@@ -94,7 +94,7 @@ def on_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., N
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # noqa: ASYNC110 - nodes tell only of what they are told
+    while not is_so():  # noqa: ASYNC110 - nodes set no event for this
         await asyncio.sleep(0.005)
 
 
@@ -206,7 +206,7 @@ def test_the_death_of_a_coordinator_loses_nothing_acknowledged(
         adding = [asyncio.ensure_future(node.call(Add("count", 1), 20.0)) for node in met]
         await kill_coordinator_of(host)
         counts += await asyncio.gather(*adding)
-        # R11: each was applied once, whoever answered it.
+        # R11: each was applied once, under either coordinator.
         values = [each.value for each in counts if isinstance(each, StoreValue)]
         assert sorted(values) == list(range(1, 9))  # type: ignore[type-var]
         assert await met[2].call(Add("count", 0), 20.0) == StoreValue(8)
@@ -267,7 +267,7 @@ def test_a_run_closed_while_a_node_was_away_is_closed_for_it() -> None:
         first, second = await nodes.meet("a", "b")
         host = await the_host([first, second])
         other = second if host is first else first
-        # The one that is away cannot be told, and finds it in the ledger.
+        # The node that is away gets no message, and finds it in the ledger.
         assert other._connector.connection is not None
         other._connector.connection.on_message = lambda data: None
         await host.close_run(Outcome.SUCCEEDED, "trained", 20.0)
@@ -348,7 +348,7 @@ def test_a_coordinator_at_a_useless_address_is_named() -> None:
     async def scenario(nodes: Nodes) -> None:
         host = nodes.new("a", local_addr="a.invalid")
         await host.open()
-        # At first it finds nobody there; later its own candidate sends it there again and again.
+        # At first it finds no coordinator there; later its own candidate redirects it there.
         for limit_s in (0.5, 4.0):
             with pytest.raises(UnreachableError, match=r"a\.invalid.*could not be resolved"):
                 await nodes.new(f"b{limit_s}", connect_timeout_s=limit_s).open()

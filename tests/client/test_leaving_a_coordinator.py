@@ -121,7 +121,7 @@ def test_nodes_leave_a_coordinator_without_its_ledger_for_another():
                 assert a != b
                 assert [each.change for each in nodes] == [None, None]
                 assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"1")
-                # R10: all members read what one was told is written.
+                # R10: all members read an acknowledged write.
                 assert await nodes[0].call(Set("k", b"2"), 20.0) == StoreValue(None)
                 assert await nodes[1].call(Get("k"), 20.0) == StoreValue(b"2")
 
@@ -133,7 +133,7 @@ def test_nodes_elect_one_of_their_own_if_there_is_no_other():
         shared = MemoryLedger()
         cut_off, seen = View(shared), View(shared)
         async with replica(cut_off) as a, met(seen, "a", "b") as nodes:
-            # A machine that stands still for longer than the ttl has them leave even earlier.
+            # If the machine stalls for longer than the ttl, they leave even earlier.
             cut_off.cut()
             await until(lambda: not {port_of(each) for each in nodes} & {a, 0}, "still there")
             assert [each.change for each in nodes] == [None, None]

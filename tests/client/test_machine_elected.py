@@ -218,7 +218,7 @@ def test_a_repeated_call_has_the_remaining_time() -> None:
     assert first.timeout_s == 0.0
 
 
-# -- who can speak for the run ---------------------------------------------------------------------
+# -- which coordinators speak for the run ----------------------------------------------------------
 
 
 def test_r5_a_coordinator_replaced_in_the_ledger_is_left_at_once() -> None:

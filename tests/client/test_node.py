@@ -351,7 +351,7 @@ def test_a_host_alone_ends_at_once(caplog):
     assert "stays until" not in caplog.text
 
 
-# -- a coordinator that stands still ---------------------------------------------------------------
+# -- a coordinator that stalls ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def test_no_call_passes_its_deadline_while_the_coordinator_stalls(monkeypatch, f
     async def main() -> None:
         async with two(port, **own) as (a, b), two(port, **given_up) as (c, d):
             freeze(pid)
-            # While workers run, a coordinator that stands still is looked for without a limit.
+            # While workers run, a node searches a coordinator that stalls without a limit.
             # These two finish after it has stopped: had it heard of both, their run would be over.
             for finished in (c, d):
                 finished.done()
@@ -429,7 +429,7 @@ def test_r8_a_coordinator_that_stalled_loses_no_node(frozen):
         async with two(port, run, coordinator_silence_s=60.0) as (a, b):
             freeze(pid)
             # The stall itself: longer than every deadline. That of the nodes is not a short one, as
-            # their own process, too, may stand still for a second.
+            # their own process, too, may stall for a second.
             await asyncio.sleep(6.0)
             os.kill(pid, signal.SIGCONT)
             assert await a.call(Add("n", 1), 10) == StoreValue(1)

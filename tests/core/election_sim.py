@@ -57,7 +57,7 @@ class SearchingNode:
                     if process in [each.holder.process for each in live]:
                         self.attached = process
                     else:
-                        # As a node does: who was found could not be attached to.
+                        # As a node does if it cannot attach to the owner that it found.
                         self._discovery.search_again(now_s, jitter)
                 case e.RunOver():
                     self.is_over = True
@@ -70,7 +70,7 @@ def run(seed: int) -> World:
     world.heal()
     node = SearchingNode(world, world.runs[0])
     if world.plan.are_clocks_wild:
-        # Such clocks may depose whom they please; no more than the rules is promised.
+        # With such clocks any owner may be deposed; only the rules must hold.
         world.run_until(world.now_s + SETTLE_S)
         return world
     world.run_until(world.now_s + SETTLE_S)
@@ -79,7 +79,7 @@ def run(seed: int) -> World:
     owners = [world.journal.owner(each) for each in world.runs]
     assert node.is_over or node.attached, "a node has found no coordinator"
     world.run_until(world.now_s + TIMING.ttl_s / 2)
-    # Without faults nobody is deposed.
+    # Without faults no owner is deposed.
     assert owners == [world.journal.owner(each) for each in world.runs]
     assert not world.why_not_settled()
     return world

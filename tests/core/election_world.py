@@ -115,7 +115,7 @@ class Process:
                     self.world.journal.committed(run, term, number)
                     self._publish(run, register)
                 case e.Deposed():
-                    # Nobody gives up what is still its own.
+                    # No process gives up a run that it still owns.
                     owner, _ = self.world.journal.owner(run)
                     assert self.holder.is_lost or owner != self.holder.process
                 case e.OwnedElsewhere():
@@ -126,7 +126,7 @@ class Process:
         if self.claims[run].may_decide(self.now_s()):
             self.world.tell_nodes(run, register.stamp)
 
-    # An answer belongs to who asked: the holder and the claims of that lease manager.
+    # An answer belongs to the lease manager that asked: its holder and its claims.
 
     def _run_read(self, run: str, asked: e.ReadRun) -> Then:
         claim = self.claims[run]

@@ -122,7 +122,7 @@ def test_the_size_of_a_call_is_known_beforehand(op: StoreOp) -> None:
     assert store.freeze() == picture
     store.apply("a", 3, op, 5.0, 0.0)
     store.acknowledge("b", 0)
-    # Nobody has acknowledged it, and a small answer is remembered.
+    # It is not acknowledged, and a small answer is remembered.
     assert store.footprint() - before <= growth + CALL_BYTES + REMEMBERED_READ_BYTES_MAX
     assert store.footprint() - before >= min(growth, 0)
 

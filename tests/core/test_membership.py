@@ -62,7 +62,7 @@ class TestResuming:
         assert isinstance(effect, do.Refuse)
         assert effect.refusal.code is RefusalCode.NAME_TAKEN
         assert "did not show its secret" in effect.refusal.message
-        # It does not matter either when the stranger's connection closes.
+        # The end of the other connection does not matter either.
         driver.disconnect("a")
         assert driver.run.freeze() == before
 
@@ -175,7 +175,9 @@ class TestTwoNodesOfOneName:
         goes(driver, "a'")
         if suspended == "while it goes":
             driver.restore_ledger()
-        driver.advance(5.0)  # The older one does not answer, and nobody wants its name any more.
+        driver.advance(
+            5.0
+        )  # The older one does not answer, and no newcomer asks for its name any more.
         assert driver.is_connected("a")
         assert driver.run.phase is Phase.ACTIVE
         driver.take()

@@ -60,7 +60,7 @@ DATA_OPS: st.SearchStrategy[DataOp] = st.one_of(
 )
 WAITING_OPS = st.one_of(st.builds(MultiGet, KEY_TUPLES), st.builds(Get, KEYS))
 
-# ---- the model: plain data, and after each step a look at everybody who waits -------------------
+# ---- the model: plain data, and after each step a look at all waits ------------------------------
 
 
 @dataclass

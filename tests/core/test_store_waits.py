@@ -75,7 +75,7 @@ class TestWaiting:
             for request in chance.sample(list(waits), 250):
                 desk.store.cancel("a", request)
                 del waits[request]
-            # One more, which is when those that were given up are swept out.
+            # One more, at which the cancelled ones are removed.
             last = desk.waits(Get("never"), timeout_s=1_000.0)
             assert desk.store.next_deadline_s() == desk.now_s + min(waits.values())
             for request in (*waits, last):

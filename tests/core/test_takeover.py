@@ -258,7 +258,7 @@ class TestPlacesAfterATakeover:
         driver.join("c")
         driver.advance(1.0)
         assert driver.phase is Phase.GATHERING
-        driver.attach("a")  # is told only now, and has less to stop
+        driver.attach("a")  # gets it only now, and has less to stop
         waiting = driver.run.waiting(driver.now_s)
         assert waiting is not None
         assert waiting.stop_left_s == 20.0 + STOP_MARGIN_S

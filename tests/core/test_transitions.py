@@ -13,7 +13,7 @@ from tests.core.driver import Driver
 from tests.core.walks import walk
 
 WALKS = 160
-pytestmark = pytest.mark.timeout(600)  # all walks are one fixture: seconds, if nobody else runs
+pytestmark = pytest.mark.timeout(600)  # all walks are one fixture: seconds, on an idle machine
 
 
 def test_every_phase_meets_every_event() -> None:

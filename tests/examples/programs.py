@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 MARK = "RP_TEST_MARK"
-# Looked for and not imported: who only collects the tests would wait for two seconds.
+# Found but not imported: an import would delay the collection of tests by two seconds.
 needs_sklearn = pytest.mark.skipif(
     not (importlib.util.find_spec("numpy") and importlib.util.find_spec("sklearn")),
     reason="numpy or sklearn is not installed",
@@ -160,7 +160,7 @@ class Programs:
                 is_ours = each.environ().get(MARK) == self._mark or not agents.isdisjoint(line)
                 if is_ours and each.status() != psutil.STATUS_ZOMBIE:
                     found.append(f"{each.pid}: {' '.join(line)}")
-            except psutil.Error:  # it has ended meanwhile, or is somebody else's
+            except psutil.Error:  # it has ended meanwhile, or belongs to another user
                 continue
         return found
 

@@ -177,7 +177,7 @@ class Fleet:
     def close(self) -> None:
         self.machine.close()
 
-    # -- who is there --------------------------------------------------------------------------
+    # -- present nodes -------------------------------------------------------------------------
 
     @property
     def living(self) -> list[Agent]:

@@ -133,7 +133,7 @@ class Spread(Fleet):
         self.prefix = f"/test-{secrets.token_hex(6)}"
         place = f"etcd://{','.join(etcd.options.endpoints)}{self.prefix}"
         super().__init__(folder, place, place)
-        # What users have who set nothing.
+        # The defaults.
         del self.machine.env["RALLYPOINT_LAST_CALL"]
         self.etcd = etcd
         self.host_of: dict[str, Host] = {}

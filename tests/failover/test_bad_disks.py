@@ -102,7 +102,7 @@ class Lasting:
 
     def __init__(self, folder: Path, disk: Path) -> None:
         self.fleet = Fleet(folder, f"file:{disk}/ledger", f"file://{disk}/ledger")
-        # Nobody else coordinates, so that what becomes of `serve` is what the run sees.
+        # No other process coordinates, so the run sees what happens to `serve`.
         self.fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
         self.replica = self.fleet.serve()
         self.fleet.start(2)

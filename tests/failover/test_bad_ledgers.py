@@ -243,7 +243,7 @@ def test_an_unreadable_run_is_reported(
         )
         assert other.code == ExitCode.DONE, other.said
         replica.process.line("ERROR run job")
-        # Nobody asks, so nobody is told again.
+        # Without a question there is no second line.
         said_once = [line for line in replica.process.lines if "ERROR run job" in line]
         assert len(said_once) == 1, replica.process.text
     finally:

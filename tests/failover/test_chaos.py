@@ -38,7 +38,7 @@ SHORT_S, LONG_S = (0.02, 0.4), (0.5, 2.5)
 FROZEN_S = (0.2, 1.5, 5.0)
 ETCD_FROZEN_S = (0.3, 3.0)
 CLOSED_WITHIN_S = 30.0
-# Who kills three of four nodes would else wait for as long as an outage may last, two minutes.
+# Otherwise a kill of three of four nodes would count as an outage, of up to two minutes.
 ENV = {
     "RALLYPOINT_LEASE_TTL": "1",
     "RALLYPOINT_ATTACH_GRACE": "4",
@@ -68,7 +68,7 @@ class Chaos:
 
     def cycle(self) -> None:
         self._mend(time.monotonic())
-        self.replace()  # who was asked to end may have ended meanwhile
+        self.replace()  # a process that got a signal may have ended meanwhile
         acts: list[tuple[Callable[[], str], int]] = [
             (self.kill_node, 3),
             (self.freeze_node, 3),
@@ -284,7 +284,7 @@ def test_chaos(chaos: Chaos) -> None:
 def play(chaos: Chaos) -> None:
     fleet = chaos.fleet
     chaos.replace()
-    # Whoever starts later than the last call is let in by another round.
+    # A node that starts after the last call is admitted in another round.
     fleet.wait(lambda: is_whole(fleet))
     for number in range(1, cycles() + 1):
         chaos.cycle()

@@ -62,7 +62,7 @@ def test_one_round_has_all_ready_nodes(
             tuple(f"node{number}" for number in range(NODES))
         }
         fleet.counts_since(time.monotonic())
-        # R1: everybody was told of one round, and of that once.
+        # R1: every node got one round, and got it once.
         assert len({(each["round"], each["digest"]) for those in formed for each in those}) == 1
         assert all(len(agent.log.events("formed")) == 1 for agent in fleet.agents)
         status = fleet.is_in_phase("active")

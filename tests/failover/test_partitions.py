@@ -97,7 +97,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         assert {each["size"] for each in told} == {2}
         assert all(each["term"] > 1 for each in told)
         fleet.counts_since(time.monotonic(), going_on)
-        # R13: the rounds overlap. Nobody has told these that theirs is over, and nobody could.
+        # R13: the rounds overlap. These nodes did not learn that theirs is over, and could not.
         assert not any(has_ended(agent, 1) for agent in left_behind)
         assert all(agent.first("working", round=2) is None for agent in left_behind)
 
@@ -258,7 +258,7 @@ class TestANodeAlone:
         told = fleet.at_work(2, others)
         print(f"regrouped after {time.monotonic() - parted_s:.1f} s")
         assert {each["size"] for each in told} == {2}
-        # R13: it cannot know, and its worker goes on in the round that it has.
+        # R13: the end cannot reach it, and its worker continues in its round.
         assert not has_ended(alone, 1)
         alone.process.line("ledger unreachable")
         healed_s = time.monotonic()

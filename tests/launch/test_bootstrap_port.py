@@ -38,7 +38,7 @@ def test_a_server_takes_the_port_over(host: str) -> None:
     reservation = reserve_port()
     reservation.hand_over()
     with socket.create_server((host, reservation.port)) as server:
-        reservation.close()  # who listens goes on listening
+        reservation.close()  # the listener is still there
         with socket.create_connection(("127.0.0.1", reservation.port)) as client:
             accepted, _ = server.accept()
             with accepted:

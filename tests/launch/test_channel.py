@@ -229,7 +229,9 @@ def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
             reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
             assert await reader.read() == b""
             writer.close()
-            assert await worker.call(Get("key"), 1.0) == VALUE  # who has said hello stays
+            assert (
+                await worker.call(Get("key"), 1.0) == VALUE
+            )  # a connection that has said hello stays
 
     asyncio.run(scenario())
 
@@ -284,7 +286,7 @@ def test_only_a_confirmed_end_explains_an_error() -> None:
             error = RuntimeError("what a library says when a peer is gone")
             assert not await worker.is_explained(error, 1)
             made.channel.end_round(msgspec.structs.replace(LOST, confirmed=False))
-            await worker.members()  # answered after the change was told
+            await worker.members()  # answered after the change was sent
             assert not await worker.is_explained(error, 1)
             made.channel.end_round(LOST)
             await worker.members()

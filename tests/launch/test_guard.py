@@ -176,7 +176,7 @@ def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
         os.kill(guard.pid, signal.SIGSTOP)  # it reads nothing now
         start = time.monotonic()
         for number in range(20_000):
-            guard.add(4_194_305 + number)  # above the kernel's highest pid: nobody
+            guard.add(4_194_305 + number)  # above the kernel's highest pid: no process
         with sleeper() as process:
             guard.add(process.pid)
             assert time.monotonic() - start < 60
@@ -214,7 +214,7 @@ def test_groups_of_several_threads_are_all_killed() -> None:
 
         def add(process: subprocess.Popen[bytes], start: int) -> None:
             for number in range(start, start + 3_000):
-                guard.add(4_194_305 + number)  # above the kernel's highest pid: nobody
+                guard.add(4_194_305 + number)  # above the kernel's highest pid: no process
             guard.add(process.pid)
 
         with sleeper() as one, sleeper() as other:

@@ -202,7 +202,7 @@ def test_a_console_that_hangs_delays_only_the_output() -> None:
                     written += os.write(noisy.out, b"y" * 999 + b"\n")
             return written > room
 
-        # Nobody reads the terminal, so the rest is in the worker's pipe or in the pump's hands. (A
+        # The terminal is not read, so the rest is in the worker's pipe or in the pump's hands. (A
         # terminal that takes no more is no sign: its last page may have had room for all.)
         await until(is_more_than_the_terminal_takes)
         start = time.monotonic()

@@ -320,7 +320,7 @@ def test_stop_without_a_start_and_after_the_end_does_nothing() -> None:
             await setup.exits.next()
             assert await setup.group.stop(60) == ()
             assert await setup.group.stop(60) == ()
-            setup.group.signal_all(signal.SIGTERM)  # nobody is left: no error
+            setup.group.signal_all(signal.SIGTERM)  # no process is left: no error
 
     asyncio.run(scenario())
 
@@ -511,7 +511,7 @@ def test_a_cancelled_start_leaves_nothing_running(
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
-        # R13: who stops it to begin another round waits for what the start may yet bring.
+        # R13: a stop for the next round waits for processes that the start may still bring.
         stop = asyncio.create_task(setup.group.stop(0))
         await asyncio.wait({stop}, timeout=0.05)
         assert not stop.done()

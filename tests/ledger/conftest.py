@@ -20,7 +20,7 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where the system has one, for tests that need no real disk."""
     memory = Path("/dev/shm")
     where = memory if memory.is_dir() else tmp_path
-    # A call that nobody waits for any more goes on in its thread, and may still write there.
+    # An abandoned call continues in its thread, and may still write there.
     with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -116,7 +116,9 @@ def test_a_write_that_a_member_did_not_accept_goes_to_the_next() -> None:
         with socket.socket() as off, contextlib.ExitStack() as stack:
             off.bind(("127.0.0.1", 0))
             off.listen(0)
-            for _ in range(3):  # Who comes now, when the queue is full, gets no answer.
+            for _ in range(
+                3
+            ):  # A connection that comes now, when the queue is full, gets no answer.
                 waiting = stack.enter_context(socket.socket())
                 waiting.setblocking(False)
                 waiting.connect_ex(off.getsockname())

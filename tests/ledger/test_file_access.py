@@ -17,7 +17,7 @@ from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
 from tests.ledger.file_ledgers import swap_on
 
-# -- who else is on the machine ------------------------------------------------------------------
+# -- other users of the machine ------------------------------------------------------------------
 
 
 def test_files_and_folders_are_for_this_user_only(folder) -> None:

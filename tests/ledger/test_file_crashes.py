@@ -51,7 +51,7 @@ async def _check_all(tmp_path: Path, action: str, count: int) -> None:
             if action != "open":
                 assert ledger.ledger_id == ids["ledger_id"]
             await _check(ledger, action, ids, finished=step == count - 1)
-            # Whatever was left behind was swept, and nothing stands in the way of what comes next.
+            # Everything left behind was removed, and nothing blocks the next calls.
             outcome = await ledger.swap("next", None, b"next")
             assert isinstance(outcome, Swapped)
             now = await ledger.read("register")
@@ -269,7 +269,7 @@ def test_processes_that_write_at_once_lose_nothing(request, where) -> None:
                 assert [records[index] for index in indexes] == [
                     f"{writer}.{number}" for number in range(rounds)
                 ]
-        # Old versions are swept as they go: a register keeps a segment, or two.
+        # Old versions are removed meanwhile: a register keeps a segment, or two.
         chains = list(folder.glob("ledger-*/registers/*"))
         assert chains
         for chain in chains:

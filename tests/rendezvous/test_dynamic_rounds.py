@@ -67,7 +67,7 @@ def test_all_join_and_join_again(kind: type[UsersBackend], size: int) -> None:
         assert {info.world_size for info in infos} == {size}
         assert len(addresses(infos)) == 1
     assert addresses(first) != addresses(second)
-    # Who stays keeps its rank.
+    # A survivor keeps its rank.
     assert [info.rank for info in first] == [info.rank for info in second]
 
 

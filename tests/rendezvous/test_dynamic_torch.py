@@ -261,10 +261,10 @@ def test_nodes_survive_the_process_with_the_coordinator(
         hosts = [child for child in nodes if child.ask("hosts")]
         return hosts if len(hosts) == 1 else []
 
-    (host,) = wait_until(the_host, WITHIN_S)  # nobody, for a moment, if its lease has run out
+    (host,) = wait_until(the_host, WITHIN_S)  # no owner, for a moment, if its lease has expired
     host.kill()
     left = [child for child in nodes if child is not host]
-    # Another is elected and misses the dead one: the survivors are told, and go on without it.
+    # Another is elected and misses the dead one: the survivors learn it, and continue without it.
     wait_until(lambda: all(child.ask("waiting") > 0 for child in left), WITHIN_S)
     second = met(left)
     assert sorted(rank for rank, *_ in second) == [0, 1]

@@ -125,7 +125,7 @@ def test_a_round_that_ends_during_rank_assignment_does_not_block_the_agent(nodes
     told(zero[1])
 
 
-# -- who is done ---------------------------------------------------------------------------------
+# -- done nodes ----------------------------------------------------------------------------------
 
 
 def test_a_done_node_looks_healthy_until_the_last_one_is_done(nodes: Nodes) -> None:
@@ -224,7 +224,7 @@ def test_a_node_that_was_not_admitted_only_leaves(nodes: Nodes) -> None:
         other.next_rendezvous()
     assert other.shutdown()
     alone = nodes.handler("2", join_timeout=0.2)
-    assert not alone.is_closed()  # let in, however long that takes
+    assert not alone.is_closed()  # admitted, however long that takes
     call = nodes.start(alone.next_rendezvous)  # on standby: it may wait for ever
     wait_until(lambda: alone._node is not None and alone._node._machine.is_standby, SOON_S)
     assert alone.shutdown()
@@ -322,7 +322,7 @@ def test_a_done_node_gets_the_cause_if_the_run_fails(
     with pytest.raises(SystemExit, match="ValueError: bad batch") as caught:
         done.result(SOON_S)
     assert caught.value.code not in (0, None)
-    # One that finishes only now is told at its first step, and Rallypoint's thread is alive.
+    # A node that finishes only now learns it at its first step, and Rallypoint's thread is alive.
     wait_until(lambda: c._node is not None and c._node.closed is not None, SOON_S)
     with pytest.raises(SystemExit, match="ValueError: bad batch"):
         exit_barrier(infos[2].store, 3, 300)

@@ -110,12 +110,12 @@ def test_a_done_host_shuts_down_in_time_and_keeps_coordinating(tmp_path: Path) -
         wait_until(lambda: not _held_node._held, SOON_S)
 
 
-# -- time, and who does not answer ---------------------------------------------------------------
+# -- timeouts, and peers that do not answer ------------------------------------------------------
 
 
 def test_no_round_within_the_join_timeout_is_an_error(nodes: Nodes) -> None:
     a, b = nodes.handler("2", join_timeout=3), nodes.handler("2")
-    assert not a.is_closed()  # let in, however long that takes
+    assert not a.is_closed()  # admitted, however long that takes
     with pytest.raises(RendezvousTimeoutError, match="1 of at least 2") as caught:
         a.next_rendezvous()
     assert isinstance(caught.value.__cause__, errors.JoinTimeoutError)
@@ -169,7 +169,7 @@ def test_a_frozen_coordinator_delays_no_call_past_its_deadline(
 ) -> None:
     limits: dict[str, Any] = {"join_timeout": 2, "close_timeout": 2, "goodbye_timeout": 0.5}
     a, b = (nodes_alone.handler("2", read_timeout=2, **limits) for _ in range(2))
-    assert [a.is_closed(), b.is_closed()] == [False, False]  # let in, so that they meet at once
+    assert [a.is_closed(), b.is_closed()] == [False, False]  # admitted, so that they meet at once
     info = nodes_alone.meet(a, b)[0]
     late = nodes_alone.handler("2", read_timeout=2, **limits)
     nodes_alone.freeze()
@@ -297,7 +297,7 @@ def test_one_node_needs_no_coordinator(tmp_path: Path) -> None:
 
 def test_without_torch_errors_are_only_ours(nodes: Nodes) -> None:
     a = nodes.handler("2", join_timeout=0.1)
-    assert not a.is_closed()  # let in, however long that takes
+    assert not a.is_closed()  # admitted, however long that takes
     with pytest.raises(RendezvousTimeoutError) as caught:
         a.next_rendezvous()
     assert type(caught.value) is RendezvousTimeoutError

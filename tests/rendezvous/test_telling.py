@@ -64,7 +64,7 @@ def test_a_reason_is_logged_when_it_changes_and_else_rarely() -> None:
         teller = Teller(lambda text: said.append((loop.time() - began_s, text)))
         async with teller.while_waiting(node):
             await asyncio.sleep(1)
-            assert said == []  # most rounds are formed before anybody need be told
+            assert said == []  # most rounds are formed before a line is needed
             for tick in range(2 * int(AGAIN_S)):
                 node.reason = msgspec.structs.replace(ALONE, since_s=tick, last_call_s=99.0 - tick)
                 await asyncio.sleep(1)

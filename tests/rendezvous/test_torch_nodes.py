@@ -50,7 +50,7 @@ def test_stores_and_errors_are_torch_s(tmp_path: Path) -> None:
     addresses = [each["address"] for each in zero["rounds"]]
     assert addresses == [each["address"] for each in one["rounds"]]
     assert len(set(addresses)) == ROUNDS
-    # Nothing of a round outlives it: the store's server goes with the next one.
+    # Nothing of a round survives it: the store's server ends with the next one.
     assert [each["listeners"] for each in zero["rounds"]] == [1] * ROUNDS
     assert [each["listeners"] for each in one["rounds"]] == [0] * ROUNDS
     for node in (zero, one):

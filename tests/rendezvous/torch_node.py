@@ -91,7 +91,7 @@ def main() -> None:
         "rallypoint", endpoint, f"lone{os.getpid()}", 2, 2, join_timeout=0.2
     )
     lone = get_rendezvous_handler(other)
-    lone.is_closed()  # let in, however long that takes
+    lone.is_closed()  # admitted, however long that takes
     try:
         lone.next_rendezvous()
     except RendezvousTimeoutError as error:

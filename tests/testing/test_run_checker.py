@@ -90,7 +90,7 @@ def test_an_outage_restarts_the_attach_grace() -> None:
     assert driver.run.roster.get("c") is None
 
 
-# -- the journal finds a bad coordinator out ------------------------------------------------------
+# -- the checker finds a bad coordinator ----------------------------------------------------------
 
 
 def a_register(driver: Driver, **changes: object) -> RunState:

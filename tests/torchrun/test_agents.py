@@ -68,7 +68,7 @@ def test_a_surplus_node_replaces_one_that_departs(job: Job) -> None:
     assert b.code(PATIENCE_S) == 1  # what torchrun makes of a signal
     assert not alive(first[1].pid)
 
-    # The host is told to go: its node leaves, its agent goes on to coordinate until the run ends.
+    # The host gets a signal: its node leaves, its agent coordinates until the run ends.
     job.start("d", QUIET, nnodes="2", conf="is_host=0")
     job.stands_by("d")
     a = job.nodes["a"].process

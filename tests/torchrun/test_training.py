@@ -67,7 +67,7 @@ def test_a_job_grows_loses_a_machine_and_survives_its_coordinator(job: Job) -> N
     assert time.monotonic() - died_s < GIVES_UP_AFTER_S
     assert shrunk[0].store not in (first[0].store, grown[0].store)
 
-    # The coordinator's process is killed and started again: nobody's worker is.
+    # The coordinator's process is killed and started again; no worker is.
     serving.signal(signal.SIGKILL)
     serving.popen.wait()
     job.serve()
