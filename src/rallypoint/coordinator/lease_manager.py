@@ -20,7 +20,7 @@ from rallypoint.ledger.contract import Ledger, SwapOutcome, Unknown, Versioned
 from rallypoint.ledger.keys import COORDINATORS
 
 PAUSE_MAX_S: Final = 60.0
-"""While the lease cannot be renewed, nodes are sent away again after a pause of at most this many
+"""While the lease cannot be renewed, nodes are redirected again after a pause of at most this many
 seconds. After an unexpected error, this process pauses as long at most before it takes a run or a
 lease again.
 """

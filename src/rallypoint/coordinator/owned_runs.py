@@ -209,7 +209,7 @@ class OwnedRuns:
             run.supervised(run.connections.send_away, Refusal(RefusalCode.MOVED, why))
 
     def hand_over_all(self) -> None:
-        """Suspend all runs until the lease is handed over and the nodes are sent away."""
+        """Suspend all runs until the lease is handed over and the nodes are redirected."""
         for run in self._claimed():
             reason = "this coordinator is handing over its runs"
             run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))
