@@ -18,7 +18,7 @@ class Heartbeats:
     that time, as the answers to heartbeats keep it from passing.
 
     It must not send anything, and must not know rounds or requests. The machine sets `heard_s` at
-    each message.
+    each message, and the beat and its times at each beat.
     """
 
     def __init__(self, silence_s: float) -> None:
@@ -30,14 +30,16 @@ class Heartbeats:
         self.next_tick_s: float | None = None
         """When `tick` has something to do; None while there is no connection."""
         self._every_s = self._often_s = max(HEARTBEAT_MIN_S, silence_s / 3)
-        self._beat = 0
-        self._beat_heard_s = 0.0
+        self.beat = 0
+        """The coordinator's last beat, which changes as long as it renews its lease."""
+        self.beat_heard_s = 0.0
+        """When a beat came last."""
         self._looks_again = False
 
     @property
     def beat_stood_still_s(self) -> float:
         """How long the coordinator has not renewed its lease, as its beats say."""
-        return self._beat_heard_s - self.led_s
+        return self.beat_heard_s - self.led_s
 
     def connected(self, now_s: float) -> None:
         """A connection is open; the node is not attached yet."""
@@ -47,15 +49,9 @@ class Heartbeats:
 
     def attached(self, heartbeat_s: float, now_s: float) -> None:
         """The coordinator admitted the node, and asks for a heartbeat every `heartbeat_s`."""
-        self.led_s = self._beat_heard_s = now_s
+        self.led_s = self.beat_heard_s = now_s
         self._every_s = min(self._often_s, max(HEARTBEAT_MIN_S, heartbeat_s))
         self.next_tick_s = now_s + self._every_s
-
-    def answered(self, beat: int, now_s: float) -> None:
-        """A heartbeat was answered. The beat changes as long as the lease is renewed."""
-        self._beat_heard_s = now_s
-        if beat != self._beat:
-            self._beat, self.led_s = beat, now_s
 
     def tick(self, now_s: float) -> float | None:
         """The next heartbeat is due. For how long the coordinator is silent, if for too long."""

@@ -190,7 +190,11 @@ class NodeMachine:
             self.stamp = message.stamp
         match message:
             case wire.Beat():
-                self.heartbeats.answered(message.beat, now_s)
+                # Set here, without a call, as every heartbeat is answered by this message.
+                heartbeats = self.heartbeats
+                heartbeats.beat_heard_s = now_s
+                if message.beat != heartbeats.beat:  # The lease was renewed.
+                    heartbeats.beat, heartbeats.led_s = message.beat, now_s
                 return []
             case wire.StoreAnswer():
                 return self.requests.answered(message)

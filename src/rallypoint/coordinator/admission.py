@@ -142,19 +142,19 @@ class Admission:
 
         An account that begins many runs has to wait. All nodes of one run wait for the same moment.
         """
-        was_in_it = bool(attach.stamp.ledger_id)
-        wait_s = self.wait_s(attach.run_id, account, was_in_it=was_in_it)
+        wait_s: float | None = 0.0
+        if attach.run_id not in self._host.runs:
+            was_in_it = bool(attach.stamp.ledger_id)
+            wait_s = self.wait_s(attach.run_id, account, was_in_it=was_in_it)
         if wait_s is not None:
             self._attach_due_s.pop(connection_id, None)
         return wait_s
 
     def wait_s(self, run_id: str, account: Account, *, was_in_it: bool = False) -> float | None:
-        """How long a node of this account has to wait for the run, in seconds; None: too long.
+        """How long a node of this account has to wait for a new run, in seconds; None: too long.
 
         `was_in_it`: the node reports that it was in the run at another coordinator.
         """
-        if run_id in self._host.runs:
-            return 0.0
         now_s = self._host.now_s()
         if run_id in self._begins_at_s:
             return max(0.0, self._begins_at_s[run_id] - now_s)
