@@ -1,4 +1,4 @@
-"""`rallypoint bench`: how long nodes take to meet, to notice, to regroup, and what they cost.
+"""`rallypoint bench`: how long nodes take to meet, to notice a loss and to regroup, and their cost.
 
     socket_baseline.py   what the machine itself can do: bare sockets, no protocol
     virtual.py   one virtual node: the shipped machine and messages, over a lean WebSocket
@@ -17,5 +17,5 @@
                  ledger_reads.py, ledger_writes.py
     figure.py, report.py   figures with their targets; tables, JSON and plots of them
 
-No other part of Rallypoint loads any of it.
+No other part of Rallypoint may import this package.
 """

@@ -30,7 +30,7 @@ PLAIN: Final = "rallypoint.bench.plain_worker"
 DDP: Final = "rallypoint.bench.ddp_worker"
 AGENTS_MIN: Final = 3
 AGENTS_MAX: Final = 64
-"""Each is an agent, its guard and a worker: three Python processes of this machine."""
+"""Each node is an agent, its guard and a worker: three Python processes of this machine."""
 
 
 class Agent:
@@ -71,25 +71,25 @@ class Agent:
         return int(self.events("working")[-1]["pid"])
 
     def signal(self, number: int) -> None:
-        """Send it to the agent and to its worker, one right after the other."""
+        """Send a signal to the agent and to its worker, one right after the other."""
         self._is_killed |= number == signal.SIGKILL
         self.process.send_signal(number)
         os.kill(self.worker_pid, number)
 
     def kill(self) -> float:
-        """SIGKILL to the agent alone; returns when."""
+        """Send SIGKILL only to the agent. Returns the time."""
         self._is_killed = True
         killed_s = time.monotonic()
         self.process.kill()
         return killed_s
 
     def kill_all(self) -> float:
-        """SIGKILL to the agent and to everything that it started; returns when the first got it."""
+        """Send SIGKILL to the agent and all its processes. Returns the time of the first one."""
         self._is_killed = True
         return kill_tree(self.process.pid)
 
     def problem(self) -> str:
-        """How it ended, with its last output; "" if it still runs or was killed from here."""
+        """How it ended, with its last output; "" if it runs, or was killed from here."""
         code = self.process.poll()
         if code is None or self._is_killed:
             return ""
@@ -116,7 +116,7 @@ class Team:
         return agent
 
     def kill(self, agent: Agent) -> float:
-        """SIGKILL to this agent alone; returns when."""
+        """Send SIGKILL only to this agent. Returns the time."""
         self.each.remove(agent)
         return agent.kill()
 
@@ -124,13 +124,13 @@ class Team:
         """End every agent and worker that still runs."""
         workers = [e["pid"] for a in self._all for e in a.events("working")[-1:]]
         end([agent.process for agent in self._all])
-        for pid in workers:  # Its guard has ended it, or is about to.
+        for pid in workers:  # Its guard has ended it, or will end it soon.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def check_count(scenario: str, count: int, hint: str = "") -> None:
-    """Whether so many agents can be started here. Raises BenchError."""
+    """Raises BenchError if this many agents cannot be started here."""
     if not AGENTS_MIN <= count <= AGENTS_MAX:
         raise BenchError(
             f"{scenario} starts real agents, from {AGENTS_MIN} to {AGENTS_MAX} of them, not "
@@ -151,10 +151,10 @@ def team(
     until: str = "working",
     within_s: float = DEADLINE_S,
 ) -> Iterator[Team]:
-    """So many agents in their first round; each one's worker has logged the event `until`.
+    """This many agents in their first round, whose workers have all logged the event `until`.
 
     The first agent is attached before the others start, so with a `host:port` endpoint it is the
-    host. There, without `token`, the agents get a token of their own, not the user's.
+    host. Without `token`, agents at such an endpoint get a new token, and not the user's.
     """
     if not token and parse_endpoint(endpoint).kind is EndpointKind.HOST:
         token = secrets.token_urlsafe(32)
@@ -176,7 +176,7 @@ def team(
 def agents(
     count: int, nnodes: str, endpoint: str, run_id: str, **more: Any
 ) -> Iterator[list[Agent]]:
-    """The agents of a team to which none is added. `more`: as `team` takes it."""
+    """The agents of a team to which none is added. `more`: as for `team`."""
     with team(count, nnodes, endpoint, run_id, **more) as made:
         yield made.each
 
@@ -184,7 +184,7 @@ def agents(
 def wait_for(
     those: Sequence[Agent], kind: str, since_s: float = 0.0, within_s: float = DEADLINE_S
 ) -> list[float]:
-    """Wait until all of them have logged this event; when each first did. Raises BenchError."""
+    """Wait until all have logged this event. Returns when each first did. Raises BenchError."""
     wait_until(
         lambda: all(a.first(kind, since_s) is not None for a in those),
         f"{kind} everywhere",

@@ -1,11 +1,11 @@
-"""Becomes another program, which ends with the process that has started this one.
+"""Becomes another program, which ends with the process that started this one.
 
     python -IS child.py PARENT PROGRAM ARGUMENTS...
 
-On Linux the kernel kills it when the parent ends, however that ends (prctl(2), PR_SET_PDEATHSIG):
-to be exact, when the thread of the parent ends that started it. exec keeps that, so PROGRAM itself
-needs to do nothing. On other systems this has no effect, and a program that reads stdin ends when
-that ends.
+On Linux the kernel kills it when the parent ends in any way (prctl(2), PR_SET_PDEATHSIG): to be
+exact, when the parent's thread that started it ends. exec keeps that setting, so PROGRAM needs no
+code for it. On other systems this has no effect, and a program that reads stdin ends when that
+ends.
 
 It is run by its path and imports only the standard library, so that it takes milliseconds.
 """
@@ -22,13 +22,13 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (Linux); at once if it has ended."""
+    """Make the kernel kill this process when its parent ends (Linux), or at once if it has ended."""
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, OSError):  # Some builds of Python have no ctypes.
             import ctypes
 
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # It ended before prctl was called.
+        if os.getppid() != parent:  # The parent ended before prctl was called.
             sys.exit(128 + signal.SIGKILL)
 
 

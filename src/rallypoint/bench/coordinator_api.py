@@ -1,4 +1,4 @@
-"""What a coordinator on this machine answers over HTTP. For scenarios that watch what it shows."""
+"""Reads the status of a coordinator on this machine over HTTP, for scenarios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rallypoint.wire.headers import ONLY_OWN
 
 
 def runs(port: int) -> list[dict[str, Any]]:
-    """The runs that this coordinator has; it asks no other one. Raises BenchError."""
+    """The runs of this coordinator, without those of others. Raises BenchError."""
     found: list[dict[str, Any]] = _get(port, RUNS, {ONLY_OWN: "1"})["runs"]
     return found
 

@@ -1,4 +1,4 @@
-"""What processes of virtual nodes and of bare sockets share: counts, and the event loop."""
+"""Counts and the event loop, for processes of virtual nodes and of bare sockets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from typing import Any, Final
 
 DEADLINE_S: Final = 120.0
-"""How long anything may take before the measurement has failed."""
+"""After this many seconds of a wait the measurement has failed."""
 
 
 class FleetError(Exception):
-    """What the driver asked for did not happen. The text is shown to the user."""
+    """A command of the driver failed. The text is shown to the user."""
 
 
 class Count:
@@ -35,14 +35,15 @@ class Count:
             self.first_s = time.monotonic()
         if self.seen == self.expected:
             self.last_s = time.monotonic()
-            if not self._done.done():  # It may have been cancelled, or have failed.
+            if not self._done.done():  # The future may have been cancelled, or have failed.
                 self._done.set_result(None)
 
     def fail(self, why: str) -> None:
         """Let `all` raise FleetError with this text."""
         if not self._done.done():
             self._done.set_exception(FleetError(why))
-            self._done.exception()  # Retrieved: asyncio would warn where nothing awaits it.
+            # Retrieve the exception, because asyncio would warn if nothing awaits it.
+            self._done.exception()
 
     async def all(self, what: str, within_s: float = DEADLINE_S) -> None:
         """Wait for the last. Raises FleetError."""
@@ -61,14 +62,14 @@ def say(text: str) -> None:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop of uvloop's, where that is installed, else asyncio's own."""
+    """An event loop of uvloop if that is installed, otherwise asyncio's own."""
     uvloop = _uvloop()
     loop: asyncio.AbstractEventLoop = (uvloop or asyncio).new_event_loop()
     return loop
 
 
 def loop_name() -> str:
-    """Its name. It is shown beside the figures, since bare sockets depend on it most."""
+    """The loop's name, which is shown beside the figures, because bare sockets depend on it most."""
     uvloop = _uvloop()
     return f"uvloop {uvloop.__version__}" if uvloop else "asyncio's own loop"
 

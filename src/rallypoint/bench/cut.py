@@ -1,10 +1,10 @@
-"""What a cut of the network between one node and the coordinator does: for 3 s, and for good.
+"""The effects of a network cut between one node and the coordinator: for 3 s, and for good.
 
 One node reaches a `rallypoint serve` through a proxy. The proxy is cut for 3 s, like a cable:
 nothing passes, and neither side notices. In the second case the connection is reset as well, as by
-a firewall that was started again. Then the run is watched for longer than any grace: no node may
-be lost, and no round may end. In the third case the network is cut for good and the process behind
-it is killed, since a machine without power sends no last packet.
+a firewall that was started again. Then the run is watched for longer than any grace: no node may be
+lost, and no round may end. In the third case the network is cut for good and the process behind it
+is killed, because a machine without power sends no last packet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CUT_S: Final = 3.0
 CALM_S: Final = 1.0
 RUN: Final = RunSettings()
 WATCH_S: Final = RUN.reconnect_grace_s + RUN.suspect_after_s + 3.0
-"""How long the run is watched after the cut; no node may be lost in that time."""
+"""How many seconds the run is watched after the cut. No node may be lost in that time."""
 REPEATS_MAX: Final = 5
 WITHIN_S: Final = RUN.lost_after_s + 30.0
 POWER_S: Final = RUN.lost_after_s + RUN.suspect_after_s
@@ -33,7 +33,7 @@ CUTS: Final = {"cut": False, "cut and reset": True}
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Cut off one of so many nodes, each time in a run of its own."""
+    """Cut off one of this many nodes, each time in a new run."""
     repeats = min(plan.repeats, REPEATS_MAX)
     figures = []
     for name, resets in CUTS.items():
@@ -99,7 +99,7 @@ def _cut_off(plan: driver.Plan, nodes: int) -> Iterator[tuple[Proxy, NodeProcess
 
 
 def _blip(plan: driver.Plan, nodes: int, *, resets: bool) -> tuple[set[str], float | None]:
-    """The nodes disturbed; after how long the node was attached again, if it had to be."""
+    """The disturbed nodes, and after how long the node was attached again, if it had to be."""
     with _cut_off(plan, nodes) as (proxy, others, one):
         cut_s = time.monotonic()
         proxy.cut()

@@ -1,8 +1,8 @@
-"""Starts coordinators and virtual nodes as processes of their own, and sends them commands.
+"""Starts coordinators and virtual nodes in separate processes, and sends them commands.
 
-A coordinator is one of three: `served`, a `rallypoint serve` that is started here; `embedded`, one
-as a node of a HOST:PORT endpoint hosts it; or one that runs already, named by its endpoint. Every
-process that is started here is ended here, by its id.
+There are three kinds of coordinators: `served`, a `rallypoint serve` that is started here;
+`embedded`, like the one in a node of a HOST:PORT endpoint; or a running one, named by its endpoint.
+Every process that is started here is ended here, by its id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPARE_DESCRIPTORS: Final = 64
 END_S: Final = 5.0
 _LOOK_S: Final = 0.2
 SPARE_PORTS: Final = 16
-"""Ports of the range that other sockets of this machine may use, above all those that listen."""
+"""Ports of the range that other sockets of this machine may use, mostly those that listen."""
 PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """The first and the last port that a connection may take for itself, with IPv6 too (Linux)."""
 PORTS_MAX: Final = 65_535 - 1_024 + 1
@@ -40,7 +40,7 @@ PORTS_MAX: Final = 65_535 - 1_024 + 1
 
 
 class Process:
-    """A process of ours: its id, its CPU time and its memory."""
+    """A started process: its id, its CPU time and its memory."""
 
     def __init__(
         self, arguments: Sequence[str], env: dict[str, str] | None = None, **options: Any
@@ -76,7 +76,7 @@ class Process:
     ) -> bytes:
         """Its next line. `name` and `what` name the process and the line in messages.
 
-        Raises BenchError if it ends instead, or prints no line within `within_s` of `since_s`.
+        Raises BenchError if it ends before, or prints no line within `within_s` of `since_s`.
         """
         wait = Wait(f"{name}: {what}", within_s, since_s)
         while b"\n" not in self._read:
@@ -92,7 +92,7 @@ class Process:
         return line
 
     def usage(self) -> Usage:
-        """What it has used until now."""
+        """Its resource usage so far."""
         return usage_of(self.pid)
 
     def end(self) -> None:
@@ -106,7 +106,7 @@ class Process:
         self._stdout.close()
 
     def let_go(self) -> None:
-        """Close its stdin, which asks it to end."""
+        """Close its stdin, which makes it end."""
         with contextlib.suppress(OSError):
             self.stdin.close()
 
@@ -124,14 +124,14 @@ class Process:
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """CPU seconds since a process began, and the bytes of memory that it has resident."""
+    """CPU seconds since the start of a process, and its resident memory in bytes."""
 
     cpu_s: float
     memory_bytes: int
 
 
 def usage_of(pid: int) -> Usage:
-    """What a process has used, from /proc (Linux). Raises BenchError elsewhere."""
+    """The resource usage of a process, from /proc (Linux). Raises BenchError elsewhere."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -146,7 +146,7 @@ def usage_of(pid: int) -> Usage:
 
 
 def _precise_cpu_s(pid: int) -> float | None:
-    """A process's CPU time with nanoseconds; /proc has hundredths of a second.
+    """A process's CPU time in nanoseconds, because /proc only has hundredths of a second.
 
     The clock's number is what clock_getcpuclockid(3) returns on Linux. Python has no such function.
     """
@@ -157,7 +157,7 @@ def _precise_cpu_s(pid: int) -> float | None:
 
 
 def check_descriptors(nodes: int) -> None:
-    """Raise the limit of open files, which children inherit, to what so many nodes need.
+    """Raise the limit of open files, which children inherit, to the need of this many nodes.
 
     Raises BenchError with the hard limit and how to raise it, if that is too low.
     """
@@ -205,9 +205,9 @@ def check_ports(connections: int) -> None:
 
 
 class Coordinator(msgspec.Struct):
-    """Where a coordinator listens. `process`: None if it was not started here.
+    """A coordinator's address. `process`: None if it was not started here.
 
-    `endpoint`: what real agents are given; with none, the first agent hosts a coordinator.
+    `endpoint`: the endpoint for real agents; without it, the first agent hosts a coordinator.
     """
 
     address: Address
@@ -237,7 +237,7 @@ def port_of(endpoint: str) -> int:
 
 
 def start_serve(*options: str, stderr: IO[bytes]) -> tuple[Process, str]:
-    """Start a `rallypoint serve` on a free port of loopback; the process, and its endpoint.
+    """Start a `rallypoint serve` on a free port of loopback. Returns the process and its endpoint.
 
     Raises BenchError if it does not serve. The process has ended then.
     """
@@ -252,7 +252,7 @@ def start_serve(*options: str, stderr: IO[bytes]) -> tuple[Process, str]:
 
 @contextlib.contextmanager
 def embedded(*options: str) -> Iterator[Coordinator]:
-    """A new coordinator as a node hosts it, in a process of its own."""
+    """A new coordinator like the one inside a node, in a separate process."""
     with _quiet() as log:
         process = Process(("-m", "rallypoint.bench.embedded", *options), stderr=log)
         try:
@@ -272,12 +272,11 @@ def _quiet() -> Iterator[IO[bytes]]:
 
 
 class Plan(msgspec.Struct):
-    """What a scenario has to measure: where, how often, with how many processes, for how long.
+    """The parameters of a measurement: where, how often, with how many processes, for how long.
 
-    `seconds`: how long to watch a run, or how long something is stopped. `ddp`: whether workers are
-    a DDP job. `runs`: how many runs there are. `ledger`: where elected coordinators keep their
-    records; "" is a new folder. `place`: served or embedded, for a scenario that starts its own
-    coordinators.
+    `seconds`: how long to watch a run, or how long a part is stopped. `ddp`: whether workers are a
+    DDP job. `runs`: the number of runs. `ledger`: where elected coordinators keep their records;
+    "": a new folder. `place`: served or embedded, for a scenario that starts its own coordinators.
     """
 
     at: Coordinator
@@ -298,11 +297,11 @@ class Plan(msgspec.Struct):
         return f"{self.name}-{self._runs}"
 
     def usage(self) -> Usage | None:
-        """What the coordinator has used; None if it was not started here."""
+        """The coordinator's resource usage; None if it was not started here."""
         return self.at.process.usage() if self.at.process is not None else None
 
     def cpu_s(self) -> float | None:
-        """The CPU time of that."""
+        """The coordinator's CPU time."""
         usage = self.usage()
         return usage.cpu_s if usage is not None else None
 
@@ -322,11 +321,16 @@ _WAITS: Final = {
 }
 _NODES: Final = "a process of nodes"
 _STUCK_S: Final = 60.0
-"""A process of nodes bounds each of its waits itself, with a better message. This is added."""
+"""Added to the time limits of a process of nodes, which limits its waits itself, with a better
+message.
+"""
 
 
 class Fleet:
-    """A process of virtual nodes. `send` and `receive` are apart, so that several work at once."""
+    """A process of virtual nodes.
+
+    `send` and `receive` are separate, so that several can work at once.
+    """
 
     def __init__(self) -> None:
         self.process = Process(("-m", "rallypoint.bench.fleet"))
@@ -346,7 +350,7 @@ class Fleet:
             self.process.stdin.write(msgspec.json.encode(command) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            self.receive()  # Raises the error that says how it ended.
+            self.receive()  # Raises the error with the reason of the end.
 
     def receive(self) -> dict[str, Any]:
         """The answer to the last command. Raises BenchError."""
@@ -369,7 +373,7 @@ class Fleets:
         self.each = [Fleet() for _ in range(processes)]
 
     def ask(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
-        """Send the same command to all of them at once; all answers."""
+        """Send the same command to all processes at once. Returns all answers."""
         for fleet in self.each:
             fleet.send(do, **arguments)
         return [fleet.receive() for fleet in self.each]
@@ -387,8 +391,8 @@ class Fleets:
     ) -> list[dict[str, Any]]:
         """Spread `nodes` nodes over the processes, and attach them.
 
-        A process has at least two nodes: one may freeze while another fails. Processes for which
-        no nodes are left are ended. `options`: what else a fleet's `connect` takes.
+        A process has at least two nodes, because one may freeze while another fails. Processes
+        without nodes are ended. `options`: further arguments of a fleet's `connect`.
         """
         shares = spread(nodes, len(self.each), least=2)
         used, unused = self.each[: len(shares)], self.each[len(shares) :]
@@ -416,8 +420,8 @@ class Fleets:
         One node asks for the next round. It asks again together with the others, which replaces
         this call.
         """
-        # Not by a worker's failure: the coordinator would probe every node, and the answers would
-        # arrive while the next meeting is measured.
+        # Not by a worker's failure, because the coordinator would probe every node, and the answers
+        # would arrive while the next meeting is measured.
         self.ask("expect_end")
         self.each[0].ask("again", index=0)
         self.ask("ended")
@@ -441,7 +445,7 @@ def fleets(processes: int) -> Iterator[Fleets]:
     try:
         yield made
     except BaseException:
-        for fleet in made.each:  # It may be busy with a command, and not read its stdin.
+        for fleet in made.each:  # The process may be busy with a command, and not read its stdin.
             fleet.process.kill()
         raise
     finally:
@@ -456,14 +460,14 @@ def span(answers: Sequence[dict[str, Any]], last: str) -> float:
 
 
 def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], *names: str) -> float:
-    """By how much the sum of these counts over all processes has grown."""
+    """The growth of the sum of these counts over all processes."""
     more: float = sum(a[n] - b[n] for a, b in zip(after, before, strict=True) for n in names)
     return more
 
 
 @contextlib.contextmanager
 def floor(nodes: int) -> Iterator[tuple[Process, Fleet, dict[str, Any]]]:
-    """The two processes of bare sockets, connected, and the answer to that first meeting."""
+    """The two processes of bare sockets, connected, and the answer to their first meeting."""
     server = Process(("-m", "rallypoint.bench.socket_baseline", str(nodes)))
     fleet = Fleet()
     try:

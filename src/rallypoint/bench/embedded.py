@@ -1,8 +1,8 @@
-"""A process that runs a coordinator as a node of a HOST:PORT endpoint does, and nothing else.
+"""A process that only runs a coordinator, like a node of a HOST:PORT endpoint.
 
     python -m rallypoint.bench.embedded [--token-file FILE]
 
-The event loop and the garbage collector are those of a program that joins: nothing is tuned. The
+The event loop and the garbage collector are those of a program that joins, without tuning. The
 process prints its port, and ends when its stdin ends.
 """
 

@@ -32,15 +32,15 @@ class Etcd:
 
     @property
     def endpoint(self) -> str:
-        """As Rallypoint writes it, without a prefix."""
+        """Its endpoint in Rallypoint's form, without a prefix."""
         return f"etcd://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Send it SIGSTOP: it stops, as it does when its disk hangs."""
+        """Send it SIGSTOP, which has the effect of a hanging disk."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it go on after `stop`."""
+        """Let it continue after `stop`."""
         self.process.send_signal(signal.SIGCONT)
 
     def metric(self, name: str) -> float:
@@ -56,7 +56,7 @@ class Etcd:
         return sum(values)
 
     def ask(self, path: str) -> str:
-        """What it answers over HTTP. Raises OSError."""
+        """Its answer over HTTP. Raises OSError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         with contextlib.closing(connection):
             connection.request("GET", path)
@@ -64,7 +64,7 @@ class Etcd:
 
 
 def program() -> str:
-    """The path of etcd's program. Raises BenchError where there is none."""
+    """The path of etcd's program. Raises BenchError if there is none."""
     beside = Path(sys.executable).with_name("etcd")
     found = settings.etcd_binary() or shutil.which("etcd")
     if beside.exists():

@@ -1,7 +1,9 @@
-"""Events with their times, as lines of JSON in a file. What is measured writes, the scenario reads.
+"""Events with their times, as lines of JSON in a file.
+
+Measured processes write, the scenario reads.
 
 Times are `time.monotonic()`, which on Linux is one clock for all processes of a machine. Each line
-is one write, so that a process that is killed right after it leaves a whole line.
+is one write, so a process that is killed right after it leaves a complete line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How soon all nodes of a run that has lost its coordinator are attached to another one.
+"""How soon after the loss of its coordinator all nodes of a run are attached to another one.
 
-There are two `rallypoint serve` replicas over one ledger. The nodes are real ones, since they have
-to find the next coordinator by themselves. The round continues meanwhile. If a round ends, that is
-an error, and there is no figure.
+There are two `rallypoint serve` replicas over one ledger. The nodes are real ones, because they
+have to find the next coordinator by themselves. The round continues meanwhile. If a round ends,
+that is an error, and there is no figure.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from rallypoint.endpoints import FilePlace, parse_endpoint
 
 REPEATS_MAX: Final = 5
 ETCD: Final = "etcd"
-"""Written instead of a ledger's place: an etcd of one member is started."""
+"""Used in place of a ledger's place: an etcd of one member is started."""
 OVER_TTL_S: Final = 2.0
-"""How much longer than the lease's time it may take until all are attached."""
+"""How many seconds more than the lease's ttl it may take until all are attached."""
 CLEAN_S: Final = 1.0
-"""How long it may take after a clean end: no lease has to expire."""
+"""How many seconds it may take after a clean end, when no lease has to expire."""
 TTL_S: Final = DEFAULTS.lease_ttl_s
 
 
 class Way(msgspec.Struct, frozen=True):
-    """How a coordinator is lost, and within what time all nodes must be attached to the next one.
+    """A way to lose a coordinator, and the time limit until all nodes are attached to the next one.
 
     `all_s` None: there is no target.
     """
@@ -60,13 +60,13 @@ class Way(msgspec.Struct, frozen=True):
 WAYS: Final = (
     Way("kill -9", signal.SIGKILL, TTL_S + OVER_TTL_S),
     Way("SIGTERM", signal.SIGTERM, CLEAN_S),
-    # Nodes give it up after `coordinator_silence_s`, and watch the lease only from then on.
+    # Nodes drop it after `coordinator_silence_s`, and watch the lease only from then on.
     Way("SIGSTOP", signal.SIGSTOP, None),
 )
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """End the coordinator of so many nodes, again and again: the next replica takes its place."""
+    """End the coordinator of this many nodes repeatedly; the next replica takes its place."""
     return [figure for way in WAYS for figure in _measure(plan, nodes, way)]
 
 
@@ -89,9 +89,9 @@ def _measure(plan: Plan, nodes: int, way: Way) -> list[Figure]:
 
 @contextlib.contextmanager
 def ledger(given: str) -> Iterator[str]:
-    """An unused place in the given ledger; with none given, a folder of its own.
+    """An unused place in the given ledger; by default, a new folder.
 
-    A folder is removed afterwards. What is left in etcd, the next coordinator there collects.
+    A folder is removed afterwards. The next coordinator on an etcd collects the rest there.
     """
     if not given:
         with scratch() as folder:
@@ -139,7 +139,7 @@ def failovers(
 
 @contextlib.contextmanager
 def replicas(ledger: str, count: int) -> Iterator[list[Replica]]:
-    """So many `rallypoint serve` over the ledger. Those in the list are ended with the block."""
+    """This many `rallypoint serve` over the ledger. Those in the list are ended with the block."""
     started: list[Replica] = []
     try:
         for _ in range(count):
@@ -162,7 +162,7 @@ class Replica:
         self.port = port_of(endpoint)
 
     def run(self, run_id: str = RUN_ID) -> dict[str, Any] | None:
-        """What it answers about the run; None if it does not own it. Raises BenchError."""
+        """Its answer about the run; None if it does not own the run. Raises BenchError."""
         runs = coordinator_api.runs(self.port)
         return next((each for each in runs if each["run_id"] == run_id), None)
 
@@ -175,7 +175,7 @@ class Replica:
 def owner_of(
     serving: list[Replica], groups: list[NodeProcesses], nodes: int, run_id: str = RUN_ID
 ) -> Replica:
-    """The replica to which all nodes are attached, once there is one. Raises BenchError."""
+    """Wait for the replica to which all nodes are attached. Raises BenchError."""
     found: list[Replica] = []
 
     def look() -> bool:
@@ -195,7 +195,7 @@ def _lose(owner: Replica, groups: list[NodeProcesses], way: Way) -> tuple[float,
     problem = problem_of(groups)
     if problem:
         raise BenchError(problem)
-    owner.process.kill()  # It may only be stopped, or be about to end.
+    owner.process.kill()  # The replica may be stopped, or about to end.
     owner.process.end()
     times = [float(each["at_s"]) - lost_s for each in attached.values()]
     return min(times), max(times)

@@ -1,4 +1,4 @@
-"""What every scenario returns: figures, each with all its values and what exactly was timed."""
+"""Figures, which every scenario returns, with all values and what exactly was timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def judged(self) -> str:
-        """Which of the values is compared with the bound."""
+        """The value that is compared with the bound."""
         return "max" if self.worst else "median"
 
     def is_reached(self, values: tuple[float, ...]) -> bool:
@@ -52,7 +52,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.target is None else self.target.is_reached(self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as JSON has it: with its median, and whether it reaches its target."""
+        """The figure for JSON, with its median, and whether it reaches its target."""
         target = self.target and {"at_most": self.target.at_most, "of": self.target.judged}
         return {
             **msgspec.to_builtins(self),

@@ -32,13 +32,15 @@ from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, Failure, FailureKind, NodeInfo, RunSettings
 
 CONNECTS_AT_ONCE: Final = 512
-"""More at once only wait in the listener's queue. If that is full, each costs a second."""
+"""How many connects at once. More would only wait in the listener's queue, and one second each if
+that is full.
+"""
 TICK_S: Final = 0.05
 TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
 BETWEEN_ROUNDS_S: Final = 0.2
-"""How long a round of several machines lasts at least: all of them must have it before it ends."""
+"""The least seconds of a round of several machines, all of which must have it before it ends."""
 
 
 class Fleet:
@@ -48,8 +50,9 @@ class Fleet:
         self.nodes: list[VirtualNode] = []
         self._attached = self._formed = self._ended = self._calls = Count(0)
         self.lost = ""
-        """Which node has lost its connection, and why; "" if none has. Nodes that were taken out do
-        not count."""
+        """The first node that has lost its connection, and why; "" if none has. Removed nodes do
+        not count.
+        """
         self._due: list[tuple[float, int, VirtualNode]] = []
         self._order = count()
         self._ticking: asyncio.Task[None] | None = None
@@ -82,7 +85,7 @@ class Fleet:
 
         `ready`: each asks for the first round as soon as it is attached (a cold meeting); wait for
         that round, at most `within_s`. `names`: the prefix of the nodes' names. `shared`: other
-        machines have nodes of the run too, so say on stderr why there is no round yet.
+        machines also have nodes of the run, so print on stderr why there is no round yet.
         """
         run = RunSettings(**settings)
         made = [self._node(run_id, f"{names}{first + i}", run, token) for i in range(nodes)]
@@ -90,7 +93,7 @@ class Fleet:
         self.nodes += made
         if ready:
             for node in made:
-                node.ready()  # The machine sends it once the node is attached.
+                node.ready()  # The machine sends it when the node is attached.
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
         began_s = time.monotonic()
@@ -147,7 +150,10 @@ class Fleet:
         return {"rounds": rounds}
 
     async def _end_shared(self, is_last: bool) -> bool:
-        """Wait for the round's end, or the run's; node rank 0 ends it. Whether the run is over."""
+        """Wait for the round's end (node rank 0 ends it) or the run's.
+
+        Returns whether the run is over.
+        """
         self._formed = Count(len(self.nodes))
         leader = next((each for each in self.nodes if each.node_rank == 0), None)
         if leader is not None:
@@ -166,7 +172,7 @@ class Fleet:
         return self._closed.is_set()
 
     async def expect_end(self, *, but: int = 0) -> dict[str, Any]:
-        """From now on, count the nodes that are notified of the round's end: all but `but`."""
+        """From now on, count the nodes, except `but`, that are notified of the round's end."""
         self._ended = Count(len(self.nodes) - but)
         self._change = None
         return {}
@@ -233,13 +239,13 @@ class Fleet:
         node = self._taken_out(index)
         assert node.transport is not None
         node.transport.pause_reading()
-        node.machine.disconnected()  # So it sends no heartbeats.
+        node.machine.disconnected()  # so that it sends no heartbeats
         return {"at_s": time.monotonic()}
 
     async def counts(self, *, at_s: float = 0.0) -> dict[str, Any]:
         """Messages and payload bytes of all nodes, both directions, since they were made.
 
-        Raises FleetError if a node has lost its connection: it would cost nothing.
+        Raises FleetError if a node has lost its connection, because it would cause no cost.
         """
         await self._until(at_s)
         if self.lost:
@@ -250,8 +256,8 @@ class Fleet:
 
     async def beat_on_time(self) -> dict[str, Any]:
         """From now on send each heartbeat at its own moment, as nodes on separate machines do."""
-        # Heartbeats that arrive together cost a coordinator half as much. An event loop's timers
-        # are a millisecond apart, and heartbeats of thousands of nodes are closer: never sleep.
+        # Heartbeats that arrive together cost a coordinator only half. An event loop's timers are a
+        # millisecond apart, but heartbeats of thousands of nodes are closer, so never sleep.
         self._tick_s = 0.0
         return {}
 
@@ -274,14 +280,14 @@ class Fleet:
     # -- for the other parts of this process -----------------------------------------------------
 
     def count_calls(self, expected: int) -> Count:
-        """Count the answers of so many calls; it fails as soon as a node loses its connection."""
+        """Count the answers of this many calls. It fails as soon as a node loses its connection."""
         self._calls = Count(expected)
         return self._calls
 
     # -- helpers ---------------------------------------------------------------------------------
 
     async def _tell_why(self, nodes: list[VirtualNode], within_s: float) -> None:
-        """Until cancelled: say on stderr why there is no round yet, and how long it waits."""
+        """Until cancelled, print on stderr why there is no round yet, and for how long."""
         ends_s = time.monotonic() + within_s
 
         def notify(node: VirtualNode, why: Waiting | None) -> None:
@@ -296,7 +302,9 @@ class Fleet:
                 node.ask_waiting()
 
     def _on_standby(self, node: VirtualNode) -> None:
-        """Fail at once: the run has more nodes than a round, so this node will get no place."""
+        """Fail at once, because the run has more nodes than a round, so this node will get no
+        place.
+        """
         self._formed.fail(
             f"{node.machine.info.name} has no place: the round is full with "
             f"{node.machine.settings.max_nodes} nodes, and the machines have more nodes than that"
@@ -352,19 +360,20 @@ class Fleet:
         if due_s is not None:
             order = next(self._order)
             if is_new:
-                # Nodes that attach together would send their heartbeats together for ever. Real
-                # nodes start at different times. Multiples of the golden ratio spread evenly.
+                # Nodes that attach together would always send their heartbeats together, whereas
+                # real nodes start at different times. Multiples of the golden ratio spread them
+                # evenly.
                 due_s += (due_s - time.monotonic()) * (order * GOLDEN_RATIO % 1.0)
             heapq.heappush(self._due, (due_s, order, node))
 
     async def _tick(self) -> None:
-        """Heartbeats: one timer for the whole fleet, and a heap of nodes by when they are due."""
+        """Send heartbeats, with one timer for the whole fleet and a heap of nodes by due time."""
         while True:
             await asyncio.sleep(self._tick_s)
             now_s = time.monotonic()
             while self._due and self._due[0][0] <= now_s:
                 due_s, _, node = heapq.heappop(self._due)
-                # With the time at which it was due, so that the next one is not late as well.
+                # Use the time at which it was due, so that the next one is not late as well.
                 node.tick(max(due_s, now_s - TICK_S))
                 self._watch(node)
             for flood in self.floods:

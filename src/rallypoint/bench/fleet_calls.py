@@ -17,7 +17,7 @@ from rallypoint.core.store import operations as ops
 
 
 class Nodes(Protocol):
-    """What the calls need of the nodes of this process; `Fleet` has it."""
+    """What the calls need from the nodes of this process. `Fleet` implements it."""
 
     nodes: list[VirtualNode]
     floods: list[Flood]
@@ -41,7 +41,7 @@ class Calls:
         return {"began_s": began_s, "done_s": done.last_s}
 
     async def one_by_one(self, *, what: str, times: int, gap_s: float) -> dict[str, Any]:
-        """The first node makes one call after another; how long each took, in seconds.
+        """The first node makes one call after another. Returns how long each took, in seconds.
 
         `what`: a call of the store, or "beat" for a heartbeat.
         """

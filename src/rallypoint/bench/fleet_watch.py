@@ -1,6 +1,6 @@
 """How soon a coordinator answers ordinary nodes for a while: their heartbeats, and new nodes.
 
-Nothing here asks the coordinator for more than ordinary nodes do.
+It must not make more requests than ordinary nodes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rallypoint.bench.virtual import VirtualNode, connect, resolve
 from rallypoint.core.values import NodeInfo, RunSettings
 
 COME_S: Final = 10.0
-"""How long a new node may take to attach, and then to leave."""
+"""How many seconds a new node may take to attach, and then to leave."""
 
 
 class Nodes(Protocol):
-    """What watching needs of the nodes of this process; `Fleet` has it."""
+    """What watching needs from the nodes of this process. `Fleet` implements it."""
 
     nodes: list[VirtualNode]
     lost: str
@@ -75,7 +75,7 @@ class Watch:
         """One node attaches, which is timed if it succeeds, and leaves."""
         attached, gone = Count(1), Count(1)
         info = NodeInfo(f"comer{number}", secrets.randbits(62), f"comer{number}.example")
-        # It leaves before a second node could make a round.
+        # It leaves before a second node could complete a round.
         node = VirtualNode(run_id, info, RunSettings(min_nodes=2, max_nodes=2), place["token"])
         node.on_attached = lambda node: attached.one()
 

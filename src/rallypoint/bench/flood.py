@@ -13,14 +13,14 @@ CALLS_OPEN: Final = 500
 _AT_ONCE: Final = {"calls": CALLS_OPEN, "values": 2, "refused": 2, "waits": 20}
 VALUE_BYTES: Final = 4 * 1024**2
 VALUES: Final = 100
-"""More than a round's store has room for at this size, so that most are refused."""
+"""More than fit into a round's store at this size, so that most are refused."""
 WAIT_S: Final = 600.0
 _PING: Final = 0x89
 _UNSENT_BYTES_MAX: Final = 256 * 1024
 
 
 class Flood:
-    """What one node sends again and again, until `stop`. `kind` is one of KINDS.
+    """A flood of one node, until `stop`. `kind` is one of KINDS.
 
     calls: small calls of the store, hundreds of them open. values: large values, written and read.
     unread: many large values are requested, and their answers are not read. waits: calls that wait
@@ -46,13 +46,13 @@ class Flood:
                 self._again()
 
     def stop(self) -> None:
-        """Send nothing more, and read what was not read."""
+        """Stop sending, and read all unread input."""
         self._is_on = False
         if self._node.transport is not None:
             self._node.transport.resume_reading()
 
     def tick(self) -> None:
-        """Send what needs no answer. Must be called every few hundredths of a second."""
+        """Send messages that need no answer. Call it every few hundredths of a second."""
         transport = self._node.transport
         if self._kind != "pings" or not self._is_on or transport is None:
             return
@@ -80,7 +80,7 @@ class Flood:
                 self._wait()
 
     def _wait(self) -> None:
-        """A wait that nothing ends, cancelled after some others; a small call paces them."""
+        """A wait that never succeeds, cancelled after some others. A small call paces them."""
         keys = tuple(f"never/{self._number}/{number}" for number in range(1_000))
         self._open.append(self._node.call(ops.Wait(keys), WAIT_S, lambda result: None))
         if len(self._open) > CALLS_OPEN // 10:

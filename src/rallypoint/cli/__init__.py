@@ -1,1 +1,1 @@
-"""What a person types: `rallypoint run`, `serve`, `status`, `close`, `env`."""
+"""The command line: `rallypoint run`, `serve`, `status`, `close`, `env` and others."""

@@ -1,4 +1,4 @@
-"""`python -m rallypoint.cli` is `rallypoint`, where no scripts are installed."""
+"""`python -m rallypoint.cli`: the command `rallypoint` if its script is not installed."""
 
 from rallypoint.cli.main import main
 

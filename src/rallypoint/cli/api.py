@@ -1,7 +1,8 @@
-"""A coordinator's HTTP API, asked from the command line.
+"""A client of a coordinator's HTTP API for the command line.
 
-http.client and not aiohttp: it loads in a tenth of the time, and knows no proxies. Every answer is
-bounded in time and size, and whatever may listen at an endpoint becomes an error that names it.
+It uses http.client and not aiohttp, because that loads in a tenth of the time and uses no proxies.
+Every answer is bounded in time and size. If another program listens at an endpoint, the error names
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from rallypoint.wire.headers import CLIENT, ONLY_OWN
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 256 * 1024**2
 PAGES_MAX: Final = 1_000
-"""How often it is asked for more runs; a page has 1,000. What is no coordinator may never end."""
+"""The most pages of runs to read, with 1,000 runs each, because another program may send pages
+without end.
+"""
 
 
 class NoSuchRunError(UsageError):
@@ -37,9 +40,9 @@ class NoSuchRunError(UsageError):
 
 
 def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str, Any]:
-    """The coordinator and a summary of each run. Raises as `request` does.
+    """The coordinator and a summary of each run. Raises the errors of `request`.
 
-    `only_own`: of those that it has itself, and not those of its ledger's other coordinators.
+    `only_own`: only runs that it has itself, without those of its ledger's other coordinators.
     """
     body = _page_of_runs(endpoint, token, "", only_own)
     pages = 1
@@ -61,13 +64,13 @@ def _page_of_runs(endpoint: Endpoint, token: str, query: str, only_own: bool) ->
 
 
 def run(endpoint: Endpoint, token: str, run_id: str, members: int | None = None) -> dict[str, Any]:
-    """One run in detail. Raises NoSuchRunError if there is none, and as `request` does."""
+    """One run in detail. Raises NoSuchRunError, and the errors of `request`."""
     query = "" if members is None else f"?members={members}"
     return request(endpoint, token, "GET", f"{api_paths.run_path(run_id)}{query}")
 
 
 def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str, Any]:
-    """End a run for all. Raises UsageError if there is no such run, and as `request` does."""
+    """End a run for all. Raises UsageError if it does not exist, and the errors of `request`."""
     return request(endpoint, token, "POST", api_paths.close_path(run_id), {"reason": reason})
 
 
@@ -80,20 +83,20 @@ def request(
     *,
     only_own: bool = False,
 ) -> dict[str, Any]:
-    """The JSON that the coordinator answers with.
+    """Send a request, and return the JSON of the coordinator's answer.
 
     Raises:
         UnreachableError: nobody answers there, within TIMEOUT_S.
-        NotACoordinatorError: what answers is something else.
-        TokenError: it wants another token.
-        NoSuchRunError: it knows no such run.
+        NotACoordinatorError: another program answers.
+        TokenError: the coordinator requires another token.
+        NoSuchRunError: the coordinator has no such run.
     """
     try:
         status, answer = _exchange(endpoint, token, method, path, body, only_own)
     except TimeoutError as error:
         raise _unreachable(endpoint, f"no answer within {TIMEOUT_S:g} s", error) from error
     except ConnectionResetError as error:
-        # Also when it closes without a word (RemoteDisconnected): a coordinator never does.
+        # Also if it closes without an answer (RemoteDisconnected), which a coordinator never does.
         raise _not_ours(endpoint, "it closed the connection without an answer") from error
     except OSError as error:
         raise _unreachable(endpoint, error.strerror or str(error), error) from error
@@ -124,9 +127,9 @@ def _exchange(
 
 
 class _Socket(socket.socket):
-    """A connected one that reads until a moment of `time.monotonic()`, however little at a time.
+    """A connected socket with one deadline, in `time.monotonic()`, for all reads together.
 
-    http.client bounds each read, of which a line of the headers may take thousands.
+    http.client limits only each single read, and a line of the headers may take thousands of reads.
     """
 
     def __init__(self, connected: socket.socket, until_s: float) -> None:
@@ -190,7 +193,7 @@ def _unreachable(endpoint: Endpoint, problem: str, error: OSError) -> Unreachabl
         message = f"nothing listens at {where}: {problem}"
         hint = "start `rallypoint serve` there, or check --endpoint"
         if endpoint.kind is EndpointKind.HOST:
-            # Most often it was a coordinator inside a node, which has ended.
+            # Usually it was a coordinator inside a node, which has ended.
             hint = (
                 "a coordinator inside a node ends with its run; `rallypoint serve` stays; "
                 "or check --endpoint"

@@ -1,7 +1,7 @@
 """`rallypoint bench`: how fast nodes meet and regroup on this machine, and what they cost.
 
-The command, its options and their checks. What a scenario needs is in bench_scenarios.py, how it
-measures is in rallypoint/bench, and the file of a picture is bench_plot.py's.
+The command, its options and their checks. bench_scenarios.py has the needs of each scenario,
+rallypoint/bench the measurements, and bench_plot.py the file of a picture.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def bench(
     if scenario is Scenario.RECOVER:
         _check_recover(plan_for(driver.NOWHERE), sizes)
     with _ended_by_signals(), _log_on_stderr(), _as_failure():
-        # Before a coordinator is started: it inherits the limit of open files.
+        # Before a coordinator is started, because it inherits the limit of open files.
         connections = _connections(scenario, max(sizes), runs or _RUNS)
         driver.check_descriptors(connections)
         driver.check_ports(connections)
@@ -228,11 +228,11 @@ def _model(
         bench_plot.draw_to(plot, lambda path: model.plot(costs, path))
 
 
-# -- while it is measured --------------------------------------------------------------------------
+# -- during a measurement --------------------------------------------------------------------------
 
 
 class _Stopped(BaseException):
-    """A signal came. Like KeyboardInterrupt, only the end of the command catches it."""
+    """A signal arrived. As with KeyboardInterrupt, only the end of the command catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -241,7 +241,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end what was started, and then the command, with 128 + signal.
+    """Ctrl-C, SIGTERM and SIGHUP end all started processes and the command, with 128 + signal.
 
     A second signal ends the command at once; the kernel then ends the processes. Signals that were
     ignored when the command started (nohup) stay ignored.
@@ -260,7 +260,7 @@ def _ended_by_signals() -> Iterator[None]:
     try:
         yield
     except _Stopped as stopped:
-        with contextlib.suppress(OSError):  # The terminal may be closed.
+        with contextlib.suppress(OSError):  # Ignored, because the terminal may be closed.
             output.note(f"{signal.Signals(stopped.number).name}: all started processes have ended")
         raise typer.Exit(128 + stopped.number) from None
     finally:
@@ -269,7 +269,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class _LogAsMessages(logging.Handler):
-    """Shows lines of the log as messages of this command."""
+    """Shows log lines as messages of this command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         output.note(record.getMessage())
@@ -277,7 +277,7 @@ class _LogAsMessages(logging.Handler):
 
 @contextlib.contextmanager
 def _log_on_stderr() -> Iterator[None]:
-    """Show on stderr what the scenarios log: waits that take long."""
+    """Show the scenarios' log lines about long waits on stderr."""
     log, messages = logging.getLogger("rallypoint.bench"), _LogAsMessages()
     log.addHandler(messages)
     try:
@@ -296,7 +296,7 @@ def _as_failure() -> Iterator[None]:
         raise BenchFailedError(str(error), hint=error.hint) from error
 
 
-# -- what was asked for ----------------------------------------------------------------------------
+# -- the options -----------------------------------------------------------------------------------
 
 
 def _sizes(text: str) -> list[int]:
@@ -405,9 +405,9 @@ def _coordinator(
 def _running(at: str, token_file: str | None) -> Coordinator:
     """A coordinator that runs already and accepts this command.
 
-    Raises as api.runs, and UsageError.
+    Raises UsageError, and the errors of api.runs.
     """
-    # Asked now: at an ordinary web server all nodes would fail later, one by one.
+    # Checked now, because with an ordinary web server all nodes would fail later, one by one.
     from rallypoint.bench import driver
 
     place = parse_endpoint(at)

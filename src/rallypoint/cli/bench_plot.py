@@ -1,6 +1,6 @@
 """The picture that `rallypoint bench --plot` draws: checked before it measures, drawn afterwards.
 
-Only the file is handled here. rallypoint/bench draws what is in the picture.
+This file only handles the file. rallypoint/bench draws the picture.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draw_to(path: Path, draw: Callable[[Path], None]) -> None:
 
 
 def _check_suffix(path: Path) -> None:
-    from matplotlib.figure import Figure as Picture  # optional: only for this
+    from matplotlib.figure import Figure as Picture  # an optional dependency
 
     known = sorted(Picture().canvas.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in known:

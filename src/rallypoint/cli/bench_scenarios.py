@@ -1,7 +1,7 @@
 """The scenarios of `rallypoint bench`: the question of each, and what it needs.
 
-One table, so that a scenario is added in one place: the help, the defaults and the checks of the
-options come from it. How a scenario measures stands in a module of rallypoint/bench, which is
+They are in one table, from which the help, the defaults and the checks of the options are made, so
+that a scenario is added in one place. Each measurement is in a module of rallypoint/bench, which is
 loaded when that scenario is chosen.
 """
 
@@ -20,7 +20,7 @@ Measure = Callable[["Plan", int], "list[Figure]"]
 
 
 class Scenario(enum.StrEnum):
-    """One question."""
+    """The names of the scenarios."""
 
     MEET = "meet"
     JOIN = "join"
@@ -46,23 +46,23 @@ class Scenario(enum.StrEnum):
 
 
 class At(enum.Enum):
-    """What `--at` may be for a scenario, and which coordinator is started for it."""
+    """The allowed values of `--at` for a scenario, and which coordinator is started for it."""
 
     COORDINATOR = enum.auto()
-    """served, embedded, or the endpoint of one that runs."""
+    """served, embedded, or the endpoint of a running coordinator."""
     STARTED = enum.auto()
     """served or embedded; the scenario starts them itself."""
     LEDGER = enum.auto()
     """A ledger; the scenario starts its coordinators over it."""
     SERVED = enum.auto()
-    """Nothing: a `rallypoint serve` is started."""
+    """No value: a `rallypoint serve` is started."""
     NONE = enum.auto()
-    """Nothing: the scenario starts all that it needs."""
+    """No value: the scenario starts all that it needs."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a scenario measures, in few words, and what it takes. `nodes`, `seconds`: defaults."""
+    """What a scenario measures, in few words, and its options. `nodes`, `seconds`: defaults."""
 
     measures: str
     nodes: str = "8,32,128"
@@ -108,7 +108,7 @@ SCENARIOS_HELP: Final = (
 
 
 def _defaults_help() -> str:
-    """The default numbers of nodes: the usual ones, then those scenarios that have others."""
+    """The default numbers of nodes: the usual ones, then those of scenarios with others."""
     usual = NEEDS[Scenario.MEET].nodes
     own: dict[str, list[str]] = {}
     for each, needs in NEEDS.items():
@@ -121,7 +121,7 @@ NODES_HELP: Final = f"How many nodes, one or more sizes (default: {_defaults_hel
 
 
 def measure_of(scenario: Scenario) -> Measure:
-    """The function that measures it. MODEL has none: it measures all sizes together."""
+    """The function that measures it. MODEL has none, because it measures all sizes together."""
     from rallypoint.bench import (
         cut,
         failover,

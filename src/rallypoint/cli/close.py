@@ -32,6 +32,6 @@ def close(
         answer = coordinator.ask(lambda at, secret: api.close(at, secret, run_id, reason))
         was_closed = bool(answer.get("was_closed"))
     except RunClosedError:
-        was_closed = True  # as the ledger says; nobody coordinates it any more
+        was_closed = True  # by the ledger; the run has no coordinator any more
     how = "had already ended" if was_closed else "is closed"
     output.tell_result(f"run {output.clean(repr(run_id))} {how}")

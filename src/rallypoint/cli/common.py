@@ -47,7 +47,10 @@ def tokens_of(token_file: str | None) -> tuple[str, ...]:
 
 
 def keys_of(endpoint: Endpoint, token_file: str | None) -> tokens.Keys:
-    """What a command shows to the coordinator there. Warns as `tokens_of`; raises UsageError."""
+    """The tokens that a command sends to a coordinator.
+
+    Warns like `tokens_of`; raises UsageError.
+    """
     keys = tokens.Keys.of_command(endpoint, token_file)
     warn_if_exposed(token_file)
     return keys
@@ -61,7 +64,7 @@ def warn_if_exposed(token_file: str | None) -> None:
 
 
 def endpoint_of(text: str | None) -> Endpoint:
-    """The coordinator that a person asks about. Raises UsageError if none is named."""
+    """The endpoint that the user names. Raises UsageError if there is none."""
     known = settings.setting("endpoint")
     given = None if text is None else settings.read(known, text, "--endpoint")
     endpoint: Endpoint = settings.resolve("endpoint", given).value

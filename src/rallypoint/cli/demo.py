@@ -1,7 +1,7 @@
 """`rallypoint demo`: four nodes on this machine train, lose one to kill -9, regroup, and finish.
 
 Nothing is simulated: the nodes are agents that `rallypoint run` starts, the training is
-examples/train_digits.py, and what the demo says about rounds comes from the coordinator's HTTP API.
+examples/train_digits.py, and all data about rounds comes from the coordinator's HTTP API.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from rallypoint.errors import RallypointError, UsageError
 ACCURACY_MIN: Final = 0.95
 EPOCHS: Final = 25
 PAUSE_S: Final = 0.04
-"""How long each worker sleeps per step. Without it, the training takes one second."""
+"""How long each worker sleeps in each step, in seconds. Without it, the training takes one second.
+"""
 KILL_AT_EPOCH: Final = 6
 JOIN_AT_EPOCH: Final = 12
 LIMIT_S: Final = 150.0
-"""Enough for a busy machine: on two idle cores the demo takes less than half a minute."""
+"""The time limit, in seconds, for a busy machine. On two idle cores the demo takes less than half a
+minute.
+"""
 LINES_SHOWN: Final = 15
 
 
@@ -62,8 +65,8 @@ def demo(
     limits.check("`rallypoint demo`", limits.agent_files(nodes, has_log_files=True))
     directory = Path(
         tempfile.mkdtemp(prefix="rp-demo-")
-    )  # Short: paths of sockets may begin with it.
-    keeps = True  # After an error, for a look at it.
+    )  # A short name, because paths of sockets may begin with it, and their length is limited.
+    keeps = True  # Kept after an error, so that a user can look at it.
     try:
         code = _run(nodes, directory)
         keeps = keep
@@ -125,7 +128,7 @@ class Demo:
         show_timeline(self._story)
         return self._tell_accuracy()
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         for name in self._names:
@@ -156,7 +159,7 @@ class Demo:
         self._story.started(name)
 
     def _act(self) -> None:
-        """Kill a node after some epochs; start another one once training goes on without it."""
+        """Kill a node after some epochs. Start another one when training goes on without it."""
         story = self._story
         if story.kill is None:
             if story.resumed_round == 1 and story.epoch >= KILL_AT_EPOCH:
@@ -192,14 +195,14 @@ class Demo:
     def _say(self, text: str, kind: str = "") -> None:
         self._story.say(time.time(), text, kind)
 
-    # -- what can go wrong ---------------------------------------------------------------------
+    # -- failures ------------------------------------------------------------------------------
 
     def _check(self) -> None:
         """Raise DemoError if a node has failed, or the demo takes too long."""
         if self._signals.number is not None:
             raise _Stopped
         for agent in self._nodes.agents.values():
-            # On a busy machine the new node may come after the run has succeeded.
+            # On a busy machine the new node may attach only after the run has succeeded.
             is_late = agent.name == self._newcomer and self._story.accuracy is not None
             if agent.code and not agent.was_killed and not is_late:
                 raise _failed(f"{agent.name} ended with exit code {agent.code}", agent.lines)
@@ -239,7 +242,7 @@ def _flat(options: dict[str, str]) -> list[str]:
     return [text for pair in options.items() for text in pair]
 
 
-# -- what it needs -------------------------------------------------------------------------------
+# -- requirements --------------------------------------------------------------------------------
 
 
 def script() -> Path:
@@ -266,7 +269,7 @@ def _check_libraries() -> None:
         )
 
 
-# -- being told to end ---------------------------------------------------------------------------
+# -- signals -------------------------------------------------------------------------------------
 
 
 class _Stopped(Exception):
@@ -274,10 +277,10 @@ class _Stopped(Exception):
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP: the first one's number, which the loop looks at."""
+    """Notes the first SIGINT, SIGTERM or SIGHUP, which the loop reads."""
 
-    # The handler raises nothing: an agent that was just started must be in the list of agents, and
-    # ending the agents, which is bounded in time, must not be interrupted.
+    # The handler raises nothing, because an agent that was just started must get into the list of
+    # agents, and the end of the agents, which is bounded in time, must not be interrupted.
 
     def __init__(self) -> None:
         self.number: int | None = None

@@ -1,7 +1,7 @@
 """The nodes of `rallypoint demo`: real `rallypoint run` agents, which are started and ended here.
 
-Every agent has a session of its own, so that Ctrl-C at the terminal reaches only the demo, which
-then ends the agents in order. Signals are sent only to processes that were started here.
+Every agent has its own session, so that Ctrl-C at the terminal reaches only the demo, which then
+ends the agents in order. Signals are sent only to processes that were started here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rallypoint.settings import Endpoint
 
 ASK_EVERY_S: Final = 0.1
 STOP_WAITS_S: Final = (4.0, 3.0)
-"""How long agents get after SIGTERM, and after a second one, on which the coordinator's host
-ends."""
+"""How many seconds agents have after SIGTERM, and after a second one, which ends the coordinator's
+host.
+"""
 KILLED_WITHIN_S: Final = 5.0
 THREAD_ENDS_WITHIN_S: Final = 1.0
 _LINES_KEPT: Final = 200
@@ -72,7 +73,7 @@ class Nodes:
         self.agents: dict[str, Agent] = {}
         self._endpoint = endpoint
         self._run_id = run_id
-        # A new one, so that the demo neither reads nor writes the token in the user's home.
+        # A new token, so that the demo neither reads nor writes the one in the user's home.
         self._token = tokens.draw()
         self._directory = directory
         self._happened: queue.SimpleQueue[Line | StatusAnswer] = queue.SimpleQueue()
@@ -109,7 +110,7 @@ class Nodes:
         return agent
 
     def kill(self, name: str) -> None:
-        """SIGKILL to an agent; its guard then ends the processes that it had started."""
+        """Send SIGKILL to an agent. Its guard then ends the processes that it has started."""
         agent = self.agents[name]
         agent.was_killed = True
         agent.process.kill()
@@ -140,7 +141,8 @@ class Nodes:
 
     def _ask(self) -> None:
         while not self._over.wait(ASK_EVERY_S):
-            with contextlib.suppress(RallypointError):  # It does not answer yet, or not any more.
+            # The coordinator does not answer yet, or not any more.
+            with contextlib.suppress(RallypointError):
                 self._happened.put(StatusAnswer(api.run(self._endpoint, self._token, self._run_id)))
 
     def _stop(self) -> None:
@@ -164,7 +166,7 @@ class Nodes:
 
 def _environment(directory: Path) -> dict[str, str]:
     """The user's environment without Rallypoint's variables, with one thread per worker."""
-    # TMPDIR: a killed agent leaves its scratch directory behind, so it is in the demo's directory.
+    # TMPDIR is the demo's directory, because a killed agent may leave its scratch directory behind.
     kept = {k: v for k, v in inherited_environment().items() if not k.startswith("RALLYPOINT_")}
     own = {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**kept, **own}

@@ -1,7 +1,7 @@
-"""What `rallypoint demo` says: sentences made from the coordinator's answers and the nodes' output.
+"""The texts of `rallypoint demo`, made from the coordinator's answers and the nodes' output.
 
-There is no I/O and no clock in here: the same answers always make the same story. Times are seconds
-of the wall clock, as the coordinator's times are. Both are on one machine, and the times are only
+This file must not use I/O or a clock: the same answers always make the same story. Times are in
+seconds of the wall clock, like the coordinator's. Both are on one machine, and the times are only
 shown (R9).
 """
 
@@ -29,7 +29,7 @@ class Event:
 
 @dataclass
 class Kill:
-    """A node that was killed, and what followed.
+    """The kill of a node, and the times of what followed.
 
     Wall-clock seconds; None: it has not happened yet.
     """
@@ -39,14 +39,14 @@ class Kill:
     round: int
     noticed_s: float | None = None
     proof: str = ""
-    """How the coordinator noticed it, in its own words."""
+    """The coordinator's reason for the loss."""
     formed_s: float | None = None
     trained_s: float | None = None
 
 
 @dataclass(frozen=True)
 class NodeRow:
-    """One node, as the table shows it."""
+    """One node as a row of the table."""
 
     name: str
     state: str
@@ -93,7 +93,7 @@ class Story:
 
     @property
     def doing(self) -> str:
-        """What the run is doing, in few words."""
+        """The state of the run, in few words."""
         if self.phase == "active":
             return "training" if self.resumed_round == self.round else "workers are starting"
         return self.phase
@@ -141,7 +141,7 @@ class Story:
         for name, state in self._started.items():
             if state == "starting" and name in self._members:
                 self._started[name] = (
-                    "ended"  # Shown once the coordinator does not list it any more.
+                    "ended"  # Shown when the coordinator does not list it any more.
                 )
         for before, each in zip([None, *self.rounds], self.rounds, strict=False):
             number = each["number"]

@@ -1,8 +1,7 @@
 """The standard descriptors of a command, which may be absent, closed or full.
 
-A daemon, `nohup`, cron or a script's `>&-` starts a command without some of them. The next file or
-socket that is opened would take the free number, and what is meant for the terminal would be
-written into it.
+A daemon, `nohup`, cron or a script's `>&-` starts a command without some of them. The next opened
+file or socket would get the free number, and output for the terminal would be written into it.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ UNWRITABLE: Final = frozenset(
 
 
 def fill() -> None:
-    """Open /dev/null in the place of each standard descriptor that is closed.
+    """Open /dev/null for each closed standard descriptor.
 
-    To be called before anything else is opened.
+    Call it before any file is opened.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is taken, and those below this one are open.
+            # open() returns the lowest free number, and those below this one are open.
             opened = os.open(os.devnull, os.O_RDWR)
             assert opened == number, (opened, number)
             os.set_inheritable(number, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:  # Python found it closed
+        if getattr(sys, name) is None:  # Python has found it closed
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def abandon(number: int) -> None:
-    """Let whatever is still to be written to a standard descriptor go nowhere."""
+    """Discard all output that is still to be written to a standard descriptor."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, number)
     os.close(null)

@@ -1,4 +1,4 @@
-"""How many workers fit this machine, where `--nproc-per-node` leaves that to us."""
+"""How many workers fit this machine, if `--nproc-per-node` is no number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count_workers(
 ) -> int:
     """A number as it is; "gpu": one for each GPU; "cpu": one for each CPU; "auto": gpu or one.
 
-    torchrun's auto takes all CPUs where there is no GPU, which is rarely meant; here it is "cpu".
+    torchrun's auto takes all CPUs if there is no GPU, which users rarely want; here that is "cpu".
     Raises UsageError if "gpu" finds none.
     """
     if isinstance(wanted, int):
@@ -42,7 +42,7 @@ def count_workers(
 
 
 def count_gpus(environ: Mapping[str, str] | None = None, driver: Path = NVIDIA_GPUS) -> int:
-    """GPUs in CUDA_VISIBLE_DEVICES, else those of the driver."""
+    """The number of GPUs in CUDA_VISIBLE_DEVICES, or else of the driver."""
     visible = settings.visible_gpus(environ)
     if visible is not None:
         return len(visible)
@@ -53,7 +53,7 @@ def count_gpus(environ: Mapping[str, str] | None = None, driver: Path = NVIDIA_G
 
 
 def count_cpus() -> int:
-    """CPUs that this process may run on."""
+    """The number of CPUs on which this process may run."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

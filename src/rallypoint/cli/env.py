@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One setting, as it is shown. `error`: why its value cannot be read; "" if it can."""
+    """One setting as a row. `error`: why its value cannot be read; "" if it can."""
 
     name: str
     variable: str
@@ -61,7 +61,7 @@ def _row(setting: Setting) -> Row:
         return Row(setting.name, setting.variable, "?", source, setting.help, error.message)
     shown = resolved.shown
     if setting.name == "memory" and resolved.value is None:
-        # Its default is this machine's: what `serve` would take here.
+        # The default depends on this machine: the limit that `serve` would use here.
         shown = size_text(default_budget(is_embedded=False).bytes)
     return Row(setting.name, setting.variable, shown, resolved.source, setting.help)
 

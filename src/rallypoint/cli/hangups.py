@@ -22,7 +22,7 @@ class Hangups:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Note each SIGHUP from now on, also where it was ignored (nohup): it is a request."""
+        """Note each SIGHUP from now on, even if it was ignored (nohup), because it is a request."""
         before = signal.signal(signal.SIGHUP, self._note)
         try:
             yield

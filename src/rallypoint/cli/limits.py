@@ -1,7 +1,7 @@
-"""What the system grants this process: open files, processes, memory.
+"""The system's limits for this process: open files, processes, memory.
 
-A command that needs many files looks first, so that it has started nothing when there are too few.
-What is refused later all the same ends the command with an error that names the limit.
+A command that needs many files checks the limit before it starts anything. If the system refuses
+something later, the command ends with an error that names the limit.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import Final
 from rallypoint.errors import ExitCode, RallypointError
 
 OWN_FILES: Final = 24
-"""What an agent has open beside its workers': its loop, logs, guard, channel and coordinator."""
+"""The open files of an agent besides those for its workers: loop, logs, guard, channel,
+coordinator.
+"""
 WORKER_FILES: Final = 4
-"""Its two pipes, its pid, and its connection to the agent."""
+"""The open files for each worker: two pipes, its pidfd, and its connection to the agent."""
 LOG_FILES: Final = 2
 SERVE_FILES: Final = 32
-"""With fewer, a coordinator has none for connections beside its own files."""
+"""With fewer open files, a coordinator has none for connections."""
 ADDRESS_SPACE_BYTES: Final = 256 * 1024**2
-"""With less, a thread that has just started may never find memory, and its starter never end."""
+"""With less memory, a new thread may never get memory, and the thread that started it would hang.
+"""
 
 _RAISE_FILES: Final = (
     "raise it: `ulimit -n 1024` in a shell, LimitNOFILE= of a service, "
@@ -32,15 +35,15 @@ _RAISE_FILES: Final = (
 
 
 class ResourceError(RallypointError):
-    """The system does not grant what a command needs. Nothing of the command is left."""
+    """The system refuses a resource that a command needs. No part of the command keeps running."""
 
     exit_code = ExitCode.USAGE
 
 
 def check(what: str, files: int) -> None:
-    """Raises ResourceError if this process may not open as many files at once, or use memory.
+    """Raises ResourceError if this process may not open this many files, or use enough memory.
 
-    The hard limit on files counts: a command that needs many raises the soft one to it.
+    The hard limit on files counts, because a command that needs many raises the soft one to it.
     """
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY and space < ADDRESS_SPACE_BYTES:
@@ -66,18 +69,18 @@ def _check_files(what: str, needed: int) -> None:
 def _inherited_files() -> int:
     """How many files this process inherited beside the standard three."""
     try:
-        return max(0, sum(1 for _ in Path("/dev/fd").iterdir()) - 4)  # the listing itself is one
+        return max(0, sum(1 for _ in Path("/dev/fd").iterdir()) - 4)  # the listing itself uses one
     except OSError:
         return 0
 
 
 def agent_files(workers: int, *, has_log_files: bool) -> int:
-    """How many files an agent with as many workers has open, at most, while nodes are few."""
+    """The most open files of an agent with this many workers, while its run has few nodes."""
     return OWN_FILES + workers * (WORKER_FILES + (LOG_FILES if has_log_files else 0))
 
 
 def refusal(error: BaseException) -> ResourceError | None:
-    """The error as one of the system's limits; None if it is something else."""
+    """The error as that of a limit of the system; None if it is another error."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
@@ -90,7 +93,7 @@ def refusal(error: BaseException) -> ResourceError | None:
             "this machine has too many open files, in all of its processes together",
             hint="end the processes that hold them, or raise fs.file-max",
         )
-    # CPython has a RuntimeError of its own for a thread, and for a fork it is EAGAIN.
+    # For a thread CPython raises its own RuntimeError; for a fork the error is EAGAIN.
     if "can't start new thread" in text or (number == errno.EAGAIN and _is_of_fork(error)):
         return ResourceError(
             "no other process or thread can be started (limits: "
@@ -119,7 +122,7 @@ def _is_of_fork(error: BaseException) -> bool:
 
 
 def _is_unmapped(error: BaseException) -> bool:
-    """A library that cannot be loaded, as there is no room for it."""
+    """Whether a library could not be loaded for lack of memory."""
     is_mapping = any(each in str(error) for each in ("failed to map", "cannot allocate memory"))
     return isinstance(error, ImportError) and is_mapping
 

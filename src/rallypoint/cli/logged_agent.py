@@ -2,8 +2,8 @@
 
     python -m rallypoint.cli.logged_agent FILE run ...
 
-It logs what the node's machine decides (bench/logged_node.py), and when the agent has stopped a
-round's workers. Nothing else of the command differs.
+It logs the decisions of the node's machine (bench/logged_node.py), and when the agent has stopped a
+round's workers. The command does not differ in any other way.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command `rallypoint`: its commands, and how any of them ends.
 
-Each command has a file of its own and imports what is heavy when it runs, so that `--version` and
+Each command has its own file and imports large modules only when it runs, so that `--version` and
 `--help` answer at once.
 """
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={
-        # torchrun's options are written with underscores as often as with dashes.
+        # Users write torchrun's options with underscores as often as with dashes.
         "token_normalize_func": lambda name: name.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
     },
@@ -60,7 +60,7 @@ def exit_code_of(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _reader_gone()
     except SystemExit as error:
-        # Where typer sees a broken pipe itself, it ends with 1, as if the program had failed.
+        # If typer handles a broken pipe itself, it ends with 1, as if the program had failed.
         if not isinstance(error.__context__, BrokenPipeError):
             raise
         return _reader_gone()
@@ -73,22 +73,22 @@ def exit_code_of(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else ExitCode.DONE
 
 
-# Where typer has its own copy of click, this class has no public name, and not the same one
-# everywhere: it is the base of BadParameter's base.
+# If typer has its own copy of click, this class has no public name, and its name differs between
+# releases. It is the base of BadParameter's base.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 
 def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "rallypoint"
-    message = " ".join(error.format_message().split())  # typer puts each choice on its own line
+    message = " ".join(error.format_message().split())  # typer writes each choice on its own line
     listed = "commands" if hasattr(getattr(context, "command", None), "commands") else "options"
     output.print_error(message.rstrip("."), f"`{command} --help` lists the {listed}")
     return ExitCode.USAGE
 
 
 def _refused_by_system(error: Exception) -> int:
-    """A limit of the system was reached. Raises the error again if it is none of these."""
+    """Handle an error of a limit of the system. Raises other errors again."""
     from rallypoint.cli import limits
 
     found = limits.refusal(error)
@@ -105,7 +105,7 @@ def _reader_gone() -> int:
 
 
 def _unwritable(error: OSError) -> int:
-    """The output could not be written: a full disk, a device that is gone."""
+    """The output could not be written: the disk is full, or the device was removed."""
     descriptors.abandon(sys.stdout.fileno())
     output.print_error(
         f"the output cannot be written: {error.strerror or error}",
@@ -131,6 +131,6 @@ def _without_command(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        with contextlib.redirect_stdout(sys.stderr):  # where rich formats the help, it prints it
+        with contextlib.redirect_stdout(sys.stderr):  # if rich formats the help, it prints it
             print(context.get_help())
         raise typer.Exit(ExitCode.USAGE)

@@ -1,8 +1,8 @@
-"""How the commands speak: data on stdout, messages on stderr, errors that end with a hint.
+"""The output of the commands: data on stdout, messages on stderr, errors that end with a hint.
 
-Everything here is readable without colour; rich leaves colour out where NO_COLOR is set or the
-output is no terminal. Names and reasons come from other machines, so what is shown of them cannot
-move the cursor or set a colour.
+All output is readable without colour; rich uses no colour if NO_COLOR is set or the output is no
+terminal. Names and reasons come from other machines, so they are cleaned: they cannot move the
+cursor or set a colour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _UNFOLDED_WIDTH: Final = 10_000
-"""Where no terminal sets a width, a line is a row: what reads it has no use for folding."""
+"""The width without a terminal, so that a row is one line: a program that reads it needs no
+folding.
+"""
 
 
 def print_error(message: str, hint: str = "") -> None:
@@ -40,24 +42,24 @@ def _say(line: str) -> None:
 
 
 def print_failure(error: RallypointError) -> None:
-    """An expected error, as a person reads it."""
+    """Print an expected error for people."""
     print_error(error.message, error.hint)
 
 
 def note(message: str) -> None:
-    """A message for the person, beside the data."""
+    """Print a message for people, beside the data."""
     _say(f"rallypoint: {clean(message)}")
 
 
 def warn(message: str) -> None:
-    """The same for something that may be a mistake."""
+    """Print a warning of a possible mistake."""
     note(f"warning: {message}")
 
 
 def tell_result(text: str) -> None:
-    """What a command has done, on stdout.
+    """Print what a command has done, on stdout.
 
-    If that cannot be written, on stderr: the command's exit code then still says what it has done.
+    If that fails, print it on stderr, so that the exit code still shows what was done.
     """
     try:
         print(text, flush=True)
@@ -67,18 +69,18 @@ def tell_result(text: str) -> None:
 
 
 def print_json(body: Any) -> None:
-    """One JSON value, for programs: on a terminal indented, else on a line of its own."""
+    """Print one JSON value for programs: indented on a terminal, otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None
     print(json.dumps(body, indent=indent, ensure_ascii=False), flush=True)
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """The text without anything that a terminal would obey; `lines` keeps its line breaks."""
+    """The text without control characters for a terminal. `lines` keeps line breaks."""
     return escaped(text, lines=lines)
 
 
 def cell(text: object, style: str = "") -> Text:
-    """Text for a table: never read as markup."""
+    """Text for a cell of a table, never read as markup."""
     from rich.text import Text
 
     return Text(clean(str(text)), style=style)
@@ -97,7 +99,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Text]]) -> Renderable
 
 
 def console() -> Console:
-    """The console for data: stdout, folded only where a terminal has an edge."""
+    """The console for data: stdout, folded only at the width of a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _UNFOLDED_WIDTH

@@ -1,4 +1,4 @@
-"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends because of that.
+"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends by that.
 
 All other options are read once, at the start. A file that cannot be used changes nothing.
 """
@@ -21,12 +21,12 @@ NO_FILE: Final = (
 
 
 class Reloader:
-    """Reads the tokens again when asked. Owned by one event loop.
+    """Reads the tokens again on request. Owned by one event loop.
 
     `read`: the tokens of the file, with the checks of the start; raises UsageError. None: there is
     no file. `use`: replaces the tokens, and returns how many connections use another one.
 
-    The file is read in a thread: a file system may hang, and the loop must not wait for it.
+    The file is read in a thread, because a file system may hang, and the loop must not wait for it.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Reloader:
         self._is_asked_again = False
 
     def ask(self) -> None:
-        """Read the file again; if a read is under way, after that. To be called in the loop."""
+        """Read the file again, after a read that is under way. Call it in the loop."""
         if self._read is None:
             _log.warning(NO_FILE)
         elif self._is_reading:
@@ -48,7 +48,7 @@ class Reloader:
             self._is_reading = True
             try:
                 reading = call_from_loop(self._read)
-            except RuntimeError as error:  # the system grants no thread now
+            except RuntimeError as error:  # the system has no thread now
                 self._finish(error)
             else:
                 reading.add_done_callback(
@@ -58,7 +58,7 @@ class Reloader:
     def _finish(self, outcome: tuple[str, ...] | BaseException) -> None:
         self._is_reading = False
         if isinstance(outcome, BaseException):
-            # Whatever it is, only this request fails: a later one is heard.
+            # Any error only fails this request. Later ones are still handled.
             problem = outcome if isinstance(outcome, UsageError) else _not_read(outcome)
             hint = f" (hint: {problem.hint})" if problem.hint else ""
             _log.error("SIGHUP: the tokens stay as they were: %s%s", problem.message, hint)

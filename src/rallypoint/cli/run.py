@@ -1,4 +1,4 @@
-"""`rallypoint run`: the options, as a person gives them. What they come to: run_config.py."""
+"""`rallypoint run`: its options. run_config.py turns them into the agent's configuration."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TORCHRUN: Final = "Taken from torchrun"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command. What follows the program belongs to it, options too."""
+    """Add the command. All arguments after the program belong to it, including options."""
     context_settings = {"allow_interspersed_args": False}
     app.command("run", cls=_RunCommand, context_settings=context_settings)(run)
 
 
 class _RunCommand(TyperCommand):
-    """Takes options as torchrun's users write them."""
+    """Accepts options as torchrun's users write them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         takes_value = {
@@ -45,7 +45,7 @@ class _RunCommand(TyperCommand):
 
 
 def _text(name: str, metavar: str, help: str, panel: str | None = None, *short: str) -> Any:
-    """An option whose text is read like a variable's, by rallypoint/settings."""
+    """An option whose text rallypoint/settings reads, like the text of a variable."""
     return typer.Option(name, *short, metavar=metavar, help=help, rich_help_panel=panel)
 
 

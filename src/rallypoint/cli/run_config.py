@@ -1,8 +1,8 @@
-"""From the options of `rallypoint run` to what the agent is given.
+"""Turns the options of `rallypoint run` into the agent's configuration.
 
-Options and environment are read here and by settings/, the program is looked for, and nothing is
-started, joined or written. torchrun's names are taken where the idea is the same, and refused with
-a hint where it is another.
+This file and settings/ read options and environment, and search the program. It must not start,
+join or write anything. An option of torchrun is accepted if it has the same meaning here, and
+refused with a hint if not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
 
 Options = Mapping[str, Any]
-"""The options by name; None or an empty value where one was not given."""
+"""The options by name; None or an empty value for those that were not given."""
 Note = Callable[[str], None]
 _T = TypeVar("_T")
 
@@ -47,11 +47,11 @@ def build_config(
     environ: Mapping[str, str] | None = None,
     note: Note = output.note,
 ) -> AgentConfig:
-    """The agent's settings. `note` gets what a person may not expect.
+    """The agent's settings. `note` is called with remarks for the user.
 
     Raises:
-        UsageError: for what cannot be, naming the option or variable.
-        ProgramNotFoundError: if there is no such program here.
+        UsageError: a value is not allowed. The text names the option or variable.
+        ProgramNotFoundError: the program does not exist here.
     """
     given = _given(options, note)
     run = settings.run_settings(
@@ -118,7 +118,7 @@ def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:
 def _check_is_alone(
     options: Options, given: Mapping[str, Any], environ: Mapping[str, str] | None
 ) -> None:
-    """Refuse one node by default where a launcher has started several."""
+    """Refuse the default of one node if a launcher has started several."""
     is_asked_for = (
         options.get("standalone")
         or "nnodes" in given
@@ -136,7 +136,7 @@ def _check_is_alone(
 
 
 def _complete_alone(given: _Given, environ: Mapping[str, str] | None) -> None:
-    """One node needs no port that others know, and no name of the run."""
+    """Complete the settings of a single node, which needs no fixed port and no run id."""
     if given.any_port:
         given["endpoint"] = ""
     has_id = settings.resolve("run_id", given.get("run_id"), environ).value is not None
@@ -198,7 +198,7 @@ def _role(text: str | None) -> str:
     return text
 
 
-# -- what was given ------------------------------------------------------------------------------
+# -- the given options ---------------------------------------------------------------------------
 
 _OPTIONS: Final = (
     "nnodes",
@@ -227,7 +227,7 @@ _SECRETS: Final = {
 
 
 class _Given(dict[str, Any]):
-    """Settings by name, as they were given; which option each came from, for errors."""
+    """The given settings by name, with the option of each, for errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class _Given(dict[str, Any]):
         self._labels[known.name] = label
 
     def check_endpoint(self) -> None:
-        """Refuse port 0 where others have to know the port. Raises EndpointError."""
+        """Refuse port 0 if other nodes have to know the port. Raises EndpointError."""
         if self.get("endpoint"):
             settings.read(settings.setting("endpoint"), self["endpoint"], self._labels["endpoint"])
 
@@ -289,7 +289,7 @@ def _stand_alone(given: _Given) -> None:
             f"--standalone is one node, but --nnodes {given['nnodes']} is given",
             hint="remove one of them",
         )
-    given["endpoint"], given["nnodes"] = "", "1"  # whatever the environment says
+    given["endpoint"], given["nnodes"] = "", "1"  # with any environment
 
 
 def _labels(texts: Iterable[str]) -> dict[str, str]:
@@ -297,7 +297,7 @@ def _labels(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _pairs(texts: Iterable[str], option: str, form: str) -> list[tuple[str, str]]:
-    """Each text as what is before and after its first equals sign."""
+    """Each text, split at its first equals sign."""
     found = []
     for text in texts:
         name, separator, value = text.partition("=")
@@ -318,7 +318,8 @@ _OF_C10D_ONLY: Final = frozenset(
     {"close_timeout", "keep_alive_interval", "keep_alive_max_attempt", "heartbeat_timeout"}
     | {"store_type", "use_libuv", "timeout"}
 )
-"""What only torch's own rendezvous has: it polls, and its store is a server of its own."""
+"""Options that only torch's own rendezvous has, because it polls and has a separate store server.
+"""
 
 
 _WITHOUT_EFFECT: Final = {
@@ -333,7 +334,7 @@ _WITHOUT_EFFECT: Final = {
     "duplicate_stderr_filters": "--log-dir keeps every line",
     "run_path": "the script is run by Python as it is",
 }
-"""Options of torchrun's that change nothing here, and why."""
+"""Options of torchrun that change nothing here, with the reasons."""
 _AGREED: Final = {
     "node_rank": "the nodes agree on their ranks",
     "master_addr": "the nodes agree on it for each round",
@@ -405,7 +406,7 @@ def _note_agreed(options: Options, endpoint: Endpoint, note: Note) -> None:
 
 
 def program_argv(options: Options) -> tuple[str, ...]:
-    """What each worker executes. Raises UsageError, ProgramNotFoundError."""
+    """The command of each worker. Raises UsageError and ProgramNotFoundError."""
     program = tuple(options.get("program") or ())
     if not program or not program[0]:
         raise UsageError(
@@ -440,7 +441,10 @@ def _python(path: str | None) -> str:
 
 
 def _check_script(path: str) -> None:
-    """A directory or a zip file with a __main__.py is a script too: Python will see."""
+    """Check the script.
+
+    A directory or a zip file with a __main__.py is one, too; Python checks that.
+    """
     if Path(path).exists():
         return
     raise ProgramNotFoundError(path, hint=_script_hint(path))

@@ -1,7 +1,7 @@
-"""Which coordinator to ask about a run: the endpoint itself, or the one that a ledger names.
+"""Finds the coordinator to ask about a run: at the endpoint, or through a ledger.
 
-A ledger is only read, and opened as any process opens it. What loads an engine is imported where
-it is used, so that a command that asks a coordinator does not pay for it.
+A ledger is only read, after it was opened as by any process. Modules that load an engine are
+imported where they are used, so that commands without a ledger start quickly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _STALE_HINT: Final = (
 
 
 class CoordinatorClient(msgspec.Struct, frozen=True):
-    """How to ask one coordinator: its addresses and the token to show.
+    """How to ask one coordinator: its addresses and the token to send.
 
     `process`: the name of its lease; "" without a ledger. `keys`: this command's tokens, which
     are used in place of `token`; None for the token of a lease.
@@ -90,7 +90,7 @@ def ask(keys: Keys, question: Callable[[str], T]) -> T:
 
 
 class LedgerRun(msgspec.Struct, frozen=True):
-    """What a ledger says of a run: how it ended, and its owner, if that one holds its lease.
+    """A run in a ledger: how it ended, and its owner, if that has a valid lease.
 
     `status`: the run's status with the fields of a coordinator's own answer. Its argument is the
     reason why that coordinator has not answered.
@@ -102,7 +102,7 @@ class LedgerRun(msgspec.Struct, frozen=True):
     status: Callable[[str], dict[str, Any]]
 
 
-# -- which coordinator ---------------------------------------------------------------------------
+# -- finding the coordinator ---------------------------------------------------------------------
 
 
 def coordinator_of(endpoint: Endpoint, keys: Keys, run_id: str) -> CoordinatorClient:
@@ -117,7 +117,7 @@ def coordinator_of(endpoint: Endpoint, keys: Keys, run_id: str) -> CoordinatorCl
 
 
 def coordinators(endpoint: Endpoint, keys: Keys) -> tuple[list[CoordinatorClient], list[LedgerRun]]:
-    """Every coordinator to ask, and all runs of a ledger; only the endpoint, if it is none."""
+    """Every coordinator to ask, and all runs of a ledger; only the endpoint if it is no ledger."""
     if endpoint.kind is not EndpointKind.LEDGER:
         return [CoordinatorClient("", (endpoint,), keys.token, keys)], []
     found = _runs_of(endpoint, keys.token, None, 0)
@@ -126,7 +126,7 @@ def coordinators(endpoint: Endpoint, keys: Keys) -> tuple[list[CoordinatorClient
 
 
 def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) -> LedgerRun:
-    """What a ledger says of one run. Raises NoSuchRunError if it has none, and LedgerError."""
+    """One run in a ledger. Raises NoSuchRunError if there is none, and LedgerError."""
     found = _runs_of(endpoint, keys.token, run_id, members_shown)
     if not found:
         raise NoSuchRunError(
@@ -139,7 +139,7 @@ def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) ->
 def owner_of(run: LedgerRun) -> CoordinatorClient:
     """The coordinator of a run of a ledger. Raises RunClosedError and CoordinatorError."""
     if run.close is not None:
-        # The coordinator that closed it may be gone: what the ledger says is final (R6).
+        # The coordinator that closed it may have ended: the close in the ledger is final (R6).
         raise RunClosedError(reasons.run_over(run.run_id, run.close))
     if run.owner is not None:
         return run.owner
@@ -180,7 +180,7 @@ async def _read(
         shown = await ledger_view.detail(ledger, kept, members_shown, socket.gethostname())
 
         def status(problem: str) -> dict[str, Any]:
-            # The summary's reason says why no coordinator answers, unless the run is over.
+            # The summary has the reason why no coordinator answers, unless the run is over.
             reason = kept.summary(problem).reason
             return _as_dict(msgspec.structs.replace(shown, reason=reason))
 

@@ -1,7 +1,7 @@
 """`rallypoint serve`: the checks before a coordinator listens. Its process is in serving.py.
 
-Loopback by default. Beyond it a token is required: without one, everybody who reaches the
-coordinator can end every run on it.
+It listens on loopback by default. Other addresses require a token, because without one, everybody
+who reaches the coordinator can end every run on it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def serve(
     limits.check("`rallypoint serve`", limits.SERVE_FILES)
     host = written_out(host)
     hangups = Hangups()
-    with hangups.taken():  # before the file is read, so that what changes then is not missed
+    with hangups.taken():  # before the file is read, so that no later change is missed
         tokens = tokens_of(token_file)
         exposure = Exposure(host, is_loopback(host), insecure)
         exposure.check(tokens)
@@ -126,7 +126,7 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
 
 
 def _memory_of(text: str | None) -> int | None:
-    """None: not given. Raises UsageError."""
+    """The given limit in bytes; None if not given. Raises UsageError."""
     size: int | None
     if text is None:
         size = settings.resolve("memory").value
@@ -136,7 +136,10 @@ def _memory_of(text: str | None) -> int | None:
 
 
 def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
-    """Raises UsageError for what cannot be, before anything listens."""
+    """The given ledger.
+
+    Raises UsageError for a value that is not allowed, before anything listens.
+    """
     if text is None:
         if advertise is not None:
             raise UsageError(
@@ -151,7 +154,7 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
     return endpoint
 
 
-# -- before it listens ---------------------------------------------------------------------------
+# -- checks before it listens --------------------------------------------------------------------
 
 
 class Exposure(msgspec.Struct, frozen=True):
@@ -176,7 +179,7 @@ class Exposure(msgspec.Struct, frozen=True):
 
 
 def written_out(host: str) -> str:
-    """The host, a short form of an address (127.1, 0, 0x7f000001) in full.
+    """The host, with a short form of an address (127.1, 0, 0x7f000001) written in full.
 
     Raises UsageError for a link-local address without its zone.
     """
@@ -193,7 +196,7 @@ def written_out(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host, whichever of its addresses is used.
+    """Whether only this machine can reach the host, at any of its addresses.
 
     Raises UsageError if the name cannot be resolved.
     """
@@ -211,12 +214,12 @@ def is_loopback(host: str) -> bool:
 
 
 def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
-    """What a node is given to come here. `bound`: the address that is listened at."""
+    """The endpoint for nodes of this coordinator. `bound`: the address where it listens."""
     is_all = is_everywhere(host)
     text = f"http://{Address(socket.gethostname() if is_all else host, port)}"
     try:
         endpoint = parse_endpoint(text)
-    except EndpointError:  # such a name is found here, and no endpoint can have it
+    except EndpointError:  # such a name can be resolved here, but is not allowed in an endpoint
         endpoint = None
     if endpoint is not None and not (is_all and names_loopback(endpoint.host)):
         return text

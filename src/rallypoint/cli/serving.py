@@ -1,7 +1,7 @@
 """The process of `rallypoint serve`, from its bound socket to its end.
 
-The checks before it are in serve.py, which every command imports: what loads asyncio and aiohttp is
-only here.
+The checks before that are in serve.py, which every command imports. Only this file loads asyncio
+and aiohttp.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from rallypoint.memory import default_budget
 from rallypoint.tokens import Origin
 
 STOP_WITHIN_S: Final = 2.5
-"""How long a clean end may take; what is left then ends with the process."""
+"""How many seconds a clean end may take. The rest then ends with the process."""
 HAND_OVER_WITHIN_S: Final = 5.0
-"""The same with a ledger, where the lease is given back so that others take the runs at once."""
+"""The same with a ledger, where the lease is handed over so that others take the runs at once."""
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """What SIGHUP does. `reread`: see `Reloader`."""
+    """The reload by SIGHUP. `reread`: see `Reloader`."""
 
     hangups: Hangups
     reread: Callable[[], tuple[str, ...]] | None
@@ -59,12 +59,14 @@ def run(
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
-    `tokens`: what is accepted; none lets everybody in. `place`: the ledger that keeps the runs, if
-    there is one; `advertised`: the host at which its nodes reach this process, if that is known.
-    `memory_bytes_max`: what is kept for all runs; None: half of what there is. Raises LedgerError.
+    `tokens`: the accepted ones; without any, everybody is admitted. `place`: the ledger of the
+    runs, if any; `advertised`: the host where its nodes reach this process, if known.
+    `memory_bytes_max`: the memory for all runs; None: half of the process's limit. Raises
+    LedgerError.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for handler in logging.getLogger().handlers:  # of libraries, too, which repeat what they got
+    # loggers of libraries, too, which repeat received text
+    for handler in logging.getLogger().handlers:
         handler.setFormatter(logs.CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
     allow_many_descriptors()
     memory = _memory(memory_bytes_max)
@@ -188,14 +190,17 @@ def _stop_signal() -> asyncio.Future[int]:
 
 
 def _spare_the_collector() -> None:
-    """Members and sessions live long: looking through all of them often would cost milliseconds."""
+    """Make collections rare: members and sessions live long, and a scan takes milliseconds."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed: this process is ours alone. None: asyncio's own."""
+    """uvloop's factory if it is installed, as this process runs no other code.
+
+    None: asyncio's own.
+    """
     try:
         uvloop = importlib.import_module("uvloop")
     except ImportError:

@@ -21,7 +21,7 @@ from rallypoint.tokens import Keys
 WATCH_EVERY_S: Final = 1.0
 MEMBERS_SHOWN: Final = 50
 MEMBERS_IN_JSON: Final = 1_000
-"""As many as a coordinator lists unless it is asked for more or fewer."""
+"""The number of members that a coordinator lists by default."""
 UNOWNED: Final = f"no coordinator: {run_locator.UNOWNED_HINT}"
 
 Status = dict[str, Any]
@@ -72,7 +72,7 @@ def status(
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What is shown. `error`: why no coordinator has answered about the run, if none has."""
+    """The status to show. `error`: why no coordinator has answered about the run, if none has."""
 
     status: Status
     error: RallypointError | None = None
@@ -84,8 +84,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
-    """The run with all fields, also if it is only in the ledger, or unknown."""
-    from rallypoint.coordinator import status as fields  # Only here: it loads the core.
+    """The run with all fields, even if it is only in the ledger, or unknown."""
+    # Imported only here, because it loads the core.
+    from rallypoint.coordinator import status as fields
 
     try:
         if where.kind is EndpointKind.LEDGER:
@@ -107,7 +108,7 @@ def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Ans
 
 def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
     known = run_locator.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
-    if known.close is not None:  # Whoever closed it may be gone.
+    if known.close is not None:  # The coordinator that closed it may have ended.
         return Answer(known.status(""))
     try:
         owner = run_locator.owner_of(known)
@@ -121,8 +122,9 @@ def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) 
 
 
 def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> Status:
-    """All runs of these coordinators; for people, a run that is alone in more detail."""
-    from rallypoint.coordinator import status as fields  # Only here: it loads the core.
+    """All runs of these coordinators. For people, a single run is shown in more detail."""
+    # Imported only here, because it loads the core.
+    from rallypoint.coordinator import status as fields
 
     asked, known = run_locator.coordinators(where, keys)
     is_ledger = where.kind is EndpointKind.LEDGER
@@ -157,7 +159,7 @@ def _print(status: Status, as_json: bool) -> None:
 
 
 def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> None:
-    """Until Ctrl-C or, if `until_ended`, until the run that is shown is over."""
+    """Watch until Ctrl-C or, if `until_ended`, until the shown run is over."""
     seconds = _each_second(ask, until_ended)
     try:
         if sys.stdout.isatty() and not as_json:
@@ -178,7 +180,7 @@ def _watch_in_place(seconds: Iterator[Status]) -> None:
 
 
 def _watch_in_blocks(seconds: Iterator[Status], as_json: bool) -> None:
-    """A block, or a line of JSON, whenever something has changed besides the time."""
+    """Print a block, or a line of JSON, whenever something besides a time has changed."""
     last: object = None
     for status in seconds:
         key = status_view.key(status)

@@ -1,7 +1,6 @@
-"""What `rallypoint status` draws, from the JSON of a coordinator. No input or output in here.
+"""The view of `rallypoint status`, drawn from the JSON of a coordinator. This file has no I/O.
 
-A coordinator of another release may leave a field out or add one; what is missing is drawn as
-nothing.
+A coordinator of another release may omit a field or add one. A missing field is left empty.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _VOLATILE: Final = frozenset(
     {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
     | {"gathering_s", "committing_s", "active_min_s", "memory_bytes"}
 )
-"""What differs between two statuses only because time has passed."""
+"""The fields that differ between two statuses only because time has passed."""
 
 
 def draw(status: Status) -> list[RenderableType]:
@@ -39,7 +38,7 @@ def draw(status: Status) -> list[RenderableType]:
 
 
 def key(status: object) -> object:
-    """What stays equal as long as nothing but the time has changed."""
+    """A key that stays equal while only times change."""
     if isinstance(status, Mapping):
         return {name: key(each) for name, each in status.items() if name not in _VOLATILE}
     if isinstance(status, list):
@@ -155,7 +154,7 @@ def _members(run: Status) -> list[RenderableType]:
 
 
 def _by_rank(members: list[Status]) -> list[Status]:
-    """Members of the round in the order of their ranks, then the others as they came."""
+    """Members of the round in the order of their ranks, then the others in order of arrival."""
 
     def place(member: Status) -> tuple[bool, int]:
         rank = member.get("node_rank")
@@ -199,7 +198,7 @@ def _round_row(each: Status) -> tuple[Text, ...]:
 
 
 def _lasted(each: Status) -> str:
-    """Of a round that is over. One that was taken over may have lasted longer than is known."""
+    """The duration of a round that is over. After a takeover it is only the known minimum."""
     if each.get("active_s") is not None or not each.get("ended"):
         return seconds(each.get("active_s"))
     return f">= {seconds(each.get('active_min_s'))}" if each.get("active_min_s") else "?"

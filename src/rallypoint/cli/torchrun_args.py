@@ -1,8 +1,8 @@
-"""torchrun's way to write options, turned into ours before the command line is read.
+"""Rewrites torchrun's forms of options into Rallypoint's before the command line is read.
 
-torchrun's parser takes `--tee 3`, `-t 3` and any unambiguous beginning of a long option. Here
-`--tee` is a flag, so its value becomes an option of its own; and abbreviations are written out.
-Nothing after the program is touched: it belongs to the program.
+torchrun's parser accepts `--tee 3`, `-t 3` and any unambiguous beginning of a long option. Here
+`--tee` is a flag, so its value becomes a separate option, and abbreviations are expanded. Arguments
+after the program are not changed, because they belong to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rallypoint.launch.console_rule import is_streams
 def rewritten(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
     """The arguments with each option under its whole name.
 
-    `takes_value`: every option (with its dashes), and whether a value follows it.
+    `takes_value`: for every option (with its dashes), whether a value follows it.
     """
     done: list[str] = []
     left = list(arguments)
@@ -40,7 +40,7 @@ def rewritten(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list
 def _split(word: str, known: Mapping[str, bool]) -> tuple[str, str, str]:
     """An option's whole name, "=" if it has a value of its own, and the value."""
     if not word.startswith("--"):
-        # `-r3` is `-r 3`; flags of one letter are left as they are.
+        # `-r3` is `-r 3`. Flags of one letter are not changed.
         is_joined = len(word) > 2 and (known.get(word[:2], False) or word[:2] == "-t")
         return (word[:2], "=", word[2:].removeprefix("=")) if is_joined else (word, "", "")
     name, equals, value = word.partition("=")
@@ -48,7 +48,7 @@ def _split(word: str, known: Mapping[str, bool]) -> tuple[str, str, str]:
 
 
 def _whole(name: str, known: Mapping[str, bool]) -> str:
-    """The only option that begins so, as argparse has it; else the name as it was written."""
+    """The only option with this beginning, as in argparse; otherwise the name as written."""
     if name in known:
         return name
     found = [each for each in known if each.startswith(name)]
