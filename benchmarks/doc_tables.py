@@ -10,7 +10,7 @@ class NoMarksError(Exception):
 
 
 def marks(by: str) -> tuple[str, str]:
-    """The lines between which `by`, a script's path in the repository, writes."""
+    """The marks of `by`, a script's path in the repository, which writes between them."""
     return f"<!-- begin: written by {by} -->", f"<!-- end: written by {by} -->"
 
 

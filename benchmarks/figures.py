@@ -2,8 +2,8 @@
 
     python benchmarks/figures.py [--only kill,import] [--repeats 3] [--markdown] [--output FILE]
 
-Most of them are figures of `rallypoint bench`: the scenario says what is measured, and which target
-it has. Only the import time and the cost of a ledger are measured here. Progress goes to stderr;
+Most of them are figures of `rallypoint bench`, whose scenario defines what is measured and its
+target. Only the import time and the cost of a ledger are measured here. Progress goes to stderr;
 JSON, or with --markdown a table, to stdout. See README.md beside it.
 """
 
@@ -51,7 +51,7 @@ HERE: Final[dict[str, tuple[int, Callable[[int], list[Figure]]]]] = {
     "import": (10, import_time.measure),
     "ledger-cost": (3, ledger_cost.measure),
 }
-"""What no scenario measures: how often, and by which function."""
+"""Figures that no scenario measures: how often, and by which function."""
 GROUPS: Final = (*HERE, *SCENARIOS)
 
 

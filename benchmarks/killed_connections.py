@@ -41,7 +41,7 @@ for world in run.worlds():
             time.sleep(0.05)
 """
 WAVE = 10
-"""So many nodes run at a time, few enough for one machine."""
+"""How many nodes run at a time, few enough for one machine."""
 KINDS = {
     "idle": "of idle nodes, one at a time",
     "busy": "of nodes that call the store without a pause, one at a time",
@@ -52,7 +52,7 @@ KINDS = {
 async def count(
     port: int, kind: str, kills: int, chance: random.Random
 ) -> collections.Counter[str]:
-    """Kill so many nodes, and count how each connection ended."""
+    """Kill this many nodes, and count how each connection ended."""
     ends: collections.Counter[str] = collections.Counter()
     with noting(ends):
         for wave in range(kills // WAVE):

@@ -1,4 +1,4 @@
-"""What a coordinator asks of its ledger, an etcd: while its runs do nothing, and for a round.
+"""The calls of a coordinator to its ledger, an etcd: while its runs are idle, and for a round.
 
 Every call of the ledger is counted (ledger_cost_part.py). How many bytes they are is measured by
 `rallypoint bench ledger-reads` and `ledger-writes`.
@@ -15,7 +15,7 @@ from rallypoint.bench.etcd import etcd
 from rallypoint.bench.figure import Figure, Target
 
 WRITES_PER_S: Final = 1.05
-"""One a second at most; a window of ten seconds may see the one at each of its ends."""
+"""At most one call a second; a window of ten seconds may include one at each end."""
 CALLS_PER_ROUND: Final = 4
 ROUND_MORE_MS: Final = 100
 """By how much a round over etcd may take longer than one over memory."""

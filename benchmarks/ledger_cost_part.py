@@ -116,7 +116,7 @@ async def rounds(ledger: str, number: int) -> None:
             began_s = time.monotonic()
             await meet(nodes)
             took_s = time.monotonic() - began_s
-            await asyncio.sleep(0.1)  # Calls that follow the round belong to it.
+            await asyncio.sleep(0.1)  # Calls right after the round belong to it.
             taken = count.taken() if count is not None else {}
             own = {k: v for k, v in taken.items() if not k.endswith(" coordinators")}
             show(ms=took_s * 1_000, operations=own)

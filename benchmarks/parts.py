@@ -1,6 +1,6 @@
-"""Runs one module of these benchmarks in a process of its own: a part.
+"""Runs one module of these benchmarks in a separate process: a part.
 
-How everything else is started, watched and ended is in rallypoint/bench/processes.py.
+rallypoint/bench/processes.py starts, watches and ends all other processes.
 """
 
 from __future__ import annotations

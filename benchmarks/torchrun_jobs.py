@@ -1,8 +1,8 @@
 """Jobs of real torchrun agents: started, killed and watched in the same way for each rendezvous.
 
 A node is an agent and everything that it started: all processes that have the node's log in their
-environment. torchrun's workers are in sessions of their own. If only the agent were killed they
-would go on training, unlike the workers of a machine that is lost.
+environment. torchrun's workers are in sessions of their own. If only the agent were killed, they
+would continue to train, unlike the workers of a lost machine.
 """
 
 from __future__ import annotations

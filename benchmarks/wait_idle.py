@@ -1,4 +1,4 @@
-"""Waits until nothing else runs, so that processes of one measurement do not slow the next.
+"""Waits until no other process runs, so that processes of one measurement do not slow the next.
 
 It looks at the number of processes that are ready to run now. Load averages would not do: they
 decay over minutes, so after hundreds of processes have ended they do not show the present.

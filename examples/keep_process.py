@@ -1,7 +1,7 @@
 """A process that outlives its worlds: the model stays in memory, and new processes receive it.
 
-Under `rallypoint run` and torchrun, each round starts the workers anew. A program that joins by
-itself need not end: it takes the next world and continues, here without a checkpoint. Start two of
+Under `rallypoint run` and torchrun, each round starts new workers. A program that joins by itself
+need not end: it asks for the next world and continues, here without a checkpoint. Start two of
 these processes, then a third. Kill any but the first with kill -9, and start another one:
 
     python examples/keep_process.py --endpoint 127.0.0.1:29400 --run-id kept --min-nodes 2
@@ -27,8 +27,8 @@ def say(text):
 
 
 def agree(world, model):
-    """All continue from the model that has taken most steps. Only some have to fetch it."""
-    # Rank 0's model would not do: when rank 0 is lost, a new process without a model takes its
+    """Let all continue from the model with the most steps. Only some have to fetch it."""
+    # Rank 0's model cannot be used: when rank 0 is lost, a new process without a model takes its
     # place. Survivors may be one step apart, if the round ended after some of them had the sum of a
     # step and before others had it. Every sum is complete, so the model with more steps is right.
     ranks = range(world.size)

@@ -1,8 +1,8 @@
 """Data-parallel training that continues when a node is lost: handwritten digits, numpy only.
 
-It shows the native API in a worker: a world for each round, a look at `world.change` in every step,
-the round's store, and a checkpoint on which all workers agree. Start it on every node with the same
-directory:
+It shows the native API in a worker: a world for each round, a check of `world.change` in every
+step, the round's store, and a checkpoint on which all workers agree. Start it on every node with
+the same directory:
 
     rallypoint run --endpoint host0:29400 --run-id digits --nnodes 2:4 \\
         examples/train_digits.py --checkpoints /shared/digits --pause 0.05

@@ -8,7 +8,7 @@ logs each call of a Python function of `rallypoint`. A file is entered when a ca
 another file. An entry into a file that was entered before is a return. The smallest of several
 runs counts, because a timer may be in one of them.
 
-What must not be here: limits for the counts. tests/test_journey.py has them.
+This file must not have limits for the counts; tests/test_journey.py has them.
 """
 
 from __future__ import annotations

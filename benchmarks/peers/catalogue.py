@@ -1,7 +1,7 @@
-"""The peers: what is measured of each, and what it is installed from.
+"""The peers: what is measured for each, and how it is installed.
 
-The peers promise different things, and each entry says what: a barrier of nodes whose ranks are
-given is less than a rendezvous.
+The peers have different guarantees, which each entry names: a barrier of nodes with given ranks is
+less than a rendezvous.
 """
 
 from __future__ import annotations

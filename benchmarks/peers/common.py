@@ -1,6 +1,6 @@
-"""What the scripts of all peers share: threads and processes of nodes, timing, and the output.
+"""Shared by the scripts of all peers: threads and processes of nodes, timing, and the output.
 
-It imports only the standard library, since the interpreters of the peers' own environments run it.
+It imports only the standard library, because the interpreters of the peers' environments run it.
 
 A script is called as `python -m benchmarks.peers.NAME meet NODES REPEATS`, or `... death KIND
 REPEATS`, and prints lines of JSON: the `Measured` so far. The last line counts, and other output is
@@ -38,7 +38,7 @@ STACK_BYTES: Final = 512 * 1024
 
 
 class CannotError(Exception):
-    """This peer cannot do what was asked for. The text is the reason in the table."""
+    """This peer cannot do what is measured. The text is the reason in the table."""
 
 
 @dataclass
@@ -57,8 +57,7 @@ class Measured:
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, value_s: float) -> None:
-        """Add a value, given in seconds, and print all so far: time may run out before the next
-        one."""
+        """Add a value in seconds, and print all so far, as time may run out before the next."""
         self.values.setdefault(name, []).append(value_s * 1e3)
         say(asdict(self))
 
@@ -218,7 +217,7 @@ class Threads:
     def round(self, act: Callable[[int], object]) -> Round:
         """Let every node act at the same time, and wait for the last one."""
         self._act, self._answered = act, itertools.count(1)
-        time.sleep(0.02)  # Until the last of them is at its gate again.
+        time.sleep(0.02)  # until the last of them is at its gate again
         for gate in self._gates:
             gate.release()
         self._done.acquire()
@@ -270,7 +269,7 @@ class Processes:
         return at_s
 
     def begin(self, head_start_s: float | None = None) -> float:
-        """Let all nodes call, at the moment that is returned."""
+        """Let all nodes call. Returns the moment at which they do."""
         if head_start_s is None:
             head_start_s = 0.2 + 0.004 * len(self.pids)
         start_s = time.monotonic() + head_start_s
@@ -331,7 +330,7 @@ class Processes:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free, and is not likely to be taken soon."""
+    """A free port of 127.0.0.1 that will probably stay free for a while."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -1,5 +1,4 @@
-"""The floor: bare asyncio sockets, one message of 120 and one of 200 bytes for each, no
-protocol."""
+"""The floor: bare asyncio sockets, with a message of 120 and one of 200 bytes for each."""
 
 from __future__ import annotations
 

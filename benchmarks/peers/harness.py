@@ -1,6 +1,6 @@
-"""Runs a peer's script at one size, bounded in time, and keeps what it printed.
+"""Runs a peer's script at one size, with a time limit, and keeps its output.
 
-A peer that hangs, ends or is not installed gives a reason instead of a figure, never a guess.
+If a peer hangs, ends or is not installed, the result is a reason and no figure.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Outcome:
 def run_script(
     python: Path | str, module: str, arguments: Sequence[object], deadline_s: float
 ) -> Outcome:
-    """Run `python -m MODULE ARGUMENTS`; the outcome is what it printed last.
+    """Run `python -m MODULE ARGUMENTS`. The outcome is its last output.
 
     None of its processes or temporary files is left afterwards, also when it fails or this raises.
     """
@@ -178,8 +178,7 @@ def _last_line(text: str) -> str:
 
 
 class Bench:
-    """All peers on this machine: which are installed, and which sizes need not be tried any
-    more."""
+    """All peers on this machine, and the sizes that need not be tried any more."""
 
     def __init__(self, folder: Path, deadline_s: float, repeats: int) -> None:
         self._folder = folder

@@ -1,7 +1,7 @@
 """JAX's coordination service (jaxlib, C++ and gRPC): its barrier.
 
-Ranks and the number of nodes are given to it beforehand, so this is less than a rendezvous: nodes
-do not find each other. `connect` (cold) waits until all have connected.
+Ranks and the number of nodes are given beforehand, so this is less than a rendezvous: nodes do not
+find each other. `connect` (cold) waits until all have connected.
 """
 
 from __future__ import annotations

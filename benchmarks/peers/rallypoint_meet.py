@@ -1,5 +1,4 @@
-"""Rallypoint, measured by its own bench: virtual nodes in one process, `rallypoint serve` in
-another.
+"""Rallypoint by its own bench: virtual nodes in one process, `rallypoint serve` in another.
 
 The nodes have the shipped node machine and messages over a lean WebSocket. The server is the
 command that users run, with its defaults.

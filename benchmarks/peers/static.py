@@ -1,5 +1,4 @@
-"""torch's static rendezvous, a process for each node: ranks and the number of nodes are given to
-it.
+"""torch's static rendezvous, with given ranks and number of nodes: a process for each node.
 
 Its one meeting is that all nodes connect to the first node's TCPStore. There is no second meeting.
 """

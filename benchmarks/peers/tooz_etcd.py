@@ -1,8 +1,8 @@
 """tooz over etcd 3 (its HTTP gateway): a group that all join, and each polls until all are in it.
 
-tooz has groups of members and no ranks; how often to look is left to its user, and here it is as
-often as looks have answers. One etcd, whose data is where temporary files are: the harness says
-where, in memory if there is such a place, and removes it.
+tooz has groups of members and no ranks. Its user decides how often to poll: here the next poll
+follows each answer. One etcd, whose data is where temporary files are: the harness says where, in
+memory if there is such a place, and removes it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The code blocks of pages, and how each is checked.
 
-The language says what a block is. `text` is output or a drawing. In `console` each line that begins
-with `$` is a command, and is checked against the program that it calls. Any other block is a
-program. The line before it is a comment that GitHub does not show: `run by` with the test that
-runs it, or `not run:` with the reason.
+The language of a block defines its kind. `text` is output or a drawing. In `console` each line that
+begins with `$` is a command, and is checked against the program that it calls. Any other block is a
+program. The line before it is a comment that GitHub does not show: `run by` with the test that runs
+it, or `not run:` with the reason.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def blocks(page: PurePosixPath, text: str) -> Iterator[Block]:
 
 
 def problem(block: Block) -> str:
-    """What is wrong with a block; "" if nothing is."""
+    """The fault of a block; "" if it has none."""
     if not block.language:
         return f"{block}: it has no language: `text` if it is output or a drawing"
     if block.language == "console" and not commands(block):

@@ -1,7 +1,8 @@
 """Checks the built site: every link has a target, and no page loads anything from the network.
 
 Zensical's strict mode checks the links between pages and the references of mkdocstrings. It does
-not check what a template loads, the lines of listings, and whether every public name is there.
+not check the files that a template loads, the lines of listings, and whether every public name
+exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What errors advise: every `hint` that the source gives to an error or a refusal."""
+"""The hints of errors: every `hint` that the source gives to an error or a refusal."""
 
 from __future__ import annotations
 

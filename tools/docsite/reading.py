@@ -1,7 +1,7 @@
 """Reads the repository's Python files. The only file that uses griffe.
 
-griffe gives the definitions. Imports are read from the syntax tree: griffe leaves out those that
-are in functions, and a lazy import is a real one.
+griffe provides the definitions. Imports are read from the syntax tree, because griffe omits those
+in functions, and lazy imports count, too.
 """
 
 from __future__ import annotations

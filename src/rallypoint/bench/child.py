@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def end_with(parent: int) -> None:
-    """Make the kernel kill this process when its parent ends (Linux), or at once if it has ended."""
+    """Make the kernel kill this process when its parent ends (Linux), or at once if it has."""
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, OSError):  # Some builds of Python have no ctypes.
             import ctypes

@@ -69,7 +69,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def loop_name() -> str:
-    """The loop's name, which is shown beside the figures, because bare sockets depend on it most."""
+    """The loop's name, shown beside the figures because bare sockets depend on it most."""
     uvloop = _uvloop()
     return f"uvloop {uvloop.__version__}" if uvloop else "asyncio's own loop"
 

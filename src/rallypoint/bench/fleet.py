@@ -302,9 +302,7 @@ class Fleet:
                 node.ask_waiting()
 
     def _on_standby(self, node: VirtualNode) -> None:
-        """Fail at once, because the run has more nodes than a round, so this node will get no
-        place.
-        """
+        """Fail at once: the run has more nodes than a round, so this node will get no place."""
         self._formed.fail(
             f"{node.machine.info.name} has no place: the round is full with "
             f"{node.machine.settings.max_nodes} nodes, and the machines have more nodes than that"

@@ -1,4 +1,4 @@
-"""What happens to a run whose only coordinator is stopped by SIGSTOP, and continued later.
+"""The effects on a run if its only coordinator is stopped by SIGSTOP, and continued later.
 
 No other coordinator can take over. No node may be lost and no round may end, neither while the
 coordinator is stopped nor in the time after it.
@@ -22,12 +22,12 @@ CALM_S: Final = 1.0
 RUN: Final = RunSettings()
 HEARTBEAT_S: Final = RUN.suspect_after_s / 3
 WATCH_S: Final = RUN.suspect_after_s + 3.0
-"""How long the run is watched afterwards: longer than any default after which a node is lost."""
+"""How many seconds the run is watched afterwards: more than any default until a node is lost."""
 REPEATS_MAX: Final = 5
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Stop the coordinator of so many agents for `plan.seconds`, each time in a run of its own."""
+    """Stop the coordinator of this many agents for `plan.seconds`, each time in a new run."""
     check_count("frozen-coordinator", nodes)
     about = f"a `rallypoint serve` is stopped by SIGSTOP for {plan.seconds:g} s and continued"
     columns = (

@@ -1,4 +1,4 @@
-"""What happens to a node that hangs: `rallypoint run` agents, one of which is stopped by SIGSTOP.
+"""The effects of a hanging node: one of several `rallypoint run` agents is stopped by SIGSTOP.
 
 After `suspect_after_s` the node is suspect, and nothing else happens. When another node's worker
 fails, the coordinator probes the suspect node. It does not answer, so it is lost.
@@ -23,7 +23,7 @@ from rallypoint.core.values import RunSettings
 from rallypoint.net import free_port
 
 CALM_S: Final = 1.0
-"""Between the start of the last worker and SIGSTOP."""
+"""The seconds between the start of the last worker and SIGSTOP."""
 RUN: Final = RunSettings()
 HEARTBEAT_S: Final = RUN.suspect_after_s / 3
 """A node may be stopped at any time between two of its heartbeats."""
@@ -33,7 +33,7 @@ REPEATS_MAX: Final = 5
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Stop one of so many, each time in a run of its own."""
+    """Stop one of this many, each time in a new run."""
     check_count("frozen-node", nodes)
     columns = (
         Column(

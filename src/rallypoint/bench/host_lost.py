@@ -1,7 +1,7 @@
-"""How soon there is a next round after an elected coordinator was lost together with its node.
+"""How soon the next round begins after an elected coordinator was lost together with its node.
 
-This is how an elected host is usually lost. Each node is a process of its own that may host the
-run's coordinator, and the one that does is killed. The lease names the node that hosted the lost
+An elected host is usually lost in this way. Each node is a separate process that may host the run's
+coordinator, and the one that hosts it is killed. The lease names the node that hosted the lost
 coordinator, so the next coordinator does not wait for that node.
 """
 
@@ -25,14 +25,14 @@ from rallypoint.bench.processes import BenchError
 from rallypoint.bench.real_nodes import regrouping
 
 OVER_TTL_S: Final = 5.0
-"""How much longer than the lease's time the next round may take."""
+"""How many seconds more than the lease's ttl the next round may take."""
 CALM_S: Final = 1.0
 WITHIN_S: Final = 180.0
 REPEATS_MAX: Final = 5
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill the host, each time in a run and a ledger of its own."""
+    """Kill the host, each time in a new run and a new ledger."""
     about = "from kill -9 of the node that hosts the elected coordinator until the last survivor"
     columns = (
         Column("all are attached", "s", f"{about} is attached to the next one"),

@@ -1,4 +1,4 @@
-"""What a run costs while nothing happens: messages, bytes, CPU and memory, per node and second.
+"""The cost of an idle run: messages, bytes, CPU and memory, per node and second.
 
 Bytes are WebSocket payloads of both directions. Each message adds 2 to 8 bytes of framing, and 40
 or more of TCP and IP. CPU and memory are the coordinator's.
@@ -19,14 +19,15 @@ from rallypoint.bench.meet import settings
 MESSAGES_PER_S: Final = 2.0
 """A heartbeat and its answer at most once a second."""
 STEADY_S: Final = 4.0
-"""After so long, the last node to attach has sent two heartbeats, and all send them steadily."""
+"""After this many seconds, the last node to attach has sent two heartbeats, and all send steadily.
+"""
 UNANSWERED_MAX: Final = 0.1
 WINDOW_S: Final = 2.0
 """The length of a repeat: each node sends a heartbeat in it, and some send two."""
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """The nodes' counts by process, and what the coordinator has used, if that can be read."""
+    """The nodes' counts by process, and the coordinator's resource usage, if that can be read."""
 
     at_s: float
     counts: list[dict[str, Any]]
@@ -38,8 +39,8 @@ def watch(
 ) -> list[Reading]:
     """Read at the beginning and at the end of each of `windows` windows, `plan.seconds` in all.
 
-    The first one begins when the run is idle. `connected`: what the processes of its nodes answered
-    to `connect`.
+    The first one begins when the run is idle. `connected`: the answers of its nodes' processes to
+    `connect`.
     """
     fleets.ask("beat_on_time")
     at_s = max(each["attached_s"] for each in connected) + STEADY_S
@@ -124,7 +125,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 
 def _check_answers(nodes: int, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
-    """Raise BenchError if heartbeats were not answered: the counts would mean nothing."""
+    """Raise BenchError if heartbeats were not answered, because the counts would be meaningless."""
     sent, received = (driver.grown(before, after, name) for name in ("sent", "received"))
     if sent - received > max(nodes, sent * UNANSWERED_MAX):
         raise driver.BenchError(

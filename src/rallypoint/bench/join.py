@@ -1,8 +1,8 @@
-"""How long programs take to meet that call `rallypoint.join()` at one moment.
+"""How long programs take to meet if all call `rallypoint.join()` at one moment.
 
 No coordinator runs yet: at a HOST:PORT endpoint, one of the programs becomes its host. Each repeat
-has new processes, which have imported everything and done nothing else. `bench meet` measures a
-coordinator with many virtual nodes; this measures how long a program waits.
+has new processes, which have only done their imports. `bench meet` measures a coordinator with many
+virtual nodes; this scenario measures how long a program waits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from rallypoint.bench.processes import clean_environment, spread
 from rallypoint.net import free_port
 
 START_AFTER_S: Final = 0.1
-"""Between the last process's message that it is there, and the moment at which all call."""
+"""The seconds between the last process's message that it is ready and the moment at which all call.
+"""
 TARGETS_MS: Final = {2: 50.0, 64: 500.0}
-"""For so many nodes and fewer. There is no target for more than the largest."""
+"""The targets, each up to a number of nodes. There is no target for more than the largest."""
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Meetings of so many nodes, which are threads of `plan.processes` processes."""
+    """Meetings of this many nodes, which are threads of `plan.processes` processes."""
     shares = spread(nodes, plan.processes)
     met_s = tuple(_once(nodes, shares) for _ in range(plan.repeats))
     at_most_ms = next((ms for most, ms in TARGETS_MS.items() if nodes <= most), None)
@@ -63,7 +64,7 @@ def _once(nodes: int, shares: list[int]) -> float:
         lines = [each.line("a program", "its round") for each in processes]
     finally:
         for each in processes:
-            each.kill()  # Without goodbyes: they are not measured.
+            each.kill()  # Without goodbyes, which are not measured.
         for each in processes:
             each.end()
     met = [msgspec.json.decode(line, type=Met) for line in lines]

@@ -21,14 +21,15 @@ TOLD: Final = "all survivors are told"
 READY: Final = "next round after the last is ready"
 _KILL: Final = "right before kill -9 of one agent, which does not host the coordinator"
 GRACE_MS: Final = 900.0
-"""If it took longer than this, a grace had passed: the end of the connection was no proof."""
+"""If it took longer than this, a grace had passed, because the end of the connection was no proof.
+"""
 CALM_S: Final = 0.5
 """Between the last node's round and the next kill."""
 WITHIN_S: Final = 120.0
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill one of so many, `plan.repeats` times."""
+    """Kill one of this many, `plan.repeats` times."""
     check_count("kill", nodes)
     endpoint = f"127.0.0.1:{free_port()}"
     results = []
@@ -107,7 +108,7 @@ def _graces(nodes: int, results: list[dict[str, float]]) -> Figure:
 
 
 def _wait_until_whole(those: list[Agent], since_s: float) -> None:
-    """Wait until all of them are in one round, and their workers are at work in it."""
+    """Wait until all agents are in one round, and their workers have started in it."""
 
     def are_whole() -> bool:
         formed = [agent.events("formed", since_s)[-1:] for agent in those]

@@ -1,4 +1,4 @@
-"""What happens to a run whose ledger, an etcd, does not answer for a while.
+"""The effects on a run if its ledger, an etcd, does not answer for a while.
 
 There are two `rallypoint serve` replicas over it, and real nodes. No node may be lost and no round
 may end, neither while etcd is stopped nor in the time after it.
@@ -26,7 +26,7 @@ REPEATS_MAX: Final = 5
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Stop etcd for `plan.seconds`, each time another one."""
+    """Stop etcd for `plan.seconds`, each time a new one."""
     about = f"etcd is stopped by SIGSTOP for {plan.seconds:g} s and continued"
     columns = (
         Column(
@@ -47,7 +47,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 
 def _once(plan: driver.Plan, nodes: int) -> tuple[float, float]:
-    """How many nodes were disturbed, and how long after etcd continues the run is as before."""
+    """How many nodes were disturbed, and how long after etcd continued the run was as before."""
     run_id = plan.run_id()
     with etcd() as started, replicas(f"{started.endpoint}/away", 2) as serving:
         what = Specification(

@@ -2,8 +2,7 @@
 
 There are two `rallypoint serve` replicas and real nodes, many in one process. One node's
 connections to etcd pass a proxy that counts, from `kill -9` of the coordinator until that node is
-attached to the next one. Everything that etcd sends counts: HTTP's own bytes too, and values as
-JSON has them.
+attached to the next one. All bytes that etcd sends count, including those of HTTP and JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from rallypoint.bench.proxy import Proxy
 from rallypoint.bench.real_nodes import Specification
 
 READ_KIB: Final = 256.0
-"""The same for any number of nodes: a node looks once a second at most, and reads the head of the
-run, which has at most 8 KiB of the member table in it."""
+"""The target does not depend on the number of nodes: a node looks at most once a second, and reads
+the head of the run, which has at most 8 KiB of the member table.
+"""
 PER_PROCESS_MAX: Final = 100
 CALM_S: Final = 2.0
 REPEATS_MAX: Final = 3
@@ -32,7 +32,7 @@ PREFIX: Final = "reads"
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Kill the coordinator of so many, each time in an etcd of its own."""
+    """Kill the coordinator of this many nodes, each time with a new etcd."""
     driver.check_descriptors(nodes)
     columns = (
         Column(

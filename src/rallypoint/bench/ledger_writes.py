@@ -1,8 +1,8 @@
-"""How many bytes a run with very many members writes into etcd, round after round.
+"""How many bytes a run with very many members writes into etcd in each round.
 
 There is a `rallypoint serve` over an etcd with etcd's own defaults, and virtual nodes that meet
-again and again. etcd itself counts: the bytes of keys and values that were put, and the growth of
-its file, with every revision that it keeps.
+again and again. etcd counts the bytes of keys and values that were put, and the growth of its file
+with all kept revisions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PUT: Final = "etcd_debugging_mvcc_total_put_size_in_bytes"
 FILE: Final = "etcd_mvcc_db_total_size_in_bytes"
 WRITTEN_MB: Final = 200.0
 FULL_NODES: Final = 10_000
-"""That is the target for so many members, and for fewer; with more, it grows in proportion."""
+"""The target is for this many members or fewer. With more, it grows in proportion."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """A hundred rounds of so many."""
+    """A hundred rounds of this many nodes."""
     driver.check_descriptors(nodes)
     with (
         etcd() as started,

@@ -1,6 +1,6 @@
-"""A real node that also writes an event log. Nothing else of it differs.
+"""A real node that also writes an event log. It does not differ in any other way.
 
-The time of an event is when the node's machine has decided: before a message is sent, and before a
+The time of an event is that of the node machine's decision, before a message is sent and before a
 waiting caller is woken.
 """
 
@@ -18,7 +18,7 @@ def logged(log: EventWriter) -> type[Node]:
     """A class of nodes that write ready, formed, told, verdict, attached and dropped to this log.
 
     Each event has the node's `name`. `told`: the node is notified that its round ended. `verdict`:
-    it receives the confirmed cause of that. `attached`: `is_own` says whether the node hosts that
+    it receives the confirmed cause of that. `attached`: `is_own`: whether the node hosts that
     coordinator itself.
     """
 

@@ -1,8 +1,9 @@
 """How long nodes take to meet: from the first call of any of them to the last answer.
 
 Cold: each node connects first. Warm: all nodes are connected, and their last round has just ended.
-The *floor* is what bare sockets take for two messages a node, by the same clock. It is measured
-before and after the nodes, never at the same time: their heartbeats would slow it down.
+The *floor* is the time of bare sockets for two messages for each node, by the same clock. It is
+measured before and after the nodes, and never at the same time, because their heartbeats would slow
+it down.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
 
 
 class _Floor:
-    """What bare sockets took, each value in seconds."""
+    """The times of bare sockets, in seconds."""
 
     def __init__(self) -> None:
         self.cold_s: list[float] = []
@@ -101,7 +102,7 @@ def _warm(plan: driver.Plan, nodes: int) -> dict[str, list[float]]:
 
 
 def warm_rounds(plan: driver.Plan, fleets: driver.Fleets, rounds: int) -> dict[str, list[float]]:
-    """End the round of all nodes, and let them meet again, so many times.
+    """End the round of all nodes, and let them meet again, `times` times.
 
     For each meeting: its length, the time between the first and the last call, and the CPU time of
     the nodes and, if the coordinator was started here, of the coordinator.

@@ -1,4 +1,4 @@
-"""What a node costs its coordinator, fitted from a few sizes, and predictions for larger sizes.
+"""The cost of a node for its coordinator, fitted from a few sizes, and predictions for others.
 
 Every quantity is fitted twice: as `fixed + per node * N`, by least squares of the relative errors,
 and as `N ** exponent`, over all sizes and over the last two. The exponent shows whether a quantity
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PREDICTED: Final = (10_000, 30_000, 100_000)
 PREDICTED_TIMES_MAX: Final = 12
-"""Nothing is predicted for more nodes than so many times the largest number that was measured."""
+"""There are no predictions above this many times the largest measured number of nodes."""
 EXPONENT_MAX: Final = 1.1
 """The bound for time, bytes and CPU. More would approach the square of N."""
 
@@ -120,7 +120,8 @@ def _line(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
             return fixed, per_node
     through_zero = sb / bb
     level = sa / aa
-    # The best line has a negative part, so one part is 0: the one that leaves smaller errors.
+    # The best line has a negative part. So one part is set to 0: that which gives the smaller
+    # errors.
     if _errors(a, b, 0.0, through_zero) <= _errors(a, b, level, 0.0):
         return 0.0, through_zero
     return level, 0.0
@@ -182,7 +183,7 @@ def _measure_one(plan: driver.Plan, nodes: int) -> list[Figure]:
     rounds = plan.repeats
 
     def of_rounds(names: tuple[str, str], beats: str) -> list[float]:
-        """Without the heartbeats of that time: they depend on time, not on rounds."""
+        """The counts without heartbeats, which depend on time and not on rounds."""
         grown = driver.grown(before, after, *names) - driver.grown(before, after, beats)
         return [grown / rounds]
 

@@ -18,11 +18,11 @@ from rallypoint.bench.figure import Figure
 from rallypoint.bench.meet import settings
 
 WAIT_S: Final = 600.0
-"""How long the first machine waits for the last one to be started."""
+"""How many seconds the first machine waits for the start of the last one."""
 
 
 class HostShare(msgspec.Struct, frozen=True):
-    """A run of several machines. `of`: how many nodes it has on all machines together."""
+    """A run of several machines. `of`: the number of its nodes on all machines together."""
 
     run_id: str
     of: int
@@ -45,7 +45,7 @@ def measure(plan: driver.Plan, nodes: int, share: HostShare) -> list[Figure]:
         )
         answers = fleets.ask("share", repeats=plan.repeats)
         fleets.ask("disconnect")
-    # Each process counts its own rounds, and all of them were in the same ones.
+    # Each process counts its own rounds, which are the same for all.
     rounds = list(zip(*(each["rounds"] for each in answers), strict=True))
     if not rounds:
         raise driver.BenchError(

@@ -23,8 +23,9 @@ GAP_S: Final = 0.001
 WARM_S: Final = 0.3
 SETTLE_S: Final = 0.3
 ALONE_AFTER_S: Final = 2.0
-"""After so long the flooding process has ended, and the coordinator has freed what it kept for it.
-Measured sooner, a call alone took longer than one beside the flood."""
+"""After this many seconds the flooding process has ended, and the coordinator has freed its memory.
+Measured earlier, a call alone took longer than one beside the flood.
+"""
 HONEST: Final = 2
 ALL: Final = "all"
 P99_RATIO_MAX: Final = 2.0
@@ -32,7 +33,7 @@ P99_RATIO_MAX: Final = 2.0
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Calls and heartbeats of an honest run, alone and beside a run of so many nodes that flood."""
+    """Calls and heartbeats of an honest run, alone and beside a run of this many flooding nodes."""
     driver.check_descriptors(nodes + HONEST)
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
     with driver.fleets(1) as honest:

@@ -25,7 +25,7 @@ ATTACH_GRACE_S: Final = attach_grace_s(DEFAULTS.attach_grace_s, DEFAULTS.coordin
 
 
 class NodeProcesses:
-    """The nodes of one specification. `names`: those that were not killed from here."""
+    """The nodes of one specification. `names`: the nodes that were not killed from here."""
 
     def __init__(self, folder: Path, what: Specification) -> None:
         self.names = list(what.names)
@@ -43,24 +43,24 @@ class NodeProcesses:
             return tail_of(said)
 
     def pid(self, name: str) -> int:
-        """The process that has this node."""
+        """The pid of the process with this node."""
         return next(int(n["pid"]) for n in self.log.all("pid") if n["name"] == name)
 
     def first(self, event: str, since_s: float = 0.0) -> dict[str, LoggedEvent]:
-        """The first such event of each node since then, by name."""
+        """The first event of this kind of each node since then, by name."""
         found: dict[str, LoggedEvent] = {}
         for each in self.log.all(event, since_s):
             found.setdefault(each["name"], each)
         return found
 
     def kill(self, names: Iterable[str]) -> float:
-        """SIGKILL to the processes of these nodes; returns when the first one got it."""
+        """Send SIGKILL to the processes of these nodes. Returns the time of the first one."""
         gone = list(names)
         self.names = [each for each in self.names if each not in gone]
         return self.signal(gone, signal.SIGKILL)
 
     def signal(self, names: Iterable[str], number: int) -> float:
-        """Send a signal to the processes of these nodes; returns when the first one got it."""
+        """Send a signal to the processes of these nodes. Returns the time of the first one."""
         pids = dict.fromkeys(self.pid(name) for name in names)
         began_s = time.monotonic()
         for pid in pids:
@@ -69,7 +69,7 @@ class NodeProcesses:
         return began_s
 
     def problem(self) -> str:
-        """Why what is waited for cannot happen any more; "" as long as it can."""
+        """Why a wait cannot succeed any more; "" while it can."""
         for event in PROBLEMS:
             for each in self.log.all(event):
                 if each["name"] in self.names:
@@ -120,7 +120,7 @@ def wait_for(
     within_s: float = DEADLINE_S,
     only: Callable[[LoggedEvent], bool] = lambda each: True,
 ) -> dict[str, LoggedEvent]:
-    """Wait until every node that lives has logged this event; the first one of each.
+    """Wait until every living node has logged this event. Returns the first one of each.
 
     `only`: count events of which this is true. Raises BenchError as soon as a node has given up.
     """
@@ -142,7 +142,7 @@ def wait_for(
 
 
 def wait_for_round(groups: list[NodeProcesses], since_s: float, within_s: float) -> float:
-    """Wait until all nodes that live, and no others, are in one round; when the last was."""
+    """Wait until exactly the living nodes are in one round. Returns when the last one was."""
     left = sum(len(group.names) for group in groups)
     formed = wait_for(
         groups,

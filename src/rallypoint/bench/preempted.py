@@ -1,8 +1,8 @@
-"""How soon there is a next round after three of ten nodes were killed at once, like spot nodes.
+"""How soon the next round begins after three of ten nodes were killed at once, like spot nodes.
 
-Each node is a process of its own, without a worker, so that a hundred fit into one machine. What
-the coordinator hears depends on the survivors' workers: they *fail* 20 ms later, as gloo's workers
-do when a peer is gone, or they *hang*, as NCCL's do. A survivor asks for the next round as soon as
+Each node is a separate process without a worker, so that a hundred fit on one machine. The reports
+to the coordinator depend on the survivors' workers: they *fail* 20 ms later, like gloo's workers
+after the loss of a peer, or they *hang*, like NCCL's. A survivor asks for the next round as soon as
 it is notified that the round ended, as if its workers stopped at once.
 """
 
@@ -34,7 +34,7 @@ WORKERS: Final = ("fail", "hang")
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Kill three of ten, each time in a run of its own."""
+    """Kill three of ten, each time in a new run."""
     figures = []
     for workers in WORKERS:
         about = (

@@ -1,8 +1,8 @@
-"""Processes that are measured: how they are started, watched, and ended by their id.
+"""Measured processes: they are started, watched, and ended by their id.
 
-They run with default settings, whatever this shell has set, and import the same `rallypoint` as
-this process. A terminal's signals do not reach them: this process ends them. If it is killed, the
-kernel ends them (child.py).
+They run with default settings, without those of this shell, and import the same `rallypoint` as
+this process. A terminal's signals do not reach them, so this process ends them. If it is killed,
+the kernel ends them (child.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rallypoint.bench import child, sweeper
 
 PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_S: Final = 60.0
-"""How long anything may take; after that, the measurement has failed."""
+"""After this many seconds of a wait the measurement has failed."""
 SAY_AFTER_S: Final = 10.0
-"""After so long, a line of the log says what is waited for."""
+"""After this many seconds of a wait, a log line names its purpose."""
 ANSWER_S: Final = 5.0
-"""How long a healthy process may take to answer over HTTP."""
+"""How many seconds a healthy process may take to answer over HTTP."""
 POLL_S: Final = 0.02
 TAIL_BYTES: Final = 600
 """How much of the end of a process's output goes into an error."""
@@ -35,7 +35,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class BenchError(Exception):
-    """Nothing could be measured. The text says why, and `hint` what the user can do."""
+    """Nothing could be measured. The text has the reason, and `hint` what the user can do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def start(arguments: Sequence[str], *, env: dict[str, str], **options: Any) -> _Bytes:
-    """Start this interpreter with these arguments, in a session of its own.
+    """Start this interpreter with these arguments, in its own session.
 
     It ends with this process; on Linux, with the thread that calls this. `options`: of
     subprocess.Popen.
@@ -85,7 +85,7 @@ def scratch() -> Iterator[Path]:
 class Wait:
     """One wait, of at most `within_s` seconds from `since_s` on, or from now.
 
-    If it takes long, a line of the log says once what is waited for.
+    If it takes long, one log line names its purpose.
     """
 
     def __init__(self, waited_for: str, within_s: float, since_s: float = 0.0) -> None:
@@ -94,7 +94,7 @@ class Wait:
         self._has_said = False
 
     def check(self) -> None:
-        """Must be called from time to time. Raises BenchError once it has taken too long."""
+        """Call it regularly. Raises BenchError if the wait has taken too long."""
         waited_s = time.monotonic() - self._since_s
         if waited_s > self._within_s:
             raise BenchError(f"not within {self._within_s:g} s: {self._waited_for}")
@@ -109,9 +109,9 @@ def wait_until(
     within_s: float = DEADLINE_S,
     unless: Callable[[], str] = lambda: "",
 ) -> None:
-    """Poll until `what` is true. `unless`: why it cannot become true any more, if so.
+    """Poll until `what` is true. `unless` returns why it cannot become true any more, or "".
 
-    Events carry their own times, so polling late changes no figure. Raises BenchError.
+    Events contain their own times, so a late poll changes no figure. Raises BenchError.
     """
     wait = Wait(waited_for, within_s)
     while not what():
@@ -151,7 +151,7 @@ class _Popen(Protocol):
 
 
 def end(processes: Sequence[_Popen]) -> None:
-    """Kill them, also those that are stopped, and reap them."""
+    """Kill all of them, including stopped ones, and reap them."""
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -163,7 +163,7 @@ def end(processes: Sequence[_Popen]) -> None:
 
 
 def tree_of(pid: int) -> list[int]:
-    """The process, which comes first, and all its descendants, as /proc shows them now."""
+    """The process (first) and all its present descendants, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -177,7 +177,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> float:
-    """SIGKILL to a process and all its descendants; returns when the first one got it."""
+    """Send SIGKILL to a process and all its descendants. Returns the time of the first one."""
     tree = tree_of(pid)
     killed_s = time.monotonic()
     for each in tree:

@@ -1,9 +1,9 @@
-"""A TCP proxy on loopback that counts what passes, and can be cut as a cable is.
+"""A TCP proxy on loopback that counts bytes, and can be cut like a cable.
 
-While it is cut, nothing passes in either direction, and neither side is told. When it is mended,
-what was sent is delivered, as TCP does after a cut. New connections are accepted, and carried on
-once it is mended. To the coordinator, a node behind the proxy has no direct connection: the end of
-the connection does not prove the end of the node's process.
+While it is cut, it passes no bytes in either direction, and neither side notices. After the repair,
+sent bytes are delivered, as TCP does after a cut. New connections are accepted meanwhile, and
+continue after the repair. A node behind the proxy has no direct connection to the coordinator, so
+the end of the connection does not prove the end of the node's process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes everything on to `port` of 127.0.0.1, in a thread of its own, within a `with` block.
+    """Passes all bytes on to `port` of 127.0.0.1, in its own thread, within a `with` block.
 
     `down_bytes` came from that port, and `up_bytes` went to it: payload of TCP.
     """
@@ -48,11 +48,11 @@ class Proxy:
         self._loop.close()
 
     def cut(self) -> None:
-        """From now on nothing passes, and neither side is told."""
+        """Stop passing bytes. Neither side notices."""
         self._do(self._is_whole.clear)
 
     def mend(self) -> None:
-        """Everything passes again, also what was sent meanwhile."""
+        """Pass bytes again, including those that were sent meanwhile."""
         self._do(self._is_whole.set)
 
     def reset(self) -> None:
@@ -105,7 +105,7 @@ class Proxy:
                 both.create_task(self._copy(reader, there, is_up=True))
                 both.create_task(self._copy(source, writer, is_up=False))
         except* OSError:
-            # The other side is not told while the cable is cut, unless by `reset`.
+            # The other side does not notice while the cable is cut, except by `reset`.
             await self._is_whole.wait()
         finally:
             for each in filter(None, (writer, there)):

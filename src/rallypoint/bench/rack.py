@@ -1,9 +1,9 @@
-"""How soon there is a next round after the first 30 % of all ranks were lost, with the coordinator.
+"""How soon the next round begins after the first 30 % of all ranks were lost, with the coordinator.
 
 The ranks of the first round are in the natural order of the nodes' names, which often puts one rack
-after another. So a rack that loses its power takes with it the coordinator, every node that would
-be its successor by rank, and the first ranks. The nodes are objects, many in one process; the
-processes of the first ranks are killed.
+after another. So the power loss of a rack ends the coordinator, all nodes that would be its
+successor by rank, and the first ranks. The nodes are objects, many in one process; the processes of
+the first ranks are killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEXT_ROUND_S: Final = TTL_S + ATTACH_GRACE_S + OVER_S
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill the first ranks, each time in a run and a ledger of its own."""
+    """Kill the first ranks, each time in a new run and a new ledger."""
     about = (
         f"{nodes} nodes, {PER_PROCESS_MAX} in a process at most; from kill -9 of the processes of "
         f"the first {_lost(nodes)} ranks, the coordinator among them, until the"

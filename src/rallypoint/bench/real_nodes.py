@@ -1,11 +1,11 @@
-"""Real nodes of one run, in processes that are forked from this one: each can be killed alone.
+"""Real nodes of one run, in processes that are forked from this one and can be killed separately.
 
     python -m rallypoint.bench.real_nodes FILE SPECIFICATION
 
 SPECIFICATION is a `Specification` in JSON. Each process has one node or more. It logs the `pid` of
 each node; its nodes log their events (logged_node.py), `met` when they have a round, and `gone`
 when they have given up. They stay until stdin ends or they are killed. SIGUSR1 makes a worker of
-each node of a process fail, like a worker whose peer is gone.
+each node of a process fail, like a worker after the loss of a peer.
 
 A process is forked after everything is imported, and before there is an event loop or a socket. So
 a hundred of them start within seconds and share the memory of what they have imported, and the
@@ -64,7 +64,7 @@ def regrouping(
 ) -> Specification:
     """Some of the `nodes` nodes of a run, which ask for the next round whenever a round has ended.
 
-    The first round has all nodes, and begins once all are there. `more`: other fields.
+    The first round has all nodes, and begins when all are ready. `more`: other fields.
     """
     return Specification(
         endpoint=endpoint,
@@ -172,7 +172,7 @@ def _be_one(path: str, what: Specification, names: Sequence[str], parent: int) -
 def main(path: str, specification: str) -> None:
     """See above."""
     what = msgspec.json.decode(specification, type=Specification)
-    loop_name()  # So that uvloop, which every child needs, is loaded once.
+    loop_name()  # Load uvloop once, because every child needs it.
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # A killed child leaves no zombie.
     parent = os.getpid()

@@ -6,8 +6,8 @@
               notified    notified  workers     has the    first step
                                     have ended  new round
 
-Each of the five is the time between two neighbours. Rallypoint takes the time for noticing, telling
-and meeting. Stopping and starting take as long as the workers' program needs.
+Each of the five is the time between two neighbours. Rallypoint determines the times of noticing,
+telling and meeting. Stopping and starting depend on the workers' program.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check(plan: Plan, nodes: int) -> None:
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill one of so many, each time in a run of its own."""
+    """Kill one of this many, each time in a new run."""
     check(plan, nodes)
     results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
     worker = "a small DDP job (gloo)" if plan.ddp else "plain Python"

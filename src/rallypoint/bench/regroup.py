@@ -1,4 +1,4 @@
-"""How soon nodes are notified that one of them is gone or has arrived, and how soon they regroup.
+"""How soon nodes are notified of a loss or an arrival, and how soon they regroup.
 
 `told`: from the event to the last node that is notified that its round ended. `met`: from the first
 node's call after that to the last node's new round. That includes the waits of the settings:
@@ -27,7 +27,7 @@ EVENTS: Final = {
 }
 SUSPECT_AFTER_S: Final = 5.0
 FROZEN_S: Final = SUSPECT_AFTER_S + 2.0
-"""After so long a frozen node is suspect, whenever its last heartbeat was."""
+"""After this many seconds a frozen node is suspect, even if its last heartbeat was just before."""
 LAST_CALL_S: Final = 0.5
 REPEATS_MAX: Final = 5
 
@@ -50,7 +50,7 @@ def settings(nodes: int, event: str) -> dict[str, Any]:
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Every event, each time in a run of its own."""
+    """Every event, each time in a new run."""
     driver.check_descriptors(nodes)
     figures = []
     for event, about in EVENTS.items():
@@ -91,7 +91,7 @@ def _once(plan: driver.Plan, fleets: driver.Fleets, event: str, nodes: int) -> t
 
 
 def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run_id: str) -> float:
-    """Make it happen, and return when it did."""
+    """Cause the event, and return its time."""
     first = fleets.each[0]
     if event == "arriving":
         came_s: float = first.ask(
@@ -104,7 +104,7 @@ def _happen(plan: driver.Plan, fleets: driver.Fleets, event: str, here: int, run
             token=plan.at.token,
         )["began_s"]
         return came_s
-    # Any node would do: node rank 0 is like the others.
+    # Any node can be used: node rank 0 is like the others.
     index = here // 2 // len(fleets.each)
     command = {"leaving": "leave", FROZEN: "freeze", CUT_OFF: "cut"}.get(event, "kill")
     gone_s: float = first.ask(command, index=index)["at_s"]

@@ -99,7 +99,7 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
     Raises ImportError without matplotlib, OSError if the file cannot be written.
     """
-    from matplotlib.figure import Figure as Picture  # optional: only for this
+    from matplotlib.figure import Figure as Picture  # an optional dependency
     from matplotlib.ticker import NullFormatter
 
     units = list(dict.fromkeys(each.unit for each in figures))

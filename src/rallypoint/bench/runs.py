@@ -1,4 +1,4 @@
-"""Whether a coordinator that serves many runs is slower for one of them.
+"""Whether a coordinator with many runs is slower for one of them.
 
 The same run meets again and again: first alone, then while the other runs are in a round and idle,
 and then alone once more. So other load on the machine affects both figures.
@@ -12,7 +12,7 @@ from rallypoint.bench import driver, meet
 from rallypoint.bench.figure import Figure
 
 ROUNDS_PER_REPEAT: Final = 5
-"""Small rounds are short: only the median of many of them is steady."""
+"""How many rounds: small ones are short, so only the median of many of them is steady."""
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:

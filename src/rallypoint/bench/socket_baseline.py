@@ -1,8 +1,8 @@
-"""The floor: what this machine's sockets need for the traffic of a meeting, without any protocol.
+"""The floor: the time of this machine's sockets for the traffic of a meeting, without a protocol.
 
     python -m rallypoint.bench.socket_baseline NODES
 
-The process listens and counts. Once NODES messages of REQUEST_BYTES have come, it answers each
+The process listens and counts. When NODES messages of REQUEST_BYTES have arrived, it answers each
 connection with ANSWER_BYTES. The other side is `FloorFleet`, in a process of virtual nodes
 (fleet.py). No protocol over these sockets can be faster than this in Python.
 """
@@ -24,7 +24,7 @@ CONNECTS_AT_ONCE: Final = 512
 
 
 class _Server(asyncio.Protocol):
-    """One connection. All share `state`: the connections, and how many messages have come."""
+    """One connection. All share `state`: the connections, and the number of received messages."""
 
     def __init__(self, state: _State) -> None:
         self._state = state
@@ -85,7 +85,7 @@ class FloorFleet:
         self._answers: Count | None = None
 
     async def connect(self, port: int, nodes: int) -> dict[str, Any]:
-        """Connect and meet once: what a cold meeting takes without a protocol."""
+        """Connect and meet once: a cold meeting without a protocol."""
         loop = asyncio.get_running_loop()
         self._answers = Count(nodes)
         gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
@@ -128,7 +128,7 @@ async def _serve(nodes: int) -> None:
     state = _State(nodes)
     server = await loop.create_server(lambda: _Server(state), "127.0.0.1", 0, backlog=BACKLOG)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await loop.run_in_executor(None, sys.stdin.buffer.read)  # until the driver lets go
+    await loop.run_in_executor(None, sys.stdin.buffer.read)  # until the driver ends it
 
 
 if __name__ == "__main__":

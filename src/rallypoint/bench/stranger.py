@@ -1,4 +1,4 @@
-"""An attacker that reaches a coordinator's port and has no token.
+"""An attacker without a token that can connect to a coordinator's port.
 
     python -m rallypoint.bench.stranger HOST PORT SECONDS CONNECTIONS
 
@@ -21,12 +21,12 @@ from typing import Final
 from rallypoint.wire.messages import ATTACH_PATH
 
 STINT_S: Final = 2.0
-"""How long a connection stays with one way."""
+"""How many seconds a connection uses one way."""
 BOMB_MIB: Final = 256
-"""The size of a request's body once it is unpacked."""
+"""The size of a request's body after unpacking."""
 HEADERS_BYTES: Final = 1024**2
 SLOW_S: Final = 0.05
-"""Between two bytes of a slow request."""
+"""The seconds between two bytes of a slow request."""
 _UPGRADE: Final = (
     f"GET {ATTACH_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
     "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -37,7 +37,7 @@ _UNMASKED: Final = b"\x82\x05hello"
 
 
 def bomb() -> bytes:
-    """A small body that becomes a large one once it is unpacked."""
+    """A small body that becomes a large one when it is unpacked."""
     packer = zlib.compressobj(9)
     zeros = bytes(1024**2)
     return b"".join(packer.compress(zeros) for _ in range(BOMB_MIB)) + packer.flush()

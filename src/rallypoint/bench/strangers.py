@@ -1,4 +1,4 @@
-"""What an attacker without a token can do to the runs of a coordinator.
+"""The effects of an attacker without a token on the runs of a coordinator.
 
 The attacker has a few connections to a coordinator (stranger.py). In the same time, nodes of a run
 at that coordinator send their heartbeats, and new nodes attach. Nodes of a second coordinator,
@@ -34,7 +34,7 @@ NOT_ATTACHED: Final = "nodes that could not attach"
 
 
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """So many nodes at each of two coordinators, and an attack on one, for `plan.seconds`."""
+    """This many nodes at each of two coordinators, and an attack on one, for `plan.seconds`."""
     driver.check_descriptors(2 * nodes)
     with (
         _guarded(plan.place) as attacked,
@@ -88,7 +88,7 @@ def _attack(at: driver.Coordinator, seconds: float) -> dict[str, int]:
 
 
 class _Seen:
-    """What a coordinator uses, read again and again: bytes of memory, descriptors, CPU seconds.
+    """A coordinator's resource usage, read repeatedly: bytes of memory, descriptors, CPU seconds.
 
     The first value of each is from before the attack.
     """

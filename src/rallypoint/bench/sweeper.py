@@ -1,9 +1,9 @@
-"""Removes a folder once the process that made it has ended.
+"""Removes a folder when the process that made it has ended.
 
     python -IS sweeper.py FOLDER
 
-It waits until its stdin ends: the kernel closes that also for a process that was killed. Processes
-that write into the folder are killed at the same moment, so it tries until nothing is left.
+It waits until its stdin ends, which the kernel closes even for a killed process. Processes that
+write into the folder are killed at the same moment, so it tries until the folder is gone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A virtual node: a node like any other to the coordinator, and cheap for its own process.
+"""A virtual node: like any other node for the coordinator, and cheap for its own process.
 
-The machine (`client/machine.py`) and the typed messages are those of a real node. The WebSocket is
-not: a few lines here write and read its frames. So thousands of nodes fit into one process, and the
-coordinator is measured rather than the nodes. The frames follow RFC 6455, with a masking key of
-zeros, which is valid and needs no masking.
+The machine (`client/machine.py`) and the typed messages are those of a real node. Only the
+WebSocket is not: a few lines here write and read its frames. So thousands of nodes fit into one
+process, and the coordinator is measured rather than the nodes. The frames follow RFC 6455, with a
+masking key of zeros, which is valid and needs no masking.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from rallypoint.core.values import (
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 120.0
-"""So long that a busy process does not make its nodes give up their coordinator."""
+"""Long enough, in seconds, that the nodes of a busy process do not give up their coordinator."""
 BOOTSTRAP: Final = Address("127.0.0.1", 1)
 """Nothing listens there."""
 EARLY: Final = Address("127.0.0.1", 2)
-"""Nothing listens there either. For a call that the node makes again with the other address."""
+"""Nothing listens there either. Used to make a call again with another address."""
 SocketAddress = tuple[int, tuple[Any, ...]]
-"""A family, and what `socket.connect` takes for it."""
+"""A family, and the address for `socket.connect`."""
 _CLOSE: Final = 8
 _PING: Final = 9
 _DATA: Final = (0, 1, 2)
@@ -92,7 +92,7 @@ class VirtualNode(asyncio.Protocol):
         self._rest = b""
         self._parts: list[bytes] = []
 
-    # -- what the fleet lets it do ---------------------------------------------------------------
+    # -- calls of the fleet ----------------------------------------------------------------------
 
     def ready(self, bootstrap: Address = BOOTSTRAP) -> None:
         """Ask for the next round. A second call with another address replaces the first."""
@@ -104,7 +104,7 @@ class VirtualNode(asyncio.Protocol):
 
     @property
     def node_rank(self) -> int | None:
-        """Its place in the last round; None before the first."""
+        """Its rank in the last round; None before the first."""
         seat = self.machine.seat
         return seat.node_rank if seat is not None else None
 
@@ -141,7 +141,7 @@ class VirtualNode(asyncio.Protocol):
         self._act(self.machine.tick(now_s))
 
     def abort(self) -> None:
-        """End the connection by a reset, as a node does that goes on living."""
+        """End the connection by a reset, like a node whose process goes on."""
         if self.sock is not None:
             reset_on_close(self.sock)
         self.die()
@@ -168,7 +168,7 @@ class VirtualNode(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and pass on whole frames."""
+        """Read received bytes, and pass on whole frames."""
         data = self._rest + data if self._rest else data
         if not self._is_open:
             data = self._handshake(data)
@@ -198,7 +198,7 @@ class VirtualNode(asyncio.Protocol):
     # -- helpers ---------------------------------------------------------------------------------
 
     def _handshake(self, data: bytes) -> bytes:
-        """What follows the handshake's answer; nothing while that is not complete."""
+        """The bytes after the handshake's answer; none while that is not complete."""
         head, separator, rest = data.partition(b"\r\n\r\n")
         if not separator:
             self._rest = data
@@ -287,7 +287,7 @@ class VirtualNode(asyncio.Protocol):
             self._beat_said_s = None
 
     def beat_waits_s(self) -> float | None:
-        """How long ago the heartbeat was sent that is not answered yet; None if there is none."""
+        """How long ago the oldest unanswered heartbeat was sent; None if there is none."""
         return None if self._beat_said_s is None else time.monotonic() - self._beat_said_s
 
     def _send(self, payload: bytes) -> None:
