@@ -59,6 +59,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return found
 
 
+class ManualClock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run it in virtual time. For what uses the loop's clock, and neither threads nor peers."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

@@ -61,12 +61,12 @@ class CheckedCoordinator(Coordinator):
 
 def check_every_step(run: HostedRun) -> None:
     """Check each step of its membership against the rules from now on."""
-    membership, journal = run.membership, RunChecker(run.membership.term)
+    membership, checker = run.membership, RunChecker(run.membership.term)
     step = membership.step
 
     def checked(event: on.Event, now_s: float) -> list[Effect]:
         effects = step(event, now_s)
-        journal.note(event, now_s, effects)
+        checker.note(event, now_s, effects)
         check(membership)
         return effects
 

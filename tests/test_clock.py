@@ -19,20 +19,11 @@ from rallypoint.clock import (
     InputFirst,
     StallProofClock,
 )
-
-
-class Source:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.loops import ManualClock
 
 
 def readings(*gaps_s: float) -> tuple[list[float], StallProofClock]:
-    source = Source()
+    source = ManualClock()
     clock = StallProofClock(source)
     found = [clock.now_s()]
     for gap_s in gaps_s:
@@ -65,7 +56,7 @@ def test_stalls_below_a_second_are_left_out_too(stall_s: float):
 
 
 def test_a_long_stall_is_remembered_and_a_short_one_is_not():
-    source = Source()
+    source = ManualClock()
     clock = StallProofClock(source)
     source.now_s += 0.9
     assert not clock.has_stalled_since(clock.now_s())

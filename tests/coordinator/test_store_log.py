@@ -222,29 +222,29 @@ def test_r10_r11_hold_for_any_resends_and_takeovers(
 
 def _live(steps: list[tuple[str, Any]]) -> None:
     batch = 150  # A snapshot has several parts.
-    store, logs, journal, term = new_store(batch), Logs(), StoreChecker(), 1
+    store, logs, checker, term = new_store(batch), Logs(), StoreChecker(), 1
     said: list[tuple[str, int, StoreOp]] = []
     acknowledged = {"a": 0, "b": 0}
 
     def call(node: str, request_id: int, op: StoreOp) -> None:
-        journal.asked(node, request_id, op)
+        checker.asked(node, request_id, op)
         floor = acknowledged[node]
-        journal.acknowledged(served(store, node, request_id, op, floor))
+        checker.acknowledged(served(store, node, request_id, op, floor))
 
     for who, what in steps:
         if who == "write":
-            journal.acknowledged(write(store, logs, what))
+            checker.acknowledged(write(store, logs, what))
         elif who == "die":
             record = store.take_record() if what else None
             if record is not None:
                 logs.append(record)  # It is there, and was not acknowledged.
             term += 1
             store = successor_of(logs, term, batch)
-            journal.taken_over(logs.read().replay.store)
+            checker.taken_over(logs.read().replay.store)
         elif who == "let go":
             # It has all answers, so it asks for none of these again.
             acknowledged[what] = len(said)
-            journal.let_go(what, len(said))
+            checker.let_go(what, len(said))
         elif who == "again" and said:
             node, request_id, op = said[-1 - what % len(said)]
             if request_id > acknowledged[node]:
@@ -255,15 +255,15 @@ def _live(steps: list[tuple[str, Any]]) -> None:
 
 
 def test_the_store_checker_finds_a_bad_store() -> None:
-    journal = StoreChecker()
-    journal.asked("a", 1, Add("x", 1))
-    journal.acknowledged([Answer("a", 1, StoreValue(1))])
+    checker = StoreChecker()
+    checker.asked("a", 1, Add("x", 1))
+    checker.acknowledged([Answer("a", 1, StoreValue(1))])
     with pytest.raises(InvariantViolation, match="R11: request 1 of a"):
-        journal.acknowledged([Answer("a", 1, StoreValue(2))])
+        checker.acknowledged([Answer("a", 1, StoreValue(2))])
     with pytest.raises(InvariantViolation, match="R10: request 1 of a"):
-        journal.taken_over(RoundStore(SEATS))
-    journal.let_go("a", 1)
-    journal.taken_over(RoundStore(SEATS))
+        checker.taken_over(RoundStore(SEATS))
+    checker.let_go("a", 1)
+    checker.taken_over(RoundStore(SEATS))
 
 
 # -- the ledger's limit ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rallypoint.coordinator.turns import (
     SLICE_S,
     Turns,
 )
-from tests.loops import SteppedLoop, run_virtual
+from tests.loops import ManualClock, SteppedLoop, run_virtual
 
 
 def counted(name: str, times: int, log: list[str]) -> Callable[[], bool]:
@@ -113,16 +113,6 @@ def test_between_two_pieces_of_work_the_loop_runs() -> None:
     assert run_virtual(main()) == ["a", "other", "a", "other", "a", "other"]
 
 
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def test_only_runs_that_share_the_loop_have_slices() -> None:
     turns = Turns(SteppedLoop())
     assert [turns.slice_s("a") for _ in range(3)] == [None] * 3
@@ -161,7 +151,7 @@ def test_without_a_loop_no_run_waits() -> None:
 
 
 def test_long_pieces_of_work_become_rare_after_a_while() -> None:
-    loop, clock = SteppedLoop(), Clock()
+    loop, clock = SteppedLoop(), ManualClock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
@@ -190,7 +180,7 @@ def test_long_pieces_of_work_become_rare_after_a_while() -> None:
 
 def test_a_run_that_used_its_share_is_read_later() -> None:
     """Its next large message was read at once, as if it had credit."""
-    loop, clock = SteppedLoop(), Clock()
+    loop, clock = SteppedLoop(), ManualClock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     assert turns.slice_s("long") == SLICE_S
@@ -208,7 +198,7 @@ def test_a_run_that_used_its_share_is_read_later() -> None:
 
 def resting(log: list[str]) -> tuple[Turns, SteppedLoop]:
     """A run, "long", that put something off and rests beside "others". Its timer never comes."""
-    loop, clock = SteppedLoop(), Clock()
+    loop, clock = SteppedLoop(), ManualClock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
@@ -240,7 +230,7 @@ def test_a_paused_run_continues_when_it_is_alone() -> None:
 
 def test_slices_that_end_with_a_whole_frame_are_not_long() -> None:
     """Forty calls at once cost a run two thirds of a second, beside one that only beat."""
-    turns = Turns(SteppedLoop(), Clock())
+    turns = Turns(SteppedLoop(), ManualClock())
     turns.slice_s("others")
     turns.slice_s("busy")
     for _ in range(10_000):
@@ -249,7 +239,7 @@ def test_slices_that_end_with_a_whole_frame_are_not_long() -> None:
 
 
 def test_an_ended_run_leaves_nothing_behind() -> None:
-    turns = Turns(SteppedLoop(), Clock())
+    turns = Turns(SteppedLoop(), ManualClock())
     turns.slice_s("others")
     turns.slice_s("long")
     turns.spent("long", 2 * BURST_S)
@@ -262,7 +252,7 @@ def test_an_ended_run_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("count", [10, 100])
 def test_the_last_of_many_connections_waits_a_bounded_time(count: int) -> None:
     """As the line became shorter each of those that were left waited longer."""
-    loop, clock = SteppedLoop(), Clock()
+    loop, clock = SteppedLoop(), ManualClock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")
@@ -287,7 +277,7 @@ def test_the_last_of_many_connections_waits_a_bounded_time(count: int) -> None:
 
 def test_a_queue_of_many_connections_is_served_in_time() -> None:
     """Their heartbeats are in it."""
-    loop, clock = SteppedLoop(), Clock()
+    loop, clock = SteppedLoop(), ManualClock()
     turns = Turns(loop, clock, clock)
     turns.slice_s("others")
     turns.slice_s("long")

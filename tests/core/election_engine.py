@@ -61,9 +61,9 @@ class Plan(msgspec.Struct):
 class Engine:
     """Linearizable registers. The checker gets every write."""
 
-    def __init__(self, plan: Plan, journal: ElectionChecker) -> None:
+    def __init__(self, plan: Plan, checker: ElectionChecker) -> None:
         self.cells: dict[str, e.Versioned] = {}
-        self._journal = journal
+        self._checker = checker
         self._is_together = plan.is_versioned_together
         self._counters: dict[str, int] = {}
         if plan.has_one_register:
@@ -97,7 +97,7 @@ class Engine:
 
     def sweep(self, key: str) -> None:
         """Remove a lease."""
-        self._journal.lease_swept(key.removeprefix("lease/"))
+        self._checker.lease_swept(key.removeprefix("lease/"))
         self._remove(key)
 
     def _remove(self, key: str) -> None:
@@ -117,7 +117,7 @@ class Engine:
         before = e.NO_FLOOR if floor is None else e.decode_floor(floor.value)
         self._put("floor", e.encode(before.raised(register)))
         self._remove(key)
-        self._journal.run_removed(register.run_id)
+        self._checker.run_removed(register.run_id)
 
     def _put(self, key: str, value: bytes) -> None:
         there = self._logical().get(key)
@@ -151,8 +151,8 @@ class Engine:
 
     def _written(self, key: str, value: bytes) -> None:
         if key.startswith("lease/"):
-            self._journal.lease_written(e.decode_lease(value))
+            self._checker.lease_written(e.decode_lease(value))
         elif key == "floor":
-            self._journal.floor_written(e.decode_floor(value))
+            self._checker.floor_written(e.decode_floor(value))
         else:
-            self._journal.run_written(e.decode_run(value))
+            self._checker.run_written(e.decode_run(value))

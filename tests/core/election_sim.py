@@ -76,11 +76,11 @@ def run(seed: int) -> World:
     world.run_until(world.now_s + SETTLE_S)
     problems = world.why_not_settled()
     assert not problems, problems
-    owners = [world.journal.owner(each) for each in world.runs]
+    owners = [world.checker.owner(each) for each in world.runs]
     assert node.is_over or node.attached, "a node has found no coordinator"
     world.run_until(world.now_s + TIMING.ttl_s / 2)
     # Without faults no owner is deposed.
-    assert owners == [world.journal.owner(each) for each in world.runs]
+    assert owners == [world.checker.owner(each) for each in world.runs]
     assert not world.why_not_settled()
     return world
 
@@ -88,4 +88,4 @@ def run(seed: int) -> World:
 if __name__ == "__main__":
     done = run(int(sys.argv[1]))
     print(done.plan)
-    print("\n".join(done.journal.history))
+    print("\n".join(done.checker.history))

@@ -112,11 +112,11 @@ class Process:
                 case e.RegisterWritten(register=register):
                     head = register.round
                     number, term = (head.number, head.term) if head is not None else (0, 0)
-                    self.world.journal.committed(run, term, number)
+                    self.world.checker.committed(run, term, number)
                     self._publish(run, register)
                 case e.Deposed():
                     # No process gives up a run that it still owns.
-                    owner, _ = self.world.journal.owner(run)
+                    owner, _ = self.world.checker.owner(run)
                     assert self.holder.is_lost or owner != self.holder.process
                 case e.OwnedElsewhere():
                     self.elsewhere[run] = action
@@ -207,8 +207,8 @@ class World:
         self.rng = random.Random(seed)
         self.plan = plan = Plan.draw(self.rng)
         self.now_s = 0.0
-        self.journal = ElectionChecker()
-        self.engine = Engine(plan, self.journal)
+        self.checker = ElectionChecker()
+        self.engine = Engine(plan, self.checker)
         self.runs = tuple(f"run-{number}" for number in range(plan.runs))
         self.names = 0
         self.removed = 0
@@ -265,7 +265,7 @@ class World:
             for run, claim in process.claims.items():
                 if claim.may_decide(now_s):
                     assert claim.register is not None
-                    self.journal.may_decide(run, process.holder.process, claim.register.term)
+                    self.checker.may_decide(run, process.holder.process, claim.register.term)
 
     # -- the network ---------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class World:
         seen = self.seen.get((node, run), Stamp())
         if not stamp.is_older_than(seen):
             self.seen[node, run] = stamp
-            self.journal.accepted(node, run, stamp)
+            self.checker.accepted(node, run, stamp)
 
     # -- trouble -------------------------------------------------------------------------------
 
@@ -373,7 +373,7 @@ class World:
 
     def _favoured(self) -> list[Process]:
         """Owners have faults more often than other processes."""
-        owners = {self.journal.owner(run)[0] for run in self.runs}
+        owners = {self.checker.owner(run)[0] for run in self.runs}
         named = [each for each in self.processes if each.holder.process in owners]
         return named if named and self.rng.random() < 0.6 else self.processes
 
@@ -425,10 +425,10 @@ class World:
             if lease.state is not e.LeaseState.SERVING:
                 self.engine.sweep(key)
         for run in self.runs:
-            owner, _ = self.journal.owner(run)
+            owner, _ = self.checker.owner(run)
             owners = self.engine.leases().get(f"lease/{owner}")
             is_gone = owners is None or owners.state is not e.LeaseState.SERVING
-            if self.journal.is_closed(run) and is_gone:
+            if self.checker.is_closed(run) and is_gone:
                 self.engine.remove_run(f"run/{run}")
                 self.removed += 1
                 return
@@ -470,7 +470,7 @@ class World:
         return [problem for run in self.runs for problem in self._why_not_settled(run)]
 
     def _why_not_settled(self, run: str) -> Iterator[str]:
-        owner, term = self.journal.owner(run)
+        owner, term = self.checker.owner(run)
         live = [each for each in self.processes if each.is_awake and not each.is_leaving]
         if owner not in [each.holder.process for each in live]:
             yield f"{run} is owned by {owner or 'nobody'}, who does not live"

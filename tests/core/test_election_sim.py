@@ -27,14 +27,14 @@ def test_no_rule_is_broken_and_all_agree_once_the_faults_heal(chunk: int) -> Non
 def test_one_seed_is_one_history() -> None:
     first, second = election_sim.run(7), election_sim.run(7)
     assert first.steps == second.steps
-    assert first.journal.history == second.journal.history
+    assert first.checker.history == second.checker.history
 
 
 def test_the_seeds_see_what_they_are_for() -> None:
     worlds = [election_sim.run(seed) for seed in range(60)]
     plans = [world.plan for world in worlds]
-    terms = [world.journal.owner(run)[1] for world in worlds for run in world.runs]
-    closes = [world.journal.is_closed(run) for world in worlds for run in world.runs]
+    terms = [world.checker.owner(run)[1] for world in worlds for run in world.runs]
+    closes = [world.checker.is_closed(run) for world in worlds for run in world.runs]
     assert {plan.has_one_register for plan in plans} == {True, False}
     assert {plan.are_clocks_wild for plan in plans} == {True, False}
     assert max(terms) >= 5

@@ -65,12 +65,12 @@ def check(written: list[Written]) -> dict[int, int]:
 
     Raises InvariantViolation or AssertionError.
     """
-    journal = ElectionChecker()
+    checker = ElectionChecker()
     logs: dict[str, list[Record]] = defaultdict(list)
     for key, value in written:
         kind, _, rest = key.partition("/")
         if kind == "r":
-            _check_register(journal, rest, value)
+            _check_register(checker, rest, value)
         elif kind == "l" and value is not None:
             log, _, index = rest.rpartition("/")
             name = urllib.parse.unquote(log)
@@ -83,20 +83,20 @@ def check(written: list[Written]) -> dict[int, int]:
     return added
 
 
-def _check_register(journal: ElectionChecker, key: str, value: bytes | None) -> None:
+def _check_register(checker: ElectionChecker, key: str, value: bytes | None) -> None:
     kind, _, name = key.partition("/")
     if kind == "runs":
         assert value is not None, "a run was swept while it was on"
-        journal.run_written(e.decode_run(value))
+        checker.run_written(e.decode_run(value))
     elif kind == "floor":
         assert value is not None, "the floor is never removed"
-        journal.floor_written(e.decode_floor(value))
+        checker.floor_written(e.decode_floor(value))
     elif kind != "coordinators":
         pass  # Chunks of member tables: content that a head names.
     elif value is None:
-        journal.lease_swept(name)
+        checker.lease_swept(name)
     else:
-        journal.lease_written(e.decode_lease(value))
+        checker.lease_written(e.decode_lease(value))
 
 
 def _check_log(name: str, records: list[Record]) -> int:

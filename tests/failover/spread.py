@@ -187,7 +187,7 @@ class Spread(Fleet):
 
     def check_ledger(self, seen_from: Host) -> None:
         """R1, R5, R6, R13 hold for every write, and nodes got the same."""
-        journal = ElectionChecker()
+        checker = ElectionChecker()
         rounds: dict[int, tuple[int, str]] = {}
         root = f"{self.prefix}/r/"
         for event in self.etcd.writes(seen_from, root):
@@ -197,10 +197,10 @@ class Spread(Fleet):
             )
             kind, _, name = key.partition("/")
             if kind == "coordinators":
-                journal.lease_written(e.decode_lease(value)) if value else journal.lease_swept(name)
+                checker.lease_written(e.decode_lease(value)) if value else checker.lease_swept(name)
             elif kind == "runs" and value:
                 register = e.decode_run(value)
-                journal.run_written(register)
+                checker.run_written(register)
                 if register.round is not None:
                     head = register.round
                     rounds[head.number] = (head.term, head.digest)

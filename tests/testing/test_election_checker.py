@@ -40,7 +40,7 @@ def lease(process: str, beat: int = 1, state: LeaseState = LeaseState.SERVING) -
 
 
 @pytest.fixture
-def journal() -> ElectionChecker:
+def checker() -> ElectionChecker:
     """p1 owns the run; p2 and p3 have leases too."""
     made = ElectionChecker()
     for process in ("p1", "p2", "p3"):
@@ -49,28 +49,28 @@ def journal() -> ElectionChecker:
     return made
 
 
-def revoke(journal: ElectionChecker, process: str) -> None:
-    journal.lease_written(lease(process, 1, LeaseState.REVOKED))
+def revoke(checker: ElectionChecker, process: str) -> None:
+    checker.lease_written(lease(process, 1, LeaseState.REVOKED))
 
 
-def test_an_ordinary_history_breaks_no_rule(journal: ElectionChecker):
+def test_an_ordinary_history_breaks_no_rule(checker: ElectionChecker):
     one = then(BEGUN, round=a_round(1))
-    journal.run_written(one)
-    journal.committed("run", 1, 1)
-    revoke(journal, "p1")
+    checker.run_written(one)
+    checker.committed("run", 1, 1)
+    revoke(checker, "p1")
     two = sealed(one, "p2")
-    journal.run_written(two)
+    checker.run_written(two)
     three = then(two, round=a_round(2, term=2))
-    journal.run_written(three)
-    journal.run_written(then(three, owner=""))
+    checker.run_written(three)
+    checker.run_written(then(three, owner=""))
     four = sealed(then(three, owner=""), "p3")
-    journal.run_written(four)
+    checker.run_written(four)
     five = then(four, close=CLOSE)
-    journal.run_written(five)
-    journal.run_written(then(five, owner=""))
-    assert journal.owner("run") == ("", 3)
-    assert journal.is_closed("run")
-    journal.lease_swept("p1")
+    checker.run_written(five)
+    checker.run_written(then(five, owner=""))
+    assert checker.owner("run") == ("", 3)
+    assert checker.is_closed("run")
+    checker.lease_swept("p1")
 
 
 SECOND = then(BEGUN, round=a_round(1))
@@ -98,12 +98,12 @@ CLOSED = then(BEGUN, close=CLOSE)
     ],
 )
 def test_a_write_that_breaks_a_rule_is_found(
-    journal: ElectionChecker, rule: str, writes: list[RunRegister]
+    checker: ElectionChecker, rule: str, writes: list[RunRegister]
 ):
     for right in writes[:-1]:
-        journal.run_written(right)
+        checker.run_written(right)
     with pytest.raises(InvariantViolation) as broken:
-        journal.run_written(writes[-1])
+        checker.run_written(writes[-1])
     assert broken.value.rule == rule
     assert len(broken.value.history) == 4 + len(writes)
 
@@ -118,40 +118,40 @@ def test_a_run_begins_in_term_1_with_nothing(begun: RunRegister):
         fresh.run_written(begun)
 
 
-def test_a_lease_that_ended_is_final(journal: ElectionChecker):
-    revoke(journal, "p1")
+def test_a_lease_that_ended_is_final(checker: ElectionChecker):
+    revoke(checker, "p1")
     with pytest.raises(InvariantViolation, match="lease: a lease that has ended"):
-        journal.lease_written(lease("p1", 2))
+        checker.lease_written(lease("p1", 2))
 
 
-def test_a_beat_advances_by_one(journal: ElectionChecker):
+def test_a_beat_advances_by_one(checker: ElectionChecker):
     with pytest.raises(InvariantViolation, match="the beat went from 1 to 3"):
-        journal.lease_written(lease("p1", 3))
+        checker.lease_written(lease("p1", 3))
 
 
-def test_a_serving_lease_is_not_removed(journal: ElectionChecker):
+def test_a_serving_lease_is_not_removed(checker: ElectionChecker):
     with pytest.raises(InvariantViolation, match="while it was serving"):
-        journal.lease_swept("p1")
+        checker.lease_swept("p1")
 
 
-def test_only_the_owner_in_the_ledger_may_decide(journal: ElectionChecker):
-    journal.may_decide("run", "p1", 1)
+def test_only_the_owner_in_the_ledger_may_decide(checker: ElectionChecker):
+    checker.may_decide("run", "p1", 1)
     for process, term in (("p2", 1), ("p1", 2)):
         with pytest.raises(InvariantViolation, match="would decide for run"):
-            journal.may_decide("run", process, term)
+            checker.may_decide("run", process, term)
 
 
-def test_a_commit_that_a_process_believes_in_is_in_the_ledger(journal: ElectionChecker):
+def test_a_commit_that_a_process_believes_in_is_in_the_ledger(checker: ElectionChecker):
     with pytest.raises(InvariantViolation, match="never committed"):
-        journal.committed("run", 1, 1)
+        checker.committed("run", 1, 1)
 
 
-def test_the_fencing_token_never_falls(journal: ElectionChecker):
-    journal.accepted("node", "run", Stamp("ledger", 2, 3))
-    journal.accepted("node", "run", Stamp("ledger", 2, 3))
-    journal.accepted("another", "run", Stamp("ledger", 1, 3))
+def test_the_fencing_token_never_falls(checker: ElectionChecker):
+    checker.accepted("node", "run", Stamp("ledger", 2, 3))
+    checker.accepted("node", "run", Stamp("ledger", 2, 3))
+    checker.accepted("another", "run", Stamp("ledger", 1, 3))
     with pytest.raises(InvariantViolation, match="R13: node went back"):
-        journal.accepted("node", "run", Stamp("ledger", 1, 4))
+        checker.accepted("node", "run", Stamp("ledger", 1, 4))
 
 
 class TestRemovingRuns:
@@ -160,55 +160,55 @@ class TestRemovingRuns:
     CLOSE = then(then(BEGUN, round=a_round(1)), close=CLOSE)
     FLOOR = NO_FLOOR.raised(CLOSE)
 
-    def removed(self, journal: ElectionChecker) -> None:
+    def removed(self, checker: ElectionChecker) -> None:
         for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
-            journal.run_written(each)
-        journal.floor_written(self.FLOOR)
-        journal.run_removed("run")
+            checker.run_written(each)
+        checker.floor_written(self.FLOOR)
+        checker.run_removed("run")
 
-    def test_a_run_that_begins_again_is_above_the_floor(self, journal: ElectionChecker):
-        self.removed(journal)
+    def test_a_run_that_begins_again_is_above_the_floor(self, checker: ElectionChecker):
+        self.removed(checker)
         again = msgspec.structs.replace(BEGUN, term=2, floor=1)
-        journal.run_written(again)
-        journal.run_written(then(again, round=a_round(2, term=2)))
+        checker.run_written(again)
+        checker.run_written(then(again, round=a_round(2, term=2)))
 
-    def test_a_run_below_the_floor_forms_no_round(self, journal: ElectionChecker):
-        self.removed(journal)
-        journal.run_written(BEGUN)
+    def test_a_run_below_the_floor_forms_no_round(self, checker: ElectionChecker):
+        self.removed(checker)
+        checker.run_written(BEGUN)
         with pytest.raises(InvariantViolation, match="R13"):
-            journal.run_written(then(BEGUN, round=a_round(1)))
+            checker.run_written(then(BEGUN, round=a_round(1)))
 
-    def test_a_run_created_late_is_lifted(self, journal: ElectionChecker):
-        self.removed(journal)
-        journal.run_written(BEGUN)
+    def test_a_run_created_late_is_lifted(self, checker: ElectionChecker):
+        self.removed(checker)
+        checker.run_written(BEGUN)
         lifted = sealed(BEGUN, "p1", term=2, floor=1)
-        journal.run_written(lifted)
-        journal.run_written(then(lifted, round=a_round(2, term=2)))
+        checker.run_written(lifted)
+        checker.run_written(then(lifted, round=a_round(2, term=2)))
 
-    def test_the_floor_comes_before_the_removal(self, journal: ElectionChecker):
+    def test_the_floor_comes_before_the_removal(self, checker: ElectionChecker):
         for each in (then(BEGUN, round=a_round(1)), self.CLOSE):
-            journal.run_written(each)
+            checker.run_written(each)
         with pytest.raises(InvariantViolation, match="R13"):
-            journal.run_removed("run")
+            checker.run_removed("run")
 
-    def test_an_open_run_is_not_removed(self, journal: ElectionChecker):
+    def test_an_open_run_is_not_removed(self, checker: ElectionChecker):
         with pytest.raises(InvariantViolation, match="R6"):
-            journal.run_removed("run")
+            checker.run_removed("run")
 
-    def test_the_floor_does_not_fall(self, journal: ElectionChecker):
-        journal.floor_written(self.FLOOR)
+    def test_the_floor_does_not_fall(self, checker: ElectionChecker):
+        checker.floor_written(self.FLOOR)
         with pytest.raises(InvariantViolation, match="R13"):
-            journal.floor_written(NO_FLOOR)
+            checker.floor_written(NO_FLOOR)
 
-    def test_the_collector_closes_a_run_whose_owner_has_ended(self, journal: ElectionChecker):
+    def test_the_collector_closes_a_run_whose_owner_has_ended(self, checker: ElectionChecker):
         gone = sealed(BEGUN, "", close=CLOSE)
         with pytest.raises(InvariantViolation, match="lease"):
-            journal.run_written(gone)
-        revoke(journal, "p1")
-        journal.run_written(gone)
-        assert journal.is_closed("run")
+            checker.run_written(gone)
+        revoke(checker, "p1")
+        checker.run_written(gone)
+        assert checker.is_closed("run")
 
-    def test_the_collector_changes_nothing_else(self, journal: ElectionChecker):
-        revoke(journal, "p1")
+    def test_the_collector_changes_nothing_else(self, checker: ElectionChecker):
+        revoke(checker, "p1")
         with pytest.raises(InvariantViolation, match="R5"):
-            journal.run_written(sealed(BEGUN, "", close=CLOSE, round=a_round(1, term=2)))
+            checker.run_written(sealed(BEGUN, "", close=CLOSE, round=a_round(1, term=2)))
