@@ -26,7 +26,7 @@ _IFF_UP_AND_RUNNING: Final = 0x1 | 0x40
 
 
 def enter() -> str | None:
-    """Start this program again in a network of its own. Returns None there, else why it cannot.
+    """Start this program again in its own network. Returns None there, or why it cannot.
 
     Must be called before anything else is started.
     """

@@ -33,7 +33,7 @@ SHARED: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 class JobFailedError(Exception):
-    """The job did not do what is timed. The first line says what it did, for the table."""
+    """The job did not reach the measured event. The first line of the text is for the table."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Job:
         self.nodes: list[Node] = []
 
     def start(self, count: int, *, first_hosts: bool = True) -> list[Node]:
-        """Start so many more nodes.
+        """Start this many more nodes.
 
         `first_hosts`: the job's first node calls the rendezvous before another starts, so that it
         is the host.

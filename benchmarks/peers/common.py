@@ -163,7 +163,7 @@ def until_stdin_ends() -> None:
 
 
 def die_with_parent() -> None:
-    """On Linux, let the kernel kill this process when its parent ends, for whatever reason."""
+    """On Linux, make the kernel kill this process when its parent ends, for any reason."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Installs each peer in a virtual environment of its own, so that none can disturb another."""
+"""Installs each peer in its own virtual environment, so that none can disturb another."""
 
 from __future__ import annotations
 

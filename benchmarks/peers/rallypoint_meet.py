@@ -24,7 +24,7 @@ def new(wanted: dict[str, int]) -> common.Measured:
 
 
 def meet(nodes: int, repeats: int) -> common.Measured:
-    """`rallypoint bench meet` with so many nodes and a new `rallypoint serve`."""
+    """`rallypoint bench meet` with this many nodes and a new `rallypoint serve`."""
     found = new({"cold": min(repeats, bench.COLD_REPEATS_MAX), "warm": repeats})
     with driver.served() as where:
         found.event_loop = _event_loop(where)

@@ -117,7 +117,7 @@ def beat(client: LighthouseClient | None, index: int, ended: threading.Event) ->
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Serve a lighthouse whose quorum needs at least so many replicas."""
+    """Serve a lighthouse whose quorum needs at least this many replicas."""
     server = LighthouseServer(
         bind="127.0.0.1:0",
         min_replicas=int(arguments[0]),

@@ -128,7 +128,7 @@ def join(
     Raises:
         UsageError: a wrong argument or variable.
         UnreachableError: no answer within `connect_timeout_s`; it lists what was tried.
-        RefusedError: the coordinator said no; its class says why.
+        RefusedError: the coordinator refused this node; the class shows the reason.
     """
     from rallypoint.client import blocking, join_plan
 

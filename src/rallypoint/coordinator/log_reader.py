@@ -40,7 +40,7 @@ PAGE_RECORDS: Final = 256
 
 
 class StoreLostError(Exception):
-    """The store of an active round is not in the ledger. The text says why."""
+    """The store of an active round is not in the ledger. The text has the reason."""
 
 
 class SealedLog(NamedTuple):

@@ -14,7 +14,8 @@ from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
 
 ANEW_AFTER_S: Final = 30.0
-"""How long late nodes are told that their run was closed, if it never had a round."""
+"""How many seconds late nodes are refused because their run, which never had a round, was closed.
+"""
 OPERATOR: Final = "operator"
 """The prefix of `CloseRecord.by` if a person closed the run, and not a node."""
 

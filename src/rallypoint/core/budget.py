@@ -47,7 +47,7 @@ class Excess(FrozenStruct, frozen=True):
 
 
 class MemoryBudget:
-    """The bytes of one process. All methods are O(1), whatever the number of shares."""
+    """The bytes of one process. All methods are O(1) for any number of shares."""
 
     __slots__ = ("_holders", "bytes_max", "fair", "surely", "used")
 
@@ -68,7 +68,7 @@ class MemoryBudget:
 
     def _set_fair(self) -> None:
         self.fair = self.bytes_max // (self._holders + 1)
-        """What each run may have, whatever others have."""
+        """What each run may always have."""
         self.surely = self.fair - CALL_BYTES_MAX
         """A run for which no more than this is kept may make any call."""
 

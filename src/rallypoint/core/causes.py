@@ -1,8 +1,8 @@
 """The cause of a round's end, and what it costs of the run's restart budget.
 
 When a node dies, the workers of the other nodes fail 10 to 20 ms later with errors about a closed
-connection. At that time nobody knows that the node is dead. So a worker's failure ends the round at
-once, but opens a *case*: the members are probed (`probing`), and the cause is named when the
+connection. At that time it is not known that the node is dead. So a worker's failure ends the round
+at once, but opens a *case*: the members are probed (`probing`), and the cause is named when the
 suspects are resolved. The cause is the worst event that is known: first a lost node, then a killed
 worker, then an exception in a program, then a communication error. Of two events of one kind, the
 first counts.
@@ -93,7 +93,7 @@ class Case:
         explained = change.failure is None or (is_consequence and unresolved > 0)
         if is_consequence and self._finished:
             change = _after_finish(change, self._finished)
-        # A node that comes back later is told this verdict.
+        # A node that attaches again later gets this verdict.
         self._change = msgspec.structs.replace(change, charged=not explained, confirmed=True)
         self._loss = self._departure = None
         return self._change

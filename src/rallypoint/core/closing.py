@@ -64,7 +64,7 @@ def _cut_change(change: Change, lines: int, chars: int) -> Change:
 
 
 def _cut_failure(failure: Failure, lines: int, chars: int) -> Failure:
-    # The last lines say what went wrong, so the first ones are cut.
+    # The first lines are cut, because the last ones usually have the error.
     kept = failure.last_lines[-lines:] if lines else ()
     return msgspec.structs.replace(
         failure,

@@ -100,7 +100,7 @@ class ProbeAnswered(SignOfLife, frozen=True):
 
 
 class ConnectionLost(Event, frozen=True):
-    """The node's connection closed without a goodbye, from whichever side."""
+    """The node's connection closed without a goodbye, from either side."""
 
     node: NodeId
     connection_id: int

@@ -3,10 +3,10 @@
 `Membership.step(event, now_s)` changes the state in place and returns what to do about it. A step
 has two parts. First a handler takes the event; `transitions` says which one. Then `_advance` looks
 at the counts and does what the rules demand: it declares losses, closes a case, seals a round, or
-ends the run. So each rule stands in one place, whatever event made it apply.
+ends the run. So each rule is in one place, for all events.
 
-This file has the way in, the handlers, and the order of the rules. Everything that can stand alone
-is elsewhere, and must stay there: decisions (`formation`, `suspicion`, `causes`, `ranks`,
+This file has `step`, the handlers, and the order of the rules. Everything that can be separate is
+elsewhere, and must stay there: decisions (`formation`, `suspicion`, `causes`, `ranks`,
 `admission`), waits and deadlines (`gathering`, `scale_up`, `probing`, `takeover`,
 `name_conflicts`), and memory (`roster`, `committing`, `marking`, `finished`, `flapping`,
 `suspended_events`, `timers`).
@@ -698,7 +698,7 @@ class Membership:
         self._do(*self._marking.write(settle_s, self.restart_count, self._now_s))
 
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
-        # R5: a deposed coordinator decides nothing any more, whatever the ledger answers later.
+        # R5: a deposed coordinator decides nothing any more, even if the ledger answers later.
         self.deposed = True
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)

@@ -2,7 +2,7 @@
 
 A member that asks for another round as soon as it has one would take the coordinator's time from
 all other runs, and its peers would never work. So a run has an allowance of rounds. Each end of a
-round takes one from it, for whatever reason, and time gives some back. A run that has used up its
+round, for any reason, takes one from it, and time gives some back. A run that has used up its
 allowance is slowed: its next round waits until the allowance has one again. A slowed run that still
 ends each round at once is a storm, and has to be closed.
 

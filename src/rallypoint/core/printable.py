@@ -22,7 +22,7 @@ def escaped(text: str, *, lines: bool = False) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text if it has at most so many characters; else its beginning and three dots."""
+    """The text, or its beginning and three dots if it has more than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

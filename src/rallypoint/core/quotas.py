@@ -49,7 +49,7 @@ class Holdings:
         self._own: dict[str, int] = {}
 
     def has_room(self, account: Account, most: int, more: int = 1) -> bool:
-        """Whether the account may have so many more, of `most` in all.
+        """Whether the account may have `more` more, of `most` in all.
 
         `more` 0: whether it may keep what it has. The last eighth is for accounts that have no more
         than an eighth, so no account takes everything.
@@ -60,7 +60,7 @@ class Holdings:
         return self.is_small(account, most, more)
 
     def is_small(self, account: Account, most: int, more: int = 1) -> bool:
-        """Whether the account, with so many more, has no more than the reserved part."""
+        """Whether the account, with `more` more, has no more than the reserved part."""
         reserved = most // RESERVED
         return all(self._own.get(each, 0) + more <= reserved for each in account.holders())
 
@@ -137,8 +137,8 @@ def may_evict(idle: Idle, idle_s: float, *, is_kept_here: bool) -> bool:
 def keep_s(idle: Idle, arrivals: int, kept: Keep) -> float:
     """How long a run is kept after its last connection, in seconds.
 
-    `arrivals`: how many nodes have come. If one node came alone and had no round, no other node
-    knows the run.
+    `arrivals`: how many nodes have come. If only one node came and it had no round, no other node
+    was in the run.
     """
     if idle is Idle.CLOSED:
         return kept.closed_s

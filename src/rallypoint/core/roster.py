@@ -58,7 +58,7 @@ _STOPPING = Bucket.STOPPING
 
 
 class Member:
-    """One member, as the coordinator knows it. Only `membership` and its parts change it."""
+    """The coordinator's data about one member. Only `membership` and its parts change it."""
 
     __slots__ = (
         "_row",
@@ -224,7 +224,7 @@ class Roster:
         return name in self._members
 
     def get(self, name: str) -> Member | None:
-        """The member of that name, whatever its incarnation."""
+        """The member of that name, with any incarnation."""
         return self._members.get(name)
 
     def living(self, node: NodeId) -> Member | None:

@@ -3,7 +3,7 @@
 To stop a thousand nodes because of a pause in the network is worse than to notice one death late.
 But the end of a process should be noticed at once. So:
 
-* a member whose kernel closed its connection is lost at once (`endings` says what proves that);
+* a member whose kernel closed its connection is lost at once (`endings` has the proof);
 * a member whose connection closed in any other way is lost if it does not resume within the grace;
 * a silent member is suspect. It is lost after `lost_after_s`, or when it leaves a probe unanswered
   while a case is open;

@@ -194,7 +194,7 @@ class Ledger(abc.ABC):
 
     @abc.abstractmethod
     async def delete(self, key: str, version: int | None = None) -> bool:
-        """Remove a register, if it still has this version (None: whatever its version is).
+        """Remove a register, if it still has this version (None: any version).
 
         Returns True if it does not exist any more, or did not exist before. Returns False if it has
         another version; then nothing was done.

@@ -9,8 +9,8 @@ What a backend may do, and the result:
 
 * It raises, hangs, or answers a set with None. The ledger reads the value, and tries the same bytes
   again if they are not there. If doubt remains, the outcome is Unknown.
-* It answers None to everything. The ledger is then empty, has an id that only this object knows,
-  and every swap is Unknown. Nothing is ever believed to be stored.
+* It answers every call with None. The ledger is then empty, has an id that only this object has,
+  and every swap is Unknown. No value ever counts as stored.
 * It refuses a token that it gave out itself. Nothing is written, and the swap is Unknown.
 * It loses its value (etcd's v2 backend keeps it for two hours). An object that has seen the value
   raises LedgerForeignError, and never starts anew under the old id.

@@ -107,7 +107,7 @@ def create_handler(
     run = settings.run_settings(
         min_nodes=params.min_nodes,
         max_nodes=params.max_nodes,
-        # torchrun counts restarts itself, on each node, and never tells which were whose fault.
+        # torchrun counts restarts itself, on each node, and does not report whose fault they were.
         max_restarts="any",
         **{name: given[name] for name in _RUN_OPTIONS if name in given},
     )

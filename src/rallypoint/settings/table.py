@@ -66,7 +66,7 @@ _RUN_DEFAULTS: Final = RunSettings()
 
 
 def _run_setting(name: str, parse: Callable[[str], Any], help: str) -> Setting:
-    """A setting of the run itself: core knows its default."""
+    """A setting of the run itself, whose default is in core."""
     return _setting(name, parse, getattr(_RUN_DEFAULTS, name), help)
 
 

@@ -1,7 +1,8 @@
 """How the text of each setting is read.
 
 Each `parse_...` takes a user's text and raises ValueError with a sentence that can follow the name
-of an option or variable: "must be ..., not ...". Nothing here knows which setting it reads.
+of an option or variable: "must be ..., not ...". No function here depends on the setting that it
+reads.
 """
 
 from __future__ import annotations

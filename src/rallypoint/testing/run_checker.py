@@ -188,7 +188,7 @@ class RunChecker:
         if ended is not None:
             self._leavers.update(ended.nodes)
         for effect in effects:
-            # If an earlier coordinator saw the round end, its members are told so.
+            # If an earlier coordinator saw the round end, its members are told.
             if isinstance(effect, do.Break) and effect.change == ended:
                 self._break(effect.change)
             elif not isinstance(effect, do.SetTimer | do.ProbeRound):

@@ -78,7 +78,7 @@ class Discovery:
     run. `nodes`: how many nodes the run is expected to have, until the head says it.
 
     The caller draws each `jitter` from [0, 1). So nodes look at different times, and few of them
-    become candidates (see `candidacy`), whichever nodes are dead.
+    become candidates (see `candidacy`), for any set of dead nodes.
 
     Raises:
         ValueError: from the constructor, if `candidates` or `look_s` is not positive.

@@ -96,7 +96,7 @@ class LeaseHolder:
         self.timing = timing
         self.lost_reason = ""
         self.has_moved = False
-        """Whether the ledger says that the process is ending: nothing is left to do."""
+        """Whether the ledger has the end of the process, so that nothing is left to do."""
         self._beat = 0
         self._renewals = 0
         self._version: int | None = None

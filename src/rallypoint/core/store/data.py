@@ -1,7 +1,7 @@
 """The keys and values of a round's store, the effect of a call on them, and their size.
 
 `Data.effect_of` computes a call's answer and writes, and changes nothing. `Data.commit` carries out
-the writes of a call, or those of a log. Nodes and waiting calls are no concern of this file.
+the writes of a call, or those of a log. This file must not handle nodes or waiting calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of a round's store in writing, from which another coordinator's store continues.
 
 The log has one `Settled` for each call. A snapshot has the whole store, in items of a bounded size.
-Their encoding, and the place where they are kept, are no concern of this file.
+This file must not decide their encoding, or where they are kept.
 """
 
 from __future__ import annotations

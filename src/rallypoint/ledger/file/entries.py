@@ -1,7 +1,7 @@
 """The folder of each register, or of each log, of a file ledger: the entries of the index.
 
 A name that is removed and used again gets another folder. So a process that was frozen meanwhile
-finds no folder to write to. The content of a folder is no concern of this file.
+finds no folder to write to. This file must not use the content of a folder.
 """
 
 from __future__ import annotations
