@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import stalls
-from tests.agent.processes import stands_still
+from tests.agent.processes import is_stopped
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
@@ -54,13 +54,13 @@ def test_a_paused_process_continues_unless_the_test_stopped_it() -> None:
             with pauses.tracing():
                 assert {one.pid, other.pid} <= stalls.below_this()
                 pauses._stall("its processes", 3_600.0, 0.0, "here")
-                wait_until(lambda: stands_still(one.pid) and stands_still(other.pid))
+                wait_until(lambda: is_stopped(one.pid) and is_stopped(other.pid))
                 other.send_signal(signal.SIGSTOP)
                 [timer] = pauses._timers
                 timer.cancel()
                 timer.function(*timer.args)  # as if the time were over
-            wait_until(lambda: not stands_still(one.pid))
-            assert stands_still(other.pid)
+            wait_until(lambda: not is_stopped(one.pid))
+            assert is_stopped(other.pid)
         finally:
             one.kill()
             other.kill()

@@ -54,7 +54,7 @@ def alive(pid: int) -> bool:
     return text[text.rfind(")") + 2] not in "ZX"
 
 
-def stands_still(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
     """Whether no thread of the process runs: it was stopped, or has ended."""
     with contextlib.suppress(OSError):  # a thread that ends just now
         texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
@@ -242,7 +242,7 @@ class Machine:
         for pid in pids:
             self.frozen.add(pid)
             os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: all(map(stands_still, pids)))
+        wait_until(lambda: all(map(is_stopped, pids)))
 
     def thaw(self, *pids: int) -> None:
         for pid in pids:

@@ -48,7 +48,7 @@ class Process:
     def now(self) -> dict[str, Any]:
         return self.said[-1] if self.said else {}
 
-    def has_said(self, since_s: float = 0.0, **wanted: object) -> dict[str, Any] | None:
+    def line_with(self, since_s: float = 0.0, **wanted: object) -> dict[str, Any] | None:
         for each in list(self.said):
             if each["at_s"] >= since_s and all(each[k] == v for k, v in wanted.items()):
                 return each
@@ -99,8 +99,8 @@ def test_a_coordinator_killed_with_its_node_is_replaced_and_the_round_continues(
     host, others = host_and_others(start(4))
     killed_s = time.monotonic()
     host.send(signal.SIGKILL)
-    wait_for(lambda: all(each.has_said(killed_s, term=2, connected=True) for each in others))
-    back = [each.has_said(killed_s, term=2, connected=True) for each in others]
+    wait_for(lambda: all(each.line_with(killed_s, term=2, connected=True) for each in others))
+    back = [each.line_with(killed_s, term=2, connected=True) for each in others]
     took_s = [each["at_s"] - killed_s for each in back if each]
     assert min(took_s) < SERVES_WITHIN_S
     assert max(took_s) < ALL_WITHIN_S
@@ -108,7 +108,7 @@ def test_a_coordinator_killed_with_its_node_is_replaced_and_the_round_continues(
         assert each is not None
         assert (each["round"], each["change"]) == (1, "")
     # The node that was killed stays away, and only that ends the round: the others go on.
-    wait_for(lambda: all(each.has_said(round=2) for each in others))
+    wait_for(lambda: all(each.line_with(round=2) for each in others))
     for other in others:
         ended = [said["change"] for said in other.said if said["change"]]
         assert len(ended) == 1
@@ -120,13 +120,13 @@ def test_a_frozen_coordinator_changes_nothing_when_it_thaws(
 ) -> None:
     host, others = host_and_others(start(3))
     host.send(signal.SIGSTOP)
-    wait_for(lambda: all(each.has_said(round=2, connected=True) for each in others), 60.0)
+    wait_for(lambda: all(each.line_with(round=2, connected=True) for each in others), 60.0)
     term = others[0].now["term"]
     thawed_s = time.monotonic()
     host.send(signal.SIGCONT)
     # Its node learns that the run went on without it, and comes back into the next round.
-    wait_for(lambda: host.has_said(thawed_s, connected=True, hosts=False))
-    wait_for(lambda: host.has_said(thawed_s, round=3))
+    wait_for(lambda: host.line_with(thawed_s, connected=True, hosts=False))
+    wait_for(lambda: host.line_with(thawed_s, round=3))
     ended = [each["change"] for each in host.said if each["change"]]
     assert ended
     assert all(each.now["term"] == term for each in (*others, host))

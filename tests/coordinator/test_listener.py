@@ -28,7 +28,7 @@ ASK_WITH_TOKEN = ASK.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\
 
 
 @contextlib.asynccontextmanager
-async def strangers(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
+async def connections_without_token(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
     """Connections that send nothing."""
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     try:
@@ -49,7 +49,7 @@ def test_connections_without_a_token_are_bounded_and_a_token_still_connects() ->
 
     async def main() -> None:
         most = 0
-        async with served(config) as (server, port), strangers(port, 40):
+        async with served(config) as (server, port), connections_without_token(port, 40):
             endpoint = f"http://127.0.0.1:{port}"
             await until(lambda: open_count(server) == 8, "the bound is not used")
             joining = asyncio.create_task(_join(endpoint))
@@ -73,7 +73,7 @@ def test_at_the_bound_connections_without_a_token_have_less_time(
     config = CoordinatorConfig(token=TOKEN, strangers_max=2, attach_timeout_s=600.0)
 
     async def main() -> None:
-        async with served(config) as (_, port), strangers(port, 2) as held:
+        async with served(config) as (_, port), connections_without_token(port, 2) as held:
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(10.0):  # A silent connection has 15 s otherwise.
                 for each in held:
@@ -103,7 +103,7 @@ def test_a_connection_that_showed_the_token_stays() -> None:
     async def main() -> None:
         async with served(CoordinatorConfig(token=TOKEN, attach_timeout_s=0.6)) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            async with strangers(port, 1):
+            async with connections_without_token(port, 1):
                 writer.write(ASK_WITH_TOKEN)
                 assert b" 200 " in await reader.readuntil(b"ok\n")
                 await until(lambda: open_count(server) == 1, "the stranger was not cut")
@@ -134,7 +134,7 @@ def test_connections_are_bounded_by_spare_descriptors(monkeypatch: pytest.Monkey
     monkeypatch.setattr(serving, "connections_max", lambda: 4)
 
     async def main() -> None:
-        async with served() as (server, port), strangers(port, 10) as held:
+        async with served() as (server, port), connections_without_token(port, 10) as held:
             await until(lambda: open_count(server) == 4, "the bound is not used")
             last = held[-1]
             last.sendall(ASK)

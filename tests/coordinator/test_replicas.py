@@ -216,7 +216,7 @@ class Listening:
 
 
 @contextlib.asynccontextmanager
-async def stranger_in_the_lease() -> AsyncIterator[tuple[Replica, Listening]]:
+async def other_address_in_the_lease() -> AsyncIterator[tuple[Replica, Listening]]:
     """Run "one" is another's, in whose lease a stranger's address stands. The replica to ask, and
     the stranger."""
     ledger, own = MemoryLedger(), Listening()
@@ -265,7 +265,7 @@ def test_the_token_is_sent_to_replicas_but_not_to_a_node() -> None:
 
 def test_a_request_without_the_token_is_not_forwarded() -> None:
     async def main() -> None:
-        async with stranger_in_the_lease() as (b, own):
+        async with other_address_in_the_lease() as (b, own):
             for token in ("", "wrong"):
                 for path in ("/api/v1/runs/one", "/api/v1/runs"):
                     assert (await b.ask(path, token=token))[0] == 401
@@ -314,7 +314,7 @@ def test_two_replicas_that_name_each_other_do_not_loop() -> None:
 
 def test_an_answer_of_something_else_is_not_passed_on() -> None:
     async def main() -> None:
-        async with stranger_in_the_lease() as (b, own):
+        async with other_address_in_the_lease() as (b, own):
             for body in (b"", b"<html>", b"[]", b"[" * 100_000, b'{"runs": 5}', b"\xff\xfe"):
                 own.body = body
                 listed = await b.list()
@@ -330,7 +330,7 @@ def test_an_answer_about_another_run_or_an_endless_one_is_not_passed_on(
     monkeypatch.setattr(replicas, "ANSWER_BYTES_MAX", 10_000)
 
     async def main() -> None:
-        async with stranger_in_the_lease() as (b, own):
+        async with other_address_in_the_lease() as (b, own):
             own.body = json.dumps({"run_id": "two", "phase": "active"}).encode()
             assert (await b.status("one")).phase == "unreachable"
             own.body = json.dumps({"run_id": "one", "reason": "x" * 10_000}).encode()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.core.store_calls import Desk
+from tests.core.store_client import StoreClient
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def client() -> StoreClient:
+    return StoreClient()

@@ -82,7 +82,7 @@ class Engine:
         self.cells[key] = e.Versioned(value, version)
         if key == "map":
             assert current is not None
-            self._shelf_written(current.value, value)
+            self._map_written(current.value, value)
         else:
             self._written(key, value)
         return e.Swapped(version)
@@ -139,7 +139,7 @@ class Engine:
             key: e.Versioned(each.value, each.version) for key, each in register_map.entries.items()
         }
 
-    def _shelf_written(self, before: bytes, after: bytes) -> None:
+    def _map_written(self, before: bytes, after: bytes) -> None:
         old = single_value.decode(before, "map").entries
         changed = [
             (key, entry.value)

@@ -50,9 +50,9 @@ class Process:
         self.rate = rng.uniform(0.5, 2.0) if wild else rng.uniform(0.92, 1.08)
         self.offset_s = rng.uniform(-1000.0, 1000.0)
         self.wakes_s = float("inf")
-        self.take_office()
+        self.start_again()
 
-    def take_office(self) -> None:
+    def start_again(self) -> None:
         """A lease under a name that was never used."""
         self.world.names += 1
         name = f"p{self.index}.{self.world.names}"
@@ -78,7 +78,7 @@ class Process:
                 self.do(run, claim.begin(now_s))
             self.do(run, claim.tick(now_s))
         if self.holder.is_lost:
-            self.take_office()
+            self.start_again()
             self.wake()
         if self.is_leaving and self.holder.has_moved:
             self.world.die(self)
@@ -181,7 +181,7 @@ class Process:
                 following = msgspec.structs.replace(register, round=_round(register))
             self.do(run, claim.commit(following, now_s))
 
-    def let_go(self, pause_s: float) -> None:
+    def resign(self, pause_s: float) -> None:
         for run, claim in self.claims.items():
             if claim.state is e.ClaimState.OWNED:
                 self.do(run, claim.resign(self.now_s(), pause_s))
@@ -304,7 +304,7 @@ class World:
 
     def read(self, process: Process, key: str, then: Then) -> None:
         if self.plan.has_one_register:
-            self._ask_shelf(process, lambda register_map, _: then(_found(register_map.read(key))))
+            self._ask_map(process, lambda register_map, _: then(_found(register_map.read(key))))
         else:
             self._ask(process, lambda: self.engine.read(key), then)
 
@@ -313,14 +313,14 @@ class World:
     ) -> None:
         if self.plan.has_one_register:
             swap = _MapSwap(self, process, key, expected, value, then)
-            self._ask_shelf(process, swap.map_read)
+            self._ask_map(process, swap.map_read)
         else:
             self._ask(process, lambda: self.engine.swap(key, expected, value), then)
         if not self.is_healed and self.rng.random() < 0.3:
             # A timeout. The answer may come after it, or have come before it.
             self.at(1.0, self._deliver, process, process.life, then, e.Unknown("no answer"))
 
-    def _ask_shelf(
+    def _ask_map(
         self, process: Process, then: Callable[[single_value.RegisterMap, int], None]
     ) -> None:
         def unpack(found: e.Versioned) -> None:
@@ -365,7 +365,7 @@ class World:
             process.hand_over()
             self.at(3.0, self._leave, process, process.life)
         elif draw < 0.9 and process.is_awake:
-            process.let_go(self.rng.uniform(0.0, 1.0))
+            process.resign(self.rng.uniform(0.0, 1.0))
         else:
             self._sweep()
         self._after(process)

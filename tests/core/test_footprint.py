@@ -47,7 +47,7 @@ def calls_that_wait(store: RoundStore) -> None:
         store.apply("a", number, Get(f"key/{number}"), 1000.0 - number / 10, 0.0)
 
 
-def answers_that_nobody_acknowledges(store: RoundStore) -> None:
+def unacknowledged_answers(store: RoundStore) -> None:
     for number in range(5_000):
         store.apply("a", number, CompareSet("key", b"", bytes(number % 200)), None, 0.0)
 
@@ -61,7 +61,7 @@ KINDS = (
     large_values,
     keys_that_are_waited_for,
     calls_that_wait,
-    answers_that_nobody_acknowledges,
+    unacknowledged_answers,
     numbers_left_open,
 )
 

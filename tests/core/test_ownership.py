@@ -150,7 +150,7 @@ class TestAnOwnerThatLives:
 
 
 class TestAnOwnerThatDoesNotRenew:
-    def stands_still(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
+    def never_renews(self, me: Claimant, until_s: float, version: int = 3) -> list[e.Action]:
         """Look whenever the claim asks to, and find the owner's lease unchanged."""
         actions = me.judges(serving(), 0.0, version)
         while (now_s := me.claim.next_tick_s() or 0.0) <= until_s:
@@ -160,13 +160,13 @@ class TestAnOwnerThatDoesNotRenew:
 
     def test_a_lease_is_revoked_after_the_ttl_on_the_readers_clock(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         assert (swap.process, swap.expected) == ("other", 3)
         assert lease_in(swap) == revoked("other", by="me")
 
     def test_a_lease_is_kept_until_the_ttl_is_over(self):
         me = Claimant()
-        assert self.stands_still(me, 2.9) == [e.OwnedElsewhere(THERE, "other")]
+        assert self.never_renews(me, 2.9) == [e.OwnedElsewhere(THERE, "other")]
 
     def test_the_last_read_is_when_the_ttl_ends(self):
         me = Claimant()
@@ -209,25 +209,25 @@ class TestAnOwnerThatDoesNotRenew:
 
     def test_after_the_revocation_the_run_is_adopted_in_the_next_term(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         adopt = run_swap_of(me.claim.lease_swapped(swap, e.Swapped(4), 3.1))
         assert adopt.expected == 7
         assert e.decode_run(adopt.value) == register("me", 5)
 
     def test_own_bytes_in_a_conflict_mean_a_revocation(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         run_swap_of(me.claim.lease_swapped(swap, e.Conflict(e.Versioned(swap.value, 4)), 3.1))
 
     def test_an_unknown_revocation_is_repeated_with_the_same_bytes(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         assert me.claim.lease_swapped(swap, e.Unknown("timeout"), 3.2) == []
         assert me.claim.tick(3.5) == [swap]
 
     def test_a_renewal_before_the_revocation_keeps_the_lease(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         (asked,) = me.claim.lease_swapped(swap, e.Conflict(found(serving(beat=2), 4)), 3.1)
         assert isinstance(asked, e.ReadRun)
         (judge,) = me.claim.run_read(asked, found(register()), 3.2)
@@ -237,7 +237,7 @@ class TestAnOwnerThatDoesNotRenew:
 
     def test_a_candidate_that_revoked_and_died_leaves_the_run_to_the_next(self):
         me = Claimant()
-        swap = swap_of(self.stands_still(me, 3.0))
+        swap = swap_of(self.never_renews(me, 3.0))
         me.claim.lease_swapped(swap, e.Conflict(found(revoked("other", by="third"), 4)), 3.1)
         asked = me.claim.tick(3.6)[0]
         assert isinstance(asked, e.ReadRun)
@@ -247,7 +247,7 @@ class TestAnOwnerThatDoesNotRenew:
 
     def test_another_process_at_the_same_version_is_another_lease(self):
         me = Claimant()
-        self.stands_still(me, 2.5, version=3)
+        self.never_renews(me, 2.5, version=3)
         run = register("third", 5)
         actions = me.judges(serving("third"), 3.0, version=3, run=run)
         assert actions == [e.OwnedElsewhere((Address("third", 2),), "third")]
@@ -279,7 +279,7 @@ class TestLateAnswers:
         made["resigning"].wins()
         made["resigning"].claim.resign(0.0)
         made["revoking"] = Claimant()
-        TestAnOwnerThatDoesNotRenew().stands_still(made["revoking"], 3.0)
+        TestAnOwnerThatDoesNotRenew().never_renews(made["revoking"], 3.0)
         made["checking"] = Claimant()
         made["checking"].claim.answers_floor = False
         made["checking"].sees(None, 0.0)

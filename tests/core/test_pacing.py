@@ -105,7 +105,7 @@ def under_new_names(end: Callable[[Driver, str], None]) -> Storm:
     return storm
 
 
-def is_let_in() -> tuple[Driver, Callable[[], None]]:
+def newcomer_is_admitted() -> tuple[Driver, Callable[[], None]]:
     """In a run whose settings say so, nothing delays a newcomer."""
     driver = Driver(min=1, max=2, last_call=0.0, scale_up=0.0, settle=0.0)
     driver.join("good")
@@ -150,7 +150,7 @@ STORMS: dict[str, Storm] = {
     "leaves and comes": under_new_names(lambda driver, name: driver.leave(name)),
     "departs and comes": under_new_names(_departs),
     "dies and comes": under_new_names(lambda driver, name: driver.die(name)),
-    "is let in": is_let_in,
+    "is admitted": newcomer_is_admitted,
     "goes while it is written": goes_while_it_is_written,
 }
 

@@ -30,133 +30,135 @@ from rallypoint.core.store import (
     Wait,
 )
 from rallypoint.core.store.store import RoundStore
-from tests.core.store_calls import Desk
+from tests.core.store_client import StoreClient
 
 
 class TestOneCall:
-    def test_set_then_get(self, desk: Desk) -> None:
-        assert desk.value(Set("k", b"1")) is None
-        assert desk.value(Get("k")) == b"1"
-        desk.value(Set("k", b""))
-        assert desk.value(Get("k")) == b""
+    def test_set_then_get(self, client: StoreClient) -> None:
+        assert client.value(Set("k", b"1")) is None
+        assert client.value(Get("k")) == b"1"
+        client.value(Set("k", b""))
+        assert client.value(Get("k")) == b""
 
-    def test_add_counts_from_zero_and_leaves_a_decimal(self, desk: Desk) -> None:
-        assert [desk.value(Add("n", amount)) for amount in (5, -7, 0)] == [5, -2, -2]
-        assert desk.value(Get("n")) == b"-2"
+    def test_add_counts_from_zero_and_leaves_a_decimal(self, client: StoreClient) -> None:
+        assert [client.value(Add("n", amount)) for amount in (5, -7, 0)] == [5, -2, -2]
+        assert client.value(Get("n")) == b"-2"
 
-    def test_add_of_zero_makes_the_key(self, desk: Desk) -> None:
-        assert desk.value(Add("n", 0)) == 0
-        assert desk.value(Check(("n",))) is True
+    def test_add_of_zero_makes_the_key(self, client: StoreClient) -> None:
+        assert client.value(Add("n", 0)) == 0
+        assert client.value(Check(("n",))) is True
 
-    def test_add_continues_what_was_set(self, desk: Desk) -> None:
-        desk.value(MultiSet(("n", "m"), (b"+041", b"")))
-        assert desk.value(Add("n", 1)) == 42
-        assert desk.value(Add("m", 1)) == 1
+    def test_add_continues_what_was_set(self, client: StoreClient) -> None:
+        client.value(MultiSet(("n", "m"), (b"+041", b"")))
+        assert client.value(Add("n", 1)) == 42
+        assert client.value(Add("m", 1)) == 1
 
     @pytest.mark.parametrize(
         "value", [b"x", b"12x", b" 1", b"1_0", b"1.0", b"9" * 19, b"9" * 10_000, "٣".encode()]
     )
-    def test_add_to_a_value_that_is_no_integer_fails(self, desk: Desk, value: bytes) -> None:
-        desk.value(Set("n", value))
-        assert desk.failure(Add("n", 1)).code == NOT_AN_INTEGER
-        assert desk.value(Get("n")) == value
+    def test_add_to_a_value_that_is_no_integer_fails(
+        self, client: StoreClient, value: bytes
+    ) -> None:
+        client.value(Set("n", value))
+        assert client.failure(Add("n", 1)).code == NOT_AN_INTEGER
+        assert client.value(Get("n")) == value
 
-    def test_add_beyond_64_bits(self, desk: Desk) -> None:
-        desk.value(Add("n", 2**63 - 1))
-        assert desk.failure(Add("n", 1)).code == LIMIT
-        assert desk.failure(Add("n", 2**63)).code == BAD_REQUEST
-        assert desk.value(Get("n")) == b"9223372036854775807"
+    def test_add_beyond_64_bits(self, client: StoreClient) -> None:
+        client.value(Add("n", 2**63 - 1))
+        assert client.failure(Add("n", 1)).code == LIMIT
+        assert client.failure(Add("n", 2**63)).code == BAD_REQUEST
+        assert client.value(Get("n")) == b"9223372036854775807"
 
-    def test_compare_set_on_an_absent_key(self, desk: Desk) -> None:
-        assert desk.value(CompareSet("k", b"old", b"new")) == b"old"
-        assert desk.value(Check(("k",))) is False
-        assert desk.value(CompareSet("k", b"", b"new")) == b"new"
-        assert desk.value(Get("k")) == b"new"
+    def test_compare_set_on_an_absent_key(self, client: StoreClient) -> None:
+        assert client.value(CompareSet("k", b"old", b"new")) == b"old"
+        assert client.value(Check(("k",))) is False
+        assert client.value(CompareSet("k", b"", b"new")) == b"new"
+        assert client.value(Get("k")) == b"new"
 
-    def test_compare_set_on_a_present_key(self, desk: Desk) -> None:
-        desk.value(Set("k", b"1"))
-        assert desk.value(CompareSet("k", b"0", b"2")) == b"1"
-        assert desk.value(CompareSet("k", b"", b"2")) == b"1"
-        assert desk.value(CompareSet("k", b"1", b"2")) == b"2"
-        assert desk.value(Get("k")) == b"2"
+    def test_compare_set_on_a_present_key(self, client: StoreClient) -> None:
+        client.value(Set("k", b"1"))
+        assert client.value(CompareSet("k", b"0", b"2")) == b"1"
+        assert client.value(CompareSet("k", b"", b"2")) == b"1"
+        assert client.value(CompareSet("k", b"1", b"2")) == b"2"
+        assert client.value(Get("k")) == b"2"
 
-    def test_append_extends_a_value(self, desk: Desk) -> None:
+    def test_append_extends_a_value(self, client: StoreClient) -> None:
         for part in (b"a", b"b", b"", b"c"):
-            assert desk.value(Append("k", part)) is None
-        assert desk.value(Get("k")) == b"abc"
-        desk.value(Append("k", b"d"))
-        assert desk.value(CompareSet("k", b"abcd", b"e")) == b"e"
+            assert client.value(Append("k", part)) is None
+        assert client.value(Get("k")) == b"abc"
+        client.value(Append("k", b"d"))
+        assert client.value(CompareSet("k", b"abcd", b"e")) == b"e"
 
-    def test_a_value_that_was_read_does_not_change_on_append(self, desk: Desk) -> None:
-        desk.value(Append("k", b"a"))
-        read = desk.value(Get("k"))
-        desk.value(Append("k", b"b"))
-        assert (read, desk.value(Get("k"))) == (b"a", b"ab")
+    def test_a_value_that_was_read_does_not_change_on_append(self, client: StoreClient) -> None:
+        client.value(Append("k", b"a"))
+        read = client.value(Get("k"))
+        client.value(Append("k", b"b"))
+        assert (read, client.value(Get("k"))) == (b"a", b"ab")
 
-    def test_multi_set_and_multi_get_keep_their_order(self, desk: Desk) -> None:
-        assert desk.value(MultiSet(("b", "a", "b"), (b"1", b"2", b"3"))) is None
-        assert desk.value(MultiGet(("a", "b", "a"))) == (b"2", b"3", b"2")
-        assert desk.value(MultiGet(())) == ()
-        assert desk.value(Wait(())) is None
+    def test_multi_set_and_multi_get_keep_their_order(self, client: StoreClient) -> None:
+        assert client.value(MultiSet(("b", "a", "b"), (b"1", b"2", b"3"))) is None
+        assert client.value(MultiGet(("a", "b", "a"))) == (b"2", b"3", b"2")
+        assert client.value(MultiGet(())) == ()
+        assert client.value(Wait(())) is None
 
-    def test_multi_set_needs_a_value_for_each_key(self, desk: Desk) -> None:
-        assert desk.failure(MultiSet(("a", "b"), (b"1",))).code == BAD_REQUEST
-        assert desk.value(NumKeys()) == 0
+    def test_multi_set_needs_a_value_for_each_key(self, client: StoreClient) -> None:
+        assert client.failure(MultiSet(("a", "b"), (b"1",))).code == BAD_REQUEST
+        assert client.value(NumKeys()) == 0
 
-    def test_check_is_true_only_with_all_keys(self, desk: Desk) -> None:
-        desk.value(Set("a", b""))
-        assert desk.value(Check(("a",))) is True
-        assert desk.value(Check(("a", "b"))) is False
-        assert desk.value(Check(())) is True
+    def test_check_is_true_only_with_all_keys(self, client: StoreClient) -> None:
+        client.value(Set("a", b""))
+        assert client.value(Check(("a",))) is True
+        assert client.value(Check(("a", "b"))) is False
+        assert client.value(Check(())) is True
 
-    def test_delete_key_and_num_keys_work(self, desk: Desk) -> None:
-        desk.value(Set("a", b"1"))
-        assert desk.value(NumKeys()) == 1
-        assert desk.value(DeleteKey("a")) is True
-        assert desk.value(DeleteKey("a")) is False
-        assert desk.value(NumKeys()) == 0
+    def test_delete_key_and_num_keys_work(self, client: StoreClient) -> None:
+        client.value(Set("a", b"1"))
+        assert client.value(NumKeys()) == 1
+        assert client.value(DeleteKey("a")) is True
+        assert client.value(DeleteKey("a")) is False
+        assert client.value(NumKeys()) == 0
 
-    def test_usage_counts_utf8_bytes_of_keys_and_values(self, desk: Desk) -> None:
-        desk.value(Set("ä", b"123"))
-        desk.value(Append("ä", b"4"))
-        desk.value(Append("b", b"5"))
-        assert desk.store.usage() == (2, 2 + 4 + 1 + 1)
-        desk.value(DeleteKey("ä"))
-        assert desk.store.usage() == (1, 2)
+    def test_usage_counts_utf8_bytes_of_keys_and_values(self, client: StoreClient) -> None:
+        client.value(Set("ä", b"123"))
+        client.value(Append("ä", b"4"))
+        client.value(Append("b", b"5"))
+        assert client.store.usage() == (2, 2 + 4 + 1 + 1)
+        client.value(DeleteKey("ä"))
+        assert client.store.usage() == (1, 2)
 
-    def test_r4_only_members_of_the_round_are_served(self, desk: Desk) -> None:
-        assert desk.failure(Set("k", b"1"), node="stranger").code == BAD_REQUEST
-        assert desk.store.usage() == (0, 0)
+    def test_r4_only_members_of_the_round_are_served(self, client: StoreClient) -> None:
+        assert client.failure(Set("k", b"1"), node="stranger").code == BAD_REQUEST
+        assert client.store.usage() == (0, 0)
 
 
 class TestEnd:
-    def test_the_end_answers_all_waits_in_order_and_later_calls(self, desk: Desk) -> None:
-        desk.arrive(2)
-        desk.waits(Get("k"), timeout_s=1)
-        desk.arrive(0)
+    def test_the_end_answers_all_waits_in_order_and_later_calls(self, client: StoreClient) -> None:
+        client.arrive(2)
+        client.waits(Get("k"), timeout_s=1)
+        client.arrive(0)
         over = StoreFailure(ROUND_ENDED, "node-3 was lost")
-        assert desk.store.end("node-3 was lost") == [
+        assert client.store.end("node-3 was lost") == [
             Answer("b", 1, over),
             Answer("a", 2, over),
             Answer("a", 3, over),
         ]
-        assert desk.call(Set("k", b"")) == over
-        assert desk.later(5) == []
+        assert client.call(Set("k", b"")) == over
+        assert client.later(5) == []
 
-    def test_the_first_end_counts(self, desk: Desk) -> None:
-        desk.store.end("first")
-        assert desk.store.end("second") == []
-        assert desk.failure(NumKeys()).message == "first"
+    def test_the_first_end_counts(self, client: StoreClient) -> None:
+        client.store.end("first")
+        assert client.store.end("second") == []
+        assert client.failure(NumKeys()).message == "first"
 
-    def test_earlier_answers_are_still_remembered(self, desk: Desk) -> None:
-        done = desk.send(Add("n", 1))
-        desk.store.end("over")
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == done
+    def test_earlier_answers_are_still_remembered(self, client: StoreClient) -> None:
+        done = client.send(Add("n", 1))
+        client.store.end("over")
+        assert client.store.apply("a", 1, Add("n", 1), None, 0.0) == done
 
-    def test_the_end_drops_the_data(self, desk: Desk) -> None:
-        desk.value(Set("k", b"1"))
-        desk.store.end("over")
-        assert desk.store.usage() == (0, 0)
+    def test_the_end_drops_the_data(self, client: StoreClient) -> None:
+        client.value(Set("k", b"1"))
+        client.store.end("over")
+        assert client.store.usage() == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from rallypoint.core.store import (
     Wait,
 )
 from rallypoint.core.store.waits import WAITING_KEY_BYTES
-from tests.core.store_calls import Desk, failed
+from tests.core.store_client import StoreClient, failed
 
 
 class TestLimits:
@@ -42,64 +42,64 @@ class TestLimits:
     def test_beyond_a_limit_nothing_changes(
         self, limits: dict[str, int], op: StoreOp, message: str
     ) -> None:
-        desk = Desk(**limits)
-        failure = desk.failure(op)
+        client = StoreClient(**limits)
+        failure = client.failure(op)
         assert failure.code == LIMIT
         assert failure.message.startswith(message)
-        assert desk.store.usage() == (0, 0)
-        assert desk.store.freeze().waiting == ()
+        assert client.store.usage() == (0, 0)
+        assert client.store.freeze().waiting == ()
 
     def test_calls_up_to_a_limit_are_applied(self) -> None:
-        desk = Desk(key_bytes_max=2, value_bytes_max=3, total_bytes_max=5, keys_max=1)
-        desk.value(Set("kk", b"123"))
-        desk.value(Set("kk", b"321"))
-        assert desk.failure(Append("kk", b"4")).code == LIMIT
-        assert desk.failure(Set("l", b"")).code == LIMIT
-        desk.value(DeleteKey("kk"))
-        desk.value(Set("l", b"123"))
+        client = StoreClient(key_bytes_max=2, value_bytes_max=3, total_bytes_max=5, keys_max=1)
+        client.value(Set("kk", b"123"))
+        client.value(Set("kk", b"321"))
+        assert client.failure(Append("kk", b"4")).code == LIMIT
+        assert client.failure(Set("l", b"")).code == LIMIT
+        client.value(DeleteKey("kk"))
+        client.value(Set("l", b"123"))
 
     def test_a_repeated_key_counts_once(self) -> None:
-        desk = Desk(total_bytes_max=2, keys_max=1)
-        desk.value(MultiSet(("k", "k", "k"), (b"1", b"2", b"3")))
-        assert desk.store.usage() == (1, 2)
+        client = StoreClient(total_bytes_max=2, keys_max=1)
+        client.value(MultiSet(("k", "k", "k"), (b"1", b"2", b"3")))
+        assert client.store.usage() == (1, 2)
 
     def test_a_value_read_often_in_one_call_makes_a_large_answer(self) -> None:
-        desk = Desk(answer_bytes_max=10)
-        desk.value(Set("k", b"1234"))
-        assert desk.failure(MultiGet(("k",) * 3)).code == LIMIT
-        desk.waits(MultiGet(("k", "k", "l")))
-        assert failed(desk.send(Set("l", b"1234"))[1]).code == LIMIT
+        client = StoreClient(answer_bytes_max=10)
+        client.value(Set("k", b"1234"))
+        assert client.failure(MultiGet(("k",) * 3)).code == LIMIT
+        client.waits(MultiGet(("k", "k", "l")))
+        assert failed(client.send(Set("l", b"1234"))[1]).code == LIMIT
 
     def test_waiting_calls_of_a_node(self) -> None:
-        desk = Desk(waiting_calls_per_node_max=1)
-        waiting = desk.waits(Get("k"))
-        assert desk.failure(Barrier("step", 0)).code == LIMIT
-        desk.waits(Get("k"), node="b")
-        desk.store.cancel("a", waiting)
-        desk.waits(Barrier("step", 0))
+        client = StoreClient(waiting_calls_per_node_max=1)
+        waiting = client.waits(Get("k"))
+        assert client.failure(Barrier("step", 0)).code == LIMIT
+        client.waits(Get("k"), node="b")
+        client.store.cancel("a", waiting)
+        client.waits(Barrier("step", 0))
 
     def test_keys_that_a_node_waits_for(self) -> None:
-        desk = Desk(waiting_bytes_per_node_max=3 * (1 + WAITING_KEY_BYTES))
-        desk.waits(Wait(("k", "l", "m")), timeout_s=1)
-        assert desk.failure(Get("n")).code == LIMIT
-        desk.later(1)
-        desk.waits(Get("n"))
+        client = StoreClient(waiting_bytes_per_node_max=3 * (1 + WAITING_KEY_BYTES))
+        client.waits(Wait(("k", "l", "m")), timeout_s=1)
+        assert client.failure(Get("n")).code == LIMIT
+        client.later(1)
+        client.waits(Get("n"))
 
     def test_unacknowledged_calls_of_a_node(self) -> None:
-        desk = Desk(unacknowledged_calls_per_node_max=2)
-        desk.value(Add("n", 1))
-        desk.waits(Get("k"))
-        assert desk.failure(Add("n", 1)).code == LIMIT
-        desk.store.acknowledge("a", 1)
-        assert desk.store.apply("a", 3, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
+        client = StoreClient(unacknowledged_calls_per_node_max=2)
+        client.value(Add("n", 1))
+        client.waits(Get("k"))
+        assert client.failure(Add("n", 1)).code == LIMIT
+        client.store.acknowledge("a", 1)
+        assert client.store.apply("a", 3, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
 
     def test_unacknowledged_bytes_of_a_node(self) -> None:
-        desk = Desk(unacknowledged_bytes_per_node_max=5)
-        desk.value(Set("k", b"123"))
-        assert [desk.value(Get("k")) for _ in range(2)] == [b"123"] * 2
-        assert desk.failure(Get("k")).code == LIMIT
-        desk.store.acknowledge("a", 2)
-        assert desk.value(Get("k")) == b"123"
+        client = StoreClient(unacknowledged_bytes_per_node_max=5)
+        client.value(Set("k", b"123"))
+        assert [client.value(Get("k")) for _ in range(2)] == [b"123"] * 2
+        assert client.failure(Get("k")).code == LIMIT
+        client.store.acknowledge("a", 2)
+        assert client.value(Get("k")) == b"123"
 
     def test_limits_are_positive(self) -> None:
         with pytest.raises(ValueError, match="keys_max must be at least 1, not 0"):

@@ -6,93 +6,93 @@ from rallypoint.core.store import (
     Set,
     StoreValue,
 )
-from tests.core.store_calls import Desk, ids
+from tests.core.store_client import StoreClient, ids
 
 
 class TestResends:
-    def test_r11_a_repeat_is_not_applied_but_answered(self, desk: Desk) -> None:
-        first = desk.send(Add("n", 1))
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == first
-        assert desk.value(Get("n")) == b"1"
+    def test_r11_a_repeat_is_not_applied_but_answered(self, client: StoreClient) -> None:
+        first = client.send(Add("n", 1))
+        assert client.store.apply("a", 1, Add("n", 1), None, 0.0) == first
+        assert client.value(Get("n")) == b"1"
 
-    def test_ids_are_per_node(self, desk: Desk) -> None:
-        desk.store.apply("a", 1, Add("n", 1), None, 0.0)
-        assert desk.store.apply("b", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
+    def test_ids_are_per_node(self, client: StoreClient) -> None:
+        client.store.apply("a", 1, Add("n", 1), None, 0.0)
+        assert client.store.apply("b", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
 
-    def test_a_failure_is_remembered_too(self, desk: Desk) -> None:
-        desk.waits(Get("k"), timeout_s=1)
-        timed_out = desk.later(1)
-        desk.send(Set("k", b""))
-        assert desk.store.apply("a", 1, Get("k"), 1, desk.now_s) == timed_out
+    def test_a_failure_is_remembered_too(self, client: StoreClient) -> None:
+        client.waits(Get("k"), timeout_s=1)
+        timed_out = client.later(1)
+        client.send(Set("k", b""))
+        assert client.store.apply("a", 1, Get("k"), 1, client.now_s) == timed_out
 
-    def test_a_repeat_of_a_wait_does_not_put_off_its_deadline(self, desk: Desk) -> None:
-        waiting = desk.waits(Get("k"), timeout_s=5)
-        desk.later(4)
-        assert desk.store.apply("a", waiting, Get("k"), 5, desk.now_s) == []
-        assert ids(desk.later(1)) == [waiting]
+    def test_a_repeat_of_a_wait_does_not_put_off_its_deadline(self, client: StoreClient) -> None:
+        waiting = client.waits(Get("k"), timeout_s=5)
+        client.later(4)
+        assert client.store.apply("a", waiting, Get("k"), 5, client.now_s) == []
+        assert ids(client.later(1)) == [waiting]
 
-    def test_an_acknowledged_call_is_never_applied_again(self, desk: Desk) -> None:
-        desk.send(Add("n", 1))
-        desk.store.acknowledge("a", 1)
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == []
-        assert desk.store.apply("a", 0, Add("n", 1), None, 0.0) == []
-        assert desk.value(Get("n")) == b"1"
+    def test_an_acknowledged_call_is_never_applied_again(self, client: StoreClient) -> None:
+        client.send(Add("n", 1))
+        client.store.acknowledge("a", 1)
+        assert client.store.apply("a", 1, Add("n", 1), None, 0.0) == []
+        assert client.store.apply("a", 0, Add("n", 1), None, 0.0) == []
+        assert client.value(Get("n")) == b"1"
 
-    def test_a_long_wait_stays_open_below_the_acknowledged_ids(self, desk: Desk) -> None:
-        waiting = desk.waits(Get("k"))
-        desk.value(Add("n", 1))
-        desk.store.acknowledge("a", 2, still_open=[waiting])
-        assert desk.store.apply("a", 2, Add("n", 1), None, 0.0) == []
-        (_, woken) = desk.send(Set("k", b"1"))
-        assert desk.store.apply("a", waiting, Get("k"), None, 0.0) == [woken]
-        desk.store.acknowledge("a", 3)
-        assert desk.store.apply("a", waiting, Get("k"), None, 0.0) == []
+    def test_a_long_wait_stays_open_below_the_acknowledged_ids(self, client: StoreClient) -> None:
+        waiting = client.waits(Get("k"))
+        client.value(Add("n", 1))
+        client.store.acknowledge("a", 2, still_open=[waiting])
+        assert client.store.apply("a", 2, Add("n", 1), None, 0.0) == []
+        (_, woken) = client.send(Set("k", b"1"))
+        assert client.store.apply("a", waiting, Get("k"), None, 0.0) == [woken]
+        client.store.acknowledge("a", 3)
+        assert client.store.apply("a", waiting, Get("k"), None, 0.0) == []
 
-    def test_an_open_id_that_never_came_can_come_once(self, desk: Desk) -> None:
-        desk.store.acknowledge("a", 10, still_open=[4, 99])
-        first = desk.store.apply("a", 4, Add("n", 1), None, 0.0)
-        assert desk.store.apply("a", 4, Add("n", 1), None, 0.0) == first
-        desk.store.acknowledge("a", 10)
-        assert desk.store.apply("a", 4, Add("n", 1), None, 0.0) == []
+    def test_an_open_id_that_never_came_can_come_once(self, client: StoreClient) -> None:
+        client.store.acknowledge("a", 10, still_open=[4, 99])
+        first = client.store.apply("a", 4, Add("n", 1), None, 0.0)
+        assert client.store.apply("a", 4, Add("n", 1), None, 0.0) == first
+        client.store.acknowledge("a", 10)
+        assert client.store.apply("a", 4, Add("n", 1), None, 0.0) == []
 
-    def test_a_closed_id_cannot_be_opened_again(self, desk: Desk) -> None:
-        desk.send(Add("n", 1))
-        desk.store.acknowledge("a", 1)
-        desk.store.acknowledge("a", 2, still_open=[1])
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0) == []
+    def test_a_closed_id_cannot_be_opened_again(self, client: StoreClient) -> None:
+        client.send(Add("n", 1))
+        client.store.acknowledge("a", 1)
+        client.store.acknowledge("a", 2, still_open=[1])
+        assert client.store.apply("a", 1, Add("n", 1), None, 0.0) == []
 
-    def test_a_late_acknowledgement_does_nothing(self, desk: Desk) -> None:
-        waiting = desk.waits(Get("k"))
-        desk.store.acknowledge("a", 2, still_open=[waiting])
-        desk.store.acknowledge("a", 1)
-        assert ids(desk.send(Set("k", b""), "b")) == [2, waiting]
+    def test_a_late_acknowledgement_does_nothing(self, client: StoreClient) -> None:
+        waiting = client.waits(Get("k"))
+        client.store.acknowledge("a", 2, still_open=[waiting])
+        client.store.acknowledge("a", 1)
+        assert ids(client.send(Set("k", b""), "b")) == [2, waiting]
 
-    def test_acknowledging_a_wait_withdraws_it(self, desk: Desk) -> None:
-        desk.arrive(0)
-        desk.store.acknowledge("a", 1)
-        assert desk.store.freeze().barriers == ()
+    def test_acknowledging_a_wait_withdraws_it(self, client: StoreClient) -> None:
+        client.arrive(0)
+        client.store.acknowledge("a", 1)
+        assert client.store.freeze().barriers == ()
 
-    def test_a_new_incarnation_begins_anew(self, desk: Desk) -> None:
-        desk.value(Add("n", 1))
-        desk.waits(Get("k"), timeout_s=1)
-        desk.arrive(0)
-        desk.store.forget_node("a")
-        picture = desk.store.freeze()
+    def test_a_new_incarnation_begins_anew(self, client: StoreClient) -> None:
+        client.value(Add("n", 1))
+        client.waits(Get("k"), timeout_s=1)
+        client.arrive(0)
+        client.store.forget_node("a")
+        picture = client.store.freeze()
         assert (picture.waiting, picture.barriers) == ((), ())
-        assert desk.store.apply("a", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
-        assert desk.later(2) == []
+        assert client.store.apply("a", 1, Add("n", 1), None, 0.0)[0].result == StoreValue(2)
+        assert client.later(2) == []
 
-    def test_a_node_outside_the_round_changes_nothing(self, desk: Desk) -> None:
-        desk.value(Add("n", 1))
-        before = desk.store.freeze()
-        desk.store.acknowledge("outside", 5)
-        desk.store.forget_node("outside")
-        assert desk.store.freeze() == before
+    def test_a_node_outside_the_round_changes_nothing(self, client: StoreClient) -> None:
+        client.value(Add("n", 1))
+        before = client.store.freeze()
+        client.store.acknowledge("outside", 5)
+        client.store.forget_node("outside")
+        assert client.store.freeze() == before
 
 
 def test_r11_answers_of_another_coordinator_are_forgotten_once_acknowledged() -> None:
     """Also after a takeover: otherwise they would stay until the round ends."""
-    before, after = Desk(), Desk()
+    before, after = StoreClient(), StoreClient()
     before.store.note_settled()
     for _ in range(3):
         before.call(Add("n", 1))

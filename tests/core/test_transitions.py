@@ -60,7 +60,7 @@ def test_the_markdown_has_a_row_for_every_event_and_a_column_for_every_phase() -
 Move = tuple[Phase, type[on.Event], Phase]
 
 
-def silent_standby_when_newcomers_are_let_in() -> Driver:
+def silent_standby_when_newcomers_are_admitted() -> Driver:
     """A round with room for b, which was silent when it should have been admitted."""
     driver = Driver(min=1, max=2, last_call=1)
     driver.join("a")
@@ -73,9 +73,9 @@ def silent_standby_when_newcomers_are_let_in() -> Driver:
 
 def rare_runs() -> None:
     """Cases that walks seldom reach."""
-    silent_standby_when_newcomers_are_let_in().heard("b")
-    silent_standby_when_newcomers_are_let_in().answer("b")
-    silent_standby_when_newcomers_are_let_in().done("b")
+    silent_standby_when_newcomers_are_admitted().heard("b")
+    silent_standby_when_newcomers_are_admitted().answer("b")
+    silent_standby_when_newcomers_are_admitted().done("b")
     # A round ends at once while members are not ready yet, and not at a deadline.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")

@@ -145,7 +145,7 @@ def _answers_are_unique(stories: list[Story]) -> None:
         )
 
 
-def _what_was_acknowledged_is_read(stories: list[Story]) -> None:
+def _acknowledged_writes_are_read(stories: list[Story]) -> None:
     """R10: a reader sees what was acknowledged to anybody before it asked."""
     added = sorted(_all(stories, "added"), key=lambda each: each["at_s"])
     for read in _all(stories, "paused"):
@@ -166,7 +166,7 @@ _RULES: list[Callable[[list[Story]], None]] = [
     _tokens_grow,
     _an_earlier_round_is_over,
     _answers_are_unique,
-    _what_was_acknowledged_is_read,
+    _acknowledged_writes_are_read,
 ]
 
 

@@ -28,7 +28,7 @@ UNREACHABLE_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Told:
+class Ended:
     """How a command ended, and what it said on stderr."""
 
     code: int
@@ -36,7 +36,7 @@ class Told:
     took_s: float
 
 
-def command(*arguments: str, env: dict[str, str] | None = None) -> Told:
+def command(*arguments: str, env: dict[str, str] | None = None) -> Ended:
     """Run `rallypoint` to its end."""
     began_s = time.monotonic()
     ended = subprocess.run(
@@ -48,7 +48,7 @@ def command(*arguments: str, env: dict[str, str] | None = None) -> Told:
         timeout=60,
         check=False,
     )
-    return Told(ended.returncode, ended.stderr, time.monotonic() - began_s)
+    return Ended(ended.returncode, ended.stderr, time.monotonic() - began_s)
 
 
 def clean_env() -> dict[str, str]:
@@ -56,11 +56,11 @@ def clean_env() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(SRC)}
 
 
-def serve(place: str, **env: str) -> Told:
+def serve(place: str, **env: str) -> Ended:
     return command("serve", "--port", "0", "--ledger", place, env=env)
 
 
-def run(place: str, **env: str) -> Told:
+def run(place: str, **env: str) -> Ended:
     """A node of a run whose program would only say that it was started."""
     endpoint = place.replace("file:", "file://", 1) if place.startswith("file:/") else place
     setting = f"connect_timeout={CONNECT_TIMEOUT_S}"
@@ -75,7 +75,7 @@ def is_refused(place: str, code: ExitCode, *said: str, hint: str, **env: str) ->
         assert told.took_s < AT_ONCE_S
 
 
-def check(told: Told, code: ExitCode, *said: str, hint: str) -> None:
+def check(told: Ended, code: ExitCode, *said: str, hint: str) -> None:
     error = told.said[told.said.find("error: ") :]
     message, _, last = error.rstrip().rpartition("\nhint: ")
     assert told.code == code, told.said

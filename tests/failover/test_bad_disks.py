@@ -97,7 +97,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
                 is_refused(f"file:{disk}/{name}", ExitCode.USAGE, "ead-only", hint="read-write")
 
 
-class Lasting:
+class TwoAgents:
     """Two agents of a run over a folder on a disk of which something becomes."""
 
     def __init__(self, folder: Path, disk: Path) -> None:
@@ -133,21 +133,21 @@ class Lasting:
 
 def test_a_disk_that_becomes_full_suspends_the_run(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
-        lasting = Lasting(tmp_path / "fleet", disk)
-        fleet = lasting.fleet
+        agents = TwoAgents(tmp_path / "fleet", disk)
+        fleet = agents.fleet
         try:
             with full(disk):
-                lasting.is_suspended_by("No space left on device")
+                agents.is_suspended_by("No space left on device")
                 told = serve(fleet.ledger)
                 check(told, ExitCode.COULD_NOT_MEET, "bytes free", hint="make room")
-            lasting.goes_on(time.monotonic())
+            agents.goes_on(time.monotonic())
             # The same with a coordinator that dies while nothing can be written.
             with full(disk):
-                lasting.is_suspended_by("No space left on device")
-                lasting.replica.process.popen.kill()
-                lasting.replica.process.popen.wait()
+                agents.is_suspended_by("No space left on device")
+                agents.replica.process.popen.kill()
+                agents.replica.process.popen.wait()
             fleet.serve()
-            lasting.goes_on(time.monotonic())
+            agents.goes_on(time.monotonic())
         finally:
             fleet.close()
 
@@ -156,13 +156,13 @@ def test_a_disk_that_becomes_read_only_suspends_the_run(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     with mounted(tmp_path / "disk", "--bind", str(source)) as disk:
-        lasting = Lasting(tmp_path / "fleet", disk)
+        agents = TwoAgents(tmp_path / "fleet", disk)
         try:
             with read_only(disk):
-                lasting.is_suspended_by("Read-only file system")
-            lasting.goes_on(time.monotonic())
+                agents.is_suspended_by("Read-only file system")
+            agents.goes_on(time.monotonic())
         finally:
-            lasting.fleet.close()
+            agents.fleet.close()
 
 
 def test_an_etcd_that_becomes_full_suspends_the_run(tmp_path: Path) -> None:

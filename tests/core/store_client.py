@@ -17,7 +17,7 @@ from rallypoint.core.store import (
 from rallypoint.core.store.store import RoundStore
 
 
-class Desk:
+class StoreClient:
     """A store for the nodes a (ranks 0, 1), b (2) and c (3). It numbers the requests."""
 
     def __init__(self, **limits: int) -> None:
