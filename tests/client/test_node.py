@@ -102,7 +102,7 @@ def test_a_goodbye_sent_while_disconnected_arrives():
     run_clean(main)
 
 
-def test_a_node_that_has_left_does_not_come_back():
+def test_a_node_that_has_left_does_not_return():
     async def main() -> None:
         async with served() as (server, port), two(port) as (_, b):
             b.goodbye("enough")

@@ -27,7 +27,7 @@ from tests.core.claimant import (
 
 
 class TestAddressesOfAnOwner:
-    def test_nodes_attach_where_the_owners_lease_says(self):
+    def test_nodes_attach_at_the_address_in_the_owners_lease(self):
         assert e.where(register(), serving()) == THERE
 
     @pytest.mark.parametrize(

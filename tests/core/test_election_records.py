@@ -188,7 +188,7 @@ class TestTheTtlOfALease:
         hosted = msgspec.structs.replace(serving(), node=NodeId("n", 5))
         assert e.revoked_by(hosted, "me").node == NodeId("n", 5)
 
-    def test_a_lease_says_its_ttl_and_its_node(self):
+    def test_a_lease_has_its_ttl_and_its_node(self):
         made = e.LeaseHolder("me", HERE, e.Timing.of(30.0), node=NodeId("n", 5))
         lease = lease_in(swap_of(made.tick(0.0)))
         assert (lease.ttl_s, lease.node) == (30.0, NodeId("n", 5))

@@ -30,7 +30,7 @@ def test_one_seed_is_one_history() -> None:
     assert first.checker.history == second.checker.history
 
 
-def test_the_seeds_see_what_they_are_for() -> None:
+def test_the_seeds_reach_each_kind_of_fault() -> None:
     worlds = [election_sim.run(seed) for seed in range(60)]
     plans = [world.plan for world in worlds]
     terms = [world.checker.owner(run)[1] for world in worlds for run in world.runs]

@@ -81,7 +81,7 @@ class TestResuming:
             assert driver.is_connected("a")
         assert driver.names == ["a", "b"]
 
-    def test_a_secret_decides_nothing_of_what_a_round_agrees_on(self) -> None:
+    def test_the_digest_of_a_round_has_no_secret(self) -> None:
         """R2: the digest is the same with and without secrets."""
         digests = []
         for secret in ("", "s"):
@@ -193,7 +193,7 @@ class TestTwoNodesOfOneName:
         driver.advance(1.0)
         assert driver.is_connected("a'")
 
-    def test_a_stranger_that_connects_as_the_newcomer_is_refused(self) -> None:
+    def test_another_node_that_connects_as_the_newcomer_is_refused(self) -> None:
         driver = meet("a", "b")
         driver.attach("a'")
         driver.take()
@@ -202,7 +202,7 @@ class TestTwoNodesOfOneName:
         driver.advance(1.0)
         assert driver.is_connected("a'")
 
-    def test_a_stranger_does_not_take_the_newcomers_turn_while_suspended(self) -> None:
+    def test_another_node_does_not_get_the_newcomers_name_while_suspended(self) -> None:
         driver = meet("a", "b")
         driver.lose_ledger()
         driver.attach("a'")
@@ -454,7 +454,7 @@ class TestSuspended:
         driver.advance(1.0)
         assert len(driver.run.roster) == 2
 
-    def test_r5_a_deposed_coordinator_does_not_come_back(self) -> None:
+    def test_r5_a_deposed_coordinator_stays_deposed(self) -> None:
         driver = Driver(manual_commit=True, max=2)
         driver.join("a", "b")
         driver.refuse_commit()
@@ -569,7 +569,7 @@ class TestDepartures:
         assert departures.change("n1") is not None
 
 
-def test_an_outage_says_for_how_long_the_ledger_has_been_away() -> None:
+def test_the_reason_of_an_outage_has_its_duration() -> None:
     """By the coordinator's own clock (R9), and longer as time passes."""
     driver = meet("a", "b")
     driver.step(on.LedgerLost("no answer", 2.5))

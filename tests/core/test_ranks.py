@@ -98,7 +98,9 @@ class TestStable:
         assert all(ranked[rank] == name for rank, name in kept)
 
     @given(regroupings(nodes_max=5))
-    def test_no_order_moves_fewer(self, regrouping: tuple[list[str], list[Candidate]]) -> None:
+    def test_no_other_order_moves_fewer_nodes(
+        self, regrouping: tuple[list[str], list[Candidate]]
+    ) -> None:
         previous, candidates = regrouping
         names = [candidate.name for candidate in candidates]
         fewest = min(moved(previous, list(ranked)) for ranked in permutations(names))

@@ -208,7 +208,7 @@ def test_r8_a_member_that_answers_is_never_lost() -> None:
     assert driver.is_connected("c")
 
 
-def test_r8_nobody_is_lost_while_many_are_missing_together() -> None:
+def test_r8_no_member_is_lost_while_many_are_missing_together() -> None:
     """R8. ... nobody is, while many are missing together (`mass_grace_s`)."""
     driver = Driver(min=2, max=6)
     driver.join(*"abcdef")

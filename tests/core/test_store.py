@@ -145,7 +145,7 @@ class TestEnd:
         assert client.call(Set("k", b"")) == over
         assert client.later(5) == []
 
-    def test_the_first_end_counts(self, client: StoreClient) -> None:
+    def test_the_first_end_of_a_store_counts(self, client: StoreClient) -> None:
         client.store.end("first")
         assert client.store.end("second") == []
         assert client.failure(NumKeys()).message == "first"

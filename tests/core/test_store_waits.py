@@ -134,7 +134,7 @@ class TestWaiting:
         (answer,) = client.send(Get("k"), timeout_s=math.nan)
         assert failed(answer).code == BAD_REQUEST
 
-    def test_timeouts_come_by_deadline(self, client: StoreClient) -> None:
+    def test_timeouts_come_in_order_of_their_deadlines(self, client: StoreClient) -> None:
         waiting = [client.waits(Get("k"), timeout_s=timeout_s) for timeout_s in (3, 1, 2, 1)]
         assert ids(client.later(5)) == [waiting[i] for i in (1, 3, 2, 0)]
 

@@ -32,7 +32,7 @@ def told(driver: Driver, kind: type[do.Effect]) -> list[do.Effect]:
 
 @pytest.mark.parametrize("first", CAUSES)
 @pytest.mark.parametrize("second", CAUSES)
-def test_a_run_goes_on_when_the_last_reason_is_cleared(
+def test_a_run_continues_when_the_last_reason_is_cleared(
     first: SuspensionCause, second: SuspensionCause
 ) -> None:
     driver = met("a", "b")

@@ -211,7 +211,7 @@ def test_many_that_are_missing_have_a_longer_grace() -> None:
     assert large.suspicion.grace_s(SETTINGS) == 3 * SETTINGS.reconnect_grace_s
 
 
-def test_the_reachability_is_what_was_last_reported() -> None:
+def test_the_reachability_is_the_last_one_reported() -> None:
     nodes = Nodes(1)
     [member] = nodes.members
     links = [member.reachability]

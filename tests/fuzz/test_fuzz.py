@@ -137,7 +137,7 @@ def test_a_failed_task_that_nobody_awaits_is_found(monkeypatch: pytest.MonkeyPat
     assert "planted" in found_in("sides")
 
 
-def test_a_watch_sees_what_is_logged_and_what_is_lost() -> None:
+def test_a_watch_finds_log_lines_and_lost_tasks() -> None:
     import logging
 
     async def main(watch: Watch) -> None:

@@ -86,7 +86,7 @@ def test_the_client_reads_status_and_members(one_etcd: EtcdCluster) -> None:
     asyncio.run(body())
 
 
-def test_a_watch_tells_every_change_from_its_revision_on(one_etcd, prefix) -> None:
+def test_a_watch_reports_every_change_from_its_revision_on(one_etcd, prefix) -> None:
     async def body() -> None:
         async with client_of(one_etcd.options) as client:
             key = prefix.encode()
@@ -102,7 +102,7 @@ def test_a_watch_tells_every_change_from_its_revision_on(one_etcd, prefix) -> No
     asyncio.run(body())
 
 
-def test_a_watch_goes_on_after_silence_and_broken_connections(one_etcd, prefix) -> None:
+def test_a_watch_continues_after_silence_and_broken_connections(one_etcd, prefix) -> None:
     """A proxy cuts each connection. Every change is reported, and none twice."""
 
     async def body() -> None:

@@ -73,7 +73,7 @@ def test_each_option_has_one_row() -> None:
 
 
 @pytest.mark.parametrize("option", ["orphan=never", "last_call=500ms", "is_host=true"])
-def test_values_are_read_as_the_page_says(option: str) -> None:
+def test_values_are_parsed_as_the_page_says(option: str) -> None:
     name, _, value = option.partition("=")
     made = RendezvousParameters("rallypoint", "host0:1", "job", 2, 4, **{name: value})
     assert isinstance(rallypoint_rendezvous.create_handler(made), NodeRendezvousHandler)
@@ -163,7 +163,7 @@ def test_the_python_examples_are_python() -> None:
     [(1, ["0 1 "]), (2, ["reduced 1.0"]), (3, ["rank 0 of 2", "rank 1 of 2"]), (4, [])],
     ids=["handler", "world-store", "own-backend", "override"],
 )
-def test_the_examples_run_as_they_stand(number: int, said: list[str]) -> None:
+def test_the_examples_run_unchanged(number: int, said: list[str]) -> None:
     example = blocks(DOC, "python")[number].replace("29400", str(free_port()))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RALLYPOINT_")}
     env = kept | {"PYTHONPATH": str(ROOT / "src")}
