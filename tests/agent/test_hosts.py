@@ -96,4 +96,4 @@ def test_a_restarted_coordinator_has_lost_the_run(machine: Machine) -> None:
     agents[0].ends(0)
     text = agents[1].ends(4)
     assert "error: run 'test' was lost with the coordinator" in text
-    assert "hint: start the run again" in text
+    assert "hint: start all nodes of the run again" in text

@@ -192,12 +192,12 @@ def _chain(folder: Path) -> tuple[Chain, Callable[[int], Advance]]:
 
 
 def _while_listed(
-    monkeypatch: pytest.MonkeyPatch, segment: int, then: Callable[[], object], seen: int
+    monkeypatch: pytest.MonkeyPatch, name: str, then: Callable[[], object], seen: int
 ) -> None:
-    """While this segment is listed, it is moved away and emptied, after `seen` names."""
+    """While the folder of this name is listed, it is moved away and emptied, after `seen` names."""
 
     def listing(folder: Path) -> list[str]:
-        if folder.name == f"{segment:016x}":
+        if folder.name == name:
             found = sorted(names(folder))[:seen]
             monkeypatch.setattr(file_chain, "names", names)
             then()
@@ -210,8 +210,19 @@ def _while_listed(
 def test_a_segment_that_is_emptied_while_a_reader_lists_it(folder, monkeypatch) -> None:
     for seen in range(SEGMENT):
         chain, advance = _chain(folder / str(seen))
-        _while_listed(monkeypatch, SEGMENT, functools.partial(advance, 2 * SEGMENT - 1), seen)
+        written = functools.partial(advance, 2 * SEGMENT - 1)
+        _while_listed(monkeypatch, f"{SEGMENT:016x}", written, seen)
         assert chain.number() == 2 * SEGMENT
+
+
+def test_a_register_that_is_deleted_while_a_reader_lists_it(folder, monkeypatch) -> None:
+    trash = folder / "trash"
+    trash.mkdir(parents=True)
+    for seen in range(3):  # it has two segments
+        chain, _ = _chain(folder / str(seen))
+        deleted = functools.partial(Disk().move_away, folder / str(seen) / "chain", trash)
+        _while_listed(monkeypatch, "chain", deleted, seen)
+        assert chain.head() is None
 
 
 def test_a_segment_that_is_emptied_while_its_writer_looks_whether_it_counts(
@@ -224,7 +235,7 @@ def test_a_segment_that_is_emptied_while_its_writer_looks_whether_it_counts(
         advance(last)
         (folder / str(seen) / "chain" / f"{SEGMENT:016x}").mkdir()
         gone = folder / str(seen) / "chain" / f"{SEGMENT:016x}"
-        _while_listed(monkeypatch, SEGMENT, gone.rmdir, seen)
+        _while_listed(monkeypatch, gone.name, gone.rmdir, seen)
         assert chain._is_current(last) is None
 
 

@@ -392,7 +392,7 @@ def test_another_program_is_refused_as_no_etcd(prefix: str) -> None:
     async def body() -> None:
         server = await asyncio.start_server(not_found, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(RendezvousConnectionError, match="no etcd"):
+        with pytest.raises(RendezvousConnectionError, match="is not etcd"):
             await asyncio.to_thread(
                 create_backend, _params(f"127.0.0.1:{port}", prefix, read_timeout="10")
             )

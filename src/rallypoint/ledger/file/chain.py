@@ -180,9 +180,11 @@ class Chain:
                 # If the segment still has its name, nothing was removed during the listing.
                 self._path(versions[-1]).stat()
                 return versions[-1]
+        # A folder that was moved away is emptied, and may have been listed meanwhile: a segment, or
+        # the chain of a register that was deleted.
         for segment in segments:
-            # A segment that was moved away is emptied, and may have been listed meanwhile.
             self._segment(segment).stat()
+        self._folder.stat()
         raise LedgerCorruptError(
             f"{self._folder} holds no version of its register",
             hint="stop every process that uses this ledger, and restore the folder from a backup",
