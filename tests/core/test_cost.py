@@ -33,7 +33,7 @@ class Large:
         return (time.process_time() - began_s) / len(events)
 
     def ready_events(self) -> list[on.Event]:
-        """The events of all but the last node, so that no round is sealed."""
+        """The events of all but the last node, so that no round is formed."""
         return [on.NodeReady(info.id, 0, Address("h", 1), 1) for info in self.infos[:-1]]
 
 

@@ -25,27 +25,27 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         ((0, 0, 1), {}, Decision.TOO_FEW),
         ((0, 0, 2), {}, Decision.LAST_CALL),
         ((0, 0, 3), {"call": RUNNING}, Decision.LAST_CALL),
-        ((0, 0, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        ((0, 0, 2), {"call": OVER}, Decision.FORM_LAST_CALL),
         ((0, 0, 1), {"call": OVER}, Decision.TOO_FEW),
-        ((0, 0, 4), {}, Decision.SEAL_MAXIMUM),
-        ((0, 0, 9), {}, Decision.SEAL_MAXIMUM),
+        ((0, 0, 4), {}, Decision.FORM_MAXIMUM),
+        ((0, 0, 9), {}, Decision.FORM_MAXIMUM),
         ((0, 0, 2), {"expected": 3}, Decision.LAST_CALL),
-        ((0, 0, 3), {"expected": 3}, Decision.SEAL_EXPECTED),
+        ((0, 0, 3), {"expected": 3}, Decision.FORM_EXPECTED),
         # A round ended, and every survivor is ready.
         ((3, 0, 0), {}, Decision.SETTLE),
-        ((3, 0, 0), {"settled": True}, Decision.SEAL_SURVIVORS),
-        ((2, 0, 1), {"settled": True}, Decision.SEAL_SURVIVORS),
-        ((3, 0, 1), {}, Decision.SEAL_MAXIMUM),
+        ((3, 0, 0), {"settled": True}, Decision.FORM_SURVIVORS),
+        ((2, 0, 1), {"settled": True}, Decision.FORM_SURVIVORS),
+        ((3, 0, 1), {}, Decision.FORM_MAXIMUM),
         ((1, 0, 0), {"settled": True}, Decision.TOO_FEW),
         # A round ended, and a survivor is not ready: it keeps its place for one last call.
         ((2, 1, 0), {"settled": True}, Decision.LAST_CALL),
         ((3, 1, 5), {}, Decision.LAST_CALL),
-        ((3, 1, 5), {"call": OVER}, Decision.SEAL_MAXIMUM),
-        ((2, 1, 0), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        ((3, 1, 5), {"call": OVER}, Decision.FORM_MAXIMUM),
+        ((2, 1, 0), {"call": OVER}, Decision.FORM_LAST_CALL),
         ((2, 1, 1), {"expected": 3}, Decision.LAST_CALL),
         # R7: also if the survivors that hang leave fewer places than the minimum.
         ((0, 3, 2), {}, Decision.LAST_CALL),
-        ((0, 4, 2), {"call": OVER}, Decision.SEAL_LAST_CALL),
+        ((0, 4, 2), {"call": OVER}, Decision.FORM_LAST_CALL),
         # One that stops its workers, or has yet to attach after a takeover, keeps it longer.
         ((0, 0, 2), {"stopping": 2, "call": RUNNING}, Decision.LAST_CALL),
         ((0, 0, 2), {"stopping": 2, "call": OVER}, Decision.STOPPING),
@@ -56,7 +56,7 @@ def gathering(survivors: int = 0, held: int = 0, newcomers: int = 0, **more: Any
         ((2, 0, 1), {"absent": 1, "call": OVER}, Decision.ATTACHING),
         ((2, 0, 1), {"absent": 1, "stopping": 1, "call": OVER}, Decision.STOPPING),
         ((0, 0, 1), {"stopping": 3, "call": OVER}, Decision.TOO_FEW),
-        ((3, 0, 1), {"stopping": 0, "call": OVER}, Decision.SEAL_MAXIMUM),
+        ((3, 0, 1), {"stopping": 0, "call": OVER}, Decision.FORM_MAXIMUM),
         # All survivors are lost, so this is like a first round.
         ((0, 0, 2), {"settled": True}, Decision.LAST_CALL),
     ],
@@ -89,28 +89,28 @@ def gatherings(draw: st.DrawFn) -> Counts:
 
 
 @given(gatherings())
-def test_r3_a_sealed_round_is_within_the_bounds(given_: Counts) -> None:
-    if decide(given_).seals:
+def test_r3_a_formed_round_is_within_the_bounds(given_: Counts) -> None:
+    if decide(given_).forms_round:
         assert given_.minimum <= given_.chosen <= given_.maximum
 
 
 @given(gatherings())
 def test_survivors_hold_their_places_until_the_last_call_is_over(given_: Counts) -> None:
-    if decide(given_).seals and given_.call is not OVER:
+    if decide(given_).forms_round and given_.call is not OVER:
         assert given_.places_held == 0
 
 
 @given(gatherings())
 def test_no_round_is_formed_while_survivors_stop_their_workers(given_: Counts) -> None:
     if given_.stopping or given_.absent:
-        assert not decide(given_).seals
+        assert not decide(given_).forms_round
 
 
 @given(gatherings())
 def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Counts) -> None:
     is_waiting = given_.stopping or given_.absent
     if given_.call is OVER and given_.ready >= given_.minimum and not is_waiting:
-        assert decide(given_).seals
+        assert decide(given_).forms_round
 
 
 @given(gatherings())

@@ -68,7 +68,7 @@ class History:
         self._host = host
         self._gathering_since_s: float | None = now_s
         """None: the gathering began under another coordinator, so its duration is unknown."""
-        self._sealed_s = now_s
+        self._formed_s = now_s
         self._began_s: float | None = None
         """When the last round became active here; None if it is not active."""
         self._before_s = 0.0
@@ -96,7 +96,7 @@ class History:
                 continue  # This runs for every message of a node.
             match effect:
                 case do.Commit(record=RoundRecord() as record):
-                    self._sealed(record, now_s, wall_s)
+                    self._formed(record, now_s, wall_s)
                 case do.Commit(record=CloseRecord() as close):
                     self._close = str(close)
                 case do.Publish():
@@ -141,11 +141,11 @@ class History:
         """The first node is here: the gathering for the first round begins."""
         self._gathering_since_s = now_s
 
-    def _sealed(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
+    def _formed(self, record: RoundRecord, now_s: float, wall_s: float) -> None:
         since_s = self._gathering_since_s
         if self.rounds and self.rounds[-1].number == record.head.number:
             return  # The same record is committed again, after an outage.
-        self._sealed_s, self._began_s = now_s, None
+        self._formed_s, self._began_s = now_s, None
         self.rounds.append(_of_record(record, wall_s, self._host))
         self.rounds[-1].gathering_s = None if since_s is None else now_s - since_s
 
@@ -153,7 +153,7 @@ class History:
         self._began_s, self._before_s, self._is_whole = now_s, 0.0, True
         if self.rounds:
             self.rounds[-1].published = True
-            self.rounds[-1].committing_s = now_s - self._sealed_s
+            self.rounds[-1].committing_s = now_s - self._formed_s
 
     def _ended(self, change: Change, now_s: float, wall_s: float) -> None:
         if self._began_s is not None:  # None: it ended under the last coordinator
@@ -170,7 +170,7 @@ class History:
             self._began_s = None
 
     def _explain(self, change: Change) -> None:
-        """A verdict may arrive after the next round was sealed."""
+        """A verdict may arrive after the next round was formed."""
         for each in reversed(self.rounds):
             if each.number == change.round:
                 each.change, each.ended = change, str(change)

@@ -18,7 +18,7 @@ class Finished:
         """Of the last committed round."""
         self.first = first
         """Which member of that round finished first; "" if none has."""
-        self.count_at_seal = self.count
+        self.count_at_forming = self.count
         """Of the whole run, when the last record was given to the ledger."""
 
     @property
@@ -33,9 +33,9 @@ class Finished:
             self.in_round += 1
             self.first = self.first or name
 
-    def sealed(self) -> None:
+    def round_formed(self) -> None:
         """A record is given to the ledger. It does not cover members that finish from now on."""
-        self.count_at_seal = self.count
+        self.count_at_forming = self.count
 
     def round_began(self) -> None:
         """Another round is committed, and none of its members has finished in it."""

@@ -64,10 +64,10 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
 class Decision(enum.StrEnum):
     """What to do about a gathering, and by which rule."""
 
-    SEAL_MAXIMUM = "the maximum is ready"
-    SEAL_EXPECTED = "all expected nodes are ready"
-    SEAL_SURVIVORS = "every survivor of the last round is ready"
-    SEAL_LAST_CALL = "the last call is over"
+    FORM_MAXIMUM = "the maximum is ready"
+    FORM_EXPECTED = "all expected nodes are ready"
+    FORM_SURVIVORS = "every survivor of the last round is ready"
+    FORM_LAST_CALL = "the last call is over"
     STOPPING = "survivors that still answer are stopping their workers"
     ATTACHING = "some survivors have not attached to this coordinator yet"
     SETTLE = "every survivor is ready; waiting a moment for simultaneous arrivals"
@@ -75,11 +75,11 @@ class Decision(enum.StrEnum):
     TOO_FEW = "fewer than the minimum are ready"
 
     @property
-    def seals(self) -> bool:
-        return self in _SEALS
+    def forms_round(self) -> bool:
+        return self in _FORMING
 
 
-_SEALS: Final = frozenset(each for each in Decision if each.name.startswith("SEAL"))
+_FORMING: Final = frozenset(each for each in Decision if each.name.startswith("FORM_"))
 
 
 def decide(counts: Counts) -> Decision:
@@ -88,19 +88,19 @@ def decide(counts: Counts) -> Decision:
     if counts.ready < counts.minimum:
         return Decision.TOO_FEW
     if chosen >= counts.maximum:
-        return Decision.SEAL_MAXIMUM
+        return Decision.FORM_MAXIMUM
     if counts.call is Call.OVER and counts.stopping:
         return Decision.STOPPING
     if counts.call is Call.OVER and counts.absent:
         return Decision.ATTACHING
     if counts.call is Call.OVER:
-        return Decision.SEAL_LAST_CALL
+        return Decision.FORM_LAST_CALL
     # R7: survivors that hang, or cannot be heard, keep their places for one last call and no
     # longer. This holds even if they leave fewer places than the minimum.
     if counts.held:
         return Decision.LAST_CALL
     if counts.expected is not None and chosen >= counts.expected:
-        return Decision.SEAL_EXPECTED
+        return Decision.FORM_EXPECTED
     if counts.ready_survivors:
-        return Decision.SEAL_SURVIVORS if counts.settled else Decision.SETTLE
+        return Decision.FORM_SURVIVORS if counts.settled else Decision.SETTLE
     return Decision.LAST_CALL

@@ -68,7 +68,7 @@ class Marking:
         `ended` and `gone`: what happened to the round while it was written.
         """
         waiting, self._farewells = self._farewells, []
-        self.restore(record, Marks(finished=finished.count_at_seal))
+        self.restore(record, Marks(finished=finished.count_at_forming))
         self.finished_before(finished.count, now_s)
         if ended is not None:
             self.ended(ended, now_s)

@@ -2,7 +2,7 @@
 
 `Membership.step(event, now_s)` changes the state in place and returns what to do about it. A step
 has two parts. First a handler takes the event; `transitions` says which one. Then `_advance` looks
-at the counts and does what the rules demand: it declares losses, closes a case, seals a round, or
+at the counts and does what the rules demand: it declares losses, closes a case, forms a round, or
 ends the run. So each rule is in one place, for all events.
 
 This file has `step`, the handlers, and the order of the rules. Everything that can be separate is
@@ -262,7 +262,7 @@ class Membership:
         """The marks to write together with a record."""
         if isinstance(record, CloseRecord):
             return Marks()  # Nobody reads marks after a close.
-        return Marks(record.head.number, finished=self._finished.count_at_seal)
+        return Marks(record.head.number, finished=self._finished.count_at_forming)
 
     def waiting(self, now_s: float) -> Waiting | None:
         """Why no round is active; None if one is, or the run is over. Its size is bounded."""
@@ -848,14 +848,14 @@ class Membership:
                 gathering.unsettle()
             return
         decision = gathering.decide(settings)
-        if not decision.seals:
+        if not decision.forms_round:
             self._do(*gathering.wait(decision, settings, self.number + 1, self._now_s))
             return
         pause_s = gathering.pace.wait_s(self._now_s)
         if pause_s > 0:
             self._do(*gathering.pause(pause_s, self.number + 1, self._now_s))
         else:
-            self._seal(settings)
+            self._form_round(settings)
 
     def _is_ending(self, settings: RunSettings) -> bool:
         """End the run if its round is done, or if it cannot reach the minimum any more.
@@ -888,7 +888,7 @@ class Membership:
 
     # -- a round begins ------------------------------------------------------------------------
 
-    def _seal(self, settings: RunSettings) -> None:
+    def _form_round(self, settings: RunSettings) -> None:
         """Write the round to the ledger. An open case is closed first, which may end the run."""
         self._close_case(forced=True)
         if self.phase is not Phase.GATHERING:
@@ -901,10 +901,10 @@ class Membership:
             previous=self.round,
             restart_count=self.restart_count,
         )
-        self._gathering.pace.sealed(record.head.nodes)
+        self._gathering.pace.round_formed(record.head.nodes)
         self._committing.begin(record)
         self._enter(Phase.COMMITTING)
-        self._finished.sealed()
+        self._finished.round_formed()
         self._give()
 
     def _begin(self, record: RoundRecord) -> None:

@@ -42,7 +42,7 @@ class Pace:
         """How many rounds have ended since the allowance was full."""
         self._since_s = 0.0
 
-    def sealed(self, members: int) -> None:
+    def round_formed(self, members: int) -> None:
         """A round with this many members is being formed."""
         more = max(0, members - self._members_max)
         self._members_max += more

@@ -29,11 +29,12 @@ class PastRound(FrozenStruct, frozen=True):
     """One round. Durations in seconds, times of day in seconds since 1970.
 
     `formed_at`, `ended_at`: by the clocks of the hosts `formed_on` and `ended_on`. `gathering_s`:
-    from the end of the round before, or the first node's arrival, to the sealing; `committing_s`:
-    from there to the ledger's answer; `active_s`: from there to the end. Each is None if no single
-    coordinator has measured all of it, or if it is not over. `active_min_s`: how long the round is
-    known to have been active. It may have been longer while its coordinators changed. `published`:
-    whether its members were told of it; else a member went while it was committed.
+    from the end of the round before, or the first node's arrival, until it was formed;
+    `committing_s`: from then to the ledger's answer; `active_s`: from there to the end. Each is
+    None if no single coordinator has measured all of it, or if it is not over. `active_min_s`: how
+    long the round is known to have been active. It may have been longer while its coordinators
+    changed. `published`: whether its members were told of it; else a member went while it was
+    committed.
     """
 
     number: int
