@@ -586,14 +586,14 @@ class Membership:
             conflicts = self._name_conflicts
             self._do(*conflicts.challenge(member, newcomer, self.settings, self._now_s))
 
-    def _note_disconnected(self, event: on.ConnectionLost) -> None:
-        """Note it without a decision: the grace begins when the ledger is back."""
+    def _record_disconnected(self, event: on.ConnectionLost) -> None:
+        """Record it without a decision: the grace begins when the ledger is back."""
         self._suspended_events.forget_attached(event.node, event.connection_id)
         member = self.roster.living(event.node)
         if member is None or member.connection_id != event.connection_id:
             self._name_conflicts.drop(event.node, event.connection_id)
         elif member.reachability is Reachability.DISCONNECTED:
-            return  # Another end of this connection was noted before.
+            return  # Another end of this connection was recorded before.
         elif event.how is ConnectionEnd.PROCESS_ENDED:
             self._do(*self._suspicion.ended(member, self._now_s))
         elif self.settings is not None:
@@ -717,7 +717,7 @@ class Membership:
         self.suspension.begin(cause, reason, self._now_s, away_s=away_s)
         self._set_phase()
 
-    def _note_committed(self, event: on.Committed) -> None:
+    def _record_committed(self, event: on.Committed) -> None:
         """SUSPENDED: the ledger has the record, so it must not be written again."""
         is_given = not self._marking.is_writing
         self._committing.is_in_ledger = is_given and self._committing.record is not None
@@ -1105,7 +1105,7 @@ class Membership:
 
 HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any], None]]] = {
     (on.NodeAttached, Handling.NOW): Membership._on_attached,
-    (on.NodeAttached, Handling.NOTED): Membership._attach_suspended,
+    (on.NodeAttached, Handling.RECORDED): Membership._attach_suspended,
     (on.NodeAttached, Handling.REFUSED): Membership._refuse_closed,
     (on.NodeReady, Handling.NOW): Membership._on_ready,
     (on.WorkerFailed, Handling.NOW): Membership._on_worker_failed,
@@ -1118,11 +1118,11 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.ProbeAnswered, Handling.NOW): Membership._ignore,
     (on.NodeHeard, Handling.NOW): Membership._ignore,
     (on.ConnectionLost, Handling.NOW): Membership._on_connection_lost,
-    (on.ConnectionLost, Handling.NOTED): Membership._note_disconnected,
+    (on.ConnectionLost, Handling.RECORDED): Membership._record_disconnected,
     (on.NodeSilent, Handling.NOW): Membership._on_silent,
     (on.TimerFired, Handling.NOW): Membership._on_timer,
     (on.Committed, Handling.NOW): Membership._on_committed,
-    (on.Committed, Handling.NOTED): Membership._note_committed,
+    (on.Committed, Handling.RECORDED): Membership._record_committed,
     (on.Noted, Handling.NOW): Membership._on_noted,
     (on.CommitRefused, Handling.NOW): Membership._on_commit_refused,
     (on.LedgerLost, Handling.NOW): Membership._on_ledger_lost,

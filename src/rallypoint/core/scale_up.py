@@ -26,7 +26,7 @@ class ScaleUp:
         self.is_due = False
 
     def reset(self) -> None:
-        """Forget the newcomers. Those that still wait are noted again."""
+        """Forget the newcomers. Those that still wait are added again."""
         if self._timer_at_s < math.inf:
             self._timers.cancel(TimerKind.SCALE_UP)
         self._earliest_s = self._timer_at_s = math.inf

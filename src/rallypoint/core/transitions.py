@@ -30,8 +30,8 @@ class Handling(enum.Enum):
     """SUSPENDED: handled as in the phase to which the run returns when the ledger is back."""
     KEPT = enum.auto()
     """SUSPENDED: kept until the ledger is back, and handled then."""
-    NOTED = enum.auto()
-    """Noted without a decision, because this phase allows none."""
+    RECORDED = enum.auto()
+    """Recorded without a decision, because this phase allows none."""
     REFUSED = enum.auto()
     """CLOSED: refused with the reason."""
 
@@ -105,7 +105,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _ATTACHED,
         _ATTACHED,
         _ATTACHED,
-        (Handling.NOTED, "admitted or resumed; a second node of one name waits"),
+        (Handling.RECORDED, "admitted or resumed; a second node of one name waits"),
         (Handling.REFUSED, "refused: why the run was closed, and since when"),
     ),
     **_rows(
@@ -169,8 +169,8 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _LOST,
         _LOST,
         _LOST,
-        (Handling.NOTED, "recorded; when the ledger is back it has the grace, or is lost"),
-        (Handling.NOTED, "noted"),
+        (Handling.RECORDED, "recorded; when the ledger is back it has the grace, or is lost"),
+        (Handling.RECORDED, "recorded"),
     ),
     **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, _SILENT, _NOTHING),
     **_rows(on.NodeHeard, _HEARD, _HEARD, _HEARD, _HEARD, _NOTHING),
@@ -180,7 +180,7 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOT_ASKED,
         "the round is published or begun again, or the run is over",
         _NOT_ASKED,
-        (Handling.NOTED, "recorded; takes effect when the ledger is back, and is not repeated"),
+        (Handling.RECORDED, "recorded; takes effect when the ledger is back, and is not repeated"),
         _NOT_ASKED,
     ),
     **_rows(
