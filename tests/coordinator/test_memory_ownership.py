@@ -27,7 +27,7 @@ def coordinator_over(ownership: MemoryOwnership, **more: float) -> Coordinator:
     )
 
 
-def noted_steps(run: HostedRun) -> list[tuple[type, type]]:
+def recorded_steps(run: HostedRun) -> list[tuple[type, type]]:
     """What happens from now on: the type of each event, and of each of its effects."""
     happened: list[tuple[type, type]] = []
     step = run.membership.step
@@ -51,7 +51,7 @@ def test_a_commit_is_answered_after_the_event_that_caused_it() -> None:
     """Without an event loop, too: the answer is an event, and no call within the step."""
     coordinator = coordinator_over(MemoryOwnership())
     run = coordinator.open_run("run")
-    happened = noted_steps(run)
+    happened = recorded_steps(run)
     ready(run)
     kinds = [kind for _, kind in happened]
     committed = kinds.index(on.Committed)

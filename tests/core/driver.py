@@ -56,7 +56,7 @@ class Driver:
         self,
         *,
         manual_commit: bool = False,
-        manual_note: bool = False,
+        manual_marks: bool = False,
         has_successor: bool = True,
         term: int = 1,
         **settings: Any,
@@ -64,7 +64,7 @@ class Driver:
         self.settings = msgspec.convert(settings, _Settings).settings()
         self.checked = Checked(Membership("run", term=term, has_successor=has_successor))
         self.manual_commit = manual_commit
-        self.manual_note = manual_note
+        self.manual_marks = manual_marks
         self.now_s = 0.0
         self.effects: list[tuple[float, do.Effect]] = []
         self.fired: list[do.Timer] = []
@@ -76,8 +76,8 @@ class Driver:
         self._rounds: dict[str, int] = {}
         self._told: Change | None = None
         self._asked: tuple[RoundRecord | CloseRecord, int, Marks] | None = None
-        self._noted: tuple[Marks, int] | None = None
-        self._note_serial = 0
+        self._marks: tuple[Marks, int] | None = None
+        self._marks_serial = 0
         self.register = RunState(term)
         """What the ledger holds of the run."""
 
@@ -108,12 +108,12 @@ class Driver:
         self.said += [event for event in events if isinstance(event, on.SignOfLife)]
         while queue:
             event = queue.pop(0)
-            if event == on.Noted(self._note_serial) and self._noted is not None:
-                marks, restarts = self._noted
+            if event == on.MarksWritten(self._marks_serial) and self._marks is not None:
+                marks, restarts = self._marks
                 self.register = msgspec.structs.replace(
                     self.register, marks=marks, restarts=restarts
                 )
-                self._noted = None
+                self._marks = None
             effects = self.checked.step(event, self.now_s)
             found += effects
             self._keep()
@@ -131,10 +131,10 @@ class Driver:
                 self._asked = (record, self.run.restart_count, self.run.marks_with(record))
                 if not self.manual_commit:
                     queue.append(on.Committed())
-            case do.Note(serial=serial, marks=marks, restarts=restarts):
-                self._noted, self._note_serial = (marks, restarts), serial
-                if not self.manual_note:
-                    queue.append(on.Noted(serial))
+            case do.WriteMarks(serial=serial, marks=marks, restarts=restarts):
+                self._marks, self._marks_serial = (marks, restarts), serial
+                if not self.manual_marks:
+                    queue.append(on.MarksWritten(serial))
             case do.Break(change=change) | do.Verdict(change=change):
                 self._told = change
             case do.Publish(record=record):
@@ -181,7 +181,7 @@ class Driver:
         term = self.register.term + 1
         settings = self.register.settings or self.run.settings
         self.register = msgspec.structs.replace(self.register, term=term, settings=settings)
-        self._asked = self._noted = None
+        self._asked = self._marks = None
         self._timers.clear()
         self._links.clear()
         self.fired.clear()
@@ -282,9 +282,9 @@ class Driver:
     def commit(self) -> None:
         self.step(on.Committed())
 
-    def note(self) -> None:
+    def marks_written(self) -> None:
         """The ledger has the marks of the members."""
-        self.step(on.Noted(self._note_serial))
+        self.step(on.MarksWritten(self._marks_serial))
 
     def refuse_commit(self) -> None:
         self.step(on.CommitRefused("term 2 has begun"))

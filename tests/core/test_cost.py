@@ -93,5 +93,5 @@ def test_the_effects_of_a_step_do_not_grow_in_number() -> None:
     assert counts[-1] == 1  # Commit
     assert len(large.run.step(on.Committed(), 0.0)) == 1  # Publish
     broken = large.run.step(on.NodeLeft(large.infos[0].id, ""), 0.0)
-    assert len(broken) == 3  # Forget, Break, Note
+    assert len(broken) == 3  # Forget, Break, WriteMarks
     assert [len(large.ready(info, 1)) for info in large.infos[1:5_000]] == [1] + [0] * 4_998

@@ -107,16 +107,16 @@ class TestDone:
 
     def test_many_nodes_done_together_need_few_writes(self) -> None:
         names = [f"n{i}" for i in range(400)]
-        driver = met(*names, manual_note=True)
+        driver = met(*names, manual_marks=True)
         for name in names[:399]:
             driver.done(name)
-        assert len(of_kind(driver, do.Note)) == 1
-        driver.note()
+        assert len(of_kind(driver, do.WriteMarks)) == 1
+        driver.marks_written()
         driver.advance(0.06)
-        driver.note()
-        notes = of_kind(driver, do.Note)
-        assert len(notes) == 2
-        assert sum(byte.bit_count() for byte in notes[-1].marks.done) == 399
+        driver.marks_written()
+        writes = of_kind(driver, do.WriteMarks)
+        assert len(writes) == 2
+        assert sum(byte.bit_count() for byte in writes[-1].marks.done) == 399
 
     def test_nodes_done_one_after_another_need_few_writes_too(self) -> None:
         names = [f"n{i}" for i in range(40)]
@@ -125,7 +125,7 @@ class TestDone:
             driver.done(name)
             driver.advance(driver.settings.settle_s / 10)
         # One write at once, and then one each `settle_s`.
-        assert len(of_kind(driver, do.Note)) <= 1 + 4
+        assert len(of_kind(driver, do.WriteMarks)) <= 1 + 4
         driver.advance(driver.settings.settle_s)
         assert sum(byte.bit_count() for byte in driver.register.marks.done) == 39
 
@@ -226,12 +226,12 @@ class TestTheEndOfARound:
         assert of_kind(driver, do.Verdict) == []
 
     def test_a_verdict_missing_in_the_ledger_is_charged_once_by_the_successor(self) -> None:
-        driver = met("a", "b", "c", manual_note=True)
+        driver = met("a", "b", "c", manual_marks=True)
         driver.fail("a")
         driver.answer("b", "c")
         driver.advance(1.0)
         fail_over(driver, "a", "b", "c")
-        driver.manual_note = False
+        driver.manual_marks = False
         driver.ready("a", "b", "c")
         driver.advance(0.1)
         assert (driver.run.number, driver.run.restart_count) == (2, 1)
@@ -259,10 +259,10 @@ class TestTheEndOfARound:
 
     def test_members_reported_gone_are_not_awaited(self) -> None:
         """The last coordinator told its nodes, and died before it wrote any marks."""
-        driver = met("a", "b", "c", manual_note=True)
+        driver = met("a", "b", "c", manual_marks=True)
         driver.leave("a")
         fail_over(driver, "b", "c")
-        driver.manual_note = False
+        driver.manual_marks = False
         assert driver.phase is Phase.ACTIVE
         driver.ready("b", "c")
         driver.advance(0.1)
@@ -282,13 +282,13 @@ class TestTheEndOfARound:
 
 class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
     def test_the_goodbye_of_a_done_node_waits_for_the_ledger(self) -> None:
-        driver = met("a", "b", manual_note=True)
+        driver = met("a", "b", manual_marks=True)
         driver.done("a")
         driver.leave("a")
         (forget,) = of_kind(driver, do.Forget)
         assert forget.keeps_connection
         assert of_kind(driver, do.Dismiss) == []
-        driver.note()
+        driver.marks_written()
         assert [e.connection_id for e in of_kind(driver, do.Dismiss)] == [driver._links["a"]]
 
     def test_a_goodbye_already_in_the_ledger_is_answered_at_once(self) -> None:
@@ -300,7 +300,7 @@ class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
         assert not forget.keeps_connection
 
     def test_the_goodbye_of_a_node_without_a_round_is_answered_at_once(self) -> None:
-        driver = met("a", "b", manual_note=True)
+        driver = met("a", "b", manual_marks=True)
         driver.join("c")
         driver.done("a")
         driver.leave("c")
@@ -312,67 +312,67 @@ class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
         driver.done("a")
         driver.leave("a")
         assert [e.keeps_connection for e in of_kind(driver, do.Forget)] == [False]
-        assert of_kind(driver, do.Note) == []
+        assert of_kind(driver, do.WriteMarks) == []
 
     def test_a_close_answers_the_goodbye_if_it_comes_first(self) -> None:
-        driver = met("a", "b", manual_commit=True, manual_note=True)
+        driver = met("a", "b", manual_commit=True, manual_marks=True)
         driver.done("a")
-        driver.note()
+        driver.marks_written()
         driver.done("b")
         driver.leave("b")
         assert of_kind(driver, do.Dismiss) == []
         driver.commit()
         assert len(of_kind(driver, do.Dismiss)) == 1
 
-    def test_the_next_round_waits_for_the_note_and_answers_later_goodbyes(self) -> None:
-        driver = met("a", "b", "c", manual_note=True)
+    def test_the_next_round_waits_for_the_marks_and_answers_later_goodbyes(self) -> None:
+        driver = met("a", "b", "c", manual_marks=True)
         driver.depart("c")
         driver.ready("a", "b")
         driver.advance(31.0)
         assert (driver.phase, driver.run.number) == (Phase.COMMITTING, 1)
         driver.leave("c")
-        driver.note()  # One write at a time: the record follows.
+        driver.marks_written()  # One write at a time: the record follows.
         assert (driver.run.number, driver.names) == (2, ["a", "b"])
         assert of_kind(driver, do.Forget)
 
-    def test_an_answer_to_a_note_is_not_taken_for_one_to_a_round(self) -> None:
-        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+    def test_an_answer_to_marks_is_not_taken_for_one_to_a_round(self) -> None:
+        driver = met("a", "b", "c", manual_marks=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
         driver.advance(31.0)
         assert (driver.phase, of_kind(driver, do.Commit)) == (Phase.COMMITTING, [])
-        driver.commit()  # of nothing: the note is under way
+        driver.commit()  # of nothing: the marks are being written
         assert driver.phase is Phase.COMMITTING
-        driver.note()
+        driver.marks_written()
         assert len(of_kind(driver, do.Commit)) == 1
         driver.commit()
         assert (driver.phase, driver.run.number) == (Phase.ACTIVE, 2)
 
-    def test_during_an_outage_an_answer_to_a_note_is_not_taken_for_one_to_a_round(self) -> None:
-        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+    def test_during_an_outage_an_answer_to_marks_is_not_taken_for_one_to_a_round(self) -> None:
+        driver = met("a", "b", "c", manual_marks=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
         driver.advance(31.0)
         driver.lose_ledger()
         driver.commit()
-        driver.note()
+        driver.marks_written()
         driver.restore_ledger()
         assert len(of_kind(driver, do.Commit)) == 1
         assert driver.phase is Phase.COMMITTING
 
-    def test_a_round_that_waited_for_a_note_is_written_once_despite_an_outage(self) -> None:
-        driver = met("a", "b", "c", manual_note=True, manual_commit=True)
+    def test_a_round_that_waited_for_marks_is_written_once_despite_an_outage(self) -> None:
+        driver = met("a", "b", "c", manual_marks=True, manual_commit=True)
         driver.depart("c")
         driver.ready("a", "b")
         driver.advance(31.0)
         driver.lose_ledger()
-        driver.note()
+        driver.marks_written()
         assert of_kind(driver, do.Commit) == []
         driver.restore_ledger()
         assert len(of_kind(driver, do.Commit)) == 1
 
     def test_a_deposed_coordinator_redirects_the_node(self) -> None:
-        driver = met("a", "b", manual_note=True)
+        driver = met("a", "b", manual_marks=True)
         driver.done("a")
         driver.leave("a")
         driver.refuse_commit()
@@ -384,23 +384,23 @@ class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
         driver.lose_ledger()
         driver.done("a")
         driver.leave("a")
-        assert (of_kind(driver, do.Note), of_kind(driver, do.Dismiss)) == ([], [])
+        assert (of_kind(driver, do.WriteMarks), of_kind(driver, do.Dismiss)) == ([], [])
         driver.restore_ledger()
         assert len(of_kind(driver, do.Dismiss)) == 1
 
     def test_an_answer_of_the_ledger_during_an_outage_counts(self) -> None:
-        driver = met("a", "b", manual_note=True)
+        driver = met("a", "b", manual_marks=True)
         driver.done("a")
         driver.leave("a")
         driver.lose_ledger()
-        driver.note()
+        driver.marks_written()
         assert len(of_kind(driver, do.Dismiss)) == 1
 
     def test_a_stray_answer_answers_no_goodbye(self) -> None:
-        driver = met("a", "b", manual_note=True)
+        driver = met("a", "b", manual_marks=True)
         driver.done("a")
         driver.leave("a")
-        driver.step(on.Noted(99))
+        driver.step(on.MarksWritten(99))
         assert of_kind(driver, do.Dismiss) == []
 
 

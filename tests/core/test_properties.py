@@ -43,7 +43,7 @@ honest = st.one_of(
     st.tuples(st.just("silent"), nodes),
     st.tuples(st.just("fail"), nodes, st.sampled_from(FailureKind)),
     st.tuples(st.just("advance"), small_s),
-    st.tuples(st.sampled_from(["commit", "note", "lose_ledger", "restore_ledger"])),
+    st.tuples(st.sampled_from(["commit", "marks_written", "lose_ledger", "restore_ledger"])),
 )
 hostile = st.one_of(
     st.tuples(st.just("event"), st.sampled_from(range(9)), nodes, st.integers(-1, 9)),
@@ -175,8 +175,8 @@ def a_round_is_formed(driver: Driver, good: list[str]) -> None:
 
 def heal(driver: Driver) -> None:
     """The ledger answers again, and has what it was asked to write."""
-    driver.manual_commit = driver.manual_note = False
-    driver.note()
+    driver.manual_commit = driver.manual_marks = False
+    driver.marks_written()
     for cause in driver.run.suspension.causes:
         driver.restore_ledger(cause)
     if driver.phase is Phase.COMMITTING:

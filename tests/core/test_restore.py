@@ -84,8 +84,8 @@ class Successor:
                 self.timers.append((self.now_s + effect.delay_s, on.TimerFired(effect.timer)))
         self.effects += effects
         for effect in effects:
-            if isinstance(effect, do.Note):
-                self.step(on.Noted(effect.serial))
+            if isinstance(effect, do.WriteMarks):
+                self.step(on.MarksWritten(effect.serial))
         return effects
 
     def broken(self) -> list[Change]:

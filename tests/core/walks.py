@@ -37,7 +37,7 @@ def random_run(random: Random) -> Driver:
         restarts=random.choice([0, 1, 3, None, None]),
         mass_min=random.choice([1, 2, 2, 9]),
         manual_commit=random.random() < 0.5,
-        manual_note=random.random() < 0.5,
+        manual_marks=random.random() < 0.5,
     )
 
 
@@ -67,7 +67,7 @@ def stride(driver: Driver, random: Random) -> None:
     elif draw < 0.88 and driver.fired:
         driver.step(on.TimerFired(random.choice(driver.fired)))
     elif draw < 0.95:
-        random.choice([driver.commit, driver.note])()
+        random.choice([driver.commit, driver.marks_written])()
     elif draw < 0.97:
         driver.lose_ledger(random.choice(CAUSES))
     elif draw < 0.992:

@@ -24,8 +24,8 @@ class ClaimedRun:
         """Whether a node has asked for it while this process was giving it up."""
         self.elsewhere: tuple[Address, ...] | None = None
         """The addresses of its coordinator, if another process owns it."""
-        self.noting: int | None = None
-        """The serial number of the note that is being written, if any."""
+        self.writing_marks: int | None = None
+        """The serial number of the marks that are being written, if any."""
         self.resignation: e.Resignation | None = None
 
     @property

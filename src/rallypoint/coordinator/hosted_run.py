@@ -86,8 +86,8 @@ class Ownership(Protocol):
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Keep a record; Committed, CommitRefused or LedgerLost follows."""
 
-    def note(self, run: HostedRun, effect: do.Note) -> None:
-        """Keep the marks of the round's members; Noted follows."""
+    def write_marks(self, run: HostedRun, effect: do.WriteMarks) -> None:
+        """Keep the marks of the round's members; MarksWritten follows."""
 
     @property
     def logs(self) -> Logs | None:
@@ -443,8 +443,8 @@ class HostedRun:
     def _commit(self, effect: do.Commit) -> None:
         self._ownership.commit(self, effect.record)
 
-    def _note(self, effect: do.Note) -> None:
-        self._ownership.note(self, effect)
+    def _write_marks(self, effect: do.WriteMarks) -> None:
+        self._ownership.write_marks(self, effect)
 
     def _publish(self, effect: do.Publish) -> None:
         record = effect.record
@@ -574,7 +574,7 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Refuse: HostedRun._refuse,
     do.Supersede: HostedRun._supersede,
     do.Commit: HostedRun._commit,
-    do.Note: HostedRun._note,
+    do.WriteMarks: HostedRun._write_marks,
     do.Dismiss: HostedRun._dismiss,
     do.Publish: HostedRun._publish,
     do.Break: HostedRun._break,

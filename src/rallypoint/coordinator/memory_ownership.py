@@ -71,7 +71,7 @@ class MemoryOwnership:
         # and these must not be charged to the connection that was ready last (`Turns.spent`).
         self._call_soon(partial(_committed, run))
 
-    def note(self, run: HostedRun, effect: do.Note) -> None:
+    def write_marks(self, run: HostedRun, effect: do.WriteMarks) -> None:
         """Never called: marks are for a successor, and there is none."""
         raise AssertionError(effect)
 

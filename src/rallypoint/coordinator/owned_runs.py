@@ -120,7 +120,7 @@ class OwnedRuns:
             away_s = lease.holder.renewed_ago_s(asyncio.get_running_loop().time())
             run.post(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
 
-    def written(self, run_id: str, event: on.Committed | on.Noted) -> None:
+    def written(self, run_id: str, event: on.Committed | on.MarksWritten) -> None:
         """The last record or note is in the ledger."""
         run = self._run(run_id)
         if run is not None:

@@ -293,13 +293,13 @@ class RunOwnership:
         is_owned = self._claims.get(claimed.run_id) is claimed and claimed.is_owned
         return is_owned and claimed.register.term == term
 
-    def note(self, run: HostedRun, effect: do.Note) -> None:
+    def write_marks(self, run: HostedRun, effect: do.WriteMarks) -> None:
         """Write the marks of the round's members. No other write may be open."""
         claimed = self._owned(run)
         if claimed is None:
             return
         assert not claimed.claim.is_committing, "something else is being written"
-        claimed.noting = effect.serial
+        claimed.writing_marks = effect.serial
         changes = {"marks": effect.marks, "restarts": effect.restarts, "past": run.past()}
         following = msgspec.structs.replace(claimed.register, **changes)
         self._do(claimed, claimed.claim.commit(following, _now_s()))
@@ -350,7 +350,7 @@ class RunOwnership:
         for action in actions:
             match action:
                 case e.Elected():
-                    claimed.noting = None
+                    claimed.writing_marks = None
                     claimed.won(self._config.yield_after_s, self.lease_manager.timing, _now_s())
                     self._tables.won(run_id, action.register)
                     if action.register.term > 1:
@@ -360,8 +360,10 @@ class RunOwnership:
                     unneeded = self._tables.committed(run_id, action.register)
                     if unneeded:
                         self._request(self._tables.remove(run_id, unneeded), run_id)
-                    noted, claimed.noting = claimed.noting, None
-                    self._runs.written(run_id, on.Committed() if noted is None else on.Noted(noted))
+                    serial, claimed.writing_marks = claimed.writing_marks, None
+                    self._runs.written(
+                        run_id, on.Committed() if serial is None else on.MarksWritten(serial)
+                    )
                 case e.Deposed():
                     self._tables.forget(run_id)
                     self._runs.deposed(run_id, action.reason)

@@ -26,7 +26,7 @@ class TimerKind(enum.StrEnum):
     NAME = "name"
     MASS = "mass"
     ATTACH = "attach"
-    NOTE = "note"
+    MARKS = "marks"
     BURST = "burst"
     PACE = "pace"
 
@@ -92,11 +92,11 @@ class Commit(Effect, frozen=True):
     record: RoundRecord | CloseRecord
 
 
-class Note(Effect, frozen=True):
-    """Write these marks to the ledger, and answer with Noted.
+class WriteMarks(Effect, frozen=True):
+    """Write these marks to the ledger, and answer with MarksWritten.
 
-    At most one write is open at a time, a Commit or a Note. `restarts`: how many rounds have been
-    charged.
+    At most one write is open at a time, a Commit or a WriteMarks. `restarts`: how many rounds have
+    been charged.
     """
 
     serial: int

@@ -128,8 +128,8 @@ class Committed(Event, frozen=True):
     """The ledger holds the record of the last Commit."""
 
 
-class Noted(Event, frozen=True):
-    """The ledger holds the marks of the Note with this serial number."""
+class MarksWritten(Event, frozen=True):
+    """The ledger holds the marks of the WriteMarks with this serial number."""
 
     serial: int
 
@@ -183,7 +183,7 @@ EVENTS: tuple[type[Event], ...] = (
     NodeHeard,
     TimerFired,
     Committed,
-    Noted,
+    MarksWritten,
     CommitRefused,
     LedgerLost,
     LedgerRestored,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 
 from rallypoint.core.closing import bounded_end
-from rallypoint.core.effects import Dismiss, Effect, Note, TimerKind
+from rallypoint.core.effects import Dismiss, Effect, TimerKind, WriteMarks
 from rallypoint.core.finished import Finished
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import Change, FrozenStruct, Marks, NodeId, RoundRecord
@@ -160,14 +160,14 @@ class Marking:
             self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
             done, gone = bytes(self._done), bytes(self._gone)
             marks = Marks(number, done, gone, self._ended, self._finished_before)
-            return [Note(self._serial, marks, restarts)]
+            return [WriteMarks(self._serial, marks, restarts)]
         if due_s >= self._timer_at_s:
             return []
         self._timer_at_s = due_s
-        return [self._timers.set(TimerKind.NOTE, due_s - now_s, round_number=number)]
+        return [self._timers.set(TimerKind.MARKS, due_s - now_s, round_number=number)]
 
     def timer_fired(self) -> None:
-        """A NOTE timer fired that was not stale."""
+        """A MARKS timer fired that was not stale."""
         self._timer_at_s = math.inf
 
     def written(self, serial: int) -> bool:

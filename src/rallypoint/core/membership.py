@@ -632,7 +632,7 @@ class Membership:
                     self._supersede(member)
             case TimerKind.ATTACH:
                 self._end_attach_grace()
-            case TimerKind.NOTE:
+            case TimerKind.MARKS:
                 self._marking.timer_fired()
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
@@ -677,7 +677,7 @@ class Membership:
         elif record is not None:
             self._begin(record)
 
-    def _on_noted(self, event: on.Noted) -> None:
+    def _on_marks_written(self, event: on.MarksWritten) -> None:
         if not self._marking.written(event.serial):
             return
         self._do(*self._marking.answered_farewells())
@@ -1123,7 +1123,7 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.TimerFired, Handling.NOW): Membership._on_timer,
     (on.Committed, Handling.NOW): Membership._on_committed,
     (on.Committed, Handling.RECORDED): Membership._record_committed,
-    (on.Noted, Handling.NOW): Membership._on_noted,
+    (on.MarksWritten, Handling.NOW): Membership._on_marks_written,
     (on.CommitRefused, Handling.NOW): Membership._on_commit_refused,
     (on.LedgerLost, Handling.NOW): Membership._on_ledger_lost,
     (on.LedgerRestored, Handling.NOW): Membership._on_ledger_restored,

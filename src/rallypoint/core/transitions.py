@@ -86,7 +86,7 @@ _TOLD: Final = (
     "as in the phase to which the run returns: members are notified at once that a round ended",
 )
 _DEPOSED: Final = "deposed: this coordinator decides nothing more"
-_NOTED: Final = "goodbyes that waited for it are answered"
+_MARKS_WRITTEN: Final = "goodbyes that waited for it are answered"
 _NOT_ASKED: Final = (Handling.IGNORED, "nothing: no record was given")
 
 _ATTACHED: Final = "admitted, resumed, or refused with the reason"
@@ -184,11 +184,11 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _NOT_ASKED,
     ),
     **_rows(
-        on.Noted,
-        _NOTED,
+        on.MarksWritten,
+        _MARKS_WRITTEN,
         "the record that waited for it is given to the ledger",
-        _NOTED,
-        _NOTED,
+        _MARKS_WRITTEN,
+        _MARKS_WRITTEN,
         _NOTHING,
     ),
     **_rows(
@@ -235,8 +235,8 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.NodeSilent): (ACTIVE,),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
-    (GATHERING, on.Noted): (GATHERING,),
-    (ACTIVE, on.Noted): (ACTIVE,),
+    (GATHERING, on.MarksWritten): (GATHERING,),
+    (ACTIVE, on.MarksWritten): (ACTIVE,),
     (COMMITTING, on.Committed): (ACTIVE, GATHERING, COMMITTING, CLOSED),
     (GATHERING, on.CommitRefused): (SUSPENDED,),
     (COMMITTING, on.CommitRefused): (SUSPENDED,),

@@ -112,7 +112,7 @@ class RunChecker:
         self._attach_since_s = self._attach_until_s = 0.0
         self._has_half_come: bool | None = None
         """Whether half of a round that was taken over attached in time; None: unknown yet."""
-        self._noting = 0
+        self._writing_marks = 0
         """The number of the marks that are being written; 0 if none are."""
         self._expected_count = 0
         self._came: set[str] = set()
@@ -168,7 +168,7 @@ class RunChecker:
         self._settings = register.settings or RunSettings()
         self._charged = register.restarts
         self._pending = self._just_committed = self._broken = None
-        self._noting = 0
+        self._writing_marks = 0
         self._mass_since_s = self._guarding = None
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
@@ -234,8 +234,8 @@ class RunChecker:
         match event:
             case on.Committed() if self._pending is not None:
                 self._is_committed = True
-            case on.Noted(serial=serial) if serial == self._noting:
-                self._noting = 0
+            case on.MarksWritten(serial=serial) if serial == self._writing_marks:
+                self._writing_marks = 0
             case on.CommitRefused():
                 self._suspended = self._deposed = True
             case on.LedgerLost(cause=cause) if not self._closed:
@@ -334,9 +334,9 @@ class RunChecker:
                 self._must_be_a_round(record)
             case do.Commit(record=CloseRecord() as record):
                 self._must_be_due(record)
-            case do.Note(serial=serial):
+            case do.WriteMarks(serial=serial):
                 self._must_be_alone()
-                self._noting = serial
+                self._writing_marks = serial
             case do.Publish(record=record):
                 self._publish(record)
             case do.Break(change=change):
@@ -377,7 +377,7 @@ class RunChecker:
         node.has_ended = False
 
     def _must_be_alone(self) -> None:
-        if self._noting or self._suspended:
+        if self._writing_marks or self._suspended:
             self._fail("R5", "two writes to one register at a time, or one without a lease")
 
     def _must_be_due(self, record: RoundRecord | CloseRecord) -> None:
