@@ -62,6 +62,8 @@ def unknown(words: list[str]) -> str:
             known = extras["optional-dependencies"]
             wanted = [each for group in named for each in group.split(",")]
             return next((f"extra {each}" for each in wanted if each not in known), "")
+        case ["python3", "-m", "venv", place] | [".", place]:
+            return "" if place in {".venv", ".venv/bin/activate"} else f"environment {place}"
         case ["python", "-m", module, *_]:
             path = ROOT / module.replace(".", "/")
             return "" if path.is_dir() or path.with_suffix(".py").exists() else f"module {module}"

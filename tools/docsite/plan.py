@@ -24,8 +24,8 @@ DESIGN = {
     "docs/protocol.md": "The protocol",
     "docs/architecture.md": "Architecture",
     "docs/scale.md": "Scale",
-    "docs/benchmarks.md": "Comparison",
-    "benchmarks/README.md": "Benchmarks",
+    "docs/benchmarks.md": "Comparison with others",
+    "benchmarks/README.md": "How to measure",
     "docs/fuzzing.md": "Fuzzing",
 }
 PROJECT = {
