@@ -371,8 +371,8 @@ def test_two_different_tokens_are_both_named() -> None:
 
 def test_a_node_without_a_token_gets_that_reason() -> None:
     error = Keys(tokens.NONE).explained(refused("0123456789ab", Origin.GIVEN, "got none"))
-    assert "got none: the coordinator's has the fingerprint 0123456789ab" in error.message
-    assert "you have none" in error.message
+    assert "got none: the coordinator uses the token with fingerprint 0123456789ab" in error.message
+    assert "you sent none" in error.message
     assert "--token-file" in error.hint
     assert EXPORT in error.hint
 
@@ -380,7 +380,7 @@ def test_a_node_without_a_token_gets_that_reason() -> None:
 def test_a_coordinator_of_an_older_release_sends_no_fingerprint() -> None:
     keys = Keys(KnownToken("hunter2", Origin.GIVEN, "environment RALLYPOINT_TOKEN"))
     error = keys.explained(refused())
-    assert error.message == "the token is wrong: yours is from environment RALLYPOINT_TOKEN"
+    assert error.message == "the token is wrong: you sent a token (environment RALLYPOINT_TOKEN)"
 
 
 @pytest.mark.parametrize("bad", ["x" * 12, "0123456789ab\x1b[2J", "0123456789AB", "0123"])

@@ -175,18 +175,15 @@ class Keys:
 
 def compared(refused: TokenError, own: KnownToken) -> str:
     """The token that a coordinator requires, and this side's own, in words."""
-    theirs = "the coordinator's"
-    if refused.fingerprint:
-        theirs += f" has the fingerprint {refused.fingerprint}"
+    ours = "you sent none"
+    if own.token:
+        mine = fingerprint(own.token)
+        ours = f"you sent a token ({own.place}" + (f", fingerprint {mine})" if mine else ")")
     whose = _WHOSE.get(refused.origin, "")
-    if whose:
-        theirs += f" and {whose}" if refused.fingerprint else f" {whose}"
-    if not own.token:
-        has_more = theirs != "the coordinator's"
-        return f"{theirs}; you have none" if has_more else "you have none"
-    mine = fingerprint(own.token)
-    ours = f"yours is from {own.place}" + (f", with the fingerprint {mine}" if mine else "")
-    return f"{theirs}; {ours}" if theirs != "the coordinator's" else ours
+    if refused.fingerprint:
+        theirs = f"the coordinator uses the token with fingerprint {refused.fingerprint}"
+        return f"{theirs} ({whose}); {ours}" if whose else f"{theirs}; {ours}"
+    return f"the coordinator uses a token {whose}; {ours}" if whose else ours
 
 
 def what_to_do(refused: TokenError, own: KnownToken) -> str:
@@ -194,8 +191,8 @@ def what_to_do(refused: TokenError, own: KnownToken) -> str:
     if Origin.HOME in (refused.origin, own.origin):
         return f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
     return (
-        "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf): "
-        f"{EXPORT_LINE}"
+        "use the coordinator's token here: --token-file FILE (torchrun: token_file in "
+        f"--rdzv-conf), or {EXPORT_LINE}"
     )
 
 
@@ -215,10 +212,10 @@ def token_error(message: str, hint: str, fingerprint: str, origin: str) -> Token
 
 _SAID_MAX: Final = 500
 _WHOSE: Final = {
-    Origin.HOME: f"is {SHOWN} of the node that hosts it",
-    Origin.GIVEN: "was given to it",
-    Origin.LEASE: "was made for its lease",
-    Origin.DRAWN: "was made for this coordinator process only",
+    Origin.HOME: f"from {SHOWN} of the node that hosts it",
+    Origin.GIVEN: "from its own settings",
+    Origin.LEASE: "made for its lease",
+    Origin.DRAWN: "made for this coordinator process only",
 }
 
 

@@ -148,7 +148,7 @@ def test_a_scheduler_signals_the_workers_before_their_agent(machine: Machine) ->
 def test_a_worker_ended_alone_by_sigterm_has_failed(machine: Machine) -> None:
     agent = machine.agent("a", nnodes="1")
     os.kill(agent.worker().pid, signal.SIGTERM)
-    assert "rank 0 was killed by signal 15" in agent.ends(1)
+    assert "rank 0 was killed by SIGTERM (signal 15)" in agent.ends(1)
 
 
 def test_an_agent_leaves_in_order_when_its_terminal_closes(machine: Machine) -> None:

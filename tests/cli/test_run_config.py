@@ -147,8 +147,16 @@ def test_options_without_effect_are_reported(script: str) -> None:
         ({"nnodes": "0"}, "--nnodes must be at least one node", "MIN:MAX"),
         ({"nproc_per_node": "0"}, "--nproc-per-node must be at least one worker", "auto"),
         ({"nproc_per_node": "-1"}, "--nproc-per-node must be", "auto"),
-        ({"nnodes": "2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
-        ({"nnodes": "1:2"}, "up to 2 nodes cannot meet without an endpoint", "--endpoint"),
+        (
+            {"nnodes": "2"},
+            "up to 2 nodes need --endpoint: they have no place to meet",
+            "--endpoint",
+        ),
+        (
+            {"nnodes": "1:2"},
+            "up to 2 nodes need --endpoint: they have no place to meet",
+            "--endpoint",
+        ),
         ({"endpoint": "node0:1", "nnodes": "2"}, "needs a run id", "--run-id"),
         ({"run_id": ""}, "--run-id must have 1 to 256", ""),
         ({"max_restarts": "-1"}, "--max-restarts must be a number of restarts", ""),

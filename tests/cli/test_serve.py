@@ -35,7 +35,7 @@ def test_serve_prints_its_endpoint_and_ends_cleanly(
     assert served.endpoint.startswith("http://127.0.0.1:")
     code, err, took_s = served.stop(number)
     assert (code, took_s < 20) == (0, True)
-    assert f"coordinates at {served.endpoint}" in err
+    assert f"is ready at {served.endpoint}" in err
     assert f"{signal.Signals(number).name}: stopping the coordinator" in err
     assert "Traceback" not in err
 

@@ -150,7 +150,10 @@ def test_a_missing_or_wrong_token_is_an_error(
     monkeypatch.setenv("RALLYPOINT_TOKEN", "hunter3")
     wrong = cli(*command, "--endpoint", endpoint)
     assert wrong.code == 2
-    compared = "the coordinator's was given to it; yours is from environment RALLYPOINT_TOKEN"
+    compared = (
+        "the coordinator uses a token from its own settings; "
+        "you sent a token (environment RALLYPOINT_TOKEN)"
+    )
     assert wrong.err.startswith(f"error: the token is wrong: {compared}\nhint: ")
     assert "hunter" not in wrong.err
     assert "hunter" not in wrong.err

@@ -13,7 +13,10 @@ from rallypoint.cli import output, status_view
 SUMMARY: dict[str, Any] = {
     "run_id": "job-42",
     "phase": "gathering",
-    "reason": "1 of at least 3 nodes ready (at most 4); waiting for node1; last call ends in 3.2 s",
+    "reason": (
+        "1 of at least 3 nodes ready (at most 4); waiting for node1; "
+        "waiting 3.2 s for more nodes (last call)"
+    ),
     "round": 2,
     "nodes": 3,
     "size": 12,
@@ -98,7 +101,7 @@ def test_names_are_never_read_as_markup_or_control_codes(
 def test_the_key_changes_with_events_but_not_with_time() -> None:
     later = copy.deepcopy(DETAIL)
     later["shown_at"] = 2.0
-    later["reason"] = "...; last call ends in 2.2 s"
+    later["reason"] = "...; waiting 2.2 s for more nodes (last call)"
     later["waiting"]["last_call_s"] = 2.2
     later["members"][1]["troubled_s"] = 8.25
     assert status_view.key(later) == status_view.key(DETAIL)

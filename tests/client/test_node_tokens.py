@@ -188,7 +188,7 @@ def test_a_node_without_a_token_gets_that_reason():
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint) as a:
-            with pytest.raises(errors.TokenError, match="you have none") as caught:
+            with pytest.raises(errors.TokenError, match="you sent none") as caught:
                 await node(endpoint, insecure=True).open()
             assert tokens.fingerprint(hosted(a).token) in caught.value.message
 
@@ -227,8 +227,8 @@ def test_elected_nodes_report_tokens_that_differ(home: Path, other: str):
             late = local | {"host_coordinator": "no", "connect_timeout_s": 1.0}
             with pytest.raises(errors.UnreachableError) as caught:
                 await node(ledger, node_name="b", **given, **late).open()
-            assert f"has the fingerprint {tokens.fingerprint(token)}" in caught.value.message
-            said = tokens.fingerprint(given["token"]) or "you have none"
+            assert f"with fingerprint {tokens.fingerprint(token)}" in caught.value.message
+            said = tokens.fingerprint(given["token"]) or "you sent none"
             assert said in caught.value.message
             assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
 
@@ -248,7 +248,7 @@ def test_a_coordinator_with_the_homes_token_admits_its_nodes(home: Path):
             assert a.is_connected
         other = CoordinatorConfig(token=tokens.draw(), token_origin="given")
         async with served(other) as (_, port):
-            with pytest.raises(errors.TokenError, match="was given to it; you have none"):
+            with pytest.raises(errors.TokenError, match="you sent none"):
                 await node(f"http://127.0.0.1:{port}").open()
 
     run_clean(main)
@@ -291,7 +291,7 @@ def test_a_refusal_of_the_right_token_is_final():
     async def main() -> None:
         token = tokens.of_home(make=True).token
         async with pretender(tokens.fingerprint(token)) as (port, heard):
-            with pytest.raises(errors.TokenError, match="yours is from"):
+            with pytest.raises(errors.TokenError, match="you sent a token"):
                 await node(f"http://127.0.0.1:{port}").open()
             assert [token.encode() in each for each in heard] == [False, True]
 

@@ -71,7 +71,7 @@ def test_an_admitted_node_logs_the_ready_nodes_and_the_time_left() -> None:
     (first,) = lines_of(waiter, 20.0)
     assert 1.0 < first[0] <= 5.0
     assert first[1] == (
-        f"waiting: 1 of at least 2 nodes ready (at most 4): a; 9 min 50 s left; {HOSTS}"
+        f"waiting: 1 of at least 2 nodes ready (at most 4): a; gives up in 9 min 50 s; {HOSTS}"
     )
     assert waiter.asked <= 5  # A large run asks as often for each of its nodes.
 
@@ -236,7 +236,8 @@ def test_the_node_that_hosts_the_coordinator_logs_it() -> None:
             await asyncio.sleep(0)
             said = (await why_it_waits(host, 60.0)).text
             assert f"1 of at least 2 nodes ready (at most 2): {host.info.name}; " in said
-            assert said.endswith(f" left; {HOSTS}")
+            assert "; gives up in " in said
+            assert said.endswith(f"; {HOSTS}")
             await guest.next_round(BOOTSTRAP)
             await task
         async with served() as (_, port), opened(f"http://127.0.0.1:{port}", TWO) as guest:

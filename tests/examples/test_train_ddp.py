@@ -59,4 +59,4 @@ def test_after_a_killed_worker_all_nodes_continue(run: Programs, tmp_path: Path)
     worker.kill()
     assert int(nodes[0].wait_for(r"2 workers go on from epoch ([2-9]|1\d) of 20", WITHIN_S)[1]) >= 2
     assert [node.end(WITHIN_S) for node in nodes] == [0, 0], nodes[0].text
-    assert "rank 1 was killed by signal 9" in nodes[0].text
+    assert "rank 1 was killed by SIGKILL (signal 9)" in nodes[0].text

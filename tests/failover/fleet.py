@@ -146,7 +146,7 @@ class Fleet:
         argv = [sys.executable, *(program or code), "serve", "--port", str(port)]
         process = self._process([*argv, "--ledger", self.ledger], name, {})
         if wait:
-            process.line("coordinates at")
+            process.line("is ready at")
         replica = Replica(process, port)
         self.replicas.append(replica)
         return replica

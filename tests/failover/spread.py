@@ -145,7 +145,7 @@ class Spread(Fleet):
         argv += ["--ledger", self.ledger, *options]
         with host.inside():
             process = self._process(argv, f"replica{len(self.replicas)}", {})
-        process.line("coordinates at")
+        process.line("is ready at")
         replica = HostedReplica(process, SERVE_PORT, host)
         self.replicas.append(replica)
         return replica

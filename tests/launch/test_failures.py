@@ -134,8 +134,8 @@ def test_a_signal_needs_no_message(exit: WorkerExit, kind: str, number: int, mes
 @pytest.mark.parametrize(
     ("returncode", "lines", "message"),
     [
-        (3, [], "it said nothing"),
-        (3, ["", "  "], "it said nothing"),
+        (3, [], "no error text"),
+        (3, ["", "  "], "no error text"),
         (2, ["usage: train.py", "train.py: error: no data"], "train.py: error: no data"),
         (255, ["no such host"], "no such host"),
     ],
@@ -213,7 +213,7 @@ SECRET = "sk-live-51H8"
         ),
         (classify(ended(None, signal.SIGKILL), [SECRET], None), "killed by SIGKILL"),
         (classify(ended(None, 9, oom=True), [SECRET], None), "out of memory"),
-        (classify(ended(), [], None), "it said nothing"),
+        (classify(ended(), [], None), "no error text"),
     ],
 )
 def test_a_worker_that_shares_nothing_reports_only_the_kind(failure: Failure, kept: str) -> None:

@@ -38,7 +38,7 @@ class Nodes:
     def serve(self) -> Process:
         """A coordinator in a process of its own, once it listens."""
         self.serving = self._machine.command("serve", "--port", str(self.port))
-        self.serving.line("coordinates at")
+        self.serving.line("is ready at")
         return self.serving
 
     def handler(

@@ -84,7 +84,7 @@ def test_a_reason_is_logged_when_it_changes_and_else_rarely() -> None:
     texts = [text for _, text in said]
     first = [text for text in texts if "1 of at least 2 nodes ready" in text]
     assert 2 <= len(first) <= 4
-    assert "last call ends in" in first[0]
+    assert "for more nodes (last call)" in first[0]
     assert [text.split("]")[1] for text in texts[len(first) :]] == [
         " waiting: 2 of at least 2 nodes ready (at most 2)",
         " waiting: the coordinator at host:1 does not answer; trying again",

@@ -125,7 +125,7 @@ class Job:
         serving = self.machine.command(
             "serve", "--port", str(self.port), "--ledger", ledger, name=name
         )
-        serving.line("coordinates at")
+        serving.line("is ready at")
         return serving
 
     def start(

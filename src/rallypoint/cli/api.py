@@ -177,7 +177,7 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
 def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorError:
     if status == 404:
         return NoSuchRunError(message, hint=hint)
-    return CoordinatorError(f"the coordinator answers: {message}", hint=hint)
+    return CoordinatorError(f"the coordinator answered: {message}", hint=hint)
 
 
 def _not_ours(endpoint: Endpoint, why: str) -> NotACoordinatorError:

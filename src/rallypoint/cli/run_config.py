@@ -110,7 +110,7 @@ def _duration_s(name: str, given: Mapping[str, Any], environ: Mapping[str, str] 
 def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:
     if endpoint.kind is EndpointKind.LOCAL and run.max_nodes > 1:
         raise UsageError(
-            f"up to {run.max_nodes} nodes cannot meet without an endpoint",
+            f"up to {run.max_nodes} nodes need --endpoint: they have no place to meet",
             hint="give every node the same --endpoint HOST:PORT, or --nnodes 1",
         )
 

@@ -171,8 +171,9 @@ class Exposure(msgspec.Struct, frozen=True):
         if not tokens:
             raise UsageError(
                 f"host {self.host!r} can be reached from other machines, and there is no token",
-                hint="give one: --token-file ~/.rallypoint/token is the token of your own nodes, "
-                "`rallypoint token new FILE` makes another; or --insecure lets everybody join",
+                hint="give the token of your own nodes with --token-file ~/.rallypoint/token; or "
+                "make a new one with `rallypoint token new FILE`, and give that; --insecure lets "
+                "everybody join",
             )
         for each in tokens:
             settings.check_token_strength(each)

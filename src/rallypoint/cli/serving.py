@@ -164,7 +164,7 @@ async def _serve(
         reloads.hangups.pass_on(asyncio.get_running_loop(), reloader.ask)
         _spare_the_collector()
         output.tell_result(endpoint)
-        output.note(f"{__version__} coordinates at {endpoint}; Ctrl-C stops it")
+        output.note(f"coordinator {__version__} is ready at {endpoint}; Ctrl-C stops it")
         number = await stop
         output.note(f"{signal.Signals(number).name}: stopping the coordinator")
     finally:

@@ -102,7 +102,9 @@ def join_timeout(
     shown_s = round(limit_s, 1) or limit_s
     return errors.JoinTimeoutError(
         f"no round of run {run_id!r} was formed within {shown_s:g} s: {why}",
-        hint=hint or "start the missing nodes, lower the minimum, or raise the join timeout",
+        hint=hint
+        or "start the missing nodes, lower the minimum (--nnodes, min_nodes), or wait longer "
+        "(--join-timeout, join_timeout_s)",
         waiting=waiting,
     )
 
@@ -135,7 +137,7 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
     if waiting is None:
         return on_standby(node.nodes_max)
     left_s = node.left_s
-    left = f"; {duration(left_s)} left" if left_s is not None else ""
+    left = f"; gives up in {duration(left_s)}" if left_s is not None else ""
     hosts = f"; {HOSTS}" if node.hosts_run else ""
     return Why(f"waiting: {waiting}{left}{hosts}", (waiting.without_times(), node.hosts_run))
 

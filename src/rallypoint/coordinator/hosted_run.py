@@ -456,7 +456,8 @@ class HostedRun:
         for session, seat in zip(sessions, self.store.seats.values(), strict=True):
             if session is not None:
                 session.send(wire.encode(wire.EncodedFormed(stamp, head, seat)))
-        _log.info("run %s: round %d with %d nodes", self.run_id, record.head.number, len(members))
+        nodes = "1 node" if len(members) == 1 else f"{len(members)} nodes"
+        _log.info("run %s: round %d with %s", self.run_id, record.head.number, nodes)
 
     def _open_store(
         self, record: RoundRecord, store: RoundStore | None = None, sealed: SealedLog | None = None

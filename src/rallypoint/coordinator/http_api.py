@@ -123,8 +123,8 @@ def unauthorized(request: web.Request, token: str) -> web.Response:
     """
     message = why_unauthorized(request)
     hint = (
-        "give the coordinator's own by --token-file (torchrun: token_file in --rdzv-conf) "
-        "or RALLYPOINT_TOKEN"
+        "use the coordinator's token here: --token-file FILE (torchrun: token_file in "
+        "--rdzv-conf), or set RALLYPOINT_TOKEN"
     )
     told = {
         "fingerprint": fingerprint(token),

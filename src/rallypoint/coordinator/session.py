@@ -431,7 +431,7 @@ class Session:
     def _end_unread(self, why: str) -> None:
         what = f"this node does not read its messages: {why}"
         _log.warning("closing the connection of %s: %s", self.outlet.peer, what)
-        hint = "look why this node does not read: it may be stopped, or its network too slow"
+        hint = "check why this node does not read: it may be stopped, or its network too slow"
         self.refuse(Refusal(RefusalCode.LIMIT, what, hint))
 
     def _has_caught_up(self) -> None:

@@ -102,7 +102,7 @@ class Waiting(FrozenStruct, frozen=True):
                 f"waiting for {some(self.missing, self.missing_count)}{self._stopping()}"
             )
         if self.last_call_s is not None:
-            clauses.append(f"last call ends in {self.last_call_s:.1f} s")
+            clauses.append(f"waiting {self.last_call_s:.1f} s for more nodes (last call)")
         if self.guard_s is not None:
             clauses.append(
                 f"{some(self.suspects, len(self.suspects))} went missing together, so no node "
@@ -199,6 +199,8 @@ def conflict(
     """
     listed = "; ".join(str(each) for each in conflicts)
     hint = "start every node of a run with the same settings; the first node sets them"
+    if not {"min_nodes", "max_nodes"}.isdisjoint(each.name for each in conflicts):
+        hint += " (--nnodes sets min_nodes and max_nodes)"
     if is_new:
         hint += (
             "; if that node is not part of this job, use another run id, or end its run with "
@@ -377,9 +379,12 @@ def store_lost(why: str) -> str:
     return f"the round's store was lost: {why}"
 
 
+_NO_RESTARTS: Final = "the run allows no restarts (--max-restarts 0)"
+
+
 def budget_spent(change: Change, limit: int | None) -> str:
     """Why a run ends with this change: its restart budget is spent."""
-    spent = f"the run's restart budget ({limit}) is spent" if limit else "no restarts are allowed"
+    spent = f"the run's restart budget ({limit}) is spent" if limit else _NO_RESTARTS
     return f"{change}; {spent}"
 
 

@@ -373,12 +373,21 @@ class Failure(FrozenStruct, frozen=True):
         if self.kind is FailureKind.OOM:
             how = "was killed for lack of memory"
         elif self.signal is not None:
-            how = f"was killed by signal {self.signal}"
+            return f"{rank}was {self._killed_by(self.signal)}"
         elif self.exit_code is not None:
             how = f"exited with code {self.exit_code}"
         else:
             how = "failed"
         return f"{rank}{how}" + (f" ({self.message})" if self.message else "")
+
+    def _killed_by(self, number: int) -> str:
+        # An agent's message names the signal ("killed by SIGKILL"), as numbers differ by system.
+        killed, separator, said = self.message.partition(": ")
+        name = killed.removeprefix("killed by ")
+        if name == killed or not name.startswith("SIG"):
+            message = "" if killed == f"killed by signal {number}" else self.message
+            return f"killed by signal {number}" + (f" ({message})" if message else "")
+        return f"killed by {name} (signal {number})" + (f": {said}" if separator else "")
 
 
 class ChangeKind(enum.StrEnum):

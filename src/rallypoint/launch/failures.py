@@ -24,7 +24,7 @@ _FRAME = re.compile(r'^Traceback \(most recent call last\)|^  File "')
 _ERROR_START = re.compile(
     r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Iteration)\b(?::|$)|^terminate called "
 )
-_OURS = re.compile(r"killed by (SIG[A-Z0-9]+|signal \d+|the kernel: out of memory)|it said nothing")
+_OURS = re.compile(r"killed by (SIG[A-Z0-9]+|signal \d+|the kernel: out of memory)|no error text")
 _ERROR_NAME = re.compile(
     r"[A-Za-z_][\w.]{0,100}(?:Error|Exception|Interrupt|Exit|Iteration)(?=:|$)"
 )
@@ -107,7 +107,7 @@ def _message(exit: WorkerExit, number: int | None, error: str | None, lines: Seq
     if exit.oom:
         return "killed by the kernel: out of memory"
     if number is None:
-        return _one_line(said) or "it said nothing"
+        return _one_line(said) or "no error text"
     name = _signal_name(number)
     return _one_line(
         f"killed by {name}: {said}" if number in _ABORTS and said else f"killed by {name}"

@@ -195,7 +195,7 @@ class TorchBackendLedger(Ledger):
                 raise LedgerUnreachableError(
                     f"it is not known whether {key!r} was deleted: the answer was lost, and the "
                     "register has been written since",
-                    hint="look whether the register is there, and delete it again",
+                    hint="check whether the register is there, and delete it again",
                 )
             if version not in (None, found.version):
                 return False

@@ -377,7 +377,7 @@ def first_failure(error: BaseException) -> str:
         return ""
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
-        return f"rank {rank} was killed by signal {-failure.exitcode} ({failure.signal_name()})"
+        return f"rank {rank} was killed by {failure.signal_name()} (signal {-failure.exitcode})"
     text = f"rank {rank} ended with exit code {failure.exitcode}"
     # A program under torch's @record leaves its error. Otherwise the message is advice to use
     # @record.

@@ -223,5 +223,5 @@ def _run_id(given: str | None, endpoint: Endpoint) -> str:
         return f"local-{os.urandom(6).hex()}"
     raise UsageError(
         f"a run that meets at {endpoint} needs a run id",
-        hint="give every node the same --run-id, or RALLYPOINT_RUN_ID",
+        hint="give every node the same --run-id, or set RALLYPOINT_RUN_ID",
     )

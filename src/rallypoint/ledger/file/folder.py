@@ -47,7 +47,7 @@ def open_folder(root: Path, disk: Disk) -> str:
         # No parent is made, because a disk that is not mounted must not look like an empty one.
         raise LedgerUnreachableError(
             f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
-            hint="is the disk mounted? Only the last folder of the path is made, not its parents",
+            hint="is the disk mounted? Rallypoint creates only the last folder; create its parents",
         )
     if root.exists() and not root.is_dir():
         raise LedgerForeignError(
