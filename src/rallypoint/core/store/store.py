@@ -5,9 +5,10 @@ give the same answers. Where torch's stores differ from each other, this one fol
 one exception: `add` to a value that only begins like an integer ("12x") is an error.
 
 `RoundStore` joins the parts: keys and values (`data`), the calls that wait (`waits`), and the
-answers to each node (`Session`). Sockets, durability and the choice of the round belong to the
-layers above. The layer that makes the store durable takes the writes and the answer of each call
-(`take_settled`), repeats them (`redo`), and reads and loads the whole store (`snapshot`, `load`).
+answers to each node (`ClientSession`). Sockets, durability and the choice of the round belong to
+the layers above. The layer that makes the store durable takes the writes and the answer of each
+call (`take_settled`), repeats them (`redo`), and reads and loads the whole store (`snapshot`,
+`load`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class StorePicture(FrozenStruct, frozen=True):
     data: tuple[tuple[str, bytes], ...]
     waiting: tuple[tuple[str, int, StoreOp, float | None], ...]
     barriers: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    sessions: tuple[SessionPicture, ...]
+    sessions: tuple[ClientSessionPicture, ...]
     ended: str | None
 
 
@@ -93,7 +94,7 @@ class RoundStore:
         self.tally = self._tally = Tally()
         self._seats = Seats(seats)
         # only of nodes that have called, so that a new round costs nothing
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._data = Data(limits, self._tally)
         self._waits = Waits(self._seats, limits, self._tally)
         self._waiting = self._waits.calls  # the same dict, because every call reads it
@@ -320,10 +321,10 @@ class RoundStore:
 
     # -- how a call is applied -------------------------------------------------------------------
 
-    def _session_of(self, node: str) -> Session | None:
+    def _session_of(self, node: str) -> ClientSession | None:
         session = self._sessions.get(node)
         if session is None and node in self._seats.nodes:
-            session = self._sessions[node] = Session(self._tally)
+            session = self._sessions[node] = ClientSession(self._tally)
         return session
 
     def _begin(self, call: Call, now_s: float) -> list[Answer]:
@@ -412,7 +413,7 @@ class AskAgain(enum.Enum):
     ASK_AGAIN = enum.auto()
 
 
-class SessionPicture(FrozenStruct, frozen=True):
+class ClientSessionPicture(FrozenStruct, frozen=True):
     """The acknowledged ids and the remembered answers of a node.
 
     An answer is None if the call was cancelled, or was a large read.
@@ -424,8 +425,8 @@ class SessionPicture(FrozenStruct, frozen=True):
     answered: tuple[tuple[int, Answer | None], ...]
 
 
-class Session:
-    """The calls of one incarnation of a node, and the answers to them.
+class ClientSession:
+    """The calls of one incarnation of a node, and the answers to them. The term is Raft's.
 
     A call that is sent again is answered from here, and is not applied again (R11). This class must
     not use the data or the waits.
@@ -547,14 +548,14 @@ class Session:
             whole = StoreValue(known.result.value + more)
             self.restore(Answer(known.node, request_id, whole))
 
-    def picture(self, node: str) -> SessionPicture:
+    def picture(self, node: str) -> ClientSessionPicture:
         """This session as a hashable value."""
         known = sorted(
             (i, c if isinstance(c, Answer) else None)
             for i, c in self.calls.items()
             if not isinstance(c, Call)
         )
-        return SessionPicture(node, self._floor, tuple(sorted(self._open)), tuple(known))
+        return ClientSessionPicture(node, self._floor, tuple(sorted(self._open)), tuple(known))
 
 
 def result_bytes(result: StoreResult) -> int:
