@@ -66,7 +66,7 @@ _GATHERING, _ACTIVE = Phase.GATHERING, Phase.ACTIVE
 _IN_ROUND, _NEWCOMER = Bucket.IN_ROUND, Bucket.NEWCOMER
 _IS_READY, _IS_ACTIVE, _SILENT = MemberState.READY, MemberState.ACTIVE, Reachability.SILENT
 
-_RESTING = (Phase.SUSPENDED, Phase.CLOSED)
+_WITHOUT_RULES = (Phase.SUSPENDED, Phase.CLOSED)
 """The phases in which the rules do not apply."""
 _JUDGING = (
     TimerKind.CASE,
@@ -174,7 +174,7 @@ class Membership:
             self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:
             self._suspicion.heard(member)
-            self._consider(member)
+            self._consider_newcomer(member)
 
     def restore(
         self,
@@ -414,7 +414,7 @@ class Membership:
         is_standby = member.told_standby = self.is_standby(member)  # The welcome has the reason.
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
-        self._consider(member)
+        self._consider_newcomer(member)
         standing = do.Standing(
             round=member.last_round if member.bucket in (Bucket.IN_ROUND, Bucket.DONE) else 0,
             change=self.case.change if self.case and member.survivor else member.last_change,
@@ -487,12 +487,12 @@ class Membership:
         )
         self.roster.queue(member)
         self.roster.reindex(member)
-        self._consider(member)
+        self._consider_newcomer(member)
 
-    def _consider(self, member: Member) -> None:
-        """Note that a ready newcomer may be let in when its delay is over. O(1).
+    def _consider_newcomer(self, member: Member) -> None:
+        """Let a ready newcomer in when its delay is over. O(1).
 
-        It is told once that it is on standby, and not again by each round without it.
+        The node is notified once that it is on standby, and not again in every later round.
         """
         if member.bucket is not _NEWCOMER:
             return
@@ -637,7 +637,7 @@ class Membership:
             case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
                 self._suspicion.deadline_passed(timer)
             case TimerKind.BURST:
-                """The wait is over: `_advance` goes on."""
+                pass  # The wait is over: `_advance` goes on.
 
     def _end_attach_grace(self) -> None:
         self._takeover.end_grace()
@@ -737,7 +737,7 @@ class Membership:
         elif self._committing.record is not None:
             self._give()
         for member in self.roster.members(Bucket.NEWCOMER):
-            self._consider(member)
+            self._consider_newcomer(member)
 
     def _judge_again(self) -> None:
         """R8: judge members again. Each deadline has the time that it had left."""
@@ -786,7 +786,7 @@ class Membership:
 
     def _advance(self) -> None:
         """Apply all rules to the present state, in order."""
-        if self.settings is None or self.phase in _RESTING:
+        if self.settings is None or self.phase in _WITHOUT_RULES:
             return
         if self._takeover.is_grace_on and not self._suspicion.has_absent:
             self._end_attach_grace()
@@ -927,7 +927,7 @@ class Membership:
             self._seat_members(record)
             self._do(do.Publish(record))
             for member in self.roster.members(Bucket.NEWCOMER):
-                self._consider(member)
+                self._consider_newcomer(member)
 
     def _gone_of(self, record: RoundRecord) -> list[NodeId]:
         """The members of a record that went while it was written."""
@@ -946,7 +946,7 @@ class Membership:
         """
         self._gathering.pace.round_ended(0.0, self._now_s)
         ended_by = self.case.change if self.case is not None else None
-        _stand_down(self.roster, ended_by)
+        _leave_last_round(self.roster, ended_by)
         for member in self.roster:
             is_ready = member.state is MemberState.READY
             member.survivor = is_ready and self._committing.is_in(record, member)
@@ -957,7 +957,7 @@ class Membership:
     def _seat_members(self, record: RoundRecord) -> None:
         """Make the members of the round active, and survivors that are not in it idle."""
         ended_by = self.case.change if self.case is not None else None
-        _stand_down(self.roster, ended_by)
+        _leave_last_round(self.roster, ended_by)
         for row in record.members:
             member_now = self.roster.get(row.name)
             assert member_now is not None, row.name
@@ -1137,8 +1137,11 @@ _HANDLER_OF: Final = {
 }
 
 
-def _stand_down(members: Iterable[Member], ended_by: Change | None) -> None:
-    """The round of these members is over. `ended_by`: why, for members that attach later."""
+def _leave_last_round(members: Iterable[Member], ended_by: Change | None) -> None:
+    """Make active members idle, and no member a survivor.
+
+    `ended_by`: why the last round is over, for members that attach later.
+    """
     for member in members:
         if member.state is _IS_ACTIVE:
             member.state = MemberState.IDLE
