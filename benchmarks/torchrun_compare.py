@@ -194,7 +194,7 @@ _PARTS: Final = {
     "stopped": "until the last survivor's worker was stopped, and its agent called "
     "next_rendezvous(); torchrun looks every 0.1 s",
     "met": "until the last next_rendezvous() returned",
-    "started": "until the workers, started anew, had done a step together: Python, `import torch`, "
+    "started": "until the restarted workers had done a step together: Python, `import torch`, "
     "gloo, DDP",
 }
 

@@ -52,12 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-scenarios",
         action="store_true",
-        help="write the results of tests/core/scenarios anew; read the diff before you commit it",
+        help="write the results of tests/core/scenarios again; read the diff before you commit it",
     )
     parser.addoption(
         "--rewrite-snapshots",
         action="store_true",
-        help="write tests/cli/snapshots anew; read the diff before you commit it",
+        help="write tests/cli/snapshots again; read the diff before you commit it",
     )
     parser.addoption(
         "--stalls",

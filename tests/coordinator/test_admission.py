@@ -139,7 +139,7 @@ def test_a_run_lost_with_its_coordinator_is_lost_to_its_nodes():
 
 
 def test_a_forgotten_run_is_lost_to_its_nodes():
-    """R5: begun anew under the same ledger, its rounds would look older than those they saw."""
+    """R5: begun again under the same ledger, its rounds would look older than those they saw."""
     network = Network(CoordinatorConfig(empty_run_keep_s=1.0))
     a, b = met(network)
     for node in (a, b):

@@ -204,7 +204,7 @@ def test_a_run_without_a_round_is_kept_if_several_nodes_were_in_it(
     assert "run" not in here.coordinator.runs
 
 
-def test_a_forgotten_run_without_a_round_may_begin_anew() -> None:
+def test_a_forgotten_run_without_a_round_may_begin_again() -> None:
     """It waited for others, and lost its connection for longer than such a run is kept."""
     here = OneCoordinator()
     waiting = here.attach("run", min_nodes=2, max_nodes=2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import events as on
-from rallypoint.core.admission import ANEW_AFTER_S
+from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
 from rallypoint.wire import messages as wire
@@ -49,7 +49,7 @@ def test_an_operator_can_close_a_run_in_the_jobs_way() -> None:
 
 
 @pytest.mark.parametrize("stays", [True, False])
-def test_a_run_that_was_closed_without_a_round_begins_anew_for_another_job(stays: bool) -> None:
+def test_a_run_that_was_closed_without_a_round_begins_again_for_another_job(stays: bool) -> None:
     here = OneCoordinator()
     squatter = closed_by_node(here, **SQUATTERS)
     before = here.coordinator.runs["job"].membership
@@ -71,7 +71,7 @@ def test_late_nodes_of_the_same_job_learn_that_it_is_closed() -> None:
     assert late.refusal.code is RefusalCode.CLOSED
     assert "squatted (by x)" in late.refusal.message
     assert "in 30 s under this one" in late.refusal.hint
-    here.pass_time(ANEW_AFTER_S + 1)
+    here.pass_time(BEGIN_AGAIN_AFTER_S + 1)
     assert here.attach("job", "n0", **JOBS).is_welcome
 
 
@@ -82,7 +82,7 @@ def test_a_run_closed_by_an_operator_stays_closed_for_its_job() -> None:
         on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough")
     )
     here.commit()
-    here.pass_time(2 * ANEW_AFTER_S)
+    here.pass_time(2 * BEGIN_AGAIN_AFTER_S)
     refusal = here.attach("job", "n0", **JOBS).refusal
     assert refusal.code is RefusalCode.CLOSED
     assert refusal.hint == "start again under another run id"
@@ -95,7 +95,7 @@ def test_a_run_that_had_a_round_stays_closed() -> None:
     member.say(wire.CloseRun(Stamp(), Outcome.SUCCEEDED, "done"))
     here.commit()
     member.hang_up()
-    here.pass_time(2 * ANEW_AFTER_S)
+    here.pass_time(2 * BEGIN_AGAIN_AFTER_S)
     for settings in (JOBS, {}):
         assert here.attach("job", "n0", **settings).refusal.code is RefusalCode.CLOSED
 
@@ -107,14 +107,14 @@ def test_a_closed_run_stays_closed_for_its_members() -> None:
     stamp = away.told[0].stamp
     away.hang_up()
     closed_by_node(here, **SQUATTERS)
-    here.pass_time(2 * ANEW_AFTER_S)
+    here.pass_time(2 * BEGIN_AGAIN_AFTER_S)
     peer = Peer(here, HERE)
     settings = RunSettings(**SQUATTERS)
     peer.say(wire.Attach(stamp, wire.VERSION, "job", NodeInfo("away", 1, "h"), settings))
     assert peer.refusal.code is RefusalCode.CLOSED
 
 
-def test_a_loop_of_closing_and_beginning_anew_is_slowed() -> None:
+def test_a_loop_of_closing_and_beginning_again_is_slowed() -> None:
     here = OneCoordinator()
     begun = 0
     for number in range(5_000):

@@ -282,7 +282,7 @@ def test_a_late_removal_removes_no_chunk_of_the_next_run() -> None:
         begun: list[tuple[str, ...]] = []
 
         async def meanwhile() -> None:
-            """Another process removes the run, and it begins anew."""
+            """Another process removes the run, and it begins again."""
             await delete_run(ledger, closed, outcome.version)
             assert await ledger.chunks() == ()
             shared, coordinator = await new_owner(ledger, 1)

@@ -258,7 +258,7 @@ class WithoutLog(Troubled):
 
 @pytest.mark.parametrize("kind", [WithoutLog, Troubled], ids=["engine-without-log", "log-gone"])
 def test_a_round_without_its_store_in_the_ledger_ends_at_a_takeover(kind) -> None:
-    """Its members would go on with an empty store: counters that begin anew, keys that are gone."""
+    """Its members would go on with an empty store: counters begin again, keys are gone."""
 
     async def main() -> None:
         ledger = kind()

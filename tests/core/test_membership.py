@@ -283,7 +283,7 @@ class TestTwoNodesOfOneName:
             driver.attach("a'")
         driver.advance(60.0)
         driver.restore_ledger()
-        driver.advance(4.9)  # Its grace, counted anew: it may have tried in vain meanwhile.
+        driver.advance(4.9)  # Its grace, counted again: it may have tried in vain meanwhile.
         assert not driver.is_connected("a'")
         driver.attach("a")
         assert driver.is_connected("a")

@@ -72,7 +72,7 @@ class TestResends:
         client.store.acknowledge("a", 1)
         assert client.store.freeze().barriers == ()
 
-    def test_a_new_incarnation_begins_anew(self, client: StoreClient) -> None:
+    def test_a_new_incarnation_begins_again(self, client: StoreClient) -> None:
         client.value(Add("n", 1))
         client.waits(Get("k"), timeout_s=1)
         client.arrive(0)

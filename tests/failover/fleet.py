@@ -249,7 +249,7 @@ class Fleet:
     def all_attached_since(
         self, since_s: float, agents: Iterable[Agent] | None = None
     ) -> tuple[float, float]:
-        """Wait until all are attached anew; when the first and the last one were, in seconds.
+        """Wait until all are attached again; when the first and the last one were, in seconds.
 
         Without those in which nothing ran here: they are the machine's.
         """

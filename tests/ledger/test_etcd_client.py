@@ -158,7 +158,7 @@ def test_users_and_passwords_are_checked(etcd_program: Program) -> None:
         async with EtcdLedger(options(cluster, "ours", "our-password"), "/ours") as ledger:
             first = await ledger.swap("run", None, b"1")
             assert isinstance(first, Swapped)
-            # A token that has expired, or that its member forgot, is drawn anew.
+            # A token that has expired, or that its member forgot, is fetched again.
             ledger._client._token = "expired.1"
             second = await ledger.swap("run", first.version, b"2")
             assert isinstance(second, Swapped)

@@ -105,7 +105,7 @@ def test_another_format_is_refused(folder, format: int, by: str) -> None:
     asyncio.run(body())
 
 
-def test_an_incomplete_ledger_is_not_created_anew(folder) -> None:
+def test_an_incomplete_ledger_is_not_created_again(folder) -> None:
     async def body() -> None:
         async with FileLedger(folder) as ledger:
             await swap_on(ledger, "run", 1)

@@ -118,7 +118,7 @@ def test_a_writer_that_thaws_after_a_new_register_gets_a_conflict(folder) -> Non
         async with FileLedger(folder) as ledger:
             return await swap_on(ledger, "run", 3)
 
-    async def make_anew() -> Versioned:
+    async def make_again() -> Versioned:
         async with FileLedger(folder) as ledger:
             await ledger.delete("run")
             await swap_on(ledger, "run", 3)
@@ -134,7 +134,7 @@ def test_a_writer_that_thaws_after_a_new_register_gets_a_conflict(folder) -> Non
     version = asyncio.run(prepare())
     with child_process(folder, "freeze", str(version), "link") as child:
         _wait_until_stopped(child)
-        now = asyncio.run(make_anew())
+        now = asyncio.run(make_again())
         child.send_signal(signal.SIGCONT)
         told, _ = child.communicate(timeout=30)
     asyncio.run(check(now, told))

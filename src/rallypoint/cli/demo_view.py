@@ -1,6 +1,6 @@
 """How `rallypoint demo` shows its story: on a terminal with a table below it, else as plain lines.
 
-The sentences are the same in both, and stay on the screen. The table is drawn anew each time.
+The sentences are the same in both, and stay on the screen. The table is drawn again each time.
 """
 
 from __future__ import annotations

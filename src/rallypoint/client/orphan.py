@@ -32,7 +32,7 @@ class OrphanTimer:
     def run_lost(self, nodes: int) -> None:
         """The run is lost, while the node is in a round of `nodes` nodes.
 
-        The others may begin the run anew. A node that is alone in its round has no such conflict.
+        The others may begin the run again. A node that is alone in its round has no such conflict.
         """
         if self.orphan_s is None and nodes > 1:
             now_s = asyncio.get_running_loop().time()

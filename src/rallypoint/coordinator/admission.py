@@ -71,7 +71,7 @@ class Admission:
         self._begins_at_s: dict[str, float] = {}
         """When each run for which nodes wait may begin, by its name."""
         self._never_formed: dict[str, None] = {}
-        """Names of runs that were forgotten before they had a round. A node may begin them anew."""
+        """Runs that were forgotten before they had a round. A node may begin them again."""
 
     def limit_descriptors(self, descriptors_max: int) -> None:
         """Set the most connections that this process can have."""
@@ -126,7 +126,7 @@ class Admission:
         run = host.runs.get(attach.run_id)
         was_forgotten = self._is_in_memory and attach.stamp.ledger_id and run is None
         if was_forgotten and attach.run_id not in self._never_formed:
-            # R5: if the run began anew on the same ledger, its rounds would look old to this node.
+            # R5: if the run began again on the same ledger, its rounds would look old to this node.
             return reasons.run_lost(attach.run_id, "removed: it had no nodes for too long")
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
@@ -186,7 +186,7 @@ class Admission:
         self._held_runs.give_back(run.account)
 
     def may_begin_again(self, run_id: str) -> None:
-        """A run without any round was forgotten: a node that was in it may begin it anew."""
+        """A run without any round was forgotten: a node that was in it may begin it again."""
         self._never_formed[run_id] = None
         while len(self._never_formed) > FORGOTTEN_MAX:
             del self._never_formed[next(iter(self._never_formed))]

@@ -223,8 +223,8 @@ class Coordinator:
             self.admission.count_for(run, session.account)
         return run
 
-    def begin_anew(self, attach: wire.Attach) -> None:
-        """Forget a closed run that never had a round, if this node may begin it anew.
+    def begin_again(self, attach: wire.Attach) -> None:
+        """Forget a closed run that never had a round, if this node may begin it again.
 
         For a node that was in it, the run stays closed (R6).
         """
@@ -232,7 +232,7 @@ class Coordinator:
         is_in_memory = self.ownership.is_in_memory
         if run is None or not run.is_closed or not is_in_memory or attach.stamp.ledger_id:
             return
-        if run.membership.may_begin_anew(attach.settings, self.now_s()):
+        if run.membership.may_begin_again(attach.settings, self.now_s()):
             run.connections.close_all("the run was closed, and starts again with other nodes")
             self.forget_run(run)
 

@@ -148,7 +148,7 @@ class GarbageCollector:
         _, since_s = self._seen.setdefault(log, (0, now_s))
         if now_s - since_s < self._keeping.closed_run_s:
             return
-        # A run that begins anew has logs of other names, as its term is higher.
+        # A run that begins again has logs of other names, as its term is higher.
         if await self._ledger.read(run_key_of_log(log)) is None:
             _log.info("log %s belongs to no run: removed from the ledger", log)
             await self._ledger.drop_log(log)

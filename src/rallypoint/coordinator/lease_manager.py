@@ -115,7 +115,7 @@ class LeaseManager:
         """Why the runs are suspended; "" if they are not."""
         return (self.problem or NO_ANSWER) if self.is_suspended else ""
 
-    def begin_anew(self) -> e.LeaseHolder:
+    def begin_again(self) -> e.LeaseHolder:
         """Continue with a new lease under a new name. Returns the holder of the old one."""
         former, self.holder = self.holder, self._new_holder()
         self.is_suspended = False
@@ -126,7 +126,7 @@ class LeaseManager:
     def judge(self, now_s: float, owns_runs: Callable[[], bool]) -> list[News]:
         """The news since the last call, in order. Call it at each tick and after a renewal.
 
-        The caller must call `begin_anew` after `Lost`.
+        The caller must call `begin_again` after `Lost`.
         """
         if self.holder.is_lost:
             return [Lost(self.holder.lost_reason)]

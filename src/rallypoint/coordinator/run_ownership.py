@@ -98,7 +98,7 @@ class RunOwnership:
         self.ledger_id = coordinator.ledger_id = self._ledger.ledger_id
         coordinator.table_bytes_max = table_room(self._ledger.limits)
         self.lease_manager.addresses = addresses
-        self.lease_manager.begin_anew()
+        self.lease_manager.begin_again()
         self._ticker = self._requests.spawn(self._tick_for_ever(), self._process_failed)
         self._collect_for_ever(
             collector_for(self._ledger, self._config, coordinator.runs, self.claim, self.may_decide)
@@ -462,7 +462,7 @@ class RunOwnership:
                     self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):
                         self._forget(run_id)
-                    self.lease_manager.begin_anew()
+                    self.lease_manager.begin_again()
                 case Suspended(reason, away_s):
                     self._runs.suspend_all(reason, away_s)
                 case NodesMustLeave(away_s):
@@ -540,16 +540,16 @@ class RunOwnership:
         try:
             self._do(claimed, claimed.claim.resign(now_s, pause_s))
         except Exception as error:  # noqa: BLE001 - as in `guarded`
-            # Its register still names this process, which takes it anew if a node asks for the run.
+            # Its register still names this process, which claims it again if a node asks for it.
             _log.error("run %s: this coordinator could not resign from it", run_id, exc_info=error)
             self._forget(run_id)
 
     def _process_failed(self, error: Exception) -> None:
-        """Work for the whole process has failed: hand over its lease, and begin anew."""
+        """Work for the whole process has failed: hand over its lease, and begin again."""
         _log.error("an unexpected error: this coordinator gives up its lease", exc_info=error)
         now_s = _now_s()
         self._rests_until_s = now_s + self._failures.next_s(now_s)
-        former = self.lease_manager.begin_anew()
+        former = self.lease_manager.begin_again()
         for run_id in list(self._claims):
             self._forget(run_id)
             self._runs.deposed(run_id, f"an error in this coordinator: {error_text(error)}")

@@ -142,8 +142,8 @@ class Host(Protocol):
     def stamp(self) -> Stamp:
         """The stamp for messages to a node that is in no run."""
 
-    def begin_anew(self, attach: wire.Attach) -> None:
-        """Forget a closed run that never had a round, if this node may begin it anew."""
+    def begin_again(self, attach: wire.Attach) -> None:
+        """Forget a closed run that never had a round, if this node may begin it again."""
 
     def run_for(self, session: Session, run_id: str) -> Run:
         """The run. If it does not exist, it is begun for the account of this session."""
@@ -283,7 +283,7 @@ class Session:
         if refusal is not None:
             self.refuse(refusal)
             return
-        host.begin_anew(message)
+        host.begin_again(message)
         wait_s = host.admission.admit(self.connection_id, message, self.account)
         if wait_s is None:
             self.refuse(reasons.begins_too_many(host.config.new_runs_per_s))

@@ -130,7 +130,7 @@ async def read_members(
 async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
     """Remove every chunk of a run that is over, up to its last term. Raises LedgerError.
 
-    If another process has removed the run and it has begun anew, its new term is higher, because
+    If another process has removed the run and it has begun again, its new term is higher, because
     the ledger's floor has this one.
     """
     if ledger.limits.is_one_value:

@@ -13,7 +13,7 @@ from rallypoint.core.roster import Roster
 from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
 
-ANEW_AFTER_S: Final = 30.0
+BEGIN_AGAIN_AFTER_S: Final = 30.0
 """How many seconds late nodes are refused because their run, which never had a round, was closed.
 """
 OPERATOR: Final = "operator"

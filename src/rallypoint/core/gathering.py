@@ -57,7 +57,7 @@ class Gathering:
         self._has_begun = False
 
     def unsettle(self) -> None:
-        """Forget the settle time that has passed: the next wait to settle begins anew."""
+        """Forget the settle time that has passed: the next wait to settle begins again."""
         self._is_settled = self.is_settling = False
         self._timers.cancel(TimerKind.SETTLE)
 

@@ -23,7 +23,7 @@ import msgspec
 from rallypoint.core import causes, reasons
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.admission import ANEW_AFTER_S, Admission, is_reusable
+from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S, Admission, is_reusable
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import Committing, record_of
 from rallypoint.core.effects import Effect, TimerKind
@@ -296,19 +296,19 @@ class Membership:
         return max(0.0, now_s - self._closed_at_s)
 
     @property
-    def _can_begin_anew(self) -> bool:
+    def _can_begin_again(self) -> bool:
         """R6: a run that has had a round stays closed."""
         close = self.close
         is_unused = self.round is None and not self._has_successor
         return is_unused and close is not None and is_reusable(close)
 
-    def may_begin_anew(self, settings: RunSettings, now_s: float) -> bool:
-        """Whether a node that was never in this closed run may begin it anew.
+    def may_begin_again(self, settings: RunSettings, now_s: float) -> bool:
+        """Whether a node that was never in this closed run may begin it again.
 
         It may if the run never had a round, because the id was then used before the job began. A
         node with other settings belongs to another job, so it may begin at once. A node with the
         same settings may be a late node of the closed run, and must learn that the run is over. So
-        it may begin the run anew only after ANEW_AFTER_S.
+        it may begin the run again only after BEGIN_AGAIN_AFTER_S.
         """
         if self.phase_of_work is not Phase.CLOSED or self.round is not None:
             return False
@@ -316,7 +316,7 @@ class Membership:
             return False
         if self.settings.conflicts(settings):
             return True
-        return self._can_begin_anew and self.closed_ago_s(now_s) >= ANEW_AFTER_S
+        return self._can_begin_again and self.closed_ago_s(now_s) >= BEGIN_AGAIN_AFTER_S
 
     def is_of_last_round(self, node: NodeId) -> bool:
         """Whether the node is a member of the last round, and may read its table. O(1)."""
@@ -426,8 +426,8 @@ class Membership:
     def _refuse_closed(self, event: on.NodeAttached) -> None:
         assert self.close is not None
         ago_s = self.closed_ago_s(self._now_s)
-        anew_s = max(0.0, ANEW_AFTER_S - ago_s) if self._can_begin_anew else None
-        refusal = reasons.run_closed(self.run_id, self.close, ago_s, anew_s)
+        again_after_s = max(0.0, BEGIN_AGAIN_AFTER_S - ago_s) if self._can_begin_again else None
+        refusal = reasons.run_closed(self.run_id, self.close, ago_s, again_after_s)
         self._do(do.Refuse(event.connection_id, refusal))
 
     def _supersede(self, member: Member) -> None:

@@ -195,7 +195,7 @@ def conflict(
     """The node's settings differ from those of the run. Both values of each are shown.
 
     `set_by`: the node that set the run's settings, and when. `is_new`: the run has had no round, so
-    it can be begun anew.
+    it can begin again.
     """
     listed = "; ".join(str(each) for each in conflicts)
     hint = "start every node of a run with the same settings; the first node sets them"
@@ -350,12 +350,12 @@ def moved(run_id: str, why: str) -> Refusal:
 
 
 def run_closed(
-    run_id: str, close: CloseRecord, ago_s: float, anew_s: float | None = None
+    run_id: str, close: CloseRecord, ago_s: float, again_after_s: float | None = None
 ) -> Refusal:
-    """The run is over. `anew_s`: after how many seconds it can be begun anew; None: never."""
+    """The run is over. `again_after_s`: when it can begin again, in seconds; None: never."""
     hint = "start again under another run id"
-    if anew_s is not None:
-        hint += f", or in {anew_s:.0f} s under this one, as the run never had a round"
+    if again_after_s is not None:
+        hint += f", or in {again_after_s:.0f} s under this one, as the run never had a round"
     return Refusal(
         RefusalCode.CLOSED,
         f"run {run_id!r} was closed {ago_s:.0f} s ago: {close}",
@@ -394,7 +394,7 @@ def too_few_remain(remaining: int, minimum: int, done: int) -> str:
 
 
 def storm(rounds: int, within_s: float, last: Change | None) -> str:
-    """Why a run is closed whose rounds all end at once (`pacing`)."""
+    """Why the run is closed: its rounds end as soon as they begin (`pacing`)."""
     why = f"; the last one: {last}" if last is not None else ""
     return (
         f"{rounds} rounds of this run ended within {within_s:.0f} s, although new rounds were "

@@ -13,7 +13,7 @@ What a backend may do, and the result:
   and every swap is Unknown. No value ever counts as stored.
 * It refuses a token that it gave out itself. Nothing is written, and the swap is Unknown.
 * It loses its value (etcd's v2 backend keeps it for two hours). An object that has seen the value
-  raises LedgerForeignError, and never starts anew under the old id.
+  raises LedgerForeignError, and never starts again under the old id.
 * Its value is another program's, such as the pickled state of torch's own rendezvous. The ledger
   raises LedgerForeignError and leaves it as it is. Bytes are parsed as data, and never executed.
 """
