@@ -4,8 +4,8 @@ This is not a thread pool, because Python joins a pool's threads at exit, and as
 its default executor when a loop is closed. So one call that never returns would prevent the end of
 the process. A late call is left behind, because it cannot be ended.
 
-This file must not know what is called. Threads that live as long as an object (a log writer, an
-event loop) are not calls, and belong to that object's file.
+This file must not depend on what is called. Threads that live as long as an object (a log writer,
+an event loop) are not calls, and belong to that object's file.
 """
 
 from __future__ import annotations

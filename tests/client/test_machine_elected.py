@@ -109,7 +109,7 @@ def test_a_moving_coordinator_ends_no_round() -> None:
 def test_a_coordinator_without_a_term_may_redirect_and_refuse() -> None:
     machine = in_round(term=3)
     assert machine.received(refused(reasons.elsewhere("run", "x", THERE)), 1.0)
-    too_old = Refusal(RefusalCode.VERSION, "speak another version")
+    too_old = Refusal(RefusalCode.VERSION, "use another version")
     assert machine.received(refused(too_old), 1.0) == [act.WasRefused(too_old)]
 
 
@@ -252,7 +252,7 @@ def test_r5_messages_of_a_replaced_coordinator_change_nothing() -> None:
 
 
 LIMIT = Refusal(RefusalCode.LIMIT, "too many connections")
-OTHER_VERSION = Refusal(RefusalCode.VERSION, "speaks another version")
+OTHER_VERSION = Refusal(RefusalCode.VERSION, "uses another version")
 RUN_LOST = Refusal(RefusalCode.RUN_LOST, "run 'run' was lost")
 
 

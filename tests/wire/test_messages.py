@@ -199,7 +199,7 @@ def test_supported_versions_are_accepted():
         refusal = wire.version_refusal(version)
         assert refusal is not None
         assert refusal.code is RefusalCode.VERSION
-        assert f"speaks wire version {version}" in refusal.message
+        assert f"uses wire version {version}" in refusal.message
         assert isinstance(errors.refused(refusal), errors.VersionError)
 
 

@@ -29,7 +29,7 @@ class Count:
             self._done.set_result(None)
 
     def one(self) -> None:
-        """One more."""
+        """Count one more event."""
         self.seen += 1
         if self.seen == 1:
             self.first_s = time.monotonic()

@@ -17,8 +17,8 @@ class Heartbeats:
     `silence_s`: a coordinator that is silent for longer is lost. It ticks at least three times in
     that time, as the answers to heartbeats keep it from passing.
 
-    It must not send anything, and must not know rounds or requests. The machine sets `heard_s` at
-    each message, and the beat and its times at each beat.
+    It must not send anything, and must not depend on rounds or requests. The machine sets `heard_s`
+    at each message, and the beat and its times at each beat.
     """
 
     def __init__(self, silence_s: float) -> None:

@@ -66,8 +66,8 @@ class DesiredState(enum.StrEnum):
 class NodeMachine:
     """One node of one run: its desired state, its round, and how the run ended for it.
 
-    It must not know when a coordinator counts as silent (`Heartbeats`) or how requests are numbered
-    (`OpenRequests`). Not thread-safe: one owner.
+    It must not depend on when a coordinator counts as silent (`Heartbeats`) or how requests are
+    numbered (`OpenRequests`). Not thread-safe: one owner.
 
     `silence_s`: the connection is dropped after this time without a message from the coordinator,
     or without being attached. `is_elected`: the coordinator is found through a ledger. Another

@@ -21,7 +21,7 @@ _Question = TypeVar("_Question", wire.AskMembers, wire.AskWaiting)
 class OpenRequests:
     """Calls of the round's store, and questions, until they are answered (R11).
 
-    Each has an id, which is unique for its node. It must not send them, and must not know the
+    Each has an id, which is unique for its node. It must not send them, and must not depend on the
     connection or the round: the machine says when to send all again, and when the round has ended.
     """
 

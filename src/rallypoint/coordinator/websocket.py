@@ -390,7 +390,7 @@ class FrameReader(asyncio.Protocol):
         return self._incoming.room()
 
     def filled(self, size: int) -> None:
-        """`size` bytes of it have been read into `room`."""
+        """`size` bytes of the large message have been read into `room`."""
         incoming = self._incoming
         assert incoming is not None
         incoming.filled(size)

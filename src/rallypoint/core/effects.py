@@ -1,4 +1,4 @@
-"""The effects of a step: imperatives that the coordinator executes.
+"""The effects of a step: actions that the coordinator executes.
 
 No effect grows with the number of nodes: `Publish` and `Announce` name their audience, and the
 coordinator goes through it once.
@@ -52,7 +52,7 @@ class SetTimer(Effect, frozen=True):
 
 
 class Welcome(Effect, frozen=True):
-    """Let the node on this connection in. `resumed`: it is a member already."""
+    """Admit the node on this connection. `resumed`: it is a member already."""
 
     connection_id: int
     node: NodeId

@@ -4,7 +4,8 @@ An account is a token at an address. All users of a token have the same rights, 
 others counts addresses, too. But many nodes may share one address (NAT, an ingress), so one address
 may use nearly all of a limit.
 
-This file must not know sessions or runs. Times and durations are in seconds, on the owner's clock.
+This file must not depend on sessions or runs. Times and durations are in seconds, on the owner's
+clock.
 """
 
 from __future__ import annotations

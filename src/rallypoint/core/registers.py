@@ -1,8 +1,8 @@
 """A register with compare-and-swap: the result of a read, and the outcomes of a swap.
 
 The election's machines and every ledger use these classes, so that an engine's answer reaches a
-machine as it is. `rallypoint.ledger.contract` exports them. This file must not know how an engine
-keeps registers, or what their values mean.
+machine as it is. `rallypoint.ledger.contract` exports them. This file must not depend on how an
+engine keeps registers, or on what their values mean.
 """
 
 from __future__ import annotations

@@ -131,7 +131,10 @@ class Suspicion:
         return member.name in self._absent
 
     def ended_elsewhere(self, member: Member) -> None:
-        """It was done under an earlier coordinator and may have left, so it need not attach."""
+        """Its workers finished under an earlier coordinator.
+
+        It may have left, so it does not have to attach.
+        """
         self._set_reachability(member, Reachability.DISCONNECTED)
 
     def attach_over(self) -> None:

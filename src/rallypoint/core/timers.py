@@ -2,7 +2,7 @@
 
 A timer is an effect that comes back as an event. It cannot be withdrawn: a timer that was replaced
 or cancelled still fires. So each has a serial number. Only the timer that was set last for its kind
-and name counts, once. This file must not know what a timer is for.
+and name counts, once. This file must not depend on what a timer is for.
 """
 
 from __future__ import annotations

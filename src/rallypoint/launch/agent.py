@@ -354,9 +354,10 @@ class Agent:
                 return None
 
     async def _may_be_signalled(self, work: RoundWorkers) -> bool:
-        """Whether it is too early to judge a worker that a signal ended. Waits for the next change.
+        """Whether a signal to this agent may follow, so that failures cannot be judged yet.
 
-        The same sender may be about to signal this agent. Then this node departs.
+        The sender that signalled a worker may signal this agent next. Then this node departs.
+        While it is too early, this waits for the next change.
         """
         left_s = work.judged_in_s(asyncio.get_running_loop().time())
         if left_s > 0:

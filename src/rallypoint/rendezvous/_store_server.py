@@ -445,7 +445,7 @@ class _Link(asyncio.Protocol):
 class _Output:
     """The messages to one client, sent as fast as it reads. A client that reads nothing is cut.
 
-    It must not know what the messages say, nor whether the client was admitted.
+    It must not depend on what the messages say, or on whether the client was admitted.
     """
 
     def __init__(

@@ -43,11 +43,11 @@ CONST_RUNID_SUBROOT_TTL: Final = 7200
 
 
 class EtcdRendezvousRetryableFailure(Exception):
-    """For programs that use the name. torch's steps raise it internally. Never raised here."""
+    """For programs that use the name. torch raises it internally; rallypoint never raises it."""
 
 
 class EtcdRendezvousRetryImmediately(Exception):
-    """For programs that use the name. torch's steps raise it internally. Never raised here."""
+    """For programs that use the name. torch raises it internally; rallypoint never raises it."""
 
 
 class EtcdRendezvous:

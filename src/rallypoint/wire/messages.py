@@ -39,7 +39,7 @@ from rallypoint.core.values import (
 from rallypoint.errors import UsageError
 
 VERSION: Final = 1
-"""The wire version that this release speaks."""
+"""The wire version that this release uses."""
 VERSION_MIN: Final = 1
 """The oldest wire version that it accepts: VERSION - 1, once that exists."""
 
@@ -393,6 +393,6 @@ def version_refusal(version: int) -> Refusal | None:
     accepted = str(VERSION) if VERSION_MIN == VERSION else f"{VERSION_MIN} to {VERSION}"
     return Refusal(
         RefusalCode.VERSION,
-        f"this node speaks wire version {version}; the coordinator accepts {accepted}",
+        f"this node uses wire version {version}; the coordinator accepts {accepted}",
         hint="nodes and coordinator may be at most one release apart: update the older one",
     )

@@ -55,7 +55,7 @@ def certificate_error(
             hint="give cert=FILE and key=FILE of a certificate signed by a CA that etcd trusts",
         )
     return LedgerAccessError(
-        f"no TLS connection to etcd at {url}: {words}", hint="check that this port speaks TLS"
+        f"no TLS connection to etcd at {url}: {words}", hint="check that this port uses TLS"
     )
 
 

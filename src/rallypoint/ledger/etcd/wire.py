@@ -237,7 +237,7 @@ def not_etcd(endpoint: str, what: str) -> LedgerForeignError:
     """The error for an endpoint that is not etcd."""
     return LedgerForeignError(
         f"the server at {endpoint} is not etcd 3.4 or later: it answers with {what}",
-        hint="name etcd's client port (2379 by default), and TLS if that port speaks it",
+        hint="name etcd's client port (2379 by default), and TLS if that port uses it",
     )
 
 
