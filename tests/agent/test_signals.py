@@ -112,7 +112,7 @@ def test_a_signal_ends_an_agent_that_has_no_workers_yet(machine: Machine, where:
         agent = machine.agent("a", nnodes="2")
         agent.line("waiting: 1 of at least 2 nodes ready")
     agent.signal(signal.SIGTERM)
-    agent.ends(143)
+    assert agent.ends(143).count("got SIGTERM: leaving the run") == 1
 
 
 def test_a_signal_that_was_ignored_when_the_agent_started_stays_ignored(machine: Machine) -> None:

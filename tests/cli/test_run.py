@@ -122,6 +122,8 @@ def test_options_may_be_abbreviated(
     assert config.argv[-1] == "--nproc"
     # Two options begin so.
     assert "No such option" in cli("run", "--rdzv", "x", script).err
+    told = cli("run", "--connect-timeout", "5", script).err
+    assert "hint: it is a setting: --set connect_timeout=VALUE" in told
 
 
 def test_every_option_of_torchrun_is_accepted(

@@ -112,7 +112,7 @@ def says_why(fleet: Fleet, owner: Replica) -> float:
     assert picture is not None
     assert picture["reason"].startswith("suspended: ledger unreachable for")
     owner.process.rewind()
-    owner.process.line("suspended: ledger unreachable for")
+    owner.process.line("suspended: ledger unreachable")
     away_s = picture["waiting"]["ledger_away_s"]
     assert isinstance(away_s, float)
     return away_s

@@ -86,7 +86,7 @@ class TestHalfOfTheNodesWithTheOldCoordinator:
         net.part(*(fleet.host_of[agent.name] for agent in left_behind))
         self.half_goes_on(fleet, left_behind, going_on)
         host.process.rewind()
-        host.process.line("suspended: ledger unreachable for")
+        host.process.line("suspended: ledger unreachable")
         self.all_meet_again(fleet, net, etcds[0])
 
     def half_goes_on(self, fleet: Spread, left_behind: list[Agent], going_on: list[Agent]) -> None:

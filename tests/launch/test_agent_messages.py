@@ -69,3 +69,10 @@ def test_the_bootstrap_address_is_printed_after_a_communication_error() -> None:
         assert agent_messages.of_meeting(first, own, ended) == ""
     alone = msgspec.structs.replace(head, nodes=1)
     assert agent_messages.of_meeting(Round(alone, Seat(0, 0, 4)), own, close) == ""
+
+
+def test_the_loss_of_the_coordinator_names_when_the_workers_are_stopped() -> None:
+    lost = "warning: gone; the workers continue, but no other round can form"
+    assert agent_messages.of_loss("gone", None) == lost
+    stopped = " This node stops them in 10 min unless they finish before (setting: orphan)"
+    assert agent_messages.of_loss("gone", 600.0) == f"{lost}.{stopped}"

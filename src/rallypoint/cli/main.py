@@ -83,8 +83,22 @@ def _usage(error: Any) -> int:
     command = context.command_path if context is not None else "rallypoint"
     message = " ".join(error.format_message().split())  # typer writes each choice on its own line
     listed = "commands" if hasattr(getattr(context, "command", None), "commands") else "options"
-    output.print_error(message.rstrip("."), f"`{command} --help` lists the {listed}")
+    hint = _hint_of_setting(error) or f"`{command} --help` lists the {listed}"
+    output.print_error(message.rstrip("."), hint)
     return ExitCode.USAGE
+
+
+def _hint_of_setting(error: Any) -> str:
+    """How to give a setting for which `rallypoint run` has no option of its own; "" otherwise."""
+    from rallypoint import settings
+
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    name = (getattr(error, "option_name", None) or "").lstrip("-").replace("-", "_")
+    takes_set = any("--set" in each.opts for each in getattr(command, "params", ()))
+    if not takes_set or not hasattr(error, "possibilities"):
+        return ""
+    is_setting = name in {each.name.removesuffix("_s") for each in settings.SETTINGS}
+    return f"it is a setting: --set {name}=VALUE" if is_setting else ""
 
 
 def _refused_by_system(error: Exception) -> int:

@@ -374,7 +374,10 @@ class Connector:
             # A coordinator that refuses this node for now does so at each dial, for the same
             # reason.
             self._outage.told_loss = reason
-            _log.warning("the connection to the coordinator is lost: %s", reason)
+            search = "searching for it; the workers keep running"
+            if not self._state.has_workers:
+                search = f"searching for it for up to {self.settings.coordinator_lost_after_s:g} s"
+            _log.warning("the connection to the coordinator is lost: %s; %s", reason, search)
 
     async def _reconnect(self, reason: str) -> None:
         """Search until a coordinator answers, without a limit while the node's workers run.

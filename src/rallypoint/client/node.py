@@ -119,7 +119,7 @@ class Node:
         self._taken = 0
         """The number of the last round that `next_round` has returned."""
         self._waiters = Waiters()
-        self._orphan = OrphanTimer(
+        self.orphan = OrphanTimer(
             settings.orphan_s, lambda alone_s: self._act(self._machine.orphaned(alone_s))
         )
         self._tick: asyncio.TimerHandle | None = None
@@ -248,7 +248,7 @@ class Node:
 
     def searching(self, since_s: float) -> None:
         """There has been no coordinator since this time."""
-        self._orphan.start(since_s)
+        self.orphan.start(since_s)
 
     def found_closed(self, close: CloseRecord) -> None:
         """The run is closed, by the ledger."""
@@ -264,7 +264,7 @@ class Node:
         head = self._machine.head
         is_lost = isinstance(error, errors.RunLostError | errors.CoordinatorLostError)
         if is_lost and head is not None:
-            self._orphan.run_lost(head.nodes)
+            self.orphan.run_lost(head.nodes)
         self._waiters.answer_all(error)
         self.on_gone(error)
         self._waiters.notify()
@@ -292,7 +292,7 @@ class Node:
         self._tick = None
         self._act(self._machine.tick(_now_s()))
         if self.is_connected:
-            self._orphan.check(self._machine.heartbeats.led_s)
+            self.orphan.check(self._machine.heartbeats.led_s)
 
     def _send(self, action: act.Send) -> None:
         connection = self._connector.connection
@@ -303,7 +303,7 @@ class Node:
         self._connector.drop(action.reason)
 
     def _attached(self, action: act.Attached) -> None:
-        self._orphan.cancel()
+        self.orphan.cancel()
         self._connector.attached()
         self._waiters.notify()
 
@@ -540,7 +540,7 @@ class Node:
         if self._machine.has_said_goodbye and (connector.connection or connector.is_searching):
             # The coordinator answers a goodbye with a closing handshake.
             await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
-        self._orphan.cancel()
+        self.orphan.cancel()
         self._waiters.answer_all(left_run())
         await connector.hang_up()
 

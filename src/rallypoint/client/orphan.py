@@ -40,6 +40,13 @@ class OrphanTimer:
             since_s = now_s if self._since_s is None else self._since_s
             self._start_at(now_s + LOST_ORPHAN_S, since_s)
 
+    @property
+    def left_s(self) -> float | None:
+        """In how many seconds the round ends; None if it does not."""
+        if self._handle is None:
+            return None
+        return max(0.0, self._handle.when() - asyncio.get_running_loop().time())
+
     def cancel(self) -> None:
         """The node has a coordinator, or has ended."""
         self._since_s = None

@@ -69,7 +69,8 @@ class Connection(asyncio.Protocol):
         self.asks_no_token = False
         """Whether the coordinator has announced that it admits everybody."""
         self._parts: list[bytes] = []
-        self._why_closed = "the coordinator closed the connection"
+        self._why_closed = ""
+        """Why this side closed the connection; "" if it did not."""
 
     @property
     def local_host(self) -> str:
@@ -174,7 +175,16 @@ class Connection(asyncio.Protocol):
             self._opened.exception()
         if not self._closed.done():
             self._closed.set_result(None)
-            self.on_closed(str(error) if error else self._why_closed)
+            self.on_closed(str(error) if error else self._why_closed or self._how_peer_ended())
+
+    def _how_peer_ended(self) -> str:
+        if self.was_closed_by_peer:
+            return "the coordinator closed the connection"
+        # The kernel closes the connections of a killed process in the same way.
+        return (
+            "the connection ended without a goodbye: the coordinator's process or machine may "
+            "have ended"
+        )
 
     # -- helpers -------------------------------------------------------------------------------
 

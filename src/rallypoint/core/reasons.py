@@ -139,6 +139,8 @@ class Waiting(FrozenStruct, frozen=True):
 
 def ledger_unreachable(away_s: float, why: str) -> str:
     """Why the ledger cannot be used. `away_s`: by the clock of the process that reports it (R9)."""
+    if away_s < 0.05:  # the first failure
+        return f"ledger unreachable: {why}"
     return f"ledger unreachable for {away_s:.1f} s: {why}"
 
 

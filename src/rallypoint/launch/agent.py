@@ -184,6 +184,7 @@ class Agent:
                 end = found if isinstance(found, End) else await self._do_round(found)
             return end
         except _Signalled:
+            self._log.say(agent_messages.of_leaving(self._signals[0]))
             return self._end_by_signal()
         except errors.JoinTimeoutError as error:
             if self._number == 0:
@@ -399,6 +400,7 @@ class Agent:
         if node.closed is not None:
             return self._end_of_run(node.closed)
         if self._signals:
+            self._log.say(agent_messages.of_leaving(self._signals[0]))
             return self._end_by_signal()
         assert node.gone is not None
         return End(
@@ -480,9 +482,7 @@ class Agent:
     def _on_gone(self, error: errors.CoordinatorError) -> None:
         """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
         if self._work is not None and not isinstance(error, errors.SupersededError):
-            self._log.say(
-                f"warning: {error.message}; the workers continue, but no other round can form"
-            )
+            self._log.say(agent_messages.of_loss(error.message, self._node.orphan.left_s))
         self._notifier.notify()
 
     def _regroup(self) -> None:

@@ -26,8 +26,21 @@ def of_change(change: Change, before: Change | None) -> str:
 
 def of_departure(number: int, grace_s: float) -> str:
     """A signal ends this node's part."""
-    name = signal.Signals(number).name
-    return f"got {name}: leaving the run; the workers have {grace_s:g} s to stop"
+    return f"{of_leaving(number)}; the workers have {grace_s:g} s to stop"
+
+
+def of_leaving(number: int) -> str:
+    """A signal ends this node's part while it has no workers."""
+    return f"got {signal.Signals(number).name}: leaving the run"
+
+
+def of_loss(why: str, orphan_left_s: float | None) -> str:
+    """The coordinator is lost for good. `orphan_left_s`: when the workers are stopped, if ever."""
+    text = f"warning: {why}; the workers continue, but no other round can form"
+    if orphan_left_s is None:
+        return text
+    left = reasons.duration(orphan_left_s)
+    return f"{text}. This node stops them in {left} unless they finish before (setting: orphan)"
 
 
 def of_end(run_id: str, close: CloseRecord) -> str:
