@@ -159,7 +159,7 @@ def test_runs_do_not_learn_of_nodes_with_another_token(token: str) -> None:
 def test_the_memory_of_refused_nodes_is_bounded() -> None:
     kept = TurnedAway()
     for number in range(100):
-        kept.note(f"job-{number}\n", float(number))
+        kept.record(f"job-{number}\n", float(number))
     assert kept.recent(100.0) == tuple(f"job-{n}\\n" for n in range(100 - TOLD_MAX, 100))
     assert kept.recent(99.0 + RECENT_S) == ("job-99\\n",)
     assert kept.recent(99.1 + RECENT_S) == ()

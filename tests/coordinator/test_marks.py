@@ -1,4 +1,4 @@
-"""What is noted of a round's members goes through a real ledger, to another coordinator (A3).
+"""The marks of a round's members go through a real ledger, to another coordinator (A3).
 
 In virtual time, as shared_ledger.py.
 """

@@ -89,8 +89,8 @@ class Attempts:
             attempts=tuple(answers.items()),
         )
 
-    def note(self, tried: Attempts) -> None:
-        """Note the results of one try at each address."""
+    def record(self, tried: Attempts) -> None:
+        """Record the results of one try at each address."""
         self.answers, self.stranger = tried.answers, tried.stranger
         self.refused = tried.refused
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
@@ -150,11 +150,11 @@ async def dial(
     try:
         connection = await _dial(target, token, tried, limit_s, patience, attempts)
     except CoordinatorError:
-        attempts.note(tried)
+        attempts.record(tried)
         raise
-    # Note all results at once, so that after a cancellation `attempts` has those of the last whole
-    # try.
-    attempts.note(tried)
+    # Record all results at once, so that after a cancellation `attempts` has those of the last
+    # whole try.
+    attempts.record(tried)
     return connection
 
 

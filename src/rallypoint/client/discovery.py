@@ -93,7 +93,7 @@ class Search:
         while True:
             try:
                 await self._bounded(self.ledger.open(), ends_s)
-                self._note_answer()
+                self._record_answer()
                 return
             except LedgerUnreachableError as error:
                 self._note(error, began_s)
@@ -253,7 +253,7 @@ class Search:
 
     async def _read(self, key: str) -> Versioned | None:
         found = await self.ledger.read(key)
-        self._note_answer()
+        self._record_answer()
         return found
 
     def _note(self, error: LedgerError, since_s: float | None = None) -> None:
@@ -262,7 +262,7 @@ class Search:
             self._failing_since_s = _now_s() if since_s is None else since_s
             _log.warning("%s", self.problem)
 
-    def _note_answer(self) -> None:
+    def _record_answer(self) -> None:
         if self.error is not None:
             self.error = None
             _log.warning("the ledger answers again")

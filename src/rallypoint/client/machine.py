@@ -264,7 +264,7 @@ class NodeMachine:
         return []
 
     def _miss(self, number: int) -> None:
-        """Note a round with this node that was formed and has ended while it was not connected.
+        """Record a round with this node that was formed and has ended while it was not connected.
 
         The node is ready for the next one (R7). Its `Ready` must name the missed round as the one
         that it leaves, because the coordinator would treat an older number as a repeat (R4).

@@ -112,7 +112,7 @@ class Admission:
         host = self._host
         only = host.config.only_run
         if only is not None and attach.run_id != only:
-            self.turned_away.note(attach.run_id, host.now_s())
+            self.turned_away.record(attach.run_id, host.now_s())
             return reasons.other_run(only, attach.run_id)
         problem = naming.info_problem(attach.node)
         if not attach.run_id.isprintable():

@@ -86,7 +86,7 @@ class History:
         wall_s: float,
         phase: Phase = Phase.GATHERING,
     ) -> PastLoss | None:
-        """Note the effects of one step of the core. Returns the loss beside a round, if any.
+        """Record the effects of one step of the core. Returns the loss beside a round, if any.
 
         `phase`: the run's phase before that step.
         """
@@ -109,7 +109,7 @@ class History:
                     self._closed(close, now_s, wall_s)
                 case do.Forget(loss=Change() as loss):
                     lost.append(loss)
-        return self._note_loss(lost, phase, wall_s) if lost else None
+        return self._record_loss(lost, phase, wall_s) if lost else None
 
     def restored(
         self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
@@ -181,7 +181,7 @@ class History:
             self._over(now_s, wall_s)
             self.rounds[-1].ended = str(close)
 
-    def _note_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
+    def _record_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
         change = loss_of(lost)
         text = str(change)
         names, count = change.nodes, change.count

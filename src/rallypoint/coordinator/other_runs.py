@@ -27,8 +27,8 @@ class TurnedAway:
     def __init__(self) -> None:
         self._asked_s: dict[str, float] = {}
 
-    def note(self, run_id: str, now_s: float) -> None:
-        """Note that a node asked for this run."""
+    def record(self, run_id: str, now_s: float) -> None:
+        """Record that a node asked for this run."""
         name = tidy(run_id, NAME_LENGTH_MAX)
         self._asked_s.pop(name, None)
         self._asked_s[name] = now_s

@@ -52,6 +52,6 @@ class RunMemory:
         self.share.add(-self._members.pop(name, 0))
 
     def count_table(self, size: int) -> None:
-        """Note that the encoded member table now has `size` bytes."""
+        """Record that the encoded member table now has `size` bytes."""
         self.share.add(size - self._table)
         self._table = size

@@ -117,7 +117,7 @@ class CoordinatorServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.coordinator.turns.loop = self._loop
-        app = web.Application(client_max_size=64 * 1024, middlewares=[self._note_request()])
+        app = web.Application(client_max_size=64 * 1024, middlewares=[self._record_request()])
         app[http_api.COORDINATOR] = self.coordinator
         if self._replicas is not None:
             app[http_api.REPLICAS] = self._replicas
@@ -234,7 +234,7 @@ class CoordinatorServer:
 
     # -- connections ---------------------------------------------------------------------------
 
-    def _note_request(self) -> Middleware:
+    def _record_request(self) -> Middleware:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             if len(self.tokens):

@@ -258,14 +258,14 @@ class StoreLog:
             self._moves_at = self._next_log = None
         else:
             self._next_index += 1
-            self._note_written(writing)
+            self._record_written(writing)
         released: list[Answer] = []
         while self._held and self._held[0][0] <= self._durable:
             released += self._held.popleft()[1]
         self._held_count -= len(released)
         return released
 
-    def _note_written(self, writing: _Writing) -> None:
+    def _record_written(self, writing: _Writing) -> None:
         if writing.is_part:
             assert self._snapshot is not None
             self._snapshot.cost.add(writing.size)

@@ -34,7 +34,7 @@ class Admission:
         self._set_by: tuple[str, str, float] | None = None
 
     def settings_are_of(self, node: NodeInfo, now_s: float) -> None:
-        """Note that this node, the first one, has set the run's settings."""
+        """Record that this node, the first one, has set the run's settings."""
         self._set_by = (node.name, node.host, now_s)
 
     def refusal(

@@ -48,7 +48,7 @@ class Case:
         return self._departure if is_explained and self._departure else self._change
 
     def add_failure(self, node: str, failure: Failure) -> None:
-        """Note another failure of a worker of the round.
+        """Record another failure of a worker of the round.
 
         It counts if it is worse than the known ones.
         """

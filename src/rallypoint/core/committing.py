@@ -82,7 +82,7 @@ class Committing:
         return None if self.is_in_ledger else self.record
 
     def member_went(self, member: Member, kind: ChangeKind, detail: str) -> None:
-        """Note that a member left, departed or was lost. Only the first one is kept."""
+        """Record that a member left, departed or was lost. Only the first one is kept."""
         record = self.record
         if self.interrupted is not None or not isinstance(record, RoundRecord):
             return

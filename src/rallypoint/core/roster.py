@@ -264,7 +264,7 @@ class Roster:
             self._buckets[bucket][member.name] = None
             member.bucket = bucket
         if self.troubled_names or member.reachability is not _CONNECTED:  # This is rare.
-            self._note_trouble(member)
+            self._record_trouble(member)
 
     def reindex_all(self) -> None:
         """The same for all members, after a change to all of them. O(N)."""
@@ -277,9 +277,9 @@ class Roster:
                 buckets[bucket][name] = None
                 member.bucket = bucket
             if self.troubled_names or member.reachability is not _CONNECTED:
-                self._note_trouble(member)
+                self._record_trouble(member)
 
-    def _note_trouble(self, member: Member) -> None:
+    def _record_trouble(self, member: Member) -> None:
         if member.is_troubled:
             self.troubled_names[member.name] = None
         else:

@@ -239,7 +239,7 @@ class Standstill:
         self._seen: Seen | None = None
 
     def seen(self, process: str, version: int, now_s: float) -> Seen:
-        """Note that the lease is at this version now. Returns since when it has been."""
+        """Record that the lease is at this version now. Returns since when it has been."""
         known = self._seen
         if known is None or (known.process, known.version) != (process, version):
             known = self._seen = Seen(process, version, now_s)

@@ -201,7 +201,7 @@ class Claim:
             return self._seal(now_s)
         lease = lease_of(asked.process, found)
         if lease.state is not LeaseState.SERVING:
-            self._note_former_host(lease)
+            self._record_former_host(lease)
             return self._seal(now_s)
         # The ttl is that of the lease, not of this process's settings: its owner renews by the
         # lease's.
@@ -230,7 +230,7 @@ class Claim:
         if asked != self._open or isinstance(outcome, Unknown):
             return []
         if version_of(asked, outcome) is not None:
-            self._note_former_host(decode_lease(asked.value))
+            self._record_former_host(decode_lease(asked.value))
             return self._seal(now_s)
         # The lease was renewed after all, or another process has revoked it: look again.
         return self._read(now_s)
@@ -251,7 +251,7 @@ class Claim:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def _note_former_host(self, lease: Lease) -> None:
+    def _record_former_host(self, lease: Lease) -> None:
         # A process that has lost its lease continues under another name, in the same node.
         is_gone = lease.state is LeaseState.REVOKED and lease.node != self._holder.node
         self.former_host = lease.node if is_gone else None

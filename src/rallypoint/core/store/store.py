@@ -445,7 +445,7 @@ class ClientSession:
         self._ids: list[int] = []
 
     def admit(self, call: Call) -> None:
-        """Note a new call, which is going to be applied."""
+        """Record a new call, which is going to be applied."""
         self.calls[call.request_id] = call
         self._tally.kept += CALL_BYTES
         if call.request_id > self._floor:
