@@ -40,7 +40,8 @@ WAITING_KEY_BYTES: Final = 350
 class Call(msgspec.Struct, eq=False):
     """A call that was admitted. Compared by identity.
 
-    `missing`: how many keys it still waits for.
+    `missing`: how many keys it still waits for. `keys_bytes`: the memory of its keys while it
+    waits, in bytes.
     """
 
     node: str
@@ -50,6 +51,7 @@ class Call(msgspec.Struct, eq=False):
     serial: int
     deadline_s: float | None = None
     missing: int = 0
+    keys_bytes: int = 0
 
 
 class Seats:
@@ -128,7 +130,7 @@ class Waits:
 
     def begin(self, call: Call, now_s: float) -> StoreFailure | None:
         """Let the call wait. Returns the failure if its node has too much waiting already."""
-        footprint = waiting_bytes(call.op)
+        footprint = call.keys_bytes = waiting_bytes(call.op)
         count = self.counts.get(call.node) or WaitCount()
         refusal = self._limits.excess(
             waiting_calls_per_node_max=count.calls + 1,
@@ -153,7 +155,7 @@ class Waits:
 
     def end(self, call: Call) -> None:
         """The call does not wait any more, for any reason."""
-        footprint = waiting_bytes(call.op)
+        footprint = call.keys_bytes
         count = self.counts[call.node]
         count.calls -= 1
         count.key_bytes -= footprint
