@@ -461,3 +461,24 @@ def test_import_circles_are_found_at_any_place_of_an_import(tmp_path: Path) -> N
         # To load ledger.file.names is to load its package.
         frozenset({"ledger.file", "ledger.file.disk", "ledger.open"}),
     }
+
+
+# Torch's modules have these as dataclasses, and programs use them as such.
+DATACLASSES_ALLOWED = frozenset({"rendezvous/api.py", "rendezvous/dynamic_rendezvous.py"})
+
+
+def test_values_are_of_one_kind() -> None:
+    """A value is a msgspec struct: no dataclass and no named tuple."""
+    package = SRC / "rallypoint"
+    other = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(
+            each in ast.unparse(part)
+            for part in (*node.decorator_list, *node.bases)
+            for each in ("dataclass", "NamedTuple")
+        )
+    }
+    assert other == DATACLASSES_ALLOWED

@@ -7,10 +7,12 @@ would notice the mistake. So `rallypoint run` checks this before it assumes one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 
-class MoreThanOne(NamedTuple):
+class MoreThanOne(msgspec.Struct, frozen=True):
     """A variable that shows that there are several nodes, or several processes like this one."""
 
     variable: str

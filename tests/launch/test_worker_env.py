@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from rallypoint.launch.worker_env import WorkerContext, worker_environment
@@ -80,7 +79,7 @@ def test_a_default_gives_way_to_the_user(name: str) -> None:
 
 
 def test_one_worker_alone_may_use_all_cores() -> None:
-    alone = dataclasses.replace(CONTEXT, local_world_size=1)
+    alone = msgspec.structs.replace(CONTEXT, local_world_size=1)
     assert "OMP_NUM_THREADS" not in worker_environment(alone, {})
 
 
@@ -94,7 +93,7 @@ def test_tokens_are_not_passed_to_workers(name: str) -> None:
 def test_the_error_file_belongs_to_this_worker() -> None:
     outer = {"TORCHELASTIC_ERROR_FILE": "/of/another/agent"}
     assert "TORCHELASTIC_ERROR_FILE" not in worker_environment(CONTEXT, outer)
-    own = dataclasses.replace(CONTEXT, error_file="/own")
+    own = msgspec.structs.replace(CONTEXT, error_file="/own")
     assert worker_environment(own, outer)["TORCHELASTIC_ERROR_FILE"] == "/own"
 
 
@@ -109,7 +108,7 @@ def test_the_environment_of_the_agent_is_not_changed() -> None:
     [(None, 1, "1"), ("4, 6", 1, "6"), ("4,6", 2, ""), ("", 0, "")],
 )
 def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, gpu: str) -> None:
-    context = dataclasses.replace(CONTEXT, local_rank=local_rank, virtual_local_rank=True)
+    context = msgspec.structs.replace(CONTEXT, local_rank=local_rank, virtual_local_rank=True)
     base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     env = worker_environment(context, base)
     assert (env["LOCAL_RANK"], env["CUDA_VISIBLE_DEVICES"]) == ("0", gpu)
@@ -117,5 +116,5 @@ def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, g
 
 
 def test_a_role_has_the_variables_of_torchrun() -> None:
-    env = worker_environment(dataclasses.replace(CONTEXT, role="trainer"), {})
+    env = worker_environment(msgspec.structs.replace(CONTEXT, role="trainer"), {})
     assert env["ROLE_NAME"] == "trainer"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from rallypoint.bench.driver import Plan
@@ -60,8 +61,7 @@ class At(enum.Enum):
     """No value: the scenario starts all that it needs."""
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True):
     """What a scenario measures, in few words, and its options. `nodes`, `seconds`: defaults."""
 
     measures: str

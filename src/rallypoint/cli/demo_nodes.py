@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from rallypoint import tokens
 from rallypoint.cli import api, output
@@ -33,28 +34,25 @@ THREAD_ENDS_WITHIN_S: Final = 1.0
 _LINES_KEPT: Final = 200
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A line that an agent or its worker has printed."""
 
     node: str
     text: str
 
 
-@dataclass(frozen=True)
-class StatusAnswer:
+class StatusAnswer(msgspec.Struct, frozen=True):
     """An answer of the coordinator about the run."""
 
     body: dict[str, object]
 
 
-@dataclass
-class Agent:
+class Agent(msgspec.Struct):
     """One agent's process, and its last lines of output."""
 
     name: str
     process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
+    lines: list[str] = msgspec.field(default_factory=list)
     was_killed: bool = False
 
     @property

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 _EPOCH: Final = re.compile(r"epoch (\d+) of (\d+): loss ([\d.]+)")
 _GOES_ON: Final = re.compile(r"round (\d+): \d+ workers go on from epoch (\d+) of (\d+)")
@@ -18,8 +19,7 @@ _ACCURACY: Final = re.compile(r"test accuracy ([\d.]+)")
 _EPOCHS_BETWEEN_LINES: Final = 5
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One sentence of the story. `kind`: its subject, which gives its colour."""
 
     at_s: float
@@ -27,8 +27,7 @@ class Event:
     kind: str = ""
 
 
-@dataclass
-class Kill:
+class Kill(msgspec.Struct):
     """The kill of a node, and the times of what followed.
 
     Wall-clock seconds; None: it has not happened yet.
@@ -44,8 +43,7 @@ class Kill:
     trained_s: float | None = None
 
 
-@dataclass(frozen=True)
-class NodeRow:
+class NodeRow(msgspec.Struct, frozen=True):
     """One node as a row of the table."""
 
     name: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 from typer.core import TyperCommand
 
@@ -265,6 +265,8 @@ def run(
     from rallypoint.launch import agent
 
     if config.console.needs_files and config.log_dir is None:
-        config = replace(config, log_dir=tempfile.mkdtemp(prefix="rallypoint-logs-"))
+        config = msgspec.structs.replace(
+            config, log_dir=tempfile.mkdtemp(prefix="rallypoint-logs-")
+        )
         output.note(f"the workers' output is in {config.log_dir}; --log-dir sets another folder")
     raise typer.Exit(agent.main(config))

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from dataclasses import dataclass, field
 
 from rallypoint import net
 from rallypoint.client import fork_safety
@@ -28,7 +27,6 @@ from rallypoint.client import fork_safety
 _HOLDS = sys.platform == "linux"
 
 
-@dataclass(slots=True)
 class Reservation:
     """A port that this process holds until close().
 
@@ -36,8 +34,9 @@ class Reservation:
     do not inherit it.
     """
 
-    port: int
-    _socket: socket.socket | None = field(repr=False)
+    def __init__(self, port: int, sock: socket.socket | None) -> None:
+        self.port = port
+        self._socket = sock
 
     def hand_over(self) -> None:
         """Let a server with SO_REUSEADDR take the port. Idempotent."""

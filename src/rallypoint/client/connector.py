@@ -12,7 +12,6 @@ import logging
 import math
 import random
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
@@ -106,8 +105,7 @@ class ConnectedNode(LedgerReader, Protocol):
         """The search has ended for good with this error."""
 
 
-@dataclass
-class _Outage:
+class _Outage(msgspec.Struct):
     """What has happened since this node was last attached. Each attach starts a new one."""
 
     lost_s: float | None = None
@@ -123,7 +121,7 @@ class _Outage:
     """Whether the last connection ended by a redirect."""
     was_let_in: bool = True
     """Whether the last coordinator that answered has attached this node."""
-    pauses: Pauses = field(default_factory=Pauses)
+    pauses: Pauses = msgspec.field(default_factory=Pauses)
 
 
 class Connector:

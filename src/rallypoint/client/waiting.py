@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from rallypoint import errors
 from rallypoint.core.reasons import Waiting, duration
@@ -47,7 +49,7 @@ class Waits(Protocol):
     async def waiting(self) -> Waiting | None: ...
 
 
-class Why(NamedTuple):
+class Why(msgspec.Struct, frozen=True):
     """Why a node waits. `reason` stays equal while only times change."""
 
     text: str

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import urllib.parse
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
+
+import msgspec
 
 from rallypoint.coordinator import status
 from rallypoint.coordinator.paging import Page
@@ -28,7 +30,7 @@ NO_COORDINATOR: Final = (
 )
 
 
-class Kept(NamedTuple):
+class Kept(msgspec.Struct, frozen=True):
     """A run's register, and the lease of its owner if it is serving."""
 
     register: e.RunRegister
@@ -39,7 +41,7 @@ class Kept(NamedTuple):
         return status.kept_summary(self.register, self.lease, problem)
 
 
-class Unread(NamedTuple):
+class Unread(msgspec.Struct, frozen=True):
     """A run whose register cannot be read."""
 
     run_id: str

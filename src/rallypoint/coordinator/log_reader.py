@@ -16,7 +16,9 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, NamedTuple, Never, TypeVar
+from typing import Final, Never, TypeVar
+
+import msgspec
 
 from rallypoint.coordinator.log_records import UnreadableLogError, decode_record, seal_record
 from rallypoint.coordinator.log_replay import Replay
@@ -43,7 +45,7 @@ class StoreLostError(Exception):
     """The store of an active round is not in the ledger. The text has the reason."""
 
 
-class SealedLog(NamedTuple):
+class SealedLog(msgspec.Struct, frozen=True):
     """The replay of a log, and the place of its next record."""
 
     replay: Replay

@@ -9,7 +9,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.log_reader import RETRY_S, SealedLog
@@ -28,7 +30,7 @@ from rallypoint.ledger.keys import log_prefix
 _log = logging.getLogger("rallypoint.coordinator")
 
 
-class _Creating(NamedTuple):
+class _Creating(msgspec.Struct, frozen=True):
     """A round whose log is being created, before the round is committed."""
 
     record: RoundRecord

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
+
+import msgspec
 
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
@@ -31,7 +32,7 @@ from rallypoint.ledger.contract import Ledger
 _log = logging.getLogger("rallypoint.coordinator")
 
 
-class _TakeOver(NamedTuple):
+class _TakeOver(msgspec.Struct, frozen=True):
     """A run that is being taken over."""
 
     term: int

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from heapq import nsmallest
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
+
+import msgspec
 
 from rallypoint.ledger.keys import run_key
 
@@ -17,7 +19,7 @@ RUNS_SHOWN_MAX: Final = 1_000
 """The most runs that one answer lists."""
 
 
-class Page(NamedTuple):
+class Page(msgspec.Struct, frozen=True):
     """The runs of one answer: at most `most`, beginning after the run `after`, if that is given."""
 
     after: str = ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -41,7 +41,7 @@ ASKED_AT_ONE: Final = 8
 _BEING_TAKEN: Final = "the coordinator that answered takes it over"
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """The answer of another coordinator."""
 
     status: int

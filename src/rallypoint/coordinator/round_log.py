@@ -7,12 +7,12 @@ never create logs of the same name, even if a deposed one creates its log late.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from rallypoint.ledger.keys import log_name, log_of
 
 
-class LogId(NamedTuple):
+class LogId(msgspec.Struct, frozen=True, order=True):
     """One segment of the log of one round. The segments of a run sort by age.
 
     `term`: of the round. `writer`: the term of the coordinator that created the segment. A later

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from rallypoint.coordinator.hosted_run import store_of
 from rallypoint.coordinator.log_reader import RETRY_S, LogReader, SealedLog, StoreLostError
@@ -29,7 +31,7 @@ _log = logging.getLogger("rallypoint.coordinator")
 NO_LOG: Final = "this ledger keeps no log of it, and the coordinator that held it is gone"
 
 
-class Left(NamedTuple):
+class Left(msgspec.Struct, frozen=True):
     """`sealed`: the log of the round's store. `store_lost`: why an active round has none."""
 
     state: RunState

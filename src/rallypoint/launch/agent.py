@@ -20,10 +20,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any, Final, TypeVar
+
+import msgspec
 
 from rallypoint import errors, settings
 from rallypoint.client.bootstrap_port import Reservation, reserve_port
@@ -69,8 +70,7 @@ LAST_WORDS_S: Final = 1.0
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `rallypoint run`. Durations in seconds.
 
     `argv`: the workers' command. `workers`: how many on this node. `stdin`: the local rank that
@@ -97,8 +97,7 @@ class AgentConfig:
     virtual_local_rank: bool = False
 
 
-@dataclass(frozen=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """How the agent ends: its exit code and its last message."""
 
     code: int

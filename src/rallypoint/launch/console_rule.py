@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -16,8 +17,7 @@ _STREAMS: Final = re.compile(r"[0-3]|[0-9]+:[0-3](?:,[0-9]+:[0-3])*")
 _RANKS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
+class Streams(msgspec.Struct, frozen=True):
     """Streams for each local rank, as bits: STDOUT, STDERR, both or none.
 
     `others`: the streams of all local ranks that are not in `by_rank`.
@@ -58,8 +58,7 @@ def read_local_ranks(text: str) -> frozenset[int]:
     return frozenset(map(int, text.split(",")))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsoleRule:
+class ConsoleRule(msgspec.Struct, frozen=True, kw_only=True):
     """The rule for what the console shows.
 
     A redirected stream is not shown, unless it is also teed. `local_ranks`: show only these; None

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rallypoint.launch import guard_process
@@ -140,24 +139,17 @@ class Guard:
             self._start_again_after(0.0)
 
 
-@dataclass(slots=True)
 class _GuardProcess:
     """One guard process with two pipes: one for lines to it, and one that ends when it dies."""
 
-    on_death: Callable[[_GuardProcess], None]
-    lock: threading.RLock
-    popen: subprocess.Popen[bytes] = field(init=False)
-    lines_fd: int = field(init=False)
-    life_fd: int = field(init=False)
-    unsent: bytearray = field(init=False, default_factory=bytearray)
-    waits_for_room: bool = field(init=False, default=False)
-    dead: asyncio.Future[None] = field(init=False)
-    loop: asyncio.AbstractEventLoop = field(init=False)
-    started_at: float = field(init=False, default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
+    def __init__(self, on_death: Callable[[_GuardProcess], None], lock: threading.RLock) -> None:
+        self.on_death = on_death
+        self.lock = lock
+        self.unsent = bytearray()
+        self.waits_for_room = False
+        self.started_at = time.monotonic()
         self.loop = asyncio.get_running_loop()
-        self.dead = self.loop.create_future()
+        self.dead: asyncio.Future[None] = self.loop.create_future()
         self.popen, self.lines_fd, self.life_fd = _spawn()
         os.set_blocking(self.lines_fd, False)
         self.loop.add_reader(self.life_fd, self._ended)

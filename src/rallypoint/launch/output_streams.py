@@ -14,7 +14,6 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 LOG_FILE_MODE = 0o600
@@ -142,7 +141,6 @@ class LastLines:
         return line if len(line) <= self._bytes_max else line[: self._bytes_max] + "…".encode()
 
 
-@dataclass(slots=True)
 class Stream:
     """The read end of one pipe of one worker, and the destinations of its bytes.
 
@@ -152,16 +150,26 @@ class Stream:
     before it is closed. `holds` False: nothing is held back, because a user may wait for a prompt.
     """
 
-    fd: int
-    console: Console | None
-    file: LogFile | None
-    prefix: bytes
-    last_lines: LastLines | None
-    on_end: Callable[[int], object]
-    holds: bool = True
-    _held: bytearray = field(default_factory=bytearray)
-    _at_line_start: bool = True
-    _open: bool = True
+    def __init__(
+        self,
+        fd: int,
+        console: Console | None,
+        file: LogFile | None,
+        prefix: bytes,
+        last_lines: LastLines | None,
+        on_end: Callable[[int], object],
+        holds: bool = True,
+    ) -> None:
+        self.fd = fd
+        self.console = console
+        self.file = file
+        self.prefix = prefix
+        self.last_lines = last_lines
+        self.on_end = on_end
+        self.holds = holds
+        self._held = bytearray()
+        self._at_line_start = True
+        self._open = True
 
     @property
     def open(self) -> bool:

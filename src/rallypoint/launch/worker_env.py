@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
+
+from rallypoint.core.values import repr_without
 
 ROLE = "default"
 
@@ -21,8 +24,7 @@ _KEPT_FROM_WORKERS_PREFIXES = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
 _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerContext:
+class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
     """The place of one worker in its round. Ranks and world sizes count workers, not nodes.
 
     `virtual_local_rank`: the worker can use only one GPU and has LOCAL_RANK 0, as in torchrun.
@@ -45,10 +47,13 @@ class WorkerContext:
     min_nodes: int
     max_nodes: int
     agent_path: str
-    agent_secret: str = field(repr=False)
+    agent_secret: str
     error_file: str | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+
+    def __repr__(self) -> str:
+        return repr_without(self, "agent_secret")
 
 
 def inherited_environment() -> dict[str, str]:

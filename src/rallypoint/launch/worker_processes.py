@@ -22,9 +22,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
+import msgspec
+
+from rallypoint.core.values import repr_without
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
 from rallypoint.launch import guard_process
 from rallypoint.launch.oom import OomCounter
@@ -37,15 +39,14 @@ _SEARCH_PAUSE_S_MAX = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A worker to start. `env`: its whole environment. `cwd` None: the agent's folder.
 
     `has_stdin`: whether it reads the agent's standard input; otherwise it has none.
     """
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
+    env: Mapping[str, str]
     cwd: str | None
     local_rank: int
     rank: int
@@ -55,9 +56,11 @@ class WorkerSpec:
         if not self.argv:
             raise ValueError("argv must name a program")
 
+    def __repr__(self) -> str:
+        return repr_without(self, "env")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerExit:
+
+class WorkerExit(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker ended: exactly one of `returncode` and `signal` is set.
 
     `oom`: the kernel killed a process for lack of memory while the worker ran, and the worker died
