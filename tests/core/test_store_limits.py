@@ -19,6 +19,7 @@ from rallypoint.core.store import (
     StoreValue,
     Wait,
 )
+from rallypoint.core.store.store import RoundStore
 from rallypoint.core.store.waits import WAITING_KEY_BYTES
 from tests.core.store_client import StoreClient, failed
 
@@ -104,3 +105,19 @@ class TestLimits:
     def test_limits_are_positive(self) -> None:
         with pytest.raises(ValueError, match="keys_max must be at least 1, not 0"):
             StoreLimits(keys_max=0)
+
+
+def test_a_wait_that_has_ended_leaves_no_memory() -> None:
+    store = RoundStore([("a", 0, 1)], StoreLimits())
+
+    def wait(request_id: int) -> int:
+        """The most bytes of the store while this call waits, until it is withdrawn."""
+        store.apply("a", request_id, Wait(("key",)), None, 0.0)
+        kept = store.footprint()
+        store.cancel("a", request_id)
+        store.acknowledge("a", request_id)
+        return kept
+
+    first, after = wait(1), store.footprint()
+    assert first > after
+    assert (wait(2), store.footprint()) == (first, after)
