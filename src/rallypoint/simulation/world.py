@@ -1,0 +1,227 @@
+"""The world: its time, its chance, and the processes that have turns in it.
+
+A world has one queue of events, ordered by time and then by serial. An event is a turn of one
+process's event loop, or something that happens outside of processes: a packet arrives, a fault
+begins. Nothing in it depends on real time, on addresses of objects or on hash seeds.
+
+What travels between processes is not decided here: see `network`, `disk` and `etcd`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from rallypoint.simulation.clocks import MachineClock
+from rallypoint.simulation.loop import ProcessLoop
+
+T = TypeVar("T")
+
+
+class Event:
+    """Something that will happen. `cancel` prevents it."""
+
+    __slots__ = ("callback", "serial", "time_s")
+
+    def __init__(self, time_s: float, serial: int, callback: Callable[[], None]) -> None:
+        self.time_s = time_s
+        self.serial = serial
+        self.callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: Event) -> bool:
+        return (self.time_s, self.serial) < (other.time_s, other.serial)
+
+    def cancel(self) -> None:
+        """It will not happen. Idempotent."""
+        self.callback = None
+
+
+class World:
+    """One world from one seed. `steps` counts the events that have happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.now_s = 0.0
+        """The time, in seconds since the world began. No process sees it."""
+        self.random = random.Random(seed)
+        self.steps = 0
+        self.processes: list[Process] = []
+        self.troubles: list[str] = []
+        """Errors for which nobody waited, with the process in which each happened."""
+        self.after_step: Callable[[], None] = lambda: None
+        self._queue: list[Event] = []
+        self._serial = 0
+
+    def at(self, time_s: float, callback: Callable[[], None]) -> Event:
+        """Call it at a time of the world; of two at the same time, the one added first."""
+        self._serial += 1
+        event = Event(max(time_s, self.now_s), self._serial, callback)
+        heapq.heappush(self._queue, event)
+        return event
+
+    def after(self, delay_s: float, callback: Callable[[], None]) -> Event:
+        """Call it in so many seconds of the world."""
+        return self.at(self.now_s + delay_s, callback)
+
+    def process(
+        self, name: str, clock: MachineClock | None = None, turn_cost_s: float = 0.0
+    ) -> Process:
+        """Start a process with an event loop in which nothing runs yet."""
+        made = Process(self, name, clock or MachineClock(), turn_cost_s)
+        self.processes.append(made)
+        return made
+
+    def step(self) -> bool:
+        """Let the next event happen. False if there is none."""
+        queue = self._queue
+        while queue:
+            event = heapq.heappop(queue)
+            callback = event.callback
+            if callback is not None:
+                event.callback = None
+                self.now_s = event.time_s
+                self.steps += 1
+                callback()
+                self.after_step()
+                return True
+        return False
+
+    def run_until(self, time_s: float, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Let events happen until a time of the world. True once `is_over`, which ends it early."""
+        while not is_over():
+            queue = self._queue
+            while queue and queue[0].callback is None:
+                heapq.heappop(queue)
+            if not queue or queue[0].time_s > time_s:
+                self.now_s = max(self.now_s, time_s)
+                return False
+            self.step()
+        return True
+
+
+class Process:
+    """One simulated process: an event loop, a clock, and how much CPU a turn costs.
+
+    `turn_cost_s`: seconds of the world for each turn of its loop; the next turn comes after that.
+    A process that is frozen has no turns, and its clock goes on. One that is killed never has one
+    again, and nothing that its coroutines do when they are closed leaves it.
+    """
+
+    def __init__(self, world: World, name: str, clock: MachineClock, turn_cost_s: float) -> None:
+        self.world = world
+        self.name = name
+        self.clock = clock
+        self.turn_cost_s = turn_cost_s
+        self.random = random.Random(f"{world.seed}/{name}")
+        self.is_alive = True
+        self.on_end: list[Callable[[], None]] = []
+        """Called when the process ends: its kernel closes what it had open."""
+        self._freezes = 0
+        self._free_s = 0.0
+        self._turn: Event | None = None
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self.loop = ProcessLoop(self)
+
+    # -- what runs in it -------------------------------------------------------------------------
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine in the process, from its next turn on. An error in it is a trouble."""
+        task: asyncio.Task[T] = self.loop.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
+        return task
+
+    def soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Something reaches the process from outside: its loop calls this in its next turn."""
+        if self.is_alive:
+            self.loop.call_soon(callback, *args)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it has no turns now."""
+        return self._freezes > 0
+
+    def freeze(self) -> None:
+        """Stop it, as SIGSTOP does. Freezes are counted."""
+        self._freezes += 1
+
+    def thaw(self) -> None:
+        """Undo one freeze."""
+        self._freezes -= 1
+        if not self._freezes:
+            self._schedule()
+
+    def suspend(self) -> None:
+        """Its machine sleeps: it has no turns, and its monotonic clock stands still."""
+        self.clock.suspend(self.world.now_s)
+        self.freeze()
+
+    def resume(self) -> None:
+        """Its machine wakes."""
+        self.clock.resume(self.world.now_s)
+        self.thaw()
+
+    def kill(self) -> None:
+        """End it at once, as SIGKILL does. Idempotent."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        if self._turn is not None:
+            self._turn.cancel()
+        for closed in self.on_end:
+            closed()
+        self.loop.close()
+
+    # -- for its loop ----------------------------------------------------------------------------
+
+    def clock_s(self) -> float:
+        """What its monotonic clock shows, in seconds."""
+        return self.clock.shown_s(self.world.now_s)
+
+    def wake(self) -> None:
+        """Its loop has something to run."""
+        self._schedule()
+
+    def wake_at(self, clock_s: float) -> None:
+        """Its loop has a timer that comes before all others."""
+        self._schedule()
+
+    def reported(self, context: dict[str, Any]) -> None:
+        """An error for which nobody waits."""
+        error = context.get("exception")
+        if self.is_alive:
+            said = f"{type(error).__name__}: {error}" if error is not None else ""
+            self.world.troubles.append(f"{self.name}: {context.get('message')} {said}".rstrip())
+
+    def _schedule(self) -> None:
+        """Have a turn when there is something to run, the process may run, and its CPU is free."""
+        if not self.is_alive or self._freezes:
+            return
+        world, loop = self.world, self.loop
+        if loop.is_ready:
+            due_s = world.now_s
+        else:
+            next_due_s = loop.next_due_s
+            if next_due_s is None:
+                return
+            due_s = self.clock.world_s(next_due_s)
+        due_s = max(due_s, world.now_s, self._free_s)
+        if self._turn is not None:
+            if self._turn.callback is not None and self._turn.time_s <= due_s:
+                return
+            self._turn.cancel()
+        self._turn = world.at(due_s, self._have_turn)
+
+    def _have_turn(self) -> None:
+        self._turn = None
+        if not self.is_alive or self._freezes:
+            return
+        # A conversion of clocks may be late or early by a rounding error; a timer must not be lost.
+        self.loop.turn()
+        self._free_s = self.world.now_s + self.turn_cost_s
+        self._schedule()
