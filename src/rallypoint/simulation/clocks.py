@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class MachineClock:
     """The monotonic clock of one machine. All times in seconds.
 
-    `rate`: seconds of this clock in one second of the world, above 0. `offset_s`: what it shows when
-    the world begins, so that clocks of two machines cannot be compared by accident.
+    `rate`: seconds of this clock in one second of the world, above 0. `offset_s`: what it shows
+    when the world begins, so that clocks of two machines cannot be compared by accident.
     """
 
     rate: float = 1.0

@@ -13,7 +13,10 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
+
+RESOLUTION_S: Final = 1e-9
+"""A timer that is due within this time is due now: conversions between clocks round."""
 
 
 class Host(Protocol):
@@ -80,7 +83,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
         What they add runs in the next turn. Returns how many callbacks ran.
         """
-        now_s = self._host.clock_s()
+        now_s = self._host.clock_s() + RESOLUTION_S
         timers, ready = self._timers, self._ready
         while timers and timers[0].when() <= now_s:
             timer = heapq.heappop(timers)
@@ -106,7 +109,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """The process's monotonic clock, in seconds."""
         return self._host.clock_s()
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
         """Call it in the next turn."""
@@ -116,13 +119,13 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             self._host.wake()
         return handle
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
         """As `call_soon`: a simulated process has one thread."""
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self,
         delay: float,
         callback: Callable[..., object],
@@ -132,7 +135,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """Call it in so many seconds of the process's clock."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
@@ -162,7 +165,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """A future of this loop."""
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self, coro: Any, *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
         """Start a coroutine as a task. Its name has a serial of this loop, not of the program."""
@@ -193,6 +196,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._timers.clear()
         self._cancelled = 0
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> NoReturn:
         """No simulated process has threads: calls that may hang go through its Runtime."""
         raise NotImplementedError(f"a simulated process started a thread for {func!r}")

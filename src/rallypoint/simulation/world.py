@@ -123,7 +123,7 @@ class Process:
         self._free_s = 0.0
         self._turn: Event | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self.loop = ProcessLoop(self)
+        self.loop = ProcessLoop(self)  # type: ignore[abstract]
 
     # -- what runs in it -------------------------------------------------------------------------
 
@@ -221,7 +221,6 @@ class Process:
         self._turn = None
         if not self.is_alive or self._freezes:
             return
-        # A conversion of clocks may be late or early by a rounding error; a timer must not be lost.
         self.loop.turn()
         self._free_s = self.world.now_s + self.turn_cost_s
         self._schedule()

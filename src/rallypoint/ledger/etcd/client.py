@@ -1,4 +1,4 @@
-"""A small asyncio client of etcd v3, over its JSON gateway: the only file that connects to etcd.
+"""A small asyncio client of etcd v3, over its JSON gateway.
 
 Why not a library: no client has several endpoints with failover, TLS with client certificates, a
 user with a password, a deadline on everything, and asyncio. Most of them need gRPC, which is larger
@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-import aiohttp
 import msgspec
 
 from rallypoint.errors import (
-    LedgerAccessError,
     LedgerError,
     LedgerForeignError,
     LedgerUnreachableError,
@@ -34,10 +31,9 @@ from rallypoint.ledger.etcd.failures import (
     BadEndpointError,
     LostError,
     NotSentError,
-    certificate_error,
-    system_words,
 )
-from rallypoint.ledger.etcd.options import EtcdOptions, tls_context
+from rallypoint.ledger.etcd.gateway import Gateway, HttpGateway
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import (
     DeleteResult,
     EtcdCompactedError,
@@ -69,8 +65,6 @@ _LINE_BYTES_MAX: Final = 16 << 20
 _BACKOFF_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 0.5
 _AUTHENTICATIONS_MAX: Final = 3
-_CONNECTING: Final = 0.9
-"""The part of an attempt's time after which it must be connected."""
 
 
 class EtcdClient:
@@ -79,34 +73,27 @@ class EtcdClient:
     Every call raises only LedgerErrors (some of them are defined in `wire`).
     """
 
-    def __init__(self, options: EtcdOptions) -> None:
+    def __init__(self, options: EtcdOptions, gateway: Gateway | None = None) -> None:
+        """`gateway`: what carries the requests; None: HTTP."""
         if not options.endpoints:
             raise UsageError("etcd needs at least one endpoint")
         scheme = "https" if options.tls else "http"
         self.options = options
+        self._gateway = gateway or HttpGateway(options)
         self._urls = [f"{scheme}://{endpoint}" for endpoint in options.endpoints]
         # Clients begin with different endpoints, so that not all use the first one.
         self._preferred = random.randrange(len(self._urls))
-        self._session: aiohttp.ClientSession | None = None
         self._token = ""
         self._authenticating = asyncio.Lock()
         self._cluster_id = 0
 
     async def open(self) -> None:
         """Prepare connections. Raises LedgerAccessError if a certificate cannot be used."""
-        if self._session is None:
-            context = tls_context(self.options) if self.options.tls else False
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context, limit=0),
-                auto_decompress=False,
-                trust_env=False,
-            )
+        await self._gateway.open()
 
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._gateway.aclose()
 
     # -- keys -----------------------------------------------------------------------------------
 
@@ -295,9 +282,9 @@ class EtcdClient:
         try:
             async with (
                 asyncio.timeout(min(left_s, quiet_s + len(data) / 1e6)) as silence,
-                self._post(url, path, data, headers, min(left_s, quiet_s)) as response,
+                self._gateway.post(url, path, data, headers, min(left_s, quiet_s)) as response,
             ):
-                async for part in _parts(response, url):
+                async for part in _limited(response.parts(), url):
                     parts.append(part)
                     problem = f"it began to answer, then sent nothing for {quiet_s:g} s"
                     silence.reschedule(min(deadline, loop.time() + quiet_s))
@@ -317,14 +304,14 @@ class EtcdClient:
             try:
                 async with asyncio.timeout(quiet_s):
                     response = await stack.enter_async_context(
-                        self._post(url, "watch", data, headers, quiet_s)
+                        self._gateway.post(url, "watch", data, headers, quiet_s)
                     )
                     if response.status != 200:
-                        answer = b"".join([part async for part in _parts(response, url)])
+                        answer = b"".join([part async for part in _limited(response.parts(), url)])
                         _raise_refusal(response.status, answer, url)
             except TimeoutError as error:
                 raise LostError(f"no answer within {quiet_s:g} s") from error
-            lines = _lines(response)
+            lines = _lines(response.parts())
             idle_s = quiet_s  # until etcd confirms that the watch was created
             while True:
                 try:
@@ -340,38 +327,6 @@ class EtcdClient:
                 self._check_cluster(result.header, url)
                 yield result
                 idle_s = self.options.watch_idle_s
-
-    @contextlib.asynccontextmanager
-    async def _post(
-        self, url: str, path: str, data: bytes, headers: Mapping[str, str], try_s: float
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request. Each error of aiohttp becomes one of three: see `failures`.
-
-        The caller has to limit the time, to `try_s` or more. A connect has a little less time, so
-        that a request that was never sent is not treated as lost.
-        """
-        if self._session is None:
-            raise LedgerUnreachableError("the etcd client is not open")
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING * try_s)
-        try:
-            # A file object, because aiohttp sends bytes in one piece and warns if they are large.
-            content = io.BytesIO(data)
-            async with self._session.post(
-                f"{url}/v3/{path}", data=content, headers=headers, timeout=timeout
-            ) as response:
-                yield response
-        except aiohttp.ClientSSLError as error:
-            raise BadEndpointError(self._certificate_error(url, error)) from error
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSentError(system_words(error)) from error
-        except aiohttp.InvalidURL as error:
-            raise UsageError(f"{url} is not a valid endpoint of etcd") from error
-        except aiohttp.ClientResponseError as error:
-            raise BadEndpointError(not_etcd(url, error.message or "no HTTP")) from error
-        except (aiohttp.ClientError, OSError) as error:
-            if "SSL" in str(error):  # TLS 1.3 reports a missing certificate after the handshake
-                raise BadEndpointError(self._certificate_error(url, error)) from error
-            raise LostError(system_words(error)) from error
 
     def _check_cluster(self, header: Header | None, url: str) -> None:
         """Refuse an endpoint of another cluster, because its port may have another owner by now."""
@@ -392,9 +347,6 @@ class EtcdClient:
         """Prefer the endpoint after this one, unless another call has already done so."""
         if self._urls[self._preferred] == url:
             self._preferred = (self._preferred + 1) % len(self._urls)
-
-    def _certificate_error(self, url: str, error: Exception) -> LedgerAccessError:
-        return certificate_error(url, error, self.options.ca_file, self.options.cert_file)
 
     @property
     def _tls_hint(self) -> str:
@@ -439,20 +391,20 @@ def _watch_result(line: WatchStream, url: str) -> WatchResult:
     return line.result
 
 
-async def _parts(response: aiohttp.ClientResponse, url: str) -> AsyncGenerator[bytes, None]:
+async def _limited(parts: AsyncIterator[bytes], url: str) -> AsyncGenerator[bytes, None]:
     """The answer piece by piece, with a limit (R12)."""
     size = 0
-    async for part in response.content.iter_any():
+    async for part in parts:
         size += len(part)
         if size > ANSWER_BYTES_MAX:
             raise BadEndpointError(not_etcd(url, f"more than {ANSWER_BYTES_MAX} bytes"))
         yield part
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The lines of an answer. (The limit of aiohttp's readline is below the size of a value.)"""
     buffer = bytearray()
-    async for part in response.content.iter_any():
+    async for part in parts:
         buffer += part
         while (end := buffer.find(b"\n")) >= 0:
             line = bytes(buffer[:end])

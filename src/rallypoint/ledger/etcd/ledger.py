@@ -43,6 +43,7 @@ from rallypoint.ledger.contract import (
     check_name,
 )
 from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.gateway import Gateway
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.txn import (
     compare,
@@ -82,7 +83,14 @@ class EtcdLedger(Ledger):
     # ordinary disk (etcd.io/docs: "request size limit", "hardware").
     limits = LedgerLimits(value_bytes_max=1 << 20, record_bytes_max=1 << 20, writes_per_s=100.0)
 
-    def __init__(self, options: EtcdOptions, prefix: str = DEFAULT_PREFIX) -> None:
+    def __init__(
+        self,
+        options: EtcdOptions,
+        prefix: str = DEFAULT_PREFIX,
+        *,
+        gateway: Gateway | None = None,
+    ) -> None:
+        """`gateway`: what carries the requests; None: HTTP."""
         trimmed = prefix.rstrip("/")
         if not trimmed or "\0" in trimmed:
             raise UsageError(
@@ -94,7 +102,7 @@ class EtcdLedger(Ledger):
         self._root = trimmed.encode() + b"/"
         self._marker = self._root + b"ledger"
         self._marker_value = b""
-        self._client = EtcdClient(options)
+        self._client = EtcdClient(options, gateway)
 
     async def open(self) -> None:
         """See Ledger.open."""

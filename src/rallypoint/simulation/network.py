@@ -1,0 +1,387 @@
+"""The network of a world: hosts, ports, and connections that keep the order of their messages.
+
+It is simulated above TCP: a connection carries whole messages, in order, each once, or it ends.
+What TCP hides is hidden here too: a lost packet is a delay. What TCP shows is shown: a FIN, a
+reset, or silence. The directions of a connection are independent: a partition may be asymmetric.
+
+The kernel of a host is not its processes: while a process is frozen, its kernel accepts connections
+and takes messages. When a process dies, its kernel closes what it had open. When a host is lost,
+nobody says anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from rallypoint.simulation.world import Process, World
+
+WINDOW_BYTES = 256 * 1024
+"""How many bytes a kernel takes for a process that does not read them."""
+RETRANSMIT_MIN_S, RETRANSMIT_MAX_S = 0.2, 3.0
+"""The pauses between two tries to send the same packet; each is twice the one before."""
+
+
+class Ending(enum.Enum):
+    """How a connection ended, as the other side's kernel sees it."""
+
+    FIN = enum.auto()
+    RESET = enum.auto()
+
+
+@dataclass
+class Quality:
+    """How packets travel. `delay_s`: between these bounds. `loss`: the part that is sent again."""
+
+    delay_s: tuple[float, float] = (0.0002, 0.002)
+    loss: float = 0.0
+
+
+@dataclass
+class Host:
+    """One machine. `is_on`: whether its kernel answers."""
+
+    name: str
+    is_on: bool = True
+    processes: list[Process] = field(default_factory=list)
+
+
+class End:
+    """One side of a connection. Its callbacks run in its process's event loop.
+
+    `on_message` gets each message of the other side, `on_end` how the connection ended, once.
+    """
+
+    def __init__(self, network: Network, process: Process, address: tuple[str, int]) -> None:
+        self.process = process
+        self.address = address
+        """This side's host and port."""
+        self.other: End
+        self.on_message: Callable[[bytes], None] = lambda message: None
+        self.on_end: Callable[[Ending], None] = lambda ending: None
+        self.is_open = True
+        """Whether this side can still send."""
+        self._network = network
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._in_flight = 0
+        """Bytes that were sent and that the other process has not read."""
+        self._packets: deque[tuple[float, Callable[[], None]]] = deque()
+        """What is on the way to the other side: (earliest arrival, what it does there)."""
+        self._has_ended = False
+        self._closes = False
+
+    def __repr__(self) -> str:
+        return f"{self.process.name} {self.address[0]}:{self.address[1]}"
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How many bytes the other side's kernel has not taken."""
+        return self._queued
+
+    @property
+    def unread_bytes(self) -> int:
+        """How many bytes of the other side wait for this process."""
+        return self.other._in_flight
+
+    def send(self, message: bytes) -> None:
+        """Send a message. Does nothing after this side has closed."""
+        if self.is_open and self.process.is_alive:
+            self._queue.append(message)
+            self._queued += len(message)
+            self._pump()
+
+    def close(self) -> None:
+        """Send what is queued, then a FIN."""
+        if self.is_open and self.process.is_alive:
+            self.is_open, self._closes = False, True
+            self._pump()
+
+    def abort(self) -> None:
+        """Send a reset at once. What is queued is lost. This side hears of no end."""
+        if self.process.is_alive:
+            self._drop(Ending.RESET)
+
+    # -- the kernel ------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        queue = self._queue
+        while queue and self._in_flight < WINDOW_BYTES:
+            message = queue.popleft()
+            self._queued -= len(message)
+            self._in_flight += len(message)
+            self._network._carry(self, partial(self._arrived, message))
+        if self._closes and not queue:
+            self._closes = False
+            self._network._carry(self, lambda: self.other._ended(Ending.FIN))
+
+    def _arrived(self, message: bytes) -> None:
+        other = self.other
+        if not other.process.is_alive or other._has_ended:
+            # A kernel answers data for a socket that is closed with a reset.
+            self._network._carry(other, lambda: self._ended(Ending.RESET))
+            return
+        other.process.soon(self._read, message)
+
+    def _read(self, message: bytes) -> None:
+        """The other process reads a message of this side."""
+        self._in_flight -= len(message)
+        if not self.other._has_ended:
+            self.other.on_message(message)
+        if self._queue or self._closes:
+            self._pump()
+
+    def _ended(self, ending: Ending) -> None:
+        """The other side's end has arrived at this side's kernel."""
+        if self._has_ended or not self.process.is_alive:
+            return
+        if ending is Ending.RESET:
+            self.is_open = False
+            self._queue.clear()
+            self._queued = 0
+        self.process.soon(self._tell_end, ending)
+
+    def _tell_end(self, ending: Ending) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._network._forget(self)
+            self.is_open = False
+            self.on_end(ending)
+
+    def _drop(self, ending: Ending) -> None:
+        if not self._has_ended:
+            self._has_ended, self.is_open = True, False
+            self._network._forget(self)
+            self._queue.clear()
+            self._queued = 0
+            self._network._carry(self, lambda: self.other._ended(ending))
+
+    def _process_ended(self) -> None:
+        """The kernel closes the socket of a dead process: by a reset if something was not read."""
+        ending = Ending.RESET if self.unread_bytes else Ending.FIN
+        # What the kernel had taken is still sent; what it had not is lost with the process.
+        self._drop(ending)
+
+
+@dataclass
+class Listener:
+    """A port on which a process accepts connections. `answers`: see `Network.listen`."""
+
+    process: Process
+    host: str
+    port: int
+    accept: Callable[[End], None]
+    is_open: bool = True
+
+
+class Network:
+    """The hosts of a world and what connects them.
+
+    `blocked` has the pairs of hosts between which no packet goes, in this direction only.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.hosts: dict[str, Host] = {}
+        self.blocked: dict[tuple[str, str], int] = {}
+        self.quality = Quality()
+        self.qualities: dict[tuple[str, str], Quality] = {}
+        """Of single directions; `quality` is that of all others."""
+        self._listeners: dict[tuple[str, int], Listener] = {}
+        self._ends: dict[Process, dict[End, None]] = {}
+        self._ports: dict[str, int] = {}
+
+    # -- hosts and processes ---------------------------------------------------------------------
+
+    def host(self, name: str) -> Host:
+        """The host of that name; a new one if there is none."""
+        return self.hosts.setdefault(name, Host(name))
+
+    def attach(self, process: Process, host: str) -> None:
+        """The process runs on this host. When it ends, its kernel closes its sockets."""
+        where = self.host(host)
+        where.processes.append(process)
+        process.on_end.append(lambda: self._process_ended(where, process))
+
+    def lose(self, host: str) -> None:
+        """Power fails: all processes of the host end, and nobody says so."""
+        where = self.host(host)
+        where.is_on = False
+        for process in list(where.processes):
+            process.kill()
+
+    def restart(self, host: str) -> None:
+        """Its kernel answers again, and refuses what it does not know."""
+        self.host(host).is_on = True
+
+    def _process_ended(self, host: Host, process: Process) -> None:
+        host.processes.remove(process)
+        for listener in [each for each in self._listeners.values() if each.process is process]:
+            self.unlisten(listener)
+        ends = list(self._ends.pop(process, ()))
+        if host.is_on:
+            for end in ends:
+                end._process_ended()
+
+    def host_of(self, process: Process) -> str:
+        """The name of the host on which a process runs."""
+        for name, host in self.hosts.items():
+            if process in host.processes:
+                return name
+        raise ValueError(f"{process.name} runs on no host")
+
+    # -- partitions ------------------------------------------------------------------------------
+
+    def block(self, source: str, target: str) -> None:
+        """No packet goes from one host to another. Blocks are counted."""
+        pair = (source, target)
+        self.blocked[pair] = self.blocked.get(pair, 0) + 1
+
+    def unblock(self, source: str, target: str) -> None:
+        """Undo one block."""
+        pair = (source, target)
+        self.blocked[pair] -= 1
+        if not self.blocked[pair]:
+            del self.blocked[pair]
+
+    # -- listening and dialing -------------------------------------------------------------------
+
+    def free_port(self, host: str) -> int:
+        """A port of the host that was never used."""
+        self._ports[host] = port = self._ports.get(host, 20_000) + 1
+        return port
+
+    def listen(
+        self, process: Process, host: str, port: int, accept: Callable[[End], None]
+    ) -> Listener:
+        """Accept connections. `accept` runs in the process's loop, with this side's end.
+
+        Raises OSError (EADDRINUSE) if another process listens there.
+        """
+        where = (host, port)
+        if where in self._listeners:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listener = self._listeners[where] = Listener(process, host, port, accept)
+        return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """Refuse connections from now on. Idempotent."""
+        listener.is_open = False
+        if self._listeners.get((listener.host, listener.port)) is listener:
+            del self._listeners[listener.host, listener.port]
+
+    async def dial(self, process: Process, target: tuple[str, int]) -> End:
+        """Connect from a process to a port. Raises ConnectionRefusedError if nobody listens.
+
+        Waits for ever if no answer comes; cancelling it is safe.
+        """
+        source = self.host_of(process)
+        made = asyncio.get_running_loop().create_future()
+        here = End(self, process, (source, self.free_port(source)))
+        self._send(source, target[0], lambda: self._syn(here, target, made), 0)
+        try:
+            end: End = await made
+        except asyncio.CancelledError:
+            if made.done() and not made.cancelled() and made.exception() is None:
+                here.abort()  # it was accepted in the same turn
+            raise
+        return end
+
+    def _syn(self, here: End, target: tuple[str, int], made: asyncio.Future[End]) -> None:
+        host, source = target[0], here.address[0]
+        if not self.host(host).is_on:
+            return
+        listener = self._listeners.get(target)
+
+        def refused() -> None:
+            if not made.done():
+                number = errno.ECONNREFUSED
+                made.set_exception(ConnectionRefusedError(number, os.strerror(number)))
+
+        if listener is None:
+            self._send(host, source, lambda: here.process.soon(refused), 0)
+            return
+        there = End(self, listener.process, target)
+        here.other, there.other = there, here
+        self._ends.setdefault(listener.process, {})[there] = None
+        listener.process.soon(listener.accept, there)
+
+        def accepted() -> None:
+            if made.done():
+                here._drop(Ending.RESET)  # the caller has given up
+            else:
+                made.set_result(here)
+
+        def established() -> None:
+            if here.process.is_alive:
+                self._ends.setdefault(here.process, {})[here] = None
+                here.process.soon(accepted)
+            else:
+                here._has_ended = True
+                self._carry(here, lambda: there._ended(Ending.RESET))
+
+        self._send(host, source, established, 0)
+
+    # -- packets ---------------------------------------------------------------------------------
+
+    def _carry(self, end: End, arrive: Callable[[], None]) -> None:
+        """Bring something of one side to the other side's host, after all that was sent before."""
+        due_s = self.world.now_s + self._delay_s(end.address[0], end.other.address[0])
+        end._packets.append((due_s, arrive))
+        if len(end._packets) == 1:
+            self.world.at(due_s, lambda: self._deliver(end, 0))
+
+    def _deliver(self, end: End, tries: int) -> None:
+        """The first packet on the way arrives, or is lost on a cut line and sent again."""
+        source, target = end.address[0], end.other.address[0]
+        if not self.host(source).is_on or not self.host(target).is_on:
+            end._packets.clear()
+            return
+        if (source, target) in self.blocked:
+            self.world.after(_pause_s(tries), lambda: self._deliver(end, tries + 1))
+            return
+        _, arrive = end._packets.popleft()
+        if end._packets:
+            self.world.at(end._packets[0][0], lambda: self._deliver(end, 0))
+        arrive()
+
+    def _send(self, source: str, target: str, arrive: Callable[[], None], tries: int) -> None:
+        """Bring a packet without a connection from host to host; lost ones are sent again."""
+
+        def go() -> None:
+            if not self.host(source).is_on or not self.host(target).is_on:
+                return
+            if (source, target) in self.blocked:
+                again = partial(self._send, source, target, arrive, tries + 1)
+                self.world.after(_pause_s(tries), again)
+            else:
+                arrive()
+
+        self.world.after(self._delay_s(source, target), go)
+
+    def _delay_s(self, source: str, target: str) -> float:
+        quality = self.qualities.get((source, target), self.quality)
+        draw = self.world.random
+        low, high = quality.delay_s
+        delay_s = low + (high - low) * draw.random()
+        tries = 0
+        while quality.loss and draw.random() < quality.loss:
+            delay_s += _pause_s(tries)
+            tries += 1
+        return delay_s
+
+    def _forget(self, end: End) -> None:
+        ends = self._ends.get(end.process)
+        if ends is not None:
+            ends.pop(end, None)
+
+
+def _pause_s(tries: int) -> float:
+    """How long a kernel waits before it sends a packet again."""
+    return min(RETRANSMIT_MAX_S, RETRANSMIT_MIN_S * 2.0 ** min(tries, 10))
