@@ -1,0 +1,137 @@
+"""Whether a history of calls can be explained by one order of them.
+
+A history is linearizable if each call can be given one moment between its begin and its end, so
+that all results are those of a single copy to which the calls were applied in that order. A call
+whose outcome nobody learned has no end: it may have been applied at any later moment, or never.
+
+The algorithm is that of Wing and Gong with Lowe's memory of states already seen, as in porcupine.
+Histories are checked key by key: linearizability of each key is linearizability of all
+(Herlihy and Wing, 1990).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+State = TypeVar("State", bound=Hashable)
+Step = Callable[[State, Any, Any], tuple[bool, State]]
+"""(state, operation, result) to: whether the result can be, and the state after it.
+
+`result` is None for a call whose outcome is unknown: then anything can be."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. `began_s` and `ended_s` are the world's time; `ended_s` is infinite if unknown."""
+
+    caller: str
+    began_s: float
+    ended_s: float
+    operation: Any
+    result: Any
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody learned what became of it."""
+        return math.isinf(self.ended_s)
+
+
+class _Entry:
+    """The begin or the end of a call, in a list that is doubly linked by hand: O(1) to lift out."""
+
+    __slots__ = ("before", "call", "index", "match", "next")
+
+    def __init__(self, call: Call | None, index: int) -> None:
+        self.call = call
+        self.index = index
+        self.match: _Entry | None = None
+        """The end of a begin; None for an end."""
+        self.next: _Entry | None = None
+        self.before: _Entry | None = None
+
+
+def _entries(calls: Sequence[Call]) -> _Entry:
+    """The head of the list: begins and ends in the order of time, begins first at the same time."""
+    marks: list[tuple[float, int, int, _Entry]] = []
+    for index, call in enumerate(calls):
+        begin, end = _Entry(call, index), _Entry(None, index)
+        begin.match = end
+        marks.append((call.began_s, 0, index, begin))
+        marks.append((call.ended_s, 1, index, end))
+    marks.sort(key=lambda mark: mark[:3])
+    head = last = _Entry(None, -1)
+    for *_, entry in marks:
+        last.next, entry.before = entry, last
+        last = entry
+    return head
+
+
+def _lift(entry: _Entry) -> None:
+    """Take a begin and its end out of the list."""
+    for each in (entry, entry.match):
+        assert each is not None
+        assert each.before is not None
+        each.before.next = each.next
+        if each.next is not None:
+            each.next.before = each.before
+
+
+def _unlift(entry: _Entry) -> None:
+    """Undo the last `_lift`."""
+    for each in (entry.match, entry):
+        assert each is not None
+        assert each.before is not None
+        each.before.next = each
+        if each.next is not None:
+            each.next.before = each
+
+
+def explained(
+    calls: Sequence[Call], initial: State, step: Step[State], *, states_max: int = 1_000_000
+) -> bool | None:
+    """Whether one order explains all results. None if `states_max` states were not enough to say.
+
+    `calls`: of one key. Calls with an unknown outcome need not have a place in the order.
+    """
+    head = _entries(calls)
+    seen: set[tuple[int, State]] = set()
+    done = 0
+    must = sum(1 << index for index, call in enumerate(calls) if not call.is_unknown)
+    state = initial
+    stack: list[tuple[_Entry, State]] = []
+    entry = head.next
+    while True:
+        if done & must == must:
+            return True
+        assert entry is not None
+        if entry.match is not None:
+            assert entry.call is not None
+            call = entry.call
+            result = None if call.is_unknown else call.result
+            can_be, after = step(state, call.operation, result)
+            key = (done | 1 << entry.index, after)
+            if can_be and key not in seen:
+                if len(seen) >= states_max:
+                    return None
+                seen.add(key)
+                stack.append((entry, state))
+                state, done = after, key[0]
+                _lift(entry)
+                entry = head.next
+                continue
+            following = entry.next
+            if following is not None:
+                entry = following
+                continue
+        # The end of a call that has no place yet, or of the list: the last choice was wrong.
+        if not stack:
+            return False
+        entry, state = stack.pop()
+        done &= ~(1 << entry.index)
+        _unlift(entry)
+        following = entry.next
+        assert following is not None
+        entry = following
