@@ -141,6 +141,16 @@ class NodeMachine:
         """The id of the run's ledger; "" before a coordinator has sent it."""
         return self.stamp.ledger_id
 
+    def freeze(self) -> tuple[object, ...]:
+        """The state on which decisions depend, as a hashable value, for model checkers. No times."""
+        return (
+            (self.desired, self.head, self.seat, self.ended, self.closed, self.refused),
+            (self.is_attached, self.is_standby, self.stamp, self._floor, self.is_in_memory),
+            (self._ended_term, self._ready, self._missed_round, self._failure),
+            (self._departing_reason, self._goodbye_reason, self._was_done, self._close_wanted),
+            tuple(self.requests.open),
+        )
+
     # -- the connection ------------------------------------------------------------------------
 
     def connected(self, now_s: float, source: Address | None = None) -> list[Action]:
