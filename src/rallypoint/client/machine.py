@@ -142,7 +142,7 @@ class NodeMachine:
         return self.stamp.ledger_id
 
     def freeze(self) -> tuple[object, ...]:
-        """The state on which decisions depend, as a hashable value, for model checkers. No times."""
+        """The state on which decisions depend, as a hashable value without times, for tests."""
         return (
             (self.desired, self.head, self.seat, self.ended, self.closed, self.refused),
             (self.is_attached, self.is_standby, self.stamp, self._floor, self.is_in_memory),
