@@ -1,4 +1,4 @@
-"""What a process gets from outside besides its input: chance, secrets, wall time and threads.
+"""What a process gets from outside besides input: chance, secrets, names, wall time, threads.
 
 Each process has one Runtime. It belongs to the event loop in which the process runs, and `here` is
 the way to it. A real event loop has the system's. A simulated process has an event loop of its own
@@ -15,10 +15,12 @@ simulated, and need no Runtime either.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
+import socket
 import time
-from collections.abc import Callable, Coroutine, MutableSequence, Sequence
+from collections.abc import Callable, Coroutine, Hashable, MutableSequence, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from rallypoint import threads
@@ -48,12 +50,20 @@ class Chance(Protocol):
         """Put a list in random order, in place."""
 
 
-class Runtime(Protocol):
+class Runtime(Hashable, Protocol):
     """See above. All calls are for the process's event loop."""
 
     @property
     def chance(self) -> Chance:
         """Random numbers that need not be secret."""
+
+    @property
+    def host_name(self) -> str:
+        """This machine's name. Other machines may have the same."""
+
+    @property
+    def pid(self) -> int:
+        """This process's number. In containers, other processes may have the same."""
 
     def token_bytes(self, count: int) -> bytes:
         """So many secret random bytes."""
@@ -72,6 +82,16 @@ class SystemRuntime:
     """The Runtime of a real process."""
 
     chance: Chance = random
+
+    @property
+    def host_name(self) -> str:
+        """See Runtime."""
+        return socket.gethostname()
+
+    @property
+    def pid(self) -> int:
+        """See Runtime. A child of fork() has another."""
+        return os.getpid()
 
     def token_bytes(self, count: int) -> bytes:
         """See Runtime."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import (
     Attempts,
@@ -224,7 +223,7 @@ class Connector:
         if left_s <= 0:
             message = self._at_another_run(self.other_run)
             raise errors.refused(msgspec.structs.replace(self.other_run, message=message))
-        await asyncio.sleep(min(left_s, OTHER_RUN_S * random.uniform(0.5, 1.0)))
+        await asyncio.sleep(min(left_s, OTHER_RUN_S * runtime.here().chance.uniform(0.5, 1.0)))
         self.was_turned_away = False
         try:
             await self._connect(ends_s)
@@ -457,7 +456,7 @@ class Connector:
         if is_circle:
             # The coordinator at this address waits itself. For example, a restarted `serve` waits
             # until it has seen its predecessor's lease expire.
-            await asyncio.sleep(CIRCLE_S * random.uniform(0.5, 1.0))
+            await asyncio.sleep(CIRCLE_S * runtime.here().chance.uniform(0.5, 1.0))
         await self._dial_until_found(lost_s)
 
     async def _dial_until_found(self, lost_s: float) -> None:

@@ -12,11 +12,11 @@ import enum
 import errno
 import logging
 import math
-import random
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from rallypoint import runtime
 from rallypoint.client.transport import Connection, connect
 from rallypoint.core.values import Address
 from rallypoint.errors import (
@@ -180,7 +180,7 @@ async def _dial(
             attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
             # Random, so that many nodes do not give up at the same time.
-            longer_s = shown.address_limit_s * random.uniform(1.6, 2.0)
+            longer_s = shown.address_limit_s * runtime.here().chance.uniform(1.6, 2.0)
             shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
         except OSError as error:
             attempts.answers[str(where)] = describe_os_error(error)
@@ -290,7 +290,7 @@ class Pauses:
         """The next pause, in seconds."""
         pause_s, self.is_used = self._pause_s, True
         self._pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
-        return pause_s * random.uniform(0.5, 1.0)
+        return pause_s * runtime.here().chance.uniform(0.5, 1.0)
 
 
 def target_of(settings: NodeSettings) -> Address:
@@ -310,6 +310,6 @@ async def may_host(settings: NodeSettings) -> bool:
         return True
     try:
         async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-            return await asyncio.to_thread(is_this_host, settings.endpoint.host)
+            return await runtime.here().in_thread(lambda: is_this_host(settings.endpoint.host))
     except TimeoutError:
         return False

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
 from rallypoint.core.values import Stamp
@@ -100,7 +100,7 @@ class Search:
                 left_s = ends_s - _now_s()
                 if left_s <= 0:
                     raise
-            await asyncio.sleep(min(RETRY_S * random.uniform(0.5, 1.5), left_s))
+            await asyncio.sleep(min(RETRY_S * runtime.here().chance.uniform(0.5, 1.5), left_s))
 
     @property
     def floor(self) -> Stamp:
@@ -124,7 +124,7 @@ class Search:
         # Nodes that lost the same coordinator at the same moment must not all wake at the next
         # change. Nodes that join start at different times, and may find a coordinator right away.
         self._is_spreading = not (at_once or is_new)
-        self._discovery.search(_now_s(), 0.0 if at_once else random.random())
+        self._discovery.search(_now_s(), 0.0 if at_once else runtime.here().chance.random())
 
     def again(self) -> bool:
         """The coordinator that was found did not answer: look again later.
@@ -132,8 +132,8 @@ class Search:
         Returns whether this node becomes a candidate meanwhile: see
         `Discovery.is_candidate_beside_owner`.
         """
-        self._discovery.search_again(_now_s(), random.random())
-        return self._discovery.is_candidate_beside_owner(_now_s(), random.random())
+        self._discovery.search_again(_now_s(), runtime.here().chance.random())
+        return self._discovery.is_candidate_beside_owner(_now_s(), runtime.here().chance.random())
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Finding | None:
         """The next finding; None if there is none by `ends_s`, or if the ledger was replaced.
@@ -158,7 +158,7 @@ class Search:
         """
         try:
             keys = list(await self.ledger.keys(COORDINATORS))
-            random.shuffle(keys)
+            runtime.here().chance.shuffle(keys)
             keys.sort(key=self._is_known_dead)
             found = await asyncio.gather(*map(self.ledger.read, keys[:REPLICAS_READ_MAX]))
         except LedgerError as error:
@@ -205,22 +205,26 @@ class Search:
             await asyncio.sleep(min(RETRY_S, left_s))
             return
         # The change wakes all nodes of the run at once, so each looks a little later.
-        self._discovery.look_now(_now_s(), random.random())
+        self._discovery.look_now(_now_s(), runtime.here().chance.random())
         due_s = min(self._discovery.next_tick_s() or ends_s, ends_s)
         await asyncio.sleep(max(0.0, due_s - _now_s()))
 
     async def _look(self, ends_s: float) -> Finding | None:
         try:
-            todo = deque(self._discovery.tick(_now_s(), random.random()))
+            todo = deque(self._discovery.tick(_now_s(), runtime.here().chance.random()))
             while todo:
                 match todo.popleft():
                     case e.ReadRun() as asked:
                         found = await self._bounded(self._read(self._run_key), ends_s)
                         self._version = found.version if found else None
-                        todo += self._discovery.run_read(asked, found, _now_s(), random.random())
+                        todo += self._discovery.run_read(
+                            asked, found, _now_s(), runtime.here().chance.random()
+                        )
                     case e.ReadLease() as asked:
                         found = await self._bounded(self._read(lease_key(asked.process)), ends_s)
-                        todo += self._discovery.lease_read(asked, found, _now_s(), random.random())
+                        todo += self._discovery.lease_read(
+                            asked, found, _now_s(), runtime.here().chance.random()
+                        )
                     case finding:
                         return finding
         except LedgerError as error:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from typing import TYPE_CHECKING, Final, Protocol
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, dial_elected, dial_first
 from rallypoint.client.discovery import Search
@@ -203,7 +202,7 @@ class ElectedCoordinator:
         # The owner may be dead. A `rallypoint serve` takes the run only after it has seen the lease
         # expire itself. So some nodes dial one now, which makes it watch the lease. They are few,
         # because a replica redirects them to an owner that is alive.
-        if self.was_messenger or random.random() * search.nodes >= MESSENGERS:
+        if self.was_messenger or runtime.here().chance.random() * search.nodes >= MESSENGERS:
             return None
         self.was_messenger = True
         return await self._dial_replicas(attempts, finding.lease.process)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
 import socket
 from functools import cache
 from itertools import count
 from typing import Final
 
+from rallypoint import runtime
 from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress
@@ -105,13 +104,14 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     new at every start. Host and pid alone are not unique: containers may share a host name, and
     each has a process with pid 1. The incarnation is random for every join.
     """
-    host = socket.gethostname()[:NAME_LENGTH_MAX] or "unnamed"
-    own = f"{host}-{os.getpid()}-{_mark(os.getpid())}-{next(_counter)}"
+    process = runtime.here()
+    host, pid = process.host_name[:NAME_LENGTH_MAX] or "unnamed", process.pid
+    own = f"{host}-{pid}-{_mark(process, pid)}-{next(_counter)}"
     name = settings.node_name or own[-NAME_LENGTH_MAX:]
     told = (settings.local_addr,) if settings.local_addr else ()
     return NodeInfo(
         name,
-        secrets.randbits(62),
+        int.from_bytes(process.token_bytes(8), "big") >> 2,
         host,
         told,
         workers,
@@ -121,6 +121,8 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
 
 
 @cache
-def _mark(pid: int) -> str:
+def _mark(process: runtime.Runtime, pid: int) -> str:
     """One mark for all nodes of a process, so that the counter orders them. A fork has another."""
-    return "".join(secrets.choice(MARK_LETTERS) for _ in range(MARK_LENGTH))
+    drawn = process.token_bytes(8 * MARK_LENGTH)
+    numbers = [int.from_bytes(drawn[8 * i : 8 * i + 8], "big") for i in range(MARK_LENGTH)]
+    return "".join(MARK_LETTERS[number % len(MARK_LETTERS)] for number in numbers)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint._version import __version__
 from rallypoint.client import actions as act
 from rallypoint.client import machine as m
@@ -108,7 +107,7 @@ class Node:
             silence_s=settings.coordinator_silence_s,
             software=f"rallypoint {__version__}",
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
-            resume_secret=secrets.token_bytes(SECRET_BYTES),
+            resume_secret=runtime.here().token_bytes(SECRET_BYTES),
         )
         self._connector = Connector(settings, run, self.info, self._machine, self, ledger)
         self.gone: errors.CoordinatorError | None = None

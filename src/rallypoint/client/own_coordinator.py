@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
 from rallypoint.client.identity import own_address, own_address_of
@@ -44,7 +44,7 @@ class OwnCoordinator:
         self.is_starting = False
         self._is_named_by_endpoint = False
         """Whether the endpoint's host is this machine, so that other nodes use its name."""
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], None] = {}
 
     # -- this machine's address ------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ class OwnCoordinator:
         is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
         self._is_named_by_endpoint = (is_named and self.hosted is not None) and (
             self.settings.host_coordinator != "yes"  # `auto` has compared the addresses before
-            or await asyncio.to_thread(is_this_host, endpoint.host)
+            or await runtime.here().in_thread(lambda: is_this_host(endpoint.host))
         )
         if self.settings.local_addr:
             self.address = own_address_of(self.settings.local_addr)
@@ -181,8 +181,8 @@ class OwnCoordinator:
         hosted = self.take()
         if hosted is not None:
             task = asyncio.get_running_loop().create_task(hosted.aclose())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = None
+            task.add_done_callback(lambda ended: self._retiring.pop(ended, None))
 
     def take(self) -> EmbeddedCoordinator | None:
         """Return the hosted coordinator, which the caller must close."""

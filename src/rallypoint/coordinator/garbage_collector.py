@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.run_removal import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
@@ -108,7 +108,7 @@ class GarbageCollector:
             # A second of pause for each lease: all collectors together scan about once a second at
             # most.
             pause_s = max(self._look_s, 0.0 if self._sample is None else float(self._leases))
-            await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))
+            await asyncio.sleep(pause_s * runtime.here().chance.uniform(0.9, 1.1))
             if not self._is_allowed():
                 continue
             try:
@@ -156,7 +156,7 @@ class GarbageCollector:
     def _some(self, keys: Sequence[str]) -> Sequence[str]:
         if self._sample is None or len(keys) <= self._sample:
             return keys
-        return random.sample(keys, self._sample)
+        return runtime.here().chance.sample(keys, self._sample)
 
     async def _look_at(self, key: str, now_s: float) -> None:
         if key.startswith(RUNS):

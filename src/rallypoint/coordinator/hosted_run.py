@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import SOFTWARE, CoordinatorConfig
 from rallypoint.coordinator.connections import Connections
@@ -235,7 +235,7 @@ class HostedRun:
             if not is_empty:
                 self.history.first_arrival(now_s)
         if effects:
-            loss = self.history.observe(effects, now_s, time.time(), phase)
+            loss = self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
             if loss is not None:
                 when = reasons.when_lost(loss)
                 _log.info("run %s: %s, %s", self.run_id, loss.text, when)
@@ -279,7 +279,7 @@ class HostedRun:
         ended = state.marks.ended if state.marks.round == state.number else None
         self.history.restored(last, state.past, ended, now_s)
         if last is not None:
-            self.history.observe(effects, now_s, time.time())
+            self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
                 self._open_store(last, store, sealed)
         for effect in effects:
@@ -328,7 +328,7 @@ class HostedRun:
 
     def past(self) -> Past:
         """The part of the run's history that the ledger keeps."""
-        return self.history.kept(self._now_s(), time.time())
+        return self.history.kept(self._now_s(), runtime.here().wall_s())
 
     def forgotten(self) -> None:
         """The coordinator has forgotten this run: stop its timers, and release its memory."""

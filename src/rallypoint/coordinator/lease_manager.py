@@ -7,12 +7,12 @@ allows. `run_ownership` calls `judge` for news, and applies them to the runs.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.core import election as e
 from rallypoint.core.backoff import Backoff
 from rallypoint.core.values import Address, NodeId
@@ -92,7 +92,7 @@ class LeaseManager:
     def _new_holder(self) -> e.LeaseHolder:
         # Each lease has a new random process name, because a lost lease is never regained.
         return e.LeaseHolder(
-            secrets.token_hex(8),
+            runtime.token_hex(8),
             self.addresses,
             self.timing,
             only_run=self._only_run,

@@ -6,10 +6,10 @@ a shared ledger, see `run_ownership`.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from functools import partial
 
+from rallypoint import runtime
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
@@ -41,7 +41,7 @@ class MemoryOwnership:
     ) -> None:
         # A new process has a new id, by which nodes of the old process learn that their run was
         # lost.
-        self.ledger_id = ledger_id or secrets.token_hex(8)
+        self.ledger_id = ledger_id or runtime.token_hex(8)
         self._call_soon = call_soon
         self._beats = 0
 

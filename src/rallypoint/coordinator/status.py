@@ -12,13 +12,13 @@ beside them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.coordinator.config import SOFTWARE
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
@@ -220,7 +220,7 @@ def status_of(
         members_total=len(membership.roster),
         rounds=[_round(each) for each in run.history.rounds],
         losses=[_loss(each) for each in run.history.losses],
-        shown_at=time.time(),
+        shown_at=runtime.here().wall_s(),
         shown_on=coordinator.config.clock_host,
     )
 
@@ -342,7 +342,7 @@ def kept_status(
         members_total=None if members is None else len(members),
         rounds=_kept_rounds(register),
         losses=[_loss(each) for each in register.past.losses],
-        shown_at=time.time(),
+        shown_at=runtime.here().wall_s(),
         shown_on=host,
     )
 
@@ -432,7 +432,7 @@ def unknown(run_id: str, reason: str, host: str) -> RunStatus:
     """A run in detail that does not exist or cannot be read."""
     unset: dict[str, Any] = dict.fromkeys(RunStatus.__struct_fields__)
     unset |= {"run_id": run_id, "phase": UNKNOWN, "reason": reason}
-    return RunStatus(**unset | {"shown_at": time.time(), "shown_on": host})
+    return RunStatus(**unset | {"shown_at": runtime.here().wall_s(), "shown_on": host})
 
 
 def unread(run_id: str, reason: str) -> RunSummary:

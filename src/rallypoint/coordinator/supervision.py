@@ -11,33 +11,27 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-Failed = Callable[[Exception], None]
-"""Called with the exception that ended the work. Must not raise."""
+from rallypoint import runtime
+from rallypoint.runtime import Failed
 
 
 class Supervised:
     """The background tasks of one owner. Owned by one event loop."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """In the order of their start, so that they end in it, too."""
 
     @property
-    def running(self) -> frozenset[asyncio.Task[None]]:
-        """The tasks that have not ended."""
-        return frozenset(self._tasks)
+    def running(self) -> tuple[asyncio.Task[None], ...]:
+        """The tasks that have not ended, in the order of their start."""
+        return tuple(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, None], failed: Failed) -> asyncio.Task[None]:
         """Start the work in the background. `failed` is called if an exception ends it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            error = None if task.cancelled() else task.exception()
-            if isinstance(error, Exception):
-                failed(error)
-
-        task.add_done_callback(ended)
+        task = runtime.spawn(work, failed)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
         return task
 
     async def aclose(self) -> None:

@@ -21,12 +21,12 @@ from __future__ import annotations
 import abc
 import asyncio
 import enum
-import random
 from types import TracebackType
 from typing import ClassVar, Final, Self, TypeAlias
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Unknown, Versioned
 from rallypoint.errors import LedgerLimitError, UsageError
 
@@ -233,7 +233,7 @@ class Ledger(abc.ABC):
                 return None
             # Jitter, so that nodes that wait for the same coordinator do not all read at one
             # moment.
-            await asyncio.sleep(min(left_s, POLL_S * random.uniform(0.5, 1.5)))
+            await asyncio.sleep(min(left_s, POLL_S * runtime.here().chance.uniform(0.5, 1.5)))
 
     # -- logs, if the engine has them -----------------------------------------------------------
 

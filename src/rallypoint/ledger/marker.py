@@ -6,10 +6,9 @@ marker than the one it opened works on another ledger.
 
 from __future__ import annotations
 
-import secrets
-
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.ledger import record_format
 
 
@@ -22,7 +21,7 @@ class Marker(msgspec.Struct, frozen=True):
 
 def new_marker(engine: str) -> tuple[str, bytes]:
     """The id of a new ledger, and its marker in a sealed record."""
-    marker = Marker(secrets.token_hex(8), engine)
+    marker = Marker(runtime.token_hex(8), engine)
     sealed = record_format.seal(msgspec.msgpack.encode(marker), record_format.new_nonce())
     return marker.ledger_id, sealed
 

@@ -7,8 +7,8 @@ that their run is lost.
 from __future__ import annotations
 
 import asyncio
-import secrets
 
+from rallypoint import runtime
 from rallypoint.ledger.contract import (
     AppendOutcome,
     Changed,
@@ -36,7 +36,7 @@ class MemoryLedger(Ledger):
     )
 
     def __init__(self) -> None:
-        self.ledger_id = secrets.token_hex(8)
+        self.ledger_id = runtime.token_hex(8)
         self._registers: dict[str, Versioned] = {}
         self._logs: dict[str, list[bytes]] = {}
         self._deleted_version = 0

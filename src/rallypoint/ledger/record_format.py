@@ -14,12 +14,12 @@ meaning of a value.
 from __future__ import annotations
 
 import hashlib
-import secrets
 import struct
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.core.reasons import OTHER_FORMAT_HINT
 from rallypoint.errors import LedgerCorruptError, LedgerFormatError
 
@@ -45,7 +45,7 @@ class Opened(msgspec.Struct, frozen=True):
 
 def new_nonce() -> bytes:
     """A random nonce, for one write."""
-    return secrets.token_bytes(NONCE_BYTES)
+    return runtime.here().token_bytes(NONCE_BYTES)
 
 
 def seal(value: bytes, nonce: bytes, *, format: int = FORMAT) -> bytes:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerError,
@@ -132,7 +132,7 @@ class TorchBackendLedger(Ledger):
         deadline = self._deadline()
         register_map = (now := await self._get(deadline)).register_map
         if register_map is None:
-            mine = RegisterMap.empty(secrets.token_hex(8))
+            mine = RegisterMap.empty(runtime.token_hex(8))
             try:
                 moved = await self._put(now, mine, deadline)
             except _TakesNothingError:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import (
     LedgerError,
     LedgerForeignError,
@@ -82,7 +82,7 @@ class EtcdClient:
         self._gateway = gateway or HttpGateway(options)
         self._urls = [f"{scheme}://{endpoint}" for endpoint in options.endpoints]
         # Clients begin with different endpoints, so that not all use the first one.
-        self._preferred = random.randrange(len(self._urls))
+        self._preferred = runtime.here().chance.randrange(len(self._urls))
         self._token = ""
         self._authenticating = asyncio.Lock()
         self._cluster_id = 0
@@ -416,4 +416,6 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def _backoff(turn: int) -> float:
-    return random.uniform(0.5, 1.0) * min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(turn, 10))
+    return runtime.here().chance.uniform(0.5, 1.0) * min(
+        _BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(turn, 10)
+    )
