@@ -27,6 +27,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "clock": frozenset(),
     "threads": frozenset(),
+    "runtime": frozenset({"threads"}),
     "core": frozenset(),
     "net": frozenset({"core"}),
     "errors": frozenset({"core"}),
@@ -35,14 +36,14 @@ LAYERS: dict[str, frozenset[str]] = {
     "logs": frozenset({"core", "line_limits"}),
     "wire": frozenset({"core", "errors", "_version"}),
     "endpoints": frozenset({"core", "errors"}),
-    "ledger": frozenset({"core", "endpoints", "errors", "threads"}),
+    "ledger": frozenset({"core", "endpoints", "errors", "runtime", "threads"}),
     "settings": frozenset({"core", "endpoints", "errors"}),
     "environments": frozenset({"core", "errors", "settings"}),
     "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
-    | {"_version", "clock", "net", "threads", "tokens"},
+    | {"_version", "clock", "net", "runtime", "threads", "tokens"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"memory", "net", "settings", "_version", "clock", "threads", "tokens"},
+    | {"memory", "net", "settings", "_version", "clock", "runtime", "threads", "tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
@@ -64,6 +65,8 @@ LAYERS: dict[str, frozenset[str]] = {
     ),
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator"})
     | {"errors", "settings"},
+    "simulation": frozenset({"client", "coordinator", "core", "errors", "ledger", "net"})
+    | {"runtime", "settings", "testing", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
     | {"net", "wire", "_version"},
 }

@@ -68,6 +68,9 @@ class Runtime(Hashable, Protocol):
     def token_bytes(self, count: int) -> bytes:
         """So many secret random bytes."""
 
+    def monotonic_s(self) -> float:
+        """The system's monotonic clock, in seconds. An event loop's own may be coarser."""
+
     def wall_s(self) -> float:
         """Unix time, in seconds. It is only shown to people, because it may jump."""
 
@@ -96,6 +99,10 @@ class SystemRuntime:
     def token_bytes(self, count: int) -> bytes:
         """See Runtime."""
         return secrets.token_bytes(count)
+
+    def monotonic_s(self) -> float:
+        """See Runtime."""
+        return time.monotonic()
 
     def wall_s(self) -> float:
         """See Runtime."""

@@ -18,18 +18,15 @@ from typing import Any, Final
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
-from rallypoint.clock import TICK_S, InputFirst
 from rallypoint.coordinator import http_api
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.coordinator import Coordinator, Ownership
+from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S, WebSocketOutlet
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
-from rallypoint.coordinator.memory_ownership import MemoryOwnership
 from rallypoint.coordinator.replicas import Replicas
-from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
@@ -62,28 +59,20 @@ class CoordinatorServer:
     ) -> None:
         self.config = config or CoordinatorConfig()
         self.tokens = Tokens((self.config.token, *self.config.more_tokens))
-        self.ownership: Ownership
+        self.driver = CoordinatorDriver(self.config, ledger)
+        self.coordinator = self.driver.coordinator
+        self.ownership = self.driver.ownership
         self._replicas: Replicas | None = None
-        if ledger is None:
-            self.ownership = MemoryOwnership(call_soon=_call_soon)
-        else:
+        if ledger is not None:
             own = self.config
-            self.ownership = ownership = RunOwnership(ledger, own)
-            self._replicas = Replicas(
-                ledger, own.only_run, own.clock_host, lambda: ownership.process
-            )
-        self.coordinator = Coordinator(self.config, self.ownership, wake=self._schedule)
+            self._replicas = Replicas(ledger, own.only_run, own.clock_host, self._process)
         self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
-        self._tick: asyncio.Handle | None = None
-        self._tick_due_s = 0.0
-        self._input_first = InputFirst()
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self._known_hosts = KnownHosts(self.config.hosts)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> CoordinatorServer:
         return self
@@ -108,15 +97,13 @@ class CoordinatorServer:
         for each in addresses:
             self._known_hosts.add(each.host)
         try:
-            await self.ownership.start(self.coordinator, addresses)
+            await self.driver.start(addresses)
             await self._serve()
         except BaseException:
             await self.aclose()
             raise
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.coordinator.turns.loop = self._loop
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._record_request()])
         app[http_api.COORDINATOR] = self.coordinator
         if self._replicas is not None:
@@ -140,7 +127,6 @@ class CoordinatorServer:
             self._sockets, connections_of(server), lambda: len(server.connections), limits
         )
         self._listener.start()
-        self._schedule()
 
     async def aclose(self, reason: str = "the coordinator is stopping") -> None:
         """Stop listening and close every connection. If cancelled, it still waits for both."""
@@ -153,9 +139,7 @@ class CoordinatorServer:
             raise
 
     async def _close(self, reason: str) -> None:
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+        self.driver.stop_ticking()
         runner, self._runner = self._runner, None
         await self._stop_listening()
         if runner is None:
@@ -198,39 +182,9 @@ class CoordinatorServer:
                 open_now.append(sock.fileno() if sock is not None else -1)
         return open_now
 
-    # -- time ----------------------------------------------------------------------------------
-
-    def _on_tick(self) -> None:
-        assert self._loop is not None
-        late_s = self._loop.time() - self._tick_due_s
-        until_s = self._input_first.tick(self.coordinator.now_s(), late_s)
-        try:
-            # R8: messages that arrived in time may still be in the kernel.
-            if until_s is not None:
-                self.coordinator.tick(until_s)
-        finally:
-            # An error in one run must not stop the clock of the others.
-            self._tick = None
-            self._schedule()
-
-    def _schedule(self) -> None:
-        """Tick when the next deadline is due, and at least every TICK_S (the clock needs it)."""
-        if self._loop is None or (self._runner is None and self._tick is None):
-            return
-        now_s = self._loop.time()
-        if self._tick is not None:
-            if self._tick_due_s <= now_s:
-                return  # The tick is about to run, and measures how late it is.
-            self._tick.cancel()
-        delay_s = self._input_first.next_tick_s
-        if delay_s is None:
-            due_s = self.coordinator.next_due_s()
-            delay_s = TICK_S if due_s is None else min(TICK_S, due_s - self.coordinator.now_s())
-        self._tick_due_s = now_s + max(0.0, delay_s)
-        if delay_s > 0:
-            self._tick = self._loop.call_at(self._tick_due_s, self._on_tick)
-        else:
-            self._tick = self._loop.call_soon(self._on_tick)
+    def _process(self) -> str:
+        """The process that its lease names."""
+        return self.ownership.process
 
     # -- connections ---------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ class ModelCoordinator:
     now_s: float = 0.0
     timers: dict[tuple[str, str], tuple[float, int, do.Timer]] = field(default_factory=dict)
     serial: int = 0
-    writing: do.Commit | do.Note | None = None
+    writing: do.Commit | do.WriteMarks | None = None
     is_written: bool = False
     """Whether the register has what is being written; the answer has yet to come."""
     has_lost_lease: bool = False
@@ -420,7 +420,7 @@ class ModelWorld:
             return
         each.is_written = True
         register.settings = membership.settings
-        if isinstance(effect, do.Note):
+        if isinstance(effect, do.WriteMarks):
             register.marks, register.restarts = effect.marks, effect.restarts
             return
         record = effect.record
@@ -442,8 +442,8 @@ class ModelWorld:
         is_written, each.is_written = each.is_written, False
         if not is_written:
             self._step(move.who, on.CommitRefused("another owner"))
-        elif isinstance(effect, do.Note):
-            self._step(move.who, on.Noted(effect.serial))
+        elif isinstance(effect, do.WriteMarks):
+            self._step(move.who, on.MarksWritten(effect.serial))
         else:
             self._step(move.who, on.Committed())
 
@@ -508,7 +508,7 @@ class ModelWorld:
                     each.serial += 1
                     key = (str(timer.kind), timer.name)
                     each.timers[key] = (each.now_s + delay_s, each.serial, timer)
-                case do.Commit() | do.Note():
+                case do.Commit() | do.WriteMarks():
                     each = self.coordinators[index]
                     if each.writing == effect:
                         continue  # It is asked for once more after an outage.
