@@ -13,6 +13,7 @@ import pytest
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.run_ownership import RunOwnership
+from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.store import Add, Get, Set, StoreValue
 from rallypoint.core.values import Address, ChangeKind, Outcome, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
@@ -121,7 +122,8 @@ def taken(host: Node) -> EmbeddedCoordinator:
 
 async def kill_coordinator_of(host: Node) -> None:
     """As its process would end: nothing is said, in the ledger neither."""
-    server = taken(host)._server
+    server = taken(host)._front
+    assert isinstance(server, CoordinatorServer)
     assert isinstance(server.ownership, RunOwnership)
     await server.ownership.aclose()
     for session in list(server.coordinator.sessions.values()):

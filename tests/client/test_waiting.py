@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.client import dialing, transport
+from rallypoint.client import network
 from rallypoint.client.waiting import HOSTS, Why, while_waiting, why_it_waits
 from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.telling import Lines
@@ -95,10 +95,11 @@ def test_a_node_does_not_search_the_coordinator_that_it_hosts(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    connect = transport.connect
 
     async def main() -> None:
         coming = node(endpoint.format(port=free_port()), TWO)
+
+        connect = network.SOCKETS.connect
 
         async def slow(*arguments: Any) -> Any:
             if coming.hosted is not None:
@@ -111,7 +112,7 @@ def test_a_node_does_not_search_the_coordinator_that_it_hosts(
             seen.append(coming.looking)
             await start(*arguments)
 
-        monkeypatch.setattr(dialing, "connect", slow)
+        monkeypatch.setattr(network.SOCKETS, "connect", slow)
         monkeypatch.setattr(coming._connector.own, "_start", starting)
         await coming.open()
         await coming.aclose()
@@ -210,7 +211,7 @@ def test_an_unresolvable_name_is_logged_while_the_node_waits(
         async def fails(*_: object, **__: object) -> list[object]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        monkeypatch.setattr(dialing, "is_this_host", lambda host: False)
+        monkeypatch.setattr(network, "is_this_host", lambda host: False)
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fails)
         coming = node("nohost.invalid:1", TWO, connect_timeout_s=500.0)
         task = asyncio.create_task(coming.open())

@@ -25,8 +25,8 @@ from rallypoint.client.dialing import (
     may_host,
 )
 from rallypoint.client.elected import ELECTED_DIAL_S, ElectedCoordinator, LedgerReader, RunInLedger
+from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
-from rallypoint.client.transport import Connection
 from rallypoint.client.waiting import left_run
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Address, NodeInfo, RunSettings

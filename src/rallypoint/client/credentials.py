@@ -12,7 +12,7 @@ from typing import Final
 
 from rallypoint import errors, threads, tokens
 from rallypoint.client.dialing import Attempts, Patience, dial
-from rallypoint.client.transport import Connection
+from rallypoint.client.network import Connection
 from rallypoint.core.election import Lease
 from rallypoint.core.values import Address
 from rallypoint.endpoints import is_loopback

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from rallypoint import runtime
-from rallypoint.client.transport import Connection, connect
+from rallypoint.client import network
+from rallypoint.client.network import Connection
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
@@ -26,7 +27,7 @@ from rallypoint.errors import (
     TokenError,
     UnreachableError,
 )
-from rallypoint.net import SocketAddress, describe_os_error, is_this_host, look_up
+from rallypoint.net import SocketAddress, describe_os_error
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
@@ -175,7 +176,7 @@ async def _dial(
         shown.doing = f"{where}: no answer yet"
         try:
             async with asyncio.timeout(limit_s):
-                return await connect(where, address.sockaddr, address.family, token)
+                return await network.here().connect(where, address, token)
         except TimeoutError:
             attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
             attempts.only_refused = False
@@ -261,13 +262,13 @@ async def _give_up(dialling: set[asyncio.Task[Connection | None]]) -> None:
     for task in dialling:
         task.cancel()
     for made in await asyncio.gather(*dialling, return_exceptions=True):
-        if isinstance(made, Connection):
+        if made is not None and not isinstance(made, BaseException):
             made.abort("another coordinator answered first")
 
 
 async def _resolve(target: Address, attempts: Attempts, limit_s: float) -> list[SocketAddress]:
     try:
-        found = await look_up(target.host, target.port, limit_s)
+        found = await network.here().look_up(target.host, target.port, limit_s)
     except (TimeoutError, OSError, UnicodeError, RuntimeError) as error:
         attempts.unresolved = True
         attempts.only_refused = False
@@ -310,6 +311,6 @@ async def may_host(settings: NodeSettings) -> bool:
         return True
     try:
         async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-            return await runtime.here().in_thread(lambda: is_this_host(settings.endpoint.host))
+            return await network.here().is_this_host(settings.endpoint.host)
     except TimeoutError:
         return False

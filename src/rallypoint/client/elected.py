@@ -21,7 +21,7 @@ from rallypoint.core.values import CloseRecord, RunSettings, Stamp
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
-    from rallypoint.client.transport import Connection
+    from rallypoint.client.network import Connection
     from rallypoint.ledger.contract import Ledger
 
 ELECTED_DIAL_S: Final = 2.0

@@ -10,16 +10,15 @@ import logging
 from collections.abc import Callable
 
 from rallypoint import tokens
-from rallypoint.client import fork_safety
+from rallypoint.client import network
+from rallypoint.client.network import Front
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, NodeId
 from rallypoint.endpoints import is_loopback
 from rallypoint.errors import UsageError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.memory import default_budget
-from rallypoint.net import bind, bind_loopback
 from rallypoint.settings import NodeSettings, attach_grace_s, resolve
 
 _log = logging.getLogger("rallypoint.client")
@@ -33,14 +32,11 @@ class EmbeddedCoordinator:
     `address` is for this process, `advertised` for other nodes. They differ for a candidate.
     """
 
-    def __init__(
-        self, server: CoordinatorServer, address: Address, advertised: Address | None = None
-    ) -> None:
+    def __init__(self, front: Front, address: Address, advertised: Address | None = None) -> None:
         self.address = address
         self.advertised = advertised or address
-        self.token = server.config.token
-        self._server = server
-        fork_safety.close_all_in_children(server)
+        self.token = front.driver.config.token
+        self._front = front
 
     @classmethod
     async def start(
@@ -64,7 +60,6 @@ class EmbeddedCoordinator:
                 f"other machines can reach port {port} of this one, and there is no token",
                 hint="give a token by --token-file or RALLYPOINT_TOKEN, or --insecure for none",
             )
-        sockets = bind_loopback(host, port) if is_local else [bind(None, port)]
         config = CoordinatorConfig(
             token=token,
             token_origin=token_origin,
@@ -72,12 +67,11 @@ class EmbeddedCoordinator:
             hosts=(host,),
             memory_bytes_max=_memory_bytes_max(),
         )
-        server = CoordinatorServer(config)
-        await server.start(sockets)
-        bound_port = sockets[0].getsockname()[1]
+        loopback = host if is_local else None
+        front = await network.here().serve(config, loopback=loopback, port=port)
         if not token and not is_local:
-            _warn_once(run_id, bound_port)
-        return cls(server, Address("127.0.0.1", bound_port))
+            _warn_once(run_id, front.port)
+        return cls(front, Address("127.0.0.1", front.port))
 
     @classmethod
     async def as_candidate(
@@ -106,34 +100,32 @@ class EmbeddedCoordinator:
             yield_after_s=settings.yield_after_s,
             memory_bytes_max=_memory_bytes_max(),
         )
-        sock = bind(None, 0)
-        port = sock.getsockname()[1]
-        server = CoordinatorServer(config, ledger=ledger)
-        await server.start([sock], (Address(host, port),))
-        candidate = cls(server, Address("127.0.0.1", port), Address(host, port))
+        front = await network.here().serve(config, ledger=ledger, advertised=host)
+        port = front.port
+        candidate = cls(front, Address("127.0.0.1", port), Address(host, port))
         candidate.claim(seen)
         return candidate
 
     def claim(self, seen: Seen | None = None) -> None:
         """Own the run as soon as nobody else does. `seen`: as for `as_candidate`."""
-        only_run = self._server.config.only_run
+        only_run = self._front.driver.config.only_run
         if only_run is not None:
-            self._server.ownership.claim(only_run, seen)
+            self._front.driver.ownership.claim(only_run, seen)
 
     @property
     def process(self) -> str:
         """The name of its lease; "" without a ledger."""
-        return self._server.ownership.process
+        return self._front.driver.ownership.process
 
     @property
     def others(self) -> int:
         """How many connections of nodes there are."""
-        return len(self._server.coordinator.sessions)
+        return len(self._front.driver.coordinator.sessions)
 
     @property
     def is_run_open(self) -> bool:
         """Whether this coordinator has an open run."""
-        return any(not run.is_closed for run in self._server.coordinator.runs.values())
+        return any(not run.is_closed for run in self._front.driver.coordinator.runs.values())
 
     async def linger(self, timeout_s: float) -> int:
         """Wait up to `timeout_s` until all nodes have said goodbye. Returns how many have not."""
@@ -150,14 +142,14 @@ class EmbeddedCoordinator:
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         fewer = asyncio.Event()
-        self._server.coordinator.on_fewer = fewer.set
+        self._front.driver.coordinator.on_fewer = fewer.set
         while not is_so():
             fewer.clear()
             await fewer.wait()
 
     async def aclose(self) -> None:
         """Close all connections and release the port. Idempotent, and bounded in time."""
-        await self._server.aclose()
+        await self._front.aclose()
 
 
 def _memory_bytes_max() -> int:

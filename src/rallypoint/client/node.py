@@ -19,11 +19,12 @@ from rallypoint import errors, runtime
 from rallypoint._version import __version__
 from rallypoint.client import actions as act
 from rallypoint.client import machine as m
+from rallypoint.client import network
 from rallypoint.client.connector import Connector
-from rallypoint.client.identity import check_local_addr, node_info
+from rallypoint.client.identity import node_info
+from rallypoint.client.network import Connection
 from rallypoint.client.orphan import OrphanTimer
 from rallypoint.client.store_calls import COORDINATOR_LOST, SILENT, no_answer, round_ended
-from rallypoint.client.transport import Connection
 from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
 from rallypoint.core.addresses import OwnAddress
@@ -195,7 +196,7 @@ class Node:
         cannot be read or is too weak for a host. An error or a cancellation leaves nothing open.
         """
         check_own_token(self.settings)
-        await check_local_addr(self.settings, self.run.max_nodes)
+        await network.here().check_local_addr(self.settings, self.run.max_nodes)
         await self._connector.credentials.find()  # A slow home must not use up `connect_timeout`.
         began_s = _now_s()
         ends_s = self._ends_s = began_s + self.settings.connect_timeout_s

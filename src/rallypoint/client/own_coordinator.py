@@ -10,18 +10,18 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from rallypoint import errors, runtime
+from rallypoint import errors
+from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
-from rallypoint.client.identity import own_address, own_address_of
-from rallypoint.client.transport import Connection
+from rallypoint.client.network import Connection
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Lease, Seen
 from rallypoint.core.values import Address, NodeId, RunSettings
 from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
-from rallypoint.net import describe_os_error, is_this_host
+from rallypoint.net import describe_os_error
 from rallypoint.settings import EndpointKind, NodeSettings
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ class OwnCoordinator:
         is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
         self._is_named_by_endpoint = (is_named and self.hosted is not None) and (
             self.settings.host_coordinator != "yes"  # `auto` has compared the addresses before
-            or await runtime.here().in_thread(lambda: is_this_host(endpoint.host))
+            or await network.here().is_this_host(endpoint.host)
         )
         if self.settings.local_addr:
-            self.address = own_address_of(self.settings.local_addr)
+            self.address = network.here().own_address_of(self.settings.local_addr)
         elif endpoint.kind is not EndpointKind.LOCAL and not is_loopback(endpoint.host):
             if connection is not None and not addresses.is_loopback(connection.local_host):
-                self.address = own_address_of(connection.local_host)
+                self.address = network.here().own_address_of(connection.local_host)
             else:
-                self.address = await own_address(endpoint)
+                self.address = await network.here().own_address(endpoint)
             if self.address is None and self.run.max_nodes > 1:
                 _log.warning(
                     "this machine has no address but loopback, so nodes on other machines cannot "

@@ -161,6 +161,12 @@ class CoordinatorServer:
         for sock in self._sockets:
             sock.close()
 
+    @property
+    def port(self) -> int:
+        """The port on which it listens. Only while it does."""
+        port: int = self._sockets[0].getsockname()[1]
+        return port
+
     def replace_tokens(self, accepted: tuple[str, ...]) -> int:
         """Accept these tokens from now on. Returns how many connections have another one.
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final, NoReturn, Protocol
 
+from rallypoint.runtime import SYSTEM
+
 RESOLUTION_S: Final = 1e-9
 """A timer that is due within this time is due now: conversions between clocks round."""
 
@@ -50,6 +52,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.runtime: Any = SYSTEM
+        """What `rallypoint.runtime.here` gives to the process."""
         self._ready: deque[events.Handle] = deque()
         self._timers: list[_Timer] = []
         self._serial = 0

@@ -67,6 +67,8 @@ class End:
         self.on_end: Callable[[Ending], None] = lambda ending: None
         self.is_open = True
         """Whether this side can still send."""
+        self.says_goodbye = False
+        """Whether this side closes by a closing handshake, so that its FIN is no process's end."""
         self._network = network
         self._queue: deque[bytes] = deque()
         self._queued = 0

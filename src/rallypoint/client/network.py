@@ -1,0 +1,170 @@
+"""What a node uses of its machine's network: addresses, connections, and a port to serve on.
+
+`here` gives the network of the running process: its sockets, or what a simulator has in their
+place. Which address to dial, and when to serve, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from rallypoint import runtime
+from rallypoint.client import fork_safety, identity, transport
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.values import Address
+from rallypoint.endpoints import Endpoint
+from rallypoint.net import SocketAddress, bind, bind_loopback, is_this_host, look_up
+from rallypoint.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.config import CoordinatorConfig
+    from rallypoint.coordinator.driver import CoordinatorDriver
+    from rallypoint.ledger.contract import Ledger
+
+
+class Connection(Protocol):
+    """An open connection to a coordinator. Its callbacks are called from the event loop."""
+
+    address: Address
+    target: Address
+    """What was dialled: a name or an address."""
+    on_message: Callable[[bytes], None]
+    on_closed: Callable[[str], None]
+    """Called once, with the reason, whichever side closed."""
+    asks_no_token: bool
+
+    @property
+    def local_host(self) -> str:
+        """This side's address, at which the coordinator's machine can reach this one."""
+
+    @property
+    def source(self) -> Address:
+        """The address and port of this side."""
+
+    @property
+    def was_closed_by_peer(self) -> bool:
+        """Whether the coordinator said that it closes: it has read all before that."""
+
+    def send(self, payload: bytes) -> None:
+        """Queue one message. Does nothing if the connection is closed."""
+
+    def close(self, reason: str) -> None:
+        """Close in order, which takes a bounded time."""
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection by a reset."""
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed."""
+
+
+class Front(Protocol):
+    """A coordinator that is served. `port`: where."""
+
+    @property
+    def port(self) -> int:
+        """The port on which it listens."""
+
+    @property
+    def driver(self) -> CoordinatorDriver:
+        """The coordinator that runs behind it."""
+
+    async def aclose(self) -> None:
+        """Stop serving, and end the coordinator. Idempotent, and bounded in time."""
+
+
+class Network(Protocol):
+    """See above. Everything is for the process's event loop."""
+
+    async def look_up(self, host: str, port: int, limit_s: float) -> list[SocketAddress]:
+        """See net.look_up."""
+
+    async def is_this_host(self, host: str) -> bool:
+        """See net.is_this_host."""
+
+    async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
+        """See identity.check_local_addr."""
+
+    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
+        """See identity.own_address."""
+
+    def own_address_of(self, host: str) -> OwnAddress:
+        """See identity.own_address_of."""
+
+    async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
+        """See transport.connect."""
+
+    async def serve(
+        self,
+        config: CoordinatorConfig,
+        *,
+        loopback: str | None = None,
+        port: int = 0,
+        ledger: Ledger | None = None,
+        advertised: str | None = None,
+    ) -> Front:
+        """Bind a port and serve a coordinator on it.
+
+        `loopback`: the only host to bind, which is this machine; None: all addresses. `port` 0: any
+        port. `ledger`: where its runs are kept; the lease then names `advertised` as its host.
+        Raises OSError, such as EADDRINUSE, or LedgerError; then nothing is left open.
+        """
+
+
+class SocketNetwork:
+    """The network of a real process."""
+
+    async def look_up(self, host: str, port: int, limit_s: float) -> list[SocketAddress]:
+        """See Network."""
+        return await look_up(host, port, limit_s)
+
+    async def is_this_host(self, host: str) -> bool:
+        """See Network."""
+        return await asyncio.to_thread(is_this_host, host)
+
+    async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
+        """See Network."""
+        await identity.check_local_addr(settings, max_nodes)
+
+    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
+        """See Network."""
+        return await identity.own_address(endpoint)
+
+    def own_address_of(self, host: str) -> OwnAddress:
+        """See Network."""
+        return identity.own_address_of(host)
+
+    async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
+        """See Network."""
+        return await transport.connect(address, found.sockaddr, found.family, token)
+
+    async def serve(
+        self,
+        config: CoordinatorConfig,
+        *,
+        loopback: str | None = None,
+        port: int = 0,
+        ledger: Ledger | None = None,
+        advertised: str | None = None,
+    ) -> Front:
+        """See Network."""
+        # Loaded only when a node hosts a coordinator, because it loads the server's libraries.
+        from rallypoint.coordinator.server import CoordinatorServer
+
+        sockets = [bind(None, port)] if loopback is None else bind_loopback(loopback, port)
+        bound_port = sockets[0].getsockname()[1]
+        server = CoordinatorServer(config, ledger=ledger)
+        await server.start(sockets, (Address(advertised, bound_port),) if advertised else ())
+        fork_safety.close_all_in_children(server)
+        return server
+
+
+SOCKETS: Final = SocketNetwork()
+
+
+def here() -> Network:
+    """The network of the running process."""
+    network: Network = getattr(runtime.here(), "network", SOCKETS)
+    return network

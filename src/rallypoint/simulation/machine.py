@@ -1,0 +1,273 @@
+"""What a simulated process has in place of its machine: chance, names, threads and a network.
+
+Nodes and coordinators exchange whole messages, as their WebSockets give them. So nothing of HTTP
+and of frames is simulated; those are tested with real sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from rallypoint.client import network as client_network
+from rallypoint.coordinator.driver import CoordinatorDriver
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.quotas import Account
+from rallypoint.core.values import Address, ConnectionEnd
+from rallypoint.net import SocketAddress
+from rallypoint.simulation.network import End, Ending, Listener, Network
+from rallypoint.simulation.world import Process
+
+if TYPE_CHECKING:
+    from rallypoint.coordinator.config import CoordinatorConfig
+    from rallypoint.endpoints import Endpoint
+    from rallypoint.ledger.contract import Ledger
+    from rallypoint.settings import NodeSettings
+
+T = TypeVar("T")
+
+CLOSE_S = 2.0
+"""After this time a connection that is being closed is aborted, as by the real transports."""
+_ENDS = {Ending.FIN: ConnectionEnd.FIN, Ending.RESET: ConnectionEnd.RESET}
+
+
+class SimulatedRuntime:
+    """The Runtime of one simulated process. `host`: the name of its machine."""
+
+    def __init__(self, process: Process, host: str, network: Network) -> None:
+        self.process = process
+        self.host_name = host
+        self.pid = 1_000 + len(process.world.processes)
+        self.chance = random.Random(f"{process.world.seed}/{process.name}/chance")
+        self.network = SimulatedNetwork(process, host, network)
+        self._secrets = random.Random(f"{process.world.seed}/{process.name}/secrets")
+        process.loop.runtime = self
+
+    def token_bytes(self, count: int) -> bytes:
+        """See Runtime. Drawn from the seed, and different in each process."""
+        return self._secrets.randbytes(count)
+
+    def monotonic_s(self) -> float:
+        """See Runtime."""
+        return self.process.clock_s()
+
+    def wall_s(self) -> float:
+        """See Runtime."""
+        return self.process.clock_s() + self.process.clock.wall_offset_s
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """See Runtime. The work is done in one step, a moment later."""
+        await asyncio.sleep(0.001 * self.chance.random())
+        return work()
+
+
+class SimulatedNetwork:
+    """The network of one simulated process: see client.network.Network.
+
+    A host is named by its address.
+    """
+
+    def __init__(self, process: Process, host: str, network: Network) -> None:
+        self._process = process
+        self._host = host
+        self._network = network
+
+    async def look_up(self, host: str, port: int, limit_s: float) -> list[SocketAddress]:
+        """See Network: each host is named by its address."""
+        return [SocketAddress(socket.AF_INET, (host, port))]
+
+    async def is_this_host(self, host: str) -> bool:
+        """See Network."""
+        return host in (self._host, "127.0.0.1", "localhost")
+
+    async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
+        """See Network: each is good."""
+
+    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
+        """See Network."""
+        return self.own_address_of(self._host)
+
+    def own_address_of(self, host: str) -> OwnAddress:
+        """See Network."""
+        return OwnAddress(host, "eth0")
+
+    async def connect(
+        self, address: Address, found: SocketAddress, token: str
+    ) -> client_network.Connection:
+        """See Network."""
+        host = self._host if address.host in ("127.0.0.1", "localhost") else address.host
+        end = await self._network.dial(self._process, (host, address.port))
+        return SimulatedConnection(end, address)
+
+    async def serve(
+        self,
+        config: CoordinatorConfig,
+        *,
+        loopback: str | None = None,
+        port: int = 0,
+        ledger: Ledger | None = None,
+        advertised: str | None = None,
+    ) -> client_network.Front:
+        """See Network."""
+        driver = CoordinatorDriver(config, ledger)
+        front = SimulatedFront(driver, self._process, self._host, self._network)
+        front.listen(port or self._network.free_port(self._host))
+        try:
+            await driver.start((Address(advertised, front.port),) if advertised else ())
+        except BaseException:
+            await front.aclose()
+            raise
+        return front
+
+
+class SimulatedConnection:
+    """A node's side of a connection: see client.network.Connection."""
+
+    asks_no_token = False
+    was_closed_by_peer = False
+
+    def __init__(self, end: End, address: Address) -> None:
+        self.address = self.target = address
+        self.on_message: Callable[[bytes], None] = lambda message: None
+        self.on_closed: Callable[[str], None] = lambda reason: None
+        self._end = end
+        self._closed: asyncio.Future[None] = end.process.loop.create_future()
+        self._why = "the connection ended"
+        end.on_message = lambda message: self.on_message(message)
+        end.on_end = lambda ending: self._ended(f"{self._why} ({ending.name})")
+
+    @property
+    def local_host(self) -> str:
+        """This side's host."""
+        return self._end.address[0]
+
+    @property
+    def source(self) -> Address:
+        """The address and port of this side."""
+        return Address(*self._end.address)
+
+    def send(self, payload: bytes) -> None:
+        """See Connection."""
+        self._end.send(payload)
+
+    def close(self, reason: str) -> None:
+        """See Connection. The other side hears that this one closes, and not that it has ended."""
+        self._why = reason
+        self._end.says_goodbye = True
+        self._end.close()
+        self._end.process.loop.call_later(CLOSE_S, self.abort, reason)
+
+    def abort(self, reason: str) -> None:
+        """See Connection."""
+        self._why = reason
+        self._end.abort()
+        self._end.process.soon(self._ended, reason)
+
+    async def wait_closed(self) -> None:
+        """See Connection."""
+        await asyncio.shield(self._closed)
+
+    def _ended(self, reason: str) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+            self.on_closed(reason)
+
+
+class SimulatedOutlet:
+    """A coordinator's side of a connection: see coordinator.outgoing.Outlet."""
+
+    token: str | None = None
+
+    def __init__(self, end: End) -> None:
+        self._end = end
+        self._parts = bytearray()
+        self._size = 0
+        self.account: Account = Account("", _account_host(end.other.address[0]))
+        self.peer = f"{end.other.address[0]}:{end.other.address[1]}"
+
+    def send(self, payload: bytes) -> None:
+        """See Outlet."""
+        self._end.send(payload)
+
+    def begin(self, size: int) -> None:
+        """See Outlet."""
+        self._parts, self._size = bytearray(), size
+
+    def part(self, piece: bytes | memoryview) -> None:
+        """See Outlet."""
+        self._parts += piece
+        if len(self._parts) == self._size:
+            self._end.send(bytes(self._parts))
+
+    def pong(self, payload: bytes) -> None:
+        """See Outlet: nobody pings."""
+
+    def backlog_bytes(self) -> int:
+        """See Outlet."""
+        return self._end.backlog_bytes
+
+    def close(self, reason: str) -> None:
+        """See Outlet."""
+        self._end.says_goodbye = True
+        self._end.close()
+        self._end.process.loop.call_later(CLOSE_S, self._end.abort)
+
+    def abort(self) -> None:
+        """See Outlet."""
+        self._end.abort()
+
+
+def _account_host(host: str) -> str:
+    return hashlib.sha256(host.encode()).hexdigest()[:8]
+
+
+class SimulatedFront:
+    """A coordinator on a port of a simulated host: see client.network.Front."""
+
+    def __init__(
+        self, driver: CoordinatorDriver, process: Process, host: str, network: Network
+    ) -> None:
+        self.driver = driver
+        self.port = 0
+        self._process = process
+        self._host = host
+        self._network = network
+        self._listener: Listener | None = None
+        self._has_ended = False
+
+    def listen(self, port: int) -> None:
+        """Accept connections. Raises OSError if the port is taken."""
+        self._listener = self._network.listen(self._process, self._host, port, self._accept)
+        self.port = port
+
+    def _accept(self, end: End) -> None:
+        if self._has_ended:
+            end.abort()
+            return
+        session = self.driver.coordinator.connected(SimulatedOutlet(end))
+        seen = Address(*end.other.address)
+        end.on_message = session.received
+
+        def ended(ending: Ending) -> None:
+            how = _ENDS[ending]
+            if ending is Ending.FIN:
+                how = ConnectionEnd.CLOSE if end.other.says_goodbye else ConnectionEnd.FIN
+            session.connection_lost(how, seen)
+
+        end.on_end = ended
+
+    async def aclose(self) -> None:
+        """See Front: as CoordinatorServer does."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if self._listener is not None:
+            self._network.unlisten(self._listener)
+        self.driver.stop_ticking()
+        await self.driver.ownership.hand_over(CLOSE_S, "the coordinator is stopping")
+        self.driver.coordinator.close("the coordinator is stopping")
+        await self.driver.ownership.aclose()
