@@ -8,6 +8,7 @@ added, timers in the order of their times and then of their creation. So one see
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from asyncio import events
 from collections import deque
@@ -60,6 +61,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._cancelled = 0
         self._is_closed = False
         self._names = 0
+        self._tasks: dict[asyncio.Task[Any], None] = {}
 
     # -- for the world ---------------------------------------------------------------------------
 
@@ -87,7 +89,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
         What they add runs in the next turn. Returns how many callbacks ran.
         """
-        now_s = self._host.clock_s() + RESOLUTION_S
+        now_s = self._host.clock_s()
         timers, ready = self._timers, self._ready
         while timers and timers[0].when() <= now_s:
             timer = heapq.heappop(timers)
@@ -175,7 +177,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """Start a coroutine as a task. Its name has a serial of this loop, not of the program."""
         self._names += 1
         name = name or f"task-{self._names}"
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Report an error for which nobody waits."""
@@ -194,11 +199,30 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         return self._is_closed
 
     def close(self) -> None:
-        """Drop all callbacks and timers."""
+        """Drop all callbacks and timers. What runs is not told."""
         self._is_closed = True
         self._ready.clear()
         self._timers.clear()
         self._cancelled = 0
+
+    def bury(self) -> None:
+        """Close the coroutines of all tasks, after `close`: nothing of them is seen outside.
+
+        Python would do so at some other time, without a running loop, and complain of each.
+        """
+        before = events._get_running_loop()
+        events._set_running_loop(self)
+        try:
+            for task in list(self._tasks):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine: Any = task.get_coro()
+                with contextlib.suppress(BaseException):
+                    coroutine.close()
+            self._tasks.clear()
+            self._ready.clear()
+            self._timers.clear()
+        finally:
+            events._set_running_loop(before)
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Any, *args: Any

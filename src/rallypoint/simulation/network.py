@@ -15,6 +15,7 @@ import asyncio
 import enum
 import errno
 import os
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -251,6 +252,15 @@ class Network:
         self.blocked[pair] -= 1
         if not self.blocked[pair]:
             del self.blocked[pair]
+
+    def cut_one(self, process: Process, draw: random.Random) -> None:
+        """Something on the way resets one of the process's connections: both sides hear of it."""
+        ends = list(self._ends.get(process, ()))
+        if ends:
+            end = draw.choice(ends)
+            other = end.other
+            end._ended(Ending.RESET)
+            other._ended(Ending.RESET)
 
     # -- listening and dialing -------------------------------------------------------------------
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from rallypoint.simulation.clocks import MachineClock
-from rallypoint.simulation.loop import ProcessLoop
+from rallypoint.simulation.loop import RESOLUTION_S, ProcessLoop
 
 T = TypeVar("T")
 
@@ -101,6 +103,20 @@ class World:
             self.step()
         return True
 
+    def close(self) -> None:
+        """End all processes, and release what they have. The world cannot go on after this."""
+        for process in self.processes:
+            process.is_alive = False
+            process.loop.close()
+        hook, sys.unraisablehook = sys.unraisablehook, lambda problem: None
+        try:
+            for process in self.processes:
+                process.loop.bury()
+            self.processes.clear()
+            self._queue.clear()
+        finally:
+            sys.unraisablehook = hook
+
 
 class Process:
     """One simulated process: an event loop, a clock, and how much CPU a turn costs.
@@ -121,8 +137,9 @@ class Process:
         """Called when the process ends: its kernel closes what it had open."""
         self._freezes = 0
         self._free_s = 0.0
+        self._least_s = -math.inf
+        """What the clock shows at least: rounding must not keep a timer from being due."""
         self._turn: Event | None = None
-        self._tasks: dict[asyncio.Task[Any], None] = {}
         self.loop = ProcessLoop(self)  # type: ignore[abstract]
 
     # -- what runs in it -------------------------------------------------------------------------
@@ -130,8 +147,6 @@ class Process:
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine in the process, from its next turn on. An error in it is a trouble."""
         task: asyncio.Task[T] = self.loop.create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
         return task
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
@@ -151,10 +166,11 @@ class Process:
         self._freezes += 1
 
     def thaw(self) -> None:
-        """Undo one freeze."""
-        self._freezes -= 1
-        if not self._freezes:
-            self._schedule()
+        """Undo one freeze. Does nothing if it is not frozen."""
+        if self._freezes:
+            self._freezes -= 1
+            if not self._freezes:
+                self._schedule()
 
     def suspend(self) -> None:
         """Its machine sleeps: it has no turns, and its monotonic clock stands still."""
@@ -180,8 +196,8 @@ class Process:
     # -- for its loop ----------------------------------------------------------------------------
 
     def clock_s(self) -> float:
-        """What its monotonic clock shows, in seconds."""
-        return self.clock.shown_s(self.world.now_s)
+        """What its monotonic clock shows, in seconds. Never goes back."""
+        return max(self._least_s, self.clock.shown_s(self.world.now_s))
 
     def wake(self) -> None:
         """Its loop has something to run."""
@@ -221,6 +237,9 @@ class Process:
         self._turn = None
         if not self.is_alive or self._freezes:
             return
+        due_s = self.loop.next_due_s
+        if due_s is not None and 0.0 < due_s - self.clock_s() < RESOLUTION_S:
+            self._least_s = due_s
         self.loop.turn()
         self._free_s = self.world.now_s + self.turn_cost_s
         self._schedule()
