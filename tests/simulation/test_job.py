@@ -1,0 +1,100 @@
+"""Whole jobs of the shipped code under faults: seeds that hold, and bugs that are found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rallypoint.client.machine import NodeMachine
+from rallypoint.core.store.store import RoundStore
+from rallypoint.simulation.job import Job, Plan
+
+SEEDS = 12
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level("CRITICAL", "rallypoint"):
+        yield
+
+
+def test_a_job_without_faults_ends() -> None:
+    plan = Plan(
+        nodes=3,
+        min_nodes=3,
+        etcd_members=3,
+        faults=0,
+        calm_s=1.0,
+        lease_ttl_s=5.0,
+        wild_clocks=False,
+        ends=True,
+    )
+    job = Job(1, plan=plan).run()
+    assert job.problems == []
+    assert {each.tokens[-1] for each in job.nodes} == {(1, 1)}
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_job_under_faults_keeps_the_rules(seed: int) -> None:
+    job = Job(seed).run()
+    assert job.problems == []
+    assert job.events
+
+
+def story(seed: int) -> str:
+    """Everything that happened in a world, as text."""
+    job = Job(seed).run()
+    return repr((job.world.steps, job.events, job.history, job.problems))
+
+
+def test_one_seed_gives_one_story() -> None:
+    assert story(3) == story(3)
+    assert story(3) != story(4)
+
+
+@pytest.mark.processes
+def test_one_seed_gives_one_story_whatever_the_hash_seed() -> None:
+    code = "from tests.simulation.test_job import story; print(story(3))"
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1] != b""
+
+
+def problems_with(seeds: range) -> list[str]:
+    """What the seeds find, until one finds something."""
+    for seed in seeds:
+        found = Job(seed).run().problems
+        if found:
+            return found
+    return []
+
+
+def test_a_call_that_is_applied_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that forgets the answers of calls applies one that is sent again (R11)."""
+    apply = RoundStore.apply
+
+    def forgetful(store: RoundStore, *arguments: object, **named: object) -> object:
+        store._sessions.clear()
+        return apply(store, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RoundStore, "apply", forgetful)
+    found = problems_with(range(200))
+    assert any("R10/R11" in each or "KeyError" in each for each in found), found
+
+
+def test_a_node_that_takes_an_old_round_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that accepts messages of a deposed coordinator breaks R5 or R13."""
+    never: Callable[..., bool] = lambda machine, message: False  # noqa: E731
+    monkeypatch.setattr(NodeMachine, "_is_stale", never)
+    assert problems_with(range(400)) != []
