@@ -65,7 +65,9 @@ LAYERS: dict[str, frozenset[str]] = {
     ),
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator"})
     | {"errors", "settings"},
-    "simulation": frozenset({"client", "coordinator", "core", "errors", "ledger", "net"})
+    "simulation": frozenset(
+        {"client", "coordinator", "core", "endpoints", "errors", "ledger", "net"}
+    )
     | {"runtime", "settings", "testing", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
     | {"net", "wire", "_version"},

@@ -12,7 +12,7 @@ import random
 import msgspec
 import pytest
 
-from rallypoint.client import discovery
+from rallypoint import runtime
 from rallypoint.client.discovery import Search
 from rallypoint.core import election as e
 from rallypoint.core.values import Address, RunSettings
@@ -112,7 +112,7 @@ async def lose(nodes: int, alive: int, *, is_new: bool, can_watch: bool = True) 
 @pytest.fixture(params=seeds(1, verify=3, long=30))
 def seeded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chance of each trial is another, and the same in each run of the tests."""
-    monkeypatch.setattr(discovery, "random", random.Random(request.param))
+    monkeypatch.setattr(runtime.SystemRuntime, "chance", random.Random(request.param))
 
 
 @pytest.mark.usefixtures("seeded")

@@ -6,11 +6,10 @@ clock shows that plus an offset that can be stepped. No process sees the world's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass
-class MachineClock:
+class MachineClock(msgspec.Struct):
     """The monotonic clock of one machine. All times in seconds.
 
     `rate`: seconds of this clock in one second of the world, above 0. `offset_s`: what it shows

@@ -17,8 +17,9 @@ import bisect
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from rallypoint.ledger.etcd.failures import NotSentError
 from rallypoint.ledger.etcd.gateway import Answer
@@ -31,8 +32,7 @@ OPERATIONS_MAX: Final = 128
 _INVALID, _EXHAUSTED, _OUT_OF_RANGE, _UNAVAILABLE = 3, 8, 11, 14
 
 
-@dataclass
-class Key:
+class Key(msgspec.Struct):
     """A key of the store."""
 
     key: bytes
@@ -43,8 +43,7 @@ class Key:
     lease: int = 0
 
 
-@dataclass
-class Change:
+class Change(msgspec.Struct):
     """One event of the store's history."""
 
     revision: int
@@ -52,13 +51,12 @@ class Change:
     is_delete: bool
 
 
-@dataclass
-class Grant:
+class Grant(msgspec.Struct):
     """A lease. `ends_s` is on the world's clock: leases are the leader's."""
 
     ttl_s: int
     ends_s: float
-    keys: dict[bytes, None] = field(default_factory=dict)
+    keys: dict[bytes, None] = msgspec.field(default_factory=dict)
 
 
 class Refusal(Exception):
@@ -278,8 +276,7 @@ class Store:
         return {}
 
 
-@dataclass
-class Trouble:
+class Trouble(msgspec.Struct):
     """What is wrong with one member, or with the way to it, for one client or for all.
 
     `delay_s`: how long a request, and then its answer, takes, between these bounds. `loses_request`

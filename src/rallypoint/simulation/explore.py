@@ -11,14 +11,14 @@ import pickle
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, field
+
+import msgspec
 
 from rallypoint.simulation.model import Limits, ModelWorld, Move
 from rallypoint.testing.violations import InvariantViolation
 
 
-@dataclass
-class Report:
+class Report(msgspec.Struct):
     """What was explored. `is_whole`: whether there is no state that was not looked at."""
 
     states: int = 0
@@ -27,7 +27,7 @@ class Report:
     seconds: float = 0.0
     is_whole: bool = False
     violation: str = ""
-    path: list[Move] = field(default_factory=list)
+    path: list[Move] = msgspec.field(default_factory=list)
 
 
 def digest(world: ModelWorld) -> bytes:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
+
+import msgspec
 
 from rallypoint.client.node import Node
 from rallypoint.core.store import Add, CompareSet, Get, Set, StoreValue
@@ -38,8 +39,7 @@ BOOTSTRAP: Final = Address("10.0.0.1", 29_500)
 ENDPOINT: Final = "etcd://10.9.0.1:2379/rallypoint"
 
 
-@dataclass
-class Plan:
+class Plan(msgspec.Struct):
     """What a seed draws before the job begins. Times in seconds."""
 
     nodes: int
@@ -70,15 +70,14 @@ class Plan:
         )
 
 
-@dataclass
-class SimulatedNode:
+class SimulatedNode(msgspec.Struct):
     """One start of a node: its process, and what its program has seen."""
 
     name: str
     process: Process
     host: str
     node: Node | None = None
-    tokens: list[tuple[int, int]] = field(default_factory=list)
+    tokens: list[tuple[int, int]] = msgspec.field(default_factory=list)
     is_over: bool = False
     end: str = ""
     is_working: bool = False

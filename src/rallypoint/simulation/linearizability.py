@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from rallypoint.core.values import FrozenStruct
 
 State = TypeVar("State", bound=Hashable)
 Step = Callable[[State, Any, Any], tuple[bool, State]]
@@ -23,8 +24,7 @@ Step = Callable[[State, Any, Any], tuple[bool, State]]
 `result` is None for a call whose outcome is unknown: then anything can be."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(FrozenStruct, frozen=True):
     """One call. `began_s` and `ended_s` are the world's time; `ended_s` is infinite if unknown."""
 
     caller: str

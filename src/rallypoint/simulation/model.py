@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from rallypoint.client import actions as act
 from rallypoint.client.machine import DesiredState, NodeMachine
@@ -91,14 +92,13 @@ class Limits(FrozenStruct, frozen=True):
     """Whether workers can finish."""
 
 
-@dataclass
-class Link:
+class Link(msgspec.Struct):
     """A connection of a node to a coordinator. One side may have ended it, unknown to the other."""
 
     connection_id: int
     coordinator: int
-    to_coordinator: list[wire.Message] = field(default_factory=list)
-    to_node: list[wire.Message] = field(default_factory=list)
+    to_coordinator: list[wire.Message] = msgspec.field(default_factory=list)
+    to_node: list[wire.Message] = msgspec.field(default_factory=list)
     node_open: bool = True
     coordinator_open: bool = True
     attached: NodeId | None = None
@@ -107,26 +107,24 @@ class Link:
     """How the coordinator sees that the node's side has ended."""
 
 
-@dataclass
-class ModelNode:
+class ModelNode(msgspec.Struct):
     """One node: its machine, and whether its process lives."""
 
     info: NodeInfo
     machine: NodeMachine
     is_alive: bool = True
     link: Link | None = None
-    tokens: list[tuple[int, int]] = field(default_factory=list)
+    tokens: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
 
-@dataclass
-class ModelCoordinator:
+class ModelCoordinator(msgspec.Struct):
     """One coordinator: its membership, while it owns the run as far as it knows."""
 
     membership: Membership | None = None
     is_alive: bool = True
     term: int = 0
     now_s: float = 0.0
-    timers: dict[tuple[str, str], tuple[float, int, do.Timer]] = field(default_factory=dict)
+    timers: dict[tuple[str, str], tuple[float, int, do.Timer]] = msgspec.field(default_factory=dict)
     serial: int = 0
     writing: do.Commit | do.WriteMarks | None = None
     is_written: bool = False
@@ -134,8 +132,7 @@ class ModelCoordinator:
     has_lost_lease: bool = False
 
 
-@dataclass
-class Register:
+class Register(msgspec.Struct):
     """What the ledger holds of the run."""
 
     term: int = 0

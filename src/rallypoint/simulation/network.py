@@ -18,8 +18,9 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from rallypoint.simulation.world import Process, World
 
@@ -36,21 +37,19 @@ class Ending(enum.Enum):
     RESET = enum.auto()
 
 
-@dataclass
-class Quality:
+class Quality(msgspec.Struct):
     """How packets travel. `delay_s`: between these bounds. `loss`: the part that is sent again."""
 
     delay_s: tuple[float, float] = (0.0002, 0.002)
     loss: float = 0.0
 
 
-@dataclass
-class Host:
+class Host(msgspec.Struct):
     """One machine. `is_on`: whether its kernel answers."""
 
     name: str
     is_on: bool = True
-    processes: list[Process] = field(default_factory=list)
+    processes: list[Process] = msgspec.field(default_factory=list)
 
 
 class End:
@@ -172,8 +171,7 @@ class End:
         self._drop(ending)
 
 
-@dataclass
-class Listener:
+class Listener(msgspec.Struct):
     """A port on which a process accepts connections. `answers`: see `Network.listen`."""
 
     process: Process
