@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from rallypoint.core.store.store import RoundStore
-from rallypoint.simulation.job import Job, Plan
+from rallypoint.simulation.job import Job
+from rallypoint.simulation.plan import Plan
 
 SEEDS = 12
 
@@ -22,19 +23,9 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def test_a_job_without_faults_ends() -> None:
-    plan = Plan(
-        nodes=3,
-        min_nodes=3,
-        etcd_members=3,
-        faults=0,
-        calm_s=1.0,
-        lease_ttl_s=5.0,
-        wild_clocks=False,
-        ends=True,
-    )
-    job = Job(1, plan=plan).run()
+    job = Job(1, plan=Plan(nodes=3, min_nodes=3, ledger_members=3, ends=True)).run()
     assert job.problems == []
-    assert {each.tokens[-1] for each in job.nodes} == {(1, 1)}
+    assert {each.tokens[-1] for each in job.scene.nodes} == {(1, 1)}
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -47,7 +38,7 @@ def test_a_job_under_faults_keeps_the_rules(seed: int) -> None:
 def story(seed: int) -> str:
     """Everything that happened in a world, as text."""
     job = Job(seed).run()
-    return repr((job.world.steps, job.events, job.history, job.problems))
+    return repr((job.world.steps, job.events, job.problems))
 
 
 def test_one_seed_gives_one_story() -> None:

@@ -116,6 +116,7 @@ class SimulatedNetwork:
         driver = CoordinatorDriver(config, ledger)
         front = SimulatedFront(driver, self._process, self._host, self._network)
         front.listen(port or self._network.free_port(self._host))
+        self._network.on_front(self._process, front)
         try:
             await driver.start((Address(advertised, front.port),) if advertised else ())
         except BaseException:

@@ -19,6 +19,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -194,6 +195,8 @@ class Network:
         self.quality = Quality()
         self.qualities: dict[tuple[str, str], Quality] = {}
         """Of single directions; `quality` is that of all others."""
+        self.on_front: Callable[[Process, Any], None] = lambda process, front: None
+        """Called with each coordinator that a process serves, before it starts."""
         self._listeners: dict[tuple[str, int], Listener] = {}
         self._ends: dict[Process, dict[End, None]] = {}
         self._ports: dict[str, int] = {}

@@ -1,0 +1,75 @@
+"""The engines that the nodes of a job can share: simulated, under the shipped ledgers.
+
+To add one: write a class with the members of `scene.SimulatedLedger`, which takes (world, plan),
+and put it into `LEDGERS`. `Plan.ledger` then names it. What goes wrong with it is its own:
+`trouble` draws that, and returns what ends it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.etcd.ledger import EtcdLedger
+from rallypoint.ledger.etcd.options import EtcdOptions
+from rallypoint.simulation.etcd import Cluster, Trouble
+from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.scene import SimulatedLedger, Undo
+from rallypoint.simulation.world import Process, World
+
+
+class EtcdInWorld:
+    """The shipped etcd ledger, over a simulated cluster."""
+
+    endpoint = "etcd://10.9.0.1:2379/rallypoint"
+
+    def __init__(self, world: World, plan: Plan) -> None:
+        self.cluster = Cluster(world, plan.ledger_members)
+
+    def ledger(self, process: Process) -> Ledger:
+        """See SimulatedLedger."""
+        hosts = tuple(url.removeprefix("http://") for url in self.cluster.urls)
+        return EtcdLedger(EtcdOptions(endpoints=hosts), gateway=self.cluster.gateway(process))
+
+    def trouble(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: with one member, or with the process's way to it."""
+        cluster = self.cluster
+        index = draw.randrange(len(cluster.members))
+        trouble = draw.choice(
+            (
+                Trouble(delay_s=(0.1, 3.0)),
+                Trouble(loses_answer=0.5),
+                Trouble(loses_request=0.5, late=0.3),
+                Trouble(is_gone=True),
+                Trouble(is_frozen=True),
+            )
+        )
+        is_way = draw.random() < 0.5
+        if is_way:
+            cluster.ways[process, index] = trouble
+        else:
+            cluster.members[index] = trouble
+
+        def mend() -> None:
+            if is_way:
+                cluster.ways.pop((process, index), None)
+            else:
+                cluster.members[index] = Trouble()
+            cluster.go_on()
+
+        return mend
+
+    def outage(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: the members have no quorum."""
+        self.cluster.has_quorum = False
+
+        def found() -> None:
+            self.cluster.has_quorum = True
+            self.cluster.go_on()
+
+        return found
+
+
+LEDGERS: Final[dict[str, Callable[[World, Plan], SimulatedLedger]]] = {"etcd": EtcdInWorld}
