@@ -51,10 +51,7 @@ class Chance(Protocol):
 
 
 class Runtime(Hashable, Protocol):
-    """See above. All calls are for the process's event loop, and `sleep` for its threads.
-
-    The others may be made in the threads that `in_thread` began, too.
-    """
+    """See above. All calls are for the process's event loop."""
 
     @property
     def chance(self) -> Chance:
@@ -77,15 +74,11 @@ class Runtime(Hashable, Protocol):
     def wall_s(self) -> float:
         """Unix time, in seconds. It is only shown to people, because it may jump."""
 
-    def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin `work` in a thread, because it may block. The future has what it returns or raises.
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, called in a thread because it may block.
 
-        Cancelling the future does not end the call. Raises RuntimeError if the system grants no
-        thread.
+        Cancelling it does not end the call. Raises RuntimeError if the system grants no thread.
         """
-
-    def sleep(self, seconds: float) -> None:
-        """Block. Only for work in a thread."""
 
 
 class SystemRuntime:
@@ -115,13 +108,9 @@ class SystemRuntime:
         """See Runtime."""
         return time.time()
 
-    def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
+    async def in_thread(self, work: Callable[[], T]) -> T:
         """See Runtime."""
-        return threads.call_from_loop(work)
-
-    def sleep(self, seconds: float) -> None:
-        """See Runtime."""
-        time.sleep(seconds)
+        return await threads.call_from_loop(work)
 
 
 SYSTEM: Final = SystemRuntime()
@@ -136,11 +125,6 @@ def here() -> Runtime:
 def token_hex(count: int) -> str:
     """So many secret random bytes of this process, as hexadecimal digits."""
     return here().token_bytes(count).hex()
-
-
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Begin `work` in a thread of this process: see Runtime.in_thread."""
-    return here().in_thread(work)
 
 
 def now_s() -> float:

@@ -129,7 +129,6 @@ class SimulatedConnection:
     """A node's side of a connection: see client.network.Connection."""
 
     asks_no_token = False
-    was_closed_by_peer = False
 
     def __init__(self, end: End, address: Address) -> None:
         self.address = self.target = address
@@ -138,8 +137,9 @@ class SimulatedConnection:
         self._end = end
         self._closed: asyncio.Future[None] = end.process.loop.create_future()
         self._why = "the connection ended"
+        self.was_closed_by_peer = False
         end.on_message = lambda message: self.on_message(message)
-        end.on_end = lambda ending: self._ended(f"{self._why} ({ending.name})")
+        end.on_end = self._ended_by_peer
 
     @property
     def local_host(self) -> str:
@@ -171,6 +171,11 @@ class SimulatedConnection:
     async def wait_closed(self) -> None:
         """See Connection."""
         await asyncio.shield(self._closed)
+
+    def _ended_by_peer(self, ending: Ending) -> None:
+        # A closing handshake comes after all that the other side has read and sent.
+        self.was_closed_by_peer = ending is Ending.FIN and self._end.other.says_goodbye
+        self._ended(f"{self._why} ({ending.name})")
 
     def _ended(self, reason: str) -> None:
         if not self._closed.done():

@@ -15,12 +15,15 @@ import math
 import random
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.loop import RESOLUTION_S, ProcessLoop
 
 T = TypeVar("T")
+
+UNNOTICED_S: Final = 0.35
+"""So much of a freeze may not be noticed by the process."""
 
 
 class Event:
@@ -133,9 +136,13 @@ class Process:
         self.turn_cost_s = turn_cost_s
         self.random = random.Random(f"{world.seed}/{name}")
         self.is_alive = True
+        self.ended_s: float | None = None
+        """When it was killed; None if it was not."""
         self.on_end: list[Callable[[], None]] = []
         """Called when the process ends: its kernel closes what it had open."""
         self._freezes = 0
+        self._frozen_s = 0.0
+        self._slept_s = 0.0
         self._free_s = 0.0
         self._least_s = -math.inf
         """What the clock shows at least: rounding must not keep a timer from being due."""
@@ -163,6 +170,8 @@ class Process:
 
     def freeze(self) -> None:
         """Stop it, as SIGSTOP does. Freezes are counted."""
+        if not self._freezes:
+            self._frozen_s = self.world.now_s
         self._freezes += 1
 
     def thaw(self) -> None:
@@ -170,7 +179,13 @@ class Process:
         if self._freezes:
             self._freezes -= 1
             if not self._freezes:
+                self._slept_s += max(0.0, self.world.now_s - self._frozen_s - UNNOTICED_S)
                 self._schedule()
+
+    def awake_s(self) -> float:
+        """The world's time without that in which this process was frozen, as it can know it."""
+        now_s = self._frozen_s if self._freezes else self.world.now_s
+        return now_s - self._slept_s
 
     def suspend(self) -> None:
         """Its machine sleeps: it has no turns, and its monotonic clock stands still."""
@@ -187,6 +202,7 @@ class Process:
         if not self.is_alive:
             return
         self.is_alive = False
+        self.ended_s = self.world.now_s
         if self._turn is not None:
             self._turn.cancel()
         for closed in self.on_end:

@@ -1,0 +1,15 @@
+"""Bugs that are planted in the shipped code on purpose: would the tools have found them?
+
+    python -m tests.simulation.planted                   all of them, from seed 0
+    python -m tests.simulation.planted NAME --seeds 5000    one, and how far to look
+
+`planting` replaces functions. The bugs are in `protocol_faults` (those of earlier releases),
+`literature` (those of other systems) and `likely` (those that a change could bring in).
+"""
+
+from tests.simulation.planted.likely import LIKELY
+from tests.simulation.planted.literature import LITERATURE
+from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
+
+BUGS = {bug.name: bug for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY)}
+assert len(BUGS) == len(PROTOCOL_FAULTS) + len(LITERATURE) + len(LIKELY), "a name is used twice"

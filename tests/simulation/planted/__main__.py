@@ -1,0 +1,94 @@
+"""`python -m tests.simulation.planted`: plants each bug, and looks for a seed that finds it.
+
+Exits with 1 if a bug was not found, if it was never called, or if a seed also fails without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import time
+
+import msgspec
+
+from tests.simulation.planted import BUGS
+from tests.simulation.planted.planting import TOOLS, Bug, planted
+
+SHOWN_CHARACTERS = 110
+
+
+class Found(msgspec.Struct, frozen=True):
+    """How a bug was looked for. `seed`: the one that found it; None: no seed did."""
+
+    name: str
+    seed: int | None
+    seeds: int
+    cpu_s: float
+    problem: str
+    is_found: bool
+
+
+def look_for(bug: Bug, first: int, seeds: int) -> Found:
+    """Plant the bug, and run seeds from `first` on until one finds it."""
+    tool, began_s = TOOLS[bug.by], time.process_time()
+    with planted(bug) as there:
+        for seed in range(first, first + seeds):
+            problems = tool(seed)
+            if problems:
+                break
+        else:
+            problems = []
+    cpu_s = time.process_time() - began_s
+    tried = seed - first + 1 if seeds else 0
+    if not problems:
+        unused = there.unused()
+        why = f"NOT CALLED: {', '.join(unused)}" if unused else "not found"
+        return Found(bug.name, None, tried, cpu_s, why, is_found=False)
+    without = tool(seed)
+    if without:
+        why = f"also without it: {without[0]}"
+        return Found(bug.name, seed, tried, cpu_s, why, is_found=False)
+    return Found(bug.name, seed, tried, cpu_s, problems[0], is_found=True)
+
+
+def _look(work: tuple[str, int | None, int]) -> Found:
+    logging.disable(logging.CRITICAL)
+    name, first, seeds = work
+    bug = BUGS[name]
+    start = first if first is not None else bug.seed or 0
+    return look_for(bug, start, seeds)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.planted")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these bugs")
+    parser.add_argument("--seeds", type=int, default=1000, help="at most so many seeds for each")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--known", action="store_true", help="begin at each bug's known seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in BUGS]
+    if unknown:
+        parser.error(f"no bug is called {unknown[0]}; there are: {', '.join(BUGS)}")
+    first = None if given.known else given.first
+    work = [(name, first, given.seeds) for name in given.names or BUGS]
+    _print("bug", "tool", "seed", "seeds", "CPU s", "what the tool said")
+    are_all_found = True
+    with multiprocessing.Pool(given.jobs, maxtasksperchild=1) as pool:
+        for found in pool.imap(_look, work):
+            seed = "-" if found.seed is None else str(found.seed)
+            said = found.problem.split("\n")[0][:SHOWN_CHARACTERS]
+            by = BUGS[found.name].by
+            _print(found.name, by, seed, str(found.seeds), f"{found.cpu_s:.1f}", said)
+            are_all_found = are_all_found and found.is_found
+    return 0 if are_all_found else 1
+
+
+def _print(name: str, tool: str, seed: str, seeds: str, cpu: str, said: str) -> None:
+    print(f"{name:34} {tool:8} {seed:>6} {seeds:>6} {cpu:>7}  {said}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
