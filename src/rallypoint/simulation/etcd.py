@@ -82,6 +82,8 @@ class Store:
         self.quota_bytes: int | None = None
         """More than this, and writes are refused; None: no quota."""
         self.on_change: Callable[[], None] = lambda: None
+        self.on_written: Callable[[Change], None] = lambda change: None
+        """Called with each change, in their order."""
         self.requests: dict[str, int] = {}
         """How many requests of each kind took effect."""
         self.read_bytes = 0
@@ -229,6 +231,8 @@ class Store:
     def _commit(self, revision: int, changes: list[Change]) -> None:
         self.revision = revision
         self.history += changes
+        for change in changes:
+            self.on_written(change)
         self.on_change()
 
     # -- leases ----------------------------------------------------------------------------------

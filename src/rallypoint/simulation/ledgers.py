@@ -11,13 +11,19 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from rallypoint.core.election import UnreadableError
+from rallypoint.core.election.records import decode_floor, decode_lease, decode_run
+from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions
-from rallypoint.simulation.etcd import Cluster, Trouble
+from rallypoint.simulation.etcd import Change, Cluster, Key, Trouble
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.scene import SimulatedLedger, Undo
 from rallypoint.simulation.world import Process, World
+from rallypoint.testing.violations import short
+
+_REGISTERS: Final = "/rallypoint/r/"
 
 
 class EtcdInWorld:
@@ -27,6 +33,8 @@ class EtcdInWorld:
 
     def __init__(self, world: World, plan: Plan) -> None:
         self.cluster = Cluster(world, plan.ledger_members)
+        self.cluster.store.on_written = self._written
+        self.on_written: Callable[[str, bytes | None], None] = lambda name, value: None
 
     def ledger(self, process: Process) -> Ledger:
         """See SimulatedLedger."""
@@ -70,6 +78,37 @@ class EtcdInWorld:
             self.cluster.go_on()
 
         return found
+
+    def shown(self) -> list[str]:
+        """See SimulatedLedger."""
+        shown = []
+        for key in self.cluster.store.keys.values():
+            value = record_format.unseal(key.value, "").value if _name(key) else b""
+            shown.append(f"{key.key.decode()} @{key.mod_revision}: {register_shown(value)}")
+        return shown
+
+    def _written(self, change: Change) -> None:
+        name = _name(change.key)
+        if name:
+            is_gone = change.is_delete
+            value = None if is_gone else record_format.unseal(change.key.value, name).value
+            self.on_written(name, value)
+
+
+def _name(key: Key) -> str:
+    """The name of the register in a key of etcd; "" if it has none."""
+    name = key.key.decode()
+    return name.removeprefix(_REGISTERS) if name.startswith(_REGISTERS) else ""
+
+
+def register_shown(value: bytes) -> str:
+    """A register's value for people."""
+    for decode in (decode_lease, decode_run, decode_floor):
+        try:
+            return short(decode(value))
+        except UnreadableError:
+            continue
+    return f"{len(value)} bytes"
 
 
 LEDGERS: Final[dict[str, Callable[[World, Plan], SimulatedLedger]]] = {"etcd": EtcdInWorld}

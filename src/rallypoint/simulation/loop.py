@@ -51,8 +51,10 @@ class _Timer(events.TimerHandle):
 class ProcessLoop(asyncio.AbstractEventLoop):
     """See above. `turn` runs what is due; only the world calls it."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, name: str = "") -> None:
         self._host = host
+        self.name = name
+        """Of its process."""
         self.runtime: Any = SYSTEM
         """What `rallypoint.runtime.here` gives to the process."""
         self._ready: deque[events.Handle] = deque()
@@ -62,6 +64,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._is_closed = False
         self._names = 0
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._failed: list[asyncio.Task[Any]] = []
 
     # -- for the world ---------------------------------------------------------------------------
 
@@ -75,7 +78,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """When the first timer is due on the process's clock; None without one."""
         timers = self._timers
         while timers and timers[0].cancelled():
-            heapq.heappop(timers)
+            heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined]
             self._cancelled -= 1
         return timers[0].when() if timers else None
 
@@ -93,6 +96,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         timers, ready = self._timers, self._ready
         while timers and timers[0].when() <= now_s:
             timer = heapq.heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined]
             if timer.cancelled():
                 self._cancelled -= 1
             else:
@@ -179,8 +183,24 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         name = name or f"task-{self._names}"
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
         self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        del self._tasks[task]
+        if task._log_traceback:
+            # Kept, so that it does not depend on Python's garbage collector when it is reported.
+            self._failed.append(task)
+
+    @property
+    def unread(self) -> list[asyncio.Task[Any]]:
+        """Tasks that ended with an exception which nobody has read."""
+        return [task for task in self._failed if task._log_traceback]
+
+    @property
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """The tasks that have not ended, in the order of their start."""
+        return tuple(self._tasks)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Report an error for which nobody waits."""
@@ -219,6 +239,9 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 with contextlib.suppress(BaseException):
                     coroutine.close()
             self._tasks.clear()
+            for task in self._failed:
+                task._log_traceback = False
+            self._failed.clear()
             self._ready.clear()
             self._timers.clear()
         finally:

@@ -239,19 +239,19 @@ class SimulatedFront:
     ) -> None:
         self.driver = driver
         self.port = 0
-        self._process = process
+        self.process = process
         self._host = host
         self._network = network
         self._listener: Listener | None = None
-        self._has_ended = False
+        self.has_ended = False
 
     def listen(self, port: int) -> None:
         """Accept connections. Raises OSError if the port is taken."""
-        self._listener = self._network.listen(self._process, self._host, port, self._accept)
+        self._listener = self._network.listen(self.process, self._host, port, self._accept)
         self.port = port
 
     def _accept(self, end: End) -> None:
-        if self._has_ended:
+        if self.has_ended:
             end.abort()
             return
         session = self.driver.coordinator.connected(SimulatedOutlet(end))
@@ -268,9 +268,9 @@ class SimulatedFront:
 
     async def aclose(self) -> None:
         """See Front: as CoordinatorServer does."""
-        if self._has_ended:
+        if self.has_ended:
             return
-        self._has_ended = True
+        self.has_ended = True
         if self._listener is not None:
             self._network.unlisten(self._listener)
         self.driver.stop_ticking()

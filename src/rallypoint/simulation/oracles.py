@@ -25,7 +25,6 @@ class TokensGrow(Oracle):
         """See Oracle."""
         if here.tokens and token <= here.tokens[-1]:
             self.scene.broke("R13", f"{here.name} has {token} after {here.tokens[-1]}")
-        here.tokens.append(token)
 
 
 class RoundsAgree(Oracle):
@@ -106,7 +105,8 @@ class NothingUnread(Oracle):
 
     def at_end(self) -> None:
         """See Oracle."""
-        self.scene.problems += self.scene.world.troubles
+        for trouble in self.scene.world.unread():
+            self.scene.broke("unread", trouble)
 
 
 ORACLES: Final[tuple[type[Oracle], ...]] = (TokensGrow, RoundsAgree, StoreIsOne, NothingUnread)

@@ -1,9 +1,9 @@
 """What the nodes of a job do: a small program stands in for the agent and its workers.
 
 To add one: write an async function of (scene, started node) that lives until its node has ended,
-tells the scene's oracles what it is given (`round_given`, `called`, `answered`), keeps
-`is_working`, `is_over` and `end` of the started node right, and put it into `PROGRAMS`.
-`Plan.program` then names it.
+tells the scene what it is given (`given`, `called`, `answered`), and keeps `is_working`,
+`has_finished`, `is_over` and `end` of the started node right. Put it into `PROGRAMS`, under the
+name that `Plan.program` gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def _native(scene: Scene, here: StartedNode) -> None:
         scene.say(here.name, here.end)
         is_fine = isinstance(error, JoinTimeoutError | RefusedError) or scene.is_chaotic
         if not is_fine:
-            scene.problems.append(f"{here.name} gave up in peace: {here.end}")
+            scene.broke("end", f"{here.name} gave up in peace: {here.end}")
     finally:
         here.is_over, here.is_working = True, False
 
@@ -69,14 +69,13 @@ async def _live(scene: Scene, here: StartedNode) -> None:
                 break
             token = (found.head.term, found.head.number)
             scene.say(here.name, f"is rank {found.seat.node_rank} in {token}")
-            for oracle in scene.oracles:
-                oracle.round_given(here, token, found.head.digest)
+            scene.given(here, token, found.head.digest)
             here.is_working = True
             has_finished = await _work(scene, here, node, token)
             here.is_working = False
             if has_finished:
                 node.done()
-                here.is_working = True
+                here.has_finished = True
                 await _until_over(node)
                 break
         here.end = str(node.closed)
@@ -117,14 +116,13 @@ async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> No
     operation: StoreOp = draw.choice(
         (Add("n" + key, 1), Add("n" + key, 1), Set(key, value), CompareSet(key, b"", value))
     )
+    limit_s = draw.choice((None, 2.0, 30.0))
     if draw.random() < 0.2:
-        operation = Get(key)
+        operation, limit_s = Get(key), 2.0  # It waits for a key that may never be set.
     call = next(scene.serial)
-    for oracle in scene.oracles:
-        oracle.called(here, token, call, operation)
-    result = await node.call(operation, draw.choice((None, 2.0, 30.0)))
-    for oracle in scene.oracles:
-        oracle.answered(here, token, call, result)
+    scene.tell(lambda oracle: oracle.called(here, token, call, operation))
+    result = await node.call(operation, limit_s)
+    scene.tell(lambda oracle: oracle.answered(here, token, call, result))
 
 
 PROGRAMS: Final[dict[str, Program]] = {"node": _native}

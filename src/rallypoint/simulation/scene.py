@@ -13,6 +13,10 @@ from typing import Any, Protocol
 import msgspec
 
 from rallypoint.client.node import Node
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.election import RunState
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import RunSettings
 from rallypoint.ledger.contract import Ledger
@@ -21,11 +25,22 @@ from rallypoint.simulation.machine import SimulatedFront, SimulatedRuntime
 from rallypoint.simulation.network import Network
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.world import Process, World
+from rallypoint.testing.violations import InvariantViolation
 
 Undo = Callable[[], None]
 """Ends a fault. Called once."""
 Token = tuple[int, int]
 """(term, number) of a round."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Something that has happened. `step`: how many events the world had then."""
+
+    step: int
+    at_s: float
+    who: str
+    """A process's name, or "world"."""
+    what: str
 
 
 class StartedNode(msgspec.Struct, eq=False):
@@ -42,7 +57,9 @@ class StartedNode(msgspec.Struct, eq=False):
     node: Node | None = None
     tokens: list[Token] = msgspec.field(default_factory=list)
     is_working: bool = False
-    """Whether it has a round, or nothing more to wait for."""
+    """Whether it has a round, and its workers run."""
+    has_finished: bool = False
+    """Whether its workers have finished."""
     is_over: bool = False
     """Whether its program has ended."""
     end: str = ""
@@ -58,6 +75,8 @@ class SimulatedLedger(Protocol):
 
     endpoint: str
     """What a node gives as its endpoint."""
+    on_written: Callable[[str, bytes | None], None]
+    """Called with the name and the value of each register that was written; None: removed."""
 
     def ledger(self, process: Process) -> Ledger:
         """The shipped ledger of one process, not opened yet."""
@@ -68,11 +87,14 @@ class SimulatedLedger(Protocol):
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """Nothing is read or written any more."""
 
+    def shown(self) -> list[str]:
+        """What it holds, as lines for people."""
+
 
 class Oracle:
     """What must hold. A subclass overrides what it looks at: see `oracles`.
 
-    It calls `scene.broke` with its rule and what it saw.
+    It calls `scene.broke` with its rule and what it saw, or raises InvariantViolation.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -87,8 +109,34 @@ class Oracle:
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
         """A call has its answer."""
 
-    def serves(self, here: StartedNode, front: SimulatedFront) -> None:
-        """A node's process hosts a coordinator, which has not started yet."""
+    def serves(self, front: SimulatedFront) -> None:
+        """A process begins to serve a coordinator, which has not started yet."""
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """A coordinator begins a run, or a claim to it. Nothing has happened in it."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """The core of a run has made a step. Its effects are carried out after this."""
+
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
+        """The core of a run was restored from the ledger. `named`: the other arguments."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """A register of the ledger has a new value; None: it was removed."""
 
     def after_step(self) -> None:
         """Something has happened in the world. Called very often."""
@@ -112,6 +160,7 @@ class Scene:
         self.network = Network(self.world)
         self.network.on_front = self._serves
         self.ledger = ledger(self.world, plan)
+        self.ledger.on_written = self._written
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
             max_nodes=plan.nodes,
@@ -120,23 +169,32 @@ class Scene:
             mass_grace_s=20.0,
         )
         self.nodes: list[StartedNode] = []
+        self.fronts: list[SimulatedFront] = []
+        """The coordinators of all processes, in the order of their starts."""
         self.oracles: list[Oracle] = []
         self.problems: list[str] = []
-        self.events: list[tuple[float, str, str]] = []
-        """(time, process, what happened), in order."""
+        self.events: list[Told] = []
+        """What has happened, in order."""
         self.is_chaotic = True
         """Whether faults may still come. Programs finish only after that."""
         self.serial = itertools.count(1)
         """Numbers for whatever must be different in this job."""
         self._lives = lives
+        self._broken: set[str] = set()
 
     def say(self, who: str, what: str) -> None:
         """Note an event."""
-        self.events.append((self.world.now_s, who, what))
+        self.events.append(Told(self.world.steps, self.world.now_s, who, what))
 
     def broke(self, rule: str, what: str) -> None:
-        """A rule does not hold. `rule`: such as "R13", and what it says."""
-        self.problems.append(f"{rule}: {what}")
+        """A rule does not hold. `rule`: its number, or a word for what is no rule of the protocol.
+
+        Only the first problem of each rule is kept: the others mostly follow from it.
+        """
+        if rule not in self._broken:
+            self._broken.add(rule)
+            self.say("world", f"BROKEN {rule}: {what}")
+            self.problems.append(f"{rule}: {what}")
 
     @property
     def living(self) -> list[StartedNode]:
@@ -160,8 +218,54 @@ class Scene:
         self.say(name, "starts")
         process.start(self._lives(self, started))
 
+    def given(self, here: StartedNode, token: Token, digest: str) -> None:
+        """A node's program was given a round."""
+        self.tell(lambda oracle: oracle.round_given(here, token, digest))
+        here.tokens.append(token)
+
+    # -- what the shipped code does ----------------------------------------------------------------
+
     def _serves(self, process: Process, front: SimulatedFront) -> None:
-        for each in self.nodes:
-            if each.process is process:
-                for oracle in self.oracles:
-                    oracle.serves(each, front)
+        """A process begins to serve: from now on, tell the oracles what its runs do."""
+        self.fronts.append(front)
+        coordinator = front.driver.coordinator
+        open_run = coordinator.open_run
+
+        def opened(run_id: str) -> HostedRun:
+            is_new = run_id not in coordinator.runs
+            run = open_run(run_id)
+            if is_new:
+                self._watch(front, run)
+            return run
+
+        coordinator.open_run = opened  # type: ignore[method-assign]
+        self.tell(lambda oracle: oracle.serves(front))
+
+    def _watch(self, front: SimulatedFront, run: HostedRun) -> None:
+        membership = run.membership
+        step, restore = membership.step, membership.restore
+
+        def stepped(event: on.Event, now_s: float) -> list[do.Effect]:
+            effects = step(event, now_s)
+            self.tell(lambda oracle: oracle.stepped(front, run, event, now_s, effects))
+            return effects
+
+        def restored(state: RunState, **named: Any) -> list[do.Effect]:
+            effects = restore(state, **named)
+            self.tell(lambda oracle: oracle.restored(front, run, state, named, effects))
+            return effects
+
+        membership.step = stepped  # type: ignore[method-assign]
+        membership.restore = restored  # type: ignore[method-assign]
+        self.tell(lambda oracle: oracle.hosts(front, run))
+
+    def _written(self, name: str, value: bytes | None) -> None:
+        self.tell(lambda oracle: oracle.written(name, value))
+
+    def tell(self, what: Callable[[Oracle], None]) -> None:
+        """Tell all oracles. A rule that an oracle finds broken is noted, and the job goes on."""
+        for oracle in self.oracles:
+            try:
+                what(oracle)
+            except InvariantViolation as violation:
+                self.broke(violation.rule, violation.problem)

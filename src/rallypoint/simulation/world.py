@@ -106,6 +106,15 @@ class World:
             self.step()
         return True
 
+    def unread(self) -> list[str]:
+        """All errors for which nobody waited: `troubles`, and those of tasks that have ended."""
+        tasks = [
+            f"{process.name}: {task.get_name()} ended with {task.exception()!r}, and nobody read it"
+            for process in self.processes
+            for task in process.loop.unread
+        ]
+        return self.troubles + tasks
+
     def close(self) -> None:
         """End all processes, and release what they have. The world cannot go on after this."""
         for process in self.processes:
@@ -147,7 +156,7 @@ class Process:
         self._least_s = -math.inf
         """What the clock shows at least: rounding must not keep a timer from being due."""
         self._turn: Event | None = None
-        self.loop = ProcessLoop(self)  # type: ignore[abstract]
+        self.loop = ProcessLoop(self, name)  # type: ignore[abstract]
 
     # -- what runs in it -------------------------------------------------------------------------
 

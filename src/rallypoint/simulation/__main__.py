@@ -1,0 +1,110 @@
+"""`python -m rallypoint.simulation`: play seeds, look at one, make a failing plan smaller.
+
+    python -m rallypoint.simulation --seeds 0:1000 --jobs 2
+    python -m rallypoint.simulation --seeds 0:1000000 --jobs 2 --state simulate.json
+    python -m rallypoint.simulation --seed 90 --last 200
+    python -m rallypoint.simulation --seed 90 --at 5120
+    python -m rallypoint.simulation --seed 90 --shrink
+
+Exit codes: 0, no problem; 1, a problem was found; 2, the arguments are wrong; 130, interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from rallypoint.simulation import report
+from rallypoint.simulation.job import Job
+from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.seeds import Progress, play_all
+from rallypoint.simulation.shrink import shrunk
+
+
+def _range(text: str) -> range:
+    first, colon, end = text.partition(":")
+    try:
+        seeds = range(int(first), int(end)) if colon else range(int(first))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, such as 0:1000") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r} has no seed")
+    return seeds
+
+
+def _plan(text: str) -> Plan:
+    try:
+        return msgspec.json.decode(text, type=Plan, strict=True)
+    except msgspec.MsgspecError as error:
+        raise argparse.ArgumentTypeError(f"this is not a plan: {error}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m rallypoint.simulation",
+        description="Play jobs of the shipped code in a simulated world, each from a seed.",
+        epilog="exit codes: 0 no problem, 1 a problem was found, 2 wrong arguments",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seeds", type=_range, metavar="A:B", help="play seeds A to B - 1")
+    what.add_argument("--seed", type=int, metavar="N", help="play one seed, and show what happened")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    parser.add_argument("--first", action="store_true", help="stop at the first problem")
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="keep the progress here, and go on from it"
+    )
+    parser.add_argument("--plan", type=_plan, metavar="JSON", help="play this, not the seed's plan")
+    parser.add_argument("--last", type=int, default=60, help="how many events to show; 0: all")
+    parser.add_argument("--at", type=int, metavar="STEP", help="show the state after this step")
+    parser.add_argument(
+        "--shrink", action="store_true", help="look for a smaller plan with the same problem"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See above."""
+    options = _parser().parse_args(arguments)
+    if options.seeds is not None:
+        return _many(options)
+    if options.at is not None:
+        return _at(options)
+    job = Job(options.seed, plan=options.plan, is_told=True).run()
+    if options.shrink and job.problems:
+        plan = shrunk(options.seed, job.plan, job.problems, lambda line: print(line, flush=True))
+        job = Job(options.seed, plan=plan, is_told=True).run()
+        options.plan = plan
+    print(report.told(job, last=options.last, is_whole_plan=options.plan is not None))
+    return 1 if job.problems else 0
+
+
+def _at(options: argparse.Namespace) -> int:
+    job = Job(options.seed, plan=options.plan)
+    try:
+        job.play(stop_step=options.at)
+        print(report.state(job))
+    finally:
+        job.world.close()
+    return 0
+
+
+def _many(options: argparse.Namespace) -> int:
+    try:
+        progress = Progress.read(options.state, options.seeds)
+        progress = play_all(progress, options.jobs, options.state, is_first_enough=options.first)
+    except ValueError as error:
+        print(f"{error}\nhint: name another file for --state", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(progress.told())
+    return 1 if progress.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What happened in a job, for people: columns of events, the state of all processes, the command.
+
+It prints nothing, and changes nothing in the world.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from rallypoint.coordinator.run_ownership import RunOwnership
+from rallypoint.simulation.job import Job
+from rallypoint.simulation.machine import SimulatedFront
+from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.scene import Scene, StartedNode, Told
+
+WIDTH = 34
+"""The width of a column, in characters."""
+
+
+def command(seed: int, plan: Plan | None = None) -> str:
+    """The command that plays it again."""
+    words = ["python", "-m", "rallypoint.simulation", "--seed", str(seed)]
+    if plan is not None:
+        words += ["--plan", plan_text(plan)]
+    return shlex.join(words)
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as JSON, without what has its default."""
+    kept = {
+        name: getattr(plan, name)
+        for name, field in zip(plan.__struct_fields__, msgspec.structs.fields(plan), strict=True)
+        if getattr(plan, name) != field.default
+    }
+    return msgspec.json.encode(kept).decode()
+
+
+def told(job: Job, *, last: int = 60, is_whole_plan: bool = False) -> str:
+    """A job for people: its events, its settings, what did not hold, and the command."""
+    plan = job.plan if is_whole_plan else None
+    lines = [f"seed {job.seed}: {len(job.events)} events, {job.world.steps} steps", ""]
+    lines += columns(job.scene, job.events[-last:] if last else job.events)
+    lines += ["", "settings:", *textwrap.wrap(plan_text(job.plan), 110), ""]
+    lines += [f"PROBLEM {problem}" for problem in job.problems] or ["no problem"]
+    lines += ["", command(job.seed, plan)]
+    return "\n".join(lines)
+
+
+def columns(scene: Scene, events: Sequence[Told]) -> list[str]:
+    """The events as lines: the step and the time at the left, then one column for each place.
+
+    Whatever runs at one place, one after the other, shares its column; its name is told when it
+    changes.
+    """
+    places = {each.name: each.index for each in scene.nodes}
+    count = max(places.values(), default=0) + 1
+    heads = ["world", *(f"place {index}" for index in range(count))]
+    lines = ["    step    time s  " + "".join(f"{head:<{WIDTH}}" for head in heads).rstrip()]
+    shown: dict[int, str] = {}
+    for each in events:
+        column = places[each.who] + 1 if each.who in places else 0
+        text = each.what
+        if column and shown.get(column) != each.who:
+            shown[column] = each.who
+            text = f"[{each.who}] {text}"
+        for at, piece in enumerate(textwrap.wrap(text, WIDTH - 2)[:8] or [""]):
+            left = f"{each.step:8d} {each.at_s:9.3f}  " if not at else " " * 20
+            lines.append(left + " " * (WIDTH * column) + piece)
+    return lines
+
+
+# -- the state of all processes ----------------------------------------------------------------
+
+
+def state(job: Job) -> str:
+    """What each process is and has, now."""
+    scene, world = job.scene, job.world
+    lines = [
+        f"step {world.steps}, {world.now_s:.3f} s, {'faults' if scene.is_chaotic else 'peace'}"
+    ]
+    lines += _network(scene)
+    for each in scene.nodes:
+        if each.process.is_alive:
+            lines += _node(each)
+    for front in scene.fronts:
+        if front.process.is_alive and not front.has_ended:
+            lines += _coordinator(front)
+    lines += ["ledger:", *(f"    {line}" for line in scene.ledger.shown())]
+    return "\n".join(lines)
+
+
+def _network(scene: Scene) -> Iterator[str]:
+    network = scene.network
+    for (source, target), count in network.blocked.items():
+        yield f"    no packet from {source} to {target} ({count})"
+    for host in network.hosts.values():
+        if not host.is_on:
+            yield f"    {host.name} is off"
+
+
+def _node(here: StartedNode) -> Iterator[str]:
+    process = here.process
+    frozen = ", frozen" if process.is_frozen else ""
+    now_s = process.clock_s()
+    over = f", over: {here.end}" if here.is_over else ""
+    yield f"{here.name} on {here.host}{frozen}{over}: its clock shows {now_s:.3f} s"
+    yield f"    {len(process.loop.tasks)} tasks, {process.loop.timers} timers"
+    node = here.node
+    if node is None:
+        yield "    its ledger is not open yet"
+        return
+    machine = node._machine
+    attached = "attached" if machine.is_attached else f"searching ({node.looking})"
+    ended = f", ended by {machine.ended}" if machine.ended is not None else ""
+    closed = f", closed: {machine.closed}" if machine.closed is not None else ""
+    yield f"    node: {machine.desired.name}, {attached}, stamp {machine.stamp}{closed}"
+    yield f"    round: {here.tokens[-1] if here.tokens else 'none'}{ended}"
+    if machine.requests.open:
+        yield f"    open requests: {sorted(machine.requests.open)}"
+
+
+def _coordinator(front: SimulatedFront) -> Iterator[str]:
+    coordinator, ownership = front.driver.coordinator, front.driver.ownership
+    yield (
+        f"coordinator of {front.process.name}, port {front.port}, its clock shows "
+        f"{coordinator.now_s():.3f} s"
+    )
+    if isinstance(ownership, RunOwnership):
+        lease = ownership.lease_manager
+        yield f"    lease {ownership.process}: {lease.outage or 'valid'} {lease.problem}".rstrip()
+        for claimed in ownership._all_claims():
+            yield f"    claim to {claimed.run_id}: {claimed.claim.state.name}"
+    for session in coordinator.sessions.values():
+        who = session.node.name if session.node is not None else "nobody yet"
+        yield f"    session {session.connection_id} of {who}"
+    for run in coordinator.runs.values():
+        membership = run.membership
+        claimed_text = "claimed" if run.is_claimed else "not claimed"
+        yield (
+            f"    run {run.run_id}, {claimed_text}: {membership.phase.name} in term "
+            f"{membership.term}, round {membership.number}"
+        )
+        waiting = membership.waiting(coordinator.now_s())
+        if waiting is not None:
+            yield f"        {waiting}"
+        timers = ", ".join(f"{kind.name} {name}".strip() for kind, name in run._timers._timers)
+        yield f"        timers: {timers or 'none'}"
+        for member in membership.roster:
+            yield f"        {member.name}: {member.where().name}, {member.reachability.name}"

@@ -1,0 +1,72 @@
+"""`python -m rallypoint.simulation`: one seed, a state, a smaller plan, and runs that go on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rallypoint.core.store.store import RoundStore
+from rallypoint.simulation.__main__ import main
+from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.seeds import Progress
+
+PLAN = '{"nodes":2,"min_nodes":2,"faults":[{"at_s":20.0,"kind":"cut","chance":1}]}'
+"""Its fault keeps the world going for 20 s."""
+
+
+def test_one_seed_is_told_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3", "--plan", PLAN, "--last", "0"]) == 0
+    printed = capsys.readouterr().out
+    heads = next(line for line in printed.splitlines() if "time s" in line)
+    formed = next(line for line in printed.splitlines() if "is rank 0 in (1, 1)" in line)
+    assert heads.split() == ["step", "time", "s", "world", "place", "0", "place", "1"]
+    assert formed.index("is rank 0") in (heads.index("place 0"), heads.index("place 1"))
+    assert "no problem" in printed
+    assert shlex.split(printed.splitlines()[-1])[-3:] == ["3", "--plan", PLAN]
+
+
+def test_the_state_at_a_step_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3", "--plan", PLAN, "--at", "500"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("step 500, ")
+    for what in ("node: ", "coordinator of node-", "lease ", "session ", "timers", "RunRegister"):
+        assert what in printed, what
+
+
+def test_a_failing_plan_is_made_smaller(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply = RoundStore.apply
+
+    def broken(store: RoundStore, node: str, request_id: int, *rest: object) -> object:
+        assert request_id < 3, "a planted bug"
+        return apply(store, node, request_id, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RoundStore, "apply", broken)
+    assert main(["--seed", "3", "--plan", PLAN.replace("{", '{"ends":true,', 1), "--shrink"]) == 1
+    printed = capsys.readouterr().out
+    assert "PROBLEM unread: " in printed
+    command = shlex.split(printed.splitlines()[-1])
+    plan = msgspec.json.decode(command[-1], type=Plan)
+    assert plan.faults == ()
+    assert plan.nodes == 1
+    assert main(command[3:]) == 1
+    assert "a planted bug" in capsys.readouterr().out
+
+
+def test_a_run_over_seeds_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "seeds.json"
+    assert main(["--seeds", "0:3", "--jobs", "1", "--state", str(path)]) == 0
+    first = msgspec.json.decode(path.read_bytes(), type=Progress)
+    assert main(["--seeds", "0:5", "--jobs", "1", "--state", str(path)]) == 0
+    second = msgspec.json.decode(path.read_bytes(), type=Progress)
+    assert (first.next, second.next) == (3, 5)
+    assert second.steps > first.steps > 0
+    assert second.played == {second.code: 5}
+    assert main(["--seeds", "1:5", "--jobs", "1", "--state", str(path)]) == 2
+    assert "hint: " in capsys.readouterr().err
