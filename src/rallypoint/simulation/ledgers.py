@@ -8,6 +8,7 @@ and put it into `LEDGERS`. `Plan.ledger` then names it. What goes wrong with it 
 from __future__ import annotations
 
 import random
+import urllib.parse
 from collections.abc import Callable
 from typing import Final
 
@@ -23,6 +24,7 @@ from rallypoint.simulation.scene import SimulatedLedger, Undo
 from rallypoint.simulation.world import Process, World
 from rallypoint.testing.violations import short
 
+_ROOT: Final = "/rallypoint/"
 _REGISTERS: Final = "/rallypoint/r/"
 
 
@@ -35,6 +37,7 @@ class EtcdInWorld:
         self.cluster = Cluster(world, plan.ledger_members)
         self.cluster.store.on_written = self._written
         self.on_written: Callable[[str, bytes | None], None] = lambda name, value: None
+        self.on_logged: Callable[[str, int, bytes | None], None] = lambda log, index, value: None
 
     def ledger(self, process: Process) -> Ledger:
         """See SimulatedLedger."""
@@ -88,11 +91,16 @@ class EtcdInWorld:
         return shown
 
     def _written(self, change: Change) -> None:
-        name = _name(change.key)
-        if name:
-            is_gone = change.is_delete
-            value = None if is_gone else record_format.unseal(change.key.value, name).value
+        name = change.key.key.decode().removeprefix(_ROOT)
+        if name == "ledger":
+            return
+        value = None if change.is_delete else record_format.unseal(change.key.value, name).value
+        kind, _, name = name.partition("/")
+        if kind == "r":
             self.on_written(name, value)
+        else:
+            log, _, index = name.rpartition("/")
+            self.on_logged(urllib.parse.unquote(log), int(index, 16), value)
 
 
 def _name(key: Key) -> str:

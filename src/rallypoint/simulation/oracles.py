@@ -14,7 +14,20 @@ import math
 from typing import Any, Final
 
 from rallypoint.core.store import Add, CompareSet, Get, Set, StoreOp, StoreResult, StoreValue
+from rallypoint.simulation.coordinator_oracles import (
+    CoordinatorsKeepRules,
+    CoordinatorsLeakNothing,
+    DeadAreLost,
+    DeathIsTrue,
+)
+from rallypoint.simulation.ledger_oracles import LedgerKeepsRules, LogsKeepRules
 from rallypoint.simulation.linearizability import Call, explained
+from rallypoint.simulation.node_oracles import (
+    EndsAgree,
+    LeftIsNotLost,
+    NodesNeverGoBack,
+    RanksAreWhole,
+)
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 
@@ -109,4 +122,19 @@ class NothingUnread(Oracle):
             self.scene.broke("unread", trouble)
 
 
-ORACLES: Final[tuple[type[Oracle], ...]] = (TokensGrow, RoundsAgree, StoreIsOne, NothingUnread)
+ORACLES: Final[tuple[type[Oracle], ...]] = (
+    TokensGrow,
+    RoundsAgree,
+    StoreIsOne,
+    NothingUnread,
+    CoordinatorsKeepRules,
+    DeathIsTrue,
+    DeadAreLost,
+    CoordinatorsLeakNothing,
+    LedgerKeepsRules,
+    LogsKeepRules,
+    NodesNeverGoBack,
+    RanksAreWhole,
+    EndsAgree,
+    LeftIsNotLost,
+)

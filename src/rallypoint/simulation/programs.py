@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from rallypoint.client.node import Node
+from rallypoint.client.waiting import left_run
 from rallypoint.core.store import Add, CompareSet, Get, Set, StoreOp
 from rallypoint.core.values import Address, Failure, FailureKind
 from rallypoint.errors import CoordinatorError, JoinTimeoutError, LedgerError, RefusedError
@@ -61,6 +62,7 @@ async def _live(scene: Scene, here: StartedNode) -> None:
         lease_ttl_s=scene.plan.lease_ttl_s,
     )
     node = here.node = Node(settings, scene.run_settings, ledger=ledger)
+    scene.tell(lambda oracle: oracle.joins(here, node))
     await node.open()
     try:
         while True:
@@ -78,11 +80,17 @@ async def _live(scene: Scene, here: StartedNode) -> None:
                 here.has_finished = True
                 await _until_over(node)
                 break
+            if node.change is not None:
+                scene.round_ended(here, node.change)
         here.end = str(node.closed)
         scene.say(here.name, f"ends: {here.end}")
+        if node.closed is not None:
+            scene.run_ended(here, node.closed)
     finally:
         node.goodbye("its program has ended")
         await node.aclose()
+        if node.gone is not None and node.gone.message == left_run().message:
+            scene.tell(lambda oracle: oracle.left(here))
         await ledger.aclose()
 
 

@@ -18,7 +18,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import Change, CloseRecord, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.machine import SimulatedFront, SimulatedRuntime
@@ -77,6 +77,8 @@ class SimulatedLedger(Protocol):
     """What a node gives as its endpoint."""
     on_written: Callable[[str, bytes | None], None]
     """Called with the name and the value of each register that was written; None: removed."""
+    on_logged: Callable[[str, int, bytes | None], None]
+    """Called with the log, the index and the value of each record; None: removed."""
 
     def ledger(self, process: Process) -> Ledger:
         """The shipped ledger of one process, not opened yet."""
@@ -138,6 +140,21 @@ class Oracle:
     def written(self, name: str, value: bytes | None) -> None:
         """A register of the ledger has a new value; None: it was removed."""
 
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """A record was added to a log of the ledger; None: it was removed."""
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """A program has made its node, which is not open yet."""
+
+    def round_ended(self, here: StartedNode, change: Change) -> None:
+        """A node's program has learned why its round ended."""
+
+    def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
+        """A node's program has learned how its run ended."""
+
+    def left(self, here: StartedNode) -> None:
+        """A coordinator has answered a node's goodbye."""
+
     def after_step(self) -> None:
         """Something has happened in the world. Called very often."""
 
@@ -161,6 +178,7 @@ class Scene:
         self.network.on_front = self._serves
         self.ledger = ledger(self.world, plan)
         self.ledger.on_written = self._written
+        self.ledger.on_logged = self._logged
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
             max_nodes=plan.nodes,
@@ -223,6 +241,14 @@ class Scene:
         self.tell(lambda oracle: oracle.round_given(here, token, digest))
         here.tokens.append(token)
 
+    def round_ended(self, here: StartedNode, change: Change) -> None:
+        """A node's program has learned why its round ended."""
+        self.tell(lambda oracle: oracle.round_ended(here, change))
+
+    def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
+        """A node's program has learned how its run ended."""
+        self.tell(lambda oracle: oracle.run_ended(here, close))
+
     # -- what the shipped code does ----------------------------------------------------------------
 
     def _serves(self, process: Process, front: SimulatedFront) -> None:
@@ -261,6 +287,9 @@ class Scene:
 
     def _written(self, name: str, value: bytes | None) -> None:
         self.tell(lambda oracle: oracle.written(name, value))
+
+    def _logged(self, log: str, index: int, value: bytes | None) -> None:
+        self.tell(lambda oracle: oracle.logged(log, index, value))
 
     def tell(self, what: Callable[[Oracle], None]) -> None:
         """Tell all oracles. A rule that an oracle finds broken is noted, and the job goes on."""

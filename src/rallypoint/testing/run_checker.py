@@ -9,7 +9,8 @@ hide in both. Only tests use it, because a step costs O(N).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from rallypoint.core import effects as do
@@ -86,7 +87,8 @@ class RunChecker:
 
     def __init__(self, term: int = 1) -> None:
         self.term = term
-        self._history: deque[str] = deque(maxlen=HISTORY_LENGTH)
+        self._history: deque[Callable[[], str]] = deque(maxlen=HISTORY_LENGTH)
+        """Lines, each written only when somebody reads it."""
         self._nodes: dict[str, _Node] = {}
         self._settings = RunSettings()
         self._digests: dict[int, str] = {}
@@ -121,11 +123,11 @@ class RunChecker:
     @property
     def history(self) -> tuple[str, ...]:
         """The latest events and their effects, oldest first, in short lines."""
-        return tuple(self._history)
+        return tuple(line() for line in self._history)
 
     def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
         """Check one step of the run. Raises InvariantViolation."""
-        self._history.append(step_line(event, now_s, effects))
+        self._history.append(partial(step_line, event, now_s, tuple(effects)))
         now_s = self._judged_s(now_s)
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
@@ -158,9 +160,7 @@ class RunChecker:
         `former_host`: the node that hosted the last coordinator, and ended with it. Raises
         InvariantViolation if the state is not what was committed.
         """
-        told = f"round {register.number}, close {register.close is not None}"
-        what = f"restored in term {register.term} from {told}"
-        self._history.append(f"{now_s:10.3f} s  {what} -> {', '.join(map(short, effects))}")
+        self._history.append(partial(_restored_line, register, now_s, tuple(effects)))
         now_s = self._judged_s(now_s)
         self._must_follow(register)
         self.term, self._attach_grace_s = register.term, attach_grace_s
@@ -546,6 +546,12 @@ class RunChecker:
 
     def _fail(self, rule: str, problem: str) -> None:
         raise InvariantViolation(rule, problem, self.history)
+
+
+def _restored_line(register: RunState, now_s: float, effects: Sequence[do.Effect]) -> str:
+    told = f"round {register.number}, close {register.close is not None}"
+    what = f"restored in term {register.term} from {told}"
+    return f"{now_s:10.3f} s  {what} -> {', '.join(map(short, effects))}"
 
 
 def _is_again(event: on.Event) -> bool:

@@ -1,0 +1,176 @@
+"""What must hold in each coordinator of a job, after each step of each of its runs.
+
+The rules of the core are checked by `testing`, with a clock of the world: a coordinator that counts
+time wrongly is found, too. A run's checker has no more memory than its coordinator; what must hold
+across coordinators is checked where nodes and the ledger see it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.election import RunState
+from rallypoint.core.roster import Bucket
+from rallypoint.core.values import Change, ChangeKind, ConnectionEnd, Phase
+from rallypoint.simulation.machine import SimulatedFront
+from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.testing.invariants import check
+from rallypoint.testing.run_checker import RunChecker
+from rallypoint.testing.violations import InvariantViolation
+
+FAST: Final = 1.08
+"""The clock of the checks is faster than any of the world's, so that no bound seems too early."""
+DEAD_S: Final = 45.0
+"""A dead member is lost within `lost_after_s` (30), after a silence, and with some graces (R8)."""
+LOOK_S: Final = 1.0
+
+
+class CoordinatorsKeepRules(Oracle):
+    """R1 to R6, R8 and R13 in the steps of each run of each coordinator."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._runs: dict[HostedRun, RunChecker | None] = {}
+        """Each run's checker; None after it has found something."""
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._runs[run] = RunChecker(run.membership.term)
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        checker = self._runs[run]
+        if checker is not None:
+            self._check(run, lambda: checker.note(event, _clock_s(front), effects))
+
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        checker = self._runs[run]
+        if checker is not None and not named.get("store_lost"):
+            known = {name: named[name] for name in ("attach_grace_s", "former_host")}
+            self._check(
+                run,
+                lambda: checker.restored(state, now_s=_clock_s(front), effects=effects, **known),
+            )
+
+    def _check(self, run: HostedRun, note: Any) -> None:
+        try:
+            note()
+            check(run.membership)
+        except InvariantViolation:
+            self._runs[run] = None  # One line for one fault.
+            raise
+
+
+def _clock_s(front: SimulatedFront) -> float:
+    return front.process.awake_s() * FAST
+
+
+class DeathIsTrue(Oracle):
+    """R8: who is taken for ended has ended; no member is judged because its coordinator slept."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if isinstance(event, on.ConnectionLost) and event.how is ConnectionEnd.PROCESS_ENDED:
+            for each in self.scene.nodes:
+                if each.name == event.node.name and each.process.is_alive:
+                    what = f"{front.process.name} takes {each.name} for ended, which is alive"
+                    self.scene.broke("R8", what)
+        for effect in effects:
+            if isinstance(effect, do.Break | do.Verdict):
+                self._must_have_its_store(front, effect.change)
+
+    def _must_have_its_store(self, front: SimulatedFront, change: Change) -> None:
+        # R10: no ledger of the simulator loses what it has.
+        if change.kind is ChangeKind.NODE_LOST and not change.nodes:
+            self.scene.broke("R10", f"{front.process.name}: {change}")
+
+
+class DeadAreLost(Oracle):
+    """R8: a dead or silent member is lost within its bound, while a coordinator may judge."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._runs: dict[HostedRun, tuple[SimulatedFront, float, float]] = {}
+        """The front of a run, when it was looked at, and for how long it could judge by then."""
+        self._dead: dict[tuple[HostedRun, str], float] = {}
+        self._look_s = 0.0
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._runs[run] = (front, front.process.awake_s(), 0.0)
+
+    def after_step(self) -> None:
+        """See Oracle."""
+        if self.scene.world.now_s < self._look_s:
+            return
+        self._look_s = self.scene.world.now_s + LOOK_S
+        dead = [each for each in self.scene.nodes if not each.process.is_alive]
+        for run, (front, looked_s, judged_s) in list(self._runs.items()):
+            if not front.process.is_alive or run.is_forgotten or run.is_closed:
+                del self._runs[run]
+                continue
+            awake_s = front.process.awake_s()
+            if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
+                judged_s += min(awake_s - looked_s, 2 * LOOK_S)
+            self._runs[run] = (front, awake_s, judged_s)
+            for each in dead:
+                member = run.membership.roster.get(each.name)
+                if member is None or member.bucket in (Bucket.DONE, Bucket.DEPARTING):
+                    self._dead.pop((run, each.name), None)
+                elif judged_s - self._dead.setdefault((run, each.name), judged_s) > DEAD_S:
+                    what = f"{each.name} has been dead for {DEAD_S:g} s, and is a member at "
+                    self.scene.broke("R8", what + front.process.name)
+
+
+class CoordinatorsLeakNothing(Oracle):
+    """Each process keeps no more than it needs: runs, connections, tasks, timers, held answers."""
+
+    TASKS_MAX: Final = 40
+    TIMERS_MAX: Final = 60
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        for process in self.scene.world.processes:
+            if not process.is_alive or process.is_frozen:
+                continue
+            tasks, timers = len(process.loop.tasks), process.loop.timers
+            if tasks > self.TASKS_MAX or timers > self.TIMERS_MAX:
+                self.scene.broke("leak", f"{process.name} has {tasks} tasks and {timers} timers")
+        for front in self.scene.fronts:
+            if front.process.is_alive and not front.has_ended:
+                self._look_at(front)
+
+    def _look_at(self, front: SimulatedFront) -> None:
+        coordinator, name = front.driver.coordinator, front.process.name
+        for session in coordinator.sessions.values():
+            if session._has_ended:
+                self.scene.broke("leak", f"{name} keeps connection {session.connection_id}")
+        for run in coordinator.runs.values():
+            for who, session in run.connections.by_name.items():
+                if session.connection_id not in coordinator.sessions:
+                    self.scene.broke("leak", f"{name} keeps the ended connection of {who}")

@@ -1,0 +1,92 @@
+"""What must hold in the ledger of a job: all that is written to it, in the engine's order.
+
+Nothing is read back through the code that is checked.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from typing import Final
+
+from rallypoint.coordinator.log_records import decode_record
+from rallypoint.core import election as e
+from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.testing.election_checker import ElectionChecker
+from rallypoint.testing.violations import InvariantViolation
+
+SLOWEST: Final = 0.9
+"""A process whose clock is fast sees a lease stand still for at least this part of its ttl."""
+
+
+class LedgerKeepsRules(Oracle):
+    """R1, R5, R6, R13: what may follow what in heads, leases, the floor and logs.
+
+    R9: a lease is revoked only after it stood still for its ttl, on the clock of the world.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._checker = ElectionChecker()
+        self._leases: dict[str, tuple[e.Lease, float]] = {}
+        """Each lease that serves, and when it was written."""
+        self._is_broken = False
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if not self._is_broken:
+            try:
+                self._register(name, value)
+            except InvariantViolation:
+                self._is_broken = True  # What follows is judged by what was there before.
+                raise
+
+    def _register(self, key: str, value: bytes | None) -> None:
+        kind, _, name = key.partition("/")
+        checker = self._checker
+        if kind == "runs" and value is None:
+            checker.run_removed(urllib.parse.unquote(name))
+        elif kind == "runs" and value is not None:
+            checker.run_written(e.decode_run(value))
+        elif kind == "floor":
+            if value is None:
+                raise InvariantViolation("R13", "the floor was removed")
+            checker.floor_written(e.decode_floor(value))
+        elif kind == "coordinators" and value is None:
+            checker.lease_swept(name)
+        elif kind == "coordinators" and value is not None:
+            self._lease(e.decode_lease(value))
+
+    def _lease(self, lease: e.Lease) -> None:
+        now_s = self.scene.world.now_s
+        before = self._leases.pop(lease.process, None)
+        if lease.state is e.LeaseState.SERVING:
+            self._leases[lease.process] = (lease, now_s)
+        elif lease.state is e.LeaseState.REVOKED and before is not None:
+            held, since_s = before
+            if now_s - since_s < SLOWEST * held.ttl_s:
+                what = f"{lease.revoked_by} revoked the lease of {lease.process} after "
+                ttl = f"{now_s - since_s:.2f} s, and its ttl is {held.ttl_s:g} s"
+                raise InvariantViolation("R9", what + ttl)
+        self._checker.lease_written(lease)
+
+
+class LogsKeepRules(Oracle):
+    """R5: after a seal, no earlier term writes to a log; without one, no later term does."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._terms: dict[str, int] = {}
+        """The last term that wrote to a log."""
+
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """See Oracle."""
+        if value is None:
+            self._terms.pop(log, None)
+            return
+        record = decode_record(value)
+        last = self._terms.get(log)
+        if last is not None and record.term < last:
+            self.scene.broke("R5", f"term {record.term} wrote to {log} after term {last}")
+        if last is not None and record.term > last and not record.is_seal:
+            self.scene.broke("R5", f"term {record.term} wrote to {log} of term {last}, unsealed")
+        self._terms[log] = record.term

@@ -1,0 +1,105 @@
+"""What must hold in each node of a job, as its program and its machine see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rallypoint.client.node import Node
+from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, Seat
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+
+
+class NodesNeverGoBack(Oracle):
+    """R5: nodes refuse messages of a lower (term, round) than they have seen."""
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        received = machine.received
+
+        def receives(message: Any, now_s: float) -> Any:
+            before, floor = machine.stamp, machine._floor
+            actions = received(message, now_s)
+            after = machine.stamp
+            if after.is_older_than(before) or (after != before and after.is_older_than(floor)):
+                kind = type(message).__name__
+                seen = f"{before.term, before.round}, in the ledger term {floor.term}"
+                now = f"{after.term, after.round}"
+                self.scene.broke("R5", f"{here.name} took {kind} of {now}, and had seen {seen}")
+            return actions
+
+        machine.received = receives
+
+
+class RanksAreWhole(Oracle):
+    """R3: ranks are 0 to n - 1, each once, and min_nodes <= n <= max_nodes. R1: one round each."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._rounds: dict[tuple[str, Token], tuple[RoundHead, dict[str, Seat]]] = {}
+        self._tokens: dict[tuple[str, int], Token] = {}
+
+    def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
+        """See Oracle."""
+        given = here.node.round if here.node is not None else None
+        if given is None or (given.head.term, given.head.number) != token:
+            return
+        head, seat = given.head, given.seat
+        settings = self.scene.run_settings
+        what = f"round {token} at {here.name}"
+        if self._tokens.setdefault((here.run_id, token[1]), token) != token:
+            self.scene.broke("R1", f"{what}, and round {self._tokens[here.run_id, token[1]]}")
+        known, seats = self._rounds.setdefault((here.run_id, token), (head, {}))
+        if known != head:
+            self.scene.broke("R2", f"{what} is {head}, elsewhere {known}")
+        if not settings.min_nodes <= head.nodes <= settings.max_nodes:
+            bounds = f"{settings.min_nodes} to {settings.max_nodes}"
+            self.scene.broke("R3", f"{what} has {head.nodes} nodes, and the run {bounds}")
+        seats[here.name] = seat
+        nodes = sorted(each.node_rank for each in seats.values())
+        workers = sorted(
+            rank
+            for each in seats.values()
+            for rank in range(each.first_rank, each.first_rank + each.workers)
+        )
+        for ranks, size in ((nodes, head.nodes), (workers, head.size)):
+            if len(set(ranks)) < len(ranks) or not set(ranks) <= set(range(size)):
+                self.scene.broke("R3", f"{what}: ranks {ranks} of {size}")
+
+
+class EndsAgree(Oracle):
+    """R6: a closed run is closed once, for all its nodes, and forms no further round."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._ends: dict[str, tuple[CloseRecord, str]] = {}
+
+    def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
+        """See Oracle."""
+        end = self._ends.get(here.run_id)
+        if end is not None and token > (end[0].term, end[0].round):
+            self.scene.broke("R6", f"{here.name} got {token}, and {end[1]} saw {end[0]}")
+
+    def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
+        """See Oracle."""
+        known, by = self._ends.setdefault(here.run_id, (close, here.name))
+        if (known.outcome, known.term, known.round) != (close.outcome, close.term, close.round):
+            self.scene.broke("R6", f"{here.name} saw {close}, and {by} {known}")
+
+
+class LeftIsNotLost(Oracle):
+    """R8: a node whose goodbye was answered is not lost, whoever coordinates after that."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._left: dict[str, None] = {}
+
+    def left(self, here: StartedNode) -> None:
+        """See Oracle."""
+        self._left[here.name] = None
+
+    def round_ended(self, here: StartedNode, change: Any) -> None:
+        """See Oracle."""
+        gone = [name for name in change.nodes if name in self._left]
+        if change.kind is ChangeKind.NODE_LOST and gone:
+            self.scene.broke("R8", f"{here.name} is told that {gone[0]} is lost, which had left")
