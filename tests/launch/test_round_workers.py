@@ -1,12 +1,9 @@
-"""What the agent waits for, and how long the report of a cause may take."""
+"""Which of several failures is the cause."""
 
 from __future__ import annotations
 
-import asyncio
-
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.change_notifier import ChangeNotifier
-from rallypoint.launch.round_workers import outranks, worst_first
+from rallypoint.launch.machine import outranks, worst_first
 
 
 def failure(kind: FailureKind, message: str = "") -> Failure:
@@ -30,24 +27,3 @@ def test_only_a_more_specific_failure_outranks() -> None:
     assert outranks(exception, [failure(FailureKind.COMMUNICATION)])
     assert not outranks(exception, [exception])
     assert not outranks(exception, [failure(FailureKind.SIGNAL)])
-
-
-def test_a_change_wakes_all_waiters_and_each_checks_its_condition() -> None:
-    async def scenario() -> None:
-        notifier, seen = ChangeNotifier(), list[int]()
-
-        async def wait_for(count: int) -> None:
-            assert await notifier.until(lambda: len(ends) >= count)
-            seen.append(count)
-
-        ends: list[int] = []
-        waiters = [asyncio.create_task(wait_for(count)) for count in (3, 1, 2)]
-        for number in range(3):
-            await asyncio.sleep(0)
-            ends.append(number)
-            notifier.notify()
-        await asyncio.wait_for(asyncio.gather(*waiters), 10)
-        assert sorted(seen) == [1, 2, 3]
-        assert not await notifier.until(lambda: False, 0.01)
-
-    asyncio.run(scenario())

@@ -1,8 +1,7 @@
 """The agent: one node of a run, which starts and stops this machine's workers for each round.
 
-    join → next round → start workers → wait → (finished | failed | the round ended | a signal)
-             ▲                                       │          │
-             └────────────── stop the workers ◀──────┴──────────┘
+`machine` decides, and this file executes: it runs the node, the processes, the local socket and the
+signals, and tells the machine what happened.
 
 It has one asyncio loop in the main thread of its process. The loop never waits for a file system, a
 console or a worker, so that heartbeats and probes are answered even if those hang. Four waits have
@@ -15,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from string import Template
 from typing import Any, Final, TypeVar
@@ -31,33 +31,21 @@ from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
-from rallypoint.core.values import (
-    Address,
-    Change,
-    ChangeKind,
-    CloseRecord,
-    Failure,
-    Outcome,
-    RunSettings,
-)
-from rallypoint.errors import ExitCode
-from rallypoint.launch import agent_messages, failures
+from rallypoint.core.values import Address, RunSettings
+from rallypoint.launch import agent_actions as do
+from rallypoint.launch import agent_events as on
+from rallypoint.launch import round_workers
 from rallypoint.launch.agent_log import AgentLog
-from rallypoint.launch.change_notifier import ChangeNotifier
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
+from rallypoint.launch.machine import STOPPING_SIGNALS, AgentMachine, Phase, Rules
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.output_streams import LAST_LINES
-from rallypoint.launch.round_workers import (
-    STOPPING_SIGNALS,
-    Assignment,
-    RoundWorkers,
-    outranks,
-    worst_first,
-)
+from rallypoint.launch.round_workers import Assignment, RoundWorkers
 from rallypoint.launch.worker_env import ROLE, inherited_environment
+from rallypoint.launch.worker_processes import WorkerExit
 from rallypoint.threads import new_event_loop
 
 _T = TypeVar("_T")
@@ -97,17 +85,6 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     virtual_local_rank: bool = False
 
 
-class End(msgspec.Struct, frozen=True):
-    """How the agent ends: its exit code and its last message."""
-
-    code: int
-    message: str = ""
-
-
-class _Signalled(Exception):
-    """A signal arrived while the agent waited for something else."""
-
-
 def main(config: AgentConfig) -> int:
     """Run the agent to its end, and return the process's exit code.
 
@@ -121,15 +98,28 @@ def main(config: AgentConfig) -> int:
 
 
 class Agent:
-    """One agent. `run` may be called once, from the main thread's loop."""
+    """One agent. `run` may be called once, from the main thread's loop.
+
+    `machine` decides; this class executes its actions and tells it what happened.
+    """
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
-        self._notifier = ChangeNotifier()
+        self._has_happened = asyncio.Event()
+        self._machine = AgentMachine(
+            Rules(
+                run_id=config.node.run_id,
+                stop_timeout_s=config.stop_timeout_s,
+                regroup_stop_timeout_s=config.regroup_stop_timeout_s,
+                share_lines=config.share_lines,
+                culprit_s=round_workers.CULPRIT_S,
+                signal_settle_s=round_workers.SIGNAL_SETTLE_S,
+            )
+        )
         self._node = Node(config.node, config.run, workers=config.workers)
-        self._node.on_ended = self._on_ended
-        self._node.on_closed = self._on_closed
-        self._node.on_gone = self._on_gone
+        self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
+        self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
+        self._node.on_gone = lambda error: self._take(on.Gone(error, self._node.orphan.left_s))
         self._node.on_standby = lambda: self._log.waits(on_standby(config.run.max_nodes))
         self._guard = Guard()
         self._pump = LogPump(
@@ -142,16 +132,17 @@ class Agent:
         )
         self._log = AgentLog(self._node.info.name, self._pump)
         self._channel = Channel(
-            self._node, Requests(self._regroup, self._worker_leaves, self._worker_closes)
+            self._node,
+            Requests(
+                regroup=lambda: self._take(on.RegroupAsked()),
+                leave=lambda reason: self._take(on.LeaveAsked(reason)),
+                close=lambda outcome, reason: self._take(on.CloseAsked(outcome, reason)),
+            ),
         )
         self._oom = OomCounter()
-        self._signals: list[int] = []
         self._work: RoundWorkers | None = None
-        self._number = 0
-        self._wants_regroup = False
-        self._wants_to_leave: str | None = None
-        self._told_change: Change | None = None
-        self._goodbye = "its agent has ended"
+        self._present: asyncio.Task[on.Answer] | None = None
+        """The work that an action began, and for whose end the machine waits."""
         self._reservation: Reservation | None = None
         self._scratch: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -163,38 +154,85 @@ class Agent:
         self._handle_signals()
         with self._log.with_loggers():
             try:
-                end = await self._live()
-                if end.message:
-                    self._log.say(end.message)
-                return end.code
+                await self._until(lambda: self._machine.is_over)
             finally:
                 await self._let_go()
+        if self._machine.error is not None:
+            raise self._machine.error
+        assert self._machine.end is not None
+        return self._machine.end.code
 
-    async def _live(self) -> End:
-        try:
-            await self._unless_signalled(self._prepare())
-            self._guard.start()
-            async with while_waiting(self._node, self._log.waits):
-                await self._unless_signalled(self._node.open())
-            await self._channel.start()
-            end: End | None = None
-            while end is None:
-                found = await self._next_round()
-                end = found if isinstance(found, End) else await self._do_round(found)
-            return end
-        except _Signalled:
-            self._log.say(agent_messages.of_leaving(self._signals[0]))
-            return self._end_by_signal()
-        except errors.JoinTimeoutError as error:
-            if self._number == 0:
-                raise
-            return End(ExitCode.NOT_ENOUGH_NODES, f"error: {error}")
-        except errors.RunClosedError as error:
-            if error.close is None or self._number == 0:
-                raise
-            return self._end_of_run(error.close)
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Do what the machine decides, each time something has happened, until `is_so`."""
+        while True:
+            # Cleared first, because an action may cause an event at once.
+            self._has_happened.clear()
+            self._act(self._machine.decide(_now_s()))
+            if is_so():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._machine.due_s):
+                    await self._has_happened.wait()
 
-    async def _prepare(self) -> None:
+    async def _let_go(self) -> None:
+        """Clean up. Each step has a deadline, except a host's wait for the other nodes."""
+        present = self._present
+        if present is not None and not present.done():
+            if not present.cancelling():  # A second one would cut short what it closes.
+                present.cancel()
+            await asyncio.wait({present})
+        if self._work is not None:
+            await self._work.stop(0)
+            self._work = None
+        await self._channel.aclose()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._reservation is not None:
+            self._reservation.close()
+        self._take(on.LetGo())
+        await self._until(lambda: self._machine.phase is Phase.ENDED)
+        await self._guard.close()
+        await self._pump.close(LAST_WORDS_S)
+        if self._scratch is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+
+    # -- the machine ---------------------------------------------------------------------------
+
+    def _take(self, event: on.Event) -> None:
+        """Tell the machine what happened. It decides in the loop of `run`."""
+        self._act(self._machine.step(event, _now_s()))
+        self._has_happened.set()
+
+    def _act(self, actions: list[do.Action]) -> None:
+        for action in actions:
+            _DO[type(action)](self, action)
+
+    def _begin(
+        self, work: Coroutine[Any, Any, on.Answer], given_up: on.Answer | None = None
+    ) -> None:
+        """Start the work for whose end the machine waits. `given_up`: its answer if cancelled."""
+        self._present = task = self._spawn(work)
+        task.add_done_callback(functools.partial(self._ended, given_up))
+
+    def _ended(self, given_up: on.Answer | None, task: asyncio.Task[on.Answer]) -> None:
+        answer = given_up
+        if not task.cancelled():
+            error = task.exception()
+            answer = on.Failed(error) if isinstance(error, Exception) else task.result()
+        if answer is not None:
+            self._take(answer)
+
+    # -- before the workers --------------------------------------------------------------------
+
+    def _say(self, action: do.Say) -> None:
+        self._log.say(action.text)
+
+    def _prepare(self, action: do.Prepare) -> None:
+        self._begin(self._prepare_files())
+
+    async def _prepare_files(self) -> on.Prepared:
         """Prepare files and folders, in threads and with a deadline."""
         try:
             async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
@@ -206,6 +244,7 @@ class Agent:
                 f"a file system has not answered for {FILE_SYSTEM_TIMEOUT_S:g} s",
                 hint="is a network file system hanging? Check --log-dir and TMPDIR on this node",
             ) from None
+        return on.Prepared()
 
     async def _make_scratch(self) -> None:
         try:
@@ -216,46 +255,25 @@ class Agent:
             self._scratch = Path(scratch)
             self._guard.remove_in_the_end(self._scratch)
 
-    async def _let_go(self) -> None:
-        """Clean up. Each step has a deadline, except a host's wait for the other nodes."""
-        if self._work is not None:
-            await self._work.stop(0)
-            self._work = None
-        await self._channel.aclose()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._reservation is not None:
-            self._reservation.close()
-        await self._leave_run()
-        await self._guard.close()
-        await self._pump.close(LAST_WORDS_S)
-        if self._scratch is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+    def _join(self, action: do.Join) -> None:
+        self._guard.start()
+        self._begin(self._open())
 
-    async def _leave_run(self) -> None:
-        """Say goodbye. A host stays for the other nodes, unless another signal arrives."""
-        self._node.goodbye(self._goodbye)
-        seen = len(self._signals)
-        closing = self._spawn(self._node.aclose(linger=not self._is_hurried))
-        await self._notifier.until(lambda: closing.done() or len(self._signals) > seen)
-        if not closing.done():
-            self._log.say("second signal: stopping the coordinator hosted here too")
-            closing.cancel()
-            await asyncio.wait({closing})
+    async def _open(self) -> on.Joined:
+        async with while_waiting(self._node, self._log.waits):
+            await self._node.open()
+        await self._channel.start()
+        return on.Joined()
 
-    # -- a round -------------------------------------------------------------------------------
+    def _ask_round(self, action: do.AskRound) -> None:
+        self._begin(self._next_round())
 
-    async def _next_round(self) -> Round | End:
+    async def _next_round(self) -> on.RoundFound | on.NoRound:
         """Be ready, and return the next round or the end of the run."""
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
         async with while_waiting(self._node, self._log.waits):
-            found = await self._unless_signalled(self._node.next_round(bootstrap))
-        if found is None:
-            assert self._node.closed is not None
-            return self._end_of_run(self._node.closed)
-        return found
+            found = await self._node.next_round(bootstrap)
+        return on.NoRound() if found is None else on.RoundFound(found)
 
     def _reserve(self) -> Reservation:
         """Rank 0's port, held from before it is announced until the round's workers have ended."""
@@ -270,26 +288,26 @@ class Agent:
             ) from error
         return self._reservation
 
-    async def _do_round(self, found: Round) -> End | None:
-        """Run this round's workers until they end. Returns None if another round follows."""
-        self._number = found.head.number
-        self._wants_regroup = False
+    def _give_up_wait(self, action: do.GiveUpWait) -> None:
+        assert self._present is not None
+        self._present.cancel()
+
+    # -- the workers ---------------------------------------------------------------------------
+
+    def _start_workers(self, action: do.StartWorkers) -> None:
+        found = action.found
         self._log.has_met()
-        self._log.say(agent_messages.of_round(found))
         work = self._work = RoundWorkers(
             found,
             self._assignment(found),
-            notifier=self._notifier,
+            exits=lambda exit: self._take(on.WorkerExited(exit)),
             pump=self._pump,
             guard=self._guard,
             oom_counter=self._oom,
         )
         if found.seat.node_rank == 0 and self._reservation is not None:
             self._reservation.hand_over()
-        await self._start(work)
-        end = await self._watch(work)
-        self._work = None
-        return end
+        self._begin(self._start(work), given_up=on.Started(()))
 
     def _assignment(self, found: Round) -> Assignment:
         return Assignment(
@@ -306,201 +324,78 @@ class Agent:
             virtual_local_rank=self._config.virtual_local_rank,
         )
 
-    async def _start(self, work: RoundWorkers) -> None:
-        """Start the workers, unless the round ends before, because a start can take long."""
-        starting = self._spawn(work.group.start())
-        await self._notifier.until(lambda: starting.done() or self._is_round_over)
-        starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                await starting
-            except errors.WorkerStartError as error:
-                self._goodbye = f"its workers cannot be started: {error.message}"
-                raise
+    async def _start(self, work: RoundWorkers) -> on.Started | on.StartFailed:
+        try:
+            await work.group.start()
+        except errors.WorkerStartError as error:
+            return on.StartFailed(error)
+        return on.Started(work.group.running)
 
-    @property
-    def _is_round_over(self) -> bool:
-        """Whether this node's workers have to stop in any case."""
-        node = self._node
-        return bool(
-            self._signals
-            or self._wants_to_leave is not None
-            or node.closed is not None
-            or isinstance(node.gone, errors.SupersededError)
-            or node.change is not None
-        )
+    def _give_up_start(self, action: do.GiveUpStart) -> None:
+        assert self._present is not None
+        self._present.cancel()
 
-    async def _watch(self, work: RoundWorkers) -> End | None:
-        """Wait for what ends this round's work here, and handle it. The order is the precedence."""
-        while True:
-            if self._signals:
-                return await self._depart(work)
-            if self._wants_to_leave is not None:
-                return await self._leave(work, self._wants_to_leave)
-            if self._node.closed is not None:
-                return await self._close_down(work, self._node.closed)
-            if isinstance(self._node.gone, errors.SupersededError):
-                await self._stop(work, self._config.regroup_stop_timeout_s)
-                raise self._node.gone
-            if work.has_unreported and await self._may_be_signalled(work):
-                continue
-            if work.has_unreported:
-                self._report(work.failures.copy(), await work.new_failures())
-            elif work.has_finished:
-                return await self._finish(work)
-            elif await self._must_regroup(work):
-                # R13: this round's workers have ended before those of the next round start.
-                await self._stop(work, self._config.regroup_stop_timeout_s)
-                return None
+    def _find_failures(self, action: do.FindFailures) -> None:
+        self._begin(self._explain(action.exits))
 
-    async def _may_be_signalled(self, work: RoundWorkers) -> bool:
-        """Whether a signal to this agent may follow, so that failures cannot be judged yet.
+    async def _explain(self, exits: tuple[WorkerExit, ...]) -> on.FailuresFound:
+        assert self._work is not None
+        return on.FailuresFound(await self._work.failures_of(exits))
 
-        The sender that signalled a worker may signal this agent next. Then this node departs.
-        While it is too early, this waits for the next change.
-        """
-        left_s = work.judged_in_s(asyncio.get_running_loop().time())
-        if left_s > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._notifier.next()
-        return left_s > 0
+    def _stop_workers(self, action: do.StopWorkers) -> None:
+        self._begin(self._stop(action))
 
-    async def _must_regroup(self, work: RoundWorkers) -> bool:
-        """Whether to stop the workers for another round. If not, waits for the next change."""
-        change = self._node.change
-        if not (change is not None or work.failures or self._wants_regroup):
-            await self._notifier.next()
-            return False
-        now_s = asyncio.get_running_loop().time()
-        if self._wants_regroup or not work.may_yet_tell_the_cause(change, now_s):
-            return True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(work.patience_ends_s - now_s):
-                await self._notifier.next()
-        return False
+    async def _stop(self, action: do.StopWorkers) -> on.Stopped:
+        assert self._work is not None
+        left = await self._work.stop(action.grace_s, action.first_signal)
+        self._work = None
+        return on.Stopped(left)
 
-    def _report(self, known: list[Failure], new: list[Failure]) -> None:
-        """Report failures at once, because the coordinator finds the cause."""
-        for failure in worst_first(new):
-            self._log.say(f"round {self._number}: {failure}")
-            if outranks(failure, known):
-                self._node.failed(failures.shared(failure, self._config.share_lines))
-                known = [*known, failure]
+    def _kill_workers(self, action: do.KillWorkers) -> None:
+        if self._work is not None:
+            self._spawn(self._kill(self._work))
 
-    # -- the ends of a round's work ------------------------------------------------------------
+    async def _kill(self, work: RoundWorkers) -> None:
+        await work.stop(0)
 
-    async def _finish(self, work: RoundWorkers) -> End:
-        """All workers have finished: wait for the other nodes, as their failures fail the run."""
-        node = self._node
-        node.done()
-        self._log.say(f"round {work.number}: all workers of this node have finished")
-        await self._notifier.until(lambda: bool(node.closed or node.gone or self._signals))
-        if node.closed is not None:
-            return self._end_of_run(node.closed)
-        if self._signals:
-            self._log.say(agent_messages.of_leaving(self._signals[0]))
-            return self._end_by_signal()
-        assert node.gone is not None
-        return End(
-            ExitCode.DONE,
-            "this node's workers have finished; the end of the run is unknown: "
-            f"{node.gone.message}",
-        )
+    # -- the node ------------------------------------------------------------------------------
 
-    async def _close_down(self, work: RoundWorkers, close: CloseRecord) -> End:
-        """End with the run. If it succeeded, give the workers a moment to end by themselves."""
-        if close.outcome is Outcome.SUCCEEDED:
-            await self._notifier.until(
-                lambda: not work.group.running or self._is_hurried,
-                self._config.regroup_stop_timeout_s,
-            )
-        await self._stop(work, self._config.stop_timeout_s)
-        return self._end_of_run(close)
+    def _report_failure(self, action: do.ReportFailure) -> None:
+        self._node.failed(action.failure)
 
-    async def _depart(self, work: RoundWorkers) -> End:
-        """Stop because of a signal. The other nodes are told; the workers get the signal."""
-        number = self._signals[0]
-        self._log.say(agent_messages.of_departure(number, self._config.stop_timeout_s))
-        await self._stop(work, self._config.stop_timeout_s, number)
-        return self._end_by_signal()
+    def _report_done(self, action: do.ReportDone) -> None:
+        self._node.done()
 
-    async def _leave(self, work: RoundWorkers, reason: str) -> End:
-        """Leave the run at a worker's request."""
-        self._goodbye = reason
-        self._node.depart(reason)
-        self._log.say(f"a worker asked to leave the run: {reason}")
-        await self._stop(work, self._config.stop_timeout_s)
-        return End(ExitCode.DONE)
+    def _depart(self, action: do.Depart) -> None:
+        self._node.depart(action.reason)
 
-    async def _stop(
-        self, work: RoundWorkers, grace_s: float, first_signal: int = signal.SIGTERM
-    ) -> None:
-        """Stop the workers with a grace. A second signal to the agent ends the grace."""
-        stopping = self._spawn(work.stop(grace_s, first_signal))
-        await self._notifier.until(lambda: stopping.done() or self._is_hurried)
-        if not stopping.done():
-            self._log.say("second signal: killing the workers")
-            await work.stop(0)
-        left = await stopping
-        if left:
-            local_ranks = ", ".join(map(str, left))
-            self._log.say(
-                f"warning: workers of local rank {local_ranks} cannot be killed: "
-                "they hang in the kernel (a driver or a file system)"
-            )
+    def _close_run(self, action: do.CloseRun) -> None:
+        self._spawn(self._close(action))
 
-    def _end_of_run(self, close: CloseRecord) -> End:
-        code = errors.exit_code_of(close.outcome)
-        text = agent_messages.of_end(self._config.node.run_id, close)
-        found = self._node.round
-        where = (
-            agent_messages.of_meeting(found, self._node.own_address, close)
-            if found is not None
-            else ""
-        )
-        return End(code, f"{text}\n{where}" if where else text)
-
-    def _end_by_signal(self) -> End:
-        return End(128 + self._signals[0])
-
-    # -- callbacks of the node -----------------------------------------------------------------
-
-    def _on_ended(self, change: Change) -> None:
-        self._channel.end_round(change)
-        text = agent_messages.of_change(change, self._told_change)
-        if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is logged last
-            self._log.say(text)
-        self._told_change = change
-        self._notifier.notify()
-
-    def _on_closed(self, close: CloseRecord) -> None:
-        self._channel.end_run(close)
-        self._notifier.notify()
-
-    def _on_gone(self, error: errors.CoordinatorError) -> None:
-        """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
-        if self._work is not None and not isinstance(error, errors.SupersededError):
-            self._log.say(agent_messages.of_loss(error.message, self._node.orphan.left_s))
-        self._notifier.notify()
-
-    def _regroup(self) -> None:
-        self._wants_regroup = True
-        self._notifier.notify()
-
-    def _worker_leaves(self, reason: str) -> None:
-        self._wants_to_leave = reason
-        self._notifier.notify()
-
-    def _worker_closes(self, outcome: Outcome, reason: str) -> None:
-        self._spawn(self._close_run(outcome, reason))
-
-    async def _close_run(self, outcome: Outcome, reason: str) -> None:
+    async def _close(self, action: do.CloseRun) -> None:
         try:
             timeout_s = self._config.node.goodbye_timeout_s
-            await self._node.close_run(outcome, reason, timeout_s)
+            await self._node.close_run(action.outcome, action.reason, timeout_s)
         except errors.RallypointError as error:
-            self._log.say(f"warning: a worker closed the run, but {error.message}")
+            self._take(on.CloseFailed(error.message))
+
+    def _tell_round_ended(self, action: do.TellRoundEnded) -> None:
+        self._channel.end_round(action.change)
+
+    def _tell_run_closed(self, action: do.TellRunClosed) -> None:
+        self._channel.end_run(action.close)
+
+    def _close_node(self, action: do.CloseNode) -> None:
+        self._node.goodbye(action.reason)
+        self._begin(self._leave(linger=action.linger), given_up=on.NodeClosed())
+
+    async def _leave(self, *, linger: bool) -> on.NodeClosed:
+        await self._node.aclose(linger=linger)
+        return on.NodeClosed()
+
+    def _cut_linger(self, action: do.CutLinger) -> None:
+        assert self._present is not None
+        self._present.cancel()
 
     # -- signals -------------------------------------------------------------------------------
 
@@ -509,37 +404,13 @@ class Agent:
         for number in STOPPING_SIGNALS:
             # A signal that is ignored at the start (nohup, `&` in a script) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._on_signal, int(number))
+                loop.add_signal_handler(number, self._take, on.Signalled(int(number)))
         for number in FORWARDED_SIGNALS:
             loop.add_signal_handler(number, self._forward, number)
-
-    def _on_signal(self, number: int) -> None:
-        """Handle a signal: the first one makes this node departing, so that the others regroup."""
-        self._signals.append(number)
-        if len(self._signals) == 1:
-            self._goodbye = f"its agent got {signal.Signals(number).name}"
-            self._node.depart(self._goodbye)
-        self._notifier.notify()
-
-    @property
-    def _is_hurried(self) -> bool:
-        return len(self._signals) > 1
 
     def _forward(self, number: int) -> None:
         if self._work is not None:
             self._work.group.signal_leaders(number)
-
-    async def _unless_signalled(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`. A signal before that cancels it and raises _Signalled."""
-        task = self._spawn(work)
-        try:
-            await self._notifier.until(lambda: task.done() or bool(self._signals))
-            if not task.done():
-                raise _Signalled
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
     def _prefix(self, local_rank: int, rank: int) -> str:
         if self._config.prefix_template is None:
@@ -550,12 +421,15 @@ class Agent:
     # -- tasks ---------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Start a task that notifies when it ends, and that is cancelled when the agent ends."""
+        """Start a task that is cancelled when the agent ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._notifier.notify)
         return task
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _may_read_stdin() -> bool:
@@ -568,3 +442,25 @@ def _may_read_stdin() -> bool:
         return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
+
+
+_DO: dict[type[object], Callable[..., None]] = {
+    do.Say: Agent._say,
+    do.Prepare: Agent._prepare,
+    do.Join: Agent._join,
+    do.AskRound: Agent._ask_round,
+    do.GiveUpWait: Agent._give_up_wait,
+    do.StartWorkers: Agent._start_workers,
+    do.GiveUpStart: Agent._give_up_start,
+    do.FindFailures: Agent._find_failures,
+    do.StopWorkers: Agent._stop_workers,
+    do.KillWorkers: Agent._kill_workers,
+    do.ReportFailure: Agent._report_failure,
+    do.ReportDone: Agent._report_done,
+    do.Depart: Agent._depart,
+    do.CloseRun: Agent._close_run,
+    do.TellRoundEnded: Agent._tell_round_ended,
+    do.TellRunClosed: Agent._tell_run_closed,
+    do.CloseNode: Agent._close_node,
+    do.CutLinger: Agent._cut_linger,
+}

@@ -1,0 +1,131 @@
+"""The actions of an agent's machine, which `agent.py` executes."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from rallypoint.client.node import Round
+from rallypoint.core.values import Change, CloseRecord, Failure, Outcome
+from rallypoint.launch.worker_processes import WorkerExit
+
+
+class Say(msgspec.Struct, frozen=True):
+    """Write a line of the agent."""
+
+    text: str
+
+
+class Prepare(msgspec.Struct, frozen=True):
+    """Prepare the agent's files and folders. Prepared or Failed follows."""
+
+
+class Join(msgspec.Struct, frozen=True):
+    """Attach to the run, and open the local socket. Joined or Failed follows."""
+
+
+class AskRound(msgspec.Struct, frozen=True):
+    """Be ready for the next round. RoundFound, NoRound or Failed follows."""
+
+
+class GiveUpWait(msgspec.Struct, frozen=True):
+    """Cancel the Prepare, Join or AskRound that is under way."""
+
+
+class StartWorkers(msgspec.Struct, frozen=True):
+    """Start the workers of this round. Started or StartFailed follows."""
+
+    found: Round
+
+
+class GiveUpStart(msgspec.Struct, frozen=True):
+    """Cancel the start of the workers. Started follows."""
+
+
+class FindFailures(msgspec.Struct, frozen=True):
+    """Find out why these workers have failed. FailuresFound follows."""
+
+    exits: tuple[WorkerExit, ...]
+
+
+class StopWorkers(msgspec.Struct, frozen=True):
+    """Send a signal to the workers, and SIGKILL after `grace_s` seconds. Stopped follows."""
+
+    grace_s: float
+    first_signal: int
+
+
+class KillWorkers(msgspec.Struct, frozen=True):
+    """End the grace of the StopWorkers that is under way."""
+
+
+class ReportFailure(msgspec.Struct, frozen=True):
+    """Tell the coordinator of a worker's failure. It ends the round."""
+
+    failure: Failure
+
+
+class ReportDone(msgspec.Struct, frozen=True):
+    """Tell the coordinator that all workers of this node have finished."""
+
+
+class Depart(msgspec.Struct, frozen=True):
+    """Tell the coordinator that this node is going to leave."""
+
+    reason: str
+
+
+class CloseRun(msgspec.Struct, frozen=True):
+    """End the run for all. CloseFailed follows if the coordinator does not confirm it."""
+
+    outcome: Outcome
+    reason: str
+
+
+class TellRoundEnded(msgspec.Struct, frozen=True):
+    """Tell the workers that their round has ended, or the cause of its end."""
+
+    change: Change
+
+
+class TellRunClosed(msgspec.Struct, frozen=True):
+    """Tell the workers that the run has ended."""
+
+    close: CloseRecord
+
+
+class CloseNode(msgspec.Struct, frozen=True):
+    """Say goodbye and leave the run. NodeClosed follows.
+
+    `linger`: whether a node that hosts the coordinator stays for the other nodes.
+    """
+
+    reason: str
+    linger: bool
+
+
+class CutLinger(msgspec.Struct, frozen=True):
+    """Cancel the CloseNode that is under way. NodeClosed follows."""
+
+
+Action: TypeAlias = (
+    Say
+    | Prepare
+    | Join
+    | AskRound
+    | GiveUpWait
+    | StartWorkers
+    | GiveUpStart
+    | FindFailures
+    | StopWorkers
+    | KillWorkers
+    | ReportFailure
+    | ReportDone
+    | Depart
+    | CloseRun
+    | TellRoundEnded
+    | TellRunClosed
+    | CloseNode
+    | CutLinger
+)

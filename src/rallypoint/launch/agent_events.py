@@ -1,0 +1,161 @@
+"""What happens to an agent: the input of its machine (machine.py)."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from rallypoint.client.node import Round
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.values import Change, CloseRecord, Failure, Outcome
+from rallypoint.errors import CoordinatorError, WorkerStartError
+from rallypoint.launch.worker_processes import WorkerExit
+
+# -- work that an action began has ended ---------------------------------------------------------
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The agent's files and folders are ready."""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """The node is attached to the run, and the local socket is open."""
+
+
+class RoundFound(msgspec.Struct, frozen=True):
+    """This node has a seat in a round."""
+
+    found: Round
+
+
+class NoRound(msgspec.Struct, frozen=True):
+    """The run was closed before there was another round with this node."""
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The start of the workers has ended. `running`: their local ranks; none if it was given up."""
+
+    running: tuple[int, ...]
+
+
+class StartFailed(msgspec.Struct, frozen=True):
+    """No worker runs, because one could not be started."""
+
+    error: WorkerStartError
+
+
+class FailuresFound(msgspec.Struct, frozen=True):
+    """Why the workers failed whose exits FindFailures had, in the order of the exits."""
+
+    failures: tuple[Failure, ...]
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The workers have ended. `left`: the local ranks of those that cannot be killed."""
+
+    left: tuple[int, ...]
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Work that an action began has raised this."""
+
+    error: Exception
+
+
+class LetGo(msgspec.Struct, frozen=True):
+    """No worker runs any more, and the local socket is closed. The node may leave the run."""
+
+
+class NodeClosed(msgspec.Struct, frozen=True):
+    """The node has left the run, with the coordinator that it hosts."""
+
+
+# -- news ----------------------------------------------------------------------------------------
+
+
+class WorkerExited(msgspec.Struct, frozen=True):
+    """A worker of this round has ended, by itself or because it was stopped."""
+
+    exit: WorkerExit
+
+
+class RoundEnded(msgspec.Struct, frozen=True):
+    """The node's round has ended, or the cause of its end is known."""
+
+    change: Change
+
+
+class RunClosed(msgspec.Struct, frozen=True):
+    """The run has ended. `own`: the address where others reach this node, if known."""
+
+    close: CloseRecord
+    own: OwnAddress | None = None
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The coordinator is lost for good, or has refused this node.
+
+    `orphan_left_s`: in how many seconds the workers are stopped for that; None: never.
+    """
+
+    error: CoordinatorError
+    orphan_left_s: float | None = None
+
+
+class Signalled(msgspec.Struct, frozen=True):
+    """The agent has got a signal that asks it to stop."""
+
+    number: int
+
+
+class RegroupAsked(msgspec.Struct, frozen=True):
+    """A worker asks for the next round."""
+
+
+class LeaveAsked(msgspec.Struct, frozen=True):
+    """A worker asks that its node leaves the run."""
+
+    reason: str
+
+
+class CloseAsked(msgspec.Struct, frozen=True):
+    """A worker asks that the run ends for all."""
+
+    outcome: Outcome
+    reason: str
+
+
+class CloseFailed(msgspec.Struct, frozen=True):
+    """The coordinator has not confirmed the close that a worker asked for."""
+
+    message: str
+
+
+Answer: TypeAlias = (
+    Prepared
+    | Joined
+    | RoundFound
+    | NoRound
+    | Started
+    | StartFailed
+    | FailuresFound
+    | Stopped
+    | Failed
+    | NodeClosed
+)
+"""The end of the work on which the agent waits. There is one such work at a time."""
+
+Event: TypeAlias = (
+    Answer
+    | LetGo
+    | WorkerExited
+    | RoundEnded
+    | RunClosed
+    | Gone
+    | Signalled
+    | RegroupAsked
+    | LeaveAsked
+    | CloseAsked
+    | CloseFailed
+)

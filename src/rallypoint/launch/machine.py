@@ -1,0 +1,600 @@
+"""The state machine of an agent, without I/O: what happened goes in, actions come out.
+
+    join → next round → start workers → work → (finished | failed | the round ended | a signal)
+             ▲                                     │          │
+             └──────────── stop the workers ◀──────┴──────────┘
+
+`step` records an event. `decide` says what follows from all of them: several may come in one turn
+of the event loop, and the order in which `decide` looks at them is their precedence. Processes,
+sockets and tasks belong to `agent.py`, which executes the actions and brings the time.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Callable, Iterable
+from typing import Final, assert_never
+
+import msgspec
+
+from rallypoint import errors
+from rallypoint.client.node import Round
+from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Failure, FailureKind, Outcome
+from rallypoint.errors import ExitCode
+from rallypoint.launch import agent_actions as do
+from rallypoint.launch import agent_events as on
+from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.worker_processes import WorkerExit
+
+STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_WORST_FIRST: Final = tuple(FailureKind)
+
+
+class Phase(enum.StrEnum):
+    """What the agent waits for."""
+
+    NEW = "new"
+    PREPARING = "preparing"
+    JOINING = "joining"
+    GATHERING = "gathering"
+    STARTING = "starting"
+    WORKING = "working"
+    EXPLAINING = "explaining"
+    """Workers have failed, and their last lines are read."""
+    STOPPING = "stopping"
+    CLOSING = "closing"
+    """The run has succeeded, and the workers may end by themselves for a moment."""
+    FINISHED = "finished"
+    """All workers have finished, and other nodes still work."""
+    ENDING = "ending"
+    """The end is decided. The agent releases what it has."""
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+WAITS_FOR: Final = {
+    Phase.NEW: "its start",
+    Phase.PREPARING: "a file system",
+    Phase.JOINING: "a coordinator",
+    Phase.GATHERING: "the next round",
+    Phase.STARTING: "the start of its workers",
+    Phase.WORKING: "the end of its workers or of the round",
+    Phase.EXPLAINING: "the last lines of its failed workers",
+    Phase.STOPPING: "its workers to stop",
+    Phase.CLOSING: "its workers to end by themselves",
+    Phase.FINISHED: "the other nodes to finish",
+    Phase.ENDING: "its workers and its local socket to end",
+    Phase.LEAVING: "the coordinator, or the nodes that need the one hosted here",
+    Phase.ENDED: "",
+}
+"""What an agent waits for in each phase. It waits for nothing at its end."""
+
+_OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
+_WITHOUT_WORKERS: Final = (Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.GATHERING, *_OVER)
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings on which an agent's decisions depend. Durations in seconds.
+
+    `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no output.
+    `culprit_s`: how long the other workers are not stopped after a communication error.
+    `signal_settle_s`: how long a worker's end by a stopping signal is not judged.
+    """
+
+    run_id: str
+    stop_timeout_s: float
+    regroup_stop_timeout_s: float
+    share_lines: int
+    culprit_s: float
+    signal_settle_s: float
+
+
+class End(msgspec.Struct, frozen=True):
+    """How the agent ends: its exit code and its last message."""
+
+    code: int
+    message: str = ""
+
+
+class AgentMachine:
+    """One agent: its phase, its present round, and how it ends.
+
+    `end`: its exit code and last message. `error`: what `Agent.run` raises in place of that. One of
+    the two is set from ENDING on. `due_s`: when to call `decide` again if nothing happens; None:
+    never. All `now_s` are from one monotonic clock, in seconds. Not thread-safe: one owner.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.phase = Phase.NEW
+        self.end: End | None = None
+        self.error: Exception | None = None
+        self.due_s: float | None = None
+        self.found: Round | None = None
+        """The last round that this agent has begun."""
+        self._rules = rules
+        self._answer: on.Answer | None = None
+        self._is_given_up = False
+        """Whether the present start, stop or goodbye was cut short."""
+        self._after_stop: End | Exception | None = None
+        """How the agent ends when its workers have stopped; None: the next round follows."""
+        self._signals: list[int] = []
+        self._signals_seen = 0
+        self._goodbye = "its agent has ended"
+        self._change: Change | None = None
+        self._told_change: Change | None = None
+        self._closed: CloseRecord | None = None
+        self._own: OwnAddress | None = None
+        self._gone: errors.CoordinatorError | None = None
+        self._wants_to_leave: str | None = None
+        self._wants_regroup = False
+        self._running: tuple[int, ...] = ()
+        self._exits: list[WorkerExit] = []
+        """The exits of this round's workers that have ended by themselves."""
+        self._unreported: list[WorkerExit] = []
+        self._failures: list[Failure] = []
+        """The failures of this round so far."""
+        self._judged_from_s = 0.0
+        self._patience_ends_s = 0.0
+
+    @property
+    def waits_for(self) -> str:
+        """What the agent waits for; "" at its end."""
+        return WAITS_FOR[self.phase]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the end is decided."""
+        return self.phase in _OVER
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The local ranks of the workers that have started and not ended."""
+        return self._running
+
+    def freeze(self) -> tuple[object, ...]:
+        """The state on which decisions depend, as a hashable value without times, for tests."""
+        return (
+            (self.phase, self.end, repr(self.error), self.found, self._answer),
+            (self._is_given_up, repr(self._after_stop), tuple(self._signals), self._signals_seen),
+            (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
+            (self._wants_to_leave, self._wants_regroup, self._running),
+            (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
+        )
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def step(self, event: on.Event, now_s: float) -> list[do.Action]:
+        """Record what happened, and return what is done about it at once. `decide` must follow."""
+        match event:
+            case on.WorkerExited(exit=exit):
+                self._on_exit(exit, now_s)
+            case on.RoundEnded(change=change):
+                return self._on_ended(change)
+            case on.RunClosed(close=close, own=own):
+                self._closed, self._own = close, own
+                return [do.TellRunClosed(close)]
+            case on.Gone(error=error, orphan_left_s=left_s):
+                return self._on_gone(error, left_s)
+            case on.Signalled(number=number):
+                return self._on_signal(number)
+            case on.RegroupAsked():
+                self._wants_regroup = True
+            case on.LeaveAsked(reason=reason):
+                self._wants_to_leave = reason
+            case on.CloseAsked(outcome=outcome, reason=reason):
+                return [do.CloseRun(outcome, reason)]
+            case on.CloseFailed(message=message):
+                return [do.Say(f"warning: a worker closed the run, but {message}")]
+            case on.LetGo():
+                return self._on_let_go()
+            case on.Started(running=running):
+                self._answer, self._running = event, running
+            case on.Stopped():
+                self._answer, self._running = event, ()
+            case (
+                on.Prepared()
+                | on.Joined()
+                | on.RoundFound()
+                | on.NoRound()
+                | on.StartFailed()
+                | on.FailuresFound()
+                | on.Failed()
+                | on.NodeClosed()
+            ):
+                self._answer = event
+            case _:
+                assert_never(event)
+        return []
+
+    def _on_exit(self, exit: WorkerExit, now_s: float) -> None:
+        """A worker that ends by itself has finished or failed; a stopped one has done neither."""
+        self._running = tuple(each for each in self._running if each != exit.local_rank)
+        if self.phase in (Phase.STOPPING, *_OVER):
+            return
+        self._exits.append(exit)
+        if exit.returncode != 0:
+            self._unreported.append(exit)
+        if failures.signal_of(exit) in STOPPING_SIGNALS:
+            self._judged_from_s = now_s + self._rules.signal_settle_s
+
+    def _on_ended(self, change: Change) -> list[do.Action]:
+        text = agent_messages.of_change(change, self._told_change)
+        actions: list[do.Action] = [do.TellRoundEnded(change)]
+        if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is logged last
+            actions.append(do.Say(text))
+        self._change = self._told_change = change
+        return actions
+
+    def _on_gone(
+        self, error: errors.CoordinatorError, orphan_left_s: float | None
+    ) -> list[do.Action]:
+        """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
+        self._gone = error
+        if self.phase not in _WITHOUT_WORKERS and not isinstance(error, errors.SupersededError):
+            return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
+        return []
+
+    def _on_signal(self, number: int) -> list[do.Action]:
+        """The first signal makes this node departing at once, so that the others regroup."""
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            return []
+        self._goodbye = f"its agent got {signal.Signals(number).name}"
+        return [do.Depart(self._goodbye)]
+
+    def _on_let_go(self) -> list[do.Action]:
+        """Leave the run. A host stays for the other nodes, unless another signal arrives."""
+        self.phase, self._answer, self._is_given_up = Phase.LEAVING, None, False
+        self._signals_seen = len(self._signals)
+        return [do.CloseNode(self._goodbye, linger=not self._is_hurried)]
+
+    # -- decisions ---------------------------------------------------------------------------------
+
+    def decide(self, now_s: float) -> list[do.Action]:
+        """What follows from the events so far, and from the time."""
+        actions: list[do.Action] = []
+        self.due_s = None
+        before: Phase | None = None
+        while self.phase is not before:
+            before = self.phase
+            if isinstance(self._answer, on.Failed) and not self.is_over:
+                actions += self._end_by_error(self._answer.error)
+            else:
+                actions += _DECISIONS[self.phase](self, now_s)
+        return actions
+
+    def _take_answer(self) -> on.Answer | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    @property
+    def _is_hurried(self) -> bool:
+        return len(self._signals) > 1
+
+    @property
+    def _is_superseded(self) -> bool:
+        return isinstance(self._gone, errors.SupersededError)
+
+    def _begin(self, now_s: float) -> list[do.Action]:
+        self.phase = Phase.PREPARING
+        return [do.Prepare()]
+
+    def _prepare(self, now_s: float) -> list[do.Action]:
+        if self._take_answer() is None:
+            return self._leave_if_signalled()
+        self.phase = Phase.JOINING
+        return [do.Join()]
+
+    def _join(self, now_s: float) -> list[do.Action]:
+        if self._take_answer() is None:
+            return self._leave_if_signalled()
+        return self._ask_round()
+
+    def _ask_round(self) -> list[do.Action]:
+        if self._signals:
+            return self._leave_by_signal()
+        self.phase = Phase.GATHERING
+        return [do.AskRound()]
+
+    def _gather(self, now_s: float) -> list[do.Action]:
+        answer = self._take_answer()
+        if isinstance(answer, on.RoundFound):
+            return self._begin_round(answer.found)
+        if isinstance(answer, on.NoRound):
+            assert self._closed is not None
+            return self._end_of_run(self._closed)
+        return self._leave_if_signalled()
+
+    def _leave_if_signalled(self) -> list[do.Action]:
+        """End a wait without workers."""
+        return [do.GiveUpWait(), *self._leave_by_signal()] if self._signals else []
+
+    def _leave_by_signal(self) -> list[do.Action]:
+        said = do.Say(agent_messages.of_leaving(self._signals[0]))
+        return [said, *self._end_with(self._end_by_signal())]
+
+    def _begin_round(self, found: Round) -> list[do.Action]:
+        """Start this round's workers. It may have ended already."""
+        assert not self._running, "R13: workers of another round still run"
+        self.phase, self.found, self._is_given_up = Phase.STARTING, found, False
+        if self._change is not None and self._change.round != found.head.number:
+            self._change = None
+        self._wants_regroup = False
+        self._exits, self._unreported, self._failures = [], [], []
+        self._judged_from_s = self._patience_ends_s = 0.0
+        return [do.Say(agent_messages.of_round(found)), do.StartWorkers(found)]
+
+    def _start(self, now_s: float) -> list[do.Action]:
+        """Wait for the start, unless the round ends before, because a start can take long."""
+        answer = self._take_answer()
+        if isinstance(answer, on.StartFailed):
+            self._goodbye = f"its workers cannot be started: {answer.error.message}"
+            return self._end_by_error(answer.error)
+        if isinstance(answer, on.Started):
+            self.phase = Phase.WORKING
+        elif self._is_round_over and not self._is_given_up:
+            self._is_given_up = True
+            return [do.GiveUpStart()]
+        return []
+
+    @property
+    def _is_round_over(self) -> bool:
+        """Whether this node's workers have to stop in any case."""
+        return bool(
+            self._signals
+            or self._wants_to_leave is not None
+            or self._closed is not None
+            or self._is_superseded
+            or self._change is not None
+        )
+
+    def _work(self, now_s: float) -> list[do.Action]:
+        """Handle what ends this round's work here. The order is the precedence."""
+        if self._signals:
+            return self._stop_by_signal()
+        if self._wants_to_leave is not None:
+            return self._stop_to_leave(self._wants_to_leave)
+        if self._closed is not None:
+            return self._close_down(self._closed, now_s)
+        if self._is_superseded:
+            return self._stop(self._rules.regroup_stop_timeout_s, self._gone)
+        if self._unreported:
+            return self._explain(now_s)
+        if self._has_finished:
+            self.phase = Phase.FINISHED
+            text = f"round {self._number}: all workers of this node have finished"
+            return [do.ReportDone(), do.Say(text)]
+        if self._must_regroup(now_s):
+            # R13: this round's workers have ended before those of the next round start.
+            return self._stop(self._rules.regroup_stop_timeout_s, None)
+        return []
+
+    @property
+    def _number(self) -> int:
+        """The number of the present round; 0 before the first."""
+        return self.found.head.number if self.found is not None else 0
+
+    @property
+    def _has_finished(self) -> bool:
+        """Whether every worker has ended by itself with success."""
+        assert self.found is not None
+        finished = [exit for exit in self._exits if exit.returncode == 0]
+        return len(finished) == self.found.seat.workers
+
+    # -- failures ----------------------------------------------------------------------------------
+
+    def _explain(self, now_s: float) -> list[do.Action]:
+        """Judge the failures, unless a signal to this agent may follow.
+
+        The sender that signalled a worker may signal this agent next. Then this node departs. This
+        applies to all workers, because a worker that was signalled makes its peers fail.
+        """
+        if now_s < self._judged_from_s:
+            self.due_s = self._judged_from_s
+            return []
+        self.phase = Phase.EXPLAINING
+        exits, self._unreported = tuple(self._unreported), []
+        return [do.FindFailures(exits)]
+
+    def _report(self, now_s: float) -> list[do.Action]:
+        """Report failures at once, because the coordinator finds the cause."""
+        answer = self._take_answer()
+        if not isinstance(answer, on.FailuresFound):
+            return []
+        self.phase = Phase.WORKING
+        early = next((exit.rank for exit in self._exits if exit.returncode == 0), None)
+        new = [
+            each if early is None else failures.after_finish(each, early)
+            for each in answer.failures
+        ]
+        known = self._failures
+        self._failures = [*known, *new]
+        actions: list[do.Action] = []
+        for failure in worst_first(new):
+            actions.append(do.Say(f"round {self._number}: {failure}"))
+            if outranks(failure, known):
+                shared = failures.shared(failure, self._rules.share_lines)
+                actions.append(do.ReportFailure(shared))
+                known = [*known, failure]
+        return actions
+
+    def _must_regroup(self, now_s: float) -> bool:
+        """Whether to stop the workers for another round."""
+        if self._wants_regroup:
+            return True
+        if self._change is None and not self._failures:
+            return False
+        return not self._may_yet_learn_the_cause(now_s)
+
+    def _may_yet_learn_the_cause(self, now_s: float) -> bool:
+        """Cause before consequence: whether a running worker may soon show the cause.
+
+        True if only a communication error is known, for less than `culprit_s`.
+        """
+        known = [failure.kind for failure in self._failures]
+        change = self._change
+        if change is not None:
+            if change.confirmed or change.failure is None:
+                return False
+            known.append(change.failure.kind)
+        if any(kind is not FailureKind.COMMUNICATION for kind in known):
+            return False
+        self._patience_ends_s = self._patience_ends_s or now_s + self._rules.culprit_s
+        if not self._running or now_s >= self._patience_ends_s:
+            return False
+        self.due_s = self._patience_ends_s
+        return True
+
+    # -- the ends of a round's work ----------------------------------------------------------------
+
+    def _stop_by_signal(self) -> list[do.Action]:
+        """Stop because of a signal. The other nodes were told; the workers get the signal."""
+        number, grace_s = self._signals[0], self._rules.stop_timeout_s
+        said = do.Say(agent_messages.of_departure(number, grace_s))
+        return [said, *self._stop(grace_s, self._end_by_signal(), number)]
+
+    def _stop_to_leave(self, reason: str) -> list[do.Action]:
+        """Leave the run at a worker's request."""
+        self._goodbye = reason
+        return [
+            do.Depart(reason),
+            do.Say(f"a worker asked to leave the run: {reason}"),
+            *self._stop(self._rules.stop_timeout_s, End(ExitCode.DONE)),
+        ]
+
+    def _close_down(self, close: CloseRecord, now_s: float) -> list[do.Action]:
+        """End with the run. If it succeeded, give the workers a moment to end by themselves."""
+        if self.phase is not Phase.CLOSING:
+            self._patience_ends_s = now_s + self._rules.regroup_stop_timeout_s
+        if (
+            close.outcome is Outcome.SUCCEEDED
+            and self._running
+            and not self._is_hurried
+            and now_s < self._patience_ends_s
+        ):
+            self.phase, self.due_s = Phase.CLOSING, self._patience_ends_s
+            return []
+        return self._stop(self._rules.stop_timeout_s, self._of_end(close))
+
+    def _wait_for_own_end(self, now_s: float) -> list[do.Action]:
+        assert self._closed is not None
+        return self._close_down(self._closed, now_s)
+
+    def _stop(
+        self, grace_s: float, after: End | Exception | None, first_signal: int = signal.SIGTERM
+    ) -> list[do.Action]:
+        self.phase, self._after_stop, self._is_given_up = Phase.STOPPING, after, False
+        return [do.StopWorkers(grace_s, int(first_signal))]
+
+    def _wait_for_stop(self, now_s: float) -> list[do.Action]:
+        """Stop the workers with a grace. A second signal to the agent ends the grace."""
+        answer = self._take_answer()
+        if isinstance(answer, on.Stopped):
+            return [*_warning_of(answer.left), *self._go_on()]
+        if self._is_hurried and not self._is_given_up:
+            self._is_given_up = True
+            return [do.Say("second signal: killing the workers"), do.KillWorkers()]
+        return []
+
+    def _go_on(self) -> list[do.Action]:
+        match self._after_stop:
+            case None:
+                return self._ask_round()
+            case End() as end:
+                return self._end_with(end)
+            case error:
+                return self._end_by_error(error)
+
+    def _wait_for_others(self, now_s: float) -> list[do.Action]:
+        """All workers have finished: wait for the other nodes, as their failures fail the run."""
+        if self._closed is not None:
+            return self._end_of_run(self._closed)
+        if self._signals:
+            return self._leave_by_signal()
+        if self._gone is None:
+            return []
+        text = "this node's workers have finished; the end of the run is unknown: "
+        return self._end_with(End(ExitCode.DONE, f"{text}{self._gone.message}"))
+
+    # -- the end of the agent ----------------------------------------------------------------------
+
+    def _end_by_signal(self) -> End:
+        return End(128 + self._signals[0])
+
+    def _end_of_run(self, close: CloseRecord) -> list[do.Action]:
+        return self._end_with(self._of_end(close))
+
+    def _of_end(self, close: CloseRecord) -> End:
+        text = agent_messages.of_end(self._rules.run_id, close)
+        found = self.found
+        where = agent_messages.of_meeting(found, self._own, close) if found is not None else ""
+        return End(errors.exit_code_of(close.outcome), f"{text}\n{where}" if where else text)
+
+    def _end_by_error(self, error: Exception) -> list[do.Action]:
+        """End with an error. After the first round, some errors are ends of the run."""
+        if self._number > 0:
+            if isinstance(error, errors.JoinTimeoutError):
+                return self._end_with(End(ExitCode.NOT_ENOUGH_NODES, f"error: {error}"))
+            if isinstance(error, errors.RunClosedError) and error.close is not None:
+                return self._end_of_run(error.close)
+        self.phase, self.error, self._answer = Phase.ENDING, error, None
+        return []
+
+    def _end_with(self, end: End) -> list[do.Action]:
+        self.phase, self.end, self._answer = Phase.ENDING, end, None
+        return [do.Say(end.message)] if end.message else []
+
+    def _wait_for_let_go(self, now_s: float) -> list[do.Action]:
+        return []
+
+    def _wait_for_goodbye(self, now_s: float) -> list[do.Action]:
+        if self._take_answer() is not None:
+            self.phase = Phase.ENDED
+        elif len(self._signals) > self._signals_seen and not self._is_given_up:
+            self._is_given_up = True
+            text = "second signal: stopping the coordinator hosted here too"
+            return [do.Say(text), do.CutLinger()]
+        return []
+
+
+def worst_first(found: Iterable[Failure]) -> list[Failure]:
+    """Failures in the order of their precedence as a cause, and within a kind in time order."""
+    return sorted(found, key=lambda failure: _WORST_FIRST.index(failure.kind))
+
+
+def outranks(failure: Failure, others: Iterable[Failure]) -> bool:
+    """Whether a failure is a more likely cause than all others."""
+    rank = _WORST_FIRST.index(failure.kind)
+    return all(rank < _WORST_FIRST.index(other.kind) for other in others)
+
+
+def _warning_of(left: tuple[int, ...]) -> list[do.Action]:
+    if not left:
+        return []
+    local_ranks = ", ".join(map(str, left))
+    return [
+        do.Say(
+            f"warning: workers of local rank {local_ranks} cannot be killed: "
+            "they hang in the kernel (a driver or a file system)"
+        )
+    ]
+
+
+_DECISIONS: Final[dict[Phase, Callable[[AgentMachine, float], list[do.Action]]]] = {
+    Phase.NEW: AgentMachine._begin,
+    Phase.PREPARING: AgentMachine._prepare,
+    Phase.JOINING: AgentMachine._join,
+    Phase.GATHERING: AgentMachine._gather,
+    Phase.STARTING: AgentMachine._start,
+    Phase.WORKING: AgentMachine._work,
+    Phase.EXPLAINING: AgentMachine._report,
+    Phase.STOPPING: AgentMachine._wait_for_stop,
+    Phase.CLOSING: AgentMachine._wait_for_own_end,
+    Phase.FINISHED: AgentMachine._wait_for_others,
+    Phase.ENDING: AgentMachine._wait_for_let_go,
+    Phase.LEAVING: AgentMachine._wait_for_goodbye,
+    Phase.ENDED: AgentMachine._wait_for_let_go,
+}
