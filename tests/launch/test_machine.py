@@ -1,0 +1,588 @@
+"""The agent's machine: what it decides, for every event in every phase, and that it always ends."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallypoint import errors
+from rallypoint.client.node import Round
+from rallypoint.core import reasons
+from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    Outcome,
+    RoundHead,
+    Seat,
+)
+from rallypoint.launch import agent_actions as do
+from rallypoint.launch import agent_events as on
+from rallypoint.launch.machine import WAITS_FOR, AgentMachine, End, Phase, Rules
+from rallypoint.launch.worker_processes import WorkerExit
+
+RULES = Rules(
+    run_id="run",
+    stop_timeout_s=25.0,
+    regroup_stop_timeout_s=5.0,
+    share_lines=30,
+    culprit_s=0.5,
+    signal_settle_s=0.3,
+)
+WORKERS = 2
+SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
+LOST = errors.CoordinatorLostError("the coordinator is lost")
+SUPERSEDED = errors.SupersededError(Refusal(RefusalCode.SUPERSEDED, "a newer start has joined"))
+
+
+def a_round(number: int = 1, workers: int = WORKERS) -> Round:
+    head = RoundHead(number, 1, 2, 2 * workers, Address("10.0.0.1", 29_500), "digest")
+    return Round(head, Seat(0, 0, workers))
+
+
+def a_change(number: int = 1, **more: Any) -> Change:
+    return Change(ChangeKind.NODE_LOST, number, ("b",), 1, "its process ended", **more)
+
+
+def an_exit(local_rank: int = 0, returncode: int | None = 1, by: int | None = None) -> WorkerExit:
+    return WorkerExit(
+        local_rank=local_rank,
+        rank=local_rank,
+        pid=100 + local_rank,
+        returncode=None if by is not None else returncode,
+        signal=by,
+        oom=False,
+    )
+
+
+def a_failure(kind: FailureKind = FailureKind.EXCEPTION) -> Failure:
+    return Failure(kind, "boom", rank=0, local_rank=0, exit_code=1)
+
+
+class Played:
+    """A machine, and what it has asked for. Time stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.machine = AgentMachine(RULES)
+        self.now_s = 100.0
+        self.actions: list[do.Action] = []
+        self.look()
+
+    def look(self) -> list[do.Action]:
+        """Decide, and return the new actions."""
+        new = self.machine.decide(self.now_s)
+        self.actions += new
+        return new
+
+    def take(self, *events: on.Event) -> list[do.Action]:
+        """Events of one turn, and then the decision. Returns the new actions."""
+        new = [each for event in events for each in self.machine.step(event, self.now_s)]
+        self.actions += new
+        return new + self.look()
+
+    def working(self, number: int = 1) -> Played:
+        """In a round, with workers that run."""
+        self.take(on.Prepared())
+        self.take(on.Joined())
+        self.take(on.RoundFound(a_round(number)))
+        self.take(on.Started(tuple(range(WORKERS))))
+        assert self.machine.phase is Phase.WORKING
+        return self
+
+    def finished(self) -> Played:
+        self.working()
+        self.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS)))
+        assert self.machine.phase is Phase.FINISHED
+        return self
+
+    def ended(self) -> Played:
+        """The shell releases what it has, and the node leaves."""
+        assert self.machine.phase is Phase.ENDING
+        self.take(on.LetGo())
+        self.take(on.NodeClosed())
+        return self
+
+    def said(self) -> list[str]:
+        return [each.text for each in self.actions if isinstance(each, do.Say)]
+
+
+def in_phase(phase: Phase) -> Played:
+    """A machine in this phase, by the shortest way."""
+    played = Played()
+    match phase:
+        case Phase.NEW:
+            played.machine, played.actions = AgentMachine(RULES), []
+        case Phase.PREPARING:
+            pass
+        case Phase.JOINING:
+            played.take(on.Prepared())
+        case Phase.GATHERING:
+            played.take(on.Prepared())
+            played.take(on.Joined())
+        case Phase.STARTING:
+            in_gathering = in_phase(Phase.GATHERING)
+            in_gathering.take(on.RoundFound(a_round()))
+            return in_gathering
+        case Phase.WORKING:
+            played.working()
+        case Phase.EXPLAINING:
+            played.working().take(on.WorkerExited(an_exit()))
+        case Phase.STOPPING:
+            played.working().take(on.RoundEnded(a_change()))
+        case Phase.CLOSING:
+            played.working().take(on.RunClosed(SUCCESS))
+        case Phase.FINISHED:
+            played.finished()
+        case Phase.ENDING:
+            played.take(on.Signalled(signal.SIGTERM))
+        case Phase.LEAVING:
+            played.take(on.Signalled(signal.SIGTERM))
+            played.take(on.LetGo())
+        case Phase.ENDED:
+            played.take(on.Signalled(signal.SIGTERM))
+            played.ended()
+    assert played.machine.phase is phase
+    return played
+
+
+NEWS: list[on.Event] = [
+    on.WorkerExited(an_exit(1, 3)),
+    on.WorkerExited(an_exit(1, 0)),
+    on.WorkerExited(an_exit(1, by=signal.SIGTERM)),
+    on.RoundEnded(a_change()),
+    on.RoundEnded(a_change(confirmed=False, failure=a_failure(FailureKind.COMMUNICATION))),
+    on.RunClosed(SUCCESS),
+    on.RunClosed(CloseRecord(Outcome.FAILED, "restarts are used up")),
+    on.Gone(LOST, 5.0),
+    on.Gone(SUPERSEDED),
+    on.Signalled(signal.SIGTERM),
+    on.RegroupAsked(),
+    on.LeaveAsked("enough"),
+    on.CloseAsked(Outcome.SUCCEEDED, "trained"),
+    on.CloseFailed("nobody answered"),
+]
+
+
+WORKS = (
+    *(do.Prepare, do.Join, do.AskRound, do.StartWorkers),
+    *(do.FindFailures, do.StopWorkers, do.CloseNode),
+)
+UNDER_WAY = {Phase.PREPARING, Phase.JOINING, Phase.GATHERING, Phase.STARTING, Phase.EXPLAINING}
+UNDER_WAY |= {Phase.STOPPING, Phase.LEAVING}
+
+
+class Shell:
+    """What stands behind the machine in a test: it ends each work that an action began.
+
+    As in a real agent, each work ends only once, and after the actions that follow it.
+    """
+
+    def __init__(self, played: Played) -> None:
+        self.played = played
+        self.seen = len(played.actions)
+        works = [each for each in played.actions if isinstance(each, WORKS)]
+        is_under_way = played.machine.phase in UNDER_WAY
+        self.open: do.Action | None = works[-1] if is_under_way and works else None
+        self.living: set[int] = set(played.machine.running)
+        self.number = 0 if played.machine.found is None else 1
+        self.closed: CloseRecord | None = None
+
+    def follow(self) -> None:
+        """Take note of the new actions, and check them."""
+        actions = self.played.actions[self.seen :]
+        self.seen = len(self.played.actions)
+        for action in actions:
+            match action:
+                case do.StartWorkers():
+                    assert not self.living, "R13: workers of two rounds"
+                    self.open = action
+                case _ if isinstance(action, WORKS):
+                    self.open = action
+                case do.GiveUpWait():
+                    self.open = None
+
+    def answer(self) -> on.Event | None:
+        """How the present work ends."""
+        work, self.open = self.open, None
+        match work:
+            case do.Prepare():
+                return on.Prepared()
+            case do.Join():
+                return on.Joined()
+            case do.AskRound() if self.closed is not None:
+                return on.NoRound()
+            case do.AskRound():
+                self.number += 1
+                return on.RoundFound(a_round(self.number))
+            case do.StartWorkers(found=found):
+                self.living = set(range(found.seat.workers))
+                return on.Started(tuple(self.living))
+            case do.FindFailures(exits=exits):
+                return on.FailuresFound(tuple(a_failure() for _ in exits))
+            case do.StopWorkers():
+                self.living = set()
+                return on.Stopped(())
+            case do.CloseNode():
+                return on.NodeClosed()
+        if self.played.machine.phase is Phase.ENDING:
+            self.living = set()
+            return on.LetGo()
+        return None
+
+    def finish(self) -> None:
+        """Let all work end, and the time pass, until the agent has ended or waits for news."""
+        for _ in range(60):
+            self.follow()
+            event = self.answer()
+            if event is not None:
+                self.played.take(event)
+            elif self.played.machine.due_s is not None:
+                self.played.now_s = self.played.machine.due_s
+                self.played.look()
+            else:
+                return
+        raise AssertionError(f"it goes round: {self.played.actions[-20:]}")
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("event", NEWS, ids=lambda event: type(event).__name__)
+def test_every_event_is_allowed_in_every_phase(phase: Phase, event: on.Event) -> None:
+    played = in_phase(phase)
+    before = played.machine.freeze()
+    played.take(event)
+    changes = played.machine.freeze() != before or played.actions
+    assert changes or phase in (Phase.ENDED, Phase.LEAVING) or isinstance(event, on.CloseAsked)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_signal_ends_the_agent_from_every_phase(phase: Phase) -> None:
+    played = in_phase(phase)
+    was_over = played.machine.is_over
+    shell = Shell(played)
+    played.take(on.Signalled(signal.SIGINT))
+    shell.finish()
+    assert played.machine.phase is Phase.ENDED
+    if not was_over and phase is not Phase.CLOSING:
+        assert played.machine.end == End(128 + signal.SIGINT)
+        assert played.actions.count(do.Depart("its agent got SIGINT")) == 1
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_the_end_of_the_run_ends_the_agent_from_every_phase(phase: Phase) -> None:
+    played = in_phase(phase)
+    shell = Shell(played)
+    shell.closed = SUCCESS
+    played.take(on.RunClosed(SUCCESS))
+    shell.finish()
+    assert played.machine.phase is Phase.ENDED
+    assert played.machine.waits_for == ""
+
+
+def test_each_phase_says_what_it_waits_for() -> None:
+    assert set(WAITS_FOR) == set(Phase)
+    assert [phase for phase, why in WAITS_FOR.items() if not why] == [Phase.ENDED]
+
+
+events = st.sampled_from(
+    [
+        *NEWS,
+        on.Signalled(signal.SIGINT),
+        on.RoundEnded(a_change(2)),
+    ]
+)
+
+
+exits = st.sampled_from(
+    [on.WorkerExited(an_exit(rank, code)) for rank in range(WORKERS) for code in (0, 1)]
+)
+
+
+@given(
+    st.sampled_from([Phase.NEW, Phase.WORKING]),
+    st.lists(st.one_of(exits, events, st.just("answer"), st.just("time")), max_size=40),
+)
+def test_any_history_keeps_the_rules_and_can_end(phase: Phase, history: list[Any]) -> None:
+    """Workers of two rounds never run together, no failure is forgotten, and a signal ends it."""
+    played = in_phase(phase)
+    shell = Shell(played)
+    exited: set[int] = set()
+    failed: list[WorkerExit] = []
+    for each in history:
+        shell.follow()
+        if isinstance(shell.open, do.StartWorkers):
+            exited = set()
+        match each:
+            case "answer":
+                event = shell.answer()
+                if event is not None:
+                    played.take(event)
+            case "time":
+                if played.machine.due_s is not None:
+                    played.now_s = played.machine.due_s
+                played.look()
+            case on.WorkerExited(exit=exit) if exit.local_rank not in shell.living - exited:
+                continue  # It does not run.
+            case on.RoundEnded(change=change) if change.round > shell.number:
+                continue
+            case event:
+                if isinstance(event, on.WorkerExited):
+                    exited.add(event.exit.local_rank)
+                    if event.exit.returncode != 0 and played.machine.phase is Phase.WORKING:
+                        failed.append(event.exit)
+                if isinstance(event, on.RunClosed):
+                    shell.closed = event.close
+                played.take(event)
+        assert (played.machine.end is None and played.machine.error is None) or (
+            played.machine.is_over
+        )
+        assert set(played.machine.running) <= shell.living
+        if played.machine.phase is Phase.WORKING and played.machine.due_s is None:
+            asked = [each.exits for each in played.actions if isinstance(each, do.FindFailures)]
+            assert {exit for exits in asked for exit in exits} >= set(failed)
+    played.take(on.Signalled(signal.SIGTERM))
+    shell.finish()
+    assert played.machine.phase is Phase.ENDED
+    assert not shell.living
+
+
+# -- the life of a round -----------------------------------------------------------------------
+
+
+def test_from_the_start_to_the_end_of_a_run() -> None:
+    played = Played().finished()
+    assert do.ReportDone() in played.actions
+    assert played.said()[-1] == "round 1: all workers of this node have finished"
+    played.take(on.RunClosed(SUCCESS))
+    assert played.machine.end == End(0, reasons.describe_end_of_run("run", SUCCESS))
+    played.ended()
+    assert played.actions[-1] == do.CloseNode("its agent has ended", linger=True)
+
+
+def test_a_round_that_ended_before_it_was_begun_is_not_worked_in() -> None:
+    played = in_phase(Phase.GATHERING)
+    played.take(on.RoundEnded(a_change(1)))
+    assert played.take(on.RoundFound(a_round(1)))[1:] == [
+        do.StartWorkers(a_round(1)),
+        do.GiveUpStart(),
+    ]
+    assert played.take(on.Started(())) == [do.StopWorkers(5.0, signal.SIGTERM)]
+    assert played.take(on.Stopped(())) == [do.AskRound()]
+
+
+def test_the_end_of_an_earlier_round_does_not_stop_the_next() -> None:
+    played = Played().working()
+    played.take(on.RoundEnded(a_change(1)))
+    played.take(on.Stopped(()))
+    played.take(on.RoundFound(a_round(2)))
+    played.take(on.Started((0, 1)))
+    assert played.machine.phase is Phase.WORKING
+
+
+def test_a_worker_that_exits_while_it_is_stopped_has_not_failed() -> None:
+    played = Played().working()
+    played.take(on.RoundEnded(a_change()))
+    played.take(on.WorkerExited(an_exit(by=signal.SIGTERM)))
+    assert played.take(on.Stopped(())) == [do.AskRound()]
+    assert not any(isinstance(each, do.FindFailures) for each in played.actions)
+
+
+def test_workers_that_cannot_be_killed_are_named() -> None:
+    played = Played().working()
+    played.take(on.RoundEnded(a_change()))
+    played.take(on.Stopped((1,)))
+    assert "warning: workers of local rank 1 cannot be killed" in played.said()[-1]
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_reported_and_ends_the_round() -> None:
+    played = Played().working()
+    exit = an_exit()
+    assert played.take(on.WorkerExited(exit)) == [do.FindFailures((exit,))]
+    said, reported, stopped = played.take(on.FailuresFound((a_failure(),)))
+    assert said == do.Say("round 1: rank 0 exited with code 1 (boom)")
+    assert reported == do.ReportFailure(a_failure())
+    assert stopped == do.StopWorkers(5.0, signal.SIGTERM)
+
+
+def test_a_failure_during_a_report_is_reported_after_it() -> None:
+    played = Played().working()
+    played.take(on.WorkerExited(an_exit(0)))
+    late = an_exit(1)
+    assert played.take(on.WorkerExited(late)) == []
+    assert do.FindFailures((late,)) in played.take(on.FailuresFound((a_failure(),)))
+
+
+def test_failures_in_one_turn_are_reported_together() -> None:
+    played = Played().working()
+    both = (an_exit(0), an_exit(1))
+    assert played.take(*map(on.WorkerExited, both)) == [do.FindFailures(both)]
+
+
+def test_only_a_likelier_cause_is_reported_again() -> None:
+    played = Played().working()
+    first = a_failure(FailureKind.COMMUNICATION)
+    worse = a_failure(FailureKind.SIGNAL)
+    played.take(on.WorkerExited(an_exit(0)))
+    played.take(on.FailuresFound((first,)))
+    played.take(on.WorkerExited(an_exit(1)))
+    played.take(on.FailuresFound((worse,)))
+    reports = [each.failure for each in played.actions if isinstance(each, do.ReportFailure)]
+    assert reports == [first, worse]
+
+
+def test_after_a_communication_error_the_others_may_still_show_the_cause() -> None:
+    played = Played().working()
+    played.take(on.WorkerExited(an_exit(0)))
+    played.take(on.FailuresFound((a_failure(FailureKind.COMMUNICATION),)))
+    assert played.machine.phase is Phase.WORKING
+    assert played.machine.due_s == played.now_s + RULES.culprit_s
+    played.now_s += RULES.culprit_s
+    assert played.look() == [do.StopWorkers(5.0, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_ended_by_a_signal_is_judged_only_when_none_follows(by: int) -> None:
+    played = Played().working()
+    exit = an_exit(by=by)
+    assert played.take(on.WorkerExited(exit)) == []
+    assert played.machine.due_s == played.now_s + RULES.signal_settle_s
+    again = Played().working()
+    again.take(on.WorkerExited(exit))
+    again.take(on.Signalled(by))
+    assert not any(isinstance(each, do.FindFailures) for each in again.actions)
+    played.now_s += RULES.signal_settle_s
+    assert played.look() == [do.FindFailures((exit,))]
+
+
+def test_a_communication_error_names_the_rank_that_had_finished_before() -> None:
+    played = Played().working()
+    played.take(on.WorkerExited(an_exit(1, 0)), on.WorkerExited(an_exit(0, 1)))
+    played.take(on.FailuresFound((a_failure(FailureKind.COMMUNICATION),)))
+    (report,) = (each for each in played.actions if isinstance(each, do.ReportFailure))
+    assert report.failure.message == "boom; rank 1 had ended before, with exit code 0"
+
+
+def test_no_start_is_an_error_with_its_reason_as_the_goodbye() -> None:
+    played = in_phase(Phase.STARTING)
+    error = errors.WorkerStartError("train.py", "no memory", hint="add some")
+    played.take(on.StartFailed(error))
+    played.ended()
+    assert played.machine.error is error
+    assert played.actions[-1] == do.CloseNode(
+        f"its workers cannot be started: {error.message}", linger=True
+    )
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+def test_the_workers_get_the_agents_signal_and_a_second_one_kills_them() -> None:
+    played = Played().working()
+    departed, said, stopped = played.take(on.Signalled(signal.SIGHUP))
+    assert departed == do.Depart("its agent got SIGHUP")
+    assert said == do.Say("got SIGHUP: leaving the run; the workers have 25 s to stop")
+    assert stopped == do.StopWorkers(25.0, signal.SIGHUP)
+    killing = do.Say("second signal: killing the workers")
+    assert played.take(on.Signalled(signal.SIGTERM)) == [killing, do.KillWorkers()]
+    assert played.take(on.Signalled(signal.SIGTERM)) == []
+    played.take(on.Stopped(()))
+    assert played.machine.end == End(128 + signal.SIGHUP)
+    played.ended()
+    assert played.actions[-1] == do.CloseNode("its agent got SIGHUP", linger=False)
+
+
+def test_two_signals_in_one_turn_kill_the_workers_at_once() -> None:
+    played = Played().working()
+    new = played.take(on.Signalled(signal.SIGINT), on.Signalled(signal.SIGINT))
+    assert new[-1] == do.KillWorkers()
+
+
+def test_a_signal_while_a_host_stays_ends_the_coordinator() -> None:
+    played = Played().finished()
+    played.take(on.RunClosed(SUCCESS))
+    played.take(on.LetGo())
+    said, cut = played.take(on.Signalled(signal.SIGTERM))[1:]
+    assert said == do.Say("second signal: stopping the coordinator hosted here too")
+    assert cut == do.CutLinger()
+    assert played.machine.end is not None
+    assert played.machine.end.code == 0
+
+
+def test_a_signal_and_a_round_in_one_turn_depart() -> None:
+    played = in_phase(Phase.GATHERING)
+    new = played.take(on.RoundFound(a_round()), on.Signalled(signal.SIGTERM))
+    assert do.GiveUpStart() in new
+    played.take(on.Started(()))
+    assert played.machine.phase is Phase.STOPPING
+
+
+# -- what workers ask, and other ends ------------------------------------------------------------
+
+
+def test_a_worker_asks_for_the_next_round() -> None:
+    played = Played().working()
+    assert played.take(on.RegroupAsked()) == [do.StopWorkers(5.0, signal.SIGTERM)]
+
+
+def test_a_worker_asks_to_leave() -> None:
+    played = Played().working()
+    departed, said, stopped = played.take(on.LeaveAsked("enough"))
+    assert departed == do.Depart("enough")
+    assert said == do.Say("a worker asked to leave the run: enough")
+    assert stopped == do.StopWorkers(25.0, signal.SIGTERM)
+    played.take(on.Stopped(()))
+    assert played.machine.end == End(0)
+
+
+def test_after_a_success_workers_may_end_by_themselves() -> None:
+    played = Played().working()
+    played.take(on.RunClosed(SUCCESS))
+    assert (played.machine.phase, played.machine.due_s) == (Phase.CLOSING, played.now_s + 5.0)
+    played.take(on.WorkerExited(an_exit(0, 0)))
+    assert played.take(on.WorkerExited(an_exit(1, 0))) == [do.StopWorkers(25.0, signal.SIGTERM)]
+
+
+def test_after_a_failure_of_the_run_workers_are_stopped_at_once() -> None:
+    played = Played().working()
+    close = CloseRecord(Outcome.FAILED, "restarts are used up")
+    assert played.take(on.RunClosed(close))[-1] == do.StopWorkers(25.0, signal.SIGTERM)
+
+
+def test_the_loss_of_the_coordinator_does_not_disturb_the_workers() -> None:
+    played = Played().working()
+    (said,) = played.take(on.Gone(LOST, None))
+    assert isinstance(said, do.Say)
+    assert played.machine.phase is Phase.WORKING
+    played = Played().finished()
+    played.take(on.Gone(LOST, None))
+    assert played.machine.end is not None
+    assert played.machine.end.code == 0
+    assert "the end of the run is unknown" in played.machine.end.message
+
+
+def test_a_superseded_node_stops_its_workers() -> None:
+    played = Played().working()
+    assert played.take(on.Gone(SUPERSEDED)) == [do.StopWorkers(5.0, signal.SIGTERM)]
+    played.take(on.Stopped(()))
+    assert played.machine.error is SUPERSEDED
+
+
+def test_no_other_round_in_time_is_an_error_only_before_the_first() -> None:
+    error = errors.JoinTimeoutError("no round was formed", hint="wait longer")
+    played = in_phase(Phase.GATHERING)
+    played.take(on.Failed(error))
+    assert played.machine.error is error
+    played = in_phase(Phase.STOPPING)
+    played.take(on.Stopped(()))
+    played.take(on.Failed(error))
+    assert played.machine.end == End(errors.ExitCode.NOT_ENOUGH_NODES, f"error: {error}")
