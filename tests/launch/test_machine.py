@@ -394,6 +394,14 @@ def test_a_worker_that_exits_while_it_is_stopped_has_not_failed() -> None:
     assert not any(isinstance(each, do.FindFailures) for each in played.actions)
 
 
+def test_an_exit_that_comes_late_is_none_of_the_next_round() -> None:
+    played = in_phase(Phase.STOPPING)
+    played.take(on.Stopped((0,)))
+    played.take(on.WorkerExited(an_exit(0)))
+    played.take(on.RoundFound(a_round(2)))
+    assert played.take(on.Started((0, 1))) == []
+
+
 def test_workers_that_cannot_be_killed_are_named() -> None:
     played = Played().working()
     played.take(on.RoundEnded(a_change()))
