@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rallypoint import threads
+from rallypoint import runtime, threads
 from rallypoint.threads import LimitedCalls, OneAtATime, call_from_loop, new_event_loop, within
 from tests.loops import until
 
@@ -35,7 +35,7 @@ def test_an_error_is_raised_where_the_call_is_awaited() -> None:
         within(60, fails)
 
     async def scenario() -> None:
-        for raising in (call_from_loop(fails), threads.await_within(60, fails)):
+        for raising in (call_from_loop(fails), runtime.in_thread(fails)):
             with pytest.raises(LookupError, match="nothing there"):
                 await raising
         with pytest.raises(LookupError, match="nothing there"):
@@ -104,9 +104,8 @@ def test_the_error_of_an_abandoned_call_is_not_reported() -> None:
             goes_on.wait(60)
             fails()
 
-        for late in (calls.run(fails_late, 0.01), threads.await_within(0.01, fails_late)):
-            with pytest.raises(TimeoutError):
-                await late
+        with pytest.raises(TimeoutError):
+            await calls.run(fails_late, 0.01)
         goes_on.set()
         await until(lambda: not any(each.is_alive() for each in late_threads), "they go on")
         await asyncio.sleep(0)

@@ -51,7 +51,10 @@ class Chance(Protocol):
 
 
 class Runtime(Hashable, Protocol):
-    """See above. All calls are for the process's event loop."""
+    """See above. All calls are for the process's event loop, and `sleep` for its threads.
+
+    The others may be made in the threads that `in_thread` began, too.
+    """
 
     @property
     def chance(self) -> Chance:
@@ -74,11 +77,15 @@ class Runtime(Hashable, Protocol):
     def wall_s(self) -> float:
         """Unix time, in seconds. It is only shown to people, because it may jump."""
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, called in a thread because it may block.
+    def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Begin `work` in a thread, because it may block. The future has what it returns or raises.
 
-        Cancelling it does not end the call. Raises RuntimeError if the system grants no thread.
+        Cancelling the future does not end the call. Raises RuntimeError if the system grants no
+        thread.
         """
+
+    def sleep(self, seconds: float) -> None:
+        """Block. Only for work in a thread."""
 
 
 class SystemRuntime:
@@ -108,9 +115,13 @@ class SystemRuntime:
         """See Runtime."""
         return time.time()
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """See Runtime."""
-        return await threads.call_from_loop(work)
+        return threads.call_from_loop(work)
+
+    def sleep(self, seconds: float) -> None:
+        """See Runtime."""
+        time.sleep(seconds)
 
 
 SYSTEM: Final = SystemRuntime()
@@ -125,6 +136,11 @@ def here() -> Runtime:
 def token_hex(count: int) -> str:
     """So many secret random bytes of this process, as hexadecimal digits."""
     return here().token_bytes(count).hex()
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Begin `work` in a thread of this process: see Runtime.in_thread."""
+    return here().in_thread(work)
 
 
 def now_s() -> float:

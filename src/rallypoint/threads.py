@@ -126,20 +126,18 @@ def settle(future: asyncio.Future[T], work: Callable[[], T]) -> None:
         future.get_loop().call_soon_threadsafe(tell)
 
 
-async def await_within(seconds: float, work: Callable[[], T]) -> T:
-    """The outcome of `work`. Raises TimeoutError if it takes longer; the call then goes on."""
-    import asyncio
-
-    async with asyncio.timeout(seconds):
-        return await call_from_loop(work)
-
-
 class LimitedCalls:
-    """Calls with a deadline, at most CALLS_MAX at a time. Owned by one event loop."""
+    """Calls with a deadline, at most CALLS_MAX at a time. Owned by one event loop.
 
-    def __init__(self) -> None:
+    `begin` starts a call in a thread, as `call_from_loop` does.
+    """
+
+    def __init__(
+        self, begin: Callable[[Callable[[], Any]], asyncio.Future[Any]] = call_from_loop
+    ) -> None:
         import asyncio
 
+        self._begin = begin
         self._free = asyncio.Semaphore(CALLS_MAX)
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
@@ -149,7 +147,7 @@ class LimitedCalls:
         async with asyncio.timeout(timeout_s):
             await self._free.acquire()
             try:
-                ended = call_from_loop(work)
+                ended = self._begin(work)
             except BaseException:
                 self._free.release()
                 raise
@@ -157,7 +155,8 @@ class LimitedCalls:
             # Not awaited directly, because a cancellation would free the place of a call that goes
             # on.
             await asyncio.wait([ended])
-            return ended.result()
+            outcome: T = ended.result()
+            return outcome
 
     def _ended(self, ended: asyncio.Future[Any]) -> None:
         self._free.release()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint import runtime
 from rallypoint.coordinator import log_reader, store_log
 from rallypoint.coordinator.log_reader import LogReader, SealedLog, StoreLostError
 from rallypoint.coordinator.log_records import (
@@ -26,8 +27,8 @@ from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.contract import Exists, Gap, Ledger
-from rallypoint.ledger.file import disk as file_disk
 from rallypoint.ledger.file import logs as file_logs
+from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.keys import log_prefix
 from rallypoint.ledger.memory import MemoryLedger
@@ -236,12 +237,12 @@ class SlowDisk:
         self.now_s = 0.0
         self.pages_s: list[float] = []
 
-    def monotonic(self) -> float:
+    def monotonic(self, _runtime: Any) -> float:
         return self.now_s
 
-    def content(self, path: Path) -> bytes:
+    def content(self, disk: Disk, path: Path) -> bytes:
         self.now_s += self.OPENS_S
-        return file_disk.content(path)
+        return CONTENT(disk, path)
 
     def records(self, files: Any, *given: Any) -> list[tuple[int, bytes]]:
         before_s = self.now_s
@@ -252,6 +253,7 @@ class SlowDisk:
 
 
 FILES_RECORDS = file_logs.Logs.records
+CONTENT = Disk.content
 
 
 def test_no_page_of_a_slow_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +265,8 @@ def test_no_page_of_a_slow_disk_fails(tmp_path: Path, monkeypatch: pytest.Monkey
             owner = Owner(ledger)
             await owner.begin()
             await owner.write(200)
-            monkeypatch.setattr(file_logs, "content", disk.content)
-            monkeypatch.setattr(file_logs, "time", disk)
+            monkeypatch.setattr(Disk, "content", lambda files, path: disk.content(files, path))
+            monkeypatch.setattr(runtime.SystemRuntime, "monotonic_s", lambda it: disk.monotonic(it))
             monkeypatch.setattr(
                 file_logs.Logs, "records", lambda files, *given: disk.records(files, *given)
             )

@@ -27,7 +27,7 @@ from rallypoint.errors import (
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Created, Exists, Gap, Swapped, Unknown, Versioned
 from rallypoint.ledger.file import folder as file_folder
-from rallypoint.ledger.file import probe as file_probe
+from rallypoint.ledger.file.file_system import PosixFileSystem
 from rallypoint.ledger.file.ledger import FileLedger
 from tests.ledger.file_ledgers import CHILD, SRC, swap_on, version_files
 
@@ -244,7 +244,7 @@ def test_a_disk_whose_links_are_copies_is_unfit(folder, monkeypatch) -> None:
 
 
 def test_a_share_with_a_stale_cache_is_unfit(folder, monkeypatch) -> None:
-    monkeypatch.setattr(file_probe, "_mount_options", lambda _root: ["rw", "nocto"])
+    monkeypatch.setattr(PosixFileSystem, "mount_options", lambda *_given: ["rw", "nocto"])
     _refused(folder, LedgerUnfitError, "nocto")
 
 

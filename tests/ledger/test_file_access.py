@@ -14,6 +14,7 @@ from rallypoint.errors import (
 from rallypoint.ledger.contract import Created
 from rallypoint.ledger.file import folder as file_folder
 from rallypoint.ledger.file.disk import Disk
+from rallypoint.ledger.file.file_system import PosixFileSystem
 from rallypoint.ledger.file.ledger import FileLedger
 from tests.ledger.file_ledgers import swap_on
 
@@ -45,7 +46,7 @@ def test_files_and_folders_are_for_this_user_only(folder) -> None:
 def test_a_folder_that_others_may_write_into_is_refused(
     folder, monkeypatch: pytest.MonkeyPatch, mode: int, may: bool
 ) -> None:
-    monkeypatch.setattr(file_folder, "_is_own_group", lambda group: False)
+    monkeypatch.setattr(PosixFileSystem, "is_own_group", lambda *_given: False)
     folder.mkdir()
     folder.chmod(mode)
     if may:
@@ -57,7 +58,7 @@ def test_a_folder_that_others_may_write_into_is_refused(
 
 
 def test_a_group_with_only_this_user_is_allowed(folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_folder, "_is_own_group", lambda group: True)
+    monkeypatch.setattr(PosixFileSystem, "is_own_group", lambda *_given: True)
     folder.mkdir()
     folder.chmod(0o775)
     asyncio.run(_opened(folder))

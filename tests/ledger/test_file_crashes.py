@@ -18,9 +18,8 @@ import pytest
 
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Conflict, Created, Swapped, Versioned
-from rallypoint.ledger.file import chain as file_chain
 from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
-from rallypoint.ledger.file.disk import Disk, names
+from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
 from tests.ledger.file_ledgers import child_process, left_over, swap_on, version_files
 
@@ -196,15 +195,17 @@ def _while_listed(
 ) -> None:
     """While the folder of this name is listed, it is moved away and emptied, after `seen` names."""
 
-    def listing(folder: Path) -> list[str]:
+    names = Disk.names
+
+    def listing(disk: Disk, folder: Path) -> list[str]:
         if folder.name == name:
-            found = sorted(names(folder))[:seen]
-            monkeypatch.setattr(file_chain, "names", names)
+            found = sorted(names(disk, folder))[:seen]
+            monkeypatch.setattr(Disk, "names", names)
             then()
             return found
-        return names(folder)
+        return names(disk, folder)
 
-    monkeypatch.setattr(file_chain, "names", listing)
+    monkeypatch.setattr(Disk, "names", listing)
 
 
 def test_a_segment_that_is_emptied_while_a_reader_lists_it(folder, monkeypatch) -> None:

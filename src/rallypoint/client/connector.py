@@ -355,7 +355,7 @@ class Connector:
             self._log_loss(reason)
             self._outage.lost_s = self._outage.lost_s or _now_s()
             self._node.searching(self._outage.lost_s)
-            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(reason))
+            self._reconnecting = runtime.spawn(self._reconnect(reason), self._search_failed)
 
     def _has_heard_goodbye(self, connection: Connection) -> bool:
         """Whether the run's coordinator closed the connection as the answer to a goodbye."""
@@ -402,6 +402,17 @@ class Connector:
         finally:
             self.limit = None
             self._reconnecting = None
+
+    def _search_failed(self, error: Exception) -> None:
+        """An unexpected error: without a search, the node would wait for ever."""
+        _log.error("the search for the coordinator failed", exc_info=error)
+        self._node.give_up(
+            errors.CoordinatorLostError(
+                f"the search for the coordinator of run {self.settings.run_id!r} failed: "
+                f"{type(error).__name__}: {error}",
+                hint="start this node again; the log has the traceback for a bug report",
+            )
+        )
 
     def _lost_error(
         self, error: errors.CoordinatorError, reason: str
@@ -519,7 +530,7 @@ class Connector:
             return
         elif self.connection is not None and self._node.gone is None:
             work = self._search_beside(self.elected, self.connection)
-            self._beside = asyncio.get_running_loop().create_task(work)
+            self._beside = runtime.spawn(work, self._search_beside_failed)
 
     async def _search_beside(self, elected: ElectedCoordinator, connection: Connection) -> None:
         """Search while connected. Renewal of the lease or loss of the connection cancels it."""
@@ -535,6 +546,10 @@ class Connector:
         self._node.searching(self._outage.lost_s)
         self._use(better)
         connection.close("its lease was not renewed")
+
+    def _search_beside_failed(self, error: Exception) -> None:
+        """An unexpected error ends only this search: the node stays connected, and tries again."""
+        _log.error("the search for a coordinator with a lease failed", exc_info=error)
 
     def _end_search_beside(self) -> None:
         beside, self._beside = self._beside, None

@@ -7,10 +7,11 @@ connector decides where and when to dial.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
-from rallypoint import errors, threads, tokens
+from rallypoint import errors, runtime, tokens
 from rallypoint.client.dialing import Attempts, Patience, dial
 from rallypoint.client.network import Connection
 from rallypoint.core.election import Lease
@@ -43,7 +44,8 @@ class Credentials:
             return
         try:
             # In a thread: a home may be on a file server that hangs.
-            self.keys = await threads.await_within(HOME_WITHIN_S, lambda: tokens.Keys.of_node(node))
+            async with asyncio.timeout(HOME_WITHIN_S):
+                self.keys = await runtime.in_thread(lambda: tokens.Keys.of_node(node))
         except TimeoutError:
             raise errors.UsageError(
                 f"{tokens.SHOWN} could not be read within {HOME_WITHIN_S:g} s",
@@ -74,7 +76,8 @@ class Credentials:
         if not self.keys.needs_look:
             return False
         try:
-            return await threads.await_within(HOME_WITHIN_S, lambda: self.keys.takes_home(refused))
+            async with asyncio.timeout(HOME_WITHIN_S):
+                return await runtime.in_thread(lambda: self.keys.takes_home(refused))
         except TimeoutError:
             return False
 

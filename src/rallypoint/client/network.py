@@ -6,7 +6,6 @@ place. Which address to dial, and when to serve, is decided elsewhere.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -122,7 +121,7 @@ class SocketNetwork:
 
     async def is_this_host(self, host: str) -> bool:
         """See Network."""
-        return await asyncio.to_thread(is_this_host, host)
+        return await runtime.in_thread(lambda: is_this_host(host))
 
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See Network."""

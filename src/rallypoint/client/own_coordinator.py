@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
@@ -180,7 +180,7 @@ class OwnCoordinator:
         """Close the hosted coordinator in the background, because another one has the run."""
         hosted = self.take()
         if hosted is not None:
-            task = asyncio.get_running_loop().create_task(hosted.aclose())
+            task = runtime.spawn(hosted.aclose(), _close_failed)
             self._retiring[task] = None
             task.add_done_callback(lambda ended: self._retiring.pop(ended, None))
 
@@ -205,3 +205,8 @@ class OwnCoordinator:
             hosted.others,
         )
         await hosted.run_over()
+
+
+def _close_failed(error: Exception) -> None:
+    """An unexpected error: the run has another coordinator already, so nothing else ends."""
+    _log.error("the hosted coordinator was not closed as a whole", exc_info=error)

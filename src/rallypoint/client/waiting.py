@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.core.reasons import Waiting, duration
+
+_log = logging.getLogger("rallypoint.client")
 
 ON_STANDBY: Final = "on standby"
 """The reason of a node for which the round has no place now."""
@@ -59,12 +62,17 @@ class Why(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def while_waiting(node: Waits, told: Callable[[Why], None]) -> AsyncIterator[None]:
     """In this block, call `told` regularly with the reason why the node waits."""
-    telling = asyncio.get_running_loop().create_task(_tell(node, told))
+    telling = runtime.spawn(_tell(node, told), _telling_failed)
     try:
         yield
     finally:
         telling.cancel()
         await asyncio.wait({telling})
+
+
+def _telling_failed(error: Exception) -> None:
+    """An unexpected error ends only the messages: the node waits on."""
+    _log.error("the reason why this node waits cannot be shown", exc_info=error)
 
 
 async def _tell(node: Waits, told: Callable[[Why], None]) -> None:

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterable
 from typing import Final
 
-from rallypoint.threads import call_from_loop
+from rallypoint import runtime
 
 LOOKUP_TIMEOUT_S: Final = 2.0
 """How many seconds a request with an unknown name waits for the lookup of this machine's name.
@@ -50,7 +50,7 @@ class KnownHosts:
             return True
         host = host_of(header)
         if self._lookup is None:
-            self._lookup = call_from_loop(_full_name)
+            self._lookup = runtime.in_thread(_full_name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 self._names.update(_with_first_label(await asyncio.shield(self._lookup)))

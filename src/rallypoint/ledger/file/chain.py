@@ -26,7 +26,7 @@ import msgspec
 
 from rallypoint.errors import LedgerCorruptError, LedgerUnreachableError
 from rallypoint.ledger import record_format
-from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult
 
 SEGMENT: Final = 8
 """The versions of a segment. A register keeps at most as many old versions."""
@@ -100,7 +100,7 @@ class Chain:
                 return None
             path = self._path(number)
             try:
-                sealed = content(path)
+                sealed = self._disk.content(path)
             except FileNotFoundError:
                 continue
             opened = record_format.unseal(sealed, str(path))
@@ -140,7 +140,7 @@ class Chain:
             return Advance.UNSURE
         if not current:
             with contextlib.suppress(FileNotFoundError):
-                self._path(number).unlink()
+                self._disk.system.unlink(self._path(number))
             return Advance.LOST
         if number % SEGMENT == 0:
             with contextlib.suppress(FileNotFoundError):
@@ -164,7 +164,9 @@ class Chain:
                     return None
                 if any(self._versions(each) for each in segments if each > own):
                     count = len(self._versions(own))
-                    self._segment(own).stat()  # raises if it was emptied during the listing
+                    self._disk.check(
+                        self._segment(own)
+                    )  # raises if it was emptied during the listing
                     return count == SEGMENT
                 if self._segments() == segments:
                     return True
@@ -178,23 +180,23 @@ class Chain:
             versions = self._versions(segment)
             if versions:
                 # If the segment still has its name, nothing was removed during the listing.
-                self._path(versions[-1]).stat()
+                self._disk.check(self._path(versions[-1]))
                 return versions[-1]
         # A folder that was moved away is emptied, and may have been listed meanwhile: a segment, or
         # the chain of a register that was deleted.
         for segment in segments:
-            self._segment(segment).stat()
-        self._folder.stat()
+            self._disk.check(self._segment(segment))
+        self._disk.check(self._folder)
         raise LedgerCorruptError(
             f"{self._folder} holds no version of its register",
             hint="stop every process that uses this ledger, and restore the folder from a backup",
         )
 
     def _segments(self) -> list[int]:
-        return _numbers(names(self._folder))
+        return _numbers(self._disk.names(self._folder))
 
     def _versions(self, segment: int) -> list[int]:
-        return _numbers(names(self._segment(segment)))
+        return _numbers(self._disk.names(self._segment(segment)))
 
     def _segment(self, number: int) -> Path:
         return self._folder / _name(_first(number))

@@ -11,10 +11,12 @@ import contextlib
 import enum
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from rallypoint import runtime
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerError,
@@ -22,6 +24,7 @@ from rallypoint.errors import (
     LedgerUnreachableError,
 )
 from rallypoint.ledger import record_format
+from rallypoint.ledger.file.file_system import POSIX, FileSystem
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
@@ -29,6 +32,8 @@ FOLDER_MODE: Final = 0o700
 _STALE_S: Final = 3600.0
 """A file that was not linked for this many seconds, by the disk's clock (R9), is removed."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP})
+"""The errors after which a name does not exist. (Those of pathlib's `exists`.)"""
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -44,38 +49,91 @@ class LinkResult(enum.Enum):
 
 
 class Disk:
-    """The operations. For tests, `on_step` is called before each step that a crash may prevent."""
+    """The operations on a file system. Several threads use one Disk at a time.
 
-    def __init__(self, on_step: Callable[[str], None] | None = None) -> None:
+    For tests, `on_step` is called before each step that a crash may prevent.
+    """
+
+    def __init__(
+        self, on_step: Callable[[str], None] | None = None, system: FileSystem = POSIX
+    ) -> None:
         self._step = on_step or (lambda step: None)
+        self.system = system
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder. Raises FileNotFoundError, also if NFS reports it as stale.
+
+        To open a folder makes an NFS client ask the server for changes, unless mounted with
+        `nocto`.
+        """
+        try:
+            return self.system.names(folder)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise _gone(error, folder) from error
+            raise
+
+    def content(self, path: Path) -> bytes:
+        """The bytes of a file. Raises FileNotFoundError, also if NFS reports it as stale."""
+        try:
+            return self.system.read(path)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise _gone(error, path) from error
+            raise
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file or a folder of this name."""
+        return self._found(path) is not None
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether there is a folder of this name."""
+        found = self._found(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def check(self, path: Path) -> None:
+        """Raises FileNotFoundError if there is no file or folder of this name."""
+        self.system.status(path)
+
+    def _found(self, path: Path) -> os.stat_result | None:
+        try:
+            return self.system.status(path)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
+
+    # -- changes -----------------------------------------------------------------------------------
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a new file and force it to the disk. Its name may not be on the disk yet."""
         self._step(f"create {path.name}")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        descriptor = self.system.create(path, FILE_MODE)
         try:
             half = len(data) // 2
-            _write_all(descriptor, data[:half])
+            self._write_all(descriptor, data[:half])
             self._step("write the rest")
-            _write_all(descriptor, data[half:])
+            self._write_all(descriptor, data[half:])
             self._step("sync the file")
-            os.fsync(descriptor)
+            self.system.sync(descriptor)
         finally:
-            os.close(descriptor)
+            self.system.close(descriptor)
 
     def link(self, temporary: Path, name: Path) -> LinkResult:
         """Give a written file its name, unless that is taken. See `LinkResult`."""
         self._step(f"link {name.name}")
         try:
-            os.link(temporary, name)
+            self.system.link(temporary, name)
         except OSError as error:
             # NFS repeats a request whose answer was lost, and then reports that the name is taken.
             # So the outcome depends only on whether both names are the same file.
-            if _is_same(temporary, name):
+            if self._is_same(temporary, name):
                 return LinkResult.LINKED
             if error.errno == errno.EEXIST:
                 return LinkResult.TAKEN
-            if error.errno in _GONE and temporary.exists():
+            if error.errno in _GONE and self.exists(temporary):
                 return LinkResult.GONE
             raise
         return LinkResult.LINKED
@@ -84,23 +142,27 @@ class Disk:
         """Force the names in a folder to the disk. Does nothing if the folder does not exist."""
         self._step(f"sync {folder.name}")
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = self.system.open_folder(folder)
             try:
-                os.fsync(descriptor)
+                self.system.sync(descriptor)
             finally:
-                os.close(descriptor)
+                self.system.close(descriptor)
 
     def make_folder(self, folder: Path) -> None:
         """Make a folder that only this user can use. It may exist already."""
         self._step(f"make {folder.name}")
-        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        try:
+            self.system.make_folder(folder, FOLDER_MODE)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or not self.is_folder(folder):
+                raise
 
     def move_away(self, folder: Path, trash: Path) -> None:
         """Move a folder to the trash in one step, then remove it. It need not exist."""
         self._step(f"move {folder.name} away")
-        target = trash / f"{folder.name}-{os.urandom(6).hex()}"
+        target = trash / f"{folder.name}-{runtime.token_hex(6)}"
         try:
-            folder.rename(target)
+            self.system.rename(folder, target)
         except FileNotFoundError:
             return
         self.remove(target)
@@ -108,26 +170,48 @@ class Disk:
     def rename(self, folder: Path, name: Path) -> None:
         """Give a folder its name. Raises OSError if the name is taken by a folder with content."""
         self._step(f"rename to {name.name}")
-        folder.rename(name)
+        self.system.rename(folder, name)
 
     def remove(self, folder: Path) -> None:
         """Remove a folder in the trash. Files that cannot be removed are left to the next sweep."""
         self._step(f"remove {folder.name}")
-        for parent, folders, files in os.walk(folder, topdown=False):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    Path(parent, name).unlink()
-            for name in folders:
-                with contextlib.suppress(OSError):
-                    Path(parent, name).rmdir()
+        self._empty(folder)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            self.system.remove_folder(folder)
 
     def forget(self, temporary: Path) -> None:
         """Remove the temporary name of a file; its other name stays."""
         self._step("forget the temporary name")
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            self.system.unlink(temporary)
+
+    def _empty(self, folder: Path) -> None:
+        try:
+            entries = self.system.entries(folder)
+        except OSError:
+            return
+        for name, is_folder in entries:
+            path = folder / name
+            if is_folder:
+                self._empty(path)
+            with contextlib.suppress(OSError):
+                if is_folder:
+                    self.system.remove_folder(path)
+                else:
+                    self.system.unlink(path)
+
+    def _write_all(self, descriptor: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self.system.write(descriptor, view) :]
+
+    def _is_same(self, one: Path, other: Path) -> bool:
+        try:
+            return os.path.samestat(self.system.status(one), self.system.status(other))
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
 
 
 class Scratch:
@@ -145,7 +229,7 @@ class Scratch:
     @contextlib.contextmanager
     def temporary(self, value: bytes) -> Iterator[Path]:
         """A file with this value in a sealed record, on the disk and ready to be linked."""
-        path = self.temporaries / os.urandom(12).hex()
+        path = self.temporaries / runtime.token_hex(12)
         try:
             self._disk.write(path, record_format.seal(value, record_format.new_nonce()))
             yield path
@@ -163,42 +247,21 @@ class Scratch:
 
     def sweep(self) -> None:
         """Remove the files and folders of processes that have crashed."""
-        for name in names(self.trash):
+        for name in self._disk.names(self.trash):
             self._disk.remove(self.trash / name)
+        system = self._disk.system
         with self.temporary(b"") as fresh:
-            now_s = fresh.stat().st_mtime
-            for name in names(self.temporaries):
+            now_s = system.status(fresh).st_mtime
+            for name in self._disk.names(self.temporaries):
                 path = self.temporaries / name
                 with contextlib.suppress(OSError):
-                    if now_s - path.stat().st_mtime <= _STALE_S:
+                    found = system.status(path)
+                    if now_s - found.st_mtime <= _STALE_S:
                         continue
-                    if path.is_dir():
+                    if stat.S_ISDIR(found.st_mode):
                         self.move_away(path)
                     else:
-                        path.unlink()
-
-
-def names(folder: Path) -> list[str]:
-    """The names in a folder. Raises FileNotFoundError, also if NFS reports it as stale.
-
-    To open a folder makes an NFS client ask the server for changes, unless mounted with `nocto`.
-    """
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError as error:
-        if error.errno in _GONE:
-            raise FileNotFoundError(error.errno, os.strerror(error.errno), str(folder)) from error
-        raise
-
-
-def content(path: Path) -> bytes:
-    """The bytes of a file. Raises FileNotFoundError, also if NFS reports it as stale."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno in _GONE:
-            raise FileNotFoundError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+                        system.unlink(path)
 
 
 def as_ledger_error(error: OSError, folder: Path) -> LedgerError:
@@ -220,16 +283,5 @@ def as_ledger_error(error: OSError, folder: Path) -> LedgerError:
     )
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samestat(one.stat(), other.stat())
-    except OSError as error:
-        if error.errno in _GONE:
-            return False
-        raise
+def _gone(error: OSError, path: Path) -> FileNotFoundError:
+    return FileNotFoundError(error.errno, error.strerror, str(path))

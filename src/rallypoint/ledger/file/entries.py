@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import LedgerUnreachableError
 from rallypoint.ledger.file.chain import Advance
-from rallypoint.ledger.file.disk import Disk, Scratch, names
+from rallypoint.ledger.file.disk import Disk, Scratch
 from rallypoint.ledger.file.index import FileIndex, Index, Indexed, Kind
 
 TRIES_MAX: Final = 1000
@@ -65,12 +63,12 @@ class Entries:
         before = self._index.ready(part)
         entries = before.index.entries(self._kind)
         present = entries.get(key)
-        if present is not None and (self.folder / present).is_dir():
+        if present is not None and self._disk.is_folder(self.folder / present):
             return None
         # The number is that of the part's next version. A folder that is not in that version will
         # never be in the index, so it can be removed at any time.
         number = before.number + 1
-        name = f"{number:016x}-{part}{os.urandom(_RANDOM_DIGITS // 2).hex()}"
+        name = f"{number:016x}-{part}{runtime.token_hex(_RANDOM_DIGITS // 2)}"
         begin(self.folder / name, number)
         self._disk.sync(self.folder)
         index = before.index.with_entries(self._kind, {**entries, key: name})
@@ -112,7 +110,7 @@ class Entries:
             found += (
                 key
                 for key, name in self._index.read(part).index.entries(self._kind).items()
-                if key.startswith(prefix) and (self.folder / name).is_dir()
+                if key.startswith(prefix) and self._disk.is_folder(self.folder / name)
             )
         return tuple(sorted(found))
 
@@ -121,7 +119,7 @@ class Entries:
         used: set[str] = set()
         for indexed in parts.values():
             used.update(indexed.index.entries(self._kind).values())
-        for name in names(self.folder):
+        for name in self._disk.names(self.folder):
             indexed = parts.get(_part_in(name), _NOT_READ)
             if name not in used and _number_in(name) <= indexed.number:
                 self._scratch.move_away(self.folder / name)
@@ -175,4 +173,5 @@ def _number_in(name: str) -> float:
 
 def _pause() -> None:
     """Wait after another process was first, so that both do not collide again."""
-    time.sleep(random.uniform(0.0005, 0.005))
+    here = runtime.here()
+    here.sleep(here.chance.uniform(0.0005, 0.005))

@@ -10,16 +10,13 @@
 from __future__ import annotations
 
 import contextlib
-import grp
-import os
-import pwd
-import secrets
 import stat
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
@@ -29,7 +26,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger import record_format
 from rallypoint.ledger.file import probe
-from rallypoint.ledger.file.disk import Disk, LinkResult, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult
 from rallypoint.ledger.file.index import begin_index, is_used
 from rallypoint.ledger.marker import Marker, decode, new_marker
 
@@ -43,33 +40,33 @@ def open_folder(root: Path, disk: Disk) -> str:
 
     Raises LedgerError, and OSError for errors of the system.
     """
-    if not root.parent.is_dir():
+    if not disk.is_folder(root.parent):
         # No parent is made, because a disk that is not mounted must not look like an empty one.
         raise LedgerUnreachableError(
             f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
             hint="is the disk mounted? Rallypoint creates only the last folder; create its parents",
         )
-    if root.exists() and not root.is_dir():
+    if disk.exists(root) and not disk.is_folder(root):
         raise LedgerForeignError(
             f"{str(root)!r} is not a folder", hint="name a folder that is empty or does not exist"
         )
     disk.make_folder(root)
-    _refuse_shared(root)
-    marker = _marker(root)
+    _refuse_shared(root, disk)
+    marker = _marker(root, disk)
     if marker is None:
-        _refuse_foreign(root)
-    probe.probe(root)
+        _refuse_foreign(root, disk)
+    probe.probe(root, disk.system)
     if marker is None:
         _make(root, disk)
-        marker = _marker(root)
+        marker = _marker(root, disk)
     if marker is None:
         raise LedgerUnreachableError(
             f"the marker of the new ledger in {str(root)!r} has disappeared",
             hint="another process may have removed it: look at the folder, and start again",
         )
     place = root / f"{_LEDGER}{marker.ledger_id}"
-    _refuse_shared(place)
-    missing = [name for name in _INSIDE if not (place / name).is_dir()]
+    _refuse_shared(place, disk)
+    missing = [name for name in _INSIDE if not disk.is_folder(place / name)]
     if missing:
         raise LedgerCorruptError(
             f"the ledger in {str(root)!r} has lost its {', '.join(missing)}",
@@ -83,10 +80,10 @@ def place_of(root: Path, ledger_id: str) -> Path:
     return root / f"{_LEDGER}{ledger_id}"
 
 
-def replaced(root: Path, ledger_id: str) -> LedgerReplacedError | None:
+def replaced(root: Path, ledger_id: str, disk: Disk) -> LedgerReplacedError | None:
     """The error if the folder now has another ledger; otherwise None."""
     with contextlib.suppress(OSError, LedgerCorruptError):
-        marker = _marker(root)
+        marker = _marker(root, disk)
         if marker is not None and marker.ledger_id != ledger_id:
             return LedgerReplacedError(
                 f"{str(root)!r} held ledger {ledger_id} and now holds ledger {marker.ledger_id}",
@@ -95,10 +92,10 @@ def replaced(root: Path, ledger_id: str) -> LedgerReplacedError | None:
     return None
 
 
-def _marker(root: Path) -> Marker | None:
+def _marker(root: Path, disk: Disk) -> Marker | None:
     path = root / MARKER
     try:
-        sealed = content(path)
+        sealed = disk.content(path)
     except FileNotFoundError:
         return None
     if not record_format.is_sealed(sealed) and sealed:
@@ -114,19 +111,20 @@ def _marker(root: Path) -> Marker | None:
         ) from error
 
 
-def _refuse_shared(folder: Path) -> None:
+def _refuse_shared(folder: Path, disk: Disk) -> None:
     """Refuse a folder in which another user could replace or remove the ledger.
 
     A folder with the sticky bit, like /tmp, is allowed: only the owner of a file can remove it.
     """
-    status = folder.stat()
-    if status.st_uid not in (0, os.geteuid()) and os.geteuid() != 0:
+    system = disk.system
+    status = system.status(folder)
+    if status.st_uid not in (0, system.user()) and system.user() != 0:
         raise LedgerAccessError(
             f"{str(folder)!r} belongs to another user (uid {status.st_uid})",
             hint="name a folder of your own, or one that does not exist",
         )
     may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if may_write == stat.S_IWGRP and _is_own_group(status.st_gid):
+    if may_write == stat.S_IWGRP and system.is_own_group(status.st_gid):
         return
     if may_write and not status.st_mode & stat.S_ISVTX:
         raise LedgerAccessError(
@@ -135,15 +133,8 @@ def _refuse_shared(folder: Path) -> None:
         )
 
 
-def _is_own_group(group: int) -> bool:
-    """Whether this user is the only member of the group. Many systems give each user a group."""
-    with contextlib.suppress(KeyError):
-        return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    return False
-
-
-def _refuse_foreign(root: Path) -> None:
-    found = sorted(names(root))
+def _refuse_foreign(root: Path, disk: Disk) -> None:
+    found = sorted(disk.names(root))
     foreign = [name for name in found if not name.startswith((_LEDGER, probe.PREFIX))]
     if foreign and MARKER not in foreign:
         more = ", ..." if len(foreign) > 3 else ""
@@ -154,7 +145,7 @@ def _refuse_foreign(root: Path) -> None:
     for name in found:
         # A ledger that has lost its marker must not be overwritten. A folder whose ledger was
         # never completely made has never been written to.
-        if name.startswith(_LEDGER) and is_used(root / name):
+        if name.startswith(_LEDGER) and is_used(root / name, disk):
             raise LedgerCorruptError(
                 f"{str(root)!r} holds {name}, but its marker {MARKER!r} is missing",
                 hint="restore the folder from a backup, or name another one for a new ledger",
@@ -170,7 +161,7 @@ def _make(root: Path, disk: Disk) -> None:
         disk.make_folder(place / name)
     begin_index(place, disk)
     disk.sync(place)
-    temporary = root / f"{probe.PREFIX}{secrets.token_hex(8)}"
+    temporary = root / f"{probe.PREFIX}{runtime.token_hex(8)}"
     disk.write(temporary, marker)
     linked = disk.link(temporary, root / MARKER)
     disk.sync(root)

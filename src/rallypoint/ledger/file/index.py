@@ -17,17 +17,17 @@ import contextlib
 import enum
 import errno
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger import record_format
 from rallypoint.ledger.file.chain import SEGMENT, Advance, Chain
-from rallypoint.ledger.file.disk import Disk, names
+from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.keys import group_of, group_of_prefix
 
 PARTS: Final = 64
@@ -83,11 +83,11 @@ def begin_index(place: Path, disk: Disk) -> None:
     _begin(place / INDEX, Layout(PARTS), place / "trash", disk)
 
 
-def is_used(place: Path) -> bool:
+def is_used(place: Path, disk: Disk) -> bool:
     """Whether this ledger was ever written to."""
     with contextlib.suppress(FileNotFoundError, LedgerCorruptError):
-        made = any(_is_part(name) for name in names(place / INDEX))
-        return made or Chain(place / INDEX, place / "trash", Disk()).number() not in (None, SEGMENT)
+        made = any(_is_part(name) for name in disk.names(place / INDEX))
+        return made or Chain(place / INDEX, place / "trash", disk).number() not in (None, SEGMENT)
     return False
 
 
@@ -117,13 +117,13 @@ class FileIndex:
         group = group_of_prefix(prefix)
         if group is not None:
             return (self._part(group),)
-        return [name for name in sorted(names(self._folder)) if _is_part(name)]
+        return [name for name in sorted(self._disk.names(self._folder)) if _is_part(name)]
 
     def read(self, part: str) -> Indexed:
         """The present version of a part."""
         head = self._chain(part).head()
         if head is None:
-            if part == WHOLE or not self._folder.is_dir():
+            if part == WHOLE or not self._disk.is_folder(self._folder):
                 raise FileNotFoundError(2, "the ledger's index is gone", str(self._folder.parent))
             return Indexed(0, Index())
         return Indexed(head.number, self._decoded(head.value, head.number))
@@ -131,7 +131,7 @@ class FileIndex:
     def ready(self, part: str) -> Indexed:
         """The part as it is now, before a name is added. It is made if it does not exist."""
         if part != WHOLE and part not in self._made:
-            if not (self._folder / part).is_dir():
+            if not self._disk.is_folder(self._folder / part):
                 self._make(part)
             # The process that made it may have died before it forced the name to the disk.
             self._disk.sync(self._folder)
@@ -162,12 +162,12 @@ class FileIndex:
 
     def _make(self, part: str) -> None:
         """Make a part elsewhere, then rename it in one step, as another process may do the same."""
-        aside = self._temporaries / os.urandom(12).hex()
+        aside = self._temporaries / runtime.token_hex(12)
         _begin(aside, Index(), self._trash, self._disk)
         try:
             self._disk.rename(aside, self._folder / part)
         except OSError as error:
-            if error.errno not in _THERE or not (self._folder / part).is_dir():
+            if error.errno not in _THERE or not self._disk.is_folder(self._folder / part):
                 raise
             self._disk.move_away(aside, self._trash)
 

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint.errors import (
     LedgerError,
     LedgerUnreachableError,
@@ -29,6 +30,7 @@ from rallypoint.ledger.contract import (
 )
 from rallypoint.ledger.file.disk import Disk, Scratch, as_ledger_error
 from rallypoint.ledger.file.entries import Entries
+from rallypoint.ledger.file.file_system import POSIX, FileSystem
 from rallypoint.ledger.file.folder import open_folder, place_of, replaced
 from rallypoint.ledger.file.index import FileIndex, Kind
 from rallypoint.ledger.file.logs import Logs
@@ -69,13 +71,17 @@ class FileLedger(Ledger):
         *,
         timeout_s: float = TIMEOUT_S,
         on_step: Callable[[str], None] | None = None,
+        system: FileSystem = POSIX,
     ) -> None:
-        """`timeout_s` limits each call, in seconds. `on_step` is for tests: see `Disk`."""
+        """`timeout_s` limits each call, in seconds. `on_step` is for tests: see `Disk`.
+
+        `system`: the file system that has the folder; a simulator has its own.
+        """
         self.ledger_id = ""
         self._root = Path(folder).absolute()
         self._timeout_s = timeout_s
-        self._disk = Disk(on_step)
-        self._threads = LimitedCalls()
+        self._disk = Disk(on_step, system)
+        self._threads = LimitedCalls(runtime.in_thread)
         self._files: _Files | None = None
 
     async def open(self) -> None:
@@ -191,5 +197,5 @@ class FileLedger(Ledger):
         except LedgerError:
             raise
         except OSError as error:
-            other = replaced(self._root, self.ledger_id) if self.ledger_id else None
+            other = replaced(self._root, self.ledger_id, self._disk) if self.ledger_id else None
             raise other or as_ledger_error(error, self._root) from error

@@ -6,13 +6,13 @@ A log is a folder of records, each linked to its name once. The index names the 
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
+from rallypoint import runtime
 from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Gap
-from rallypoint.ledger.file.disk import Disk, LinkResult, Scratch, content, names
+from rallypoint.ledger.file.disk import Disk, LinkResult, Scratch
 from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded
 from rallypoint.ledger.keys import is_record_name, record_name
 
@@ -50,7 +50,7 @@ class Logs:
         for name in self._entries.candidates(log):
             folder = self._entries.folder / name
             with contextlib.suppress(FileNotFoundError):
-                found = _page(folder, start, limit, seconds)
+                found = self._page(folder, start, limit, seconds)
                 self._sync(log, name, start + len(found))
                 return found
         return []
@@ -66,10 +66,10 @@ class Logs:
     def _append(self, folder: Path, index: int, value: bytes) -> AppendOutcome | None:
         """Append to the log in this folder. None: the folder does not exist."""
         path = folder / record_name(index)
-        if not path.exists():
-            if not folder.is_dir():
+        if not self._disk.exists(path):
+            if not self._disk.is_folder(folder):
                 return None
-            if index > 0 and not (folder / record_name(index - 1)).exists():
+            if index > 0 and not self._disk.exists(folder / record_name(index - 1)):
                 return Gap()
             linked = self._scratch.link(value, path)
             if linked is LinkResult.GONE:
@@ -78,7 +78,7 @@ class Logs:
             if linked is LinkResult.LINKED:
                 return Created()
         try:
-            return Exists(record_format.unseal(content(path), str(path)).value)
+            return Exists(record_format.unseal(self._disk.content(path), str(path)).value)
         except FileNotFoundError:
             return None
 
@@ -89,31 +89,35 @@ class Logs:
             self._disk.sync(self._entries.folder / name)
             self._entries.synced[log] = (name, count)
 
+    def _page(
+        self, folder: Path, start: int, limit: int, seconds: float
+    ) -> list[tuple[int, bytes]]:
+        """Read a page. Raises FileNotFoundError if the log was removed."""
+        ends_s = runtime.here().monotonic_s() + seconds
+        found: list[tuple[int, bytes]] = []
+        for index in range(start, start + limit):
+            path = folder / record_name(index)
+            try:
+                value = record_format.unseal(self._disk.content(path), str(path)).value
+            except FileNotFoundError:
+                self._check_end(folder, index)
+                break
+            found.append((index, value))
+            if runtime.here().monotonic_s() >= ends_s:
+                break
+        return found
 
-def _page(folder: Path, start: int, limit: int, seconds: float) -> list[tuple[int, bytes]]:
-    """Read a page. Raises FileNotFoundError if the log was removed."""
-    ends_s = time.monotonic() + seconds
-    found: list[tuple[int, bytes]] = []
-    for index in range(start, start + limit):
-        path = folder / record_name(index)
-        try:
-            value = record_format.unseal(content(path), str(path)).value
-        except FileNotFoundError:
-            _check_end(folder, index)
-            break
-        found.append((index, value))
-        if time.monotonic() >= ends_s:
-            break
-    return found
-
-
-def _check_end(folder: Path, count: int) -> None:
-    """Check that the log ends after these records. Raises FileNotFoundError if it was removed."""
-    later = [name for name in names(folder) if is_record_name(name) and int(name, 16) > count]
-    # Another process may have written it since. It is missing only if it still does not exist.
-    if later and not (folder / record_name(count)).exists():
-        names(folder)  # raises if the log was removed meanwhile
-        raise LedgerCorruptError(
-            f"record {count} of the log in {folder} is missing, but later records exist",
-            hint=record_format.DAMAGED_HINT,
-        )
+    def _check_end(self, folder: Path, count: int) -> None:
+        """Check that the log ends there. Raises FileNotFoundError if it was removed."""
+        later = [
+            name
+            for name in self._disk.names(folder)
+            if is_record_name(name) and int(name, 16) > count
+        ]
+        # Another process may have written it since. It is missing only if it still does not exist.
+        if later and not self._disk.exists(folder / record_name(count)):
+            self._disk.names(folder)  # raises if the log was removed meanwhile
+            raise LedgerCorruptError(
+                f"record {count} of the log in {folder} is missing, but later records exist",
+                hint=record_format.DAMAGED_HINT,
+            )
