@@ -155,9 +155,9 @@ class NodeMachine:
 
     def connected(self, now_s: float, source: Address | None = None) -> list[Action]:
         """A connection to a coordinator is open. `source`: the address of this side's socket."""
-        self.heartbeats.connected(now_s)
+        self.heartbeats.connected(now_s)  # R9: silence counts from now, by this node's clock.
         attach = wire.Attach(
-            self.stamp,
+            self.stamp,  # R5: the newest stamp that this node has seen.
             wire.VERSION,
             self.run_id,
             self.info,
@@ -165,7 +165,7 @@ class NodeMachine:
             self._software,
             reads_ledger=self._is_elected,
             source=source,
-            resume_secret=self._resume_secret,
+            resume_secret=self._resume_secret,  # R4: only this node resumes as itself.
         )
         return [Send(attach)]
 
@@ -196,7 +196,7 @@ class NodeMachine:
         if self._is_stale(message):
             # R5: late messages of an older term or round change nothing.
             return self._leave_replaced(message)
-        if not isinstance(message, wire.Refused):
+        if not isinstance(message, wire.Refused):  # R5: the node remembers the newest stamp.
             self.stamp = message.stamp
         match message:
             case wire.Beat():
@@ -204,6 +204,7 @@ class NodeMachine:
                 heartbeats = self.heartbeats
                 heartbeats.beat_heard_s = now_s
                 if message.beat != heartbeats.beat:  # The lease was renewed.
+                    # R13: a coordinator renews the lease, so the round may go on.
                     heartbeats.beat, heartbeats.led_s = message.beat, now_s
                 return []
             case wire.StoreAnswer():
@@ -230,16 +231,19 @@ class NodeMachine:
         """Whether a message is of an older term or round than this node has seen (R5)."""
         seen = self.stamp
         if isinstance(message, wire.Refused):
+            # R7: a redirect does no harm, whoever sends it.
             if message.refusal.code in self._redirects or not message.stamp.term:
                 # A redirect does no harm. A coordinator without a term of this run refuses only for
                 # reasons that need none: a version, a size, another ledger.
                 return False
-            seen = Stamp(seen.ledger_id, seen.term, 0)
+            seen = Stamp(seen.ledger_id, seen.term, 0)  # R7: a refusal is of no round.
         stamp, floor = message.stamp, self._floor  # The floor has a term if a ledger was read.
+        # R5: older than a message before, or than the ledger.
         return stamp.is_older_than(seen) or (floor.term > 0 and stamp.is_older_than(floor))
 
     def _leave_replaced(self, message: wire.FromCoordinator) -> list[Action]:
         """Drop the coordinator if it attaches this node, but was replaced without noticing."""
+        # R7: a node attached to a replaced coordinator looks for another.
         if not isinstance(message, wire.Welcome):
             return []
         term, floor = message.stamp.term, max(self.stamp.term, self._floor.term)
@@ -253,15 +257,17 @@ class NodeMachine:
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby
         actions: list[Action] = [Attached(), *self._catch_up(message)]
+        # R11: requests without an answer are sent again.
         return actions + [Send(each) for each in self._to_say_again(now_s)]
 
     def _catch_up(self, message: wire.Welcome) -> list[Action]:
         """Handle what happened to the node's last round while it was not connected."""
         standing, change = message.standing, message.standing.change
+        # R4: the end of a round that it never had.
         if change is not None and change.round != self.number:
             self._miss(change.round)
             change = None  # The node never received this later round.
-        if self.head is None or standing.round == self.number:
+        if self.head is None or standing.round == self.number:  # R13: its round still goes on.
             return []
         if self.ended is None:
             # R13: the run went on without this node while the node could not be reached.
@@ -279,20 +285,24 @@ class NodeMachine:
         The node is ready for the next one (R7). Its `Ready` must name the missed round as the one
         that it leaves, because the coordinator would treat an older number as a repeat (R4).
         """
+        # R4: the last round that it could have been in.
         self._missed_round = max(self._missed_round, number)
+        # R7: an older number would be ignored as a repeat.
         if self._ready is not None and self._ready.leaving_round < number:
             self._ready = msgspec.structs.replace(self._ready, leaving_round=number)
 
     def _to_say_again(self, now_s: float) -> list[wire.Message]:
         """All messages that are sent again on a new connection."""
         said: list[wire.Message] = []
+        # R7: no coordinator has heard of this failure.
         if self._failure is not None and self.ended is None:
             # first, because the failure must end the round, and not the `Ready`
             said.append(self._failure)
+        # R7: the next coordinator must know which nodes are ready.
         if self.desired is DesiredState.READY and self._ready is not None:
             self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
-        if self.desired is DesiredState.DONE:
+        if self.desired is DesiredState.DONE:  # R7: it must also know which nodes are done.
             said.append(wire.Done(self.stamp, self.number))
         if self.desired is DesiredState.DEPARTING:
             said.append(wire.Departing(self.stamp, self._departing_reason))
@@ -302,11 +312,12 @@ class NodeMachine:
             return [wire.Done(self.stamp, self.number), goodbye] if self._was_done else [goodbye]
         if self._close_wanted is not None:
             said.append(self._close_wanted)
-        return said + self.requests.to_send_again(now_s)
+        return said + self.requests.to_send_again(now_s)  # R11: with the same ids.
 
     def _on_refused(self, refusal: Refusal, ledger_id: str) -> list[Action]:
         if refusal.code in self._redirects:
             return [Redirected(refusal.addresses, refusal.message)]
+        # R7: a refusal that may pass does not end the node.
         if self.stamp.ledger_id and not self._is_final(refusal, ledger_id):
             return [Drop(refusal.message)]
         if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
@@ -321,7 +332,7 @@ class NodeMachine:
         with the earlier coordinator. An address from a ledger may now belong to another program's
         coordinator. A refusal because of a limit may end soon.
         """
-        if ledger_id != self.stamp.ledger_id:
+        if ledger_id != self.stamp.ledger_id:  # R7: another program may have the address by now.
             return bool(ledger_id) and not self._is_elected
         return refusal.code is not RefusalCode.LIMIT
 
@@ -330,28 +341,29 @@ class NodeMachine:
         if self.desired is not DesiredState.READY or message.head.number <= self.number:
             return []
         self.head, self.seat, self.ended = message.head, message.seat, None
-        self.number = message.head.number
+        self.number = message.head.number  # R13: its tokens grow.
         self.desired = DesiredState.IN_ROUND
         self.is_standby = False
         self._ready, self._failure = None, None
         return [RoundFormed(message.head, message.seat)]
 
     def _on_ended(self, change: Change) -> list[Action]:
+        # R4: the end of another round ends nothing here.
         if change.round != self.number or self.head is None:
             return []
         self.ended = change
         self._ended_term = self.stamp.term
         self._failure = None
-        self.requests.drop_calls()
+        self.requests.drop_calls()  # R4: no call of this round reaches the next.
         return [RoundEnded(change)]
 
     def _on_closed(self, close: CloseRecord) -> list[Action]:
-        if self.closed is not None:
+        if self.closed is not None:  # R6: the first close counts.
             return []
-        self.closed = close
+        self.closed = close  # R6: this node joins no further round.
         self._close_wanted = None
         actions: list[Action] = []
-        if self.head is not None and self.ended is None:
+        if self.head is not None and self.ended is None:  # R13: its workers have to stop.
             detail = str(close)
             actions += self._on_ended(Change(ChangeKind.CLOSED, self.number, detail=detail))
         return [*actions, RunEnded(close)]
@@ -369,17 +381,19 @@ class NodeMachine:
 
     def found_term(self, floor: Stamp) -> None:
         """By the ledger, the run cannot have an earlier term than this any more (R5)."""
+        # R5: the floor only rises.
         if self._floor.ledger_id != floor.ledger_id or self._floor.is_older_than(floor):
             self._floor = floor
 
     def orphaned(self, alone_s: float) -> list[Action]:
         """End the round: for `alone_s` the node had no coordinator with a valid lease (R13)."""
+        # R13: only workers of a round can be orphaned.
         if self.head is None or self.ended is not None:
             return []
         what = "no coordinator that holds its lease" if self.is_attached else "no coordinator"
         detail = f"this node had {what} for {alone_s:.0f} s"
         change = Change(ChangeKind.NODE_LOST, self.number, (self.info.name,), 1, detail)
-        actions = self._on_ended(change)
+        actions = self._on_ended(change)  # R13: its workers stop.
         self._ended_term = 0  # No coordinator has been told yet.
         return actions
 
@@ -391,6 +405,7 @@ class NodeMachine:
         Before the round is formed, a second call with another bootstrap address or number of
         workers replaces the first.
         """
+        # R4: a node that leaves asks for no round.
         if self.desired in (DesiredState.DEPARTING, DesiredState.GONE):
             return []
         said = self._ready if self.desired is DesiredState.READY else None
@@ -402,21 +417,22 @@ class NodeMachine:
 
     def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
         """It has the reason why the last round ended, for a coordinator that was elected later."""
+        # R13: a successor learns that the round has ended.
         is_known = self._ended_term == self.stamp.term
         change = None if is_known else self.ended
-        leaving_round = max(self.number, self._missed_round)
+        leaving_round = max(self.number, self._missed_round)  # R4: the round that it leaves.
         return wire.Ready(self.stamp, leaving_round, bootstrap, workers, change)
 
     def failed(self, failure: Failure) -> list[Action]:
         """A worker of this round failed."""
-        if self.desired is not DesiredState.IN_ROUND:
+        if self.desired is not DesiredState.IN_ROUND:  # R4: only a round that it is in can fail.
             return []
         self._failure = wire.Failed(self.stamp, self.number, _bounded(failure))
         return self._say(self._failure)
 
     def done(self) -> list[Action]:
         """All workers of this round have finished."""
-        if self.desired is not DesiredState.IN_ROUND:
+        if self.desired is not DesiredState.IN_ROUND:  # R4: only a round that it is in can be done.
             return []
         self.desired = DesiredState.DONE
         return self._say(wire.Done(self.stamp, self.number))
@@ -455,6 +471,7 @@ class NodeMachine:
 
         With `now_s`, a call that is sent again has the rest of `timeout_s`.
         """
+        # R4: the call is of its own round, whatever it has heard since.
         stamp = Stamp(self.stamp.ledger_id, self.stamp.term, self.number)
         call = self.requests.call(stamp, op, timeout_s, now_s)
         return call.request_id, self._say(call)

@@ -31,6 +31,7 @@ class ClaimedRun:
     @property
     def is_owned(self) -> bool:
         """Whether this process owns the run, as far as is known here."""
+        # R5: as the ledger said last.
         return self.claim.state is e.ClaimState.OWNED and self.claim.register is not None
 
     @property
@@ -61,6 +62,7 @@ def with_record(
         register,
         settings=membership.settings,
         restarts=membership.restart_count,
+        # R10: marks of the round before do not count for this one.
         marks=membership.marks_with(record),
         **changes,
     )

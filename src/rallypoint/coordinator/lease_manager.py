@@ -92,6 +92,7 @@ class LeaseManager:
     def _new_holder(self) -> e.LeaseHolder:
         # Each lease has a new random process name, because a lost lease is never regained.
         return e.LeaseHolder(
+            # R5: a new name, so that nothing of the lost lease counts.
             runtime.token_hex(8),
             self.addresses,
             self.timing,
@@ -128,18 +129,23 @@ class LeaseManager:
 
         The caller must call `begin_again` after `Lost`.
         """
+        # R5: a lost lease is lost for all runs.
         if self.holder.is_lost:
             return [Lost(self.holder.lost_reason)]
+        # R5: only a renewal in time allows decisions.
         if self.holder.may_decide(now_s):
             if not self.is_suspended:
                 return []
             self.is_suspended, self.problem = False, ""
+            # R7: the runs go on.
             return [Restored()]
         if self.is_going:
             if self.is_suspended:
                 return []
             self.is_suspended = True
+            # R5: nothing is decided any more, as others may take over.
             return [HandingOver()]
+        # R5: the lease is too old, so all runs are suspended.
         return self._suspend(now_s) if owns_runs() else []
 
     def _suspend(self, now_s: float) -> list[News]:
@@ -152,7 +158,9 @@ class LeaseManager:
         # known, and again when it is known.
         if not self.is_suspended or (self.problem and not self._has_told_problem):
             self.is_suspended, self._has_told_problem = True, bool(self.problem)
+            # R5: before anything else is decided.
             news.append(Suspended(self.problem or NO_ANSWER, away_s))
+        # R7: nodes may reach a coordinator that reaches the ledger.
         if now_s >= self._send_away_s:
             self._send_away_s = now_s + self._sendings.next_s(now_s)
             news.append(NodesMustLeave(away_s))
@@ -174,6 +182,7 @@ class LeaseManager:
         return {
             lease.process: version
             for lease, version in leases
+            # R7: only another process can take over.
             if lease.process != self.process and e.may_take(lease, run_id)
         }
 

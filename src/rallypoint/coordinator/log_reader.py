@@ -101,9 +101,11 @@ class LogReader:
             sealed = await self._read_and_seal(reading)
             if sealed is _Sealed.DONE:
                 return SealedLog(reading.replay, reading.log, reading.index)
+            # R10: a remnant is no beginning of a log.
             if sealed is _Sealed.REMNANT:
                 self._remnants.add(self._name(first))
                 continue
+            # R10: twice the same, so the former owner has not moved on.
             if reading.log == gone:
                 await self._lost(f"log {self._name(gone)!r} was removed from the ledger")
             # The former owner may have dropped this segment after it moved to the next one.
@@ -111,6 +113,7 @@ class LogReader:
             await asyncio.sleep(RETRY_S)
 
     async def _lost(self, why: str) -> Never:
+        # R5: a successor may have dropped it: then this is deposed.
         # A successor that has formed the next round drops the log as well, which is no loss.
         await self._make_sure()
         raise StoreLostError(why)
@@ -132,11 +135,15 @@ class LogReader:
                 for _, data in page:
                     reading.take(data)
                 await asyncio.sleep(0)  # Let other tasks run between two pages.
+            # R10: a log without a header was removed.
             elif not index:
                 return _Sealed.GONE
+            # R5: nothing can follow it.
             elif reading.last == self._seal:
                 return _Sealed.DONE
+            # R10: a later segment says that this one has been named.
             elif await self._goes_on_after(reading.log):
+                # R10: it names none, so it is a remnant.
                 # This record was written before the next segment got its second record.
                 if not await self._page(name, index):
                     return _Sealed.REMNANT
@@ -152,8 +159,10 @@ class LogReader:
         """Whether a later segment has more than its header."""
         found = [(each, name) for name in await self._names() if (each := parse(name)) is not None]
         for each, name in sorted(found):
+            # R10: only later segments tell.
             if each.segment <= log.segment:
                 continue
+            # R10: a header alone proves nothing.
             if await self._ask(partial(self._ledger.records, name, 1, 1)):
                 return True
             if not await self._ask(partial(self._ledger.records, name, 0, 1)):
@@ -163,19 +172,24 @@ class LogReader:
 
     async def _try_to_seal(self, reading: _Reading) -> _Sealed:
         later = reading.replay.latest_term
+        # R5: a later owner has it.
         if later > self._term:
+            # R5: if it was deposed, this does not return.
             # Either this process stood still and has lost the run: then the next renewal fails, and
             # this is cancelled. Or the lease is valid: then no other process can have sealed after
             # it.
             await self._make_sure()
             raise UnreadableLogError(f"term {later} has sealed it; this one is {self._term}")
+        # R5: behind the last record that was read, or not at all.
         outcome = await self._ledger.append(self._name(reading.log), reading.index, self._seal)
+        # R5: sealed only if the ledger has the seal.
         if isinstance(outcome, Created) or outcome == Exists(self._seal):
             reading.take(self._seal)
             return _Sealed.DONE
         if isinstance(outcome, Unknown):
             self._tell("the log cannot be sealed", outcome.reason)
             await asyncio.sleep(RETRY_S)
+        # R10: a conflict means that there is more to read.
         return _Sealed.GONE if isinstance(outcome, Gap) else _Sealed.NOT_YET
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:

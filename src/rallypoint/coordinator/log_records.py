@@ -104,7 +104,9 @@ def decode_record(data: bytes) -> Record:
     try:
         record = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # R12: bytes that are no record are refused.
         raise UnreadableLogError(_why_unreadable(data, error)) from error
+    # R12: so is another format.
     if record.format != FORMAT:
         raise UnreadableLogError(_other_format(record.format))
     return record

@@ -41,6 +41,7 @@ class Replay:
     @property
     def store(self) -> RoundStore:
         """The rebuilt store. Raises UnreadableLogError if the first records are missing."""
+        # R10: a log without its beginning makes no store.
         if self._store is None:
             raise UnreadableLogError(
                 "the first records of the log of the round's store are missing"
@@ -51,6 +52,7 @@ class Replay:
         """The next records are those of this segment."""
         self._log = log
         self._since_it, self._cost_of_it, self._cost_since_it = [], Cost(), Cost()
+        # R10: a later segment begins with a snapshot.
         if log.segment:
             self._coming = self._new_store()
         else:
@@ -66,34 +68,43 @@ class Replay:
             ) from error
 
     def _take(self, record: Record, size: int) -> None:
+        # R5: a later seal must be seen.
         self.latest_term = max(self.latest_term, record.term)
         if record.part is not None:
             self._cost_of_it.add(size)
             if self._coming is not None:
                 self._coming.load(record.part.items)
+                # R10: a snapshot counts when it is whole.
                 if record.part.is_last:
                     self._switch(self._coming)
             return
         self.since.add(size)
         self._cost_since_it.add(size)
+        # R11: an unfinished group was not acknowledged.
         if record.is_seal:
             # Groups that the former writer did not finish were never acknowledged: drop them.
             self._unfinished = []
         self._unfinished += record.entries
+        # R10: a group counts as a whole or not at all.
         finished = len(self._unfinished) - record.unfinished
         entries, self._unfinished = self._unfinished[:finished], self._unfinished[finished:]
         if self._coming is not None:
+            # R10: calls between the parts of the snapshot.
             self._since_it += entries
         if self._store is not None:
+            # R10: in order.
             _redo(self._store, entries)
 
     def _switch(self, store: RoundStore) -> None:
+        # R10: the calls since the snapshot began.
         _redo(store, self._since_it)
         self._store, self._coming, self._since_it = store, None, []
+        # R10: the segments before are not needed.
         self.base = self._log
         self.snapshot, self.since = self._cost_of_it, self._cost_since_it
 
 
 def _redo(store: RoundStore, entries: Iterable[Settled]) -> None:
     for entry in entries:
+        # R10: the same writes. R11: the same answers.
         store.redo(entry)

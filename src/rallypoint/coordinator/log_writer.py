@@ -70,9 +70,11 @@ class LogWriter:
         needs the header (R5).
         """
         creating = self._creating.get(run.run_id)
+        # R1: one creation for each record.
         if creating is not None and creating.record == record:
             return  # After an outage the same round is given again, and the same task continues.
         if creating is not None:
+            # R1: the record before is not written any more.
             creating.task.cancel()
         task = self._spawn(run.run_id, self._create_and_commit(run, record, commit))
         self._creating[run.run_id] = _Creating(record, task)
@@ -86,6 +88,7 @@ class LogWriter:
             creating = self._creating.get(run.run_id)
             if creating is not None and creating.task is asyncio.current_task():
                 del self._creating[run.run_id]
+        # R5: only a record that is still to be committed.
         if _is_committing(run, record):
             commit(run, record)
 
@@ -93,11 +96,13 @@ class LogWriter:
         log = first_log(record.head.term, record.head.number)
         header = header_record(run.run_id, log.number, log.term)
         told = ""
+        # R5: not for a run that was lost meanwhile.
         while _is_committing(run, record):
             try:
                 outcome = await self._ledger.append(log.name(run.run_id), 0, header)
             except LedgerError as error:
                 outcome = Unknown(error.message, error)
+            # R10: the ledger has exactly this header.
             if isinstance(outcome, Created) or outcome == Exists(header):
                 return
             why = outcome.reason if isinstance(outcome, Unknown) else "another log has its name"
@@ -123,6 +128,7 @@ class LogWriter:
             run.membership.term,
             run_id=run.run_id,
             log=sealed.log if sealed else first_log(record.head.term, record.head.number),
+            # R10: behind the seal, or behind the header.
             next_index=sealed.next_index if sealed else 1,
             batch_bytes_max=limits.record_bytes_max // 2,
             record_bytes_max=limits.record_bytes_max,
@@ -139,6 +145,7 @@ class LogWriter:
     async def _append(self, run: HostedRun, log: StoreLog, record: LogAppend) -> None:
         """Try until the outcome is known or the round is over. Nothing is acknowledged before."""
         is_refused = False
+        # R5: not for a round that is over or was lost.
         while _needs(run, log):
             try:
                 outcome = await self._ledger.append(record.name, record.index, record.data)
@@ -150,11 +157,13 @@ class LogWriter:
                 is_refused = True
                 await asyncio.sleep(RETRY_S)
                 continue
+            # R10: an outcome that is unknown is tried again.
             if not isinstance(outcome, Unknown):
                 await self._appended(run, log, record, outcome)
                 break
             await asyncio.sleep(RETRY_S)
         if is_refused:
+            # R7: the part that raises a reason clears it.
             # Even if the round ended meanwhile, because the part that raises a cause must clear it.
             run.post(on.LedgerRestored(SuspensionCause.APPEND))
 
@@ -162,15 +171,19 @@ class LogWriter:
         self, run: HostedRun, log: StoreLog, record: LogAppend, outcome: AppendOutcome
     ) -> None:
         """Handle the outcome of an append. It is ignored if the round has ended meanwhile."""
+        # R10: nothing of a round that is over is acknowledged.
         if not _needs(run, log):
             return
+        # R10: exactly this record is in the log.
         if isinstance(outcome, Created) or outcome == Exists(record.data):
             base = log.base
             run.store.appended(log)
             if log.base != base:
                 self._spawn(run.run_id, self._drop_older(run.run_id, log.base))
         elif isinstance(outcome, Exists):
+            # R5: there is a seal where the record should be.
             run.post(on.CommitRefused("another coordinator has sealed the round's log"))
+        # R5: a deposed coordinator must not end the round.
         # The log was removed. A successor that has formed the next round does so. So first find out
         # whether this process is deposed, because it must not end the round then.
         elif await self._is_ours(run.run_id) and _needs(run, log):
@@ -200,10 +213,13 @@ def suspend(run: HostedRun, cause: SuspensionCause, reason: str) -> None:
 
 
 def _is_committing(run: HostedRun, record: RoundRecord) -> bool:
+    # R1: this record, and not a later one.
     is_wanted = run.membership.unwritten == record and not run.membership.deposed
+    # R5: of a run that is still here.
     return is_wanted and not run.is_forgotten
 
 
 def _needs(run: HostedRun, log: StoreLog) -> bool:
     """Whether this is the log of the present round of a run that this process owns."""
+    # R5: the present round, of a run that was not lost.
     return run.store.log is log and not log.is_over and not run.membership.deposed

@@ -78,6 +78,7 @@ class OwnedRuns:
     def won(self, run_id: str, register: RunRegister, former_host: NodeId | None) -> None:
         """This process owns the run: begin it. This may be called again until the run has begun."""
         taking = self._taking_over.get(run_id)
+        # R5: one takeover for each term.
         if taking is not None and taking.term == register.term:
             return
         self.stop_taking_over(run_id)
@@ -89,6 +90,7 @@ class OwnedRuns:
         """Cancel the takeover, so that an old term neither begins the run nor refuses its nodes."""
         taking = self._taking_over.pop(run_id, None)
         if taking is not None:
+            # R5: an old term begins no run.
             taking.task.cancel()
 
     async def _take_over(
@@ -101,8 +103,11 @@ class OwnedRuns:
         run = self.coordinator.open_run(run_id)
         try:
             left = await read_and_seal(self._ledger, register, self._store_limits, self._renewed)
+            # R5: only a run that still waits for this.
             if not run.is_forgotten and not run.is_claimed:
+                # R5: it begins SUSPENDED if the lease is too old by now.
                 self._post_outage(run)
+                # R10: from the state that the last owner has left.
                 run.begin(left.state, left.sealed, former_host, store_lost=left.store_lost)
                 self._unreadable.pop(run_id, None)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
@@ -115,8 +120,10 @@ class OwnedRuns:
 
     def _post_outage(self, run: HostedRun) -> None:
         """Begin the run SUSPENDED if the lease is no longer valid after a long takeover."""
+        # R5: the takeover may have taken long.
         self._check_lease()
         lease = self._lease
+        # R5: then nothing is decided yet.
         if lease.outage:
             away_s = lease.holder.renewed_ago_s(asyncio.get_running_loop().time())
             run.post(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
@@ -127,6 +134,7 @@ class OwnedRuns:
         if run is not None:
             # In this order, because a run that continues commits its unwritten record again.
             run.post(event)
+            # R7: the ledger takes records again.
             run.post(on.LedgerRestored(SuspensionCause.COMMIT))
 
     def send_elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
@@ -148,11 +156,13 @@ class OwnedRuns:
 
     def deposed(self, run_id: str, reason: str) -> None:
         """This process does not own the run any more."""
+        # R5: nor does it begin later.
         self.stop_taking_over(run_id)
         run = self._run(run_id)
         if run is None:
             return
         if run.is_claimed:
+            # R5: the run decides nothing any more.
             run.post(on.CommitRefused(reason))
         else:
             run.turn_away(Refusal(RefusalCode.MOVED, reason))
@@ -201,6 +211,7 @@ class OwnedRuns:
         """Suspend all runs: sessions stay, active rounds go on, and no member is judged."""
         _log.warning("suspended: %s", ledger_unreachable(away_s, reason))
         for run in self._claimed():
+            # R5: no decision without a valid lease.
             run.post(on.LedgerLost(reason, away_s, SuspensionCause.LEASE))
 
     def send_nodes_away(self, away_s: float) -> None:
@@ -213,12 +224,14 @@ class OwnedRuns:
         """Suspend all runs until the lease is handed over and the nodes are redirected."""
         for run in self._claimed():
             reason = "this coordinator is handing over its runs"
+            # R5: others may take over at once.
             run.post(on.LedgerLost(reason, cause=SuspensionCause.LEASE))
 
     def restore_all(self) -> None:
         """The lease is valid again: let all runs continue."""
         _log.warning("the ledger answers again")
         for run in self._claimed():
+            # R7: and held answers are sent.
             run.supervised(run.lease_confirmed)
 
     # -- helpers -------------------------------------------------------------------------------
@@ -231,7 +244,9 @@ class OwnedRuns:
         return [run for run in runs if run.is_claimed]
 
     async def _is_ours(self, run_id: str) -> bool:
+        # R5: only a renewal from now on proves it.
         await self._renewed()
+        # R5: and the claim.
         return self._may_decide(run_id)
 
     def _task_failed(self, run_id: str, error: Exception) -> None:

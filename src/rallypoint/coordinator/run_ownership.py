@@ -126,13 +126,14 @@ class RunOwnership:
     async def hand_over_lease(self, timeout_s: float) -> None:
         """End the lease in the ledger, so that other processes need not wait for the ttl."""
         lease = self.lease_manager
-        lease.is_going = True
+        lease.is_going = True  # R5: from now on nothing is decided.
         try:
             async with asyncio.timeout(timeout_s):
+                # R1: first the commits under way.
                 while self._writing or any(each.claim.is_committing for each in self._all_claims()):
                     await self._any_request()
                 self._hand_over(lease.holder)
-                self.check_lease()
+                self.check_lease()  # R5: suspend the runs before others may take them.
                 while not (lease.holder.has_moved or lease.holder.is_lost):
                     await self._any_request()
         except TimeoutError:
@@ -195,11 +196,12 @@ class RunOwnership:
     def may_decide(self, run_id: str) -> bool:
         """Whether this process may decide for the run now."""
         claimed = self._claims.get(run_id)
+        # R5: an owner with a valid lease, and no other process.
         return claimed is not None and claimed.claim.may_decide(_now_s())
 
     def may_answer(self, run_id: str) -> bool:
         """Whether this process may answer calls of the run's store now."""
-        if self.may_decide(run_id):
+        if self.may_decide(run_id):  # R5: an answer is a promise.
             return True
         self.check_lease()  # so that `HostedRun.lease_confirmed` follows
         return False
@@ -210,6 +212,7 @@ class RunOwnership:
         The ticker does so, too, but after a stall of the process events may arrive before its tick.
         """
         lease, now_s = self.lease_manager, _now_s()
+        # R5: also after a stall, before the first event.
         if not lease.is_suspended and not lease.holder.may_decide(now_s):
             guarded(self._process_failed, self._judge_lease, now_s)
 
@@ -223,6 +226,7 @@ class RunOwnership:
         # A node can reach this process, so it may take the run again. This does not hold for the
         # node that hosts it.
         may_take = _now_s() >= self._stays_away_s.get(run_id, 0.0)
+        # R5: a pause after an error is kept.
         if claimed is not None and not self._own_node and may_take:
             claimed.claim.end_pause()
 
@@ -244,6 +248,7 @@ class RunOwnership:
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Write a record to the run's register. A round's log is created first (R10)."""
+        # R10: the log of a round exists before the round.
         if isinstance(record, RoundRecord) and self._ledger.has_log:
             self.logs.create(run, record, self._commit)
         else:
@@ -255,13 +260,14 @@ class RunOwnership:
         if claimed is None:
             return
         claim, register = claimed.claim, claimed.register
+        # R1: one write at a time.
         if claim.is_committing or (run.run_id, register.term) in self._writing:
             return
         following = with_record(register, run, record)
         if isinstance(record, RoundRecord):
             plan = self._tables.plan(run.run_id, record.members)
             following = msgspec.structs.replace(following, table=plan.table)
-            if plan.new:
+            if plan.new:  # R2: the chunks before the head that names them.
                 self._writing.add((run.run_id, following.term))
                 work = self._write_table(claimed, plan, following)
                 self._request(work, run.run_id)
@@ -272,6 +278,7 @@ class RunOwnership:
         """Write the chunks, then the head that names them. Try until done or the run is lost."""
         run_id = claimed.run_id
         try:
+            # R5: not for a run that was lost meanwhile.
             while self._is_owned_in(following.term, claimed):
                 try:
                     await self._tables.write(run_id, plan)
@@ -284,20 +291,22 @@ class RunOwnership:
                 await asyncio.sleep(self.lease_manager.timing.retry_s)
         finally:
             self._writing.discard((run_id, following.term))
-        if self._is_owned_in(following.term, claimed):
+        if self._is_owned_in(following.term, claimed):  # R5: nor the head.
             self._do(claimed, claimed.claim.commit(following, _now_s()))
 
     def _is_owned_in(self, term: int, claimed: ClaimedRun) -> bool:
+        # R5: this claim, and not a later one.
         # Compare the term, too: the chunks of a plan belong to it, and an owner of a later term may
         # remove them.
         is_owned = self._claims.get(claimed.run_id) is claimed and claimed.is_owned
-        return is_owned and claimed.register.term == term
+        return is_owned and claimed.register.term == term  # R5: in this term.
 
     def write_marks(self, run: HostedRun, effect: do.WriteMarks) -> None:
         """Write the marks of the round's members. No other write may be open."""
         claimed = self._owned(run)
         if claimed is None:
             return
+        # R1: one write at a time.
         assert not claimed.claim.is_committing, "something else is being written"
         claimed.writing_marks = effect.serial
         changes = {"marks": effect.marks, "restarts": effect.restarts, "past": run.past()}
@@ -307,7 +316,7 @@ class RunOwnership:
     def _owned(self, run: HostedRun) -> ClaimedRun | None:
         """The claim to an owned run. If there is none, the run is deposed."""
         claimed = self._claims.get(run.run_id)
-        if claimed is not None and claimed.is_owned:
+        if claimed is not None and claimed.is_owned:  # R5: only the owner writes.
             return claimed
         self._runs.deposed(run.run_id, "this coordinator does not own the run")
         return None
@@ -327,9 +336,10 @@ class RunOwnership:
         self._forget(run_id)
         self._run_failures.pop(run_id, None)
         self._stays_away_s.pop(run_id, None)
+        # R1: not under a write whose outcome is unknown.
         if claimed is None or claimed.claim.is_committing:
             return
-        if claimed.claim.may_decide(_now_s()):
+        if claimed.claim.may_decide(_now_s()):  # R5: only the owner removes a run.
             assert claimed.claim.version is not None
             self._request(self._delete(claimed.register, claimed.claim.version), run_id)
 
@@ -355,17 +365,20 @@ class RunOwnership:
                     self._tables.won(run_id, action.register)
                     if action.register.term > 1:
                         self._request(self._sweep_table(run_id), run_id)
+                    # R7: a run that was won begins.
                     self._runs.won(run_id, action.register, action.former_host)
                 case e.RegisterWritten():
                     unneeded = self._tables.committed(run_id, action.register)
                     if unneeded:
                         self._request(self._tables.remove(run_id, unneeded), run_id)
                     serial, claimed.writing_marks = claimed.writing_marks, None
+                    # R1: the answer belongs to the write that was asked for.
                     self._runs.written(
                         run_id, on.Committed() if serial is None else on.MarksWritten(serial)
                     )
                 case e.Deposed():
                     self._tables.forget(run_id)
+                    # R5: the run is told that it decides nothing.
                     self._runs.deposed(run_id, action.reason)
                 case e.OwnedElsewhere():
                     claimed.elsewhere = action.addresses
@@ -405,13 +418,13 @@ class RunOwnership:
         outcome = await self.lease_manager.swap(key, action.expected, action.value)
         now_s = _now_s()
         self._do_lease(holder, holder.swapped(action, outcome, now_s))
-        if holder is self.lease_manager.holder:
+        if holder is self.lease_manager.holder:  # R5: not the answer to an earlier lease.
             self._tick_all_claims(now_s)
             self._judge_lease(now_s)
 
     async def _ask_for_run(self, claimed: ClaimedRun, action: e.Action) -> None:
         run_id, claim, ledger = claimed.run_id, claimed.claim, self.lease_manager
-        if self._claims.get(run_id) is not claimed:
+        if self._claims.get(run_id) is not claimed:  # R5: the claim was dropped meanwhile.
             return
         match action:
             case e.ReadRun():
@@ -426,11 +439,12 @@ class RunOwnership:
                 outcome = await ledger.swap(key, action.expected, action.value)
                 more = claim.lease_swapped(action, outcome, _now_s())
             case e.SwapRun():
+                # R5: by the version that the claim has judged.
                 outcome = await ledger.swap(run_key(run_id), action.expected, action.value)
                 more = claim.run_swapped(action, outcome, _now_s())
             case _:
                 raise AssertionError(action)
-        if self._claims.get(run_id) is claimed:
+        if self._claims.get(run_id) is claimed:  # R5: nor does a late answer count.
             self._do(claimed, more)
 
     async def _sweep_table(self, run_id: str) -> None:
@@ -448,6 +462,7 @@ class RunOwnership:
         if run_id is None:
             return
         claimed = self._claims.get(run_id)
+        # R5: an owned run stays owned.
         if claimed is not None and claimed.claim.state is not e.ClaimState.OWNED:
             self._forget(run_id)
         self._runs.unreadable(run_id, problem)
@@ -459,18 +474,20 @@ class RunOwnership:
             match news:
                 case Lost(reason):
                     _log.warning("this coordinator lost its lease: %s", reason)
+                    # R5: each run is deposed.
                     self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):
-                        self._forget(run_id)
+                        self._forget(run_id)  # R5: no claim outlives its lease.
                     self.lease_manager.begin_again()
                 case Suspended(reason, away_s):
+                    # R5: nothing is decided on a lease that is too old.
                     self._runs.suspend_all(reason, away_s)
                 case NodesMustLeave(away_s):
                     self._runs.send_nodes_away(away_s)
                 case HandingOver():
                     self._runs.hand_over_all()
                 case Restored():
-                    self._runs.restore_all()
+                    self._runs.restore_all()  # R7: with a valid lease the runs go on.
 
     def _owns_runs(self) -> bool:
         return any(each.claim.state is e.ClaimState.OWNED for each in self._claims.values())
@@ -485,6 +502,7 @@ class RunOwnership:
     async def _renewed(self) -> None:
         """Wait until a renewal that is sent from now on proves that the lease is not revoked."""
         since_s = _now_s()
+        # R5: a renewal that was sent from now on.
         while not self.lease_manager.holder.was_renewed_since(since_s):
             await self._any_request()
 
@@ -492,6 +510,7 @@ class RunOwnership:
 
     def _resign_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
         resignation = claimed.resignation
+        # R5: only the owner resigns.
         if resignation is None or not claimed.claim.may_decide(now_s):
             return
         if self._runs.hears_others(claimed.run_id):
@@ -509,6 +528,7 @@ class RunOwnership:
             _log.debug("run %s: the leases of other coordinators cannot be read: %s", run_id, error)
             return
         now_s = _now_s()
+        # R5: after the wait it may own the run no more.
         is_ours = self._claims.get(run_id) is claimed and claimed.claim.may_decide(now_s)
         if is_ours and resignation.should_resign(others, now_s):
             reason = "no other node reaches this coordinator: it resigns"

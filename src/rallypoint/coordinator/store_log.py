@@ -179,17 +179,21 @@ class StoreLog:
         is_full = self._held_count >= self._held_max or (
             size > self._call_bytes_max or self._unlogged_bytes + size > self._unlogged_bytes_max
         )
+        # R11: a repeat is answered, however full it is.
         if is_full and not self.store.has_seen(node, request_id):
             refusal = self._refusal(size)
             if refusal is not None:
                 return [Answer(node, request_id, refusal)]
         answers = self.store.apply(node, request_id, op, timeout_s, now_s)
         if not is_read:
+            # R10: all answers that the call has caused go into the log.
             self._log_settled(size)
+        # R10: no answer before its entry is in the log.
         return self._hold(answers)
 
     def _refusal(self, size: int) -> StoreFailure | None:
         """Why a call cannot be applied now; None if it can. The store is not changed (R11)."""
+        # R10: a call that the ledger cannot take is not applied.
         if size > self._call_bytes_max:
             return StoreFailure(
                 LIMIT,
@@ -199,7 +203,9 @@ class StoreLog:
         if self._held_count >= self._held_max:
             self._drop_unwanted()
         limits = self.store.limits
+        # R12: the number of calls that wait is bounded.
         excess = limits.excess(unlogged_answers_max=self._held_count + 1)
+        # R12: its bytes, too.
         if excess is None and size and self._unlogged_bytes:
             excess = limits.excess(unlogged_bytes_max=self._unlogged_bytes + size)
         if excess is None:
@@ -215,19 +221,24 @@ class StoreLog:
     def expire(self, now_s: float) -> list[Answer]:
         """Answer the calls that have timed out."""
         answers = self.store.expire(now_s)
+        # R10: a timeout is an answer, too.
         self._log_settled(0)
+        # R10: no answer before its entry is in the log.
         return self._hold(answers)
 
     def end(self, message: str) -> list[Answer]:
         """The round is over. Drop entries that are not in the log: none was acknowledged."""
+        # R10: nothing of it is acknowledged from now on.
         self.is_over = True
         self._gathering.clear()
         self._unlogged_bytes = 0
         self._snapshot = None
         held = {(a.node, a.request_id) for _, answers in self._held for a in answers}
+        # R10: none of these answers was acknowledged.
         self._held.clear()
         self._held_count = 0
         ended = StoreFailure("round_ended", message)
+        # R7: each caller is told that the round is over.
         unanswered = [Answer(node, request_id, ended) for node, request_id in sorted(held)]
         return unanswered + self.store.end(message)
 
@@ -235,8 +246,10 @@ class StoreLog:
 
     def take_record(self) -> LogAppend | None:
         """The next record to append. None while one is being written, or if there is none."""
+        # R10: one record at a time, in order.
         if self.is_over or self._writing is not None:
             return None
+        # R10: entries before the move are in this segment.
         if self._taken == self._moves_at:
             return self._take_move()
         # Parts and entries alternate, so that neither delays the other.
@@ -248,18 +261,22 @@ class StoreLog:
     def appended(self) -> list[Answer]:
         """The last taken record is in the log. Returns the answers that may be sent now."""
         writing, self._writing = self._writing, None
+        # R10: nothing of a round that is over is acknowledged.
         if writing is None or self.is_over:
             return []
         if writing.header_of is not None:
             self._next_log = writing.header_of
         elif writing.moves_to is not None:
+            # R10: the next segment, behind its header.
             self._log, self._next_index = writing.moves_to, 1
             self._name = self._log.name(self._run_id)
             self._moves_at = self._next_log = None
         else:
+            # R10: the next record follows this one.
             self._next_index += 1
             self._record_written(writing)
         released: list[Answer] = []
+        # R10: only answers whose entries are in the log.
         while self._held and self._held[0][0] <= self._durable:
             released += self._held.popleft()[1]
         self._held_count -= len(released)
@@ -269,20 +286,24 @@ class StoreLog:
         if writing.is_part:
             assert self._snapshot is not None
             self._snapshot.cost.add(writing.size)
+            # R10: a snapshot counts when it is whole.
             if writing.is_last_part:
                 self._snapshot_cost, self._snapshot = self._snapshot.cost, None
                 self.base = self._log
             return
         self._since.add(writing.size)
+        # R10: so many entries are in the log.
         self._durable += writing.entries
         if self._is_snapshot_due():
             # Queued entries are still written to this segment, and are in the snapshot as well.
             items = self.store.snapshot(self._part_bytes_max())
+            # R10: the snapshot has all up to this entry.
             self._snapshot, self._moves_at = _Snapshot(items), self._logged
 
     def _take_entries(self) -> LogAppend:
         entries: list[Settled] = []
         size = unlogged = 0
+        # R10: not beyond the snapshot.
         stop = self._moves_at if self._moves_at is not None else self._logged
         while self._taken < stop and (not entries or self._fits(size)):
             entry, entry_size = self._gathering.popleft()
@@ -292,6 +313,7 @@ class StoreLog:
             self._taken += 1
         self._unlogged_bytes -= unlogged
         self._was_part = False
+        # R5: the term that writes.
         record = Record(FORMAT, self._term, tuple(entries), unfinished=self._unfinished())
         return self._take(record, entries=len(entries))
 
@@ -303,8 +325,10 @@ class StoreLog:
 
     def _unfinished(self) -> int:
         """How many taken entries belong to a group of which more entries follow."""
+        # R10: groups that are whole need no mark.
         while self._groups and self._groups[0][1] <= self._taken:
             self._groups.popleft()
+        # R10: a group counts as a whole.
         return max(0, self._taken - self._groups[0][0]) if self._groups else 0
 
     def _take_part(self, snapshot: _Snapshot) -> LogAppend:
@@ -315,7 +339,9 @@ class StoreLog:
 
     def _take_move(self) -> LogAppend:
         """Move to the next segment: first write its header, then the last record of this one."""
+        # R5: a segment of this writer, so that no other creates it.
         following = LogId(self._log.term, self._log.number, self._log.segment + 1, self._term)
+        # R10: the next segment exists before this one names it.
         if self._next_log is None:
             header = header_record(self._run_id, following.number, self._term, following.segment)
             self._writing = _Writing(len(header), header_of=following)
@@ -341,6 +367,7 @@ class StoreLog:
             is_part=is_part,
             is_last_part=is_last_part,
         )
+        # R5: behind the last record, where a seal would be.
         return LogAppend(self._name, self._next_index, data)
 
     def _is_snapshot_due(self) -> bool:
@@ -363,18 +390,23 @@ class StoreLog:
         settled = self.store.take_settled()
         if not settled:
             return
+        # R10: the answers that one call caused count together.
         if len(settled) > 1:
             self._groups.append((self._logged, self._logged + len(settled)))
         for entry in settled:
             # For a call that wrote something, the call is larger than its entry.
             entry_size = size if entry.writes else _entry_size(entry)
+            # R10: in the order in which it was applied.
             self._gathering.append((entry, entry_size))
             self._unlogged_bytes += entry_size + ENTRY_MEMORY_BYTES
+        # R10: later answers wait for these entries.
         self._logged += len(settled)
 
     def _hold(self, answers: list[Answer]) -> list[Answer]:
+        # R10: also reads wait for the writes that they have seen.
         if self._durable == self._logged or not answers:
             return answers
+        # R10: until all entries so far are in the log.
         self._held.append((self._logged, answers))
         self._held_count += len(answers)
         return []
@@ -390,6 +422,7 @@ class StoreLog:
         before = self._held_count
         kept = deque[tuple[int, list[Answer]]]()
         for position, answers in self._held:
+            # R11: only answers for which no node waits are dropped.
             wanted = [a for a in answers if self.store.remembers(a.node, a.request_id)]
             if wanted:
                 kept.append((position, wanted))

@@ -107,6 +107,7 @@ class StoreService:
     def end(self, message: str) -> None:
         """The round has ended: answer every call that waits."""
         if self.current is not None:
+            # R4: no call of this round waits in the next.
             self._answer((self.log or self.current).end(message))
             self._count()
 
@@ -133,8 +134,10 @@ class StoreService:
         The call's timeout counts from when the session was last heard, a moment ago.
         """
         if self._is_leased:
+            # R5: before any call takes effect.
             self._ownership.check_lease()
         store = self.current
+        # R4: a late call of another round does not reach this one.
         if store is None or call.stamp.round != self.stamp.round:
             ended = StoreFailure(ROUND_ENDED, f"round {call.stamp.round} has ended")
             self._answer([Answer(node.name, call.request_id, ended)])
@@ -173,6 +176,7 @@ class StoreService:
     def _no_room(self, store: RoundStore, node: NodeId, call: wire.StoreCall) -> Excess | None:
         """Why a call cannot be applied; None if it can. A refused call may be sent again (R11)."""
         self._count()  # Its acknowledgement has made room.
+        # R11: a repeat is answered, however full it is.
         if store.has_seen(node.name, call.request_id):
             return None
         growth = store.growth_of(call.op)
@@ -201,6 +205,7 @@ class StoreService:
             session = self._sessions.get(answer.node)
             if session is not None:
                 message = wire.StoreAnswer(self.stamp, answer.request_id, answer.result)
+                # R10: held until the lease is known to be valid.
                 if may_answer:
                     session.answer(message)
                 else:
@@ -225,6 +230,7 @@ class StoreService:
 
     def appended(self, log: StoreLog) -> None:
         """The record that was being written is now in this log."""
+        # R4: not the log of an earlier round.
         if log is self.log:
             self._answer(log.appended())
             self._write_log()

@@ -55,6 +55,7 @@ async def read_and_seal(
         return Left(state, await _sealed_log(ledger, register.run_id, state, limits, renewed), "")
     except StoreLostError as error:
         _log.warning("run %s: round %d ends: %s", register.run_id, register.number, error)
+        # R10: a round whose store is gone has ended.
         return Left(state, None, str(error))
 
 
@@ -62,6 +63,7 @@ async def _members(
     ledger: Ledger, register: RunRegister, renewed: Callable[[], Awaitable[None]]
 ) -> tuple[RoundMember, ...]:
     """The member table. For a closed run, only the rows in its head, because none is needed."""
+    # R6: no coordinator needs the table of a closed run.
     if register.close is not None:
         return register.table.rows if register.table is not None else ()
     told = ""
@@ -69,6 +71,7 @@ async def _members(
         try:
             return await read_members(ledger, register.run_id, register.table)
         except UnreadableError:
+            # R5: if it was deposed, this does not return.
             # Either a later owner has replaced the table: then this process is deposed. Or the
             # lease of this process is valid: then no process has sealed after it, and the table is
             # really damaged.
@@ -97,14 +100,17 @@ async def _sealed_log(
     R5: after the seal, no write of the former owner can get into the log.
     """
     record = state.round
+    # R6: nor its store.
     if record is None or state.close is not None:
         return None
+    # R10: without a log, acknowledged writes are gone.
     if not ledger.has_log:
         raise StoreLostError(NO_LOG)
     reader = LogReader(
         ledger,
         run_id,
         record.head,
+        # R5: sealed with the new term.
         state.term,
         new_store=lambda: store_of(record, limits),
         make_sure=renewed,

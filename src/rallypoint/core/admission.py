@@ -49,6 +49,7 @@ class Admission:
     ) -> Refusal | None:
         """Why the node is refused; None if it is admitted. `is_new`: the run has had no round."""
         conflicts = settings.conflicts(wanted)
+        # R2: all nodes have the same settings.
         if conflicts:
             # With the name of the node that set them, a person can see which node has the mistake.
             set_by = ""
@@ -57,12 +58,14 @@ class Admission:
                 set_by = reasons.settings_set_by(name, host, now_s - at_s)
             return reasons.conflict(self._run_id, conflicts, set_by, is_new=is_new)
         known = roster.get(node.name)
+        # R12: the number of members is bounded.
         if known is None and len(roster) >= self._members_max:
             return reasons.too_many_members(self._run_id, self._members_max)
         # The ledger must be able to keep a round with this node. Without this check the write of
         # the round would fail later, for all nodes.
         others = roster.table_bytes - (known.row_bytes if known is not None else 0)
         needed, room = row_bytes(node), self._table_bytes_max - others
+        # R7: a round that the ledger cannot keep would never be formed.
         if needed <= room:
             return None
         return reasons.no_room(self._run_id, len(roster), needed, room, self._table_bytes_max)
@@ -73,4 +76,5 @@ def is_reusable(close: CloseRecord) -> bool:
 
     A run that an operator closed stays closed, however late its nodes start.
     """
+    # R6: a run that an operator closed stays closed.
     return not close.by.startswith(OPERATOR)

@@ -105,6 +105,7 @@ def restarts_after(change: Change, spent: int, limit: int | None) -> int | None:
     There is one budget for all nodes of a run. `limit` None: there is no limit. The result is None
     if the budget does not cover the charge. Then the run ends, and nothing is spent.
     """
+    # R11: a verdict is charged once, and only if the program is to blame.
     if not change.charged:
         return spent
     return None if limit is not None and spent >= limit else spent + 1

@@ -45,8 +45,10 @@ def record_of(
         number=number,
         term=term,
         nodes=len(members),
+        # R3: the world size is that of its workers.
         size=sum(member.workers for member in members),
         bootstrap=bootstrap,
+        # R2: the digest of exactly this table.
         digest=table_digest(number, members, bootstrap),
         restart_count=restart_count,
     )
@@ -69,16 +71,19 @@ class Committing:
     def begin(self, record: RoundRecord | CloseRecord) -> None:
         """The record is to be written."""
         self.record = record
+        # R2: of this record, not of the one before.
         self._members = None
 
     def finish(self) -> RoundRecord | CloseRecord | None:
         """The ledger has the record, if one was to be written."""
+        # R1: a record is finished once.
         record, self.record, self.is_in_ledger = self.record, None, False
         return record
 
     @property
     def unwritten(self) -> RoundRecord | CloseRecord | None:
         """The record, until the ledger is known to hold it."""
+        # R1: a record in the ledger is not written again.
         return None if self.is_in_ledger else self.record
 
     def member_went(self, member: Member, kind: ChangeKind, detail: str) -> None:
@@ -86,6 +91,7 @@ class Committing:
         record = self.record
         if self.interrupted is not None or not isinstance(record, RoundRecord):
             return
+        # R4: only the loss of one of its members stops the round.
         if self.is_in(record, member):
             number = record.head.number
             self.interrupted = causes.happened(kind, number, [member.name], detail)

@@ -29,13 +29,16 @@ def judge(
     `has_stalled`: whether the coordinator stood still after it last heard the node. Returns
     PROCESS_ENDED for a FIN that proves that the process has ended, and `end` in all other cases.
     """
+    # R8: a FIN, direct, and no stall here: nothing less is proof.
     is_proof = end is ConnectionEnd.FIN and is_direct(told, seen) and not has_stalled
     return ConnectionEnd.PROCESS_ENDED if is_proof else end
 
 
 def is_direct(told: Address | None, seen: Address | None) -> bool:
     """Whether both sides see the same address and port, so no translator is between them."""
+    # R8: unknown is not direct.
     if told is None or seen is None or not told.port:
         return False
     host = literal(told.host)
+    # R8: the same address and port on both sides.
     return host is not None and (host, told.port) == (literal(seen.host), seen.port)

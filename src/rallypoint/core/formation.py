@@ -51,13 +51,17 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
     @property
     def held(self) -> int:
         """How many places are kept for survivors that are not ready."""
+        # R7: these places last for one last call.
         for_now = 0 if self.call is Call.OVER else self.places_held
+        # R7: survivors that stop their workers keep their places longer.
         return self.stopping + self.absent + for_now
 
     @property
     def chosen(self) -> int:
         """How many would be in the round if it were formed now."""
+        # R3: never above the maximum.
         free = max(0, self.maximum - self.ready_survivors - self.held)
+        # R3: newcomers get free places only.
         return self.ready_survivors + min(self.newcomers, free)
 
 
@@ -85,22 +89,29 @@ _FORMING: Final = frozenset(each for each in Decision if each.name.startswith("F
 def decide(counts: Counts) -> Decision:
     """Decide what to do now. Pure: the same counts always get the same answer."""
     chosen = counts.chosen
+    # R3: never below the minimum.
     if counts.ready < counts.minimum:
         return Decision.TOO_FEW
+    # R7: no other node can come.
     if chosen >= counts.maximum:
         return Decision.FORM_MAXIMUM
+    # R7: their stop time bounds the wait.
     if counts.call is Call.OVER and counts.stopping:
         return Decision.STOPPING
+    # R7: the attach grace bounds the wait.
     if counts.call is Call.OVER and counts.absent:
         return Decision.ATTACHING
+    # R7: nothing else delays a round.
     if counts.call is Call.OVER:
         return Decision.FORM_LAST_CALL
     # R7: survivors that hang, or cannot be heard, keep their places for one last call and no
     # longer. This holds even if they leave fewer places than the minimum.
     if counts.held:
         return Decision.LAST_CALL
+    # R7: all that were started are here.
     if counts.expected is not None and chosen >= counts.expected:
         return Decision.FORM_EXPECTED
     if counts.ready_survivors:
+        # R7: survivors need no last call.
         return Decision.FORM_SURVIVORS if counts.settled else Decision.SETTLE
     return Decision.LAST_CALL

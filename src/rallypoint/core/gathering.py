@@ -42,6 +42,7 @@ class Gathering:
         """The round has ended. `survivors`: its members, which get time to stop their workers."""
         self.reset()
         self._has_begun = True
+        # R7: their stop time begins now.
         self.stopping.begin(survivors, now_s)
 
     def reset(self) -> None:
@@ -50,6 +51,7 @@ class Gathering:
             return
         for kind in (TimerKind.LAST_CALL, TimerKind.STOP):
             self._timers.cancel(kind)
+        # R7: the next gathering has a last call of its own.
         self.call = Call.NOT_YET
         self.stopping.clear()
         self._stop_ends_s = None
@@ -83,7 +85,9 @@ class Gathering:
         Survivors come first, then newcomers in order of arrival.
         """
         counts = self.counts(settings)
+        # R3: survivors before newcomers, in order of arrival.
         members = self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
+        # R3: as many as there are places.
         return members[: counts.chosen]
 
     def decide(self, settings: RunSettings) -> Decision:
@@ -108,11 +112,13 @@ class Gathering:
             case Decision.SETTLE if not self.is_settling:
                 self.is_settling = True
                 kind, delay_s = TimerKind.SETTLE, settings.settle_s
+            # R7: the last call begins once, and never again.
             case Decision.LAST_CALL if self.call is Call.NOT_YET:
                 self.call, self._call_ends_s = Call.RUNNING, now_s + settings.last_call_s
                 kind, delay_s = TimerKind.LAST_CALL, settings.last_call_s
             case Decision.STOPPING:
                 ends_s = self.stopping.next_end_s()
+                # R7: the timer of the next deadline, once.
                 if ends_s is None or ends_s == self._stop_ends_s:
                     return []
                 self._stop_ends_s = ends_s
@@ -120,6 +126,7 @@ class Gathering:
             case _:
                 return []
         self._has_begun = True
+        # R7: a wait ends by its timer.
         return [self._timers.set(kind, delay_s, round_number=round_number)]
 
     def pause(self, pause_s: float, round_number: int, now_s: float) -> list[Effect]:
@@ -127,15 +134,19 @@ class Gathering:
         if self._timers.is_set(TimerKind.PACE):
             return []
         self._pause_ends_s = now_s + pause_s
+        # R7: so does the pause.
         return [self._timers.set(TimerKind.PACE, pause_s, round_number=round_number)]
 
     def timer_fired(self, kind: TimerKind, now_s: float) -> None:
         """A SETTLE, LAST_CALL, STOP or PACE timer fired that was not stale."""
         match kind:
             case TimerKind.SETTLE:
+                # R7: the moment for simultaneous arrivals is over.
                 self._is_settled = True
             case TimerKind.LAST_CALL:
+                # R7: the round does not wait for nodes that are not ready by now.
                 self.call = Call.OVER
+                # R7: nor for nodes whose stop time has passed.
                 self.stopping.end_due(now_s)
             case TimerKind.STOP:
                 self._stop_ends_s = None

@@ -22,16 +22,19 @@ class JudgingClock:
 
     def at(self, now_s: float) -> float:
         """This clock's reading at `now_s`."""
+        # R8: the clock stands still while no member is judged.
         return (now_s if self._stopped_s is None else self._stopped_s) - self._left_out_s
 
     def stop(self, now_s: float) -> None:
         """From now on no member may be judged. Idempotent."""
+        # R8: a second reason does not stop it again.
         if self._stopped_s is None:
             self._stopped_s = now_s
 
     def go_on(self, now_s: float) -> None:
         """From now on members may be judged again. Idempotent."""
         if self._stopped_s is not None:
+            # R8: the time of the outage counts for no member.
             self._left_out_s += now_s - self._stopped_s
             self._stopped_s = None
 
@@ -43,4 +46,5 @@ class JudgingClock:
         goes away.
         """
         left_s = due_s - self.at(now_s)
+        # R8: enough to answer, and bounded however often the ledger goes away.
         return min(max(left_s, least_s), left_s + least_s)

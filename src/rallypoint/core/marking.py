@@ -87,6 +87,7 @@ class Marking:
         self._done = bytearray(marks.done.ljust(size, b"\0"))
         self._gone = bytearray(marks.gone.ljust(size, b"\0"))
         self._ended, self._finished_before = marks.ended, marks.finished
+        # R10: the ledger has these marks.
         self._written = self._serial
         self._writing, self.due_s = 0, None
 
@@ -113,6 +114,7 @@ class Marking:
 
     def _mark(self, bits: bytearray, node: NodeId, not_before_s: float) -> None:
         rank = self._rank(node)
+        # R10: each mark is written once.
         if rank is not None and not bits[rank // 8] >> rank % 8 & 1:
             bits[rank // 8] |= 1 << rank % 8
             self._changed(not_before_s)
@@ -125,7 +127,9 @@ class Marking:
         return self._ranks.get(node)
 
     def _changed(self, not_before_s: float) -> None:
+        # R10: so that a goodbye waits for this mark.
         self._serial += 1
+        # R10: the earliest wish counts.
         due_s = not_before_s if self.due_s is None else min(self.due_s, not_before_s)
         self.due_s = due_s
 
@@ -140,6 +144,7 @@ class Marking:
     @property
     def is_writing(self) -> bool:
         """Whether a write is under way."""
+        # R1: one write at a time.
         return self._writing > self._written
 
     def write(self, spacing_s: float, restarts: int, now_s: float) -> list[Effect]:
@@ -151,6 +156,7 @@ class Marking:
         """
         if not self._is_kept:
             self.give_up()
+        # R1: one write at a time.
         if self.is_writing or self.due_s is None:
             return []
         assert self._record is not None
@@ -172,8 +178,10 @@ class Marking:
 
     def written(self, serial: int) -> bool:
         """The ledger has the write with this number. False if that is not the one under way."""
+        # R10: not an answer to another write.
         if not self.is_writing or serial != self._writing:
             return False
+        # R10: later marks are not written yet.
         self._written = serial
         return True
 
@@ -185,6 +193,7 @@ class Marking:
 
     def farewell(self, node: NodeId, connection_id: int, reason: str) -> bool:
         """The node said goodbye. False if the ledger already has all marks of the node."""
+        # R10: it waits if a mark is not in the ledger yet.
         if not self._is_kept or self._rank(node) is None or self._written == self._serial:
             return False
         self._farewells.append(Farewell(node, connection_id, reason, self._serial))
@@ -193,10 +202,12 @@ class Marking:
     def answered_farewells(self) -> list[Effect]:
         """The answers to goodbyes whose marks the ledger has, in the order of the goodbyes."""
         waiting = self._farewells
+        # R10: the other goodbyes wait on.
         self._farewells = [each for each in waiting if each.serial > self._written]
         return [
             Dismiss(each.connection_id, each.reason)
             for each in waiting
+            # R10: only goodbyes whose marks the ledger has.
             if each.serial <= self._written
         ]
 
@@ -208,4 +219,5 @@ class Marking:
 
 def ranks_in(bits: bytes) -> frozenset[int]:
     """The node ranks that are set in a bitmap."""
+    # R10: the bits as they were written.
     return frozenset(rank for rank in range(8 * len(bits)) if bits[rank // 8] >> rank % 8 & 1)

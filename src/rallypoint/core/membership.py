@@ -173,6 +173,7 @@ class Membership:
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
         if member.reachability is _SILENT:
+            # R8: a member that answers is not lost.
             self._suspicion.heard(member)
             self._consider_newcomer(member)
 
@@ -199,18 +200,22 @@ class Membership:
         assert not len(self.roster)
         self._now_s = now_s
         self._effects = []
+        # R5: decisions name this term from now on.
         self.term = state.term
         self.settings = state.settings
         self.restart_count = state.restarts
         self.round = state.round
         self.close = state.close
+        # R1: rounds begin above the floor of the run.
         self._floor = state.floor
         self._takeover.number = self.number
+        # R6: a closed run stays closed.
         if state.close is not None:
             self._closed_at_s = now_s
             self._enter(Phase.CLOSED)
         elif state.round is not None:
             marks = state.marks
+            # R10: marks of another round say nothing about this one.
             if marks.round != state.number:
                 # The round was written by a release without marks.
                 marks = Marks(state.number)
@@ -241,6 +246,7 @@ class Membership:
     @property
     def number(self) -> int:
         """The number of the last committed round; before the first one, that of the floor."""
+        # R1: the next number is above this one.
         return self.round.head.number if self.round else self._floor
 
     @property
@@ -299,6 +305,7 @@ class Membership:
     def _can_begin_again(self) -> bool:
         """R6: a run that has had a round stays closed."""
         close = self.close
+        # R6: only a run that never had a round, and is in no ledger.
         is_unused = self.round is None and not self._has_successor
         return is_unused and close is not None and is_reusable(close)
 
@@ -310,8 +317,10 @@ class Membership:
         same settings may be a late node of the closed run, and must learn that the run is over. So
         it may begin the run again only after BEGIN_AGAIN_AFTER_S.
         """
+        # R6: not a run that had a round.
         if self.phase_of_work is not Phase.CLOSED or self.round is not None:
             return False
+        # R6: not a run whose close is in a ledger.
         if self._has_successor or self.settings is None:
             return False
         if self.settings.conflicts(settings):
@@ -321,6 +330,7 @@ class Membership:
     def is_of_last_round(self, node: NodeId) -> bool:
         """Whether the node is a member of the last round, and may read its table. O(1)."""
         member = self.roster.living(node)
+        # R4: other nodes get no member table.
         return member is not None and 0 < member.last_round == self.number
 
     def is_standby(self, member: Member) -> bool:
@@ -360,6 +370,7 @@ class Membership:
             self._admit(event)
         elif member.info.incarnation != event.node.incarnation:
             self._do(*self._name_conflicts.asked(member, event, self.settings, self._now_s))
+        # R8: without the proof, nothing changes for the member.
         elif member.is_proved_by(event.secret_hash):
             self._resume(member, event)
         else:
@@ -407,15 +418,18 @@ class Membership:
 
     def _resume(self, member: Member, event: on.NodeAttached) -> None:
         member.connection_id = event.connection_id
+        # R8: it has come back within its grace.
         self._suspicion.heard(member)
         self._probe.answered(member.name)
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
         is_standby = member.told_standby = self.is_standby(member)  # The welcome has the reason.
+        # R7: its stop time is bounded, and begins now.
         if member.survivor:
             self._gathering.stopping.told(member, self._now_s)
         self._consider_newcomer(member)
         standing = do.Standing(
+            # R4: a node that is not in the round must end it.
             round=member.last_round if member.bucket in (Bucket.IN_ROUND, Bucket.DONE) else 0,
             change=self.case.change if self.case and member.survivor else member.last_change,
             ready=member.state is _IS_READY,
@@ -444,11 +458,13 @@ class Membership:
         # R4: a `ready` that names an older round than the node's last one is a repeat.
         if event.leaving_round < member.last_round:
             return
+        # R4: nor does one of another round end this one.
         if is_in_round and event.leaving_round != member.last_round:
             return
         if is_in_round:
             self._adopt_end(member, event)
         if member.bucket is _IN_ROUND:
+            # R4: this round has yet to begin, so no node leaves it.
             if self.phase_of_work is not Phase.ACTIVE:
                 return
             self._break(causes.happened(ChangeKind.READY_AGAIN, self.number, [member.name]))
@@ -462,6 +478,7 @@ class Membership:
         """
         change = event.change
         is_known = self.phase_of_work is not Phase.ACTIVE
+        # R5: the end of another round, or one already known, has no effect.
         if change is None or is_known or not change.round == self.number == self._takeover.number:
             return
         self._break(change)
@@ -471,12 +488,14 @@ class Membership:
         if change.kind in (ChangeKind.NODE_LEFT, ChangeKind.NODE_LOST):
             named = [m for m in map(self.roster.get, change.nodes) if m is not None]
             for member in named:
+                # R8: a member that has attached is alive.
                 if member.is_absent and member is not speaker:
                     self._take_out(member, change)
 
     def _mark_ready(self, member: Member, event: on.NodeReady) -> None:
         member.bootstrap = event.bootstrap
         member.workers = event.workers
+        # R11: a repeat does not move it in the queue.
         if member.state is _IS_READY:
             return
         member.state = _IS_READY
@@ -508,6 +527,7 @@ class Membership:
             self._failed_in_burst.append(event)
             return
         member = self.roster.living(event.node)
+        # R4: a report about another round ends nothing.
         if member is None or not event.round == self.number == member.last_round:
             return
         if member.bucket is Bucket.IN_ROUND:
@@ -521,6 +541,7 @@ class Membership:
         # R11: a repeat changes nothing, nor does a report about a round that the node is not in.
         if member is None or not event.round or event.round != member.last_round:
             return
+        # R11: a repeat counts once.
         if member.state in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
             return
         is_in_round = member.last_round == self.number
@@ -570,9 +591,11 @@ class Membership:
 
     def _on_connection_lost(self, event: on.ConnectionLost) -> None:
         member = self.roster.living(event.node)
+        # R8: the end of an earlier connection says nothing.
         if member is None or member.connection_id != event.connection_id:
             self._name_conflicts.drop(event.node, event.connection_id)
             return
+        # R8: the grace runs from the first end.
         if member.reachability is Reachability.DISCONNECTED:
             return
         assert self.settings is not None
@@ -590,6 +613,7 @@ class Membership:
         """Record it without a decision: the grace begins when the ledger is back."""
         self._suspended_events.forget_attached(event.node, event.connection_id)
         member = self.roster.living(event.node)
+        # R8: the end of an earlier connection says nothing.
         if member is None or member.connection_id != event.connection_id:
             self._name_conflicts.drop(event.node, event.connection_id)
         elif member.reachability is Reachability.DISCONNECTED:
@@ -601,6 +625,7 @@ class Membership:
 
     def _on_silent(self, event: on.NodeSilent) -> None:
         member = self.roster.living(event.node)
+        # R8: only a member that can be heard falls silent.
         if (
             member is None
             or member.reachability is not Reachability.CONNECTED
@@ -613,8 +638,10 @@ class Membership:
 
     def _on_timer(self, event: on.TimerFired) -> None:
         timer = event.timer
+        # R8: no member is judged while SUSPENDED.
         if self.suspension and timer.kind in _JUDGING:
             return  # Later: `_judge_again` sets these timers again.
+        # R8: a deadline that was moved does not count.
         if not self._timers.take(timer):
             return  # It is stale.
         match timer.kind:
@@ -643,12 +670,14 @@ class Membership:
         self._takeover.end_grace()
         for name in self._name_conflicts.names():
             member = self.roster.get(name)
+            # R8: a member that has attached keeps its name.
             if member is not None and self._suspicion.has_never_attached(member):
                 self._supersede(member)
 
     # -- the ledger ----------------------------------------------------------------------------
 
     def _on_store_lost(self, event: on.StoreLost) -> None:
+        # R4: the store of an earlier round ends nothing.
         if event.round == self.number:
             self._lose_store(event.reason)
 
@@ -662,10 +691,12 @@ class Membership:
         self._break(causes.happened(ChangeKind.NODE_LOST, self.number, (), detail))
 
     def _on_committed(self, event: on.Committed) -> None:
+        # R1: a record is published only when the ledger has it.
         if self._marking.is_writing:
             return  # The ledger takes one write at a time, so it does not have the record yet.
         record = self._committing.finish()
         if isinstance(record, CloseRecord):
+            # R6: the ledger has the close, so the run is over.
             self._enter(Phase.CLOSED)
             self.close = record
             self._closed_at_s = self._now_s
@@ -678,20 +709,24 @@ class Membership:
             self._begin(record)
 
     def _on_marks_written(self, event: on.MarksWritten) -> None:
+        # R10: only the write under way counts as written.
         if not self._marking.written(event.serial):
             return
         self._do(*self._marking.answered_farewells())
+        # R7: the record that waited for the marks is written now.
         if self._committing.unwritten is not None and not self.suspension:
             self._give()
 
     def _give(self) -> None:
         """Write the record: at once, or after the marks that are being written."""
         assert self._committing.record is not None
+        # R1: one write at a time.
         if not self._marking.is_writing:
             self._do(do.Commit(self._committing.record))
 
     def _write_marks(self) -> None:
         """Write the marks of the members, which a successor needs, or set the timer for that."""
+        # R5: nothing is written while another may own the run.
         if self.settings is None or self.phase not in (Phase.GATHERING, Phase.ACTIVE):
             return
         settle_s = self.settings.settle_s
@@ -700,8 +735,10 @@ class Membership:
     def _on_commit_refused(self, event: on.CommitRefused) -> None:
         # R5: a deposed coordinator decides nothing any more, even if the ledger answers later.
         self.deposed = True
+        # R5: it stays SUSPENDED, for ever.
         if self.phase_of_work is not Phase.CLOSED:
             self._suspend(SuspensionCause.DEPOSED, event.reason)
+        # R5: its marks are not written either.
         self._marking.give_up()
         for each in self._marking.take_all_farewells():
             # The ledger may not have these marks, so the node has to send them to the next
@@ -713,27 +750,34 @@ class Membership:
         self._suspend(event.cause, event.reason, event.away_s)
 
     def _suspend(self, cause: SuspensionCause, reason: str, away_s: float | None = None) -> None:
+        # R8: an outage takes no time from a member.
         self._clock.stop(self._now_s)
         self.suspension.begin(cause, reason, self._now_s, away_s=away_s)
         self._set_phase()
 
     def _record_committed(self, event: on.Committed) -> None:
         """SUSPENDED: the ledger has the record, so it must not be written again."""
+        # R1: a record that was not given is not in the ledger.
         is_given = not self._marking.is_writing
+        # R1: a record in the ledger is not written again.
         self._committing.is_in_ledger = is_given and self._committing.record is not None
 
     def _on_ledger_restored(self, event: on.LedgerRestored) -> None:
         if not self.suspension.end(event.cause):
             return
         self._set_phase()
+        # R5: each reason alone keeps the run SUSPENDED.
         if self.suspension:
             return
+        # R8: first each member gets the time that it had left.
         # All kept events are handled before any decision, as if they came at the same moment.
         self._judge_again()
         for kept in self._suspended_events.take():
             self._handle(kept)
         if self._committing.is_in_ledger:
+            # R7: a record that the ledger has is published now.
             self._on_committed(on.Committed())
+        # R7: the record is written again, or the run would wait for ever.
         elif self._committing.record is not None:
             self._give()
         for member in self.roster.members(Bucket.NEWCOMER):
@@ -757,8 +801,10 @@ class Membership:
         conflicts = self._name_conflicts
         for name in conflicts.names():
             member = self.roster.get(name)
+            # R8: it has the attach grace.
             if member is None or member.is_absent:
                 continue
+            # R8: the older node has the rest of its time to answer.
             if conflicts.is_over(member, settings, self._now_s):
                 self._supersede(member)
             else:
@@ -773,6 +819,7 @@ class Membership:
 
         Members are told of a round that ends. The next round waits for the ledger.
         """
+        # R5: a deposed coordinator reports nothing any more.
         if not self.deposed:
             _HANDLER_OF[self.phase_of_work, type(event)](self, event)
 
@@ -786,15 +833,19 @@ class Membership:
 
     def _advance(self) -> None:
         """Apply all rules to the present state, in order."""
+        # R5: while SUSPENDED nothing is decided. R6: nor after the close.
         if self.settings is None or self.phase in _WITHOUT_RULES:
             return
+        # R7: all have attached, so the round waits for none.
         if self._takeover.is_grace_on and not self._suspicion.has_absent:
             self._end_attach_grace()
         if not self._suspicion.is_quiet:
             # R8: a process that has ended gets no grace, and the mass guard does not protect it.
             self._remove_gone(self._suspicion.ended_members(), reasons.PROCESS_ENDED)
+            # R8: the guard first, then the deadlines.
             self._do(*self._suspicion.update_guard(self.settings, self._now_s))
             overdue = self._suspicion.past_deadline()
+            # R8: a member past its deadline is lost now.
             if overdue:
                 is_closed = overdue[0].reachability is Reachability.DISCONNECTED
                 detail = reasons.NOT_RESUMED if is_closed else reasons.NOT_HEARD
@@ -828,7 +879,9 @@ class Membership:
             # A loss or a departure ends a round, so all of its members are done.
             self._close(Outcome.SUCCEEDED, reasons.ALL_FINISHED)
             return
+        # R3: newcomers get free places only.
         free = settings.max_nodes - in_round
+        # R3: without a free place the round is left alone.
         if self._finished.count or not free or not self.roster.count(_NEWCOMER):
             return
         newcomers = self._scale_up.take(self._now_s)
@@ -842,6 +895,7 @@ class Membership:
         if self._finished.count and self._is_ending(settings):
             return
         gathering = self._gathering
+        # R3: below the minimum no round is formed.
         if 0 < self.roster.ready_count < settings.min_nodes:
             # This is Decision.TOO_FEW, found quickly, because thousands of nodes attach one by one.
             if gathering.is_settling:
@@ -849,10 +903,12 @@ class Membership:
             return
         decision = gathering.decide(settings)
         if not decision.forms_round:
+            # R7: a round that is not formed now has a timer, or waits for nodes.
             self._do(*gathering.wait(decision, settings, self.number + 1, self._now_s))
             return
         pause_s = gathering.pace.wait_s(self._now_s)
         if pause_s > 0:
+            # R7: the pause ends by a timer, too.
             self._do(*gathering.pause(pause_s, self.number + 1, self._now_s))
         else:
             self._form_round(settings)
@@ -862,6 +918,7 @@ class Membership:
 
         True if the run ends, now or when the open case is closed.
         """
+        # R7: all of its nodes are done, so the run waits for none.
         if self.round is not None and self._finished.in_round == self.round.head.nodes:
             self._close(Outcome.SUCCEEDED, reasons.ALL_FINISHED)
             return True
@@ -891,11 +948,14 @@ class Membership:
     def _form_round(self, settings: RunSettings) -> None:
         """Write the round to the ledger. An open case is closed first, which may end the run."""
         self._close_case(forced=True)
+        # R6: the verdict may have ended the run.
         if self.phase is not Phase.GATHERING:
             return
         record = record_of(
             self._gathering.chosen(settings),
+            # R1: above every number before it.
             number=self.number + 1,
+            # R5: the term of the owner that decides it.
             term=self.term,
             rank_policy=settings.rank_policy,
             previous=self.round,
@@ -917,9 +977,11 @@ class Membership:
         self._do(*self._marking.begin(record, self._finished, interrupted, gone, self._now_s))
         self._gathering.reset()
         self._scale_up.reset()
+        # R6: the close follows the write at once.
         if committing.close_wanted is not None:
             # No node receives a round that ends at once.
             self._commit_close(committing.close_wanted)
+        # R4: it has a member that is not ready for it any more.
         elif interrupted is not None:
             self._begin_again(record, interrupted)
         else:
@@ -949,6 +1011,7 @@ class Membership:
         _leave_last_round(self.roster, ended_by)
         for member in self.roster:
             is_ready = member.state is MemberState.READY
+            # R7: a member that is still ready keeps its place.
             member.survivor = is_ready and self._committing.is_in(record, member)
         self.case = Case(change)
         self.roster.reindex_all()
@@ -961,9 +1024,12 @@ class Membership:
         for row in record.members:
             member_now = self.roster.get(row.name)
             assert member_now is not None, row.name
+            # R4: not another start of the node.
             assert member_now.info.incarnation == row.incarnation, row.name
+            # R4: no node gets a round without asking.
             assert member_now.state is _IS_READY, row.name
             member_now.state = _IS_ACTIVE
+            # R4: a `ready` of before does not leave this round.
             member_now.last_round = record.head.number
             member_now.last_change = None
         self.case = None
@@ -983,12 +1049,14 @@ class Membership:
             member.survivor = True
         self._gathering.begin(survivors, self._now_s)
         self.roster.reindex_all()
+        # R13: nodes stop their workers when they learn of the end.
         self._do(do.Break(change))
         self._marking.ended(change, self._later_s)
         if not self.case.closed:
             # Cause before consequence: find out who lives before a cause is named.
             assert self.settings is not None
             names = [member.name for member in survivors]
+            # R8: suspects are asked before they are lost.
             self._do(*self._probe.begin(names, self.settings, self.number, self._now_s))
 
     def _close_case(self, *, forced: bool = False) -> None:
@@ -997,6 +1065,7 @@ class Membership:
         if case is None or case.closed:
             return
         is_clear = probe.is_over if case.needs_time() else probe.is_settled
+        # R8: members have time to answer before the verdict.
         if not forced and (probe.unanswered or not is_clear):
             return
         change = case.close(len(probe.unanswered))
@@ -1033,9 +1102,11 @@ class Membership:
             if kind is ChangeKind.NODE_LEFT:
                 self._explain_by_departure(member, detail)
             own = causes.happened(kind, self.number, [member.name], detail, since_s)
+            # R13: the loss of a member ends its round.
             breaks = is_round_on and member.bucket is Bucket.IN_ROUND
             is_loss = kind is ChangeKind.NODE_LOST and not breaks
             self._take_out(member, own, says_goodbye=says_goodbye, is_loss=is_loss)
+        # R13: the others must not go on without it.
         if in_round and self.phase_of_work is Phase.ACTIVE:
             self._break(causes.happened(kind, self.number, in_round, detail, since_s))
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
@@ -1055,15 +1126,18 @@ class Membership:
         is_loss: bool = False,
     ) -> None:
         """Take out one member. `is_loss`: it was lost, and its loss ends no round."""
+        # R4: a round that is being written must not begin without it.
         self._committing.member_went(member, change.kind, change.detail)
         stayed_s = self._now_s - member.attached_s
         is_done = member.bucket is Bucket.DONE
         self.departure_history.remember(member.name, change, stayed_s=stayed_s, is_done=is_done)
+        # R10: the mark of a node that is done stays.
         if not is_done:
             self._marking.gone(member.id, self._now_s if says_goodbye else self._later_s)
         self.roster.remove(member)
         self._suspicion.gone(member)
         reason = str(change)
+        # R10: the ledger has its marks before it may go.
         # The goodbye is answered when the ledger has the node's marks.
         waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
@@ -1075,12 +1149,15 @@ class Membership:
     ) -> None:
         """End the run: at once, or after the record that is being written (R6)."""
         record = CloseRecord(outcome, reason, by, self.term, self.number, cause)
+        # R1: one write at a time, also for the close.
         if self.phase is Phase.COMMITTING:
+            # R6: the first close counts.
             self._committing.close_wanted = self._committing.close_wanted or record
         else:
             self._commit_close(record)
 
     def _commit_close(self, record: CloseRecord) -> None:
+        # R6: the run is closed when the ledger says so, and not before.
         self._committing.begin(msgspec.structs.replace(record, round=self.number))
         self._committing.close_wanted = None
         self._enter(Phase.COMMITTING)
@@ -1096,6 +1173,7 @@ class Membership:
     def _set_phase(self) -> None:
         # The phase is stored, because each event reads it several times.
         work = self.phase_of_work
+        # R5: any reason suspends.
         is_suspended = bool(self.suspension) and work is not Phase.CLOSED
         self.phase = Phase.SUSPENDED if is_suspended else work
 
@@ -1143,8 +1221,10 @@ def _leave_last_round(members: Iterable[Member], ended_by: Change | None) -> Non
     `ended_by`: why the last round is over, for members that attach later.
     """
     for member in members:
+        # R4: a member outside the new round is in none.
         if member.state is _IS_ACTIVE:
             member.state = MemberState.IDLE
         if member.survivor and ended_by is not None:
             member.last_change = ended_by
+        # R7: no later round waits for it.
         member.survivor = False

@@ -38,6 +38,7 @@ class NameConflicts:
         waiting = self.waiting.get(member.name)
         if waiting is None:
             return self.challenge(member, event, settings, now_s)
+        # R4: another start, or a stranger, does not take its place.
         if (waiting.node.id, waiting.secret_hash) == (event.node.id, event.secret_hash):
             self.waiting[member.name] = event  # The same one, on another connection.
             return []
@@ -50,10 +51,12 @@ class NameConflicts:
         name = member.name
         is_closed = member.reachability is Reachability.DISCONNECTED
         grace_left_s = max(0.0, member.grace_ends_s - self._clock.at(now_s))
+        # R8: a broken connection has the rest of its grace.
         left_s = grace_left_s if is_closed else settings.probe_s
         self.waiting[name] = event
         self._due_s[name] = self._clock.at(now_s) + left_s
         effects: list[Effect] = [] if is_closed else [ProbeNode(member.id)]
+        # R8: a member that has yet to attach has the attach grace.
         # A member that has not attached after a takeover has until the end of the attach grace. A
         # member whose process has ended is taken out soon anyway.
         if not member.is_absent and not self._suspicion.has_ended(member):
@@ -64,6 +67,7 @@ class NameConflicts:
         """The ledger is back: whether the older node has no time left to answer."""
         due_s = self._due_s[member.name]
         is_closed = member.reachability is Reachability.DISCONNECTED
+        # R8: the time of a closed connection is judged elsewhere.
         return not is_closed and self._clock.left_s(due_s, settings.probe_s, now_s) <= 0
 
     def go_on(self, member: Member, settings: RunSettings, now_s: float) -> list[Effect]:

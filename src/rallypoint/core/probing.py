@@ -36,8 +36,10 @@ class Probe:
     ) -> list[Effect]:
         """A case was opened on this round: ask its members."""
         self.unanswered = dict.fromkeys(names)
+        # R8: each case gives its members the whole time.
         self.is_settled = self.is_over = False
         self._settle_due_s = self._clock.at(now_s) + settings.settle_s
+        # R8: a member has `probe_s` to answer.
         self._due_s = self._clock.at(now_s) + settings.probe_s
         return [
             ProbeRound(round_number),
@@ -47,6 +49,7 @@ class Probe:
 
     def answered(self, name: str) -> None:
         """The member answered, or sent another sign of life."""
+        # R8: any sign of life is an answer.
         self.unanswered.pop(name, None)
 
     def end(self) -> None:
@@ -64,6 +67,7 @@ class Probe:
         if not self.is_settled:
             effects.append(self._timers.set(TimerKind.CASE, left_s, round_number=round_number))
         left_s = self._clock.left_s(self._due_s, settings.probe_s, now_s)
+        # R8: the rest of the time, and no more.
         self.is_over = left_s <= 0
         if not self.is_over:
             effects.append(ProbeRound(round_number))

@@ -38,6 +38,7 @@ def order(policy: str, previous: Sequence[str], candidates: Sequence[Candidate])
     if policy not in POLICIES:
         raise ValueError(f"unknown rank policy {policy!r}; known are {', '.join(POLICIES)}")
     _refuse_duplicates("previous", previous)
+    # R3: each node once.
     _refuse_duplicates("candidates", [candidate.name for candidate in candidates])
     return POLICIES[policy](previous, candidates)
 
@@ -51,10 +52,12 @@ def worker_ranks(names: Sequence[str], workers: Mapping[str, int]) -> list[int]:
     """
     counts = [workers[name] for name in names]
     for name, count in zip(names, counts, strict=True):
+        # R3: a node without workers would leave no rank.
         if count < 1:
             raise ValueError(
                 f"node {name!r} has {count} workers; a node of a round needs at least one"
             )
+    # R3: each begins where the one before ends.
     return list(accumulate(counts, initial=0))[:-1]
 
 
@@ -83,9 +86,12 @@ def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> li
     remaining = {candidate.name: candidate for candidate in candidates}
     survivors = [remaining.pop(name, None) for name in previous]
     count = len(candidates)
+    # R3: as many places as candidates.
     kept = survivors[:count] + [None] * (count - len(survivors))
+    # R3: survivors beyond the end move into gaps.
     moved = [survivor.name for survivor in survivors[count:] if survivor is not None]
     fillers = iter(moved + natural_order(remaining.values()))
+    # R3: each gap is filled once.
     return [survivor.name if survivor is not None else next(fillers) for survivor in kept]
 
 
@@ -109,6 +115,7 @@ def _natural_key(text: str) -> _NaturalKey:
 
 
 def _number_key(digits: str) -> tuple[int, str]:
+    # R12: a name may have thousands of digits.
     # int() is quadratic and refuses thousands of digits, which a hostile name may have.
     significant = digits.lstrip("0")
     return len(significant), significant
@@ -117,6 +124,7 @@ def _number_key(digits: str) -> tuple[int, str]:
 def _natural_place(candidate: Candidate) -> tuple[_NaturalKey, str, _NaturalKey, str]:
     # "node1" and "node01" are the same number: the plain text makes the order total.
     host, name = candidate.host, candidate.name
+    # R2: a total order, whoever computes it.
     return _natural_key(host), host, _natural_key(name), name
 
 

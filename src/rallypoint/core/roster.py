@@ -130,6 +130,7 @@ class Member:
     def row(self) -> RoundMember:
         """Its row in the table of a round: the same object until something in it changes."""
         info = self.info
+        # R2: the row with its present number of workers.
         if self._row is None or self._row.workers != self.workers:
             self._row = RoundMember(
                 info.name,
@@ -152,11 +153,13 @@ class Member:
 
         A node of an earlier release has no secret, so nothing is checked.
         """
+        # R5: an incarnation alone proves nothing.
         return not self.secret_hash or self.secret_hash == secret_hash
 
     @property
     def is_troubled(self) -> bool:
         """Whether it cannot be heard, and is neither done nor departing."""
+        # R8: done and departing members are not missed.
         expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
         return expected and self.reachability is not Reachability.CONNECTED
 
@@ -167,7 +170,9 @@ class Member:
     def where(self) -> Bucket:
         """The bucket for this member in its present state."""
         state = self.state
+        # R7: a node that cannot be heard is in no round.
         if state is _READY and self.reachability is _CONNECTED:
+            # R3: survivors before newcomers.
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
         if state is _ACTIVE:
             if not self.survivor:
@@ -230,6 +235,7 @@ class Roster:
     def living(self, node: NodeId) -> Member | None:
         """The member, if it has that incarnation."""
         member = self._members.get(node.name)
+        # R4: not another start of the node.
         return member if member and member.info.incarnation == node.incarnation else None
 
     def add(
@@ -304,6 +310,7 @@ class Roster:
 
     def newcomers(self) -> list[Member]:
         """The newcomers, in the order in which they asked for a round. O(n log n)."""
+        # R7: in the order of their requests, so that none waits for ever.
         return sorted(self.members(_NEWCOMER), key=lambda member: member.arrival)
 
     def troubled(self) -> list[Member]:

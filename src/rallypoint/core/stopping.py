@@ -36,6 +36,7 @@ class Stopping:
         names: dict[float, list[str]] = {}  # by stop time
         for member in survivors:
             member.is_late = False
+            # R7: it has not been told yet.
             if member.reachability is _DISCONNECTED:
                 member.stop_ends_s = None
                 continue
@@ -43,6 +44,7 @@ class Stopping:
             if stop_s not in names:
                 names[stop_s] = []
             names[stop_s].append(member.name)
+            # R7: the announced time, and a margin.
             member.stop_ends_s = now_s + stop_s + STOP_MARGIN_S
         self._ends = [(now_s + stop_s + STOP_MARGIN_S, each) for stop_s, each in names.items()]
         self._last_s = max((ends_s for ends_s, _ in self._ends), default=0.0)
@@ -50,6 +52,7 @@ class Stopping:
 
     def told(self, member: Member, now_s: float) -> None:
         """A survivor has attached. Its time begins now, if it has not begun before."""
+        # R7: its time does not begin twice.
         if member.stop_ends_s is None:
             member.stop_ends_s = now_s + member.info.stop_s + STOP_MARGIN_S
             self._last_s = max(self._last_s, member.stop_ends_s)
@@ -65,9 +68,11 @@ class Stopping:
 
     def end_due(self, now_s: float) -> None:
         """Mark as late the survivors that are past their deadline and not ready."""
+        # R7: a stop time that has passed holds no place.
         while self._ends and self._ends[0][0] <= now_s:
             for member in map(self._roster.get, heappop(self._ends)[1]):
                 if member is not None and member.survivor and member.stop_ends_s is not None:
+                    # R7: by its own deadline, not that of another in the group.
                     member.is_late = member.stop_ends_s <= now_s
                     self._roster.reindex(member)
 

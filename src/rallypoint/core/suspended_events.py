@@ -22,6 +22,7 @@ class SuspendedEvents:
     def keep(self, event: on.Event) -> None:
         """Keep an event. A repeat replaces the earlier one, except that the first close counts."""
         key = _key(event)
+        # R6: the first close counts.
         if isinstance(event, on.CloseRequested) and key in self._kept:
             return
         self._kept[key] = event

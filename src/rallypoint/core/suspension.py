@@ -52,6 +52,7 @@ class Suspension:
 
     def end(self, cause: SuspensionCause) -> bool:
         """Clear the reason of this cause. False if there was none. DEPOSED never ends."""
+        # R5: no process regains a run by waiting.
         if cause is SuspensionCause.DEPOSED or self._reasons.pop(cause, None) is None:
             return False
         if cause is SuspensionCause.LEASE:

@@ -69,6 +69,7 @@ class Suspicion:
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._set_reachability(member, Reachability.DISCONNECTED)
+        # R8: it has the grace to come back, and no more.
         return self._deadline(member, TimerKind.GRACE, self.grace_s(settings), now_s)
 
     def ended(self, member: Member, now_s: float) -> list[Effect]:
@@ -76,10 +77,12 @@ class Suspicion:
         if member.reachability is Reachability.CONNECTED:
             member.trouble_since_s = now_s
         self._cancel_deadline(member.name)
+        # R8: its kernel's FIN is enough.
         self._ended[member.name] = None
         self._set_reachability(member, Reachability.DISCONNECTED)
         if not self.in_burst:
             self._burst_since_s = now_s
+        # R8: a burst is over after BURST_MAX_S, whatever follows.
         elif now_s - self._burst_since_s >= BURST_MAX_S:
             return []
         return [self._timers.set(TimerKind.BURST, BURST_S)]
@@ -95,6 +98,7 @@ class Suspicion:
 
     def ended_members(self) -> list[Member]:
         """Members whose process has ended, if no other ended within BURST_S."""
+        # R8: processes that end together are lost together.
         return [] if self.in_burst else self._has_ended()
 
     def _has_ended(self) -> list[Member]:
@@ -104,6 +108,7 @@ class Suspicion:
     def absent(self, member: Member, now_s: float) -> None:
         """It is in the round that this coordinator took over, and has not attached here yet."""
         self._expect(member, now_s)
+        # R8: it has the attach grace.
         self._absent[member.name] = None
 
     def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
@@ -114,6 +119,7 @@ class Suspicion:
         """
         self._expect(member, now_s)
         grace_s = min(HOST_GRACE_S, attach_grace_s)
+        # R8: its bound is known, and short.
         return self._deadline(member, TimerKind.GRACE, grace_s, now_s)
 
     def _expect(self, member: Member, now_s: float) -> None:
@@ -143,9 +149,11 @@ class Suspicion:
         If half of the round has attached, this coordinator can be reached, so the mass guard does
         not protect the others. If fewer have, this one may be cut off, so the guard decides.
         """
+        # R8: with fewer than half, this coordinator may be the one cut off.
         if 2 * self._arrived < self._expected:
             for name in self._absent:
                 self._unguarded.pop(name, None)
+        # R8: members that did not attach in time are lost.
         self._overdue.update(self._absent)
         for member in map(self._roster.get, self._absent):
             if member is not None:
@@ -169,25 +177,35 @@ class Suspicion:
         """It was silent for `silent_s`: it becomes suspect."""
         member.trouble_since_s = now_s - silent_s
         self._set_reachability(member, Reachability.SILENT)
+        # R8: it did not answer the probe either.
         if self._probe.is_over and member.name in self._probe.unanswered:
             self._overdue[member.name] = None
+        # R8: an outage takes no time from a member.
         if self._clock.is_stopped:
             # No member is judged now, so this silence does not count in full.
             silent_s = min(silent_s, settings.suspect_after_s)
+        # R8: lost `lost_after_s` after it was last heard.
         remaining_s = max(0.0, settings.lost_after_s - silent_s)
+        # R8: silence has a bound.
         return self._deadline(member, TimerKind.LOST, remaining_s, now_s)
 
     def heard(self, member: Member) -> None:
         """It was heard, or its connection is back: it stops being suspect."""
         if member.reachability is Reachability.CONNECTED:
             return
+        # R8: it counts as attached.
         if member.name in self._unguarded:
             self._arrived += 1
+        # R8: it is not absent any more.
         self._forget_absence(member.name)
         member.is_absent = False
+        # R8: a member that answers has no deadline.
         self._cancel_deadline(member.name)
+        # R8: and is not lost for one that has passed.
         self._overdue.pop(member.name, None)
+        # R8: so its process has not ended.
         self._ended.pop(member.name, None)
+        # R8: it can be heard.
         self._set_reachability(member, Reachability.CONNECTED)
 
     def gone(self, member: Member) -> None:
@@ -203,6 +221,7 @@ class Suspicion:
         self._probe.is_over = True
         for name in self._probe.unanswered:
             member = self._roster.get(name)
+            # R8: only suspects that did not answer.
             if member and member.reachability is Reachability.SILENT:
                 self._overdue[name] = None
 
@@ -221,13 +240,16 @@ class Suspicion:
         The caller sets the timers of the attach grace and of probes.
         """
         self._clock.go_on(now_s)
+        # R8: each is judged by the time that it has left.
         self._overdue.clear()
         effects: list[Effect] = []
         guard_left_s = self.guard_left_s(settings, now_s)
+        # R8: the guard has its rest, too.
         if guard_left_s is not None:
             effects.append(self._timers.set(TimerKind.MASS, guard_left_s))
         for member in self._roster:
             is_ended = member.name in self._ended  # Its process has ended, so it has no deadline.
+            # R8: each that cannot be heard keeps a deadline.
             if member.reachability is not Reachability.CONNECTED and not is_ended:
                 effects += self._deadline_goes_on(member, settings, now_s)
         return effects
@@ -238,10 +260,12 @@ class Suspicion:
         if member.name in self._absent:
             return []
         is_silent = member.reachability is Reachability.SILENT
+        # R8: time enough to answer, as it may have tried in vain.
         least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
         if member.name in self._unguarded:
             least_s = HOST_GRACE_S
         left_s = self._clock.left_s(member.due_s, least_s, now_s)
+        # R8: no time left: it is lost.
         if left_s > 0:
             kind = TimerKind.LOST if is_silent else TimerKind.GRACE
             return self._arm(member, kind, left_s, now_s)
@@ -257,18 +281,24 @@ class Suspicion:
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard, by the number of members that are missing now."""
         ended = sum(member.is_troubled for member in self._has_ended())
+        # R8: neither proved deaths nor members that have yet to attach raise it.
         missing = len(self._roster.troubled_names) - len(self._unguarded) - ended
+        # R8: the limit of the mass guard.
         limit = max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
+        # R8: few are missing, so each is judged.
         if missing <= limit:
             return self._end_guard(settings, now_s)
+        # R8: its time does not begin again.
         if self._mass_since_s is not None:
             return []
         self._mass_since_s = self._clock.at(now_s)
+        # R8: it holds for `mass_grace_s` at most.
         return [self._timers.set(TimerKind.MASS, settings.mass_grace_s)]
 
     def past_deadline(self) -> list[Member]:
         """Members past their deadline, without those that the mass guard protects."""
         names = self._overdue
+        # R8: while many are missing, none of them is lost.
         if self.guarding and names:
             names = {name: None for name in self._unguarded if name in names}
         found = (self._roster.get(name) for name in names)
@@ -277,6 +307,7 @@ class Suspicion:
     @property
     def guarding(self) -> bool:
         """R8: whether so many are missing together that none may be declared lost."""
+        # R8: raised, and not over.
         return self._mass_since_s is not None and not self._mass_over
 
     def guard_left_s(self, settings: RunSettings, now_s: float) -> float | None:
@@ -287,6 +318,7 @@ class Suspicion:
 
     def grace_s(self, settings: RunSettings) -> float:
         """How long a connection that closes now has to resume: longer while many are missing."""
+        # R8: the bound of a closed connection.
         return settings.reconnect_grace_s * max(1.0, len(self._roster.troubled_names) / QUEUE_NODES)
 
     # -- how deadlines are kept ----------------------------------------------------------------
@@ -299,6 +331,7 @@ class Suspicion:
         was_guarding = self.guarding
         self._mass_since_s, self._mass_over = None, False
         self._timers.cancel(TimerKind.MASS)
+        # R8: without a guard, deadlines stand.
         if not was_guarding:
             return []
         overdue, self._overdue = self._overdue, {}
@@ -307,6 +340,7 @@ class Suspicion:
             if member is not None:
                 self._absent.pop(member.name, None)  # From now on it has its own deadline.
                 grace_s = self.grace_s(settings)
+                # R8: the last members to return have the grace once more.
                 effects += self._deadline(member, TimerKind.GRACE, grace_s, now_s)
         return effects
 
@@ -321,14 +355,18 @@ class Suspicion:
     def _deadline(
         self, member: Member, kind: TimerKind, delay_s: float, now_s: float
     ) -> list[Effect]:
+        # R8: on the clock that outages do not advance.
         member.due_s = self._clock.at(now_s) + delay_s
         return self._arm(member, kind, delay_s, now_s)
 
     def _arm(self, member: Member, kind: TimerKind, delay_s: float, now_s: float) -> list[Effect]:
+        # R8: a member has one deadline.
         self._cancel_deadline(member.name)
         member.grace_ends_s = self._clock.at(now_s) + delay_s
         return [self._timers.set(kind, delay_s, name=member.name)]
 
     def _cancel_deadline(self, name: str) -> None:
+        # R8: no earlier timer of it counts.
         self._timers.cancel(TimerKind.GRACE, name)
+        # R8: nor its timer for silence.
         self._timers.cancel(TimerKind.LOST, name)

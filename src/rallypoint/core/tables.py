@@ -98,20 +98,24 @@ def members_of(table: Table, contents: Mapping[Chunk, bytes | None]) -> tuple[Ro
     """
     rows = list(table.rows)
     for chunk in table.chunks:
+        # R2: all chunks, in order.
         rows += _rows_of(chunk, contents[chunk])
     return tuple(rows)
 
 
 def _rows_of(chunk: Chunk, data: bytes | None) -> tuple[RoundMember, ...]:
     what = f"chunk {chunk.term}-{chunk.serial} of the member table"
+    # R2: a table with a hole is no table.
     if data is None:
         raise UnreadableError(f"{what} is missing")
+    # R2: exactly the rows that were committed.
     if _digest(data) != chunk.digest:
         raise UnreadableError(f"{what} is damaged: its digest does not fit its content")
     try:
         read = msgspec.msgpack.decode(data, type=_Rows)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableError(f"{what} cannot be read: {error}") from error
+    # R12: an unknown format is refused.
     if read.format != FORMAT or len(read.rows) != chunk.rows:
         raise UnreadableError(f"{what} has format {read.format} and {len(read.rows)} rows")
     return read.rows
@@ -141,11 +145,14 @@ class TableKeeper:
         new: dict[Chunk, bytes] = {}
         chunks: list[Chunk] = []
         for piece in pieces(members):
+            # R5: only chunks of the head that it found, or of its own.
             chunk = self._present.get(piece.digest) or self._planned.get(piece.digest)
             if chunk is None:
+                # R2: no name has two contents.
                 self._serial += 1
                 chunk = Chunk(self.term, self._serial, piece.rows, piece.digest)
                 self._planned[piece.digest] = chunk
+            # R2: a chunk is written before a head names it.
             if piece.digest not in self._present:
                 new[chunk] = piece.data
             chunks.append(chunk)
@@ -156,9 +163,11 @@ class TableKeeper:
         named = {chunk.digest: chunk for chunk in table.chunks} if table else {}
         before = {*self._present.values(), *self._planned.values()}
         self._present, self._planned = named, {}
+        # R2: chunks that the head names stay.
         return tuple(sorted(before - set(named.values())))
 
     def leftovers(self, found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of these chunks that nobody needs, including chunks of earlier owners."""
         needed = {(c.term, c.serial) for c in (*self._present.values(), *self._planned.values())}
+        # R5: a later owner's chunks are not touched.
         return [name for name in found if name[0] <= self.term and name not in needed]

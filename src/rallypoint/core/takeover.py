@@ -63,6 +63,7 @@ class Takeover:
         self._due_s = self._clock.at(now_s) + attach_grace_s
         effects: list[Effect] = []
         for rank, row in enumerate(record.members):
+            # R4: a node that left is not in the round any more.
             if rank in gone:
                 # It departed, left or was lost. If it attaches, it is admitted and told why.
                 change = marks.ended or causes.happened(ChangeKind.NODE_LEFT, number, [row.name])
@@ -77,17 +78,22 @@ class Takeover:
                 row.labels,
                 row.stop_s,
             )
+            # R5: the hash of its secret goes over, so that no other resumes as it.
             member = self._roster.add(info, 0, now_s, row.secret_hash)
+            # R4: its reports about this round count.
             member.last_round = number
             member.grace_ends_s = self._due_s
+            # R8: a node that is done need not attach.
             if rank in done:
                 member.state = MemberState.DONE
                 self._suspicion.ended_elsewhere(member)
                 continue
             member.state = MemberState.ACTIVE
+            # R8: by name and incarnation: not a later start of it.
             if member.id == former_host:
                 effects += self._suspicion.absent_host(member, now_s, attach_grace_s)
             else:
+                # R8: each of the others has the attach grace.
                 self._suspicion.absent(member, now_s)
         return [*effects, self._begin_grace(attach_grace_s)]
 
@@ -95,11 +101,13 @@ class Takeover:
         """The time to attach is over, or all members have attached."""
         self.is_grace_on = False
         self._timers.cancel(TimerKind.ATTACH)
+        # R8: the grace is over for all.
         self._suspicion.attach_over()
 
     def go_on(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """The ledger is back: set the timer for the rest of the grace, if any is left."""
         left_s = self._clock.left_s(self._due_s, settings.reconnect_grace_s, now_s)
+        # R8: the rest of the grace, not a new one.
         self.is_grace_on = self.is_grace_on and left_s > 0
         return [self._begin_grace(left_s)] if self.is_grace_on else []
 

@@ -36,7 +36,9 @@ class Timers:
     def take(self, timer: Timer) -> bool:
         """Take a timer that has fired. False if it is stale."""
         key = timer.kind, timer.name
+        # R8: only the timer that was set last counts.
         if self._set.get(key) != timer.serial:
             return False
+        # R8: and it counts once.
         del self._set[key]
         return True

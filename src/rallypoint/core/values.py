@@ -328,6 +328,7 @@ def table_digest(number: int, members: tuple[RoundMember, ...], bootstrap: Addre
     rows = [
         (r.name, r.incarnation, r.host, r.addresses, r.workers, r.labels, r.stop_s) for r in members
     ]
+    # R2: all on which members must agree.
     table = msgspec.msgpack.encode((number, rows, bootstrap))
     return hashlib.sha256(table).hexdigest()[:16]
 
@@ -491,4 +492,5 @@ class Stamp(FrozenStruct, frozen=True):
     def is_older_than(self, other: Stamp) -> bool:
         """Whether this is of an earlier term or round of the same ledger."""
         same_ledger = self.ledger_id == other.ledger_id
+        # R5: terms first, then rounds.
         return same_ledger and (self.term, self.round) < (other.term, other.round)

@@ -52,13 +52,16 @@ DiscoveryAction: TypeAlias = ReadRun | ReadLease | AttachTo | BecomeCandidate | 
 
 def may_take(lease: Lease, run_id: str) -> bool:
     """Whether the process of this lease may coordinate the run, if it is alive."""
+    # R5: only a process that still serves.
     return lease.state is LeaseState.SERVING and lease.only_run in ("", run_id)
 
 
 def where(register: RunRegister | None, lease: Lease | None) -> tuple[Address, ...] | None:
     """Where nodes attach, by a run's head and its owner's lease; None: there is no owner."""
+    # R5: the lease of the owner that the head names.
     if register is None or lease is None or lease.process != (register.owner or None):
         return None
+    # R5: not of an owner that is going or revoked.
     return lease.addresses if lease.state is LeaseState.SERVING else None
 
 
@@ -169,12 +172,15 @@ class Discovery:
         self, asked: ReadRun, found: Versioned | None, now_s: float, jitter: float
     ) -> list[DiscoveryAction]:
         """The answer to ReadRun. Raises UnreadableError; it will look again."""
+        # R5: an answer to an old question has no effect.
         if asked != self._open:
             return []
         self._answer_s = now_s - self._asked_s
         self._register = None if found is None else decode_run(found.value)
         self._open = None
+        # R5: the head that was read rules out earlier terms.
         self._raise_floor(is_ended=self._register is not None and not self._register.owner)
+        # R6: a closed run has no coordinator.
         if self._register is not None and self._register.close is not None:
             self._look_again_s = None
             return [RunOver(self._register.close)]
@@ -194,13 +200,16 @@ class Discovery:
         lease = None if found is None else lease_of(asked.process, found)
         is_owner = where(self._register, lease) is not None
         self._open = None
+        # R5: the term of an owner that is gone is over.
         self._raise_floor(is_ended=lease is not None and lease.state is not LeaseState.SERVING)
         if found is None or lease is None or not is_owner:
             return self._nobody(now_s, jitter)
         seen = self._still.seen(asked.process, found.version, now_s)
+        # R9: by this node's clock, from its first look.
         # The ttl is that of the lease, not of this node's settings: its process renews by the
         # lease's.
         self._lease_ends_s = seen.since_s + lease.ttl_s
+        # R7: a dead owner is succeeded.
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
         self._candidate_s = self._look_again_s = None
@@ -210,10 +219,12 @@ class Discovery:
         self, now_s: float, jitter: float, seen: Seen | None = None
     ) -> list[DiscoveryAction]:
         self._lease_ends_s = None
+        # R7: the time to become a candidate is drawn once for each search.
         if self._candidate_s is None:
             after_s = candidate_after_s(jitter, self.nodes, self.candidates, self._doubling_s())
             self._candidate_s = now_s + after_s
         self._rest(now_s, jitter)
+        # R7: some node becomes a candidate, whichever nodes are dead.
         return [BecomeCandidate(seen)] if now_s >= self._candidate_s else []
 
     def _doubling_s(self) -> float:
@@ -223,7 +234,9 @@ class Discovery:
     def _raise_floor(self, *, is_ended: bool) -> None:
         """`is_ended`: the term in the head is over, and another owner will replace its owner."""
         if self._register is not None:
+            # R5: the next owner's term is higher.
             term = self._register.term + is_ended
+            # R5: nodes refuse older messages.
             self.floor = Stamp(self._register.ledger_id, term, 0)
 
     def _spread_s(self) -> float:

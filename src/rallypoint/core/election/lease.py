@@ -124,8 +124,10 @@ class LeaseHolder:
         *was sent*. After `hand_over` it may never decide again, because others may take over its
         runs at once.
         """
+        # R5: not without a renewal, nor after the lease was given away.
         if self.is_lost or self._is_moving or self._renewed_s is None:
             return False
+        # R5: it stops before another process may take over.
         return now_s - self._renewed_s < self.timing.ttl_s - self.timing.margin_s
 
     def renewed_ago_s(self, now_s: float) -> float:
@@ -134,6 +136,7 @@ class LeaseHolder:
 
     def was_renewed_since(self, since_s: float) -> bool:
         """Whether a renewal that was sent after this moment is confirmed."""
+        # R5: sent afterwards, so no process had revoked it until then.
         return self._renewed_s is not None and self._renewed_s > since_s
 
     def next_tick_s(self, now_s: float) -> float | None:
@@ -154,6 +157,7 @@ class LeaseHolder:
         if self._try is None:
             return self._write(now_s)
         self._last_sent_s = now_s
+        # R5: the same bytes, until the outcome is known.
         return [self._try.swap]
 
     def hand_over(self, now_s: float) -> list[Action]:
@@ -163,7 +167,9 @@ class LeaseHolder:
         """
         if self.is_lost or self._is_moving:
             return []
+        # R5: from now on it decides nothing.
         self._is_moving = True
+        # R1: one write at a time.
         if self._try is not None:
             return []  # The outcome of this swap must be known before another value may be written.
         if self._version is None:
@@ -173,17 +179,21 @@ class LeaseHolder:
 
     def swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """The engine's answer to this swap, which may be late or repeated."""
+        # R5: an answer to an old swap has no effect.
         if self._try is None or asked != self._try.swap:
             return []
         version = version_of(asked, outcome)
+        # R5: renewed only if the ledger has these bytes.
         if version is not None:
             return self._renewed(self._try, version, now_s)
+        # R5: another process has revoked it.
         if isinstance(outcome, Conflict):
             self._try, self._renewed_s = None, None
             self.lost_reason = _why_lost(outcome.current)
         return []
 
     def _write(self, now_s: float) -> list[Action]:
+        # R5: no two writes have the same bytes.
         self._beat += 1
         state = LeaseState.MOVING if self._is_moving else LeaseState.SERVING
         lease = Lease(
@@ -204,6 +214,7 @@ class LeaseHolder:
 
     def _renewed(self, done: _Try, version: int, now_s: float) -> list[Action]:
         self._version = version
+        # R5: counted from when it was first sent, not from the answer.
         self._renewed_s = done.first_sent_s
         self._renewals += 1
         self._try = None
@@ -241,6 +252,7 @@ class Standstill:
     def seen(self, process: str, version: int, now_s: float) -> Seen:
         """Record that the lease is at this version now. Returns since when it has been."""
         known = self._seen
+        # R9: any change begins the time anew.
         if known is None or (known.process, known.version) != (process, version):
             known = self._seen = Seen(process, version, now_s)
         return known
@@ -248,17 +260,21 @@ class Standstill:
     def take_over(self, seen: Seen) -> None:
         """Adopt what another part of this process has seen before, with the same clock."""
         known = self._seen
+        # R9: seen by the same clock, in this process.
         if known is None or known.process != seen.process:
             self._seen = seen
         elif known.version == seen.version:
+            # R9: the version has stood since the first look at it.
             self._seen = min(known, seen, key=lambda each: each.since_s)
         else:
+            # R9: the later look has the newer version.
             self._seen = max(known, seen, key=lambda each: each.since_s)
 
 
 def lease_of(process: str, found: Versioned) -> Lease:
     """The lease of this process in what was read. Raises UnreadableError, also for another's."""
     lease = decode_lease(found.value)
+    # R5: not the lease of another process.
     if lease.process != process:
         raise UnreadableError(f"this is the lease of {lease.process}, not of {process}")
     return lease
@@ -266,6 +282,7 @@ def lease_of(process: str, found: Versioned) -> Lease:
 
 def revoked_by(lease: Lease, by: str) -> Lease:
     """The lease as the process `by` revokes it. It still names the node that hosted its process."""
+    # R5: a revoked lease leads no node to its process.
     return msgspec.structs.replace(
         lease, state=LeaseState.REVOKED, addresses=(), revoked_by=by, token=""
     )

@@ -97,6 +97,7 @@ class Claim:
 
     def may_decide(self, now_s: float) -> bool:
         """Whether this process may decide for the run now. Ask before anything is sent."""
+        # R5: an owner with a valid lease, and no other process.
         return self.state is ClaimState.OWNED and self._holder.may_decide(now_s)
 
     @property
@@ -120,6 +121,7 @@ class Claim:
 
         `seen`: since when this process has seen the owner's lease unchanged, by the same clock.
         """
+        # R5: without a lease there is nothing to claim.
         if self._holder.is_lost:
             return []
         if seen is not None:
@@ -136,15 +138,20 @@ class Claim:
         previous = self.register
         assert self.state is ClaimState.OWNED, self.state
         assert previous is not None
-        # R6: a closed run forms no further round. R1: numbers only grow.
+        # R6: a closed run forms no further round.
         assert previous.close is None, "a closed run gets no further commit"
         is_next = register.number == previous.number + 1
+        # R1: numbers only grow.
         assert register.round == previous.round or is_next, (previous.number, register.number)
+        # R5: it takes effect only if no process has sealed the head since.
         swap = SwapRun(self.version, encode(previous.following(register)))
+        # R1: one write at a time.
         assert self._open in (None, swap), "the outcome of another commit is not known yet"
+        # R1: the same bytes again, until the outcome is known.
         if self._open is not None:
             return []
         self._ask(ClaimState.OWNED, swap, now_s)
+        # R5: nothing is sent on a lease that is too old.
         return [swap] if self._holder.may_decide(now_s) else []
 
     def resign(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
@@ -157,6 +164,7 @@ class Claim:
             self.deposed(now_s, pause_s)
             return []
         self._pause_s = pause_s
+        # R5: first the outcome of the commit.
         return [] if self._open is not None else self._resign(now_s)
 
     def end_pause(self) -> None:
@@ -166,14 +174,17 @@ class Claim:
     def deposed(self, now_s: float, pause_s: float = 0.0) -> None:
         """Drop the claim: nobody asks for the run now, or another process is known to own it."""
         self.state = ClaimState.IDLE
+        # R5: values that were read before are not used again.
         self.register, self.version = None, None
         self._floor, self._is_unchecked = None, False
         self._open, self._look_again_s, self._pause_s = None, None, None
+        # R9: a new look at the owner measures anew.
         self._still = Standstill()
         self.not_before_s = max(self.not_before_s, now_s + pause_s)
 
     def tick(self, now_s: float) -> list[Action]:
         """Look again whether the owner is alive, or repeat a question without an answer."""
+        # R5: without its lease the process owns nothing.
         if self._holder.is_lost:
             return self._stop(self._holder.lost_reason, now_s)
         # A claim that waits for this process's lease continues as soon as the lease lets it decide.
@@ -185,27 +196,34 @@ class Claim:
             return self._read(now_s)
         self._look_again_s = now_s + self._holder.timing.retry_s
         is_swap = isinstance(self._open, SwapRun | SwapLease)
+        # R5: no swap on a lease that is too old.
         return [] if is_swap and not self._holder.may_decide(now_s) else [self._open]
 
     # -- answers -------------------------------------------------------------------------------
 
     def run_read(self, asked: ReadRun, found: Versioned | None, now_s: float) -> list[Action]:
         """The answer to ReadRun. Raises UnreadableError; then the question stays open."""
+        # R5: an answer to an old question has no effect.
         return self._judge(found, now_s) if asked == self._open else []
 
     def lease_read(self, asked: ReadLease, found: Versioned | None, now_s: float) -> list[Action]:
         """The answer to ReadLease. Raises UnreadableError; then the question stays open."""
+        # R5: an answer to an old question has no effect.
         if asked != self._open:
             return []
+        # R5: the lease is gone, so its process decides nothing.
         if found is None:
             return self._seal(now_s)
         lease = lease_of(asked.process, found)
+        # R5: nor does one that was revoked or is moving.
         if lease.state is not LeaseState.SERVING:
             self._record_former_host(lease)
             return self._seal(now_s)
+        # R9: counted from when this process first saw it, by its own clock.
         # The ttl is that of the lease, not of this process's settings: its owner renews by the
         # lease's.
         dead_s = self._still.seen(lease.process, found.version, now_s).since_s + lease.ttl_s
+        # R5: not before the owner has stopped to decide.
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
         look_s = now_s + self._ttl_s / 3
@@ -214,12 +232,14 @@ class Claim:
 
     def floor_read(self, asked: ReadFloor, found: Versioned | None, now_s: float) -> list[Action]:
         """The answer to ReadFloor. Raises UnreadableError; then the question stays open."""
+        # R5: an answer to an old question has no effect.
         if asked != self._open:
             return []
         floor = self._floor = NO_FLOOR if found is None else decode_floor(found.value)
         register = self.register
         if self._is_unchecked and register is not None:
             self._is_unchecked = False
+            # R13: a run that began anew is above everything that was removed.
             if register.term > floor.term and register.floor >= floor.number:
                 return self._own(register, now_s)
             # The head was created late: the run had begun elsewhere meanwhile, and was removed.
@@ -227,8 +247,10 @@ class Claim:
 
     def lease_swapped(self, asked: SwapLease, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """The outcome of revoking the owner's lease."""
+        # R5: an outcome that is unknown proves nothing.
         if asked != self._open or isinstance(outcome, Unknown):
             return []
+        # R5: only a lease that is revoked in the ledger is over.
         if version_of(asked, outcome) is not None:
             self._record_former_host(decode_lease(asked.value))
             return self._seal(now_s)
@@ -237,21 +259,27 @@ class Claim:
 
     def run_swapped(self, asked: SwapRun, outcome: SwapOutcome, now_s: float) -> list[Action]:
         """The outcome of writing the run's head. Raises UnreadableError, as `run_read`."""
+        # R5: an outcome that is unknown is asked again.
         if asked != self._open or isinstance(outcome, Unknown):
             return []
         version = version_of(asked, outcome)
+        # R1: committed only if the ledger has exactly these bytes.
         if version is not None:
+            # R13: a head that was created may stand below the floor.
             self._is_unchecked = asked.expected is None
             return self._written(decode_run(asked.value), version, now_s)
         assert isinstance(outcome, Conflict)  # not Unknown, see above
+        # R5: another process was faster: judge again.
         if self.state is ClaimState.SEALING:
             return self._judge(outcome.current, now_s)
         pause_s = self._pause_s or 0.0
+        # R5: another owner has sealed the head.
         return self._stop("another process has written the run's register", now_s, pause_s)
 
     # -- steps ---------------------------------------------------------------------------------
 
     def _record_former_host(self, lease: Lease) -> None:
+        # R8: only a revoked lease says that its node is gone.
         # A process that has lost its lease continues under another name, in the same node.
         is_gone = lease.state is LeaseState.REVOKED and lease.node != self._holder.node
         self.former_host = lease.node if is_gone else None
@@ -261,6 +289,7 @@ class Claim:
         return self._holder.timing.ttl_s
 
     def _may_take(self, now_s: float) -> bool:
+        # R5: only a process with a valid lease takes over.
         return self._holder.may_decide(now_s) and now_s >= self.not_before_s
 
     def _ask(self, state: ClaimState, question: Question, now_s: float) -> list[Action]:
@@ -281,6 +310,7 @@ class Claim:
         self.former_host = None
         self._floor, self._is_unchecked = None, False
         owner = self.register.owner if self.register else ""
+        # R5: a free run, or one of this process, is sealed at once.
         if owner in ("", self._holder.process):
             # A run of its own is sealed again, too, so that no earlier swap of it can take effect.
             return self._seal(now_s)
@@ -289,6 +319,7 @@ class Claim:
 
     def _register_of(self, found: Versioned) -> RunRegister:
         register = decode_run(found.value)
+        # R1: a register of another ledger or run is not this one.
         if (register.ledger_id, register.run_id) != (self.ledger_id, self.run_id):
             raise UnreadableError(
                 f"this is the register of run {register.run_id} in ledger {register.ledger_id}, "
@@ -297,22 +328,29 @@ class Claim:
         return register
 
     def _revoke(self, lease: Lease, version: int, now_s: float) -> list[Action]:
+        # R5: first a valid lease of its own.
         if not self._may_take(now_s):
             return self._wait(now_s)
         revoked = revoked_by(lease, self._holder.process)
+        # R5: only if the owner has not renewed since.
         swap = SwapLease(lease.process, version, encode(revoked))
         return self._ask(ClaimState.REVOKING, swap, now_s)
 
     def _seal(self, now_s: float) -> list[Action]:
         """Seal the run's head with the next term, if this process may take over the run now."""
+        # R5: first a valid lease of its own.
         if not self._may_take(now_s):
             return self._wait(now_s)
         register = self.register
+        # R13: a run without a round has to begin above the floor.
         may_begin = register is None or (register.round is None and register.close is None)
+        # R13: so the floor is read first.
         if may_begin and self._floor is None:
             return self._check(now_s)
         head = register or RunRegister(FORMAT, self.ledger_id, self.run_id, 0, "")
+        # R5: a term above all others.
         sealed = head.sealed(self._holder.process, self._floor or NO_FLOOR)
+        # R5: only if the head is still the one that was judged.
         return self._ask(ClaimState.SEALING, SwapRun(self.version, encode(sealed)), now_s)
 
     def _check(self, now_s: float) -> list[Action]:
@@ -325,6 +363,7 @@ class Claim:
 
     def _written(self, register: RunRegister, version: int, now_s: float) -> list[Action]:
         before, self.register, self.version = self.state, register, version
+        # R5: resigned in the ledger, so it owns nothing.
         if before is ClaimState.RESIGNING:
             self.deposed(now_s, self._pause_s or 0.0)
             return []
@@ -338,6 +377,7 @@ class Claim:
         return self._own(register, now_s)
 
     def _own(self, register: RunRegister, now_s: float) -> list[Action]:
+        # R5: a late outcome elects no owner.
         if not self._holder.may_decide(now_s):
             # The swap took long. By now another process may have sealed after it.
             return self._wait(now_s)
@@ -347,8 +387,10 @@ class Claim:
 
     def _resign(self, now_s: float) -> list[Action]:
         assert self.register is not None
+        # R5: a resignation, too, is conditioned on the head.
         swap = SwapRun(self.version, encode(self.register.freed()))
         self._ask(ClaimState.RESIGNING, swap, now_s)
+        # R5: nothing is sent on a lease that is too old.
         return [swap] if self._holder.may_decide(now_s) else []
 
     def _stop(self, reason: str, now_s: float, pause_s: float = 0.0) -> list[Action]:

@@ -152,6 +152,7 @@ class RunRegister(Kept, frozen=True):
     @property
     def number(self) -> int:
         """The number of the last committed round; before the first round, that of the floor."""
+        # R1: the next number is above this one.
         return self.round.number if self.round else self.floor
 
     def sealed(self, process: str, floor: Floor) -> RunRegister:
@@ -162,9 +163,12 @@ class RunRegister(Kept, frozen=True):
         return msgspec.structs.replace(
             self,
             format=FORMAT,
+            # R5: above its own term and the ledger's floor.
             term=max(self.term, floor.term) + 1,
             owner=process,
+            # R1: owner, term and sequence together are used once.
             sequence=0,
+            # R1: rounds begin above all that were removed.
             floor=max(self.floor, floor.number),
         )
 
@@ -175,8 +179,10 @@ class RunRegister(Kept, frozen=True):
             format=FORMAT,
             ledger_id=self.ledger_id,
             run_id=self.run_id,
+            # R5: in the term in which it was sealed.
             term=self.term,
             owner=self.owner,
+            # R1: no two writes have the same bytes.
             sequence=self.sequence + 1,
         )
 
@@ -216,7 +222,9 @@ class Floor(Kept, frozen=True):
 
     def raised(self, register: RunRegister) -> Floor:
         """The floor, raised to at least the last token of this run."""
+        # R13: a token is never used again.
         term = max(self.term, register.term)
+        # R13: nor is a number used again.
         number = max(self.number, register.number)
         return msgspec.structs.replace(self, term=term, number=number)
 
@@ -288,7 +296,9 @@ def _decode(data: bytes, kind: type[_T]) -> _T:
         fields = tuple(bytes(each) for each in raw)
         value = _known(fields, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # R12: bytes that are no value are refused.
         raise _unreadable(data, _NAMES[kind], error) from error
+    # R12: so is another format.
     # Checked after the decoding: a value of another format may decode as well, with fields that
     # this release does not know.
     if value.format != FORMAT:

@@ -123,12 +123,12 @@ class RoundStore:
         if session is None:
             message = f"node {shown(node)} is not in this round"
             return [Answer(node, request_id, StoreFailure(BAD_REQUEST, message))]
-        is_again = session.has_seen(request_id)
-        if is_again and not session.may_ask_again(request_id):
+        is_again = session.has_seen(request_id)  # R11: a repeat is not applied.
+        if is_again and not session.may_ask_again(request_id):  # R11: it gets the same answer.
             return session.remembered(request_id)
-        if self._ended is not None:
+        if self._ended is not None:  # R4: the store of a round that is over takes nothing.
             return [Answer(node, request_id, StoreFailure(ROUND_ENDED, self._ended))]
-        if not is_again:
+        if not is_again:  # R12: the unacknowledged calls of a node are bounded.
             excess = self._limits.excess(
                 unacknowledged_calls_per_node_max=len(session.calls) + 1,
                 unacknowledged_bytes_per_node_max=session.answer_bytes,
@@ -140,7 +140,7 @@ class RoundStore:
         if is_again:
             session.calls[request_id] = call
         else:
-            session.admit(call)
+            session.admit(call)  # R11: from now on its id is known.
         return self._begin(call, now_s)
 
     def acknowledge(self, node: str, up_to_request_id: int, still_open: Sequence[int] = ()) -> None:
@@ -155,11 +155,13 @@ class RoundStore:
             return
         for request_id in session.close(up_to_request_id, still_open):
             self.cancel(node, request_id)
+            # R11: an acknowledged id is never applied again, and costs nothing.
             session.forget(request_id)
 
     def has_seen(self, node: str, request_id: int) -> bool:
         """Whether the request would be a repeat: it was applied, cancelled or acknowledged."""
         session = self._sessions.get(node)
+        # R11: applied, cancelled or acknowledged.
         return session is not None and session.has_seen(request_id)
 
     def remembers(self, node: str, request_id: int) -> bool:
@@ -179,7 +181,7 @@ class RoundStore:
         call = session.calls.get(request_id) if session else None
         if session and isinstance(call, Call):
             self._waits.end(call)
-            session.calls[request_id] = None
+            session.calls[request_id] = None  # R11: a repeat of it is not applied either.
 
     def forget_node(self, node: str) -> None:
         """Drop a node's waits and answers: another incarnation takes its place."""
@@ -190,7 +192,7 @@ class RoundStore:
             if isinstance(call, Call):
                 self._waits.end(call)
         self._tally.kept -= session.kept()
-        del self._sessions[node]
+        del self._sessions[node]  # R11: ids are per incarnation.
 
     # -- time, and the end -----------------------------------------------------------------------
 
@@ -216,11 +218,11 @@ class RoundStore:
 
         Earlier answers stay remembered; the data is dropped. Idempotent: the first message stays.
         """
-        if self._ended is not None:
+        if self._ended is not None:  # R4: a round ends once.
             return []
         self._ended = message
         self._settled = None
-        self._data.drop_all()
+        self._data.drop_all()  # R4: nothing of it is seen in the next.
         failure = StoreFailure(ROUND_ENDED, message)
         return [self._settle(call, failure) for call in list(self._waiting)]
 
@@ -272,11 +274,13 @@ class RoundStore:
 
     def redo(self, settled: Settled) -> None:
         """Repeat a call of another coordinator's store. No node may have called this store yet."""
-        self._data.commit(settled.writes)
+        self._data.commit(settled.writes)  # R10: the same data.
         session, result = self._session_of(settled.node), settled.result
+        # R11: the same answer, also where the log refers to a key.
         if isinstance(result, AsStored):
             result = StoreValue(self._data.value(result.key))
         if session is not None:
+            # R11: and remembered for the same request.
             session.restore(Answer(settled.node, settled.request_id, result))
 
     def snapshot(self, item_bytes_max: int) -> Iterator[SnapshotItem]:
@@ -294,17 +298,18 @@ class RoundStore:
         for item in items:
             match item:
                 case Put() | Extend():
-                    self._data.commit((item,))
+                    self._data.commit((item,))  # R10: the data of the snapshot.
                 case Settled():
                     self.redo(item)
                 case Acknowledged(node, up_to, still_open):
                     session = self._session_of(node)
                     if session is not None:
+                        # R11: acknowledged requests stay acknowledged.
                         session.restore_acknowledged(up_to, still_open)
                 case MoreBytes(node, request_id, value):
                     session = self._session_of(node)
                     if session is not None:
-                        session.lengthen(request_id, value)
+                        session.lengthen(request_id, value)  # R11: the whole of a long answer.
 
     def freeze(self) -> StorePicture:
         """The store as a hashable value; O(size)."""
@@ -323,13 +328,13 @@ class RoundStore:
 
     def _session_of(self, node: str) -> ClientSession | None:
         session = self._sessions.get(node)
-        if session is None and node in self._seats.nodes:
+        if session is None and node in self._seats.nodes:  # R4: no other node has a session here.
             session = self._sessions[node] = ClientSession(self._tally)
         return session
 
     def _begin(self, call: Call, now_s: float) -> list[Answer]:
         objection = self._objection(call)
-        if objection:
+        if objection:  # R12: a call beyond the limits is refused before it is applied.
             return [self._settle(call, objection)]
         op = call.op
         effect = None if isinstance(op, Barrier) else self._data.effect_of(op)
@@ -343,9 +348,10 @@ class RoundStore:
             return []
         writes = effect.writes
         if writes:
-            self._data.commit(writes)
+            self._data.commit(writes)  # R10: the writes that the log will have.
         answers = [self._settle(call, effect.result, writes)]
         if writes and self._waits.by_key:
+            # R7: a write wakes the calls that wait for its key.
             for waiting in self._waits.written(writes):
                 answers += self._try_again(waiting)
         return answers
@@ -355,17 +361,20 @@ class RoundStore:
         op = call.op
         if call.timeout_s is not None and math.isnan(call.timeout_s):
             return StoreFailure(BAD_REQUEST, "the timeout is not a number")
+        # R4: no node stands at a barrier for another.
         if isinstance(op, Barrier) and not self._seats.has(call.node, op.rank):
             return StoreFailure(BAD_REQUEST, f"node {shown(call.node)} has no rank {op.rank}")
         return refusal(op, self._limits)
 
     def _settle(self, call: Call, result: StoreResult, writes: tuple[Write, ...] = ()) -> Answer:
         """End a call, waiting or not. This happens at most once for each admitted call."""
-        if call in self._waiting:
+        if call in self._waiting:  # R11: a call is answered once.
             self._waits.end(call)
         answer = Answer(call.node, call.request_id, result)
         op = call.op
+        # R11: so that a repeat gets the same answer.
         self._sessions[call.node].remember(answer, op)
+        # R10: every answer that is no read goes into the log.
         if self._settled is not None and type(op) not in READS:
             logged: StoreResult | AsStored = result
             if (
@@ -373,6 +382,7 @@ class RoundStore:
                 and isinstance(result, StoreValue)
                 and op.key in self._data
             ):
+                # R11: the answer of a compare_set is the key's value now.
                 logged = AsStored(op.key)
             self._settled.append(Settled(call.node, call.request_id, logged, writes))
         return answer
@@ -393,6 +403,7 @@ class RoundStore:
             after = f"a newer call of rank {op.rank} took over: "
             return [self._settle(replaced, self._waits.ranks_missing(after, op.name))]
         met = self._waits.met(op.name)
+        # R10: a barrier counts for all of its ranks or for none.
         # The call that completes the barrier is the last to arrive. It is answered first.
         return [self._settle(each, StoreValue(None)) for each in (*met[-1:], *met[:-1])]
 
@@ -453,8 +464,9 @@ class ClientSession:
 
     def has_seen(self, request_id: int) -> bool:
         """Whether the request is a repeat."""
+        # R11: up to the floor, except what is still open.
         acknowledged = request_id <= self._floor and request_id not in self._open
-        return acknowledged or request_id in self.calls
+        return acknowledged or request_id in self.calls  # R11: or known here.
 
     def may_ask_again(self, request_id: int) -> bool:
         """Whether the request was a large read, which is made again."""
@@ -463,7 +475,7 @@ class ClientSession:
     def remembered(self, request_id: int) -> list[Answer]:
         """The answer to this request, if it is kept."""
         call = self.calls.get(request_id)
-        return [call] if isinstance(call, Answer) else []
+        return [call] if isinstance(call, Answer) else []  # R11: the same answer again.
 
     def remember(self, answer: Answer, op: StoreOp | None = None) -> None:
         """Keep the answer to an admitted call. `op` is None if it was no read."""
@@ -480,8 +492,9 @@ class ClientSession:
 
     def close(self, up_to: int, still_open: Iterable[int]) -> list[int]:
         """Acknowledge ids up to `up_to`. Returns the newly acknowledged ids that are known here."""
-        if up_to < self._floor:
+        if up_to < self._floor:  # R11: a late acknowledgement opens nothing again.
             return []  # A later acknowledgement has arrived before this one.
+        # R11: open requests may be sent again.
         stays = {i: None for i in still_open if i in self._open or self._floor < i <= up_to}
         closed = [i for i in self._open if i not in stays]
         while self._ids and self._ids[0] <= up_to:
@@ -489,6 +502,7 @@ class ClientSession:
         if len(stays) != len(self._open):
             self._tally.kept += OPEN_ID_BYTES * (len(stays) - len(self._open))
         self._floor, self._open = up_to, stays
+        # R11: an open call keeps its answer.
         return [i for i in closed if i in self.calls and i not in stays]
 
     def forget(self, request_id: int) -> None:
@@ -517,11 +531,12 @@ class ClientSession:
     def written(self) -> list[Answer]:
         """The remembered answers of calls other than reads."""
         answers = (each for each in self.calls.values() if isinstance(each, Answer))
+        # R11: answers of calls that wrote go into the snapshot.
         return [each for each in answers if each.request_id not in self._reads]
 
     def restore_acknowledged(self, up_to: int, still_open: Iterable[int]) -> None:
         """Take the result of `acknowledged`, in one call or several, before any `restore`."""
-        self._floor = up_to
+        self._floor = up_to  # R11: the floor of the coordinator before.
         before = len(self._open)
         self._open.update(dict.fromkeys(still_open))
         self._tally.kept += OPEN_ID_BYTES * (len(self._open) - before)
@@ -536,8 +551,8 @@ class ClientSession:
         else:
             self._tally.kept += CALL_BYTES
             if answer.request_id > self._floor:
-                heappush(self._ids, answer.request_id)
-        self.remember(answer)
+                heappush(self._ids, answer.request_id)  # R11: so that it can be acknowledged.
+        self.remember(answer)  # R11: the answer that the node may ask for again.
 
     def lengthen(self, request_id: int, more: bytes) -> None:
         """Add the next bytes of an answer that was restored in part."""

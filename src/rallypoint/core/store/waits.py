@@ -67,6 +67,7 @@ class Seats:
         """By the name of a node: its first rank, and its number of workers."""
         self.size = 0
         for name, first, workers in self._seats:
+            # R3: each rank once, without a gap.
             if first != self.size or workers < 1:
                 raise ValueError(f"seat {name!r} has {workers} workers from rank {first} on")
             self.size += workers
@@ -76,6 +77,7 @@ class Seats:
     def has(self, node: str, rank: int) -> bool:
         """Whether this rank is one of the node's."""
         first, workers = self.nodes[node]
+        # R4: only its own ranks.
         return first <= rank < first + workers
 
     def label(self, rank: int) -> str:
@@ -136,6 +138,7 @@ class Waits:
             waiting_calls_per_node_max=count.calls + 1,
             waiting_bytes_per_node_max=count.key_bytes + footprint,
         )
+        # R12: the number of calls that wait is bounded.
         if refusal:
             return refusal
         self.counts[call.node] = count
@@ -230,6 +233,7 @@ class Waits:
     def met(self, name: str) -> list[Call]:
         """The calls at this barrier, in order of arrival, if every rank is there; else none."""
         arrived = self.barriers[name].arrived
+        # R10: every rank is there.
         return list(arrived.values()) if len(arrived) == self._seats.size else []
 
     def give_up(self, op: Barrier) -> None:
