@@ -80,6 +80,14 @@ SEED ?= 1
 fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); goes on where it stopped
 	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json
 
+# How long `make chaos` goes on, and over which ledger: etcd or file.
+HOURS ?= 1
+LEDGER ?= etcd
+
+.PHONY: chaos
+chaos: $(FOR_DEVELOP) ## kill, freeze and cut off real processes (HOURS, LEDGER, SEED); goes on where it stopped
+	$(BIN)/python -m tests.chaos --hours $(HOURS) --ledger $(LEDGER) --seed $(SEED)
+
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py

@@ -18,9 +18,9 @@ from rallypoint.core.store.data import Put
 from rallypoint.core.store.snapshot import Settled
 from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient
+from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
 from rallypoint.testing.election_checker import ElectionChecker
-from tests.ledger.etcd_processes import EtcdCluster
 
 READ_WITHIN_S = 60.0
 _END = b".end"
@@ -29,13 +29,13 @@ Written = tuple[str, bytes | None]
 """A key below the prefix, and what was put there; None if it was deleted."""
 
 
-def history(cluster: EtcdCluster, prefix: str) -> list[Written]:
+def history(options: EtcdOptions, prefix: str) -> list[Written]:
     """Every write below the prefix, the first one first."""
-    return asyncio.run(asyncio.wait_for(_history(cluster, prefix.encode()), READ_WITHIN_S))
+    return asyncio.run(asyncio.wait_for(_history(options, prefix.encode()), READ_WITHIN_S))
 
 
-async def _history(cluster: EtcdCluster, prefix: bytes) -> list[Written]:
-    client = EtcdClient(cluster.options)
+async def _history(options: EtcdOptions, prefix: bytes) -> list[Written]:
+    client = EtcdClient(options)
     await client.open()
     written: list[Written] = []
     try:

@@ -322,7 +322,7 @@ def close(chaos: Chaos) -> None:
 def check_history(cluster: EtcdCluster, fleet: Fleet) -> None:
     """The writes to etcd, and whether workers got the same."""
     prefix = "/" + fleet.endpoint.rpartition("/")[2]
-    counted = etcd_history.check(etcd_history.history(cluster, prefix))
+    counted = etcd_history.check(etcd_history.history(cluster.options, prefix))
     for agent in fleet.agents:
         for each in agent.log.events("added"):
             number, value = each["round"], each["value"]

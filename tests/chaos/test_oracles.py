@@ -1,0 +1,88 @@
+"""The oracles of chaos can fail: each is shown what it must not let pass."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.ledger.contract import Swapped
+from rallypoint.ledger.file import FileLedger
+from tests.chaos import oracles
+from tests.chaos.attic import Attic
+from tests.chaos.faults import Harm
+from tests.failover.records import Story
+
+
+def lost(node: str, at_s: float) -> Story:
+    """Another node was told that this one is lost."""
+    event = {"event": "ended", "kind": "node_lost", "nodes": [node], "detail": "", "round": 1}
+    return Story("teller", [event | {"at_s": at_s}])
+
+
+def test_a_node_that_nobody_touched_must_not_be_lost() -> None:
+    with pytest.raises(AssertionError, match="R8: a1 was lost in round 1"):
+        oracles.only_the_harmed_are_lost([lost("a1", 50.0)], [Harm("n1", 49.0, 51.0, "killed")])
+
+
+def test_a_node_must_not_be_lost_for_an_old_harm_or_for_a_later_one() -> None:
+    for at_s in (9.0, 20.0 + oracles.HARMED_FOR_S + 1):
+        with pytest.raises(AssertionError, match="R8"):
+            oracles.only_the_harmed_are_lost([lost("a1", at_s)], [Harm("a1", 10.0, 20.0, "cut")])
+    oracles.only_the_harmed_are_lost([lost("a1", 21.0)], [Harm("a1", 10.0, 20.0, "cut")])
+
+
+def test_a_round_must_be_in_the_ledger_as_nodes_have_it() -> None:
+    formed: dict[str, Any] = {"event": "formed", "round": 1, "term": 1, "digest": "d", "at_s": 1.0}
+    with pytest.raises(AssertionError, match="R5: a1 has round 1"):
+        oracles.committed_as_told([Story("a1", [formed])], [])
+
+
+def test_a_process_must_not_keep_descriptors_or_memory() -> None:
+    few, many = oracles.Size({1: (10, 1 << 20)}), oracles.Size({1: (99, 1 << 20)})
+    oracles.check_growth(few, few)
+    with pytest.raises(AssertionError, match="descriptors"):
+        oracles.check_growth(few, many)
+    with pytest.raises(AssertionError, match="bytes"):
+        oracles.check_growth(few, oracles.Size({1: (10, 1 << 30)}))
+
+
+class TestAttic:
+    async def write(self, place: Path, attic: Attic, versions: int) -> None:
+        ledger = FileLedger(place)
+        await ledger.open()
+        version = None
+        for number in range(versions):
+            swapped = await ledger.swap("runs/job", version, b"%d" % number)
+            assert isinstance(swapped, Swapped)
+            version = swapped.version
+            if number % 4 == 3:
+                attic.look()
+        await ledger.append("stores/job/1.1.0.1", 0, b"first")
+        await ledger.append("stores/job/1.1.0.1", 1, b"second")
+        attic.look()
+        await ledger.drop_log("stores/job/1.1.0.1")
+        await ledger.delete("runs/job", version)
+        await ledger.aclose()
+
+    def test_it_has_what_is_not_in_the_ledger_any_more(self, tmp_path: Path) -> None:
+        attic = Attic(tmp_path / "ledger")
+        asyncio.run(self.write(tmp_path / "ledger", attic, 40))
+        written = attic.written()
+        assert not attic.unseen
+        heads = [each for each in written if each[0] == "r/runs/job"]
+        assert heads == [("r/runs/job", b"%d" % number) for number in range(40)]
+        assert [each for each in written if each not in heads] == [
+            ("l/stores%2Fjob%2F1.1.0.1/0", b"first"),
+            ("l/stores%2Fjob%2F1.1.0.1/1", b"second"),
+        ]
+
+    def test_it_says_if_it_has_missed_a_version(self, tmp_path: Path) -> None:
+        attic = Attic(tmp_path / "ledger")
+        asyncio.run(self.write(tmp_path / "ledger", attic, 3))
+        del attic._kept[next(path for path, each in attic._kept.items() if each.number & 1)]
+        attic.written()
+        assert len(attic.unseen) == 1
+        assert attic.unseen[0].startswith("r/runs/job")
