@@ -58,6 +58,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "coordinator",
             "environments",
             "errors",
+            "ledger",
             "settings",
             "threads",
             "_version",

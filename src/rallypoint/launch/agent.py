@@ -15,10 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-import shutil
-import signal
-import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from string import Template
@@ -27,7 +23,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rallypoint import errors, settings
-from rallypoint.client.bootstrap_port import Reservation, reserve_port
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
@@ -36,15 +31,13 @@ from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import round_workers
 from rallypoint.launch.agent_log import AgentLog
-from rallypoint.launch.channel import Channel, Requests
+from rallypoint.launch.channel import Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
-from rallypoint.launch.guard import Guard
-from rallypoint.launch.logs import LogPump, check_log_dir
-from rallypoint.launch.machine import STOPPING_SIGNALS, AgentMachine, Phase, Rules
-from rallypoint.launch.oom import OomCounter
+from rallypoint.launch.machine import AgentMachine, Phase, Rules
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.round_workers import Assignment, RoundWorkers
-from rallypoint.launch.worker_env import ROLE, inherited_environment
+from rallypoint.launch.system import LocalSystem, Port, System
+from rallypoint.launch.worker_env import ROLE
 from rallypoint.launch.worker_processes import WorkerExit
 from rallypoint.threads import new_event_loop
 
@@ -55,7 +48,6 @@ FILE_SYSTEM_TIMEOUT_S: Final = 10.0
 LAST_WORDS_S: Final = 1.0
 """How many seconds the end waits for a hanging console, and for the removal of the agent's files.
 """
-FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +92,13 @@ def main(config: AgentConfig) -> int:
 class Agent:
     """One agent. `run` may be called once, from the main thread's loop.
 
-    `machine` decides; this class executes its actions and tells it what happened.
+    `machine` decides; this class executes its actions and tells it what happened. `system`: what it
+    uses of its machine.
     """
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, system: System | None = None) -> None:
         self._config = config
+        self._system = LocalSystem() if system is None else system
         self._has_happened = asyncio.Event()
         self._machine = AgentMachine(
             Rules(
@@ -116,13 +110,13 @@ class Agent:
                 signal_settle_s=round_workers.SIGNAL_SETTLE_S,
             )
         )
-        self._node = Node(config.node, config.run, workers=config.workers)
+        ledger = self._system.ledger
+        self._node = Node(config.node, config.run, workers=config.workers, ledger=ledger)
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
         self._node.on_gone = lambda error: self._take(on.Gone(error, self._node.orphan.left_s))
         self._node.on_standby = lambda: self._log.waits(on_standby(config.run.max_nodes))
-        self._guard = Guard()
-        self._pump = LogPump(
+        self._pump = self._system.output(
             run_id=config.node.run_id,
             log_dir=Path(config.log_dir) if config.log_dir else None,
             prefix=self._prefix if config.prefix else None,
@@ -130,8 +124,8 @@ class Agent:
             prompting=config.stdin,
             lines_kept=max(LAST_LINES, config.share_lines),
         )
-        self._log = AgentLog(self._node.info.name, self._pump)
-        self._channel = Channel(
+        self._log = AgentLog(self._node.info.name, self._pump.say)
+        self._channel = self._system.channel(
             self._node,
             Requests(
                 regroup=lambda: self._take(on.RegroupAsked()),
@@ -139,11 +133,10 @@ class Agent:
                 close=lambda outcome, reason: self._take(on.CloseAsked(outcome, reason)),
             ),
         )
-        self._oom = OomCounter()
         self._work: RoundWorkers | None = None
         self._present: asyncio.Task[on.Answer] | None = None
         """The work that an action began, and for whose end the machine waits."""
-        self._reservation: Reservation | None = None
+        self._reservation: Port | None = None
         self._scratch: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -151,8 +144,8 @@ class Agent:
 
     async def run(self) -> int:
         """Join, work and leave. Returns the exit code."""
-        self._handle_signals()
-        with self._log.with_loggers():
+        self._system.handle_signals(lambda number: self._take(on.Signalled(number)), self._forward)
+        with self._system.loggers(self._log):
             try:
                 await self._until(lambda: self._machine.is_over)
             finally:
@@ -191,12 +184,12 @@ class Agent:
             self._reservation.close()
         self._take(on.LetGo())
         await self._until(lambda: self._machine.phase is Phase.ENDED)
-        await self._guard.close()
+        await self._system.guard.close()
         await self._pump.close(LAST_WORDS_S)
         if self._scratch is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
-                    await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+                    await self._system.remove_scratch(self._scratch)
 
     # -- the machine ---------------------------------------------------------------------------
 
@@ -237,7 +230,7 @@ class Agent:
         try:
             async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
                 if self._config.log_dir is not None:
-                    await asyncio.to_thread(check_log_dir, Path(self._config.log_dir))
+                    await self._system.check_log_dir(Path(self._config.log_dir))
                 await self._make_scratch()
         except TimeoutError:
             raise errors.LaunchError(
@@ -248,15 +241,15 @@ class Agent:
 
     async def _make_scratch(self) -> None:
         try:
-            scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallypoint-")
+            scratch = await self._system.make_scratch()
         except OSError as error:
             self._log.say(f"warning: no directory for torch's error files: {error}")
         else:
-            self._scratch = Path(scratch)
-            self._guard.remove_in_the_end(self._scratch)
+            self._scratch = scratch
+            self._system.guard.remove_in_the_end(scratch)
 
     def _join(self, action: do.Join) -> None:
-        self._guard.start()
+        self._system.guard.start()
         self._begin(self._open())
 
     async def _open(self) -> on.Joined:
@@ -275,12 +268,12 @@ class Agent:
             found = await self._node.next_round(bootstrap)
         return on.NoRound() if found is None else on.RoundFound(found)
 
-    def _reserve(self) -> Reservation:
+    def _reserve(self) -> Port:
         """Rank 0's port, held from before it is announced until the round's workers have ended."""
         if self._reservation is not None:
             self._reservation.close()
         try:
-            self._reservation = reserve_port()
+            self._reservation = self._system.reserve_port()
         except OSError as error:
             raise errors.LaunchError(
                 f"cannot reserve a port for rank 0: {error.strerror or error}",
@@ -301,9 +294,8 @@ class Agent:
             found,
             self._assignment(found),
             exits=lambda exit: self._take(on.WorkerExited(exit)),
-            pump=self._pump,
-            guard=self._guard,
-            oom_counter=self._oom,
+            output=self._pump,
+            system=self._system,
         )
         if found.seat.node_rank == 0 and self._reservation is not None:
             self._reservation.hand_over()
@@ -317,9 +309,9 @@ class Agent:
             run=self._config.run,
             agent_path=self._channel.path,
             agent_secret=self._channel.begin_round(found),
-            base=inherited_environment(),
+            base=self._system.environment,
             scratch=self._scratch,
-            stdin=self._config.stdin if _may_read_stdin() else None,
+            stdin=self._config.stdin if self._system.may_read_stdin else None,
             role=self._config.role,
             virtual_local_rank=self._config.virtual_local_rank,
         )
@@ -399,15 +391,6 @@ class Agent:
 
     # -- signals -------------------------------------------------------------------------------
 
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in STOPPING_SIGNALS:
-            # A signal that is ignored at the start (nohup, `&` in a script) stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._take, on.Signalled(int(number)))
-        for number in FORWARDED_SIGNALS:
-            loop.add_signal_handler(number, self._forward, number)
-
     def _forward(self, number: int) -> None:
         if self._work is not None:
             self._work.group.signal_leaders(number)
@@ -430,18 +413,6 @@ class Agent:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _may_read_stdin() -> bool:
-    """Whether this job may read the standard input.
-
-    A job in the background must not read what is typed for another job. Workers have their own
-    sessions, so the terminal would not stop them.
-    """
-    try:
-        return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
 
 
 _DO: dict[type[object], Callable[..., None]] = {

@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterator
 from rallypoint.client.waiting import Why
 from rallypoint.core.telling import Lines
 from rallypoint.launch import agent_messages
-from rallypoint.launch.logs import LogPump
 
 
 class AgentLog:
-    """The lines of one agent, each with its node's name. For the thread of its event loop."""
+    """The lines of one agent, each with its node's name. For the thread of its event loop.
 
-    def __init__(self, name: str, pump: LogPump) -> None:
+    `write`: writes a line without waiting.
+    """
+
+    def __init__(self, name: str, write: Callable[[str], None]) -> None:
         self._name = name
-        self._pump = pump
+        self._write = write
         self._waits = Lines()
 
     def say(self, text: str) -> None:
         """Write a message of the agent."""
-        self._pump.say(agent_messages.shown(f"[{self._name}] {text}"))
+        self._write(agent_messages.shown(f"[{self._name}] {text}"))
 
     def waits(self, why: Why) -> None:
         """Write why the node waits, unless it was just written."""

@@ -17,11 +17,9 @@ import msgspec
 from rallypoint.client.node import Round
 from rallypoint.core.values import Failure, RunSettings, repr_without
 from rallypoint.launch import failures
-from rallypoint.launch.guard import Guard
-from rallypoint.launch.logs import LogPump
-from rallypoint.launch.oom import OomCounter
+from rallypoint.launch.system import Output, System
 from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
-from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 
 DRAIN_S: Final = 0.2
 """How many seconds a failure report waits for the worker's last lines, and for its error file."""
@@ -70,18 +68,16 @@ class RoundWorkers:
         assignment: Assignment,
         *,
         exits: Callable[[WorkerExit], None],
-        pump: LogPump,
-        guard: Guard,
-        oom_counter: OomCounter,
+        output: Output,
+        system: System,
     ) -> None:
         self.found = found
         self._assignment = assignment
-        self._pump = pump
-        pump.begin_round(self.number)
+        self._output = output
+        self._system = system
+        output.begin_round(self.number)
         specs = [self._spec(index) for index in range(found.seat.workers)]
-        self.group = WorkerGroup(
-            specs, output=pump, exits=exits, guard=guard, oom_counter=oom_counter
-        )
+        self.group = system.workers(specs, exits)
 
     @property
     def number(self) -> int:
@@ -99,8 +95,8 @@ class RoundWorkers:
         return tuple(await asyncio.gather(*map(self._failure, exits)))
 
     async def _failure(self, exit: WorkerExit) -> Failure:
-        await self._pump.drain(DRAIN_S, exit.local_rank)
-        lines = self._pump.last_lines(exit.local_rank)
+        await self._output.drain(DRAIN_S, exit.local_rank)
+        lines = self._output.last_lines(exit.local_rank)
         return failures.classify(exit, lines, await self._error_text(exit.local_rank))
 
     async def _error_text(self, local_rank: int) -> str | None:
@@ -109,7 +105,7 @@ class RoundWorkers:
             return None
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(DRAIN_S):
-                return await asyncio.to_thread(path.read_text, "utf-8", "replace")
+                return await self._system.read_text(path)
         return None
 
     # -- start ---------------------------------------------------------------------------------

@@ -1,0 +1,274 @@
+"""What an agent uses of its machine: processes, signals, files, a console and a local socket.
+
+A real agent has `LocalSystem`. A simulated one has the same from its world.
+The network is client/network.py. This file must not decide anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, Protocol
+
+from rallypoint.client.bootstrap_port import reserve_port
+from rallypoint.client.node import Node, Round
+from rallypoint.core.values import Change, CloseRecord
+from rallypoint.launch.agent_log import AgentLog
+from rallypoint.launch.channel import Channel, Requests
+from rallypoint.launch.guard import Guard
+from rallypoint.launch.logs import LogPump, check_log_dir
+from rallypoint.launch.machine import STOPPING_SIGNALS
+from rallypoint.launch.oom import OomCounter
+from rallypoint.launch.worker_env import inherited_environment
+from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.ledger.contract import Ledger
+
+FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Workers(Protocol):
+    """The worker processes of one round: see worker_processes.WorkerGroup."""
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The local ranks of the workers whose end has not been reported yet."""
+
+    async def start(self) -> None:
+        """Start all workers or none. A cancellation gives up the start."""
+
+    async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
+        """End every worker. Returns the local ranks of those that cannot be killed."""
+
+    def signal_leaders(self, number: int) -> None:
+        """Send a signal to the workers and not to their children."""
+
+
+class Output(Protocol):
+    """The console, and the workers' output: see logs.LogPump."""
+
+    def begin_round(self, number: int) -> None:
+        """The workers that start from now on are of this round."""
+
+    def say(self, text: str) -> None:
+        """Write the agent's own line."""
+
+    async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
+        """Wait until the output of workers (or one) from before this call was passed on."""
+
+    def last_lines(self, local_rank: int) -> tuple[str, ...]:
+        """The last lines that a worker of this round wrote to stderr."""
+
+    async def close(self, timeout_s: float) -> bool:
+        """Drain, and end."""
+
+
+class EndGuard(Protocol):
+    """Ends what the agent leaves, however the agent ends: see guard.Guard."""
+
+    def start(self) -> None:
+        """Begin. Called before the first worker starts."""
+
+    def remove_in_the_end(self, path: Path) -> None:
+        """Remove this folder when the agent has ended."""
+
+    async def close(self) -> None:
+        """The agent ends in order."""
+
+
+class LocalSocket(Protocol):
+    """Where the workers reach the agent: see channel.Channel."""
+
+    @property
+    def path(self) -> str:
+        """What the workers get as its address; "" before `start`."""
+
+    async def start(self) -> None:
+        """Open it."""
+
+    def begin_round(self, found: Round) -> str:
+        """Admit only the workers of this round. Returns the secret that they must send."""
+
+    def end_round(self, change: Change) -> None:
+        """Tell the workers that their round has ended, or that its cause is known."""
+
+    def end_run(self, close: CloseRecord) -> None:
+        """Tell the workers that the run has ended."""
+
+    async def aclose(self) -> None:
+        """Close it, and every connection."""
+
+
+class Port(Protocol):
+    """A port that is held for rank 0: see client/bootstrap_port.py."""
+
+    @property
+    def port(self) -> int:
+        """Its number."""
+
+    def hand_over(self) -> None:
+        """Let rank 0 take it."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class System(Protocol):
+    """See above. One agent uses it once, from its event loop."""
+
+    guard: EndGuard
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The endpoint's ledger, if it is open already; None: the node opens it."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of this process."""
+
+    @property
+    def may_read_stdin(self) -> bool:
+        """Whether this job may read the standard input."""
+
+    def handle_signals(
+        self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
+    ) -> None:
+        """Call these with the numbers of signals, from the event loop."""
+
+    def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
+        """In this block, the records of all loggers are lines of the agent."""
+
+    def output(
+        self,
+        *,
+        run_id: str,
+        log_dir: Path | None,
+        prefix: Callable[[int, int], str] | None,
+        shows: Callable[[int, int], bool],
+        prompting: int | None,
+        lines_kept: int,
+    ) -> Output:
+        """Open the console and the log files. Called once, before `workers`."""
+
+    def channel(self, node: Node, requests: Requests) -> LocalSocket:
+        """A local socket that is not open yet."""
+
+    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
+        """Workers that have not started yet. `exits` is called for each when it has ended."""
+
+    def reserve_port(self) -> Port:
+        """A port for rank 0. Raises OSError."""
+
+    async def check_log_dir(self, path: Path) -> None:
+        """Try to write there. May hang. Raises LogDirectoryError."""
+
+    async def make_scratch(self) -> Path:
+        """A new folder for the files of this agent. May hang. Raises OSError."""
+
+    async def remove_scratch(self, path: Path) -> None:
+        """Remove it as far as possible. May hang."""
+
+    async def read_text(self, path: Path) -> str:
+        """What is in a file. May hang. Raises OSError."""
+
+
+class LocalSystem:
+    """The System of a real agent."""
+
+    ledger: Ledger | None = None
+
+    def __init__(self) -> None:
+        self._guard = Guard()
+        self.guard: EndGuard = self._guard
+        self._oom = OomCounter()
+        self._pump: LogPump | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """See System."""
+        return inherited_environment()
+
+    @property
+    def may_read_stdin(self) -> bool:
+        """See System.
+
+        A job in the background must not read what is typed for another job. Workers have their own
+        sessions, so the terminal would not stop them.
+        """
+        try:
+            return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
+        except OSError:
+            return False
+
+    def handle_signals(
+        self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
+    ) -> None:
+        """See System."""
+        loop = asyncio.get_running_loop()
+        for number in STOPPING_SIGNALS:
+            # A signal that is ignored at the start (nohup, `&` in a script) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stopping, int(number))
+        for number in FORWARDED_SIGNALS:
+            loop.add_signal_handler(number, forwarded, int(number))
+
+    def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
+        """See System."""
+        return log.with_loggers()
+
+    def output(
+        self,
+        *,
+        run_id: str,
+        log_dir: Path | None,
+        prefix: Callable[[int, int], str] | None,
+        shows: Callable[[int, int], bool],
+        prompting: int | None,
+        lines_kept: int,
+    ) -> Output:
+        """See System."""
+        self._pump = LogPump(
+            run_id=run_id,
+            log_dir=log_dir,
+            prefix=prefix,
+            shows=shows,
+            prompting=prompting,
+            lines_kept=lines_kept,
+        )
+        return self._pump
+
+    def channel(self, node: Node, requests: Requests) -> LocalSocket:
+        """See System."""
+        return Channel(node, requests)
+
+    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
+        """See System."""
+        assert self._pump is not None
+        return WorkerGroup(
+            specs, output=self._pump, exits=exits, guard=self._guard, oom_counter=self._oom
+        )
+
+    def reserve_port(self) -> Port:
+        """See System."""
+        return reserve_port()
+
+    async def check_log_dir(self, path: Path) -> None:
+        """See System."""
+        await asyncio.to_thread(check_log_dir, path)
+
+    async def make_scratch(self) -> Path:
+        """See System."""
+        return Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="rallypoint-"))
+
+    async def remove_scratch(self, path: Path) -> None:
+        """See System."""
+        await asyncio.to_thread(shutil.rmtree, path, True)
+
+    async def read_text(self, path: Path) -> str:
+        """See System."""
+        return await asyncio.to_thread(path.read_text, "utf-8", "replace")
