@@ -28,8 +28,13 @@ def _kill(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
 
 def _lose(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Its host loses power: nobody says so."""
-    scene.network.lose(victim.host)
-    _start_again(scene, victim, draw)
+    is_all = scene.ledger.is_on_one_machine
+    lost = [each for each in scene.living if is_all or each is victim]
+    for host in {each.host: None for each in scene.nodes if is_all or each is victim}:
+        scene.network.lose(host)
+    scene.ledger.lost_power(victim.host)
+    for each in lost:
+        _start_again(scene, each, draw)
 
 
 def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:

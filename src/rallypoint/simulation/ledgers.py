@@ -12,17 +12,15 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Final
 
-from rallypoint.core.election import UnreadableError
-from rallypoint.core.election.records import decode_floor, decode_lease, decode_run
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.simulation.etcd import Change, Cluster, Key, Trouble
+from rallypoint.simulation.files import FilesInWorld, register_shown
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.scene import SimulatedLedger, Undo
 from rallypoint.simulation.world import Process, World
-from rallypoint.testing.violations import short
 
 _ROOT: Final = "/rallypoint/"
 _REGISTERS: Final = "/rallypoint/r/"
@@ -32,6 +30,7 @@ class EtcdInWorld:
     """The shipped etcd ledger, over a simulated cluster."""
 
     endpoint = "etcd://10.9.0.1:2379/rallypoint"
+    is_on_one_machine = False
 
     def __init__(self, world: World, plan: Plan) -> None:
         self.cluster = Cluster(world, plan.ledger_members)
@@ -82,6 +81,9 @@ class EtcdInWorld:
 
         return found
 
+    def lost_power(self, host: str) -> None:
+        """See SimulatedLedger: nothing of the cluster is on a node's host."""
+
     def shown(self) -> list[str]:
         """See SimulatedLedger."""
         shown = []
@@ -109,14 +111,9 @@ def _name(key: Key) -> str:
     return name.removeprefix(_REGISTERS) if name.startswith(_REGISTERS) else ""
 
 
-def register_shown(value: bytes) -> str:
-    """A register's value for people."""
-    for decode in (decode_lease, decode_run, decode_floor):
-        try:
-            return short(decode(value))
-        except UnreadableError:
-            continue
-    return f"{len(value)} bytes"
-
-
-LEDGERS: Final[dict[str, Callable[[World, Plan], SimulatedLedger]]] = {"etcd": EtcdInWorld}
+LEDGERS: Final[dict[str, Callable[[World, Plan], SimulatedLedger]]] = {
+    "etcd": EtcdInWorld,
+    "file": lambda world, plan: FilesInWorld(world, is_shared=True),
+    "file-local": lambda world, plan: FilesInWorld(world, is_shared=False),
+}
+"""By the names of `Plan.ledger`. `file`: on a file server. `file-local`: on the only machine."""

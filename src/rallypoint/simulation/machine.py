@@ -59,10 +59,13 @@ class SimulatedRuntime:
         """See Runtime."""
         return self.process.clock_s() + self.process.clock.wall_offset_s
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """See Runtime. The work is done in one step, a moment later."""
-        await asyncio.sleep(0.001 * self.chance.random())
-        return work()
+    def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """See Runtime, and `threads`."""
+        return self.process.world.threads.call(self.process, work)
+
+    def sleep(self, seconds: float) -> None:
+        """See Runtime."""
+        self.process.world.threads.step(seconds)
 
 
 class SimulatedNetwork:

@@ -75,6 +75,8 @@ class SimulatedLedger(Protocol):
 
     endpoint: str
     """What a node gives as its endpoint."""
+    is_on_one_machine: bool
+    """Whether all nodes are on the machine with the engine, and lose power with it."""
     on_written: Callable[[str, bytes | None], None]
     """Called with the name and the value of each register that was written; None: removed."""
     on_logged: Callable[[str, int, bytes | None], None]
@@ -88,6 +90,9 @@ class SimulatedLedger(Protocol):
 
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """Nothing is read or written any more."""
+
+    def lost_power(self, host: str) -> None:
+        """A host has lost power. Its processes have ended already."""
 
     def shown(self) -> list[str]:
         """What it holds, as lines for people."""

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.loop import RESOLUTION_S, ProcessLoop
+from rallypoint.simulation.threads import Threads
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class World:
         self.troubles: list[str] = []
         """Errors for which nobody waited, with the process in which each happened."""
         self.after_step: Callable[[], None] = lambda: None
+        self.threads = Threads(self)
         self._queue: list[Event] = []
         self._serial = 0
 
@@ -119,6 +121,8 @@ class World:
         """End all processes, and release what they have. The world cannot go on after this."""
         for process in self.processes:
             process.is_alive = False
+        self.threads.close()
+        for process in self.processes:
             process.loop.close()
         hook, sys.unraisablehook = sys.unraisablehook, lambda problem: None
         try:
@@ -149,6 +153,8 @@ class Process:
         """When it was killed; None if it was not."""
         self.on_end: list[Callable[[], None]] = []
         """Called when the process ends: its kernel closes what it had open."""
+        self.on_thaw: list[Callable[[], None]] = []
+        """Called once when the process goes on: its threads wait for that."""
         self._freezes = 0
         self._frozen_s = 0.0
         self._slept_s = 0.0
@@ -190,6 +196,9 @@ class Process:
             if not self._freezes:
                 self._slept_s += max(0.0, self.world.now_s - self._frozen_s - UNNOTICED_S)
                 self._schedule()
+                waiting, self.on_thaw = self.on_thaw, []
+                for go_on in waiting:
+                    go_on()
 
     def awake_s(self) -> float:
         """The world's time without that in which this process was frozen, as it can know it."""

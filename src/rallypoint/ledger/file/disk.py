@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from rallypoint import runtime
 from rallypoint.errors import (
@@ -26,12 +26,15 @@ from rallypoint.errors import (
 from rallypoint.ledger import record_format
 from rallypoint.ledger.file.file_system import POSIX, FileSystem
 
+T = TypeVar("T")
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 """Only this user may read: a lease may contain a token, and a round the output of programs."""
 _STALE_S: Final = 3600.0
 """A file that was not linked for this many seconds, by the disk's clock (R9), is removed."""
-_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_STALE_TRIES: Final = 3
+"""How often to look again after a stale handle."""
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP})
 """The errors after which a name does not exist. (Those of pathlib's `exists`.)"""
 _ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -63,7 +66,7 @@ class Disk:
     # -- what is there -----------------------------------------------------------------------------
 
     def names(self, folder: Path) -> list[str]:
-        """The names in a folder. Raises FileNotFoundError, also if NFS reports it as stale.
+        """The names in a folder. Raises FileNotFoundError.
 
         To open a folder makes an NFS client ask the server for changes, unless mounted with
         `nocto`.
@@ -71,18 +74,14 @@ class Disk:
         try:
             return self.system.names(folder)
         except OSError as error:
-            if error.errno in _GONE:
-                raise _gone(error, folder) from error
-            raise
+            return self._again(self.system.names, folder, error)
 
     def content(self, path: Path) -> bytes:
-        """The bytes of a file. Raises FileNotFoundError, also if NFS reports it as stale."""
+        """The bytes of a file. Raises FileNotFoundError."""
         try:
             return self.system.read(path)
         except OSError as error:
-            if error.errno in _GONE:
-                raise _gone(error, path) from error
-            raise
+            return self._again(self.system.read, path, error)
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file or a folder of this name."""
@@ -95,7 +94,10 @@ class Disk:
 
     def check(self, path: Path) -> None:
         """Raises FileNotFoundError if there is no file or folder of this name."""
-        self.system.status(path)
+        try:
+            self.system.status(path)
+        except OSError as error:
+            self._again(self.system.status, path, error)
 
     def _found(self, path: Path) -> os.stat_result | None:
         try:
@@ -103,7 +105,26 @@ class Disk:
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
-            raise
+            with contextlib.suppress(FileNotFoundError):
+                return self._again(self.system.status, path, error)
+            return None
+
+    def _again(self, look: Callable[[Path], T], path: Path, error: OSError) -> T:
+        """Look again after a stale handle. Raises FileNotFoundError if the name is gone.
+
+        A stale handle does not say that the name is gone, but only that this NFS client has to ask
+        for it again. A server that has just started may say so of a file that is still there.
+        """
+        for _ in range(_STALE_TRIES):
+            if error.errno != errno.ESTALE:
+                break
+            try:
+                return look(path)
+            except OSError as other:
+                error = other
+        if error.errno in _GONE:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+        raise error
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -206,12 +227,8 @@ class Disk:
             view = view[self.system.write(descriptor, view) :]
 
     def _is_same(self, one: Path, other: Path) -> bool:
-        try:
-            return os.path.samestat(self.system.status(one), self.system.status(other))
-        except OSError as error:
-            if error.errno in _GONE:
-                return False
-            raise
+        own, found = self._found(one), self._found(other)
+        return own is not None and found is not None and os.path.samestat(own, found)
 
 
 class Scratch:
@@ -281,7 +298,3 @@ def as_ledger_error(error: OSError, folder: Path) -> LedgerError:
         f"the ledger in {str(folder)!r} is out of reach: {said}",
         hint="check that the disk is mounted and its server answers",
     )
-
-
-def _gone(error: OSError, path: Path) -> FileNotFoundError:
-    return FileNotFoundError(error.errno, error.strerror, str(path))

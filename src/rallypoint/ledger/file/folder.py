@@ -64,6 +64,13 @@ def open_folder(root: Path, disk: Disk) -> str:
             f"the marker of the new ledger in {str(root)!r} has disappeared",
             hint="another process may have removed it: look at the folder, and start again",
         )
+    # A power failure must not take the folder or its marker away from a ledger in use, and the
+    # process that made them may have died before it forced them to the disk.
+    disk.sync(root)
+    with contextlib.suppress(
+        PermissionError
+    ):  # Another user has made a parent that we cannot read.
+        disk.sync(root.parent)
     place = root / f"{_LEDGER}{marker.ledger_id}"
     _refuse_shared(place, disk)
     missing = [name for name in _INSIDE if not disk.is_folder(place / name)]

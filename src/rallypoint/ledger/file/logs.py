@@ -69,7 +69,7 @@ class Logs:
         if not self._disk.exists(path):
             if not self._disk.is_folder(folder):
                 return None
-            if index > 0 and not self._disk.exists(folder / record_name(index - 1)):
+            if index > 0 and not self._is_there(folder / record_name(index - 1)):
                 return Gap()
             linked = self._scratch.link(value, path)
             if linked is LinkResult.GONE:
@@ -81,6 +81,15 @@ class Logs:
             return Exists(record_format.unseal(self._disk.content(path), str(path)).value)
         except FileNotFoundError:
             return None
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether a record exists, also if an NFS client remembers that it did not."""
+        if self._disk.exists(path):
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.content(path)  # To open a file makes the client ask its server.
+            return True
+        return False
 
     def _sync(self, log: str, name: str, count: int) -> None:
         """Force the names of the first `count` records to the disk. See `Registers.read`."""
