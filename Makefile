@@ -88,6 +88,13 @@ LEDGER ?= etcd
 chaos: $(FOR_DEVELOP) ## kill, freeze and cut off real processes (HOURS, LEDGER, SEED); goes on where it stopped
 	$(BIN)/python -m tests.chaos --hours $(HOURS) --ledger $(LEDGER) --seed $(SEED)
 
+# How many rounds `make soak` has.
+ROUNDS ?= 10000
+
+.PHONY: soak
+soak: $(FOR_DEVELOP) ## thousands of real rounds, and whether anything grows with them (ROUNDS, LEDGER)
+	$(BIN)/python -m tests.soak --rounds $(ROUNDS) --ledger $(LEDGER)
+
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py
