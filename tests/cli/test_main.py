@@ -97,7 +97,7 @@ def _all_options() -> Iterator[str]:
             yield f"  {names if is_option else each.metavar}  {each.help or ''}".rstrip()
 
 
-@pytest.mark.parametrize("name", ["run", "serve", "status", "close", "env", "bench"])
+@pytest.mark.parametrize("name", ["run", "serve", "status", "close", "env", "simulate", "bench"])
 def test_each_command_has_help(cli: Cli, name: str) -> None:
     done = cli(name, "--help")
     assert (done.code, done.err) == (0, "")

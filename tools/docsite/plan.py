@@ -13,6 +13,7 @@ TASKS = {
     "docs/native.md": "The native API",
     "docs/clusters.md": "Clusters",
     "docs/operations.md": "Operations",
+    "docs/simulate.md": "How would my job fare",
     "SECURITY.md": "Security",
     "docs/status.md": "Output of status",
     "docs/compatibility.md": "Compatibility",

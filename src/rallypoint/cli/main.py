@@ -14,7 +14,19 @@ from typing import Annotated, Any
 import typer
 
 from rallypoint._version import __version__
-from rallypoint.cli import bench, close, demo, descriptors, env, output, run, serve, status, token
+from rallypoint.cli import (
+    bench,
+    close,
+    demo,
+    descriptors,
+    env,
+    output,
+    run,
+    serve,
+    simulate,
+    status,
+    token,
+)
 from rallypoint.errors import ExitCode, RallypointError
 
 _EXIT_CODES = (
@@ -35,7 +47,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for _module in (run, serve, status, close, token, env, demo, bench):
+for _module in (run, serve, status, close, token, env, demo, simulate, bench):
     _module.add_to(app)
 
 
