@@ -272,6 +272,10 @@ class Store:
         if grant is not None:
             grant.keys.pop(key.key, None)
 
+    def compact(self) -> None:
+        """Forget all history up to now, as an etcd that compacts by itself does."""
+        self._compact(self.revision)
+
     def _compact(self, revision: int) -> dict[str, Any]:
         if revision > self.revision:
             raise Refusal(_OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
@@ -286,7 +290,8 @@ class Trouble(msgspec.Struct):
     `delay_s`: how long a request, and then its answer, takes, between these bounds. `loses_request`
     and `loses_answer`: the part of both that is lost; the client then hears nothing. `is_gone`: its
     port refuses. `is_frozen`: it takes requests, and does them once it goes on, or never. `late`:
-    the part of requests that take effect up to `late_s` after their client has given up.
+    the part of requests that take effect up to `late_s` after their client has given up. `refuses`:
+    the part that is answered by `refusal`; half of these take effect if `may_be_done`.
     """
 
     delay_s: tuple[float, float] = (0.0005, 0.004)
@@ -296,6 +301,9 @@ class Trouble(msgspec.Struct):
     late_s: float = 20.0
     is_gone: bool = False
     is_frozen: bool = False
+    refuses: float = 0.0
+    refusal: tuple[int, str] = (0, "")
+    may_be_done: bool = False
 
 
 class Cluster:
@@ -414,7 +422,7 @@ class SimulatedGateway:
                 answered.set_result((status, body))
 
         def arrived() -> None:
-            cluster.reach(member, lambda: answer(*self._done(path, data)))
+            cluster.reach(member, lambda: answer(*self._done(path, data, trouble)))
 
         if draw.random() >= trouble.loses_request:
             delay_s = self.delay_s(trouble)
@@ -423,7 +431,14 @@ class SimulatedGateway:
             world.after(delay_s, arrived)
         return await answered
 
-    def _done(self, path: str, data: bytes) -> tuple[int, bytes]:
+    def _done(self, path: str, data: bytes, trouble: Trouble) -> tuple[int, bytes]:
+        draw = self.cluster.world.random
+        if trouble.refuses and draw.random() < trouble.refuses:
+            refusal = Refusal(*trouble.refusal)
+            if trouble.may_be_done and draw.random() < 0.5:
+                with contextlib.suppress(Refusal):
+                    self.cluster.store.do(path, json.loads(data))
+            return 503 if refusal.code == _UNAVAILABLE else 400, _problem(refusal)
         if len(data) > REQUEST_BYTES_MAX:
             return 400, _problem(Refusal(_INVALID, "etcdserver: request is too large"))
         try:

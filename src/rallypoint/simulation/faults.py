@@ -1,10 +1,11 @@
 """The kinds of faults, each a small function.
 
-A fault gets the scene, the node that it meets, and the chance that the plan gave it. It returns
+A fault gets the scene, the process that it meets, and the chance that the plan gave it. It returns
 what ends it, or None if it is over at once: the job ends each fault after some time, and all of
 them before it waits for peace. So a fault must not rely on anything but its own undoing.
 
-To add one: write the function, and put it into `FAULTS`. Plans of known seeds change then.
+To add one: write the function, and put it into `FAULTS`. Plans of known seeds change then. What
+users do at bad moments (leave, close, fail) is in `operations`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from functools import partial
 from typing import Final
 
 from rallypoint.simulation.network import Quality
+from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 
 Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
+
+
+# -- processes and machines ------------------------------------------------------------------------
 
 
 def _kill(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
@@ -38,7 +43,7 @@ def _lose(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
 
 
 def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
-    scene.world.after(draw.expovariate(0.3), partial(scene.start, victim.index))
+    scene.start_later(victim.index, draw.expovariate(1.0 / draw.choice((0.2, 3.0, 20.0))))
 
 
 def _freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -55,16 +60,88 @@ def _suspend(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | N
     return victim.process.resume
 
 
+def _stutter(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """Its process stops many times, each time for less than a second."""
+    process, after_s = victim.process, 0.0
+    for _ in range(draw.randrange(3, 12)):
+        after_s += draw.expovariate(2.0)
+        scene.world.after(after_s, process.freeze)
+        after_s += draw.random()
+        scene.world.after(after_s, process.thaw)
+
+
+def _starve(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """It gets little CPU: each turn of its loop takes long."""
+    process = victim.process
+    before_s, process.turn_cost_s = process.turn_cost_s, draw.choice((0.01, 0.05, 0.3))
+
+    def fed() -> None:
+        process.turn_cost_s = min(before_s, process.turn_cost_s)
+
+    return fed
+
+
+def _clock(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+    """Its wall clock is set, or its monotonic clock runs a little faster or slower."""
+    process = victim.process
+    if draw.random() < 0.5:
+        process.clock.wall_offset_s += draw.choice((-1.0, 1.0)) * 10.0 ** draw.uniform(0.0, 8.0)
+        return None
+    rate = process.clock.rate
+    process.set_rate(rate * draw.uniform(0.99, 1.01))
+
+    def right() -> None:
+        if process.is_alive:
+            process.set_rate(rate)
+
+    return right
+
+
+def _rack(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Several processes meet the same fault together: a rack, a switch, a spot market."""
+    kind = draw.choice((_kill, _lose, _freeze, _isolate, _cut))
+    living = scene.living
+    count = max(1, round(draw.choice((0.3, 0.5, 0.8)) * len(living)))
+    undos = [kind(scene, each, draw) for each in draw.sample(living, count)]
+
+    def undo() -> None:
+        for each in undos:
+            if each is not None:
+                each()
+
+    return undo
+
+
+# -- the network -----------------------------------------------------------------------------------
+
+
 def _cut(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Something on the way resets one of its connections."""
     scene.network.cut_one(victim.process, draw)
+
+
+def _flicker(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """Its connections are reset again and again."""
+    for _ in range(draw.randrange(3, 15)):
+        scene.world.after(draw.random() * 8.0, partial(_cut, scene, victim, draw))
 
 
 def _block(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """No packet goes between it and another host, in one direction or in both."""
     other = draw.choice([each.host for each in scene.nodes])
     there, back = (victim.host, other), (other, victim.host)
-    pairs = draw.choice(([there], [back], [there, back]))
+    return _blocked(scene, draw.choice(([there], [back], [there, back])))
+
+
+def _isolate(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """No packet leaves its host, or none arrives, or both. The ledger is reached another way."""
+    others = sorted({each.host for each in scene.nodes} - {victim.host})
+    there = [(victim.host, other) for other in others]
+    back = [(other, victim.host) for other in others]
+    return _blocked(scene, draw.choice((there, back, there + back)))
+
+
+def _blocked(scene: Scene, pairs: list[tuple[str, str]]) -> Undo:
     for pair in pairs:
         scene.network.block(*pair)
 
@@ -78,7 +155,7 @@ def _block(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
 def _slow(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """The whole network is slow and loses packets."""
     network = scene.network
-    quality = network.quality = Quality(delay_s=(0.0, draw.choice((0.1, 1.0))), loss=0.05)
+    quality = network.quality = _poor(draw)
 
     def quick() -> None:
         if network.quality is quality:
@@ -87,9 +164,50 @@ def _slow(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     return quick
 
 
+def _link(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The way from or to its host is slow and loses packets; the other direction is not."""
+    network, quality = scene.network, _poor(draw)
+    others = sorted({each.host for each in scene.nodes} - {victim.host})
+    pairs = [(victim.host, other) for other in others]
+    if draw.random() < 0.5:
+        pairs = [(other, victim.host) for other in others]
+    for pair in pairs:
+        network.qualities[pair] = quality
+
+    def quick() -> None:
+        for pair in pairs:
+            if network.qualities.get(pair) is quality:
+                del network.qualities[pair]
+
+    return quick
+
+
+def _poor(draw: random.Random) -> Quality:
+    return Quality(delay_s=(0.0, draw.choice((0.1, 1.0, 3.0))), loss=draw.choice((0.0, 0.05, 0.3)))
+
+
+def _proxy(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Whoever dials its coordinator gets the answer of a proxy, or of another program."""
+    answers, host = scene.network.answers, victim.host
+    answers[host] = draw.choice((0, 404, 429, 502))
+
+    def gone() -> None:
+        answers.pop(host, None)
+
+    return gone
+
+
+# -- the ledger ------------------------------------------------------------------------------------
+
+
 def _ledger(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
-    """Something is wrong with the ledger's engine, or with the node's way to it."""
+    """Something is wrong with the ledger's engine, or with the process's way to it."""
     return scene.ledger.trouble(victim.process, draw)
+
+
+def _limit(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The ledger's engine has come to a limit."""
+    return scene.ledger.limit(victim.process, draw)
 
 
 def _outage(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -102,11 +220,21 @@ FAULTS: Final[dict[str, Fault]] = {
     "lose": _lose,
     "freeze": _freeze,
     "suspend": _suspend,
+    "stutter": _stutter,
+    "starve": _starve,
+    "clock": _clock,
+    "rack": _rack,
     "cut": _cut,
+    "flicker": _flicker,
     "block": _block,
+    "isolate": _isolate,
     "slow": _slow,
+    "link": _link,
+    "proxy": _proxy,
     "ledger": _ledger,
+    "limit": _limit,
     "outage": _outage,
+    **OPERATIONS,
 }
 
 

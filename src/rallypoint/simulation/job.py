@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.simulation.faults import FAULTS, some_s
 from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
+from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.oracles import ORACLES
 from rallypoint.simulation.plan import Plan, PlannedFault
-from rallypoint.simulation.programs import PROGRAMS
-from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.programs import PROGRAMS, serve
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
+from rallypoint.simulation.world import Process
 
 HEALED_WITHIN_S: Final = 240.0
 """How long after the last fault the job may take until it goes on or has ended."""
@@ -38,9 +42,10 @@ class Job:
     def __init__(self, seed: int, *, plan: Plan | None = None, is_told: bool = False) -> None:
         self.seed = seed
         self.plan = plan or Plan.draw(seed, tuple(FAULTS))
-        program = PROGRAMS[self.plan.program]
-        self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], program)
+        self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], _lives)
         self.scene.oracles = [oracle(self.scene) for oracle in ORACLES]
+        self._moments = _Moments(self.scene, self._begin_now)
+        self.scene.oracles.append(self._moments)
         self.world = self.scene.world
         self.problems = self.scene.problems
         self.events = self.scene.events
@@ -69,8 +74,8 @@ class Job:
 
     def _play(self) -> None:
         world, scene = self.world, self.scene
-        for index in range(self.plan.nodes):
-            world.after(world.random.random() * STARTS_WITHIN_S, partial(scene.start, index))
+        for index in range(self.plan.nodes + self.plan.replicas):
+            scene.start_later(index, world.random.random() * STARTS_WITHIN_S)
         ends_s = STARTS_WITHIN_S
         for fault in self.plan.faults:
             world.at(fault.at_s, partial(self._begin, fault))
@@ -84,7 +89,7 @@ class Job:
             return
         if is_over:
             self.settled_s = world.now_s - healed_s
-        elif not self._cannot_go_on(scene.living):
+        elif not all(self._goes_on(run) or self._waits_for_more(run) for run in scene.run_ids):
             late = f"{HEALED_WITHIN_S:g} s after the last fault: {self._state()}"
             scene.broke("R7", late)
         scene.tell(lambda oracle: oracle.at_end())
@@ -95,12 +100,22 @@ class Job:
     # -- faults ------------------------------------------------------------------------------------
 
     def _begin(self, fault: PlannedFault) -> None:
-        scene, living = self.scene, self.scene.living
-        if not living:
+        if fault.moment:
+            self._moments.awaited.setdefault(fault.moment, []).append(fault)
+        else:
+            self._begin_now(fault, None)
+
+    def _begin_now(self, fault: PlannedFault, where: Process | None) -> None:
+        """Begin it. `where`: the process in which its moment has come, which it often meets."""
+        scene = self.scene
+        living, draw = scene.living, random.Random(fault.chance)
+        if not living or not scene.is_chaotic:
             return
-        draw = random.Random(fault.chance)
         victim = draw.choice(living)
-        scene.say(victim.name, f"FAULT {fault.kind}")
+        here = [each for each in living if each.process is where]
+        if here and draw.random() < 0.6:
+            victim = here[0]
+        scene.say(victim.name, f"FAULT {fault.kind}" + (f" at {fault.moment}" if where else ""))
         lasts_s = some_s(draw)
         undo = FAULTS[fault.kind](scene, victim, draw)
         if undo is not None:
@@ -115,35 +130,91 @@ class Job:
             undo()
 
     def _heal(self) -> None:
-        self.scene.is_chaotic = False
-        self.scene.say("world", "PEACE")
+        """End all faults, and start all nodes that do not run."""
+        scene = self.scene
+        scene.is_chaotic, scene.peace_s = False, self.world.now_s
+        scene.say("world", "PEACE")
         undos, self._undo = list(self._undo.values()), {}
         for undo in undos:
             undo()
+        running = {each.index for each in scene.living}
+        for index in range(self.plan.nodes + self.plan.replicas):
+            if index not in running:
+                scene.start(index)
 
     # -- peace -------------------------------------------------------------------------------------
 
     def _is_settled(self) -> bool:
         if self._is_stopped():
             return True
-        living = self.scene.living
-        if self.plan.ends or not living:
-            return not living
-        if not all(each.is_working for each in living):
-            return False
-        return len({each.tokens[-1] for each in living}) == 1
+        if self.plan.ends:
+            return not any(each.run_id for each in self.scene.living)
+        return all(self._goes_on(run_id) for run_id in self.scene.run_ids)
 
-    def _cannot_go_on(self, living: list[StartedNode]) -> bool:
+    def _goes_on(self, run_id: str) -> bool:
+        """Whether the nodes of a run are in one round, or wait for nothing that R7 promises."""
+        nodes = self.scene.nodes_of(run_id)
+        working = [each for each in nodes if each.is_working]
+        if not nodes:
+            return True
+        waits = [each for each in nodes if not each.is_working]
+        has_place = len(working) < self.scene.run_settings.max_nodes
+        if waits and has_place and not self._has_finished(run_id):
+            return False
+        return bool(working) and len({each.tokens[-1] for each in working}) == 1
+
+    def _has_finished(self, run_id: str) -> bool:
+        """Whether a node of the run has finished: then no newcomer is let in."""
+        return any(each.has_finished for each in self.scene.living if each.run_id == run_id)
+
+    def _waits_for_more(self, run_id: str) -> bool:
         """Whether too few nodes are left that have not finished, and the others wait for more.
 
         R7 promises nothing then, and the nodes say whom they wait for.
         """
-        left = [each for each in living if not each.has_finished]
-        is_waiting = not any(each.is_working for each in left)
-        return len(left) < self.plan.min_nodes and len(left) < len(living) and is_waiting
+        nodes = self.scene.nodes_of(run_id)
+        is_waiting = not any(each.is_working for each in nodes)
+        return len(nodes) < self.plan.min_nodes and self._has_finished(run_id) and is_waiting
 
     def _state(self) -> str:
-        return "; ".join(map(_doing, self.scene.living))
+        return "; ".join(map(_doing, (each for each in self.scene.living if each.run_id)))
+
+
+class _Moments(Oracle):
+    """Begins the faults that wait for a moment. It only looks, as an oracle does."""
+
+    def __init__(self, scene: Scene, begin: Callable[[PlannedFault, Process], None]) -> None:
+        super().__init__(scene)
+        self.awaited: dict[str, list[PlannedFault]] = {}
+        """The faults that wait, by their moments."""
+        self._begin = begin
+        self._phases: dict[HostedRun, str] = {}
+
+    def stepped(self, front: SimulatedFront, run: HostedRun, *rest: Any) -> None:
+        """See Oracle."""
+        phase = run.membership.phase.name
+        if self.awaited and phase != self._phases.get(run):
+            self._come(phase, front)
+        self._phases[run] = phase
+
+    def restored(self, front: SimulatedFront, run: HostedRun, *rest: Any) -> None:
+        """See Oracle."""
+        self._come("RESTORED", front)
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._come("CLAIMED", front)
+
+    def _come(self, moment: str, front: SimulatedFront) -> None:
+        for fault in self.awaited.pop(moment, ()):
+            # After this step, and before or after what it has begun.
+            after_s = random.Random(fault.chance).choice((0.0, 0.001, 0.05))
+            self.scene.world.after(after_s, partial(self._begin, fault, front.process))
+
+
+async def _lives(scene: Scene, here: StartedNode) -> None:
+    """What runs in a process: the plan's program, or a replica."""
+    await (PROGRAMS[scene.plan.program] if here.run_id else serve)(scene, here)
 
 
 def _doing(here: StartedNode) -> str:
@@ -153,5 +224,7 @@ def _doing(here: StartedNode) -> str:
         doing = "has finished, and waits for the end of the run"
     elif here.is_working:
         doing = f"works in {here.tokens[-1]}"
+    elif here.node is not None and here.node._machine.is_standby:
+        doing = "is on standby"
     looking = here.node.looking if here.node is not None else "its ledger is not open"
     return f"{here.name} {doing}" + (f" ({looking})" if looking else "")

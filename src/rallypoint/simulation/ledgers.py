@@ -23,6 +23,14 @@ from rallypoint.simulation.scene import SimulatedLedger, Undo
 from rallypoint.simulation.world import Process, World
 
 _ROOT: Final = "/rallypoint/"
+_REFUSALS: Final = (
+    (8, "etcdserver: too many requests"),
+    (8, "etcdserver: mvcc: database space exceeded"),
+    (14, "etcdserver: no leader"),
+    (3, "etcdserver: request is too large"),
+)
+_UNSURE: Final = ((14, "etcdserver: leader changed"), (14, "etcdserver: request timed out"))
+"""With these, the request may have been done."""
 _REGISTERS: Final = "/rallypoint/r/"
 
 
@@ -52,8 +60,11 @@ class EtcdInWorld:
                 Trouble(delay_s=(0.1, 3.0)),
                 Trouble(loses_answer=0.5),
                 Trouble(loses_request=0.5, late=0.3),
+                Trouble(delay_s=(0.0, 4.0), loses_answer=0.1),
                 Trouble(is_gone=True),
                 Trouble(is_frozen=True),
+                Trouble(refuses=0.5, refusal=draw.choice(_REFUSALS), may_be_done=False),
+                Trouble(refuses=0.5, refusal=draw.choice(_UNSURE), may_be_done=True),
             )
         )
         is_way = draw.random() < 0.5
@@ -70,6 +81,19 @@ class EtcdInWorld:
             cluster.go_on()
 
         return mend
+
+    def limit(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: no space is left for writes, or the history is compacted."""
+        store = self.cluster.store
+        if draw.random() < 0.3:
+            store.compact()
+            return lambda: None
+        store.quota_bytes = 0
+
+        def freed() -> None:
+            store.quota_bytes = None
+
+        return freed
 
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """See SimulatedLedger: the members have no quorum."""

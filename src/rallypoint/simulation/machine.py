@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from rallypoint.client import network as client_network
+from rallypoint.client.transport import RETRIED_STATUSES
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.quotas import Account
 from rallypoint.core.values import Address, ConnectionEnd
+from rallypoint.errors import not_a_coordinator
 from rallypoint.net import SocketAddress
 from rallypoint.simulation.network import End, Ending, Listener, Network
 from rallypoint.simulation.world import Process
@@ -36,12 +38,17 @@ _ENDS = {Ending.FIN: ConnectionEnd.FIN, Ending.RESET: ConnectionEnd.RESET}
 
 
 class SimulatedRuntime:
-    """The Runtime of one simulated process. `host`: the name of its machine."""
+    """The Runtime of one simulated process. `host`: the name of its machine.
 
-    def __init__(self, process: Process, host: str, network: Network) -> None:
+    `is_container`: it has the host name and the pid that all such processes have.
+    """
+
+    def __init__(
+        self, process: Process, host: str, network: Network, *, is_container: bool = False
+    ) -> None:
         self.process = process
-        self.host_name = host
-        self.pid = 1_000 + len(process.world.processes)
+        self.host_name = host if not is_container else "container"
+        self.pid = 1_000 + len(process.world.processes) if not is_container else 1
         self.chance = random.Random(f"{process.world.seed}/{process.name}/chance")
         self.network = SimulatedNetwork(process, host, network)
         self._secrets = random.Random(f"{process.world.seed}/{process.name}/secrets")
@@ -104,6 +111,10 @@ class SimulatedNetwork:
         """See Network."""
         host = self._host if address.host in ("127.0.0.1", "localhost") else address.host
         end = await self._network.dial(self._process, (host, address.port))
+        status = self._network.answers.get(host)
+        if status is not None and host != self._host:
+            end.abort()
+            raise _answered_by_a_proxy(address, status)
         return SimulatedConnection(end, address)
 
     async def serve(
@@ -126,6 +137,15 @@ class SimulatedNetwork:
             await front.aclose()
             raise
         return front
+
+
+def _answered_by_a_proxy(address: Address, status: int) -> Exception:
+    """The error of transport.connect for a server that answers so."""
+    if not status:
+        return ConnectionResetError("closed the connection without an answer")
+    if status in RETRIED_STATUSES:
+        return ConnectionRefusedError(f"HTTP status {status}")
+    return not_a_coordinator(str(address), f"HTTP status {status}", status)
 
 
 class SimulatedConnection:
@@ -259,6 +279,8 @@ class SimulatedFront:
             return
         session = self.driver.coordinator.connected(SimulatedOutlet(end))
         seen = Address(*end.other.address)
+        if self._network.has_proxy:
+            seen = Address("10.8.0.1", seen.port)
         end.on_message = session.received
 
         def ended(ending: Ending) -> None:

@@ -195,6 +195,10 @@ class Network:
         self.quality = Quality()
         self.qualities: dict[tuple[str, str], Quality] = {}
         """Of single directions; `quality` is that of all others."""
+        self.has_proxy = False
+        """Whether a proxy stands before all listeners, so that no connection is direct."""
+        self.answers: dict[str, int] = {}
+        """What answers for the listeners of a host: an HTTP status, or 0 for an end at once."""
         self.on_front: Callable[[Process, Any], None] = lambda process, front: None
         """Called with each coordinator that a process serves, before it starts."""
         self._listeners: dict[tuple[str, int], Listener] = {}
@@ -255,13 +259,17 @@ class Network:
             del self.blocked[pair]
 
     def cut_one(self, process: Process, draw: random.Random) -> None:
-        """Something on the way resets one of the process's connections: both sides hear of it."""
+        """Something on the way resets one of the process's connections: both sides hear of it.
+
+        A proxy may also end it in order, on both sides.
+        """
         ends = list(self._ends.get(process, ()))
         if ends:
+            how = Ending.FIN if self.has_proxy and draw.random() < 0.5 else Ending.RESET
             end = draw.choice(ends)
             other = end.other
-            end._ended(Ending.RESET)
-            other._ended(Ending.RESET)
+            end._ended(how)
+            other._ended(how)
 
     # -- listening and dialing -------------------------------------------------------------------
 

@@ -3,8 +3,7 @@
 A plan is data: it can be printed, changed and played again (`Job(seed, plan=...)`). Each fault has
 a chance of its own, so that a plan with fewer faults plays the others as before.
 
-To add a size or a setting, add a field with a default and draw it last in `Plan.draw`: then the
-plans of known seeds stay as they are in all other fields.
+To add a size or a setting, add a field with a default, and draw it in `Plan.draw`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+MOMENTS = ("GATHERING", "COMMITTING", "ACTIVE", "SUSPENDED", "CLOSED", "RESTORED", "CLAIMED")
+"""When a fault can begin, besides a time: a run comes into this phase somewhere, a coordinator has
+restored it from the ledger, or begins to claim it."""
 
-class PlannedFault(msgspec.Struct, frozen=True):
+
+class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
     """One fault. `kind`: its name in `faults.FAULTS`."""
 
     at_s: float
@@ -23,20 +26,45 @@ class PlannedFault(msgspec.Struct, frozen=True):
     kind: str
     chance: int
     """The seed of its details: whom it meets, how, and for how long."""
+    moment: str = ""
+    """It begins at the first of such moments after `at_s`: see MOMENTS."""
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """See above. Times in seconds."""
 
     nodes: int
     min_nodes: int
+    """Of each run."""
     faults: tuple[PlannedFault, ...] = ()
     ledger: str = "etcd"
     """A name in `ledgers.LEDGERS`."""
     program: str = "node"
     """What each node runs: a name in `programs.PROGRAMS`."""
     ledger_members: int = 1
+    max_nodes: int = 0
+    """Of each run; the others are on standby. 0: all nodes."""
+    runs: int = 1
+    """How many runs share the ledger; each has every so manieth node."""
+    replicas: int = 0
+    """How many processes serve coordinators and nothing else."""
+    hosts: str = "auto"
+    """Whether nodes become candidates: the setting `host_coordinator`."""
     lease_ttl_s: float = 5.0
+    last_call_s: float = 3.0
+    suspect_after_s: float = 5.0
+    lost_after_s: float = 30.0
+    mass_min: int = 8
+    stop_s: float = 5.0
+    """How long, at most, a node's program takes to stop when its round has ended."""
+    is_mixed: bool = False
+    """Whether each node has settings of its own."""
+    same_names: bool = False
+    """Whether a node has the same name after each start."""
+    is_container: bool = False
+    """Whether all processes have one host name and one pid."""
+    has_proxy: bool = False
+    """Whether a proxy stands before each coordinator."""
     wild_clocks: bool = False
     """Whether the machines' clocks run at different rates."""
     ends: bool = False
@@ -44,20 +72,54 @@ class Plan(msgspec.Struct, frozen=True):
 
     @classmethod
     def draw(cls, seed: int, kinds: Sequence[str]) -> Plan:
-        """The plan of a seed. `kinds`: of which its faults are."""
+        """The plan of a seed. `kinds`: of which its faults are.
+
+        Most seeds have few kinds, many of each, so that faults of a kind meet each other.
+        """
         draw = random.Random(f"{seed}/plan")
         nodes = draw.choice((2, 3, 3, 4, 5))
-        count, calm_s = draw.randrange(4, 24), draw.choice((0.3, 1.0, 4.0))
-        faults, at_s = [], 2.0
-        for _ in range(count):
-            at_s += draw.expovariate(1.0 / calm_s)
-            faults.append(PlannedFault(round(at_s, 3), draw.choice(kinds), draw.getrandbits(32)))
+        runs = 2 if nodes >= 4 and draw.random() < 0.1 else 1
+        each = nodes // runs
+        kinds = draw.sample(kinds, draw.choice((2, 4, 8, len(kinds))))
+        has_replicas = draw.random() < 0.2
+        is_odd = draw.random() < 0.5
         return cls(
             nodes=nodes,
-            min_nodes=draw.choice((1, max(1, nodes - 1), nodes)),
-            faults=tuple(faults),
+            min_nodes=draw.choice((1, max(1, each - 1), each)),
+            faults=_faults(draw, kinds),
             ledger_members=draw.choice((1, 3)),
+            max_nodes=draw.choice((0, 0, 0, max(1, each - 1))),
+            runs=runs,
+            replicas=draw.choice((1, 2)) if has_replicas else 0,
+            hosts=draw.choice(("auto", "no")) if has_replicas else "auto",
             lease_ttl_s=draw.choice((2.0, 5.0, 10.0)),
-            wild_clocks=draw.random() < 0.2,
+            last_call_s=draw.choice((1.0, 3.0, 10.0)),
+            suspect_after_s=draw.choice((2.0, 5.0)),
+            lost_after_s=draw.choice((10.0, 30.0)),
+            mass_min=draw.choice((1, 8)),
+            stop_s=draw.choice((0.0, 1.0, 5.0)),
+            is_mixed=is_odd and draw.random() < 0.3,
+            same_names=is_odd and draw.random() < 0.3,
+            is_container=is_odd and draw.random() < 0.2,
+            has_proxy=is_odd and draw.random() < 0.2,
+            wild_clocks=is_odd and draw.random() < 0.3,
             ends=draw.random() < 0.5,
-        )
+        ).sound()
+
+    def sound(self) -> Plan:
+        """The plan with sizes that a run accepts: at least as many places as nodes it needs."""
+        if self.max_nodes and self.max_nodes < self.min_nodes:
+            return msgspec.structs.replace(self, max_nodes=0)
+        return self
+
+
+def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:
+    faults, at_s = [], draw.choice((0.0, 2.0))
+    count, calm_s = draw.randrange(4, 24), draw.choice((0.3, 1.0, 4.0))
+    for _ in range(count):
+        quiet_s = draw.choice((60.0, 4_000.0)) if draw.random() < 0.003 else calm_s
+        at_s += draw.expovariate(1.0 / quiet_s)
+        moment = draw.choice(MOMENTS) if draw.random() < 0.25 else ""
+        kind = draw.choice(kinds)
+        faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))
+    return tuple(faults)

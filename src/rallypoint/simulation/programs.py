@@ -12,35 +12,55 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from rallypoint.client import network
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import left_run
+from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.store import Add, CompareSet, Get, Set, StoreOp
-from rallypoint.core.values import Address, Failure, FailureKind
-from rallypoint.errors import CoordinatorError, JoinTimeoutError, LedgerError, RefusedError
+from rallypoint.core.values import Address
+from rallypoint.errors import (
+    CoordinatorError,
+    JoinTimeoutError,
+    LedgerError,
+    NameTakenError,
+    RunClosedError,
+    SupersededError,
+)
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
 from rallypoint.simulation.scene import Scene, StartedNode, Token
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
 BOOTSTRAP: Final = Address("10.0.0.1", 29_500)
+LOST_AFTER_S: Final = 60.0
+"""A node without workers gives up after so many seconds without a coordinator."""
 
 
 async def _native(scene: Scene, here: StartedNode) -> None:
-    """The native API's node: takes rounds, calls the round's store, fails or finishes."""
+    """The native API's node: takes rounds, calls the round's store, leaves or finishes."""
     try:
         await _live(scene, here)
-    except (CoordinatorError, LedgerError) as error:
+    except (CoordinatorError, LedgerError, JoinTimeoutError) as error:
         here.end = f"{type(error).__name__}: {error.message}"
         scene.say(here.name, here.end)
-        is_fine = isinstance(error, JoinTimeoutError | RefusedError) or scene.is_chaotic
-        if not is_fine:
-            scene.broke("end", f"{here.name} gave up in peace: {here.end}")
+        _judge(scene, here, error)
     finally:
         here.is_over, here.is_working = True, False
 
 
+def _judge(scene: Scene, here: StartedNode, error: Exception) -> None:
+    """Whether this end is one that a user can understand: R7 promises rounds once there is peace.
+
+    A run may be closed, a name may be taken, and a node may have waited since before the peace.
+    """
+    is_refused = isinstance(error, RunClosedError | NameTakenError | SupersededError)
+    is_late = scene.world.now_s > scene.peace_s + LOST_AFTER_S
+    if not (is_refused or scene.is_chaotic or (is_late and isinstance(error, JoinTimeoutError))):
+        scene.broke("R7", f"{here.name} gave up though all is well: {here.end}")
+
+
 async def opened_ledger(scene: Scene, here: StartedNode) -> Ledger:
-    """The ledger of this node, once its engine answers."""
+    """The ledger of this process, once its engine answers."""
     ledger = scene.ledger.ledger(here.process)
     while True:
         try:
@@ -51,20 +71,37 @@ async def opened_ledger(scene: Scene, here: StartedNode) -> Ledger:
             return ledger
 
 
-async def _live(scene: Scene, here: StartedNode) -> None:
-    ledger = await opened_ledger(scene, here)
-    settings = NodeSettings(
+def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
+    """The settings of a node. In some plans each node has its own."""
+    plan, draw = scene.plan, here.process.random
+    mixed: dict[str, Any] = {}
+    if plan.is_mixed:
+        mixed = {
+            "lease_ttl_s": draw.choice((1.0, 2.0, 5.0, 10.0)),
+            "coordinator_silence_s": draw.choice((2.0, 5.0, 8.0)),
+            "candidates": draw.choice((1, 3, 5)),
+            "attach_grace_s": draw.choice((None, 8.0, 30.0)),
+            "yield_after_s": draw.choice((10.0, 60.0)),
+        }
+    return NodeSettings(
         endpoint=parse_endpoint(scene.ledger.endpoint),
         run_id=here.run_id,
-        node_name=here.name,
+        node_name=f"node-{here.index}" if plan.same_names else here.name,
+        host_coordinator=plan.hosts,
         connect_timeout_s=600.0,
         join_timeout_s=600.0,
-        lease_ttl_s=scene.plan.lease_ttl_s,
+        coordinator_lost_after_s=LOST_AFTER_S,
+        stop_s=plan.stop_s,
+        **{"lease_ttl_s": plan.lease_ttl_s, **mixed},
     )
-    node = here.node = Node(settings, scene.run_settings, ledger=ledger)
+
+
+async def _live(scene: Scene, here: StartedNode) -> None:
+    ledger = await opened_ledger(scene, here)
+    node = here.node = Node(settings_of(scene, here), scene.run_settings, ledger=ledger)
     scene.tell(lambda oracle: oracle.joins(here, node))
-    await node.open()
     try:
+        await node.open()
         while True:
             found = await node.next_round(BOOTSTRAP)
             if found is None:
@@ -76,12 +113,14 @@ async def _live(scene: Scene, here: StartedNode) -> None:
             has_finished = await _work(scene, here, node, token)
             here.is_working = False
             if has_finished:
+                scene.say(here.name, "its workers have finished")
                 node.done()
                 here.has_finished = True
                 await _until_over(node)
                 break
             if node.change is not None:
                 scene.round_ended(here, node.change)
+            await asyncio.sleep(here.process.random.random() * scene.plan.stop_s)
         here.end = str(node.closed)
         scene.say(here.name, f"ends: {here.end}")
         if node.closed is not None:
@@ -104,15 +143,10 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
     draw = here.process.random
     while node.change is None and node.closed is None and node.gone is None:
         await asyncio.sleep(draw.expovariate(2.0))
-        wants = draw.random()
-        if scene.is_chaotic and wants < 0.02:
-            scene.say(here.name, "its worker fails")
-            node.failed(Failure(FailureKind.EXCEPTION, "boom"))
-        elif not scene.is_chaotic and scene.plan.ends and wants < 0.1:
-            scene.say(here.name, "its workers have finished")
+        ends = not scene.is_chaotic and scene.plan.ends and draw.random() < 0.1
+        if ends or here.should_finish:
             return True
-        else:
-            await _call(scene, here, node, token)
+        await _call(scene, here, node, token)
     if node.gone is not None:
         raise node.gone
     return False
@@ -131,6 +165,26 @@ async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> No
     scene.tell(lambda oracle: oracle.called(here, token, call, operation))
     result = await node.call(operation, limit_s)
     scene.tell(lambda oracle: oracle.answered(here, token, call, result))
+
+
+async def serve(scene: Scene, here: StartedNode) -> None:
+    """A replica: it serves coordinators on the ledger, for all runs, until it is killed."""
+    while True:
+        ledger = await opened_ledger(scene, here)
+        config = CoordinatorConfig(lease_ttl_s=scene.plan.lease_ttl_s, yield_after_s=60.0)
+        try:
+            front = await network.here().serve(config, ledger=ledger, advertised=here.host)
+        except LedgerError as error:
+            scene.say(here.name, f"cannot serve yet: {error.message}")
+            await ledger.aclose()
+            await asyncio.sleep(1.0)
+            continue
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            here.is_over = True
+            await front.aclose()
+            await ledger.aclose()
 
 
 PROGRAMS: Final[dict[str, Program]] = {"node": _native}

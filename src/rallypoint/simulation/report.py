@@ -31,12 +31,7 @@ def command(seed: int, plan: Plan | None = None) -> str:
 
 def plan_text(plan: Plan) -> str:
     """A plan as JSON, without what has its default."""
-    kept = {
-        name: getattr(plan, name)
-        for name, field in zip(plan.__struct_fields__, msgspec.structs.fields(plan), strict=True)
-        if getattr(plan, name) != field.default
-    }
-    return msgspec.json.encode(kept).decode()
+    return msgspec.json.encode(plan).decode()
 
 
 def told(job: Job, *, last: int = 60, is_whole_plan: bool = False) -> str:

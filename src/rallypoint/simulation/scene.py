@@ -5,6 +5,7 @@ Programs, faults and oracles get the scene, and know nothing of each other. A sc
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine
@@ -44,9 +45,10 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class StartedNode(msgspec.Struct, eq=False):
-    """One start of a node: its process, and what its program has seen.
+    """One start of a node, or of a replica that only serves coordinators.
 
-    `index`: its place in the plan. The next start of that place has the same host, and a new name.
+    `name`: its process's, which is new at each start. `index`: its place; the next start of that
+    place has the same host. `run_id` is "" for a replica.
     """
 
     name: str
@@ -54,7 +56,10 @@ class StartedNode(msgspec.Struct, eq=False):
     run_id: str
     process: Process
     host: str
+    task: asyncio.Task[None] | None = None
     node: Node | None = None
+    should_finish: bool = False
+    """Whether its workers are to finish, though there are still faults."""
     tokens: list[Token] = msgspec.field(default_factory=list)
     is_working: bool = False
     """Whether it has a round, and its workers run."""
@@ -87,6 +92,9 @@ class SimulatedLedger(Protocol):
 
     def trouble(self, process: Process, draw: random.Random) -> Undo:
         """Something goes wrong with the engine, or with one process's way to it."""
+
+    def limit(self, process: Process, draw: random.Random) -> Undo:
+        """The engine comes to a limit of its own: space, history."""
 
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """Nothing is read or written any more."""
@@ -184,14 +192,19 @@ class Scene:
         self.ledger = ledger(self.world, plan)
         self.ledger.on_written = self._written
         self.ledger.on_logged = self._logged
+        self.network.has_proxy = plan.has_proxy
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
-            max_nodes=plan.nodes,
+            max_nodes=plan.max_nodes or max(1, plan.nodes // plan.runs),
             max_restarts=None,
-            last_call_s=3.0,
+            last_call_s=plan.last_call_s,
+            suspect_after_s=plan.suspect_after_s,
+            lost_after_s=plan.lost_after_s,
+            mass_min=plan.mass_min,
             mass_grace_s=20.0,
         )
         self.nodes: list[StartedNode] = []
+        """Every start of a node or a replica, in order."""
         self.fronts: list[SimulatedFront] = []
         """The coordinators of all processes, in the order of their starts."""
         self.oracles: list[Oracle] = []
@@ -200,6 +213,8 @@ class Scene:
         """What has happened, in order."""
         self.is_chaotic = True
         """Whether faults may still come. Programs finish only after that."""
+        self.peace_s = 0.0
+        """When the last fault ended."""
         self.serial = itertools.count(1)
         """Numbers for whatever must be different in this job."""
         self._lives = lives
@@ -221,25 +236,41 @@ class Scene:
 
     @property
     def living(self) -> list[StartedNode]:
-        """The nodes whose programs still run."""
+        """The nodes and replicas whose programs still run."""
         return [each for each in self.nodes if each.is_living]
 
+    def nodes_of(self, run_id: str) -> list[StartedNode]:
+        """The living nodes of a run, without those that have finished."""
+        living = self.living
+        return [each for each in living if each.run_id == run_id and not each.has_finished]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The ids of all runs."""
+        return [f"run-{index}" for index in range(self.plan.runs)]
+
+    def start_later(self, index: int, after_s: float) -> None:
+        """Start the node or replica of this place after some time."""
+        self.world.after(after_s, lambda: self.start(index))
+
     def start(self, index: int) -> None:
-        """Start the node of this place: a new process, with a new name."""
-        draw, world = self.world.random, self.world
+        """Start the node or replica of this place: a new process, with a new name."""
+        draw, world, plan = self.world.random, self.world, self.plan
         host = f"10.0.0.{index + 1}"
-        name = f"node-{index}.{next(self.serial)}"
+        is_node = index < plan.nodes
+        name = f"{'node' if is_node else 'serve'}-{index}.{next(self.serial)}"
         clock = MachineClock(offset_s=draw.random() * 1e5)
-        if self.plan.wild_clocks:
+        if plan.wild_clocks:
             clock.rate = draw.uniform(0.95, 1.05)
         process = world.process(name, clock, turn_cost_s=draw.choice((0.0, 0.0, 1e-5, 1e-3)))
         self.network.restart(host)
         self.network.attach(process, host)
-        SimulatedRuntime(process, host, self.network)
-        started = StartedNode(name, index, "run", process, host)
+        SimulatedRuntime(process, host, self.network, is_container=plan.is_container)
+        run_id = f"run-{index % plan.runs}" if is_node else ""
+        started = StartedNode(name, index, run_id, process, host)
         self.nodes.append(started)
         self.say(name, "starts")
-        process.start(self._lives(self, started))
+        started.task = process.start(self._lives(self, started))
 
     def given(self, here: StartedNode, token: Token, digest: str) -> None:
         """A node's program was given a round."""

@@ -215,6 +215,14 @@ class Process:
         self.clock.resume(self.world.now_s)
         self.thaw()
 
+    def set_rate(self, rate: float) -> None:
+        """From now on its clock runs at this rate."""
+        self.clock.set_rate(self.world.now_s, rate)
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self._schedule()
+
     def kill(self) -> None:
         """End it at once, as SIGKILL does. Idempotent."""
         if not self.is_alive:
