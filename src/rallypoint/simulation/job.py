@@ -31,6 +31,8 @@ from rallypoint.simulation.world import Process
 HEALED_WITHIN_S: Final = 240.0
 """How long after the last fault the job may take until it goes on or has ended."""
 STARTS_WITHIN_S: Final = 2.0
+LOOK_S: Final = 0.25
+"""How often to look whether the job has settled."""
 
 
 class Job:
@@ -54,6 +56,7 @@ class Job:
         self._level = logging.INFO if is_told else logging.ERROR
         self._undo: dict[int, Undo] = {}
         self._stop_step: int | None = None
+        self._look_s = 0.0
 
     def run(self) -> Job:
         """Play it: faults for a while, then peace, and then the checks."""
@@ -147,6 +150,9 @@ class Job:
     def _is_settled(self) -> bool:
         if self._is_stopped():
             return True
+        if self.world.now_s < self._look_s:
+            return False
+        self._look_s = self.world.now_s + LOOK_S
         if self.plan.ends:
             return not any(each.run_id for each in self.scene.living)
         return all(self._goes_on(run_id) for run_id in self.scene.run_ids)

@@ -38,16 +38,6 @@ class Host(Protocol):
         """Something failed for which nobody waits: see `loop.call_exception_handler`."""
 
 
-class _Timer(events.TimerHandle):
-    """A timer that sorts by its time, then by its serial."""
-
-    __slots__ = ("order",)
-    order: tuple[float, int]
-
-    def __lt__(self, other: Any) -> bool:
-        return bool(self.order < other.order)
-
-
 class ProcessLoop(asyncio.AbstractEventLoop):
     """See above. `turn` runs what is due; only the world calls it."""
 
@@ -58,7 +48,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self.runtime: Any = SYSTEM
         """What `rallypoint.runtime.here` gives to the process."""
         self._ready: deque[events.Handle] = deque()
-        self._timers: list[_Timer] = []
+        self._timers: list[tuple[float, int, events.TimerHandle]] = []
+        """(time, serial, timer)."""
         self._serial = 0
         self._cancelled = 0
         self._is_closed = False
@@ -77,10 +68,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def next_due_s(self) -> float | None:
         """When the first timer is due on the process's clock; None without one."""
         timers = self._timers
-        while timers and timers[0].cancelled():
-            heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined]
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)[2]._scheduled = False  # type: ignore[attr-defined]
             self._cancelled -= 1
-        return timers[0].when() if timers else None
+        return timers[0][0] if timers else None
 
     @property
     def timers(self) -> int:
@@ -94,10 +85,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """
         now_s = self._host.clock_s()
         timers, ready = self._timers, self._ready
-        while timers and timers[0].when() <= now_s:
-            timer = heapq.heappop(timers)
+        while timers and timers[0][0] <= now_s:
+            timer = heapq.heappop(timers)[2]
             timer._scheduled = False  # type: ignore[attr-defined]
-            if timer.cancelled():
+            if timer._cancelled:
                 self._cancelled -= 1
             else:
                 ready.append(timer)
@@ -107,7 +98,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         try:
             for _ in range(count):
                 handle = ready.popleft()
-                if not handle.cancelled():
+                if not handle._cancelled:
                     handle._run()
         finally:
             events._set_running_loop(before)
@@ -153,12 +144,11 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> events.TimerHandle:
         """Call it at this time of the process's clock."""
-        timer = _Timer(when, callback, args, self, context)
+        timer = events.TimerHandle(when, callback, args, self, context)
         self._serial += 1
-        timer.order = (when, self._serial)
         timer._scheduled = True  # type: ignore[attr-defined]
-        heapq.heappush(self._timers, timer)
-        if self._timers[0] is timer:
+        heapq.heappush(self._timers, (when, self._serial, timer))
+        if self._timers[0][2] is timer:
             self._host.wake_at(when)
         return timer
 
@@ -167,7 +157,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             handle._scheduled = False  # type: ignore[attr-defined]
             self._cancelled += 1
             if self._cancelled > 64 and self._cancelled > len(self._timers) // 2:
-                self._timers = [each for each in self._timers if not each.cancelled()]
+                self._timers = [each for each in self._timers if not each[2]._cancelled]
                 heapq.heapify(self._timers)
                 self._cancelled = 0
 

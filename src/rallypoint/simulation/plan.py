@@ -116,9 +116,11 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
 def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:
     faults, at_s = [], draw.choice((0.0, 2.0))
     count, calm_s = draw.randrange(4, 24), draw.choice((0.3, 1.0, 4.0))
-    for _ in range(count):
-        quiet_s = draw.choice((60.0, 4_000.0)) if draw.random() < 0.003 else calm_s
-        at_s += draw.expovariate(1.0 / quiet_s)
+    # Seconds for most, and hours for one of a thousand: each of these takes as long as a hundred.
+    quiet_s = draw.choice((30.0, 60.0)) if draw.random() < 0.999 else 4_000.0
+    quiet_at = draw.randrange(200)
+    for at in range(count):
+        at_s += draw.expovariate(1.0 / (quiet_s if at == quiet_at else calm_s))
         moment = draw.choice(MOMENTS) if draw.random() < 0.25 else ""
         kind = draw.choice(kinds)
         faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))

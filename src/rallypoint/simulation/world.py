@@ -30,15 +30,11 @@ UNNOTICED_S: Final = 0.35
 class Event:
     """Something that will happen. `cancel` prevents it."""
 
-    __slots__ = ("callback", "serial", "time_s")
+    __slots__ = ("callback", "time_s")
 
-    def __init__(self, time_s: float, serial: int, callback: Callable[[], None]) -> None:
+    def __init__(self, time_s: float, callback: Callable[[], None]) -> None:
         self.time_s = time_s
-        self.serial = serial
         self.callback: Callable[[], None] | None = callback
-
-    def __lt__(self, other: Event) -> bool:
-        return (self.time_s, self.serial) < (other.time_s, other.serial)
 
     def cancel(self) -> None:
         """It will not happen. Idempotent."""
@@ -59,14 +55,17 @@ class World:
         """Errors for which nobody waited, with the process in which each happened."""
         self.after_step: Callable[[], None] = lambda: None
         self.threads = Threads(self)
-        self._queue: list[Event] = []
+        self._queue: list[tuple[float, int, Event]] = []
+        """(time, serial, event): tuples of numbers are compared fast."""
         self._serial = 0
 
     def at(self, time_s: float, callback: Callable[[], None]) -> Event:
         """Call it at a time of the world; of two at the same time, the one added first."""
         self._serial += 1
-        event = Event(max(time_s, self.now_s), self._serial, callback)
-        heapq.heappush(self._queue, event)
+        if time_s < self.now_s:
+            time_s = self.now_s
+        event = Event(time_s, callback)
+        heapq.heappush(self._queue, (time_s, self._serial, event))
         return event
 
     def after(self, delay_s: float, callback: Callable[[], None]) -> Event:
@@ -85,11 +84,11 @@ class World:
         """Let the next event happen. False if there is none."""
         queue = self._queue
         while queue:
-            event = heapq.heappop(queue)
+            time_s, _, event = heapq.heappop(queue)
             callback = event.callback
             if callback is not None:
                 event.callback = None
-                self.now_s = event.time_s
+                self.now_s = time_s
                 self.steps += 1
                 callback()
                 self.after_step()
@@ -100,9 +99,9 @@ class World:
         """Let events happen until a time of the world. True once `is_over`, which ends it early."""
         while not is_over():
             queue = self._queue
-            while queue and queue[0].callback is None:
+            while queue and queue[0][2].callback is None:
                 heapq.heappop(queue)
-            if not queue or queue[0].time_s > time_s:
+            if not queue or queue[0][0] > time_s:
                 self.now_s = max(self.now_s, time_s)
                 return False
             self.step()
@@ -239,7 +238,12 @@ class Process:
 
     def clock_s(self) -> float:
         """What its monotonic clock shows, in seconds. Never goes back."""
-        return max(self._least_s, self.clock.shown_s(self.world.now_s))
+        clock, world_s = self.clock, self.world.now_s
+        if clock._is_suspended:
+            shown_s = clock.offset_s + clock._shown_s
+        else:
+            shown_s = clock.offset_s + clock._shown_s + (world_s - clock._since_s) * clock.rate
+        return shown_s if shown_s > self._least_s else self._least_s
 
     def wake(self) -> None:
         """Its loop has something to run."""
@@ -261,18 +265,19 @@ class Process:
         if not self.is_alive or self._freezes:
             return
         world, loop = self.world, self.loop
-        if loop.is_ready:
-            due_s = world.now_s
-        else:
+        due_s = world.now_s
+        if not loop._ready:
             next_due_s = loop.next_due_s
             if next_due_s is None:
                 return
-            due_s = self.clock.world_s(next_due_s)
-        due_s = max(due_s, world.now_s, self._free_s)
-        if self._turn is not None:
-            if self._turn.callback is not None and self._turn.time_s <= due_s:
+            due_s = max(due_s, self.clock.world_s(next_due_s))
+        if due_s < self._free_s:
+            due_s = self._free_s
+        turn = self._turn
+        if turn is not None:
+            if turn.callback is not None and turn.time_s <= due_s:
                 return
-            self._turn.cancel()
+            turn.callback = None
         self._turn = world.at(due_s, self._have_turn)
 
     def _have_turn(self) -> None:
@@ -282,6 +287,6 @@ class Process:
         due_s = self.loop.next_due_s
         if due_s is not None and 0.0 < due_s - self.clock_s() < RESOLUTION_S:
             self._least_s = due_s
-        self.loop.turn()
         self._free_s = self.world.now_s + self.turn_cost_s
+        self.loop.turn()
         self._schedule()
