@@ -88,6 +88,18 @@ class FilesInWorld:
 
         return mend
 
+    def limit(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: the disk is full."""
+        volume = self.volume
+        trouble = volume.trouble = Trouble(is_full=True, switches=volume.usual.switches)
+
+        def mend() -> None:
+            if volume.trouble is trouble:
+                volume.trouble = volume.usual
+            volume.go_on()
+
+        return mend
+
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """See SimulatedLedger: the disk answers nobody."""
         volume = self.volume

@@ -108,9 +108,10 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def sound(self) -> Plan:
         """The plan with sizes that a run accepts: at least as many places as nodes it needs."""
-        if self.max_nodes and self.max_nodes < self.min_nodes:
-            return msgspec.structs.replace(self, max_nodes=0)
-        return self
+        max_nodes = self.max_nodes if self.max_nodes >= self.min_nodes else 0
+        # The mounts of a file server are told apart by their hosts' names.
+        is_container = self.is_container and self.ledger == "etcd"
+        return msgspec.structs.replace(self, max_nodes=max_nodes, is_container=is_container)
 
 
 def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:
