@@ -17,7 +17,7 @@ from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.ledger import keys
 from rallypoint.wire import messages as wire
 from tests.fuzz import __main__ as fuzz
-from tests.fuzz import live
+from tests.fuzz import corpus, live
 from tests.fuzz.memory import MemoryTransport
 from tests.fuzz.watching import FuzzFailure, Watch, must
 from tests.kinds import LONG
@@ -29,6 +29,13 @@ SEED = 1
 def test_no_input_does_harm(target: str) -> None:
     for number in range(3):
         assert fuzz.one_episode(target, SEED, number) > 0
+
+
+@pytest.mark.parametrize(
+    "path", corpus.entries(), ids=lambda path: path.relative_to(corpus.FOLDER).as_posix()
+)
+def test_the_corpus_does_no_harm(path: Path) -> None:
+    corpus.replay(path)
 
 
 @pytest.mark.verify
@@ -120,6 +127,21 @@ def test_a_run_that_disturbs_another_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_an_undeclared_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_is_number", str.isdigit)
     assert "ValueError" in found_in("stored")
+
+
+def test_a_ledger_that_asks_without_an_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rallypoint.ledger.etcd.client.range_problem", lambda *arguments: "")
+    with pytest.raises(FuzzFailure, match="without an end"):
+        corpus.replay(corpus.FOLDER / "etcd" / "keys_the_same_page.json")
+
+
+def test_a_damaged_file_that_is_no_declared_error_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "rallypoint.ledger.record_format._corrupt", lambda *arguments: KeyError("planted")
+    )
+    assert "planted" in found_in("folder", episodes=10)
 
 
 def test_a_release_in_an_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,17 +145,26 @@ _TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] 
     _torch: (ValueError,),
     _torch_options: (ValueError,),
 }
-_WAYS: Final = tuple(_TRIED)
+_WAYS: Final = {way.__name__.strip("_"): way for way in _TRIED}
 
 
-def one(rng: Random) -> None:
-    """One input. Raises errors that are not declared."""
-    way = rng.choice(_WAYS)
-    value = text(rng)
+def made(rng: Random) -> tuple[str, str]:
+    """One input: the name of what it is tried on, and the text."""
+    return rng.choice(tuple(_WAYS)), text(rng)
+
+
+def check(name: str, value: str, rng: Random) -> None:
+    """Try it. Raises errors that are not declared."""
+    way = _WAYS[name]
     try:
         way(value, rng)
     except _TRIED[way] as error:
         must(len(str(error)) < 80_000, f"{value[:60]!r}: an error of {len(str(error))} characters")
+
+
+def one(rng: Random) -> None:
+    """One input. Raises errors that are not declared."""
+    check(*made(rng), rng)
 
 
 def episode(rng: Random, watch: Watch) -> int:

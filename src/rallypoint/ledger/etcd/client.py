@@ -55,6 +55,7 @@ from rallypoint.ledger.etcd.wire import (
     WatchStream,
     decode,
     not_etcd,
+    range_problem,
     refusal,
     said_no,
 )
@@ -100,7 +101,11 @@ class EtcdClient:
     async def range(self, key: bytes, range_end: bytes = b"", **options: Any) -> RangeResult:
         """The keys from `key` up to `range_end` (only `key` if that is empty). Linearizable."""
         body = {"key": key, "range_end": range_end, **options}
-        return await self._call("kv/range", body, RangeResult)
+        found = await self._call("kv/range", body, RangeResult)
+        problem = range_problem(found, key, range_end)
+        if problem:
+            raise not_etcd(self._urls[self._preferred], problem)
+        return found
 
     async def txn(
         self,
@@ -115,7 +120,13 @@ class EtcdClient:
                 frozen now. So make each change conditional on what it changes.
         """
         body = {"compare": conditions, "success": then, "failure": otherwise}
-        return await self._call("kv/txn", body, TxnResult, repeatable=False)
+        result = await self._call("kv/txn", body, TxnResult, repeatable=False)
+        found, asked = len(result.responses), len(then if result.succeeded else otherwise)
+        if found != asked:
+            # A broken proxy, for example. The callers count on one result for each operation.
+            said = f"{found} results of {asked} operations"
+            raise not_etcd(self._urls[self._preferred], said)
+        return result
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
         """Write without a condition. Raises EtcdUnknownError, as `txn`."""

@@ -59,6 +59,7 @@ from rallypoint.ledger.etcd.wire import (
     EtcdRefusedError,
     KeyValue,
     RangeResult,
+    not_etcd,
     prefix_end,
 )
 from rallypoint.ledger.keys import record_name
@@ -66,6 +67,9 @@ from rallypoint.ledger.marker import decode, new_marker
 
 DEFAULT_PREFIX: Final = "/rallypoint"
 _PAGE: Final = 128
+_REMOVALS_MAX: Final = 20
+"""How often a removal is tried. It fails if the data was changed since it was read."""
+_RETRY_S: Final = 0.05
 
 
 class EtcdLedger(Ledger):
@@ -176,7 +180,10 @@ class EtcdLedger(Ledger):
         It is conditional, so that a late one does not delete a newer register.
         """
         place = self._register(key)
-        while found := (await self._client.range(place, keys_only=True)).kvs:
+        for _ in range(_REMOVALS_MAX):
+            found = (await self._client.range(place, keys_only=True)).kvs
+            if not found:
+                return True
             if version not in (None, found[0].mod_revision):
                 return False
             condition = compare(place, "mod_revision", found[0].mod_revision)
@@ -184,14 +191,15 @@ class EtcdLedger(Ledger):
             if result.succeeded:
                 return True
             self._refuse_replaced(await self._client.range(self._marker))
-        return True
+            await asyncio.sleep(_RETRY_S)
+        raise _not_removed(f"register {key!r}")
 
     async def keys(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.keys."""
         start = self._root + b"r/"
         found = await self._all(start + prefix.encode(), keys_only=True)
         # etcd orders by bytes, which for UTF-8 is the order of the characters.
-        return tuple(each.key[len(start) :].decode() for each in found)
+        return tuple(self._text(each, each.key[len(start) :]) for each in found)
 
     async def changed(self, key: str, version: int | None, timeout_s: float) -> Changed | None:
         """See Ledger.changed. It watches. After silence, one more read decides."""
@@ -265,13 +273,18 @@ class EtcdLedger(Ledger):
     async def drop_log(self, log: str) -> None:
         """See Ledger.drop_log. Conditional, like `delete`."""
         first, start = self._record(log, 0), self._log(log)
-        while found := (await self._client.range(first, keys_only=True)).kvs:
+        for _ in range(_REMOVALS_MAX):
+            found = (await self._client.range(first, keys_only=True)).kvs
+            if not found:
+                return
             condition = compare(first, "create_revision", found[0].create_revision)
             removal = delete(start, prefix_end(start))
             result, _ = await decided(self._client, [self._ours(), condition], [removal])
             if result.succeeded:
                 return
             self._refuse_replaced(await self._client.range(self._marker))
+            await asyncio.sleep(_RETRY_S)
+        raise _not_removed(f"log {log!r}")
 
     async def logs(self, prefix: str = "") -> tuple[str, ...]:
         """See Ledger.logs. It makes one read for each log of any length."""
@@ -285,7 +298,7 @@ class EtcdLedger(Ledger):
             if not page:
                 break
             quoted = page[0].key[len(start) :].split(b"/")[0]
-            found.append(urllib.parse.unquote(quoted.decode()))
+            found.append(urllib.parse.unquote(self._text(page[0], quoted)))
             at = prefix_end(start + quoted + b"/")
         return tuple(sorted(log for log in found if log.startswith(prefix)))
 
@@ -311,6 +324,8 @@ class EtcdLedger(Ledger):
             found += page.kvs
             if count is not None or not page.more:
                 return found
+            if not page.kvs:
+                raise not_etcd(self._client.options.endpoints[0], "more keys, but none of them")
             at = page.kvs[-1].key + b"\0"
 
     def _ours(self) -> dict[str, Any]:
@@ -344,6 +359,13 @@ class EtcdLedger(Ledger):
             hint="name a prefix that nothing else uses",
         )
 
+    def _text(self, found: KeyValue, name: bytes) -> str:
+        """A part of a key as text."""
+        try:
+            return name.decode()
+        except UnicodeDecodeError as error:
+            raise self._foreign([found]) from error
+
     def _register(self, key: str) -> bytes:
         check_name(key)
         return self._root + b"r/" + key.encode()
@@ -364,3 +386,10 @@ class EtcdLedger(Ledger):
             found.value, f"etcd's key {found.key.decode(errors='replace')}"
         )
         return Versioned(opened.value, found.mod_revision)
+
+
+def _not_removed(what: str) -> LedgerError:
+    return LedgerError(
+        f"{what} could not be removed from etcd: it was another one each time",
+        hint="check whether a proxy in front of etcd gives old answers; it is removed later",
+    )

@@ -241,6 +241,22 @@ def not_etcd(endpoint: str, what: str) -> LedgerForeignError:
     )
 
 
+def range_problem(found: RangeResult, key: bytes, range_end: bytes) -> str:
+    """What is wrong with the answer to a range; "" if nothing is.
+
+    A caller that reads page by page ends only if each page has keys of the range, in order.
+    """
+    before = b""
+    for each in found.kvs:
+        is_inside = each.key >= key and (each.key < range_end or range_end == b"\0")
+        if not (is_inside if range_end else each.key == key):
+            return "a key that was not asked for"
+        if each.key <= before:
+            return "keys that are not in order"
+        before = each.key
+    return ""
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """The end of the range of all keys that begin with `prefix`."""
     for at in range(len(prefix) - 1, -1, -1):
