@@ -23,8 +23,9 @@ from rallypoint.testing.violations import InvariantViolation
 
 FAST: Final = 1.08
 """The clock of the checks is faster than any of the world's, so that no bound seems too early."""
-DEAD_S: Final = 45.0
-"""A dead member is lost within `lost_after_s` (30), after a silence, and with some graces (R8)."""
+GRACES_S: Final = 45.0
+"""A dead member is lost within `lost_after_s` after its silence, and after what was granted to all:
+time to attach to a new coordinator, and time in which many were missing (R8)."""
 LOOK_S: Final = 1.0
 
 
@@ -97,7 +98,7 @@ class DeathIsTrue(Oracle):
         """See Oracle."""
         if isinstance(event, on.ConnectionLost) and event.how is ConnectionEnd.PROCESS_ENDED:
             for each in self.scene.nodes:
-                if each.name == event.node.name and each.process.is_alive:
+                if each.node_id == event.node and each.process.is_alive:
                     what = f"{front.process.name} takes {each.name} for ended, which is alive"
                     self.scene.broke("R8", what)
         for effect in effects:
@@ -129,7 +130,9 @@ class DeadAreLost(Oracle):
         if self.scene.world.now_s < self._look_s:
             return
         self._look_s = self.scene.world.now_s + LOOK_S
-        dead = [each for each in self.scene.nodes if not each.process.is_alive]
+        plan = self.scene.plan
+        bound_s = plan.lost_after_s + plan.suspect_after_s + GRACES_S
+        dead = [each for each in self.scene.nodes if not each.process.is_alive and each.node_id]
         for run, (front, looked_s, judged_s) in list(self._runs.items()):
             if not front.process.is_alive or run.is_forgotten or run.is_closed:
                 del self._runs[run]
@@ -139,12 +142,36 @@ class DeadAreLost(Oracle):
                 judged_s += min(awake_s - looked_s, 2 * LOOK_S)
             self._runs[run] = (front, awake_s, judged_s)
             for each in dead:
-                member = run.membership.roster.get(each.name)
+                assert each.node_id is not None
+                member = run.membership.roster.living(each.node_id)
                 if member is None or member.bucket in (Bucket.DONE, Bucket.DEPARTING):
                     self._dead.pop((run, each.name), None)
-                elif judged_s - self._dead.setdefault((run, each.name), judged_s) > DEAD_S:
-                    what = f"{each.name} has been dead for {DEAD_S:g} s, and is a member at "
+                elif judged_s - self._dead.setdefault((run, each.name), judged_s) > bound_s:
+                    what = f"{each.name} has been dead for {bound_s:g} s, and is a member at "
                     self.scene.broke("R8", what + front.process.name)
+
+
+class NothingHangs(Oracle):
+    """No run is COMMITTING or SUSPENDED under a good lease, and one coordinator has each run."""
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        owners: dict[str, str] = {}
+        for front in self.scene.fronts:
+            if not front.process.is_alive or front.has_ended or self.scene.settled_s is None:
+                continue
+            for run in front.driver.coordinator.runs.values():
+                name, phase = front.process.name, run.membership.phase
+                if not run.is_claimed or run.is_closed:
+                    continue
+                if phase in (Phase.COMMITTING, Phase.SUSPENDED):
+                    self.scene.broke(
+                        "R7", f"{run.run_id} is {phase.name} at {name}, and all is well"
+                    )
+                if run.run_id in owners:
+                    what = f"{owners[run.run_id]} and {name} both coordinate {run.run_id}"
+                    self.scene.broke("R5", what)
+                owners[run.run_id] = name
 
 
 class CoordinatorsLeakNothing(Oracle):

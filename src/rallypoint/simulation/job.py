@@ -31,6 +31,9 @@ from rallypoint.simulation.world import Process
 HEALED_WITHIN_S: Final = 240.0
 """How long after the last fault the job may take until it goes on or has ended."""
 STARTS_WITHIN_S: Final = 2.0
+CALM_AFTER_S: Final = 10.0
+"""After this time of peace, no outage of the ledger has any effect."""
+CALM_S: Final = 6.0
 LOOK_S: Final = 0.25
 """How often to look whether the job has settled."""
 
@@ -92,10 +95,22 @@ class Job:
             return
         if is_over:
             self.settled_s = world.now_s - healed_s
+            self._stay()
         elif not all(self._goes_on(run) or self._waits_for_more(run) for run in scene.run_ids):
             late = f"{HEALED_WITHIN_S:g} s after the last fault: {self._state()}"
             scene.broke("R7", late)
         scene.tell(lambda oracle: oracle.at_end())
+
+    def _stay(self) -> None:
+        """All is well: let the job go on for a moment, and see that it stays so."""
+        scene, world = self.scene, self.world
+        if self.plan.ends or not any(each.is_working for each in scene.living):
+            return
+        scene.settled_s = max(world.now_s, scene.peace_s + CALM_AFTER_S)
+        world.run_until(scene.settled_s + CALM_S, self._is_stopped)
+        for run_id in scene.run_ids:
+            if not self._goes_on(run_id):
+                scene.broke("R7", f"{run_id} does not stay in one round: {self._state()}")
 
     def _is_stopped(self) -> bool:
         return self._stop_step is not None and self.world.steps >= self._stop_step

@@ -8,8 +8,12 @@ from __future__ import annotations
 import urllib.parse
 from typing import Final
 
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.log_records import decode_record
+from rallypoint.core import effects as do
 from rallypoint.core import election as e
+from rallypoint.core import events as on
+from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene
 from rallypoint.testing.election_checker import ElectionChecker
 from rallypoint.testing.violations import InvariantViolation
@@ -39,6 +43,33 @@ class LedgerKeepsRules(Oracle):
             except InvariantViolation:
                 self._is_broken = True  # What follows is judged by what was there before.
                 raise
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle: what a coordinator publishes is in the ledger, and it owns the run."""
+        for effect in effects:
+            match effect:
+                case do.Publish(record=record):
+                    head = record.head
+                    self._checker.committed(run.run_id, head.term, head.number)
+                    self._must_own(front, run)
+                case do.Announce() if not self._checker.is_closed(run.run_id):
+                    what = f"announced that {run.run_id} is over, which the ledger does not say"
+                    raise InvariantViolation("R5", f"{front.process.name} {what}")
+
+    def _must_own(self, front: SimulatedFront, run: HostedRun) -> None:
+        # R5: while its clock is right, a coordinator knows when its lease may have been revoked.
+        process = front.process
+        is_right = not self.scene.plan.wild_clocks and process.has_right_clock
+        if is_right and not self._is_broken:
+            lease = front.driver.ownership.process
+            self._checker.may_decide(run.run_id, lease, run.membership.term)
 
     def _register(self, key: str, value: bytes | None) -> None:
         kind, _, name = key.partition("/")

@@ -96,7 +96,8 @@ class LeftIsNotLost(Oracle):
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
-        self._left[here.name] = None
+        if not self.scene.plan.same_names:
+            self._left[here.name] = None
 
     def round_ended(self, here: StartedNode, change: Any) -> None:
         """See Oracle."""

@@ -13,12 +13,23 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from rallypoint.core.store import Add, CompareSet, Get, Set, StoreOp, StoreResult, StoreValue
+from rallypoint.core.store import (
+    TIMEOUT,
+    Add,
+    CompareSet,
+    Get,
+    Set,
+    StoreFailure,
+    StoreOp,
+    StoreResult,
+    StoreValue,
+)
 from rallypoint.simulation.coordinator_oracles import (
     CoordinatorsKeepRules,
     CoordinatorsLeakNothing,
     DeadAreLost,
     DeathIsTrue,
+    NothingHangs,
 )
 from rallypoint.simulation.ledger_oracles import LedgerKeepsRules, LogsKeepRules
 from rallypoint.simulation.linearizability import Call, explained
@@ -29,6 +40,9 @@ from rallypoint.simulation.node_oracles import (
     RanksAreWhole,
 )
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+
+WAKES_WITHIN_S: Final = 1.0
+"""How long a call may wait for a key that has been set."""
 
 
 class TokensGrow(Oracle):
@@ -91,6 +105,34 @@ class StoreIsOne(Oracle):
         return here.run_id, token, operation.key
 
 
+class WaitsEnd(Oracle):
+    """R10: once all is well, a call that waits for a key is answered when the key is set."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._asked: dict[int, tuple[StoreOp, float]] = {}
+        self._set_s: dict[tuple[str, Token, str], float] = {}
+        """Since when a key has certainly been set."""
+
+    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
+        """See Oracle."""
+        self._asked[call] = (operation, self.scene.world.now_s)
+
+    def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
+        """See Oracle."""
+        operation, began_s = self._asked.pop(call)
+        now_s, settled_s = self.scene.world.now_s, self.scene.settled_s
+        match operation, result:
+            case Set(key=key), StoreValue():
+                self._set_s.setdefault((here.run_id, token, key), now_s)
+            case Get(key=key), StoreFailure(code=code) if code == TIMEOUT:
+                set_s = self._set_s.get((here.run_id, token, key), math.inf)
+                is_well = settled_s is not None and began_s >= settled_s
+                if is_well and now_s - max(began_s, set_s) > WAKES_WITHIN_S:
+                    what = f"{here.name} waited for {key} until {now_s:.3f} s, set {set_s:.3f} s"
+                    self.scene.broke("R10", what)
+
+
 def _step(state: bytes | None, operation: Any, result: Any) -> tuple[bool, bytes | None]:
     """One key of a store: (whether the answer can be, the value after it)."""
     match operation:
@@ -126,10 +168,12 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     TokensGrow,
     RoundsAgree,
     StoreIsOne,
+    WaitsEnd,
     NothingUnread,
     CoordinatorsKeepRules,
     DeathIsTrue,
     DeadAreLost,
+    NothingHangs,
     CoordinatorsLeakNothing,
     LedgerKeepsRules,
     LogsKeepRules,

@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         nodes = draw.choice((2, 3, 3, 4, 5))
         runs = 2 if nodes >= 4 and draw.random() < 0.1 else 1
         each = nodes // runs
-        kinds = draw.sample(kinds, draw.choice((2, 4, 8, len(kinds))))
+        kinds = draw.sample(kinds, min(len(kinds), draw.choice((2, 4, 8, len(kinds)))))
         has_replicas = draw.random() < 0.2
         is_odd = draw.random() < 0.5
         return cls(

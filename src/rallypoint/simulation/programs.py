@@ -161,6 +161,10 @@ async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> No
     limit_s = draw.choice((None, 2.0, 30.0))
     if draw.random() < 0.2:
         operation, limit_s = Get(key), 2.0  # It waits for a key that may never be set.
+    elif draw.random() < 0.25:
+        # Nodes set and await keys of the same names at about the same time.
+        key = f"at {scene.world.now_s // 2:.0f}"
+        operation, limit_s = draw.choice(((Set(key, value), None), (Get(key), 3.0)))
     call = next(scene.serial)
     scene.tell(lambda oracle: oracle.called(here, token, call, operation))
     result = await node.call(operation, limit_s)

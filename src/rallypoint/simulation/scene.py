@@ -19,7 +19,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.values import Change, CloseRecord, RunSettings
+from rallypoint.core.values import Change, CloseRecord, NodeId, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.machine import SimulatedFront, SimulatedRuntime
@@ -68,6 +68,12 @@ class StartedNode(msgspec.Struct, eq=False):
     is_over: bool = False
     """Whether its program has ended."""
     end: str = ""
+
+    @property
+    def node_id(self) -> NodeId | None:
+        """The name and the incarnation that its node has in the run; None before it has one."""
+        info = self.node.info if self.node is not None else None
+        return NodeId(info.name, info.incarnation) if info is not None else None
 
     @property
     def is_living(self) -> bool:
@@ -213,6 +219,8 @@ class Scene:
         """What has happened, in order."""
         self.is_chaotic = True
         """Whether faults may still come. Programs finish only after that."""
+        self.settled_s: float | None = None
+        """Since when all nodes have been in one round, in peace."""
         self.peace_s = 0.0
         """When the last fault ended."""
         self.serial = itertools.count(1)

@@ -148,6 +148,8 @@ class Process:
         self.turn_cost_s = turn_cost_s
         self.random = random.Random(f"{world.seed}/{name}")
         self.is_alive = True
+        self.has_right_clock = True
+        """Whether its monotonic clock has always run as the world's time does."""
         self.ended_s: float | None = None
         """When it was killed; None if it was not."""
         self.on_end: list[Callable[[], None]] = []
@@ -206,6 +208,7 @@ class Process:
 
     def suspend(self) -> None:
         """Its machine sleeps: it has no turns, and its monotonic clock stands still."""
+        self.has_right_clock = False
         self.clock.suspend(self.world.now_s)
         self.freeze()
 
@@ -216,6 +219,7 @@ class Process:
 
     def set_rate(self, rate: float) -> None:
         """From now on its clock runs at this rate."""
+        self.has_right_clock = False
         self.clock.set_rate(self.world.now_s, rate)
         if self._turn is not None:
             self._turn.cancel()

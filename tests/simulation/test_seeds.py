@@ -1,0 +1,53 @@
+"""Thousands of seeds, in parts that run beside each other, and how fast worlds are.
+
+A part that fails names its seeds: `python -m rallypoint.simulation --seed N` shows what happened.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rallypoint.simulation.faults import FAULTS
+from rallypoint.simulation.job import Job
+from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.seeds import play_slice
+from tests.kinds import seeds
+
+PART = 50
+PARTS = 62
+SMALL = 60
+WORLDS_PER_S = 5.0
+"""Of CPU time, on one core. An idle core of 2020 plays about twenty; a busy one has less of it."""
+
+
+@pytest.mark.parametrize("part", seeds(0, PARTS, 10 * PARTS))
+def test_no_seed_breaks_a_rule(part: int) -> None:
+    played = play_slice(range(part * PART, (part + 1) * PART))
+    found = [f"--seed {each.seed}: {each.problems}" for each in played.findings]
+    assert not found, "\n".join(found)
+    assert played.steps > 100 * PART
+
+
+def small(seed: int) -> Plan:
+    """A small world: 3 to 5 nodes, at least two of them candidates, and a few faults."""
+    kinds = ("kill", "freeze", "cut", "block", "ledger", "fail")
+    drawn = Plan.draw(seed, kinds)
+    faults = tuple(each for each in drawn.faults if each.at_s < 15.0)[:8]
+    return Plan(nodes=3 + seed % 3, min_nodes=2, faults=faults, ledger_members=3, last_call_s=1.0)
+
+
+@pytest.mark.verify
+def test_small_worlds_are_fast() -> None:
+    began_s = time.process_time()
+    for seed in range(SMALL):
+        assert Job(seed, plan=small(seed)).run().problems == []
+    rate = SMALL / (time.process_time() - began_s)
+    print(f"{rate:.1f} small worlds a second of CPU time")
+    assert rate > WORLDS_PER_S
+
+
+def test_each_kind_of_fault_is_drawn_and_ends() -> None:
+    drawn = {fault.kind for seed in range(300) for fault in Plan.draw(seed, tuple(FAULTS)).faults}
+    assert drawn == set(FAULTS)
