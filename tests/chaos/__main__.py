@@ -80,7 +80,7 @@ def main() -> int:
     options = _options()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     command = f"python -m tests.chaos --ledger {options.ledger} --seed {seed}"
-    command += f" --faults {options.faults}"
+    command += f" --faults {options.faults}" + (f" --bug {options.bug}" if options.bug else "")
     if options.show is not None:
         print(draw(seed, options.show, options.ledger, options.faults).shown())
         return 0
@@ -91,7 +91,8 @@ def main() -> int:
     except pytest.skip.Exception as error:
         print(f"chaos is not possible here: {error}", file=sys.stderr)
         return 2
-    path = options.state or Path(f".chaos-{options.ledger}-{seed}.json")
+    bug = f"-{options.bug}" if options.bug else ""
+    path = options.state or Path(f".chaos-{options.ledger}-{seed}{bug}.json")
     state = State(seed, options.ledger)
     if options.only is None and path.exists():
         state = msgspec.json.decode(path.read_bytes(), type=State)
@@ -103,7 +104,9 @@ def main() -> int:
         plan = draw(seed, number, options.ledger, options.faults)
         print(plan.shown(), flush=True)
         try:
-            done = play(plan, folder / f"job{number}", _say, f"{command} --only {number}")
+            done = play(
+                plan, folder / f"job{number}", _say, f"{command} --only {number}", options.bug
+            )
         except ChaosFailed as error:
             print(f"\n{state.shown() if state.jobs else ''}\n\nFAILED: {error}", file=sys.stderr)
             return 1
@@ -130,6 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=FAULTS, help="how many each job has")
     parser.add_argument("--only", type=int, help="this job alone")
     parser.add_argument("--show", type=int, help="print this job's schedule, and do nothing")
+    parser.add_argument("--bug", default="", help="plant it (tests/simulation/planted)")
     parser.add_argument("--state", type=Path, help="where to go on")
     parser.add_argument("--folder", type=Path, help="for the records; removed if all is well")
     return parser.parse_args()

@@ -28,6 +28,7 @@ from tests.ledger.etcd_processes import Program, programs
 
 ROOT = Path(__file__).parents[2]
 NATIVE = Path(__file__).parent / "native_node.py"
+WITH_BUG = Path(__file__).parent / "with_bug.py"
 CLOCKS = Path(__file__).parent / "clocks"
 DISK_BYTES = 24 << 20
 """The ledger's disk. A job needs a fraction of it."""
@@ -85,8 +86,11 @@ class Place(msgspec.Struct):
 class Ground(Fleet):
     """The hosts and processes of one job."""
 
-    def __init__(self, plan: JobPlan, folder: Path, net: Wires, program: Program | None) -> None:
+    def __init__(
+        self, plan: JobPlan, folder: Path, net: Wires, program: Program | None, bug: str
+    ) -> None:
         self.plan = plan
+        self.bug = bug
         self.net = net
         self.etcd: Etcd | None = None
         self._program = program
@@ -176,7 +180,8 @@ class Ground(Fleet):
         ahead = str(self.plan.clocks_s[name])
         in_time = ("unshare", "--time", "--monotonic", ahead, "--boottime", ahead)
         env |= {"CHAOS_CLOCK": str(self.folder / f"{name}.clock")}
-        return self._process([*in_time, sys.executable, *argv], title, env)
+        with_bug = (str(WITH_BUG), self.bug) if self.bug else ()
+        return self._process([*in_time, sys.executable, *with_bug, *argv], title, env)
 
     def _node_name(self, host: str) -> str:
         """Each start has its own name, but every third has the name of its predecessor."""
@@ -238,13 +243,13 @@ class Ground(Fleet):
 
 
 @contextlib.contextmanager
-def ground(plan: JobPlan, folder: Path) -> Iterator[Ground]:
-    """The hosts of one job, which are gone at the end."""
+def ground(plan: JobPlan, folder: Path, bug: str = "") -> Iterator[Ground]:
+    """The hosts of one job, which are gone at the end. `bug`: planted in each process."""
     program = programs()[0] if plan.ledger == "etcd" else None
     with wires(plan.seed) as net:
         made = None
         try:
-            made = Ground(plan, folder, net, program)
+            made = Ground(plan, folder, net, program, bug)
             yield made
         finally:
             if made is not None:

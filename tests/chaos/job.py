@@ -288,13 +288,15 @@ class Job:
         (folder / "FAILED.txt").write_text(text + "\n".join(lines[-EVENTS_SHOWN:]) + "\n")
 
 
-def play(plan: JobPlan, folder: Path, say: Callable[[str], None], command: str) -> Summary:
+def play(
+    plan: JobPlan, folder: Path, say: Callable[[str], None], command: str, bug: str = ""
+) -> Summary:
     """Play one job. Raises ChaosFailed, whose folder then has everything that was written down.
 
-    `command`: what repeats the job, for the message.
+    `command`: what repeats the job, for the message. `bug`: planted in each process.
     """
     folder.mkdir(parents=True)
-    with ground(plan, folder) as here:
+    with ground(plan, folder, bug) as here:
         job = Job(plan, here, say)
         try:
             return job.play()
