@@ -93,7 +93,7 @@ class Volume:
         self.clock = MachineClock(
             rate=self.random.uniform(0.99, 1.01), wall_offset_s=WALL_S + self.random.random() * 1e6
         )
-        self.usual = Trouble(switches=self.random.choice((0.05, 0.2, 0.6)))
+        self.usual = Trouble(switches=self.random.choice((0.02, 0.1, 0.1, 0.4)))
         self.trouble = self.usual
         self.on_kept: Callable[[Inode, str, Inode | None], None] = lambda *part: None
         """Called with each change of a name that is on the disk, in order."""

@@ -167,7 +167,9 @@ class FilesInWorld:
         for _ in range(3):
             assert place.place is not None
             place = place.place[0]
-        registers, logs = place.kept_names["registers"], place.kept_names["logs"]
+        registers, logs = place.kept_names.get("registers"), place.kept_names.get("logs")
+        if registers is None or logs is None:
+            return  # The ledger is broken. Whoever uses it reports that.
         for key, own in index.registers.items():
             folder = registers.kept_names.get(own)
             if own not in self._registers and folder is not None:
