@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rallypoint.ledger.contract import AppendOutcome, Created, Gap, Swapped
+from rallypoint.ledger.contract import AppendOutcome, Created, Gap, Swapped, Unknown
 from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.simulation.disk import SimulatedFileSystem, Trouble, Volume
@@ -174,6 +174,40 @@ def test_a_host_that_remembers_an_absent_record_reports_no_gap(machines: Machine
         return await ledger.append("stores/a/1", 2, b"mine")
 
     assert machines.run(1, late) == Created()
+
+
+@pytest.mark.parametrize("machines", [{"is_shared": True, "remembers_s": 60.0}], indirect=True)
+def test_a_record_in_the_trash_is_not_acknowledged(machines: Machines) -> None:
+    """Another host has moved the log away, and died. This host remembers the folder."""
+    machines.run(0, _write)
+    theirs = machines.volume.file_system(machines.processes[0], HOSTS[0])
+    (name,) = [each for each in theirs.names(FOLDER) if each.startswith("ledger-")]
+    (log,) = theirs.names(FOLDER / name / "logs")
+
+    async def late(ledger: FileLedger) -> AppendOutcome:
+        assert await ledger.append("stores/a/1", 1, b"before") == Created()
+        theirs.rename(FOLDER / name / "logs" / log, FOLDER / name / "trash" / log)
+        return await ledger.append("stores/a/1", 2, b"late")
+
+    assert isinstance(machines.run(1, late), Unknown)
+
+
+@pytest.mark.parametrize("machines", [{"is_shared": True, "remembers_s": 60.0}], indirect=True)
+def test_a_log_that_is_being_removed_is_not_damaged(machines: Machines) -> None:
+    """Some of its records are gone already, and this host remembers the folder."""
+    machines.run(0, _write)
+    theirs = machines.volume.file_system(machines.processes[0], HOSTS[0])
+    (name,) = [each for each in theirs.names(FOLDER) if each.startswith("ledger-")]
+    (log,) = theirs.names(FOLDER / name / "logs")
+
+    async def late(ledger: FileLedger) -> tuple[tuple[int, bytes], ...]:
+        assert await ledger.append("stores/a/1", 1, b"record") == Created()
+        trash = FOLDER / name / "trash" / log
+        theirs.rename(FOLDER / name / "logs" / log, trash)
+        theirs.unlink(trash / min(theirs.names(trash)))
+        return await ledger.records("stores/a/1")
+
+    assert machines.run(1, late) == ()
 
 
 def test_a_killed_process_stops_in_its_call_for_ever(machines: Machines) -> None:

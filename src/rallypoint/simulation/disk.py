@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import random
 import stat
@@ -34,7 +35,7 @@ USER: Final = 1000
 _DEVICE: Final = 64
 WALL_S: Final = 1.7e9
 """What a server's wall clock shows about when a world begins."""
-WRITTEN_BACK: Final = 300
+WRITTEN_BACK: Final = 100
 """So many changes of names wait for a sync at most. Older ones are on the disk without one."""
 
 
@@ -49,6 +50,8 @@ class Inode(msgspec.Struct, eq=False):
     """A folder's own name on the disk, and the folder with it."""
     kept_names: dict[str, Inode] = msgspec.field(default_factory=dict)
     """The names that are on the disk."""
+    pending: list[int] = msgspec.field(default_factory=list)
+    """The changes of its names that may not be on the disk yet, by number."""
     data: bytes = b""
     kept: bytes | None = None
     """The content that is on the disk; None if it was never forced there."""
@@ -101,8 +104,8 @@ class Volume:
         self.root = Inode(1, stat.S_IFDIR | 0o755, self.now_s(), names={})
         self.open: dict[int, Inode] = {}
         self._serial = itertools.count(2)
-        self._changes: list[tuple[Part, ...]] = []
-        """The changes of names that are not on the disk yet, each as a whole."""
+        self._changes: dict[int, tuple[Part, ...]] = {}
+        """The changes of names that are not on the disk yet, each as a whole, in order."""
         self._waiting: list[Callable[[], None]] = []
         self.make("shared")
 
@@ -147,7 +150,7 @@ class Volume:
         draw = self.random
         keeps = draw.choice((0.0, 0.5, 0.5, 1.0)) if keeps is None else keeps
         if not self.is_shared:
-            for change in self._changes:
+            for change in self._changes.values():
                 if draw.random() < keeps:
                     self._keep(change)
             self._changes.clear()
@@ -191,19 +194,28 @@ class Volume:
         if self.is_shared:
             self._keep(parts)
             return
-        self._changes.append(parts)
+        number = next(self._serial)
+        self._changes[number] = parts
+        for folder, _, _ in parts:
+            folder.pending.append(number)
         if len(self._changes) > WRITTEN_BACK:
-            self._keep(self._changes.pop(0))
+            self._keep(self._changes.pop(next(iter(self._changes))))
 
     def sync_names(self, folder: Inode) -> None:
         """The names in a folder are on the disk, and what was changed together with them."""
-        waiting = []
-        for change in self._changes:
-            if any(each is folder for each, _, _ in change):
+        self._keep_until(folder, math.inf)
+
+    def _keep_until(self, folder: Inode, last: float) -> None:
+        """The changes in a folder up to this one are on the disk, in order."""
+        numbers = [number for number in folder.pending if number <= last]
+        folder.pending = folder.pending[len(numbers) :]
+        for number in numbers:
+            change = self._changes.pop(number, None)
+            if change is not None:
+                for other, _, _ in change:
+                    if other is not folder:
+                        self._keep_until(other, number)
                 self._keep(change)
-            else:
-                waiting.append(change)
-        self._changes = waiting
 
     def _keep(self, change: tuple[Part, ...]) -> None:
         """A change is on the disk."""
@@ -236,16 +248,24 @@ class Mount:
         """The host has asked the server for the names in this folder."""
         self._known.pop(folder, None)
 
-    def look(self, folder: Inode, name: str, *, asks: bool) -> Inode | None:
-        """What has this name. `asks`: the host asks the server, whatever it knows."""
+    def look(
+        self, folder: Inode, name: str, *, asks: bool = False, asks_all: bool = False
+    ) -> Inode | None:
+        """What has this name. `asks`: it is opened. `asks_all`: the host asks for each name.
+
+        To open a file asks by its name. To open a folder asks only whether that folder exists,
+        which may have another name by now (Linux, fs/nfs/dir.c, nfs_lookup_verify_inode).
+        """
         assert folder.names is not None
         volume = self.volume
         if not volume.remembers_s:
             return folder.names.get(name)
         now_s = volume.world.now_s
         known = self._known.setdefault(folder, {})
-        if not asks and name in known and known[name][1] > now_s:
-            return known[name][0]
+        if not asks_all and name in known and known[name][1] > now_s:
+            inode = known[name][0]
+            if not asks or (inode is not None and inode.names is not None and inode.links):
+                return inode
         if not folder.links:
             raise _error(errno.ESTALE)
         found = folder.names.get(name)
@@ -332,7 +352,7 @@ class SimulatedFileSystem:
             if inode.names is None:
                 raise _error(errno.ENOTDIR, path)
             is_last = index == len(parts) - 1
-            found = self._mount.look(inode, part, asks=asks_all or (is_last and asks))
+            found = self._mount.look(inode, part, asks=asks and is_last, asks_all=asks_all)
             if found is None:
                 raise _error(errno.ENOENT, path)
             inode = found
@@ -359,7 +379,7 @@ class SimulatedFileSystem:
         self._needs_room()
         folder = self._folder(path)
         assert folder.names is not None
-        taken = self._mount.look(folder, path.name, asks=False) or folder.names.get(path.name)
+        taken = self._mount.look(folder, path.name) or folder.names.get(path.name)
         if taken is not None:
             raise _error(errno.EEXIST, path)
         made = self._volume.new(mode)
@@ -433,7 +453,7 @@ class SimulatedFileSystem:
         assert folder.names is not None
         if not inode.links:
             raise _error(errno.ESTALE, path)
-        if self._mount.look(folder, name.name, asks=False) or name.name in folder.names:
+        if self._mount.look(folder, name.name) or name.name in folder.names:
             raise _error(errno.EEXIST, name)
         self._needs_room()
         self._changed((folder, name.name, inode))

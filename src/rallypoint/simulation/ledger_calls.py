@@ -18,7 +18,12 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.errors import LedgerError
+from rallypoint.errors import (
+    LedgerCorruptError,
+    LedgerError,
+    LedgerForeignError,
+    LedgerFormatError,
+)
 from rallypoint.ledger.contract import (
     Conflict,
     Created,
@@ -142,7 +147,7 @@ class LedgerCalls:
                 await ledger.open()
                 break
             except LedgerError as error:
-                self.events.append((self.world.now_s, process.name, f"open: {error.message}"))
+                self._failed(process, "open", error)
                 await asyncio.sleep(0.2)
         left = self._count
         while left > 0 or not self._is_over:
@@ -178,9 +183,9 @@ class LedgerCalls:
                     if current is not None:
                         self._versioned(key, current.version, current.value)
                     self._end(key, at, Seen("conflict", current and current.value))
-                case Unknown(reason=reason):
+                case Unknown(error=told):
                     self._count_one("unknown")
-                    self.events.append((self.world.now_s, process.name, f"swap {key}: {reason}"))
+                    self._failed(process, f"swap {key}", told)
                     continue  # the same bytes again, as callers of ours do
             break
 
@@ -201,7 +206,8 @@ class LedgerCalls:
     async def _delete(
         self, process: Process, ledger: Ledger, key: str, now: Versioned | None
     ) -> None:
-        named = now if process.random.random() < 0.7 else None
+        # Whoever may write a register meanwhile removes it at a version: that leaves a tombstone.
+        named = now
         at = self._begin(process, key, Delete(named.value if named is not None else None))
         try:
             is_gone = await ledger.delete(key, named.version if named is not None else None)
@@ -240,9 +246,9 @@ class LedgerCalls:
                 self._end(log, at, Seen("exists", there))
             case Gap():
                 self._end(log, at, Seen("gap"))
-            case Unknown(reason=reason):
+            case Unknown(error=told):
                 self._count_one("unknown")
-                self.events.append((self.world.now_s, process.name, f"append {log}: {reason}"))
+                self._failed(process, f"append {log}", told)
 
     # -- what was seen -------------------------------------------------------------------------
 
@@ -261,9 +267,12 @@ class LedgerCalls:
     def _count_one(self, outcome: str) -> None:
         self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
-    def _failed(self, process: Process, what: str, error: LedgerError) -> None:
+    def _failed(self, process: Process, what: str, error: object) -> None:
+        """A call failed. That is fine, but nothing here damages a ledger or replaces it."""
         self._count_one(type(error).__name__)
-        self.events.append((self.world.now_s, process.name, f"{what}: {error.message}"))
+        if isinstance(error, LedgerCorruptError | LedgerForeignError | LedgerFormatError):
+            self.problems.append(f"{process.name}: {what}: {type(error).__name__}: {error}")
+        self.events.append((self.world.now_s, process.name, f"{what}: {error}"))
 
     def _versioned(self, key: str, version: int, value: bytes) -> None:
         """A version is given once: no two values have it, not even after a delete."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 from pathlib import Path
 from typing import Final
 
@@ -164,12 +165,11 @@ class Chain:
                     return None
                 if any(self._versions(each) for each in segments if each > own):
                     count = len(self._versions(own))
-                    self._disk.check(
-                        self._segment(own)
-                    )  # raises if it was emptied during the listing
-                    return count == SEGMENT
+                    # It may have been emptied during the listing. To list the chain makes an NFS
+                    # client ask again, which may remember the segment.
+                    return count == SEGMENT if own in self._segments() else None
                 if self._segments() == segments:
-                    return True
+                    return True if self._disk.is_named(self._folder) else None
         except FileNotFoundError:
             return None
         return None
@@ -184,9 +184,8 @@ class Chain:
                 return versions[-1]
         # A folder that was moved away is emptied, and may have been listed meanwhile: a segment, or
         # the chain of a register that was deleted.
-        for segment in segments:
-            self._disk.check(self._segment(segment))
-        self._disk.check(self._folder)
+        if not self._disk.is_named(self._folder) or self._segments() != segments:
+            raise FileNotFoundError(errno.ENOENT, "the segments have changed", str(self._folder))
         raise LedgerCorruptError(
             f"{self._folder} holds no version of its register",
             hint="stop every process that uses this ledger, and restore the folder from a backup",

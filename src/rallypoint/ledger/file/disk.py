@@ -92,6 +92,18 @@ class Disk:
         found = self._found(path)
         return found is not None and stat.S_ISDIR(found.st_mode)
 
+    def is_named(self, folder: Path) -> bool:
+        """Whether a folder still has its name, also for an NFS client that remembers it.
+
+        Such a client reaches a folder under its old name for some time after another host has moved
+        it away. To open the parent makes the client ask for the names in that.
+        """
+        try:
+            self.system.close(self.system.open_folder(folder.parent))
+        except FileNotFoundError:
+            return False
+        return self.is_folder(folder)
+
     def check(self, path: Path) -> None:
         """Raises FileNotFoundError if there is no file or folder of this name."""
         try:
@@ -211,7 +223,8 @@ class Disk:
             entries = self.system.entries(folder)
         except OSError:
             return
-        for name, is_folder in entries:
+        # The newest versions last: another host may still read them under the folder's old name.
+        for name, is_folder in sorted(entries):
             path = folder / name
             if is_folder:
                 self._empty(path)

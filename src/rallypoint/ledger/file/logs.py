@@ -6,6 +6,7 @@ A log is a folder of records, each linked to its name once. The index names the 
 from __future__ import annotations
 
 import contextlib
+import errno
 from pathlib import Path
 
 from rallypoint import runtime
@@ -13,7 +14,7 @@ from rallypoint.errors import LedgerCorruptError
 from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Gap
 from rallypoint.ledger.file.disk import Disk, LinkResult, Scratch
-from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded
+from rallypoint.ledger.file.entries import TRIES_MAX, Entries, crowded, interrupted
 from rallypoint.ledger.keys import is_record_name, record_name
 
 
@@ -76,6 +77,9 @@ class Logs:
                 return None
             self._disk.sync(folder)
             if linked is LinkResult.LINKED:
+                # The log may have been dropped, and the record be in the trash.
+                if not self._disk.is_named(folder):
+                    raise interrupted()
                 return Created()
         try:
             return Exists(record_format.unseal(self._disk.content(path), str(path)).value)
@@ -118,15 +122,18 @@ class Logs:
 
     def _check_end(self, folder: Path, count: int) -> None:
         """Check that the log ends there. Raises FileNotFoundError if it was removed."""
-        later = [
-            name
-            for name in self._disk.names(folder)
-            if is_record_name(name) and int(name, 16) > count
-        ]
+        found = self._disk.names(folder)
+        self._check_named(folder)
+        later = [name for name in found if is_record_name(name) and int(name, 16) > count]
         # Another process may have written it since. It is missing only if it still does not exist.
         if later and not self._disk.exists(folder / record_name(count)):
-            self._disk.names(folder)  # raises if the log was removed meanwhile
+            self._check_named(folder)
             raise LedgerCorruptError(
                 f"record {count} of the log in {folder} is missing, but later records exist",
                 hint=record_format.DAMAGED_HINT,
             )
+
+    def _check_named(self, folder: Path) -> None:
+        """Raises FileNotFoundError if the log was removed: its records may be in the trash."""
+        if not self._disk.is_named(folder):
+            raise FileNotFoundError(errno.ENOENT, "the log was removed", str(folder))
