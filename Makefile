@@ -95,6 +95,13 @@ ROUNDS ?= 10000
 soak: $(FOR_DEVELOP) ## thousands of real rounds, and whether anything grows with them (ROUNDS, LEDGER)
 	$(BIN)/python -m tests.soak --rounds $(ROUNDS) --ledger $(LEDGER)
 
+# Which marked lines `make mutants` breaks: a file or a folder, such as core/membership.py.
+ONLY ?=
+
+.PHONY: mutants
+mutants: $(FOR_DEVELOP) ## break each line that keeps a rule, and run the tests (ONLY); goes on where it stopped
+	$(BIN)/python -m tests.mutation --only '$(ONLY)' --state .mutants.json
+
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py

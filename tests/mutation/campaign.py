@@ -1,0 +1,270 @@
+"""All mutants of the marked lines, tried one after the other, with what is known about each.
+
+Known are: which tests reach a line (one run of all tests), what killed a mutant before
+(killers.json, in the repository), and which survivors were judged (judged.toml).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from tests.kinds import UNIT
+from tests.mutation.killing import Reach, Tests, Verdict, line_key
+from tests.mutation.marks import ROOT, files
+from tests.mutation.mutants import MutableFile, Mutant
+
+HERE: Final = Path(__file__).parent
+KILLERS: Final = HERE / "killers.json"
+JUDGED: Final = HERE / "judged.toml"
+FOLDERS: Final = ("core", "coordinator", "client", "testing", "simulation")
+"""The tests that may kill a mutant: the pure ones of these folders, simulated worlds among them."""
+FIRST_TRIED: Final = 12
+"""How many tests are tried first: those that have killed other mutants of the same function."""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """A survivor that a person has looked at. `reason`: why no test has to find it."""
+
+    key: str
+    function: str
+    was: str
+    now: str
+    reason: str
+
+
+def judgements() -> dict[str, Judgement]:
+    """The judged survivors, by their keys."""
+    listed = tomllib.loads(JUDGED.read_text("utf-8")).get("survivor", [])
+    found = msgspec.convert(listed, list[Judgement])
+    return {each.key: each for each in found}
+
+
+class Campaign:
+    """One run of the tool. `state`: a file that is written as it goes, to go on from.
+
+    `seconds`: the most seconds of tests for one mutant, by what they take without a mutant.
+    `worlds`: how many simulated worlds a mutant is tried in that all tests leave alive.
+    `killers`: the file with the known killers.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        only: str = "",
+        key: str = "",
+        seconds: float = 60.0,
+        worlds: int = 0,
+        killers: Path = KILLERS,
+    ) -> None:
+        self.files = {str(path): MutableFile(path) for path in files(only)}
+        mutants = [each for file in self.files.values() for each in file.mutants()]
+        self.mutants = [each for each in mutants if key in ("", each.key)]
+        self._is_whole = not (only or key)
+        self._seconds = seconds
+        self._worlds = worlds
+        self._killers_file = killers
+        self._file = state
+        self._judged = judgements()
+        self._killers: dict[str, str] = json.loads(killers.read_text()) if killers.exists() else {}
+        self._state: dict[str, Any] = {"reach": {}, "of": "", "done": {}}
+        if state.exists():
+            self._state = json.loads(state.read_text())
+        if key:
+            self._state["done"].pop(key, None)
+        self._reach: dict[str, Reach] = {}
+        self._stop_after_s: float | None = None
+        self._code = 0
+
+    # -- the whole -----------------------------------------------------------------------------
+
+    def go(self, stop_after_s: float | None = None) -> int:
+        """Try all mutants. The exit code: 1 if one survives that is not judged."""
+        self._stop_after_s = stop_after_s
+        self._run([f"tests/{each}" for each in FOLDERS], self._try_all)
+        return self._code
+
+    def share(self, seconds: float) -> int:
+        """Run the known killer of each mutant, for about so many seconds.
+
+        It begins elsewhere each day, so that several runs together try all of them.
+        """
+        self._stop_after_s = seconds
+        known = {self._killers[m.key] for m in self.mutants if m.key in self._killers}
+        paths = sorted({each.split("::")[0] for each in known})
+        self._run([each for each in paths if (ROOT / each).exists()], self._try_known)
+        return self._code
+
+    def _run(self, paths: list[str], work: Any) -> None:
+        options = ["-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-p", "no:xdist"]
+        marks = ["-m", UNIT]
+        code = pytest.main([*options, *marks, *paths], plugins=[Tests(work)])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            self._code = int(code)
+
+    # -- all tests -----------------------------------------------------------------------------
+
+    def _try_all(self, tests: Tests) -> None:
+        began_s = time.monotonic()
+        self._read_reach(tests)
+        by_line: dict[str, list[str]] = {}
+        for name, each in sorted(self._reach.items(), key=lambda item: item[1].seconds):
+            for line in each.lines:
+                by_line.setdefault(line, []).append(name)
+        killed_by: dict[str, dict[str, None]] = {}
+        for number, mutant in enumerate(self.mutants):
+            file = self.files[str(mutant.mark.path)]
+            own = killed_by.setdefault(f"{mutant.mark.path.name}:{mutant.function[0]}", {})
+            if mutant.key in self._done:
+                continue
+            if self._stop_after_s is not None and time.monotonic() - began_s > self._stop_after_s:
+                break
+            names = self._in_order(mutant, by_line.get(line_key(mutant), []), own, tests)
+            usual_s = sum(self._reach[each].seconds for each in names)
+            verdict = Verdict()
+            if names:
+                worlds = 0 if mutant.key in self._judged else self._worlds
+                verdict = tests.kill(file, mutant, names, usual_s, worlds)
+            if verdict.killer in self._reach:
+                own.pop(verdict.killer, None)
+                own[verdict.killer] = None
+            self._done[mutant.key] = msgspec.to_builtins(verdict)
+            if not verdict.killer and not verdict.now_invalid:
+                self._print_survivor(mutant, verdict)
+            if number % 50 == 0:
+                self._write(number)
+        self._write(len(self.mutants))
+        self._report()
+
+    def _in_order(
+        self, mutant: Mutant, reaching: list[str], own: dict[str, None], tests: Tests
+    ) -> list[str]:
+        """The tests to run: what killed it before, then what killed its neighbours, then the
+        quickest."""
+        first = [self._killers.get(mutant.key, ""), *list(reversed(own))[:FIRST_TRIED]]
+        names = dict.fromkeys(each for each in first if each in self._reach)
+        budget_s = self._seconds - sum(self._reach[each].seconds for each in names)
+        for each in reaching:
+            budget_s -= self._reach[each].seconds
+            if budget_s < 0:
+                break
+            names[each] = None
+        return [each for each in names if each in tests.items]
+
+    def _read_reach(self, tests: Tests) -> None:
+        """Which test reaches which marked line: as known, or from a run of all tests.
+
+        It is kept when the source changes, because it only says which tests to run. Remove the
+        state to have it anew.
+        """
+        state = _digest_of_sources()
+        if not self._state["reach"]:
+            everything = {str(path): MutableFile(path) for path in files()}
+            mutants = [each for file in everything.values() for each in file.mutants()]
+            found = tests.reach(everything, mutants)
+            self._state["reach"] = msgspec.to_builtins(found)
+            self._write(0)
+        if self._state["of"] != state:
+            self._state["of"] = state
+            self._state["done"] = self._still_valid()
+        self._reach = msgspec.convert(self._state["reach"], dict[str, Reach])
+
+    def _still_valid(self) -> dict[str, Any]:
+        """After a change of source or tests, survivors are tried again, and the killed are not."""
+        done = self._state["done"].items()
+        return {key: each for key, each in done if each["killer"] and not each["is_timeout"]}
+
+    @property
+    def _done(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._state["done"]
+        return found
+
+    # -- known killers -------------------------------------------------------------------------
+
+    def _try_known(self, tests: Tests) -> None:
+        began_s = time.monotonic()
+        begin = int(time.time() // 86_400) * 997 % max(1, len(self.mutants))
+        counts: Counter[str] = Counter()
+        for mutant in (*self.mutants[begin:], *self.mutants[:begin]):
+            killer = self._killers.get(mutant.key, "")
+            if mutant.key in self._judged or killer not in tests.items:
+                counts["judged" if mutant.key in self._judged else "without a known killer"] += 1
+                continue
+            if self._stop_after_s is not None and time.monotonic() - began_s > self._stop_after_s:
+                counts["not tried"] += 1
+                continue
+            file = self.files[str(mutant.mark.path)]
+            verdict = tests.kill(file, mutant, [killer], 5.0)
+            if not verdict.killer:
+                # The killer was changed: perhaps another test beside it has its part now.
+                path = killer.split("::")[0]
+                beside = [name for name in tests.items if name.startswith(path)]
+                verdict = tests.kill(file, mutant, beside, 60.0)
+            counts["killed" if verdict.killer else "survived"] += 1
+            if not verdict.killer:
+                self._code = 1
+                self._print_survivor(mutant, verdict)
+        print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())), flush=True)
+
+    # -- what is told and kept -----------------------------------------------------------------
+
+    def _print_survivor(self, mutant: Mutant, verdict: Verdict) -> None:
+        judged = self._judged.get(mutant.key)
+        what = f"judged: {judged.reason}" if judged else "SURVIVED"
+        print(f"{mutant.key} {what} ({verdict.tests} tests) {mutant.diff}", flush=True)
+
+    def _report(self) -> None:
+        counts: Counter[str] = Counter()
+        for mutant in self.mutants:
+            found = self._done.get(mutant.key)
+            verdict = msgspec.convert(found, Verdict) if found is not None else None
+            match verdict:
+                case None:
+                    counts["not tried"] += 1
+                case Verdict(now_invalid=reason) if reason:
+                    counts["invalid"] += 1
+                case Verdict(is_timeout=True):
+                    counts["timeouts"] += 1
+                case Verdict(killer=killer) if killer:
+                    counts["killed"] += 1
+                case _ if mutant.key in self._judged:
+                    counts["survived, judged"] += 1
+                case _:
+                    counts["survived"] += 1
+                    self._code = 1
+        print(f"{len(self.mutants)} mutants of {len(self.files)} files: ", end="")
+        print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())), flush=True)
+
+    def _write(self, number: int) -> None:
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(json.dumps(self._state))
+        temporary.replace(self._file)
+        if number:
+            print(f"{number} of {len(self.mutants)}", flush=True)
+
+    def write_killers(self) -> None:
+        """Keep what killed each mutant, for `share`."""
+        current = {mutant.key for mutant in self.mutants}
+        known = {k: v for k, v in self._killers.items() if k in current or not self._is_whole}
+        for key, found in self._done.items():
+            if key in current and found["killer"] and not found["is_timeout"]:
+                known[key] = found["killer"]
+        self._killers_file.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
+
+
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for part in ("src", "tests"):
+        for path in sorted((ROOT / part).rglob("*.py")):
+            if "mutation" not in path.parts:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()

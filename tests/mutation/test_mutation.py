@@ -1,0 +1,127 @@
+"""The tool that breaks marked lines: what it makes of them, and that it sees what survives."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutation import mutants as m
+from tests.mutation.campaign import judgements
+from tests.mutation.marks import ROOT, files, marks_in
+
+EXAMPLE = """
+class Gate:
+    def may_pass(self, age, limit=18):
+        # R3: a reason.
+        if age >= limit and self.is_open:
+            return True
+        # R4: another.
+        self.refused = max(self.refused, age + 1)
+        return send(age, limit)  # R5: one more.
+"""
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> m.MutableFile:
+    monkeypatch.setattr(m, "SOURCE", tmp_path)
+    path = tmp_path / "gate.py"
+    path.write_text(EXAMPLE)
+    return m.MutableFile(path)
+
+
+def test_a_marked_line_is_broken_in_each_way(example: m.MutableFile) -> None:
+    assert [each.now for each in example.mutants()] == [
+        "if False:",
+        "if True:",
+        "if age >= limit or self.is_open:",
+        "if self.is_open:",
+        "if age > limit and self.is_open:",
+        "if age >= limit:",
+        "pass",
+        "self.refused = min(self.refused, age + 1)",
+        "self.refused = max(self.refused, age)",
+        "self.refused = max(self.refused, age - 1)",
+        "self.refused = max(self.refused, age + 2)",
+        "return None",
+        "return send(limit, age)",
+    ]
+
+
+def test_the_code_of_a_mutant_has_its_fault_and_the_tree_is_as_before(
+    example: m.MutableFile,
+) -> None:
+    before = ast.unparse(example.tree)
+    codes = set()
+    for mutant in example.mutants():
+        with m.made(mutant.edit):
+            codes.add(example.compiled()[mutant.function])
+        assert ast.unparse(example.tree) == before
+    assert len(codes) == len(example.mutants())
+    assert example.compiled()[mutant.function] not in codes
+
+
+def test_a_mutant_keeps_its_key_when_other_lines_change(
+    example: m.MutableFile, tmp_path: Path
+) -> None:
+    keys = [each.key for each in example.mutants()]
+    (tmp_path / "gate.py").write_text("import ast\n\n" + EXAMPLE)
+    assert [each.key for each in m.MutableFile(tmp_path / "gate.py").mutants()] == keys
+
+
+def test_every_marked_line_of_the_source_has_a_mutant() -> None:
+    for path in files():
+        file = m.MutableFile(path)
+        broken = {each.mark.line for each in file.mutants()}
+        whole = {mark.line for mark in marks_in(path)}
+        assert whole == broken, path
+
+
+def test_each_judged_survivor_is_still_there() -> None:
+    known = {each.key: each for path in files() for each in m.MutableFile(path).mutants()}
+    for key, judged in judgements().items():
+        assert key in known, f"{key}: {judged.was} was changed: judge it again"
+        assert (known[key].was, known[key].now) == (judged.was, judged.now)
+        assert len(judged.reason.split()) > 3
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.mutation", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("killer", "verdict", "code"),
+    [
+        ("test_formation.py::test_r3_a_formed_round_is_within_the_bounds", "killed", 0),
+        ("test_naming.py::test_a_plain_node_name_is_accepted", "survived", 1),
+    ],
+)
+def test_a_mutant_is_killed_or_survives(
+    tmp_path: Path, killer: str, verdict: str, code: int
+) -> None:
+    """The same mutant, once with a test that sees it and once with one that does not."""
+    path = next(path for path in files() if path.name == "formation.py")
+    mutant = next(each for each in m.MutableFile(path).mutants() if each.now == "if False:")
+    killers = tmp_path / "killers.json"
+    killers.write_text(json.dumps({mutant.key: f"tests/core/{killer}"}))
+    done = run(
+        *("--only", "core/formation.py", "--key", mutant.key, "--share", "60"),
+        *("--killers", str(killers), "--state", str(tmp_path / "state.json")),
+    )
+    assert f"1 {verdict}" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == code
+
+
+@pytest.mark.verify
+@pytest.mark.processes
+@pytest.mark.timeout(900)
+def test_a_share_of_the_mutants_is_killed_by_the_known_killers(tmp_path: Path) -> None:
+    done = run("--share", "90", "--state", str(tmp_path / "state.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " killed" in done.stdout
