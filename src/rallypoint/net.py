@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.core import addresses
+from rallypoint.core.values import Address
 
 LISTEN_BACKLOG: Final = 4_096
 """Thousands of nodes connect at once when a run begins, or after a failover."""
@@ -191,6 +192,31 @@ def is_own_name(host: str) -> bool:
     """Whether this is the machine's own name, with or without its domain."""
     own = socket.gethostname().lower()
     return host.lower() in (own, own.partition(".")[0])
+
+
+async def refuses(address: Address, limit_s: float) -> bool:
+    """Whether nothing listens at an address: the machine refuses a connection within `limit_s`.
+
+    For a name, all its addresses refuse. False if it cannot be resolved, or does not answer.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            for each in await look_up(address.host, address.port, limit_s):
+                if not await _refuses(each):
+                    return False
+    except (OSError, TimeoutError, UnicodeError, RuntimeError):
+        return False
+    return True
+
+
+async def _refuses(address: SocketAddress) -> bool:
+    with socket.socket(address.family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def is_this_host(host: str) -> bool:

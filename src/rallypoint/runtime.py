@@ -1,4 +1,5 @@
-"""What a process gets from outside besides input: chance, secrets, names, wall time, threads.
+"""What a process gets from outside besides input: chance, secrets, names, wall time, threads, and
+whether an address refuses connections.
 
 Each process has one Runtime. It belongs to the event loop in which the process runs, and `here` is
 the way to it. A real event loop has the system's. A simulated process has an event loop of its own
@@ -23,7 +24,8 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, MutableSequence, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from rallypoint import threads
+from rallypoint import net, threads
+from rallypoint.core.values import Address
 
 T = TypeVar("T")
 
@@ -77,6 +79,12 @@ class Runtime(Hashable, Protocol):
     def wall_s(self) -> float:
         """Unix time, in seconds. It is only shown to people, because it may jump."""
 
+    async def refuses(self, address: Address, limit_s: float) -> bool:
+        """See net.refuses."""
+
+    async def is_own(self, host: str) -> bool:
+        """See net.is_this_host."""
+
     def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Begin `work` in a thread, because it may block. The future has what it returns or raises.
 
@@ -114,6 +122,14 @@ class SystemRuntime:
     def wall_s(self) -> float:
         """See Runtime."""
         return time.time()
+
+    async def refuses(self, address: Address, limit_s: float) -> bool:
+        """See Runtime."""
+        return await net.refuses(address, limit_s)
+
+    async def is_own(self, host: str) -> bool:
+        """See Runtime."""
+        return await self.in_thread(lambda: net.is_this_host(host))
 
     def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """See Runtime."""

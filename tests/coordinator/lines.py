@@ -7,7 +7,7 @@ import asyncio
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.values import Address, Change, NodeInfo, RunSettings, Stamp
+from rallypoint.core.values import Address, Change, EndedOwner, NodeInfo, RunSettings, Stamp
 from rallypoint.wire import messages as wire
 from tests.coordinator.shared_ledger import until
 from tests.outlets import WholeMessages
@@ -30,11 +30,13 @@ class Line(WholeMessages):
         reads_ledger: bool = True,
         incarnation: int = 1,
         settings: RunSettings = ALONE,
+        ended: EndedOwner | None = None,
     ) -> None:
         self.said: list[wire.FromCoordinator] = []
         self._coordinator, self._run_id, self._redials = coordinator, run_id, redials
         self._info = NodeInfo(name, incarnation, f"host-{name}")
         self._settings = settings
+        self._ended = ended
         self._reads_ledger = reads_ledger
         self._dial()
 
@@ -48,6 +50,7 @@ class Line(WholeMessages):
                 self._info,
                 self._settings,
                 reads_ledger=self._reads_ledger,
+                ended=self._ended,
             )
         )
 

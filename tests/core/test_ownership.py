@@ -8,6 +8,7 @@ import pytest
 from rallypoint.core import election as e
 from rallypoint.core.values import (
     Address,
+    EndedOwner,
     NodeId,
     RunSettings,
 )
@@ -283,6 +284,13 @@ class TestLateAnswers:
         made["checking"] = Claimant()
         made["checking"].claim.answers_floor = False
         made["checking"].sees(None, 0.0)
+        made["contesting"] = Claimant()
+        made["contesting"].judges(serving(), 0.0, 3)
+        (asked,) = made["contesting"].claim.contest(EndedOwner("other", 3), 0.0)
+        assert isinstance(asked, e.ReadRun)
+        (judge,) = made["contesting"].claim.run_read(asked, found(register()), 0.0)
+        assert isinstance(judge, e.ReadLease)
+        made["contesting"].claim.lease_read(judge, found(serving(), 3), 0.0)
         return made
 
     @pytest.mark.parametrize("name", [*sorted(e.ClaimState), "committing"])
@@ -295,6 +303,7 @@ class TestLateAnswers:
             *claim.run_read(e.ReadRun(99), found(register("me", 9)), 3.0),
             *claim.run_read(e.ReadRun(99), None, 3.0),
             *claim.floor_read(e.ReadFloor(99), None, 3.0),
+            *claim.mistake_read(e.ReadMistake(99), None, 3.0),
             *claim.lease_read(e.ReadLease("other", 99), None, 3.0),
             *claim.lease_read(e.ReadLease("other", 99), found(revoked("other")), 3.0),
             *claim.lease_swapped(another, e.Swapped(4), 3.0),

@@ -39,8 +39,8 @@ from rallypoint.endpoints import FilePlace, parse_endpoint
 REPEATS_MAX: Final = 5
 ETCD: Final = "etcd"
 """Used in place of a ledger's place: an etcd of one member is started."""
-OVER_TTL_S: Final = 2.0
-"""How many seconds more than the lease's ttl it may take until all are attached."""
+KILLED_S: Final = 2.0
+"""How many seconds it may take until all are attached, if the process was killed."""
 CLEAN_S: Final = 1.0
 """How many seconds it may take after a clean end, when no lease has to expire."""
 TTL_S: Final = DEFAULTS.lease_ttl_s
@@ -58,7 +58,8 @@ class Way(msgspec.Struct, frozen=True):
 
 
 WAYS: Final = (
-    Way("kill -9", signal.SIGKILL, TTL_S + OVER_TTL_S),
+    # Its port refuses connections, so no lease has to expire.
+    Way("kill -9", signal.SIGKILL, KILLED_S),
     Way("SIGTERM", signal.SIGTERM, CLEAN_S),
     # Nodes drop it after `coordinator_silence_s`, and watch the lease only from then on.
     Way("SIGSTOP", signal.SIGSTOP, None),

@@ -345,6 +345,9 @@ class Connector:
         if connection is not self.connection:
             return
         self.connection = None
+        if self.elected is not None:
+            has_ended = self._state.is_attached and connection.was_ended_by_peer
+            self.elected.lost = connection if has_ended else None
         self._end_search_beside()
         self._node.disconnected()
         if self.is_closing or self._state.is_over or self._node.gone is not None:
@@ -443,10 +446,7 @@ class Connector:
                 self.limit.reschedule(latest_s)
 
     async def _search(self, lost_s: float) -> None:
-        """Search.
-
-        Search. Raises a CoordinatorError if there is no coordinator in time, or never again.
-        """
+        """Search. Raises a CoordinatorError if there is no coordinator in time, or never again."""
         if await self._follow_redirect():
             return
         if not (self._outage.was_let_in or self._outage.was_redirected):

@@ -212,6 +212,7 @@ async def dial_elected(
     """
     answers: dict[str, str] = {}
     refused: TokenError | None = None
+    only_refused = bool(addresses)
     for address in addresses:
         each = Attempts(address)
         connection = await dial(address, token, each, limit_s, Patience.ANY)
@@ -220,7 +221,9 @@ async def dial_elected(
             return connection
         answers |= each.answers
         refused = refused or each.refused
+        only_refused &= each.only_refused
     attempts.answers, attempts.refused = answers, refused
+    attempts.only_refused = only_refused
     return None
 
 

@@ -12,12 +12,14 @@ import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rallypoint import errors, runtime
+from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, dial_elected, dial_first
 from rallypoint.client.discovery import Search
 from rallypoint.client.own_coordinator import OwnCoordinator
+from rallypoint.core.addresses import telling
 from rallypoint.core.election import AttachTo, BecomeCandidate, Lease, RunOver
-from rallypoint.core.values import CloseRecord, RunSettings, Stamp
+from rallypoint.core.values import CloseRecord, EndedOwner, RunSettings, Stamp
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -42,8 +44,15 @@ class RunInLedger(Protocol):
     def ledger_id(self) -> str:
         """The ledger that the node's run is in; "" before it was in one."""
 
+    @property
+    def term(self) -> int:
+        """The term of the last coordinator; 0 before the first one."""
+
     def found_term(self, floor: Stamp) -> None:
         """The run cannot have an earlier term any more (R5)."""
+
+    def found_ended(self, owner: EndedOwner) -> None:
+        """The owner has ended, as far as this node has seen."""
 
 
 class LedgerReader(Protocol):
@@ -76,6 +85,8 @@ class ElectedCoordinator:
         """How long the owner's lease has not been renewed."""
         self.was_messenger = False
         """Whether this node has dialled a replica because the owner did not answer."""
+        self.lost: Connection | None = None
+        """The last connection to a coordinator of the run, if that one's side has ended it."""
         self._own = own
         self._credentials = credentials
         self._run = run
@@ -188,15 +199,21 @@ class ElectedCoordinator:
     ) -> Connection | None:
         search = self.search
         if isinstance(finding, BecomeCandidate):
-            connection = await self._dial_replicas(attempts, "")
+            ended = finding.ended
+            if ended is not None:
+                self._run.found_ended(ended)
+            but = "" if ended is None else ended.process
+            connection = await self._dial_replicas(attempts, but)
             if connection is not None:
                 return connection
-            if await self._own.become_candidate(search.ledger, attempts, finding.seen):
+            if await self._own.become_candidate(search.ledger, attempts, finding.seen, ended):
                 return await self._dial_own(attempts)
             return None
         connection = await self._dial_owner(finding.lease, attempts)
         if connection is not None:
             return connection
+        if await self._has_seen_end(finding, attempts) and search.owner_ended():
+            return None
         if search.again() and self._own.hosted is None:
             await self._own.become_candidate(search.ledger, attempts, None)
         # The owner may be dead. A `rallypoint serve` takes the run only after it has seen the lease
@@ -206,6 +223,20 @@ class ElectedCoordinator:
             return None
         self.was_messenger = True
         return await self._dial_replicas(attempts, finding.lease.process)
+
+    async def _has_seen_end(self, owner: AttachTo, attempts: Attempts) -> bool:
+        """Whether the owner's process has ended, as far as this node can see: see EndedOwner.
+
+        Its side has ended the connection, and now the same address refuses a new one.
+        """
+        lost, self.lost = self.lost, None
+        if lost is None or owner.stamp.term != self._run.term:
+            return False
+        if not (attempts.only_refused and str(lost.address) in attempts.answers):
+            return False
+        here = network.here()
+        own = [each for each in owner.lease.addresses if await here.is_this_host(each.host)]
+        return lost.target in telling(owner.lease.addresses, own)
 
     async def _dial_owner(self, owner: Lease, attempts: Attempts) -> Connection | None:
         if self._own.is_of(owner):

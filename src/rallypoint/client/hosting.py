@@ -14,7 +14,7 @@ from rallypoint.client import network
 from rallypoint.client.network import Front
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.election import Seen
-from rallypoint.core.values import Address, NodeId
+from rallypoint.core.values import Address, EndedOwner, NodeId
 from rallypoint.endpoints import is_loopback
 from rallypoint.errors import UsageError
 from rallypoint.ledger.contract import Ledger
@@ -80,13 +80,12 @@ class EmbeddedCoordinator:
         node: NodeId,
         ledger: Ledger,
         host: str,
-        seen: Seen | None = None,
     ) -> EmbeddedCoordinator:
-        """Become a candidate for the run: serve on all addresses with a lease, and claim the run.
+        """Become a candidate for the run: serve on all addresses with a lease. `claim` follows.
 
         `host`: where other machines reach this one. Nodes without a token use the one in this
-        coordinator's lease. `seen`: the former owner's lease, if this process has seen it expire.
-        Raises OSError or LedgerError. An error or a cancellation leaves nothing open.
+        coordinator's lease. Raises OSError or LedgerError. An error or a cancellation leaves
+        nothing open.
         """
         token = settings.token or tokens.draw()
         config = CoordinatorConfig(
@@ -102,15 +101,17 @@ class EmbeddedCoordinator:
         )
         front = await network.here().serve(config, ledger=ledger, advertised=host)
         port = front.port
-        candidate = cls(front, Address("127.0.0.1", port), Address(host, port))
-        candidate.claim(seen)
-        return candidate
+        return cls(front, Address("127.0.0.1", port), Address(host, port))
 
-    def claim(self, seen: Seen | None = None) -> None:
-        """Own the run as soon as nobody else does. `seen`: as for `as_candidate`."""
+    def claim(self, seen: Seen | None = None, ended: EndedOwner | None = None) -> None:
+        """Own the run as soon as nobody else does.
+
+        `seen`: the former owner's lease, if this process has seen it expire. `ended`: the owner, if
+        it has ended as far as this process has seen.
+        """
         only_run = self._front.driver.config.only_run
         if only_run is not None:
-            self._front.driver.ownership.claim(only_run, seen)
+            self._front.driver.ownership.claim(only_run, seen, ended)
 
     @property
     def process(self) -> str:

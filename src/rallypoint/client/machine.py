@@ -34,6 +34,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    EndedOwner,
     Failure,
     NodeInfo,
     Outcome,
@@ -118,6 +119,7 @@ class NodeMachine:
         self._was_done = False
         self._close_wanted: wire.CloseRun | None = None
         self._floor = Stamp()
+        self._ended_owner: EndedOwner | None = None
         self.is_in_memory = False
         """Whether the run is in the memory of the coordinator's process, and ends with it."""
 
@@ -140,6 +142,11 @@ class NodeMachine:
     def ledger_id(self) -> str:
         """The id of the run's ledger; "" before a coordinator has sent it."""
         return self.stamp.ledger_id
+
+    @property
+    def term(self) -> int:
+        """The term of the last coordinator; 0 before the first one."""
+        return self.stamp.term
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value without times, for tests."""
@@ -166,8 +173,13 @@ class NodeMachine:
             reads_ledger=self._is_elected,
             source=source,
             resume_secret=self._resume_secret,  # R4: only this node resumes as itself.
+            ended=self._ended_owner,
         )
         return [Send(attach)]
+
+    def found_ended(self, owner: EndedOwner) -> None:
+        """The run's owner has ended, as far as this node has seen: tell the next coordinator."""
+        self._ended_owner = owner
 
     def comes_again(self) -> None:
         """Forget a refusal because of another run, which may end soon."""
@@ -252,7 +264,7 @@ class NodeMachine:
         ]
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
-        self.is_attached = True
+        self.is_attached, self._ended_owner = True, None
         self.is_in_memory = message.in_memory
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby

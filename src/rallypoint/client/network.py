@@ -46,6 +46,13 @@ class Connection(Protocol):
     def was_closed_by_peer(self) -> bool:
         """Whether the coordinator said that it closes: it has read all before that."""
 
+    @property
+    def was_ended_by_peer(self) -> bool:
+        """Whether the other side's kernel ended it, by a FIN or a reset.
+
+        False while it is open, and if this side has ended it.
+        """
+
     def send(self, payload: bytes) -> None:
         """Queue one message. Does nothing if the connection is closed."""
 

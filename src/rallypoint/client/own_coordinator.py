@@ -18,7 +18,7 @@ from rallypoint.client.network import Connection
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Lease, Seen
-from rallypoint.core.values import Address, NodeId, RunSettings
+from rallypoint.core.values import Address, EndedOwner, NodeId, RunSettings
 from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import describe_os_error
@@ -142,25 +142,33 @@ class OwnCoordinator:
             token_origin=credentials.keys.known.origin,
         )
 
-    async def become_candidate(self, ledger: Ledger, attempts: Attempts, seen: Seen | None) -> bool:
+    async def become_candidate(
+        self,
+        ledger: Ledger,
+        attempts: Attempts,
+        seen: Seen | None,
+        ended: EndedOwner | None = None,
+    ) -> bool:
         """Become a candidate for the run. False if that is not allowed, or fails.
 
-        `seen`: the former owner's lease, if this node has seen it expire.
+        `seen`: the former owner's lease, if this node has seen it expire. `ended`: the owner, if it
+        has ended as far as this node has seen.
         """
         if self.settings.host_coordinator == "no":
             return False
         if self.hosted is not None:
-            self.hosted.claim(seen)
+            self.hosted.claim(seen, ended)
             return True
         from rallypoint.client.hosting import EmbeddedCoordinator
 
         try:
             self.hosted = await EmbeddedCoordinator.as_candidate(
-                self.settings, self.node, ledger, self.advertised_host, seen
+                self.settings, self.node, ledger, self.advertised_host
             )
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)
             return False
+        self.hosted.claim(seen, ended)
         own = str(self.address or "loopback only")
         where, run_id = self.hosted.advertised, self.settings.run_id
         _log.info("this node is a candidate to coordinate run %s, at %s (%s)", run_id, where, own)

@@ -68,6 +68,8 @@ class Connection(asyncio.Protocol):
         self._speaks_tls = False
         self.asks_no_token = False
         """Whether the coordinator has announced that it admits everybody."""
+        self.was_ended_by_peer = False
+        """Whether the coordinator's kernel has ended it, by a FIN or a reset."""
         self._parts: list[bytes] = []
         self._why_closed = ""
         """Why this side closed the connection; "" if it did not."""
@@ -173,6 +175,8 @@ class Connection(asyncio.Protocol):
             self._opened.set_exception(error or ConnectionResetError(how))
             # Mark the exception as retrieved, in case the caller has given up waiting.
             self._opened.exception()
+        is_end = error is None or isinstance(error, ConnectionError)
+        self.was_ended_by_peer = is_end and not self._why_closed
         if not self._closed.done():
             self._closed.set_result(None)
             self.on_closed(str(error) if error else self._why_closed or self._how_peer_ended())

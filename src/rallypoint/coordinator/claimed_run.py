@@ -9,7 +9,7 @@ import msgspec
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import election as e
 from rallypoint.core.closing import bounded_close
-from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, EndedOwner, RoundRecord
 
 
 class ClaimedRun:
@@ -27,6 +27,10 @@ class ClaimedRun:
         self.writing_marks: int | None = None
         """The serial number of the marks that are being written, if any."""
         self.resignation: e.Resignation | None = None
+        self.checking: EndedOwner | None = None
+        """The owner of which it is being checked whether it has ended."""
+        self.unsure_until_s: float | None = None
+        """Until when answers of the round's store may have to wait: see RunRegister.unsure_s."""
 
     @property
     def is_owned(self) -> bool:
@@ -58,6 +62,8 @@ def with_record(
         changes["close"] = bounded_close(record)
     else:
         changes["round"] = record.head
+        # No former owner has the store of this round, so none can answer its calls.
+        changes["unsure_s"] = 0.0
     return msgspec.structs.replace(
         register,
         settings=membership.settings,

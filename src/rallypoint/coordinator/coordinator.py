@@ -27,7 +27,7 @@ from rallypoint.core.election import Seen
 from rallypoint.core.membership import Membership
 from rallypoint.core.quotas import NOBODY
 from rallypoint.core.tables import TABLE_BYTES_MAX
-from rallypoint.core.values import Address, Stamp
+from rallypoint.core.values import Address, EndedOwner, Stamp
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -61,10 +61,11 @@ class Ownership(hosted_run.Ownership, Protocol):
     async def aclose(self) -> None:
         """Stop. Idempotent."""
 
-    def claim(self, run_id: str, seen: Seen | None = None) -> None:
+    def claim(self, run_id: str, seen: Seen | None = None, ended: EndedOwner | None = None) -> None:
         """A node has asked for the run: own it, or find its owner.
 
-        `seen`: since when this process has seen the owner's lease unchanged.
+        `seen`: since when this process has seen the owner's lease unchanged. `ended`: the owner, if
+        it has ended as far as a node has seen.
         """
 
     def forget(self, run_id: str) -> None:
@@ -244,11 +245,14 @@ class Coordinator:
             return self.admission.turned_away.recent(self.now_s())
         return looking_alike(run, reversed(self.runs.values()))
 
-    def claim(self, run_id: str) -> None:
-        """A node has asked for the run: own it, or find its owner."""
+    def claim(self, run_id: str, ended: EndedOwner | None = None) -> None:
+        """A node has asked for the run: own it, or find its owner.
+
+        `ended`: the owner, if it has ended as far as the node has seen.
+        """
         run = self.runs.get(run_id)
         if run is not None and not run.is_claimed:
-            self.ownership.claim(run_id)
+            self.ownership.claim(run_id, ended=ended)
 
     def drop_run(self, run: HostedRun) -> None:
         """Forget the run: another coordinator owns it, or an error has ended it here."""

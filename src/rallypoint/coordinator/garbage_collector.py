@@ -29,7 +29,15 @@ from rallypoint.coordinator.run_removal import closed_as_abandoned, delete_run
 from rallypoint.core import election as e
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError
 from rallypoint.ledger.contract import Ledger, Swapped, Versioned
-from rallypoint.ledger.keys import COORDINATORS, LOGS, RUNS, lease_key, run_key, run_key_of_log
+from rallypoint.ledger.keys import (
+    COORDINATORS,
+    LOGS,
+    MISTAKE,
+    RUNS,
+    lease_key,
+    run_key,
+    run_key_of_log,
+)
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -46,6 +54,8 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     closed_run_s: float = 3_600.0
     open_run_s: float = 7 * 86_400.0
     lease_s: float = 3_600.0
+    mistake_s: float = 600.0
+    """While a mistake is kept, no lease is revoked early."""
 
 
 def collector_for(
@@ -123,7 +133,7 @@ class GarbageCollector:
         self._leases = len(leases)
         # Keep registers outside this sample, too: one with the same version later is unchanged.
         lost = await self._lost_logs(runs)
-        there = {*leases, *runs, *lost}
+        there = {*leases, *runs, *lost, MISTAKE}
         self._seen = {key: seen for key, seen in self._seen.items() if key in there}
         for key in (*self._some(leases), *self._some(runs)):
             try:
@@ -132,6 +142,11 @@ class GarbageCollector:
                 _log.debug("%s is left unchanged: %s", key, error)
         for log in lost:
             await self._look_at_lost_log(log, now_s)
+        mistake = await self._ledger.read(MISTAKE)
+        if mistake is None:
+            return
+        if self._stood_still_s(MISTAKE, mistake, now_s) >= self._keeping.mistake_s:
+            await self._ledger.delete(MISTAKE, mistake.version)
 
     async def _lost_logs(self, runs: Sequence[str]) -> list[str]:
         """Remove logs without a run: a deposed coordinator may create one after a run was removed.

@@ -36,6 +36,7 @@ from rallypoint.core import reasons
 from rallypoint.core.budget import MemoryBudget
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
+from rallypoint.core.marking import may_call
 from rallypoint.core.membership import Membership
 from rallypoint.core.past import Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
@@ -258,12 +259,14 @@ class HostedRun:
         former_host: NodeId | None = None,
         *,
         store_lost: str = "",
+        is_unsure: bool = False,
     ) -> None:
         """This process owns the run now: continue where the last owner left it (R5, R10).
 
         `sealed`: the log of its round's store. `former_host`: the node that hosted the last
         coordinator, if that one's lease ran out. `store_lost`: why the store is missing; then the
-        round has ended. Raises UnreadableLogError, and then has changed nothing.
+        round has ended. `is_unsure`: a former owner may be alive (`RunRegister.unsure_s`);
+        `is_sure` follows. Raises UnreadableLogError, and then has changed nothing.
         """
         now_s = self._now_s()
         store = sealed.replay.store if sealed is not None else None
@@ -282,6 +285,8 @@ class HostedRun:
             self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
                 self._open_store(last, store, sealed)
+                if is_unsure:
+                    self.store.hold(may_call(last, state.marks))
         for effect in effects:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True
@@ -385,6 +390,10 @@ class HostedRun:
         self.store.release_answers()
         self.post(on.LedgerRestored(SuspensionCause.LEASE))
 
+    def is_sure(self) -> None:
+        """No former owner can be alive any more."""
+        self.store.end_hold()
+
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
@@ -414,6 +423,7 @@ class HostedRun:
         )
         session.send(wire.encode(welcome))
         if standing.round:
+            self.store.member_attached(name)
             if not self.is_leased or self._ownership.may_answer(self.run_id):
                 self._send_seat(effect.node, session)
             else:

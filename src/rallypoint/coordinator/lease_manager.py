@@ -28,9 +28,13 @@ NO_ANSWER: Final = "no answer"
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """Another process has revoked the lease. This process owns no run any more (R5)."""
+    """Another process has revoked the lease. This process owns no run any more (R5).
+
+    `was_alive`: the lease was revoked because this process had ended, as far as others had seen.
+    """
 
     reason: str
+    was_alive: bool = False
 
 
 class Suspended(msgspec.Struct, frozen=True):
@@ -131,7 +135,8 @@ class LeaseManager:
         """
         # R5: a lost lease is lost for all runs.
         if self.holder.is_lost:
-            return [Lost(self.holder.lost_reason)]
+            was_alive = self.holder.was_revoked_early and not self.is_going
+            return [Lost(self.holder.lost_reason, was_alive)]
         # R5: only a renewal in time allows decisions.
         if self.holder.may_decide(now_s):
             if not self.is_suspended:

@@ -15,7 +15,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import Seen
-from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, EndedOwner, RoundRecord
 
 
 def _at_once(callback: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class MemoryOwnership:
     async def aclose(self) -> None:
         """Does nothing: there is nothing to stop."""
 
-    def claim(self, run_id: str, seen: Seen | None = None) -> None:
+    def claim(self, run_id: str, seen: Seen | None = None, ended: EndedOwner | None = None) -> None:
         """Does nothing: every run is owned from its beginning."""
 
     def forget(self, run_id: str) -> None:

@@ -108,7 +108,13 @@ class OwnedRuns:
                 # R5: it begins SUSPENDED if the lease is too old by now.
                 self._post_outage(run)
                 # R10: from the state that the last owner has left.
-                run.begin(left.state, left.sealed, former_host, store_lost=left.store_lost)
+                run.begin(
+                    left.state,
+                    left.sealed,
+                    former_host,
+                    store_lost=left.store_lost,
+                    is_unsure=register.unsure_s > 0,
+                )
                 self._unreadable.pop(run_id, None)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except (UnreadableError, UnreadableLogError) as error:
@@ -136,6 +142,12 @@ class OwnedRuns:
             run.post(event)
             # R7: the ledger takes records again.
             run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+
+    def is_sure(self, run_id: str) -> None:
+        """No former owner of the run can be alive any more."""
+        run = self._run(run_id)
+        if run is not None:
+            run.is_sure()
 
     def send_elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another process owns the run: send its nodes there."""

@@ -18,6 +18,7 @@ import msgspec
 from rallypoint.coordinator.claimed_run import ClaimedRun, with_record
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.ended_owner import has_ended, record_mistake
 from rallypoint.coordinator.garbage_collector import GarbageCollector, collector_for
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.lease_manager import (
@@ -30,7 +31,7 @@ from rallypoint.coordinator.lease_manager import (
     Suspended,
 )
 from rallypoint.coordinator.owned_runs import OwnedRuns
-from rallypoint.coordinator.run_removal import close_and_delete
+from rallypoint.coordinator.run_removal import remove_own
 from rallypoint.coordinator.supervision import Supervised, error_text, guarded
 from rallypoint.coordinator.tables import Tables, table_room
 from rallypoint.core import effects as do
@@ -38,10 +39,10 @@ from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.backoff import Backoff
 from rallypoint.core.tables import Plan
-from rallypoint.core.values import Address, CloseRecord, RoundRecord
+from rallypoint.core.values import Address, CloseRecord, EndedOwner, RoundRecord
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError, LedgerLimitError
 from rallypoint.ledger.contract import Ledger
-from rallypoint.ledger.keys import FLOOR, lease_key, run_key
+from rallypoint.ledger.keys import FLOOR, MISTAKE, lease_key, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -164,6 +165,9 @@ class RunOwnership:
             if looks_at_all or not claimed.claim.is_at_rest:
                 failed = partial(self._run_failed, claimed.run_id)
                 guarded(failed, self._tick_claim, claimed, now_s)
+            if claimed.unsure_until_s is not None and now_s >= claimed.unsure_until_s:
+                claimed.unsure_until_s = None
+                self._runs.is_sure(claimed.run_id)
         self._judge_lease(now_s)
 
     def _tick_claim(self, claimed: ClaimedRun, now_s: float) -> None:
@@ -216,12 +220,15 @@ class RunOwnership:
         if not lease.is_suspended and not lease.holder.may_decide(now_s):
             guarded(self._process_failed, self._judge_lease, now_s)
 
-    def claim(self, run_id: str, seen: e.Seen | None = None) -> None:
+    def claim(
+        self, run_id: str, seen: e.Seen | None = None, ended: EndedOwner | None = None
+    ) -> None:
         """A node has asked for the run: own it, or find out which process does.
 
-        `seen`: since when this process has seen the owner's lease unchanged.
+        `seen`: since when this process has seen the owner's lease unchanged. `ended`: the owner, if
+        it has ended as far as a node has seen.
         """
-        guarded(partial(self._run_failed, run_id), self._want, run_id, _now_s(), seen)
+        guarded(partial(self._run_failed, run_id), self._want, run_id, _now_s(), seen, ended)
         claimed = self._claims.get(run_id)
         # A node can reach this process, so it may take the run again. This does not hold for the
         # node that hosts it.
@@ -230,13 +237,21 @@ class RunOwnership:
         if claimed is not None and not self._own_node and may_take:
             claimed.claim.end_pause()
 
-    def _want(self, run_id: str, now_s: float, seen: e.Seen | None) -> None:
+    def _want(
+        self, run_id: str, now_s: float, seen: e.Seen | None, ended: EndedOwner | None
+    ) -> None:
         claimed = self._claims.get(run_id)
         if claimed is None:
             new = e.Claim(run_id, self._ledger.ledger_id, self.lease_manager.holder)
             claimed = self._claims[run_id] = ClaimedRun(run_id, new)
         claimed.wanted_s = now_s
         claim = claimed.claim
+        if ended is not None and claim.state in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE):
+            # Whoever asks waits for the result. It takes a second at most.
+            if claimed.checking != ended:
+                claimed.checking = ended
+                self._request(self._check_owner(claimed, ended, seen), run_id)
+            return
         if claim.state is e.ClaimState.ELSEWHERE and claimed.elsewhere is not None:
             self._runs.send_elsewhere(run_id, claimed.elsewhere)
         if claim.state is e.ClaimState.OWNED and claim.register is not None:
@@ -245,6 +260,17 @@ class RunOwnership:
         if claim.state is e.ClaimState.RESIGNING:
             claimed.is_wanted_again = True
         self._do(claimed, claim.begin(now_s, seen))
+
+    async def _check_owner(
+        self, claimed: ClaimedRun, ended: EndedOwner, seen: e.Seen | None
+    ) -> None:
+        """Contest the owner's lease if the owner has ended; else claim the run as usual."""
+        is_so = await has_ended(self._ledger, ended)
+        claimed.checking = None
+        if self._claims.get(claimed.run_id) is claimed:
+            if is_so:
+                self._do(claimed, claimed.claim.contest(ended, _now_s()))
+            self._want(claimed.run_id, _now_s(), seen, None)
 
     def commit(self, run: HostedRun, record: RoundRecord | CloseRecord) -> None:
         """Write a record to the run's register. A round's log is created first (R10)."""
@@ -341,13 +367,8 @@ class RunOwnership:
             return
         if claimed.claim.may_decide(_now_s()):  # R5: only the owner removes a run.
             assert claimed.claim.version is not None
-            self._request(self._delete(claimed.register, claimed.claim.version), run_id)
-
-    async def _delete(self, register: e.RunRegister, version: int) -> None:
-        try:
-            await close_and_delete(self._ledger, register, version)
-        except (LedgerError, e.UnreadableError) as error:
-            _log.warning("run %s could not be removed from the ledger: %s", register.run_id, error)
+            work = remove_own(self._ledger, claimed.register, claimed.claim.version)
+            self._request(work, run_id)
 
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
@@ -364,7 +385,10 @@ class RunOwnership:
                     claimed.won(self._config.yield_after_s, self.lease_manager.timing, _now_s())
                     self._tables.won(run_id, action.register)
                     if action.register.term > 1:
-                        self._request(self._sweep_table(run_id), run_id)
+                        self._request(self._tables.sweep_if_possible(run_id), run_id)
+                    # R10: a former owner whose lease was revoked early may still answer reads.
+                    unsure_s = action.register.unsure_s
+                    claimed.unsure_until_s = _now_s() + unsure_s if unsure_s else None
                     # R7: a run that was won begins.
                     self._runs.won(run_id, action.register, action.former_host)
                 case e.RegisterWritten():
@@ -434,6 +458,8 @@ class RunOwnership:
                 more = claim.lease_read(action, lease, _now_s())
             case e.ReadFloor():
                 more = claim.floor_read(action, await ledger.read(FLOOR), _now_s())
+            case e.ReadMistake():
+                more = claim.mistake_read(action, await ledger.read(MISTAKE), _now_s())
             case e.SwapLease():
                 key = lease_key(action.process)
                 outcome = await ledger.swap(key, action.expected, action.value)
@@ -446,15 +472,6 @@ class RunOwnership:
                 raise AssertionError(action)
         if self._claims.get(run_id) is claimed:  # R5: nor does a late answer count.
             self._do(claimed, more)
-
-    async def _sweep_table(self, run_id: str) -> None:
-        """Remove chunks that earlier owners of the run have left."""
-        try:
-            await self._tables.sweep(run_id)
-        except LedgerError as error:
-            _log.debug(
-                "run %s: parts of old member tables could not be removed yet: %s", run_id, error
-            )
 
     def _cannot_be_read(self, run_id: str | None, problem: str) -> None:
         """Leave unreadable data as it is, and do not read it before a node asks for the run."""
@@ -472,8 +489,11 @@ class RunOwnership:
     def _judge_lease(self, now_s: float) -> None:
         for news in self.lease_manager.judge(now_s, self._owns_runs):
             match news:
-                case Lost(reason):
+                case Lost(reason, was_alive):
                     _log.warning("this coordinator lost its lease: %s", reason)
+                    if was_alive:
+                        work = record_mistake(self._ledger, self.process, self.addresses)
+                        self._request(work)
                     # R5: each run is deposed.
                     self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):

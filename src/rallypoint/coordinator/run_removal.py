@@ -5,14 +5,18 @@ The coordinator of a run or the garbage collector decides when it may be removed
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from rallypoint.coordinator.tables import remove_all
 from rallypoint.core import election as e
 from rallypoint.core.values import CloseRecord, Outcome
-from rallypoint.errors import LedgerUnreachableError
+from rallypoint.errors import LedgerError, LedgerUnreachableError
 from rallypoint.ledger.contract import Conflict, Ledger, Swapped, Unknown
 from rallypoint.ledger.keys import FLOOR, log_prefix, run_key
+
+_log = logging.getLogger("rallypoint.coordinator")
 
 
 async def raise_floor(ledger: Ledger, register: e.RunRegister) -> None:
@@ -54,6 +58,14 @@ async def delete_run(ledger: Ledger, register: e.RunRegister, version: int) -> N
             await ledger.drop_log(log)
     await remove_all(ledger, run_id, register.term)
     await ledger.delete(run_key(run_id), version)
+
+
+async def remove_own(ledger: Ledger, register: e.RunRegister, version: int) -> None:
+    """As `close_and_delete`. What fails is left to a garbage collector."""
+    try:
+        await close_and_delete(ledger, register, version)
+    except (LedgerError, e.UnreadableError) as error:
+        _log.warning("run %s could not be removed from the ledger: %s", register.run_id, error)
 
 
 async def close_and_delete(ledger: Ledger, register: e.RunRegister, version: int) -> None:

@@ -23,7 +23,7 @@ from rallypoint.core.quotas import Account
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.sizes import size_text
 from rallypoint.core.store import LIMIT, StoreFailure, StoreValue
-from rallypoint.core.values import Address, ConnectionEnd, NodeId, Stamp, secret_hash
+from rallypoint.core.values import Address, ConnectionEnd, EndedOwner, NodeId, Stamp, secret_hash
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
@@ -148,8 +148,11 @@ class Host(Protocol):
     def run_for(self, session: Session, run_id: str) -> Run:
         """The run. If it does not exist, it is begun for the account of this session."""
 
-    def claim(self, run_id: str) -> None:
-        """A node has asked for the run: own it, or find its owner."""
+    def claim(self, run_id: str, ended: EndedOwner | None = None) -> None:
+        """A node has asked for the run: own it, or find its owner.
+
+        `ended`: the owner, if it has ended as far as the node has seen.
+        """
 
     def disconnected(self, session: Session) -> None:
         """The connection has ended."""
@@ -295,7 +298,7 @@ class Session:
         asked = on.NodeAttached(message.node, message.settings, self.connection_id, shown)
         self._asked = asked
         if not wait_s:
-            self._enter(message.run_id, asked)
+            self._enter(message, asked)
         else:
             host.call_at(host.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
 
@@ -308,13 +311,14 @@ class Session:
         if refusal is not None:
             self.refuse(refusal)
         else:
-            self._enter(message.run_id, asked)
+            self._enter(message, asked)
 
-    def _enter(self, run_id: str, asked: on.NodeAttached) -> None:
+    def _enter(self, message: wire.Attach, asked: on.NodeAttached) -> None:
+        run_id = message.run_id
         self.run = self.input_turns.run = run = self._host.run_for(self, run_id)
         self._count_for(run)
         run.post(asked)
-        self._host.claim(run_id)
+        self._host.claim(run_id, message.ended)
 
     # -- messages of the run -------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ membership, or write to the ledger itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -82,6 +82,8 @@ class StoreService:
         self._call_at = call_at
         self._now_s = now_s
         self._held = HeldAnswers(count=run.share.add)
+        self._not_attached: set[str] = set()
+        """R10: members that may still read from a former owner: see `hold`."""
         self._kept = 0
         self._timer: ScheduledCall | None = None
         self._timer_due_s: float | None = None
@@ -102,7 +104,30 @@ class StoreService:
         self._append = append
         self.seats = seats
         self.current, self.log = store, log
+        self.end_hold()
         self._count()
+
+    def hold(self, members: Iterable[str]) -> None:
+        """R10: hold all answers of this round until all these members have attached here.
+
+        A former owner may be alive, and answer reads of the members that are attached to it. A
+        member that has attached here accepts nothing more from it (R5). Nobody may see a write here
+        while another member does not see it there.
+        """
+        self._not_attached = set(members)
+
+    def member_attached(self, name: str) -> None:
+        """A member of the round has attached, as the member that it was."""
+        if name in self._not_attached:
+            self._not_attached.discard(name)
+            if not self._not_attached:
+                self.end_hold()
+
+    def end_hold(self) -> None:
+        """No former owner can answer calls of this round any more. Idempotent."""
+        self._not_attached = set()
+        if self._run is not None and self._ownership.may_answer(self._run.run_id):
+            self._held.release()  # Otherwise `release_answers` follows.
 
     def end(self, message: str) -> None:
         """The round has ended: answer every call that waits."""
@@ -199,7 +224,7 @@ class StoreService:
             not self._is_leased
             or not answers
             or run is None
-            or self._ownership.may_answer(run.run_id)
+            or (not self._not_attached and self._ownership.may_answer(run.run_id))
         )
         for answer in answers:
             session = self._sessions.get(answer.node)
@@ -213,7 +238,8 @@ class StoreService:
 
     def release_answers(self) -> None:
         """The lease is valid again: send the held answers."""
-        self._held.release()
+        if not self._not_attached:
+            self._held.release()
 
     def forget_session(self, session: Session) -> None:
         """The connection has ended: drop the answers that were held for it."""

@@ -96,6 +96,15 @@ class Tables:
                 "run %s: parts of an old member table could not be removed yet: %s", run_id, error
             )
 
+    async def sweep_if_possible(self, run_id: str) -> None:
+        """As `sweep`. What cannot be removed now is removed after the next takeover."""
+        try:
+            await self.sweep(run_id)
+        except LedgerError as error:
+            _log.debug(
+                "run %s: parts of old member tables could not be removed yet: %s", run_id, error
+            )
+
     async def sweep(self, run_id: str) -> None:
         """Remove chunks left by earlier owners or failed removals. Raises LedgerError."""
         if self._ledger.limits.is_one_value:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from rallypoint.core.values import NAMES_SHOWN_MAX, FrozenStruct
+from rallypoint.core.values import NAMES_SHOWN_MAX, Address, FrozenStruct
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -42,6 +42,17 @@ def is_loopback(text: str) -> bool:
     """Whether this is an address that reaches only this machine. For a name it is False."""
     address = literal(text)
     return address is not None and address.is_loopback
+
+
+def telling(addresses: Sequence[Address], own: Sequence[Address]) -> Sequence[Address]:
+    """The addresses of a process whose refusal of a connection tells that the process has ended.
+
+    `own`: those that are addresses of the machine that dials. They count only if there are no
+    others: then the process is on this machine. Otherwise this machine answers for another one.
+    """
+    if len(own) == len(addresses):
+        return addresses
+    return [each for each in addresses if each not in own]
 
 
 def is_unspecified(text: str) -> bool:

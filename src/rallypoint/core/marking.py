@@ -217,6 +217,12 @@ class Marking:
         return waiting
 
 
+def may_call(record: RoundRecord, marks: Marks) -> list[str]:
+    """The names of the round's members that may still call its store: neither done nor gone."""
+    ended = ranks_in(marks.done) | ranks_in(marks.gone) if marks.round == record.head.number else ()
+    return [row.name for rank, row in enumerate(record.members) if rank not in ended]
+
+
 def ranks_in(bits: bytes) -> frozenset[int]:
     """The node ranks that are set in a bitmap."""
     # R10: the bits as they were written.

@@ -482,6 +482,18 @@ class CloseRecord(FrozenStruct, frozen=True):
         return f"{self.outcome.value.replace('_', ' ')}: {self.reason}{by}"
 
 
+class EndedOwner(FrozenStruct, frozen=True):
+    """A coordinator whose process has ended, as far as a node can see.
+
+    The node's connection to it has ended, and the address of that connection refuses a new one.
+    `version`: of the coordinator's lease, as the node read it just before. A lease that was renewed
+    since is that of a process that is alive.
+    """
+
+    process: str
+    version: int
+
+
 class Stamp(FrozenStruct, frozen=True):
     """(ledger, term, round): every message has it, and every receiver compares it (R5)."""
 

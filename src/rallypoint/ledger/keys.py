@@ -7,6 +7,7 @@
                                     a segment of the log of the store of a round of that term; the
                                     writer is the term of the coordinator that made it
     floor                           the highest term and number of all runs that were removed
+    mistake                         a coordinator was alive when its lease was revoked early
 
 <run> is the quoted id of the run. It has no `/`, so a list of the names that begin with
 `stores/<run>/` never includes another run's. The head of a run contains the id itself.
@@ -21,6 +22,7 @@ import urllib.parse
 from typing import Final
 
 FLOOR: Final = "floor"
+MISTAKE: Final = "mistake"
 COORDINATORS: Final = "coordinators/"
 """The beginning of the names of all leases."""
 RUNS: Final = "runs/"

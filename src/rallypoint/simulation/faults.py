@@ -152,6 +152,15 @@ def _blocked(scene: Scene, pairs: list[tuple[str, str]]) -> Undo:
     return unblock
 
 
+def _refuse(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Something on the way resets connections to its host and refuses new ones: it lives."""
+    network, host = scene.network, victim.host
+    network.refuse(host)
+    for _ in range(draw.randrange(1, 5)):
+        network.cut_one(victim.process, draw)
+    return lambda: network.accept_again(host)
+
+
 def _slow(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """The whole network is slow and loses packets."""
     network = scene.network
@@ -228,6 +237,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "flicker": _flicker,
     "block": _block,
     "isolate": _isolate,
+    "refuse": _refuse,
     "slow": _slow,
     "link": _link,
     "proxy": _proxy,

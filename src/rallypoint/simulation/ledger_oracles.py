@@ -5,6 +5,7 @@ Nothing is read back through the code that is checked.
 
 from __future__ import annotations
 
+import math
 import urllib.parse
 from typing import Final
 
@@ -20,12 +21,15 @@ from rallypoint.testing.violations import InvariantViolation
 
 SLOWEST: Final = 0.9
 """A process whose clock is fast sees a lease stand still for at least this part of its ttl."""
+ASKED_WITHIN_S: Final = 60.0
+"""How old the sight may be on which a lease is revoked early: what is written may take long."""
 
 
 class LedgerKeepsRules(Oracle):
     """R1, R5, R6, R13: what may follow what in heads, leases, the floor and logs.
 
-    R9: a lease is revoked only after it stood still for its ttl, on the clock of the world.
+    R9: a lease is revoked only after it stood still for its ttl, on the clock of the world; or
+    early, if its process has ended or is refused, and no mistake is in the ledger.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -33,7 +37,14 @@ class LedgerKeepsRules(Oracle):
         self._checker = ElectionChecker()
         self._leases: dict[str, tuple[e.Lease, float]] = {}
         """Each lease that serves, and when it was written."""
+        self._fronts: list[SimulatedFront] = []
+        self._mistaken_s = math.inf
+        """Since when the ledger has a mistake."""
         self._is_broken = False
+
+    def serves(self, front: SimulatedFront) -> None:
+        """See Oracle."""
+        self._fronts.append(front)
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
@@ -82,6 +93,8 @@ class LedgerKeepsRules(Oracle):
             if value is None:
                 raise InvariantViolation("R13", "the floor was removed")
             checker.floor_written(e.decode_floor(value))
+        elif kind == "mistake":
+            self._mistaken_s = math.inf if value is None else self.scene.world.now_s
         elif kind == "coordinators" and value is None:
             checker.lease_swept(name)
         elif kind == "coordinators" and value is not None:
@@ -94,11 +107,26 @@ class LedgerKeepsRules(Oracle):
             self._leases[lease.process] = (lease, now_s)
         elif lease.state is e.LeaseState.REVOKED and before is not None:
             held, since_s = before
-            if now_s - since_s < SLOWEST * held.ttl_s:
+            if lease.is_early:
+                self._early(lease, now_s)
+            elif now_s - since_s < SLOWEST * held.ttl_s:
                 what = f"{lease.revoked_by} revoked the lease of {lease.process} after "
                 ttl = f"{now_s - since_s:.2f} s, and its ttl is {held.ttl_s:g} s"
                 raise InvariantViolation("R9", what + ttl)
         self._checker.lease_written(lease)
+
+    def _early(self, lease: e.Lease, now_s: float) -> None:
+        network = self.scene.network
+        if now_s - self._mistaken_s > ASKED_WITHIN_S:
+            told = f"{lease.revoked_by} revoked the lease of {lease.process} early after a mistake"
+            raise InvariantViolation("R9", told)
+        for front in self._fronts:
+            process, is_it = front.process, front.driver.ownership.process == lease.process
+            if not (is_it and process.is_alive and network.listens(process)):
+                continue
+            if not network.was_refused(network.host_of(process), ASKED_WITHIN_S):
+                told = f"{lease.revoked_by} revoked early the lease of {lease.process}: it listens"
+                raise InvariantViolation("R9", told)
 
 
 class LogsKeepRules(Oracle):

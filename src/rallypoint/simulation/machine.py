@@ -66,6 +66,22 @@ class SimulatedRuntime:
         """See Runtime."""
         return self.process.clock_s() + self.process.clock.wall_offset_s
 
+    async def refuses(self, address: Address, limit_s: float) -> bool:
+        """See Runtime."""
+        try:
+            async with asyncio.timeout(limit_s):
+                connection = await self.network.connect(address, _as_found(address), "")
+        except ConnectionRefusedError:
+            return True
+        except (OSError, TimeoutError):
+            return False
+        connection.abort("it only looked")
+        return False
+
+    async def is_own(self, host: str) -> bool:
+        """See Runtime."""
+        return await self.network.is_this_host(host)
+
     def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """See Runtime, and `threads`."""
         return self.process.world.threads.call(self.process, work)
@@ -73,6 +89,10 @@ class SimulatedRuntime:
     def sleep(self, seconds: float) -> None:
         """See Runtime."""
         self.process.world.threads.step(seconds)
+
+
+def _as_found(address: Address) -> SocketAddress:
+    return SocketAddress(socket.AF_INET, (address.host, address.port))
 
 
 class SimulatedNetwork:
@@ -88,7 +108,7 @@ class SimulatedNetwork:
 
     async def look_up(self, host: str, port: int, limit_s: float) -> list[SocketAddress]:
         """See Network: each host is named by its address."""
-        return [SocketAddress(socket.AF_INET, (host, port))]
+        return [_as_found(Address(host, port))]
 
     async def is_this_host(self, host: str) -> bool:
         """See Network."""
@@ -154,12 +174,14 @@ class SimulatedConnection:
     asks_no_token = False
 
     def __init__(self, end: End, address: Address) -> None:
+        self.was_ended_by_peer = False
         self.address = self.target = address
         self.on_message: Callable[[bytes], None] = lambda message: None
         self.on_closed: Callable[[str], None] = lambda reason: None
         self._end = end
         self._closed: asyncio.Future[None] = end.process.loop.create_future()
         self._why = "the connection ended"
+        self._is_closing = False
         self.was_closed_by_peer = False
         end.on_message = lambda message: self.on_message(message)
         end.on_end = self._ended_by_peer
@@ -180,14 +202,14 @@ class SimulatedConnection:
 
     def close(self, reason: str) -> None:
         """See Connection. The other side hears that this one closes, and not that it has ended."""
-        self._why = reason
+        self._why, self._is_closing = reason, True
         self._end.says_goodbye = True
         self._end.close()
         self._end.process.loop.call_later(CLOSE_S, self.abort, reason)
 
     def abort(self, reason: str) -> None:
         """See Connection."""
-        self._why = reason
+        self._why, self._is_closing = reason, True
         self._end.abort()
         self._end.process.soon(self._ended, reason)
 
@@ -198,6 +220,7 @@ class SimulatedConnection:
     def _ended_by_peer(self, ending: Ending) -> None:
         # A closing handshake comes after all that the other side has read and sent.
         self.was_closed_by_peer = ending is Ending.FIN and self._end.other.says_goodbye
+        self.was_ended_by_peer = not self._is_closing
         self._ended(f"{self._why} ({ending.name})")
 
     def _ended(self, reason: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import errno
+import math
 import os
 import random
 from collections import deque
@@ -192,6 +193,9 @@ class Network:
         self.world = world
         self.hosts: dict[str, Host] = {}
         self.blocked: dict[tuple[str, str], int] = {}
+        self.refused: dict[str, int] = {}
+        """Hosts to which something on the way refuses connections of other hosts."""
+        self._accepted_s: dict[str, float] = {}
         self.quality = Quality()
         self.qualities: dict[tuple[str, str], Quality] = {}
         """Of single directions; `quality` is that of all others."""
@@ -257,6 +261,26 @@ class Network:
         self.blocked[pair] -= 1
         if not self.blocked[pair]:
             del self.blocked[pair]
+
+    def refuse(self, host: str) -> None:
+        """Something on the way refuses new connections to a host, which lives. Counted."""
+        self.refused[host] = self.refused.get(host, 0) + 1
+
+    def accept_again(self, host: str) -> None:
+        """Undo one `refuse`."""
+        self.refused[host] -= 1
+        if not self.refused[host]:
+            del self.refused[host]
+            self._accepted_s[host] = self.world.now_s
+
+    def was_refused(self, host: str, within_s: float) -> bool:
+        """Whether connections to a host were refused on the way, now or not long ago."""
+        since_s = self._accepted_s.get(host, -math.inf)
+        return host in self.refused or self.world.now_s - since_s <= within_s
+
+    def listens(self, process: Process) -> bool:
+        """Whether a process accepts connections somewhere."""
+        return any(each.process is process for each in self._listeners.values())
 
     def cut_one(self, process: Process, draw: random.Random) -> None:
         """Something on the way resets one of the process's connections: both sides hear of it.
@@ -325,7 +349,7 @@ class Network:
                 number = errno.ECONNREFUSED
                 made.set_exception(ConnectionRefusedError(number, os.strerror(number)))
 
-        if listener is None:
+        if listener is None or (host in self.refused and host != source):
             self._send(host, source, lambda: here.process.soon(refused), 0)
             return
         there = End(self, listener.process, target)

@@ -121,8 +121,12 @@ class ElectionChecker:
         """This process would decide for the run now. Raises InvariantViolation.
 
         The rule holds only while the rates of clocks differ by less than the margin. That such a
-        decision has no effect (R5) always holds; `run_written` checks it.
+        decision has no effect (R5) always holds; `run_written` checks it. Nor does it hold for a
+        process whose lease was revoked early.
         """
+        lease = self._leases.get(process)
+        if lease is not None and lease.is_early:
+            return
         if self.owner(run_id) != (process, term):
             owner, current = self.owner(run_id)
             self._fail(
@@ -179,6 +183,11 @@ class ElectionChecker:
             if not is_floor_only or _without_owner(before) != _without_owner(unlike):
                 self._fail("R1", f"a seal changed what was committed: {before} -> {after}")
         self._must_serve(after)
+        # R10: a former owner whose lease was revoked early may still answer reads for a while.
+        lease = self._leases.get(before.owner)
+        unsure_s = lease.ttl_s if lease is not None and lease.is_early else 0.0
+        if after.unsure_s < max(unsure_s, before.unsure_s):
+            self._fail("R10", f"{after.owner} is sure at once, but {before.owner} may be alive")
         deposes = before.owner not in ("", after.owner)
         if deposes and before.owner in self._leases and before.owner not in self._ended:
             self._fail("lease", f"{after.owner} deposed {before.owner}, whose lease serves")
@@ -233,7 +242,7 @@ class ElectionChecker:
 
 
 def _without_owner(register: RunRegister) -> RunRegister:
-    return msgspec.structs.replace(register, format=0, term=0, owner="", sequence=0)
+    return msgspec.structs.replace(register, format=0, term=0, owner="", sequence=0, unsure_s=0.0)
 
 
 def _summary(register: RunRegister) -> str:

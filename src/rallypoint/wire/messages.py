@@ -23,6 +23,7 @@ from rallypoint.core.values import (
     Change,
     CloseRecord,
     Count,
+    EndedOwner,
     Failure,
     FrozenStruct,
     Name,
@@ -72,6 +73,7 @@ class Attach(Message, frozen=True, tag="attach"):
     sees others, something between the two may close the connection by itself.
     `resume_secret`: drawn by the node for this membership, and the same each time it attaches. Only
     a node with the secret of the first time is the same member. Empty: the node's release has none.
+    `ended`: the run's owner, if it has ended as far as the node has seen.
     """
 
     version: int
@@ -82,6 +84,7 @@ class Attach(Message, frozen=True, tag="attach"):
     reads_ledger: bool = False
     source: Address | None = None
     resume_secret: Secret = b""
+    ended: EndedOwner | None = None
 
     def __repr__(self) -> str:
         return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"

@@ -18,6 +18,19 @@ The times add one promise, which holds while the rates of two clocks differ by l
 Take any process whose claim is OWNED and whose lease lets it decide: at that moment, the run's head
 names this process and its term.
 
+**A dead coordinator is succeeded at once.** A process that is killed closes its connections, and
+its address then refuses new ones. A node that sees both knows that the process has ended, and need
+not wait for the ttl (`EndedOwner`, `Claim.contest`). The same two swaps follow. The sight may be
+wrong: something between, such as a proxy, may refuse connections for a process that is alive. Then
+the promise above does not hold for that process, until its next renewal fails. So
+- a lease that is revoked early says so, and the next owner's head has `unsure_s`: for that time the
+  owner sends no answer of the store that it has taken over, unless all members of the round have
+  attached to it. A member that has attached accepts nothing of an earlier term (R5);
+- a process that finds its own lease revoked early is alive, and writes a `Mistake` into the ledger.
+  While it is there, leases are revoked only after their ttl. It is removed after ten minutes;
+- a claim tries this once in a term, and only with the version of the lease that was read before the
+  connection was refused. So a lease that was renewed since is not revoked.
+
 A lease that is revoked or moving is final. A process that reads such a lease may seal at once, and
 only such a lease may be removed from the ledger. A lease that is missing counts as final, too.
 
@@ -43,6 +56,7 @@ from rallypoint.core.election.actions import (
     OwnedElsewhere,
     ReadFloor,
     ReadLease,
+    ReadMistake,
     ReadRun,
     RegisterWritten,
     SwapLease,
@@ -75,6 +89,7 @@ from rallypoint.core.election.records import (
     Floor,
     Lease,
     LeaseState,
+    Mistake,
     OtherFormatError,
     RunRegister,
     RunState,
@@ -82,6 +97,7 @@ from rallypoint.core.election.records import (
     UnreadableError,
     decode_floor,
     decode_lease,
+    decode_mistake,
     decode_run,
     encode,
 )
@@ -107,10 +123,12 @@ __all__ = [
     "Lease",
     "LeaseHolder",
     "LeaseState",
+    "Mistake",
     "OtherFormatError",
     "OwnedElsewhere",
     "ReadFloor",
     "ReadLease",
+    "ReadMistake",
     "ReadRun",
     "RegisterWritten",
     "Resignation",
@@ -130,6 +148,7 @@ __all__ = [
     "Versioned",
     "decode_floor",
     "decode_lease",
+    "decode_mistake",
     "decode_run",
     "encode",
     "lease_of",

@@ -38,6 +38,12 @@ class ReadFloor(FrozenStruct, frozen=True):
     ticket: int = 0
 
 
+class ReadMistake(FrozenStruct, frozen=True):
+    """Read whether a lease was revoked early by mistake. `Claim.mistake_read` gets the answer."""
+
+    ticket: int = 0
+
+
 class SwapRun(FrozenStruct, frozen=True):
     """Swap the run's head. The outcome goes to `Claim.run_swapped`."""
 
@@ -91,6 +97,7 @@ Action: TypeAlias = (
     ReadRun
     | ReadLease
     | ReadFloor
+    | ReadMistake
     | SwapRun
     | SwapLease
     | Elected

@@ -16,6 +16,7 @@ from rallypoint.core.registers import Versioned
 from rallypoint.core.values import (
     Address,
     CloseRecord,
+    EndedOwner,
     FrozenStruct,
     Stamp,
 )
@@ -36,9 +37,11 @@ class BecomeCandidate(FrozenStruct, frozen=True):
 
     `seen`: the owner's lease, if it has to be revoked first. It did not change for its ttl, so a
     candidate in this process need not watch it for that time again.
+    `ended`: the owner has ended, as far as this node has seen, so its lease need not expire.
     """
 
     seen: Seen | None = None
+    ended: EndedOwner | None = None
 
 
 class RunOver(FrozenStruct, frozen=True):
@@ -109,6 +112,10 @@ class Discovery:
         """When the owner's lease has expired, unless it changes before."""
         self._candidate_s: float | None = None
         """When this node becomes a candidate; None: the run has an owner."""
+        self._ended: EndedOwner | None = None
+        """The owner, if it has ended, as far as this node has seen."""
+        self._contested_term = 0
+        """The last term whose owner has ended, as far as this node has seen."""
         self._beside_owner_s: float | None = None
         """When this node becomes a candidate beside an owner that it cannot reach; None: it can."""
         self.floor = Stamp()
@@ -132,12 +139,31 @@ class Discovery:
     def search(self, now_s: float, jitter: float) -> None:
         """Begin to look for a coordinator: at once if the run is small, else within `look_s`."""
         self._open, self._candidate_s, self._beside_owner_s = None, None, None
+        self._ended = None
         self._look_again_s = now_s + self._spread_s() * jitter
 
     def search_again(self, now_s: float, jitter: float) -> None:
         """The coordinator is out of reach: look again, at the latest when its lease may expire."""
         self._open = None
         self._rest(now_s, jitter)
+
+    def owner_ended(self, now_s: float, jitter: float) -> bool:
+        """The owner that was found last has ended, as far as this node has seen: see EndedOwner.
+
+        Look again at once, and become a candidate soon if its lease has not been renewed since.
+        Returns False, and does nothing, if an owner of this term was contested before.
+        """
+        register, seen = self._register, self._still.last
+        if register is None or seen is None or seen.process != register.owner:
+            return False
+        if register.term <= self._contested_term:
+            return False
+        self._contested_term = register.term
+        self._ended = EndedOwner(seen.process, seen.version)
+        self._candidate_s = None
+        if self._nobody(now_s, jitter, seen):
+            self._look_again_s = now_s
+        return True
 
     def is_candidate_beside_owner(self, now_s: float, chance: float) -> bool:
         """Whether to become a candidate although the run has an owner that is out of reach.
@@ -212,11 +238,17 @@ class Discovery:
         # R7: a dead owner is succeeded.
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
-        self._candidate_s = self._look_again_s = None
+        if self._ended == EndedOwner(seen.process, seen.version):
+            return self._nobody(now_s, jitter, seen, self._ended)
+        self._ended = self._candidate_s = self._look_again_s = None
         return [AttachTo(lease, self._register.stamp)]
 
     def _nobody(
-        self, now_s: float, jitter: float, seen: Seen | None = None
+        self,
+        now_s: float,
+        jitter: float,
+        seen: Seen | None = None,
+        ended: EndedOwner | None = None,
     ) -> list[DiscoveryAction]:
         self._lease_ends_s = None
         # R7: the time to become a candidate is drawn once for each search.
@@ -225,7 +257,7 @@ class Discovery:
             self._candidate_s = now_s + after_s
         self._rest(now_s, jitter)
         # R7: some node becomes a candidate, whichever nodes are dead.
-        return [BecomeCandidate(seen)] if now_s >= self._candidate_s else []
+        return [BecomeCandidate(seen, ended)] if now_s >= self._candidate_s else []
 
     def _doubling_s(self) -> float:
         """The time in which the number of candidates doubles: longer with a slow engine."""

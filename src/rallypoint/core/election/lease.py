@@ -95,6 +95,8 @@ class LeaseHolder:
         self.node = node
         self.timing = timing
         self.lost_reason = ""
+        self.was_revoked_early = False
+        """Whether the lease was revoked before its ttl had passed."""
         self.has_moved = False
         """Whether the ledger has the end of the process, so that nothing is left to do."""
         self._beat = 0
@@ -190,6 +192,7 @@ class LeaseHolder:
         if isinstance(outcome, Conflict):
             self._try, self._renewed_s = None, None
             self.lost_reason = _why_lost(outcome.current)
+            self.was_revoked_early = _was_revoked_early(outcome.current)
         return []
 
     def _write(self, now_s: float) -> list[Action]:
@@ -235,6 +238,13 @@ def _why_lost(current: Versioned | None) -> str:
     return f"its lease was written by another process with the name {lease.process}"
 
 
+def _was_revoked_early(current: Versioned | None) -> bool:
+    try:
+        return current is not None and decode_lease(current.value).is_early
+    except UnreadableError:
+        return False
+
+
 class Seen(FrozenStruct, frozen=True):
     """Since when a lease has been at this version, by the clock of the process that looks (R9)."""
 
@@ -248,6 +258,11 @@ class Standstill:
 
     def __init__(self) -> None:
         self._seen: Seen | None = None
+
+    @property
+    def last(self) -> Seen | None:
+        """The lease that was seen last."""
+        return self._seen
 
     def seen(self, process: str, version: int, now_s: float) -> Seen:
         """Record that the lease is at this version now. Returns since when it has been."""
@@ -280,9 +295,17 @@ def lease_of(process: str, found: Versioned) -> Lease:
     return lease
 
 
-def revoked_by(lease: Lease, by: str) -> Lease:
-    """The lease as the process `by` revokes it. It still names the node that hosted its process."""
+def revoked_by(lease: Lease, by: str, *, is_early: bool = False) -> Lease:
+    """The lease as the process `by` revokes it. It still names the node that hosted its process.
+
+    `is_early`: before its ttl has passed.
+    """
     # R5: a revoked lease leads no node to its process.
     return msgspec.structs.replace(
-        lease, state=LeaseState.REVOKED, addresses=(), revoked_by=by, token=""
+        lease,
+        state=LeaseState.REVOKED,
+        addresses=(),
+        revoked_by=by,
+        token="",
+        is_early=is_early,
     )

@@ -17,6 +17,7 @@ from rallypoint.core.election.actions import (
     OwnedElsewhere,
     ReadFloor,
     ReadLease,
+    ReadMistake,
     ReadRun,
     RegisterWritten,
     SwapLease,
@@ -38,9 +39,9 @@ from rallypoint.core.election.records import (
     encode,
 )
 from rallypoint.core.registers import Conflict, SwapOutcome, Unknown, Versioned
-from rallypoint.core.values import NodeId
+from rallypoint.core.values import EndedOwner, NodeId
 
-Question: TypeAlias = ReadRun | ReadLease | ReadFloor | SwapLease | SwapRun
+Question: TypeAlias = ReadRun | ReadLease | ReadFloor | ReadMistake | SwapLease | SwapRun
 
 
 class ClaimState(enum.StrEnum):
@@ -50,6 +51,9 @@ class ClaimState(enum.StrEnum):
     READING = "reading"
     JUDGING = "judging"
     """Another process owns the run. Its lease is being read."""
+    CONTESTING = "contesting"
+    """The owner has ended, as far as others see. Whether such a sight was wrong before is being
+    read: then this claim waits until the lease has expired."""
     REVOKING = "revoking"
     SEALING = "sealing"
     CHECKING = "checking"
@@ -88,6 +92,14 @@ class Claim:
         """This process does not take over the run before this time. It only reports the owner."""
         self._holder = holder
         self._still = Standstill()
+        self._ended: EndedOwner | None = None
+        """The owner has ended, as far as somebody has seen: its lease may be revoked early."""
+        self._contested: tuple[Lease, int] | None = None
+        """The lease of that owner, and its version, while it is contested."""
+        self._contested_term = 0
+        """The term in which this claim has tried to revoke a lease early. It tries once."""
+        self._early: Lease | None = None
+        """The owner's lease, if it was revoked early."""
         self._ticket = 0
         self._open: Question | None = None
         self._look_again_s: float | None = None
@@ -128,6 +140,18 @@ class Claim:
             self._still.take_over(seen)
         looks = self.state is ClaimState.IDLE or (seen and self.state is ClaimState.ELSEWHERE)
         return self._read(now_s) if looks else []
+
+    def contest(self, ended: EndedOwner, now_s: float) -> list[Action]:
+        """The owner's process has ended, as far as somebody has seen: do not wait for its ttl.
+
+        The swap of its lease fails if the lease was renewed since. Safety rests on the swaps, as
+        in every takeover. What rests on times is kept by `RunRegister.unsure_s`.
+        """
+        if self._holder.is_lost or self.state is ClaimState.OWNED:
+            return []
+        self._ended = ended
+        is_waiting = self.state in (ClaimState.IDLE, ClaimState.ELSEWHERE)
+        return self._read(now_s) if is_waiting else []
 
     def commit(self, register: RunRegister, now_s: float) -> list[Action]:
         """Write the head with another round, close, settings or restart count. Only while OWNED.
@@ -178,6 +202,7 @@ class Claim:
         self.register, self.version = None, None
         self._floor, self._is_unchecked = None, False
         self._open, self._look_again_s, self._pause_s = None, None, None
+        self._ended = self._contested = self._early = None
         # R9: a new look at the owner measures anew.
         self._still = Standstill()
         self.not_before_s = max(self.not_before_s, now_s + pause_s)
@@ -217,7 +242,7 @@ class Claim:
         lease = lease_of(asked.process, found)
         # R5: nor does one that was revoked or is moving.
         if lease.state is not LeaseState.SERVING:
-            self._record_former_host(lease)
+            self._record_end(lease)
             return self._seal(now_s)
         # R9: counted from when this process first saw it, by its own clock.
         # The ttl is that of the lease, not of this process's settings: its owner renews by the
@@ -226,9 +251,24 @@ class Claim:
         # R5: not before the owner has stopped to decide.
         if now_s >= dead_s:
             return self._revoke(lease, found.version, now_s)
-        look_s = now_s + self._ttl_s / 3
-        self._rest(ClaimState.ELSEWHERE, min(look_s, dead_s))
-        return [OwnedElsewhere(lease.addresses, lease.process)]
+        if self._may_contest(lease, found.version):
+            self._ticket += 1
+            self._contested = (lease, found.version)
+            return self._ask(ClaimState.CONTESTING, ReadMistake(self._ticket), now_s)
+        return self._look_later(lease, now_s, dead_s)
+
+    def mistake_read(
+        self, asked: ReadMistake, found: Versioned | None, now_s: float
+    ) -> list[Action]:
+        """The answer to ReadMistake."""
+        if asked != self._open or self._contested is None:
+            return []
+        lease, version = self._contested
+        if found is None:
+            return self._revoke(lease, version, now_s, is_early=True)
+        self._ended = None
+        since_s = self._still.seen(lease.process, version, now_s).since_s
+        return self._look_later(lease, now_s, since_s + lease.ttl_s)
 
     def floor_read(self, asked: ReadFloor, found: Versioned | None, now_s: float) -> list[Action]:
         """The answer to ReadFloor. Raises UnreadableError; then the question stays open."""
@@ -252,7 +292,7 @@ class Claim:
             return []
         # R5: only a lease that is revoked in the ledger is over.
         if version_of(asked, outcome) is not None:
-            self._record_former_host(decode_lease(asked.value))
+            self._record_end(decode_lease(asked.value))
             return self._seal(now_s)
         # The lease was renewed after all, or another process has revoked it: look again.
         return self._read(now_s)
@@ -278,7 +318,15 @@ class Claim:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def _record_former_host(self, lease: Lease) -> None:
+    def _may_contest(self, lease: Lease, version: int) -> bool:
+        """Whether this version of the lease may be revoked early: once in a term."""
+        # R5: not a lease that was renewed since.
+        is_ended = self._ended == EndedOwner(lease.process, version)
+        return is_ended and self.register is not None and self.register.term > self._contested_term
+
+    def _record_end(self, lease: Lease) -> None:
+        # R10: a process that is alive after all may still answer reads.
+        self._early = lease if lease.is_early else None
         # R8: only a revoked lease says that its node is gone.
         # A process that has lost its lease continues under another name, in the same node.
         is_gone = lease.state is LeaseState.REVOKED and lease.node != self._holder.node
@@ -307,7 +355,7 @@ class Claim:
     def _judge(self, found: Versioned | None, now_s: float) -> list[Action]:
         self.register = None if found is None else self._register_of(found)
         self.version = None if found is None else found.version
-        self.former_host = None
+        self.former_host = self._early = None
         self._floor, self._is_unchecked = None, False
         owner = self.register.owner if self.register else ""
         # R5: a free run, or one of this process, is sealed at once.
@@ -327,11 +375,20 @@ class Claim:
             )
         return register
 
-    def _revoke(self, lease: Lease, version: int, now_s: float) -> list[Action]:
+    def _look_later(self, lease: Lease, now_s: float, dead_s: float) -> list[Action]:
+        """The owner is alive, as far as is known. Its lease expires at `dead_s` if it is not."""
+        self._rest(ClaimState.ELSEWHERE, min(now_s + self._ttl_s / 3, dead_s))
+        return [OwnedElsewhere(lease.addresses, lease.process)]
+
+    def _revoke(
+        self, lease: Lease, version: int, now_s: float, *, is_early: bool = False
+    ) -> list[Action]:
         # R5: first a valid lease of its own.
         if not self._may_take(now_s):
             return self._wait(now_s)
-        revoked = revoked_by(lease, self._holder.process)
+        if is_early and self.register is not None:
+            self._contested_term = self.register.term
+        revoked = revoked_by(lease, self._holder.process, is_early=is_early)
         # R5: only if the owner has not renewed since.
         swap = SwapLease(lease.process, version, encode(revoked))
         return self._ask(ClaimState.REVOKING, swap, now_s)
@@ -349,7 +406,7 @@ class Claim:
             return self._check(now_s)
         head = register or RunRegister(FORMAT, self.ledger_id, self.run_id, 0, "")
         # R5: a term above all others.
-        sealed = head.sealed(self._holder.process, self._floor or NO_FLOOR)
+        sealed = head.sealed(self._holder.process, self._floor or NO_FLOOR, self._early)
         # R5: only if the head is still the one that was judged.
         return self._ask(ClaimState.SEALING, SwapRun(self.version, encode(sealed)), now_s)
 

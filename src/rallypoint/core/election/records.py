@@ -70,6 +70,8 @@ class Lease(Kept, frozen=True):
     `ttl_s`: the seconds without a renewal after which others may revoke the lease. Every reader
     uses this value: while settings are changed, processes with different ones share a ledger.
     `node`: the node that hosts the coordinator, and ends with it; None for `rallypoint serve`.
+    `is_early`: the lease was revoked before its ttl had passed, because the process had ended, as
+    far as others saw. If it is alive after all, it may still answer reads until its next renewal.
     """
 
     process: str
@@ -81,6 +83,7 @@ class Lease(Kept, frozen=True):
     token: str = ""
     ttl_s: Seconds = 5.0
     node: NodeId | None = None
+    is_early: bool = False
 
     def __repr__(self) -> str:
         return repr_without(self, "token")
@@ -133,6 +136,8 @@ class RunRegister(Kept, frozen=True):
     `marks`: what is known about the members of the round. They count only if they have the round's
     number: a release without marks may have written the round.
     `past`: the last rounds, for people.
+    `unsure_s`: for so many seconds after it has begun, the owner of this term cannot rely on the
+    time alone that no former owner answers reads; 0: it can. See `ownership`.
     """
 
     ledger_id: str
@@ -148,6 +153,7 @@ class RunRegister(Kept, frozen=True):
     floor: Counter = 0
     marks: Marks = Marks()
     past: Past = NO_PAST
+    unsure_s: float = 0.0
 
     @property
     def number(self) -> int:
@@ -155,10 +161,11 @@ class RunRegister(Kept, frozen=True):
         # R1: the next number is above this one.
         return self.round.number if self.round else self.floor
 
-    def sealed(self, process: str, floor: Floor) -> RunRegister:
+    def sealed(self, process: str, floor: Floor, early: Lease | None = None) -> RunRegister:
         """The head with which this process takes the run over: its term is above all others (R5).
 
-        `floor`: the ledger's, if the run may have begun there before.
+        `floor`: the ledger's, if the run may have begun there before. `early`: the last owner's
+        lease, if it was revoked before its ttl had passed.
         """
         return msgspec.structs.replace(
             self,
@@ -170,6 +177,7 @@ class RunRegister(Kept, frozen=True):
             sequence=0,
             # R1: rounds begin above all that were removed.
             floor=max(self.floor, floor.number),
+            unsure_s=max(self.unsure_s, early.ttl_s if early is not None else 0.0),
         )
 
     def following(self, changed: RunRegister) -> RunRegister:
@@ -233,6 +241,16 @@ NO_FLOOR: Final = Floor(FORMAT)
 """The floor of a ledger from which no run was removed."""
 
 
+class Mistake(Kept, frozen=True):
+    """A coordinator was alive when its lease was revoked early.
+
+    While the ledger has this register, no lease is revoked before its ttl has passed: something
+    refuses connections for coordinators that are alive. `process`: the last such coordinator.
+    """
+
+    process: str
+
+
 class UnreadableError(Exception):
     """A register's bytes are not Rallypoint's, are damaged, or have another format.
 
@@ -249,7 +267,12 @@ class OtherFormatError(UnreadableError):
 
 
 _T = TypeVar("_T", bound=Kept)
-_NAMES: Final[dict[type[Kept], str]] = {Lease: "lease", RunRegister: "run head", Floor: "floor"}
+_NAMES: Final[dict[type[Kept], str]] = {
+    Lease: "lease",
+    RunRegister: "run head",
+    Floor: "floor",
+    Mistake: "record of a mistake",
+}
 """For messages."""
 
 
@@ -278,6 +301,11 @@ def decode_run(data: bytes) -> RunRegister:
 def decode_floor(data: bytes) -> Floor:
     """Decode the ledger's floor. Raises UnreadableError for all other bytes, and nothing else."""
     return _decode(data, Floor)
+
+
+def decode_mistake(data: bytes) -> Mistake:
+    """Decode the record of a mistake. Raises UnreadableError for all other bytes."""
+    return _decode(data, Mistake)
 
 
 def _fields(value: Kept) -> list[Any]:

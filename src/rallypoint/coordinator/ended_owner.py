@@ -1,0 +1,80 @@
+"""Whether the owner of a run has ended, as this process sees it; and that such a sight was wrong.
+
+A node has lost its connection to the owner, and was refused a new one. Before this process revokes
+the owner's lease early, it checks for itself. What the claim does with the result is decided in
+`core/election`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from rallypoint import runtime
+from rallypoint.core import election as e
+from rallypoint.core.addresses import telling
+from rallypoint.core.values import Address, EndedOwner
+from rallypoint.errors import LedgerError
+from rallypoint.ledger.contract import Ledger, Swapped
+from rallypoint.ledger.keys import MISTAKE, lease_key
+
+_log = logging.getLogger("rallypoint.coordinator")
+
+REFUSED_WITHIN_S: Final = 1.0
+"""How long an address may take to refuse. One that says nothing tells nothing."""
+MISTAKE_TRIES: Final = 60
+MISTAKE_PAUSE_S: Final = 1.0
+"""How often, and after which pause, it is tried to write a mistake into the ledger."""
+
+
+async def has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
+    """Whether the lease is as the node has read it, and the process's addresses refuse connections.
+
+    False if the lease cannot be read.
+    """
+    try:
+        return await _has_ended(ledger, owner)
+    except (LedgerError, e.UnreadableError) as error:
+        _log.debug("the lease of a coordinator that may have ended cannot be read: %s", error)
+        return False
+
+
+async def _has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
+    found = await ledger.read(lease_key(owner.process))
+    if found is None or found.version != owner.version:
+        return False
+    lease = e.lease_of(owner.process, found)
+    if lease.state is not e.LeaseState.SERVING:
+        return False
+    own = [each for each in lease.addresses if await runtime.here().is_own(each.host)]
+    asked = telling(lease.addresses, own)
+    answers = await asyncio.gather(*map(_refuses, asked))
+    return bool(answers) and all(answers)
+
+
+async def _refuses(address: Address) -> bool:
+    return await runtime.here().refuses(address, REFUSED_WITHIN_S)
+
+
+async def record_mistake(ledger: Ledger, process: str, addresses: Sequence[Address]) -> None:
+    """Tell people and all coordinators that this process was alive when its lease was revoked."""
+    _log.warning(
+        "nodes were refused at %s, so this coordinator was replaced although it is alive; look for "
+        "a proxy or firewall that refuses connections to it. For ten minutes, coordinators on this "
+        "ledger are replaced only after their ttl",
+        ", ".join(map(str, addresses)),
+    )
+    value = e.encode(e.Mistake(e.FORMAT, process))
+    for _ in range(MISTAKE_TRIES):
+        try:
+            found = await ledger.read(MISTAKE)
+            if found is not None and found.value == value:
+                return
+            version = None if found is None else found.version
+            if isinstance(await ledger.swap(MISTAKE, version, value), Swapped):
+                return
+        except LedgerError as error:
+            _log.debug("the mistake could not be recorded yet: %s", error)
+        await asyncio.sleep(MISTAKE_PAUSE_S)
