@@ -14,12 +14,21 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import Change, ChangeKind, ConnectionEnd, Phase
+from rallypoint.core.values import (
+    Change,
+    ChangeKind,
+    CloseRecord,
+    ConnectionEnd,
+    NodeId,
+    Phase,
+    RoundRecord,
+)
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene
 from rallypoint.testing.invariants import check
+from rallypoint.testing.loss_bounds import overdue
 from rallypoint.testing.run_checker import RunChecker
-from rallypoint.testing.violations import InvariantViolation
+from rallypoint.testing.violations import InvariantViolation, short
 
 FAST: Final = 1.08
 """The clock of the checks is faster than any of the world's, so that no bound seems too early."""
@@ -36,10 +45,29 @@ class CoordinatorsKeepRules(Oracle):
         super().__init__(scene)
         self._runs: dict[HostedRun, RunChecker | None] = {}
         """Each run's checker; None after it has found something."""
+        self._fronts: dict[HostedRun, SimulatedFront] = {}
+        self._look_s = 0.0
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
         self._runs[run] = RunChecker(run.membership.term)
+        self._fronts[run] = front
+
+    def after_step(self) -> None:
+        """See Oracle. R8: a dead or silent member is lost within its bound."""
+        if self.scene.world.now_s < self._look_s:
+            return
+        self._look_s = self.scene.world.now_s + LOOK_S
+        for run, front in list(self._fronts.items()):
+            process, checker = front.process, self._runs[run]
+            if not process.is_alive or run.is_forgotten or checker is None:
+                del self._fronts[run]
+            elif run.is_claimed and not process.is_frozen:
+                # What is slow is not late.
+                is_busy = process.turn_cost_s > 0.005
+                late = "" if is_busy else overdue(checker, _clock_s(front))
+                if late:
+                    self.scene.broke("R8", f"at {process.name}: {late}")
 
     def stepped(
         self,
@@ -109,6 +137,98 @@ class DeathIsTrue(Oracle):
         # R10: no ledger of the simulator loses what it has.
         if change.kind is ChangeKind.NODE_LOST and not change.nodes:
             self.scene.broke("R10", f"{front.process.name}: {change}")
+
+
+class ReportsAreTold(Oracle):
+    """A node's report needs no ledger: it ends the round at once, also while the run is SUSPENDED.
+
+    And nobody forms a round without a member that can be heard and has time left to stop (R7).
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._rounds: dict[HostedRun, _Round] = {}
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        now = self._rounds.get(run)
+        must_break = now is not None and now.must_break(event)
+        if now is not None:
+            now.see(event)
+        for effect in effects:
+            match effect:
+                case do.Publish(record=record):
+                    now = self._rounds[run] = _Round(record)
+                case do.Break() if now is not None:
+                    now.end(front, run)
+                case do.Commit(record=RoundRecord() as record) if now is not None:
+                    self._must_have_survivors(front, run, now, record)
+                case do.Commit(record=CloseRecord()) | do.StepDown():
+                    now = self._rounds.pop(run, None)
+        if must_break and now is not None and not now.is_over:
+            what = f"{front.process.name} got {short(event)}, and its round goes on"
+            self.scene.broke("R8", what)
+            self._rounds.pop(run, None)
+
+    def _must_have_survivors(
+        self, front: SimulatedFront, run: HostedRun, last: _Round, record: RoundRecord
+    ) -> None:
+        chosen = {NodeId(row.name, row.incarnation) for row in record.members}
+        stopping_s = front.process.awake_s() - last.ended_s
+        for node, (connection_id, stop_s) in last.stopping.items():
+            session = run.connections.by_name.get(node.name)
+            is_there = session is not None and session.connection_id == connection_id
+            if is_there and node not in chosen and stopping_s < stop_s:
+                what = f"{front.process.name} forms round {record.head.number} without "
+                left = f"{node.name}, which has {stop_s - stopping_s:.1f} s left to stop"
+                self.scene.broke("R7", what + left)
+
+
+class _Round:
+    """The last round of one run at one coordinator."""
+
+    def __init__(self, record: RoundRecord) -> None:
+        self.number = record.head.number
+        self.stop_s = {NodeId(row.name, row.incarnation): row.stop_s for row in record.members}
+        self.inside = dict.fromkeys(self.stop_s)
+        """Its members that have said nothing yet that ends it."""
+        self.stopping: dict[NodeId, tuple[int, float]] = {}
+        """Survivors that could be heard when it ended: their connections and stop times."""
+        self.is_over = False
+        self.ended_s = 0.0
+        self._has_burst = False
+
+    def must_break(self, event: on.Event) -> bool:
+        """Whether this event ends the round, whatever the ledger does."""
+        if self.is_over or self._has_burst or not isinstance(event, on.WorkerFailed):
+            return False
+        return event.round == self.number and event.node in self.inside
+
+    def end(self, front: SimulatedFront, run: HostedRun) -> None:
+        """Its members are told that it is over."""
+        self.is_over, self.ended_s = True, front.process.awake_s()
+        for node in self.inside:
+            session = run.connections.of(node)
+            if session is not None and not session._has_ended:
+                self.stopping[node] = (session.connection_id, self.stop_s[node])
+
+    def see(self, event: on.Event) -> None:
+        """Keep what the event says of its members."""
+        node = getattr(event, "node", None)
+        match event:
+            case on.NodeSilent() | on.ConnectionLost() if isinstance(node, NodeId):
+                self.stopping.pop(node, None)
+                self._has_burst = True  # Processes may end, which is told first.
+            case on.NodeDone() | on.NodeDeparting() | on.NodeLeft():
+                self.inside.pop(event.node, None)
+                self.stopping.pop(event.node, None)
 
 
 class DeadAreLost(Oracle):

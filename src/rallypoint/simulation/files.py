@@ -100,6 +100,19 @@ class FilesInWorld:
 
         return mend
 
+    def cut(self, process: Process) -> Undo:
+        """See SimulatedLedger: its host waits for the disk."""
+        volume = self.volume
+        mount = volume.mount(process.loop.runtime.host_name)
+        trouble = mount.trouble = Trouble(hangs=True, switches=volume.usual.switches)
+
+        def mend() -> None:
+            if mount.trouble is trouble:
+                mount.trouble = None
+            volume.go_on()
+
+        return mend
+
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """See SimulatedLedger: the disk answers nobody."""
         volume = self.volume

@@ -18,7 +18,9 @@ from functools import partial
 from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.simulation import lasting
 from rallypoint.simulation.faults import FAULTS, some_s
+from rallypoint.simulation.knobs import turned
 from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
 from rallypoint.simulation.machine import SimulatedFront
@@ -75,7 +77,8 @@ class Job:
         Can be called once. The caller closes the world.
         """
         self._stop_step = stop_step
-        with listening(self.scene.say, self.world.troubles.append, self._level):
+        told = listening(self.scene.say, self.world.troubles.append, self._level)
+        with told, turned(self.plan.knobs):
             self._play()
 
     def _play(self) -> None:
@@ -99,7 +102,27 @@ class Job:
         elif not all(self._goes_on(run) or self._waits_for_more(run) for run in scene.run_ids):
             late = f"{HEALED_WITHIN_S:g} s after the last fault: {self._state()}"
             scene.broke("R7", late)
-        scene.tell(lambda oracle: oracle.at_end())
+        if is_over and self.plan.lasting and not self.plan.ends:
+            self._last(self.plan.lasting)
+        if not self._is_stopped():
+            scene.tell(lambda oracle: oracle.at_end())
+
+    def _last(self, kind: str) -> None:
+        """Let a fault last. The rest has to go on; and when it has ended, all have to."""
+        world, scene = self.world, self.scene
+        began_s = world.now_s
+        rest = lasting.begin(scene, kind)
+        if rest is None:
+            return
+        ends_s = began_s + lasting.BOUND_S[kind]
+        if not world.run_until(ends_s, lambda: self._is_stopped() or rest.goes_on(began_s)):
+            bound = f"{lasting.BOUND_S[kind]:g} s after a node was {kind}"
+            scene.broke("R7", f"{bound}, the others do not go on: {self._state()}")
+        if rest.undo is not None:
+            rest.undo()
+        scene.peace_s = world.now_s
+        if not world.run_until(world.now_s + HEALED_WITHIN_S, self._is_settled):
+            scene.broke("R7", f"{HEALED_WITHIN_S:g} s after that: {self._state()}")
 
     def _stay(self) -> None:
         """All is well: let the job go on for a moment, and see that it stays so."""
@@ -182,11 +205,13 @@ class Job:
         has_place = len(working) < self.scene.run_settings.max_nodes
         if waits and has_place and not self._has_finished(run_id):
             return False
+        if any(each.answered_s < self.scene.peace_s for each in working):
+            return False  # Its calls of the store are answered, too.
         return bool(working) and len({each.tokens[-1] for each in working}) == 1
 
     def _has_finished(self, run_id: str) -> bool:
         """Whether a node of the run has finished: then no newcomer is let in."""
-        return any(each.has_finished for each in self.scene.living if each.run_id == run_id)
+        return any(each.has_finished for each in self.scene.nodes if each.run_id == run_id)
 
     def _waits_for_more(self, run_id: str) -> bool:
         """Whether too few nodes are left that have not finished, and the others wait for more.
@@ -247,5 +272,8 @@ def _doing(here: StartedNode) -> str:
         doing = f"works in {here.tokens[-1]}"
     elif here.node is not None and here.node._machine.is_standby:
         doing = "is on standby"
-    looking = here.node.looking if here.node is not None else "its ledger is not open"
+    looking = "its ledger is not open"
+    if here.node is not None:
+        with here.process.loop.running():
+            looking = here.node.looking
     return f"{here.name} {doing}" + (f" ({looking})" if looking else "")

@@ -95,6 +95,18 @@ class EtcdInWorld:
 
         return freed
 
+    def cut(self, process: Process) -> Undo:
+        """See SimulatedLedger: no member answers it."""
+        ways = self.cluster.ways
+        for index in range(len(self.cluster.members)):
+            ways[process, index] = Trouble(loses_request=1.0)
+
+        def mend() -> None:
+            for index in range(len(self.cluster.members)):
+                ways.pop((process, index), None)
+
+        return mend
+
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """See SimulatedLedger: the members have no quorum."""
         self.cluster.has_quorum = False

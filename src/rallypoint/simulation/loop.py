@@ -12,7 +12,7 @@ import contextlib
 import heapq
 from asyncio import events
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any, Final, NoReturn, Protocol
 
@@ -103,6 +103,16 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         finally:
             events._set_running_loop(before)
         return count
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While this is open, it is the running loop: for questions to the shipped code."""
+        before = events._get_running_loop()
+        events._set_running_loop(self)
+        try:
+            yield
+        finally:
+            events._set_running_loop(before)
 
     # -- what asyncio needs ----------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rallypoint.client.node import Node
 from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, Seat
+from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 
@@ -68,23 +69,44 @@ class RanksAreWhole(Oracle):
 
 
 class EndsAgree(Oracle):
-    """R6: a closed run is closed once, for all its nodes, and forms no further round."""
+    """R6: a closed run is closed once, for all its nodes, and forms no further round.
+
+    Once it was removed from the ledger, its id is that of another run.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._ends: dict[str, tuple[CloseRecord, str]] = {}
+        self._ends: dict[str, list[tuple[CloseRecord, str]]] = {}
+        """The ends of a run's id, the latest last, and who saw each first."""
+        self._is_removed: dict[str, bool] = {}
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name.startswith(RUNS) and value is None:
+            self._is_removed[name.removeprefix(RUNS)] = True
 
     def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
         """See Oracle."""
-        end = self._ends.get(here.run_id)
-        if end is not None and token > (end[0].term, end[0].round):
-            self.scene.broke("R6", f"{here.name} got {token}, and {end[1]} saw {end[0]}")
+        ends = self._ends.get(here.run_id)
+        if ends and not self._is_removed.get(here.run_id):
+            close, by = ends[-1]
+            if token > (close.term, close.round):
+                self.scene.broke("R6", f"{here.name} got {token}, and {by} saw {close}")
 
     def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
         """See Oracle."""
-        known, by = self._ends.setdefault(here.run_id, (close, here.name))
-        if (known.outcome, known.term, known.round) != (close.outcome, close.term, close.round):
+        ends = self._ends.setdefault(here.run_id, [])
+        if any(_is_same(close, known) for known, _ in ends):
+            return
+        if ends and not self._is_removed.get(here.run_id):
+            known, by = ends[-1]
             self.scene.broke("R6", f"{here.name} saw {close}, and {by} {known}")
+        ends.append((close, here.name))
+        self._is_removed[here.run_id] = False
+
+
+def _is_same(one: CloseRecord, other: CloseRecord) -> bool:
+    return (one.outcome, one.term, one.round) == (other.outcome, other.term, other.round)
 
 
 class LeftIsNotLost(Oracle):

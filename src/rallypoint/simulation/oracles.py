@@ -16,7 +16,10 @@ from typing import Any, Final
 from rallypoint.core.store import (
     TIMEOUT,
     Add,
+    Append,
+    Barrier,
     CompareSet,
+    DeleteKey,
     Get,
     Set,
     StoreFailure,
@@ -30,6 +33,7 @@ from rallypoint.simulation.coordinator_oracles import (
     DeadAreLost,
     DeathIsTrue,
     NothingHangs,
+    ReportsAreTold,
 )
 from rallypoint.simulation.ledger_oracles import LedgerKeepsRules, LogsKeepRules
 from rallypoint.simulation.linearizability import Call, explained
@@ -74,23 +78,24 @@ class StoreIsOne(Oracle):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._calls: dict[tuple[str, Token, str], dict[int, Call]] = {}
+        self._keys: dict[int, tuple[str, Token, str]] = {}
 
     def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
         """See Oracle. Its answer is unknown, and stays so if the process is killed."""
-        calls = self._calls.setdefault(self._key(here, token, operation), {})
+        if isinstance(operation, Barrier):
+            return
+        where = self._keys[call] = here.run_id, token, getattr(operation, "key", "")
+        calls = self._calls.setdefault(where, {})
         calls[call] = Call(here.name, self.scene.world.now_s, math.inf, operation, None)
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
         """See Oracle. What a failure left undone is unknown."""
-        if not isinstance(result, StoreValue):
+        where = self._keys.get(call)
+        if where is None or not isinstance(result, StoreValue):
             return
-        for calls in self._calls.values():
-            if call in calls:
-                asked = calls[call]
-                now_s = self.scene.world.now_s
-                calls[call] = Call(
-                    asked.caller, asked.began_s, now_s, asked.operation, result.value
-                )
+        asked, now_s = self._calls[where][call], self.scene.world.now_s
+        done = Call(asked.caller, asked.began_s, now_s, asked.operation, result)
+        self._calls[where][call] = done
 
     def at_end(self) -> None:
         """See Oracle."""
@@ -100,9 +105,6 @@ class StoreIsOne(Oracle):
                 told = "; ".join(map(_shown, calls))
                 what = f"run {run_id}, round {token}, key {key}: no order explains {told}"
                 self.scene.broke("R10/R11", what)
-
-    def _key(self, here: StartedNode, token: Token, operation: Any) -> tuple[str, Token, str]:
-        return here.run_id, token, operation.key
 
 
 class WaitsEnd(Oracle):
@@ -117,6 +119,8 @@ class WaitsEnd(Oracle):
     def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
         """See Oracle."""
         self._asked[call] = (operation, self.scene.world.now_s)
+        if isinstance(operation, DeleteKey):
+            self._set_s[here.run_id, token, operation.key] = math.inf
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
         """See Oracle."""
@@ -133,26 +137,63 @@ class WaitsEnd(Oracle):
                     self.scene.broke("R10", what)
 
 
-def _step(state: bytes | None, operation: Any, result: Any) -> tuple[bool, bytes | None]:
+def _step(
+    state: bytes | None, operation: Any, result: StoreValue | None
+) -> tuple[bool, bytes | None]:
     """One key of a store: (whether the answer can be, the value after it)."""
     match operation:
         case Add(amount=amount):
             total = int(state or b"0") + amount
-            return result in (None, total), b"%d" % total
+            return result in (None, StoreValue(total)), b"%d" % total
         case Set(value=value):
-            return True, value
+            return result in (None, StoreValue(None)), value
+        case Append(value=value):
+            return result in (None, StoreValue(None)), (state or b"") + value
+        case DeleteKey():
+            return result in (None, StoreValue(state is not None)), None
         case CompareSet(expected=expected, desired=desired):
             matches = state == expected if expected else state is None or state == expected
             after = desired if matches else state
-            return result is None or result == (after if after is not None else expected), after
+            return result in (None, StoreValue(after if after is not None else expected)), after
         case Get():
-            return result in (None, state), state
+            # It waits for the key.
+            return result is None or (state is not None and result == StoreValue(state)), state
     raise AssertionError(operation)
 
 
 def _shown(call: Call) -> str:
     ended = "?" if call.is_unknown else f"{call.ended_s:.3f}"
     return f"{call.caller} {call.began_s:.3f}-{ended} {call.operation} = {call.result}"
+
+
+class BarriersMeet(Oracle):
+    """A barrier is passed once every rank of the round waits there, and not before."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._waiting: dict[tuple[str, Token, str], dict[int, float]] = {}
+        """When each rank came to a barrier, or came last."""
+        self._at: dict[int, tuple[tuple[str, Token, str], float]] = {}
+
+    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
+        """See Oracle."""
+        if isinstance(operation, Barrier):
+            where, now_s = (here.run_id, token, operation.name), self.scene.world.now_s
+            self._at[call] = where, now_s
+            self._waiting.setdefault(where, {})[operation.rank] = now_s
+
+    def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
+        """See Oracle."""
+        place = self._at.pop(call, None)
+        given = here.node.round if here.node is not None else None
+        if place is None or given is None or not isinstance(result, StoreValue):
+            return
+        came = self._waiting[place[0]]
+        if (given.head.term, given.head.number) == token and len(came) < given.head.size:
+            what = (
+                f"{here.name} has passed {place[0][2]} of round {token} with ranks {sorted(came)}"
+            )
+            self.scene.broke("R10", what)
 
 
 class NothingUnread(Oracle):
@@ -169,11 +210,13 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     RoundsAgree,
     StoreIsOne,
     WaitsEnd,
+    BarriersMeet,
     NothingUnread,
     CoordinatorsKeepRules,
     DeathIsTrue,
     DeadAreLost,
     NothingHangs,
+    ReportsAreTold,
     CoordinatorsLeakNothing,
     LedgerKeepsRules,
     LogsKeepRules,

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 MOMENTS = ("GATHERING", "COMMITTING", "ACTIVE", "SUSPENDED", "CLOSED", "RESTORED", "CLAIMED")
 """When a fault can begin, besides a time: a run comes into this phase somewhere, a coordinator has
 restored it from the ledger, or begins to claim it."""
+
+LASTING: Final = ("cut from the ledger", "dead", "lost", "frozen", "isolated")
+"""The faults that may begin after the peace: see `lasting`."""
 
 
 class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +73,12 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the machines' clocks run at different rates."""
     ends: bool = False
     """Whether workers finish once there is peace."""
+    knobs: int | None = None
+    """What draws small sizes for the shipped code: see `knobs`. None: its own."""
+    leaves: bool = False
+    """Whether a node that has finished leaves at once, and does not wait for the others."""
+    lasting: str = ""
+    """A fault that begins after the peace and stays: a name in `lasting.LASTING`."""
 
     @classmethod
     def draw(cls, seed: int, kinds: Sequence[str]) -> Plan:
@@ -104,6 +114,9 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             has_proxy=is_odd and draw.random() < 0.2,
             wild_clocks=is_odd and draw.random() < 0.3,
             ends=draw.random() < 0.5,
+            knobs=draw.getrandbits(16) if draw.random() < 0.5 else None,
+            leaves=draw.random() < 0.3,
+            lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
         ).sound()
 
     def sound(self) -> Plan:

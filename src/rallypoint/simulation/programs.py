@@ -16,7 +16,17 @@ from rallypoint.client import network
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import left_run
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.core.store import Add, CompareSet, Get, Set, StoreOp
+from rallypoint.core.store import (
+    Add,
+    Append,
+    Barrier,
+    CompareSet,
+    DeleteKey,
+    Get,
+    Set,
+    StoreOp,
+    StoreValue,
+)
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
@@ -116,7 +126,8 @@ async def _live(scene: Scene, here: StartedNode) -> None:
                 scene.say(here.name, "its workers have finished")
                 node.done()
                 here.has_finished = True
-                await _until_over(node)
+                if not scene.plan.leaves:
+                    await _until_over(node)
                 break
             if node.change is not None:
                 scene.round_ended(here, node.change)
@@ -153,29 +164,52 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
 
 
 async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
-    draw, key = here.process.random, here.process.random.choice(("a", "b"))
-    value = b"%d" % next(scene.serial)
-    operation: StoreOp = draw.choice(
-        (Add("n" + key, 1), Add("n" + key, 1), Set(key, value), CompareSet(key, b"", value))
-    )
-    limit_s = draw.choice((None, 2.0, 30.0))
-    if draw.random() < 0.2:
-        operation, limit_s = Get(key), 2.0  # It waits for a key that may never be set.
-    elif draw.random() < 0.25:
-        # Nodes set and await keys of the same names at about the same time.
-        key = f"at {scene.world.now_s // 2:.0f}"
-        operation, limit_s = draw.choice(((Set(key, value), None), (Get(key), 3.0)))
+    operation, limit_s = drawn_call(here, node, b"%d" % next(scene.serial))
     call = next(scene.serial)
     scene.tell(lambda oracle: oracle.called(here, token, call, operation))
     result = await node.call(operation, limit_s)
     scene.tell(lambda oracle: oracle.answered(here, token, call, result))
+    if isinstance(result, StoreValue):
+        here.answered_s = scene.world.now_s
+
+
+def drawn_call(here: StartedNode, node: Node, value: bytes) -> tuple[StoreOp, float | None]:
+    """A call of the round's store, and its limit. `value` was not written before."""
+    now_s = here.process.world.now_s
+    draw, key = here.process.random, here.process.random.choice(("a", "b"))
+    limit_s = draw.choice((None, 2.0, 30.0))
+    match draw.randrange(20):
+        case 0 | 1:
+            return Get(key), 2.0  # It waits for a key that may never be set.
+        # Nodes set and await keys of the same names at about the same time.
+        case 2 | 3:
+            return Get(f"at {now_s // 2:.0f}"), 3.0
+        case 4 | 5:
+            return Set(f"at {now_s // 2:.0f}", value), None
+        case 6 if (given := node.round) is not None:
+            return Barrier(f"barrier-{draw.randrange(3)}", given.seat.first_rank), 5.0
+        case 7:
+            return Append(f"list-{key}", value + b","), limit_s
+        case 8:
+            return DeleteKey(key), limit_s
+        case 9 | 10 | 11:
+            return CompareSet(key, b"", value), limit_s
+        case 12 | 13 | 14:
+            return Set(key, value), limit_s
+        case _:
+            return Add("n" + key, 1), limit_s
 
 
 async def serve(scene: Scene, here: StartedNode) -> None:
     """A replica: it serves coordinators on the ledger, for all runs, until it is killed."""
     while True:
         ledger = await opened_ledger(scene, here)
-        config = CoordinatorConfig(lease_ttl_s=scene.plan.lease_ttl_s, yield_after_s=60.0)
+        config = CoordinatorConfig(
+            lease_ttl_s=scene.plan.lease_ttl_s,
+            yield_after_s=60.0,
+            closed_run_keep_s=20.0,
+            empty_run_keep_s=30.0,
+        )
         try:
             front = await network.here().serve(config, ledger=ledger, advertised=here.host)
         except LedgerError as error:

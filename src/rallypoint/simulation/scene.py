@@ -65,6 +65,10 @@ class StartedNode(msgspec.Struct, eq=False):
     """Whether it has a round, and its workers run."""
     has_finished: bool = False
     """Whether its workers have finished."""
+    given_s: float = 0.0
+    """When it was given a round last, in the world's time."""
+    answered_s: float = 0.0
+    """When a call of its store was answered last, in the world's time."""
     is_over: bool = False
     """Whether its program has ended."""
     end: str = ""
@@ -101,6 +105,9 @@ class SimulatedLedger(Protocol):
 
     def limit(self, process: Process, draw: random.Random) -> Undo:
         """The engine comes to a limit of its own: space, history."""
+
+    def cut(self, process: Process) -> Undo:
+        """This process does not reach the engine any more."""
 
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """Nothing is read or written any more."""
@@ -284,6 +291,7 @@ class Scene:
         """A node's program was given a round."""
         self.tell(lambda oracle: oracle.round_given(here, token, digest))
         here.tokens.append(token)
+        here.given_s = self.world.now_s
 
     def round_ended(self, here: StartedNode, change: Change) -> None:
         """A node's program has learned why its round ended."""

@@ -14,7 +14,7 @@ import time
 import msgspec
 
 from tests.simulation.planted import BUGS
-from tests.simulation.planted.planting import TOOLS, Bug, planted
+from tests.simulation.planted.planting import TOOLS, Bug, failing_tests, planted
 
 SHOWN_CHARACTERS = 110
 
@@ -32,6 +32,8 @@ class Found(msgspec.Struct, frozen=True):
 
 def look_for(bug: Bug, first: int, seeds: int) -> Found:
     """Plant the bug, and run seeds from `first` on until one finds it."""
+    if bug.by == "tests":
+        return _look_in_tests(bug)
     tool, began_s = TOOLS[bug.by], time.process_time()
     with planted(bug) as there:
         for seed in range(first, first + seeds):
@@ -51,6 +53,17 @@ def look_for(bug: Bug, first: int, seeds: int) -> Found:
         why = f"also without it: {without[0]}"
         return Found(bug.name, seed, tried, cpu_s, why, is_found=False)
     return Found(bug.name, seed, tried, cpu_s, problems[0], is_found=True)
+
+
+def _look_in_tests(bug: Bug) -> Found:
+    began_s = time.monotonic()
+    failed, without = failing_tests(bug, bug.tests), failing_tests(None, bug.tests)
+    took_s = time.monotonic() - began_s
+    said = failed[0] if failed else "no test fails"
+    if without:
+        said = f"also without it: {without[0]}"
+    is_found = bool(failed) and not without
+    return Found(bug.name, None, len(failed), took_s, said, is_found=is_found)
 
 
 def _look(work: tuple[str, int | None, int]) -> Found:

@@ -11,6 +11,8 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +36,7 @@ class Bug(msgspec.Struct, frozen=True, kw_only=True):
     """A bug, and what is known about how it is found.
 
     `rule`: what it breaks. `source`: where it comes from. `by`: the name of the tool in TOOLS.
-    `seed`: the first seed, counted from 0, with which the tool finds it; None: not known.
+    `seed`: a seed with which the tool finds it; None: not known.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Bug(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Replacement, ...]
     by: str = "job"
     seed: int | None = None
+    tests: tuple[str, ...] = ()
+    """Of a bug that no simulation reaches: the tests that fail with it."""
 
 
 def replaces(target: str) -> Callable[[Callable[..., Any]], Replacement]:
@@ -144,3 +148,21 @@ def _job(seed: int) -> list[str]:
 
 
 TOOLS: dict[str, Tool] = {"job": _job}
+
+
+def failing_tests(bug: Bug | None, tests: tuple[str, ...]) -> list[str]:
+    """Which of these tests fail with the bug; None: without any."""
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
+            *("-p", "tests.simulation.planted.plugin", "-p", "no:randomly", *tests),
+        ],
+        env={**os.environ, "RALLYPOINT_PLANTED": bug.name if bug is not None else ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run {tests}: {ran.stdout[-500:]} {ran.stderr[-500:]}")
+    failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed if ran.returncode else []

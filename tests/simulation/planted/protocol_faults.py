@@ -5,6 +5,7 @@ CHANGELOG.md and docs/protocol.md say how each was mended.
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from rallypoint.coordinator.log_writer import suspend
 from rallypoint.core.formation import Call, Decision
 from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.tables import _piece
 from rallypoint.ledger.contract import Created, Gap
 from tests.simulation.planted.planting import Bug, replaces
 
@@ -65,6 +67,14 @@ def _by_rank(original: Any, chance: Any, nodes: Any, candidates: Any, doubling_s
     return 30.0 * nodes if nodes > 1 else 0.0
 
 
+# -- 6: a status of a proxy is final ---------------------------------------------------------------
+
+
+@replaces("rallypoint.client.dialing:Patience.allows")
+def _status_is_final(original: Any, self: Any, error: Any) -> bool:
+    return False
+
+
 # -- 7: after "value over the engine's limit" a run never resumes ----------------------------------
 
 
@@ -73,6 +83,11 @@ def _stays_suspended(original: Any, self: Any, run_id: Any, event: Any) -> None:
     run = self._run(run_id)
     if run is not None:
         run.post(event)
+
+
+@replaces("rallypoint.core.tables:pieces")
+def _one_piece(original: Any, members: Any) -> Any:
+    return (_piece(list(members)),) if members else ()
 
 
 # -- 8: tokens go back -----------------------------------------------------------------------------
@@ -106,6 +121,14 @@ async def _append_after_drop(original: Any, self: Any, log: Any, index: Any, val
 @replaces("rallypoint.core.candidacy:candidate_after_s")
 def _all_at_once(original: Any, chance: Any, nodes: Any, candidates: Any, doubling_s: Any) -> float:
     return 0.0
+
+
+# -- 12: what waits for the ledger has no bound ----------------------------------------------------
+
+
+@replaces("rallypoint.coordinator.store_log:StoreLog._refusal")
+def _no_bound(original: Any, self: Any, size: Any) -> None:
+    return None
 
 
 # -- 13: stalls of the coordinator count -----------------------------------------------------------
@@ -158,6 +181,21 @@ async def _empty_store(
     """A successor begins with an empty store."""
 
 
+@replaces("rallypoint.client.identity:_mark")
+def _no_mark(original: Any, process: Any, pid: Any) -> str:
+    return "a"
+
+
+@replaces("rallypoint.ledger.keys:quoted")
+def _no_cut(original: Any, run_id: Any) -> str:
+    return urllib.parse.quote(run_id, safe="")
+
+
+@replaces("rallypoint.core.election.records:encode")
+def _newer_fields_lost(original: Any, value: Any) -> bytes:
+    return bytes(original(msgspec.structs.replace(value, as_read=())))
+
+
 # -- 17: by reading --------------------------------------------------------------------------------
 
 
@@ -171,6 +209,16 @@ def _withhold(original: Any, self: Any, event: Any) -> None:
 def _whole_timeout_again(original: Any, self: Any, now_s: Any) -> Any:
     self._ends_s.clear()
     return original(self, now_s)
+
+
+@replaces("rallypoint.coordinator.supervision:Supervised.spawn")
+def _no_supervisor(original: Any, self: Any, work: Any, failed: Any) -> Any:
+    return original(self, work, lambda error: None)
+
+
+@replaces("rallypoint.coordinator.garbage_collector:GarbageCollector.sweep")
+async def _sweeps_nothing(original: Any, self: Any, now_s: Any) -> None:
+    """Elected nodes remove nothing."""
 
 
 # -- 18: survivors are shut out --------------------------------------------------------------------
@@ -201,13 +249,22 @@ def _mass_of_absent(original: Any, self: Any) -> None:
     original(self)
 
 
-def _fault(number: int, name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
+def _fault(
+    number: int,
+    name: str,
+    rule: str,
+    *parts: Any,
+    seed: int | None = None,
+    tests: tuple[str, ...] = (),
+) -> Bug:
     return Bug(
         name=f"{number:02}-{name}",
         rule=rule,
         source=f"fault {number}",
         parts=parts,
+        by="tests" if tests else "job",
         seed=seed,
+        tests=tests,
     )
 
 
@@ -218,18 +275,44 @@ PROTOCOL_FAULTS = (
     _fault(4, "answers-without-lease", "R10", _answers_always),
     _fault(4, "hostages", "R7", _stay_with_it),
     _fault(5, "candidates-by-rank", "R7", _by_rank),
+    _fault(
+        *(6, "status-is-final", "R7", _status_is_final),
+        tests=("tests/client/test_dialing.py", "tests/client/test_strange_answers.py"),
+    ),
     _fault(7, "never-resumes", "R7", _stays_suspended),
+    _fault(7, "table-in-one-piece", "budget", _one_piece, tests=("tests/core/test_tables.py",)),
     _fault(8, "tokens-go-back", "R13", _no_floor),
     _fault(9, "log-grows", "budget", _no_snapshot),
     _fault(10, "append-after-drop", "R5", _append_after_drop),
     _fault(11, "herd", "budget", _all_at_once),
+    _fault(
+        *(12, "queue-without-bound", "budget", _no_bound),
+        tests=("tests/coordinator/test_store_log.py",),
+    ),
     _fault(13, "stalls-count", "R8", _counts_stalls),
-    _fault(13, "deadlines-before-input", "R8", _judges_at_once),
+    _fault(
+        *(13, "deadlines-before-input", "R8", _judges_at_once),
+        tests=("tests/coordinator/test_slow_loop.py", "tests/test_clock.py"),
+    ),
     _fault(14, "deadlines-begin-again", "R8", _begins_again),
     _fault(15, "own-ttl", "R5", _own_ttl),
     _fault(16, "logs-leak", "budget", _leave_logs),
     _fault(16, "standby-not-told", "R7", _tell_no_standby),
     _fault(16, "store-emptied", "R10", _empty_store),
+    _fault(16, "same-name", "R8", _no_mark, tests=("tests/client/test_identity.py",)),
+    _fault(16, "run-id-too-long", "R7", _no_cut, tests=("tests/ledger/test_keys.py",)),
+    _fault(
+        *(16, "newer-fields-lost", "R1", _newer_fields_lost),
+        tests=("tests/core/test_election_records.py",),
+    ),
+    _fault(
+        *(17, "no-supervisor", "R7", _no_supervisor),
+        tests=("tests/coordinator/test_supervision.py",),
+    ),
+    _fault(
+        *(17, "sweeps-nothing", "budget", _sweeps_nothing),
+        tests=("tests/coordinator/test_garbage_collector.py",),
+    ),
     _fault(17, "reports-withheld", "R8", _withhold),
     _fault(17, "timeout-begins-again", "R10", _whole_timeout_again),
     _fault(18, "survivors-shut-out", "R7", _shut_out),

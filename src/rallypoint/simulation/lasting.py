@@ -1,0 +1,114 @@
+"""Faults that last: the rest of the job has to go on without what they took (R7, R8).
+
+After the peace, one such fault begins and stays. A worker of another node fails, so that a round
+has to be formed: by the nodes that can be reached, with a coordinator that reaches the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from rallypoint.core.values import Failure, FailureKind
+from rallypoint.simulation.scene import Scene, StartedNode, Undo
+
+Lasting = Callable[[Scene, StartedNode], Undo | None]
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """What has to go on: these nodes, in a round after the one that they were in."""
+
+    nodes: list[StartedNode]
+    undo: Undo | None
+
+    def goes_on(self, since_s: float) -> bool:
+        """Whether they are in one new round, and their store answers."""
+        nodes = self.nodes
+        if not all(each.is_working and each.given_s > since_s for each in nodes):
+            return False
+        is_answered = all(each.answered_s > since_s for each in nodes)
+        return is_answered and len({each.tokens[-1] for each in nodes}) == 1
+
+
+def begin(scene: Scene, kind: str) -> Rest | None:
+    """Begin the fault. None if the job cannot go on without what it takes."""
+    if scene.ledger.is_on_one_machine:
+        return None
+    nodes = [each for each in scene.living if each.run_id]
+    is_plain = len(scene.run_ids) == 1 and not scene.plan.is_mixed
+    is_plain = is_plain and all(each.is_working for each in nodes)
+    has_ended = any(each.has_finished for each in scene.nodes)
+    if not is_plain or has_ended or len(nodes) < 2:
+        return None
+    hosts = [front.process for front in scene.fronts if not front.has_ended and _owns(front)]
+    hosting = [each for each in nodes if each.process in hosts]
+    victim = (hosting or nodes)[0]
+    # Who is cut off from the ledger may not find another coordinator either.
+    rest = [each for each in nodes if each is not victim]
+    if len(rest) < scene.run_settings.min_nodes:
+        return None
+    scene.say(victim.name, f"LASTING {kind}")
+    undo = LASTING[kind](scene, victim)
+    other = next(each for each in nodes if each is not victim)
+    node = other.node
+    assert node is not None
+    other.process.soon(lambda: node.failed(Failure(FailureKind.EXCEPTION, "boom")))
+    return Rest(rest, undo)
+
+
+def _owns(front: object) -> bool:
+    runs = front.driver.coordinator.runs.values()  # type: ignore[attr-defined]
+    return any(run.is_claimed and run.attached_count for run in runs)
+
+
+def _cut_from_ledger(scene: Scene, victim: StartedNode) -> Undo:
+    return scene.ledger.cut(victim.process)
+
+
+def _dead(scene: Scene, victim: StartedNode) -> Undo:
+    victim.process.kill()
+    return lambda: scene.start(victim.index)
+
+
+def _lost(scene: Scene, victim: StartedNode) -> Undo:
+    scene.network.lose(victim.host)
+    return lambda: scene.start(victim.index)
+
+
+def _frozen(scene: Scene, victim: StartedNode) -> Undo:
+    victim.process.freeze()
+    return victim.process.thaw
+
+
+def _isolated(scene: Scene, victim: StartedNode) -> Undo:
+    """No other host reaches it, and it reaches none. All reach the ledger."""
+    network = scene.network
+    others = sorted({each.host for each in scene.nodes} - {victim.host})
+    pairs = [pair for other in others for pair in ((victim.host, other), (other, victim.host))]
+    for pair in pairs:
+        network.block(*pair)
+
+    def undo() -> None:
+        for pair in pairs:
+            network.unblock(*pair)
+
+    return undo
+
+
+LASTING: Final[dict[str, Lasting]] = {
+    "cut from the ledger": _cut_from_ledger,
+    "dead": _dead,
+    "lost": _lost,
+    "frozen": _frozen,
+    "isolated": _isolated,
+}
+BOUND_S: Final = {
+    "cut from the ledger": 60.0,
+    "dead": 60.0,
+    "lost": 80.0,
+    "frozen": 80.0,
+    "isolated": 200.0,
+}
+"""How long it may take until the rest goes on."""

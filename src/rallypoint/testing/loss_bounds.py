@@ -1,0 +1,58 @@
+"""R8, the upper bounds: which members should have been lost by now, by a RunChecker's own account.
+
+`run_checker` finds a loss that comes too early. This finds one that does not come.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.core.suspicion import HOST_GRACE_S
+from rallypoint.core.values import Reachability
+from rallypoint.testing.run_checker import RunChecker, _Node
+
+BURST_MAX_S: Final = 1.0
+"""Processes that end together are lost together, within this time."""
+SLACK: Final = 1.3
+SLACK_S: Final = 2.0
+"""A bound may be late by so much: the part is for clocks of different rates, the rest for turns."""
+
+
+def overdue(checker: RunChecker, now_s: float) -> str:
+    """A member that is still there, though its time is over, and why; "" if there is none.
+
+    Call it between the steps, with the clock of the steps.
+    """
+    if checker._suspended or checker._closed or checker._deposed:
+        return ""
+    now_s = checker._clock_s + now_s - checker._seen_s
+    is_guarding = checker._mass_since_s is not None
+    for node in checker._nodes.values():
+        if not node.is_awaited or node.reachability is Reachability.CONNECTED:
+            continue
+        since_s, bound_s, why = _bound(checker, node)
+        is_guarded = is_guarding and not (node.has_ended or checker._is_unguarded(node))
+        if is_guarded or since_s is None:
+            continue
+        # An outage of the ledger gives each member the reconnect grace once more, and so does the
+        # end of the mass guard.
+        grace_s = checker._settings.reconnect_grace_s
+        more_s = 0.0 if node.has_ended else grace_s * (2 if checker._settings.mass_min < 4 else 1)
+        if now_s - since_s > SLACK * (bound_s + more_s) + SLACK_S:
+            return f"{node.id.name} {why} {now_s - since_s:.1f} s ago, and is still a member"
+    return ""
+
+
+def _bound(checker: RunChecker, node: _Node) -> tuple[float | None, float, str]:
+    """Since when a member cannot be heard, for how long that may last, and what happened then."""
+    settings = checker._settings
+    if node.has_ended:
+        return node.closed_s, BURST_MAX_S, "ended"
+    if node.absent_since_s is not None:
+        grace_s = checker._attach_until_s - node.absent_since_s
+        if node.is_former_host:
+            grace_s = min(grace_s, HOST_GRACE_S)
+        return node.absent_since_s, grace_s, "was expected to attach"
+    if node.reachability is Reachability.DISCONNECTED:
+        return node.closed_s, settings.reconnect_grace_s, "closed its connection"
+    return node.silent_since_s, settings.lost_after_s, "fell silent"
