@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import effects as do
+from rallypoint.core import takeover
 from rallypoint.core.stopping import STOP_MARGIN_S
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import ChangeKind, Phase
@@ -52,6 +53,19 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         driver.ready("b")
         driver.advance(0.1)
         assert (driver.run.number, driver.names) == (2, ["b"])
+
+    def test_the_grace_of_a_very_large_run_grows_with_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # R8: with 100,000 nodes, the connections of living ones wait for longer than the grace.
+        monkeypatch.setattr(takeover, "ATTACH_NODES", 2)
+        driver = met("a", "b", "c", "d")
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach("b", "c", "d")
+        driver.advance(2 * GRACE_S - 0.1)
+        assert (driver.phase, lost(driver)) == (Phase.ACTIVE, [])
+        driver.advance(0.2)
+        assert (driver.phase, lost(driver)) == (Phase.GATHERING, ["a"])
 
     def test_the_others_have_the_whole_attach_grace(self) -> None:
         driver = met("a", "b", "c", "d")

@@ -8,6 +8,8 @@ This file puts the members into the roster from the ledger's record, and keeps t
 
 from __future__ import annotations
 
+from typing import Final
+
 from rallypoint.core import causes
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.flapping import DepartureHistory
@@ -25,6 +27,10 @@ from rallypoint.core.values import (
     RoundRecord,
     RunSettings,
 )
+
+ATTACH_NODES: Final = 30_000
+"""This many nodes attach within half of the usual grace: a coordinator takes about 0.25 ms for each
+(docs/scale.md). With more the grace grows in proportion, because their connections queue up."""
 
 
 class Takeover:
@@ -58,6 +64,8 @@ class Takeover:
         `marks` are of this round. `former_host`: the node that hosted the last coordinator, if that
         one's lease ran out.
         """
+        # R8: a node whose connection waits behind those of all others is not lost.
+        attach_grace_s *= max(1.0, record.head.nodes / ATTACH_NODES)
         done, gone = ranks_in(marks.done), ranks_in(marks.gone)
         number = record.head.number
         self._due_s = self._clock.at(now_s) + attach_grace_s

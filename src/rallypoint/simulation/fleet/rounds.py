@@ -246,6 +246,6 @@ class Rounds:
         waiting = membership.waiting(self._schedule.now_s)
         if waiting is not None and waiting.held_back_s is not None:
             return Cause.HELD_BACK
-        if waiting is not None and waiting.last_call_s is not None:
-            return Cause.LAST_CALL
-        return Cause.SETTLE
+        # After a round, the wait for survivors that are all ready is not that of the last call.
+        is_call = waiting is not None and waiting.last_call_s is not None
+        return Cause.LAST_CALL if is_call and not count(Bucket.READY_SURVIVOR) else Cause.SETTLE
