@@ -1,9 +1,9 @@
 """Every version of every register of a file ledger, and its logs, kept before they are removed.
 
-A register keeps its last 8 versions at least, each a file of its own (ledger/file/chain.py). A
-thread looks twenty times a second, and so sees each version, unless a register is written 8 times
-between two looks, on a machine that stood still. Then `unseen` has its name: the checks of single
-steps would not hold for it.
+A register keeps its old versions for a while, each a file of its own, and removes eight at a time
+(ledger/file/chain.py). Each process of chaos gives its versions a second name (program.py). One
+that is killed just then, or whose disk is full, does not. So a thread also looks twenty times a
+second. If both have missed one, `unseen` has its name: the checks of single steps would not hold.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Kept(msgspec.Struct, frozen=True):
 class Attic(threading.Thread):
     """Watches the ledger in a folder, until it is stopped."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, second_names: Path) -> None:
         super().__init__(daemon=True)
         self._place = place
+        self._second_names = second_names
         self._stopped = threading.Event()
         self._kept: dict[str, Kept] = {}
         self._keys: dict[str, str] = {}
@@ -61,6 +62,12 @@ class Attic(threading.Thread):
         self._stopped.set()
         self.join()
         self.look()
+        seen = {(each.folder, each.number): path for path, each in self._kept.items()}
+        for path in self._second_names.iterdir():
+            folder, number, linked_ns = path.name.split("~")
+            found = seen.get((folder, int(number, 16)), str(path))
+            kept = Kept(int(linked_ns), int(number, 16), folder, path.read_bytes())
+            self._kept[found] = kept
 
     def look(self) -> None:
         """Keep what is new."""

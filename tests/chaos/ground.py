@@ -28,9 +28,9 @@ from tests.ledger.etcd_processes import Program, programs
 
 ROOT = Path(__file__).parents[2]
 NATIVE = Path(__file__).parent / "native_node.py"
-WITH_BUG = Path(__file__).parent / "with_bug.py"
+PROGRAM = Path(__file__).parent / "program.py"
 CLOCKS = Path(__file__).parent / "clocks"
-DISK_BYTES = 24 << 20
+DISK_BYTES = 64 << 20
 """The ledger's disk. A job needs a fraction of it."""
 PREFIX = "chaos"
 RUN_ID = "job"
@@ -90,16 +90,20 @@ class Ground(Fleet):
         self, plan: JobPlan, folder: Path, net: Wires, program: Program | None, bug: str
     ) -> None:
         self.plan = plan
-        self.bug = bug
         self.net = net
         self.etcd: Etcd | None = None
         self._program = program
         self.disk = folder / "disk"
+        self.kept = self.disk / "kept"
+        """The old versions of registers: see attic.py."""
         ledger, endpoint = self._make_ledger(folder)
         super().__init__(folder, ledger, endpoint, RUN_ID)
         path = os.pathsep.join(map(str, (CLOCKS, SRC, ROOT)))
         self.machine.env |= SETTINGS | plan.settings
         self.machine.env |= {"PYTHONPATH": path, "RALLYPOINT_ENDPOINT": endpoint}
+        self.machine.env |= {"CHAOS_BUG": bug} if bug else {}
+        if plan.ledger == "file":
+            self.machine.env |= {"CHAOS_KEPT": str(self.kept)}
         if plan.who == "replicas":
             self.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
         self.places: dict[str, Place] = {}
@@ -126,6 +130,7 @@ class Ground(Fleet):
         options = f"size={DISK_BYTES}"
         mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.disk)]
         subprocess.run(mount, check=True, timeout=60)
+        self.kept.mkdir()
         where = self.disk / "ledger"
         return f"file:{where}", f"file://{where}"
 
@@ -180,8 +185,7 @@ class Ground(Fleet):
         ahead = str(self.plan.clocks_s[name])
         in_time = ("unshare", "--time", "--monotonic", ahead, "--boottime", ahead)
         env |= {"CHAOS_CLOCK": str(self.folder / f"{name}.clock")}
-        with_bug = (str(WITH_BUG), self.bug) if self.bug else ()
-        return self._process([*in_time, sys.executable, *with_bug, *argv], title, env)
+        return self._process([*in_time, sys.executable, str(PROGRAM), *argv], title, env)
 
     def _node_name(self, host: str) -> str:
         """Each start has its own name, but every third has the name of its predecessor."""

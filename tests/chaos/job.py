@@ -67,7 +67,7 @@ class Job:
         self._began_s = time.monotonic()
         self._began_at: dict[int, float] = {}
         self._sizes = oracles.Size()
-        self._attic = Attic(here.disk / "ledger") if plan.ledger == "file" else None
+        self._attic = Attic(here.disk / "ledger", here.kept) if plan.ledger == "file" else None
 
     def play(self) -> Summary:
         """All of it. Raises ChaosFailed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.ground import skip_unless_possible
-from tests.chaos.job import play
+from tests.chaos.job import ChaosFailed, play
 from tests.chaos.plan import Ledger, draw
 from tests.kinds import LONG
 from tests.ledger.etcd_processes import programs
@@ -33,3 +33,13 @@ def test_a_job_keeps_the_rules_under_chaos(ledger: Ledger, tmp_path: Path) -> No
     print(done)
     assert done.rounds > 0
     assert done.steps > 0
+
+
+def test_a_planted_bug_is_found(tmp_path: Path) -> None:
+    """The same as above, with a coordinator that gives one rank to two nodes."""
+    skip_unless_possible()
+    with pytest.raises(ChaosFailed, match=r"R3: node rank \d of round 1 was given twice") as failed:
+        play(draw(1, 1, "file", 1), tmp_path / "job", print, "the command", "rank-twice")
+    for part in ("job 1 of seed 1", "what was done", "repeat: the command"):
+        assert part in str(failed.value)
+    assert "formed" in (tmp_path / "job" / "FAILED.txt").read_text()

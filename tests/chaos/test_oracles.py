@@ -10,9 +10,11 @@ import pytest
 
 from rallypoint.ledger.contract import Swapped
 from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.file.file_system import PosixFileSystem
 from tests.chaos import oracles
 from tests.chaos.attic import Attic
 from tests.chaos.faults import Harm
+from tests.chaos.program import keep_versions
 from tests.failover.records import Story
 
 
@@ -68,7 +70,8 @@ class TestAttic:
         await ledger.aclose()
 
     def test_it_has_what_is_not_in_the_ledger_any_more(self, tmp_path: Path) -> None:
-        attic = Attic(tmp_path / "ledger")
+        (tmp_path / "kept").mkdir()
+        attic = Attic(tmp_path / "ledger", tmp_path / "kept")
         asyncio.run(self.write(tmp_path / "ledger", attic, 40))
         written = attic.written()
         assert not attic.unseen
@@ -80,9 +83,26 @@ class TestAttic:
         ]
 
     def test_it_says_if_it_has_missed_a_version(self, tmp_path: Path) -> None:
-        attic = Attic(tmp_path / "ledger")
+        (tmp_path / "kept").mkdir()
+        attic = Attic(tmp_path / "ledger", tmp_path / "kept")
         asyncio.run(self.write(tmp_path / "ledger", attic, 3))
         del attic._kept[next(path for path, each in attic._kept.items() if each.number & 1)]
         attic.written()
         assert len(attic.unseen) == 1
         assert attic.unseen[0].startswith("r/runs/job")
+
+    def test_a_second_name_makes_up_for_a_version_that_was_missed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "kept").mkdir()
+        monkeypatch.setattr(PosixFileSystem, "link", PosixFileSystem.link)  # to have it back
+        keep_versions(tmp_path / "kept")
+        attic = Attic(tmp_path / "ledger", tmp_path / "kept")
+        asyncio.run(self.write(tmp_path / "ledger", attic, 40))
+        for path in [path for path, each in attic._kept.items() if each.number & 1]:
+            del attic._kept[path]
+        attic.start()
+        attic.stop()
+        written = [value for key, value in attic.written() if key == "r/runs/job"]
+        assert written == [b"%d" % number for number in range(40)] + [None]
+        assert not attic.unseen
