@@ -102,6 +102,14 @@ ONLY ?=
 mutants: $(FOR_DEVELOP) ## break each line that keeps a rule, and run the tests (ONLY); goes on where it stopped
 	$(BIN)/python -m tests.mutation --only '$(ONLY)' --state .mutants.json
 
+# Which world `make model` explores, and how far.
+WORLD ?= whole
+STATES ?= 5000000
+
+.PHONY: model
+model: $(FOR_DEVELOP) ## explore a large world of the model checker (WORLD, STATES); goes on where it stopped
+	$(BIN)/python -m rallypoint.simulation.explore --world $(WORLD) --states $(STATES) --state .model-$(WORLD)
+
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
 	$(BIN)/python benchmarks/scale.py

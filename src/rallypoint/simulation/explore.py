@@ -1,119 +1,217 @@
-"""Breadth first through all states of a model, until there are no more or a limit is reached.
+"""Breadth first through the states of a world, in memory, until there are no more or a limit.
 
-Found by this: a rule that is broken in some state, and a state that is stuck, from which no healthy
-moves lead to a settled one. The path to it is printed, and it is as short as any.
+    python -m rallypoint.simulation.explore --list
+    python -m rallypoint.simulation.explore --world crash
+    python -m rallypoint.simulation.explore --world whole --states 5000000 --state .model-whole
+
+It ends with 0 if all rules held, and with 1 if one was broken: then it prints the shortest path to
+it, and the command that repeats it. With `--state`, it keeps its state in this folder and goes on
+where it stopped (`deep`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
+import argparse
+import sys
 import time
-import zlib
-from collections import deque
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from rallypoint.simulation.model import Limits, ModelWorld, Move
-from rallypoint.testing.violations import InvariantViolation
+from rallypoint.simulation.model.deep import Deep
+from rallypoint.simulation.model.fair import stuck_after
+from rallypoint.simulation.model.report import Report
+from rallypoint.simulation.model.story import as_text, parsed, story
+from rallypoint.simulation.model.world import Move, State, World
+from rallypoint.simulation.model.worlds import LARGE, WORLDS
+
+STATES_MAX: Final = 1_000_000
+SAMPLE_EVERY: Final = 500
+"""In a world that is not explored whole, every so many states a run without faults begins."""
 
 
-class Report(msgspec.Struct):
-    """What was explored. `is_whole`: whether there is no state that was not looked at."""
-
-    states: int = 0
-    moves: int = 0
-    depth: int = 0
-    seconds: float = 0.0
-    is_whole: bool = False
-    violation: str = ""
-    path: list[Move] = msgspec.field(default_factory=list)
-
-
-def digest(world: ModelWorld) -> bytes:
-    """A name for the state: equal states have equal names, whatever the hash seed."""
-    return hashlib.blake2b(repr(world.key()).encode(), digest_size=16).digest()
-
-
-def explore(limits: Limits, *, states_max: int = 100_000, checks_progress: bool = True) -> Report:
+def explore(world: World, *, states_max: int = STATES_MAX, seconds_max: float = 1e9) -> Report:
     """Look at every state, nearest first, but at no more than `states_max`."""
-    began_s = time.perf_counter()
-    report = Report()
-    first = ModelWorld(limits)
-    name = digest(first)
-    parents: dict[bytes, tuple[bytes, Move] | None] = {name: None}
-    healthy: dict[bytes, list[bytes]] = {}
-    """From each state to those from which one healthy move leads to it."""
-    settled: list[bytes] = []
-    queue: deque[tuple[bytes, int, bytes]] = deque([(name, 0, _packed(first))])
-    while queue and len(parents) < states_max:
-        name, depth, packed = queue.popleft()
-        report.depth = depth
-        whole = zlib.decompress(packed)
-        world: ModelWorld = pickle.loads(whole)  # noqa: S301 - our own bytes
-        if world.is_settled:
-            settled.append(name)
-        for move in list(world.moves()):
-            report.moves += 1
-            after: ModelWorld = pickle.loads(whole)  # noqa: S301 - our own bytes
-            try:
-                after.make(move)
-            except (InvariantViolation, AssertionError) as error:
-                report.violation = f"{type(error).__name__}: {error}"
-                report.path = [*path_to(parents, name), move]
-                return _ended(report, parents, began_s)
-            found = digest(after)
-            if not move.is_fault:
-                healthy.setdefault(found, []).append(name)
-            if found not in parents:
-                parents[found] = (name, move)
-                queue.append((found, depth + 1, _packed(after)))
-    report.is_whole = not queue
-    if checks_progress:
-        # What was not looked at may lead anywhere.
-        _find_stuck(report, parents, healthy, [*settled, *(each[0] for each in queue)])
-    return _ended(report, parents, began_s)
+    search = _Search(world, states_max, seconds_max)
+    search.go()
+    return search.report
 
 
-def _find_stuck(
-    report: Report,
-    parents: dict[bytes, tuple[bytes, Move] | None],
-    healthy: dict[bytes, list[bytes]],
-    good: list[bytes],
-) -> None:
-    """R7: from every state, healthy moves lead to a settled one."""
-    fine = set(good)
-    left = list(good)
-    while left:
-        for before in healthy.get(left.pop(), ()):
-            if before not in fine:
-                fine.add(before)
-                left.append(before)
-    for name in parents:  # in the order in which they were found: the nearest first
-        if name not in fine:
-            report.violation = "R7: stuck, no healthy moves lead to a settled state"
-            report.path = path_to(parents, name)
-            return
+class _Search:
+    """One search. States have numbers, in the order in which they are found."""
+
+    def __init__(self, world: World, states_max: int, seconds_max: float) -> None:
+        self.world = world
+        self.report = Report()
+        self._states_max, self._seconds_max = states_max, seconds_max
+        self._numbers: dict[State, int] = {}
+        self._states: list[State] = []
+        self._before, self._choices = array("I"), array("B")
+        self._from, self._to = array("I"), array("I")
+        """The moves without faults, by the numbers of their states."""
+        self._settled: list[int] = []
+
+    def go(self) -> None:
+        """Search, and decide whether a state is stuck."""
+        began_s, cpu_s = time.perf_counter(), time.process_time()
+        done = self._search(began_s)
+        if not self.report.violation:
+            if self.report.is_whole:
+                self._find_stuck()
+                self.report.is_progress_whole = True
+            else:
+                self._find_stuck_among_samples(done)
+        self.report.states = len(self._states)
+        self.report.seconds = time.perf_counter() - began_s
+        self.report.cpu_seconds = time.process_time() - cpu_s
+
+    def _search(self, began_s: float) -> int:
+        world, report, states = self.world, self.report, self._states
+        self._add(world.first(), 0, 0)
+        at, level_ends = 0, 1
+        while at < len(states):
+            if len(states) >= self._states_max:
+                return at
+            if not at % 1_000 and time.perf_counter() - began_s > self._seconds_max:
+                return at
+            if at == level_ends:
+                report.depth += 1
+                level_ends = len(states)
+            state = states[at]
+            if world.is_settled(state):
+                self._settled.append(at)
+            for choice, (move, is_fault) in enumerate(list(world.moves(state))):
+                report.moves += 1
+                try:
+                    after = world.after(state, move)
+                except Exception as error:  # noqa: BLE001 - any error of the shipped code is a fault
+                    report.violation = f"{type(error).__name__}: {error}"
+                    report.path = [*self._path_to(at), move]
+                    return at
+                number = self._numbers.get(after)
+                if number is None:
+                    number = self._add(after, at, choice)
+                if not is_fault:
+                    self._from.append(at)
+                    self._to.append(number)
+            at += 1
+        report.is_whole = True
+        return at
+
+    def _add(self, state: State, before: int, choice: int) -> int:
+        number = self._numbers[state] = len(self._states)
+        self._states.append(state)
+        self._before.append(before)
+        self._choices.append(choice)
+        return number
+
+    def _find_stuck(self) -> None:
+        """R7: from every state, moves without faults lead to a settled one.
+
+        Backwards over all moves, until nothing changes. Most moves lead to a later state, so a pass
+        from the last move to the first finds nearly all.
+        """
+        fine = bytearray(len(self._states))
+        for number in self._settled:
+            fine[number] = 1
+        changed = True
+        while changed:
+            changed = False
+            for at in range(len(self._from) - 1, -1, -1):
+                if fine[self._to[at]] and not fine[self._from[at]]:
+                    fine[self._from[at]] = changed = True
+        at = fine.find(0)
+        if at >= 0:  # the nearest of them
+            self.report.violation = (
+                "R7: stuck, no moves without faults lead to a settled state from here"
+            )
+            self.report.path = self._path_to(at)
+
+    def _find_stuck_among_samples(self, done: int) -> None:
+        for at in range(0, done, SAMPLE_EVERY):
+            path = stuck_after(self.world, self._states[at])
+            self.report.samples += 1
+            if path is not None:
+                self.report.violation = "R7: stuck, a run without faults does not settle"
+                self.report.path = [*self._path_to(at), *path]
+                return
+
+    def _path_to(self, number: int) -> list[Move]:
+        moves = []
+        while number:
+            before = self._before[number]
+            moves.append(list(self.world.moves(self._states[before]))[self._choices[number]][0])
+            number = before
+        return moves[::-1]
 
 
-def path_to(parents: dict[bytes, tuple[bytes, Move] | None], name: bytes) -> list[Move]:
-    """The moves from the first state to this one."""
-    moves = []
-    step = parents[name]
-    while step is not None:
-        name, move = step
-        moves.append(move)
-        step = parents[name]
-    return moves[::-1]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    options = _parser().parse_args(arguments)
+    if options.list:
+        for name, limits in WORLDS.items():
+            print(f"{name:12}{'large' if name in LARGE else 'small':8}{limits}")
+        return 0
+    if options.world not in WORLDS:
+        print(
+            f"error: there is no world {options.world!r}\nhint: --list shows all worlds",
+            file=sys.stderr,
+        )
+        return 2
+    world = World(WORLDS[options.world])
+    if options.path is not None:
+        return _repeat(world, options.path)
+    if options.state is not None:
+        deep = Deep(options.world, world, Path(options.state))
+        report = deep.go(states_max=options.states, seconds_max=options.seconds, tell=_tell)
+    else:
+        report = explore(world, states_max=options.states, seconds_max=options.seconds)
+    if options.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        _show(options.world, world, report)
+    return 1 if report.violation else 0
 
 
-def _packed(world: ModelWorld) -> bytes:
-    return zlib.compress(pickle.dumps(world, -1), 1)
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def _ended(
-    report: Report, parents: dict[bytes, tuple[bytes, Move] | None], began_s: float
-) -> Report:
-    report.states = len(parents)
-    report.seconds = time.perf_counter() - began_s
-    return report
+def _show(name: str, world: World, report: Report) -> None:
+    print(f"{name}: {report}")
+    if report.violation:
+        print("\n".join(story(World(world.limits), report.path)))
+        print(report.violation)
+        print(
+            "repeat it: python -m rallypoint.simulation.explore "
+            f"--world {name} --path {as_text(report.path)}"
+        )
+
+
+def _repeat(world: World, text: str) -> int:
+    try:
+        lines = list(story(world, parsed(text)))
+    except ValueError as error:
+        print(f"error: {error}\nhint: a path belongs to one version of the code", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 1 if lines and "BROKEN" in lines[-1] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rallypoint.simulation.explore")
+    parser.add_argument("--list", action="store_true", help="list the worlds")
+    parser.add_argument("--world", default="crash", help="which world")
+    parser.add_argument("--states", type=int, default=STATES_MAX, help="look at so many at most")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time")
+    parser.add_argument("--state", help="keep the search in this folder, and go on there")
+    parser.add_argument("--path", help="repeat these moves, and tell what they do")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The size of a world, and how often each fault and each wish may come in it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.core.values import FrozenStruct, RunSettings
+
+FAULTS: Final = (
+    "cut",
+    "silence",
+    "die",
+    "restart",
+    "crash",
+    "freeze",
+    "lose lease",
+    "limit",
+    "fail",
+    "ready again",
+    "depart",
+    "leave",
+    "close",
+)
+"""The moves that a healthy world does not make. Each has a budget, so that a world is finite."""
+
+SETTLE_S: Final = 0.0625
+"""It has no rounding errors, so that equal times are equal."""
+
+
+class Limits(FrozenStruct, frozen=True, kw_only=True):
+    """The size of a world, and how often each fault and each wish may come."""
+
+    nodes: int = 3
+    coordinators: int = 2
+    rounds: int = 2
+    """A node that has been in this many rounds says goodbye and asks for no other."""
+    min_nodes: int = 2
+    max_nodes: int | None = None
+    """None: as many as there are nodes. With fewer, some nodes are on standby."""
+    expected_nodes: int | None = None
+    max_restarts: int | None = 1
+    cuts: int = 0
+    """Connections that end though both processes live. What was on the way is lost."""
+    silences: int = 0
+    """Nodes that are connected and not heard for `suspect_after_s`."""
+    deaths: int = 0
+    """Nodes that die: their kernels say so."""
+    restarts: int = 0
+    """Dead nodes that start again, with the same name and another incarnation."""
+    crashes: int = 0
+    """Coordinators that die."""
+    freezes: int = 0
+    """Coordinators that stand still until their lease has run out, and go on later."""
+    lost_leases: int = 0
+    refused_writes: int = 0
+    """Writes that the ledger does not accept at first, because of a limit."""
+    failures: int = 0
+    """Workers that fail."""
+    ready_again: int = 0
+    """Nodes that ask for another round while theirs is active."""
+    departures: int = 0
+    leaves: int = 0
+    """Nodes that say goodbye while their round is active."""
+    closes: int = 0
+    successes: bool = True
+    """Whether workers can finish."""
+    is_embedded: bool = False
+    """Whether coordinator i runs in the process of node i, and dies with it."""
+    slots_per_node: int = 2
+    """The most connections of a node at a time, with those that have ended only on its side."""
+    first_in_order: bool = True
+    """Whether node i + 1 makes its first move only after node i. See the package."""
+
+    @property
+    def budget(self) -> tuple[int, ...]:
+        """How often each of FAULTS may come."""
+        return (
+            self.cuts,
+            self.silences,
+            self.deaths,
+            self.restarts,
+            self.crashes,
+            self.freezes,
+            self.lost_leases,
+            self.refused_writes,
+            self.failures,
+            self.ready_again,
+            self.departures,
+            self.leaves,
+            self.closes,
+        )
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings of the run."""
+        return RunSettings(
+            min_nodes=self.min_nodes,
+            max_nodes=self.max_nodes or self.nodes,
+            expected_nodes=self.expected_nodes,
+            max_restarts=self.max_restarts,
+            settle_s=SETTLE_S,
+        )

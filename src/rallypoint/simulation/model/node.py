@@ -1,0 +1,201 @@
+"""One node of a world: the shipped `NodeMachine`, and what its shell does with actions."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.client import actions as act
+from rallypoint.client.machine import DesiredState, NodeMachine
+from rallypoint.core.values import (
+    Address,
+    Failure,
+    FailureKind,
+    NodeInfo,
+    Outcome,
+    RoundHead,
+    RunSettings,
+    Seat,
+    Stamp,
+)
+from rallypoint.simulation.model.canonical import digest
+from rallypoint.simulation.model.coordinator import LEDGER, RUN
+from rallypoint.testing.violations import InvariantViolation
+from rallypoint.wire import messages as wire
+
+SILENCE_S: Final = 10.0
+BOOTSTRAP: Final = Address("h", 1)
+NO_SLOT: Final = -1
+
+
+class Status(enum.StrEnum):
+    """What has become of the node's process."""
+
+    NEW = "new"
+    """It has made no move yet."""
+    RUNS = "runs"
+    DEAD = "dead"
+    LEFT = "left"
+    """It has said goodbye, and its coordinator has answered."""
+
+
+class Reaction(msgspec.Struct):
+    """What a node did: it sent messages, left its connection, got a seat."""
+
+    sent: list[wire.Message] = msgspec.field(default_factory=list)
+    has_left: bool = False
+    seat: tuple[RoundHead, Seat] | None = None
+
+
+class Node:
+    """One node. `react` takes an input, changes the state and returns what it did."""
+
+    def __init__(self, index: int, settings: RunSettings, attempt: int = 0) -> None:
+        self.index = index
+        self.attempt = attempt
+        self.settings = settings
+        self.status = Status.NEW if attempt == 0 else Status.RUNS
+        self.slot = NO_SLOT
+        """Its connection."""
+        self.token = (0, 0)
+        """(term, number) of its last round."""
+        self.info = NodeInfo(f"n{index}", 10 * attempt + index + 1, f"h{index}")
+        self.machine = NodeMachine(
+            RUN,
+            self.info,
+            settings,
+            silence_s=SILENCE_S,
+            is_elected=True,
+            resume_secret=bytes([10 * attempt + index + 1]) * 32,
+        )
+        self._reaction = Reaction()
+
+    def key(self) -> bytes:
+        """The name of this state."""
+        if self.status in (Status.DEAD, Status.LEFT):
+            return f"{self.index} {self.attempt} {self.status}".encode()
+        machine = self.machine
+        known = (machine.number, machine._was_done)
+        place = (self.index, self.attempt, self.status, self.slot)
+        return digest((place, self.token, known, _plain(machine.freeze())))
+
+    def react(self, what: str, *args: Any) -> Reaction:
+        """Take one input. Raises InvariantViolation if a rule is broken by it."""
+        self._reaction = Reaction()
+        if self.status is Status.NEW:
+            self.status = Status.RUNS
+        before = self.machine.stamp
+        INPUTS[what](self, *args)
+        if self.machine.stamp.is_older_than(before):
+            raise InvariantViolation("R5", f"{self.machine.stamp} was accepted after {before}")
+        machine = self.machine
+        if machine.is_attached and machine.stamp.is_older_than(Stamp(LEDGER, machine._floor.term)):
+            raise InvariantViolation(
+                "R5", f"attached in term {machine.stamp.term}, has read {machine._floor.term}"
+            )
+        return self._reaction
+
+    def _dials(self, slot: int, term: int) -> None:
+        self.slot = slot
+        # It has read the register before it dials.
+        self.machine.found_term(Stamp(LEDGER, term, 0))
+        self._act(self.machine.connected(0.0))
+
+    def _ready(self) -> None:
+        self._act(self.machine.ready(BOOTSTRAP, 1))
+
+    def _done(self) -> None:
+        self._act(self.machine.done())
+
+    def _fails(self) -> None:
+        self._act(self.machine.failed(Failure(FailureKind.EXCEPTION, "boom")))
+
+    def _departs(self) -> None:
+        self._act(self.machine.depart("asked"))
+
+    def _says_goodbye(self) -> None:
+        self._act(self.machine.goodbye("bye"))
+
+    def _closes(self) -> None:
+        self._act(self.machine.close(Outcome.STOPPED, "asked"))
+
+    def _hears(self, message: Any) -> None:
+        was_ready = self.machine.desired is DesiredState.READY
+        self._act(self.machine.received(message, 0.0))
+        seat = self._reaction.seat
+        if seat is None:
+            return
+        head, _ = seat
+        if not was_ready:
+            raise InvariantViolation("R4", f"{self.info.name} got a round and was not ready")
+        token = (head.term, head.number)
+        if token <= self.token:
+            raise InvariantViolation("R13", f"{self.info.name}: {token} after {self.token}")
+        self.token = token
+
+    def _loses(self, was_answered: bool) -> None:
+        """Its connection has ended. `was_answered`: its coordinator closed it."""
+        self.slot = NO_SLOT
+        self.machine.disconnected()
+        if was_answered and self.machine.has_said_goodbye:
+            self.status = Status.LEFT
+
+    def _drops(self) -> None:
+        """It has not heard a coordinator with a lease for too long."""
+        self._leave()
+
+    def _dies(self) -> None:
+        self.status, self.slot = Status.DEAD, NO_SLOT
+
+    def _restarts(self) -> None:
+        token = self.token
+        self.__init__(self.index, self.settings, self.attempt + 1)  # type: ignore[misc]
+        self.token = token
+
+    def _act(self, actions: list[act.Action]) -> None:
+        for action in actions:
+            match action:
+                case act.Send(message):
+                    if self.slot != NO_SLOT:
+                        self._reaction.sent.append(message)
+                case act.Drop() | act.Redirected() | act.WasRefused():
+                    self._leave()
+                case act.RoundFormed(head=head, seat=seat):
+                    self._reaction.seat = (head, seat)
+                case _:
+                    """For the program: a round ended, or the run."""
+
+    def _leave(self) -> None:
+        if self.slot != NO_SLOT:
+            self._reaction.has_left = True
+            self.slot = NO_SLOT
+            self.machine.disconnected()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return [type(value).__name__, value]
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+INPUTS: Final[dict[str, Callable[..., None]]] = {
+    "dials": Node._dials,
+    "ready": Node._ready,
+    "ready again": Node._ready,
+    "leave": Node._says_goodbye,
+    "done": Node._done,
+    "fail": Node._fails,
+    "depart": Node._departs,
+    "goodbye": Node._says_goodbye,
+    "close": Node._closes,
+    "hears": Node._hears,
+    "loses": Node._loses,
+    "drops": Node._drops,
+    "die": Node._dies,
+    "restart": Node._restarts,
+}

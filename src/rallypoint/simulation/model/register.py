@@ -1,0 +1,149 @@
+"""What the ledger holds of the run, and what must hold for each write of it.
+
+A write takes effect only if the register still has the writer's term (R5). When it takes effect is
+a move of its own, so it may do so long after it was sent, or after its writer has died, or never.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core.election import RunState
+from rallypoint.core.marking import ranks_in
+from rallypoint.core.ranks import seats_of
+from rallypoint.core.values import (
+    CloseRecord,
+    FrozenStruct,
+    Marks,
+    NodeId,
+    RoundRecord,
+    RunSettings,
+    table_digest,
+)
+from rallypoint.testing.violations import InvariantViolation
+
+NO_MARKS = Marks()
+
+
+class Write(FrozenStruct, frozen=True):
+    """What a coordinator asks the ledger to write. `serial`: of marks; None for a record."""
+
+    term: int
+    settings: RunSettings | None
+    record: RoundRecord | CloseRecord | None
+    marks: Marks
+    restarts: int
+    serial: int | None = None
+
+
+class Register(FrozenStruct, frozen=True):
+    """What the ledger holds of the run. `owner`: which coordinator; -1: none has had it.
+
+    `rounds`: each round that it ever held. `restarts_before`: the charged rounds when the present
+    round was written.
+    """
+
+    term: int = 0
+    owner: int = -1
+    settings: RunSettings | None = None
+    round: RoundRecord | None = None
+    close: CloseRecord | None = None
+    restarts: int = 0
+    marks: Marks = NO_MARKS
+    rounds: tuple[RoundRecord, ...] = ()
+    restarts_before: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the last round."""
+        return self.round.head.number if self.round is not None else 0
+
+    def state(self) -> RunState:
+        """What a new owner starts from."""
+        return RunState(
+            self.term, self.settings, self.round, self.close, self.restarts, 0, self.marks
+        )
+
+    def sealed(self, owner: int) -> Register:
+        """The register after a takeover."""
+        return _with(self, term=self.term + 1, owner=owner)
+
+    def written(self, write: Write) -> Register:
+        """The register after a write of its owner. Raises InvariantViolation."""
+        settings, marks, restarts = write.settings, write.marks, write.restarts
+        _must(self.term == write.term, "R5", f"term {write.term} wrote over term {self.term}")
+        _must(restarts >= self.restarts, "budget", f"{restarts} restarts after {self.restarts}")
+        charged = restarts - self.restarts_before
+        _must(charged <= 1, "budget", f"round {self.number} was charged {charged} times")
+        record = write.record
+        if record is None:
+            _must(self.close is None, "R6", "marks after the close")
+            return _with(self, settings=settings, marks=marks, restarts=restarts)
+        if isinstance(record, CloseRecord):
+            _must(self.close is None, "R6", "closed twice")
+            return _with(self, settings=settings, close=record, marks=marks, restarts=restarts)
+        self._must_follow(record, settings)
+        return _with(
+            self,
+            settings=settings,
+            round=record,
+            marks=marks,
+            restarts=restarts,
+            restarts_before=restarts,
+            rounds=(*self.rounds, record),
+        )
+
+    def _must_follow(self, record: RoundRecord, settings: RunSettings | None) -> None:
+        head, members = record.head, record.members
+        number = head.number
+        _must(self.close is None, "R6", f"round {number} after the close")
+        _must(number == self.number + 1, "R1", f"round {number} after round {self.number}")
+        _must(head.term == self.term, "R5", f"round {number} of term {head.term} in {self.term}")
+        digest = table_digest(number, members, head.bootstrap)
+        _must(head.digest == digest, "R2", f"the digest of round {number}")
+        names = [row.name for row in members]
+        _must(len(set(names)) == len(names) == head.nodes, "R3", f"round {number} has {names}")
+        _must(settings is not None, "R3", "a round without settings")
+        if settings is not None:
+            fits = settings.min_nodes <= len(names) <= settings.max_nodes
+            _must(fits, "R3", f"round {number} has {len(names)} nodes")
+        if self.round is None:
+            return
+        done = ranks_in(self.marks.done) if self.marks.round == self.number else frozenset()
+        for rank, row in enumerate(self.round.members):
+            is_same = (row.name, row.incarnation) in {(r.name, r.incarnation) for r in members}
+            _must(
+                not (rank in done and is_same), "done", f"{row.name} is done, and in round {number}"
+            )
+            if row.name in names and rank < len(names):
+                kept = names[rank] == row.name
+                _must(kept, "ranks", f"{row.name} had rank {rank}, and has {names.index(row.name)}")
+
+    def must_have(self, node: NodeId, head: object, seat: object) -> None:
+        """A node got this seat: its round was committed, with this digest and this seat."""
+        for record in self.rounds:
+            if record.head == head:
+                rows = [NodeId(row.name, row.incarnation) for row in record.members]
+                _must(node in rows, "R4", f"{node.name} got a seat in {rows}")
+                own = seats_of(record)[rows.index(node)]
+                _must(seat == own, "R3", f"{node.name} has {seat} and not {own}")
+                return
+        _must(False, "R2", f"{node.name} got a round that was never committed: {head}")
+
+    def must_know_end_of(self, node: NodeId) -> None:
+        """The goodbye of this node was answered, so a successor must not expect it."""
+        if self.round is None or self.close is not None:
+            return
+        marks = self.marks if self.marks.round == self.number else NO_MARKS
+        known = ranks_in(marks.done) | ranks_in(marks.gone)
+        for rank, row in enumerate(self.round.members):
+            if (row.name, row.incarnation) == (node.name, node.incarnation):
+                _must(rank in known, "marks", f"{node.name} was let go, and the ledger has no mark")
+
+
+def _with(register: Register, **changes: object) -> Register:
+    values = {name: getattr(register, name) for name in register.__struct_fields__}
+    return Register(**{**values, **changes})
+
+
+def _must(holds: bool, rule: str, problem: str) -> None:
+    if not holds:
+        raise InvariantViolation(rule, problem)

@@ -1,0 +1,588 @@
+"""A world: its states, the moves out of each, and the state after a move.
+
+A state is a tuple of numbers: the nodes, the coordinators, the register, what is left of each
+budget of faults, and the connections (see `slots`). The parts are in `Parts`, `Links` and `Values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from rallypoint.client.machine import DesiredState
+from rallypoint.core.roster import Bucket
+from rallypoint.core.values import (
+    ConnectionEnd,
+    FrozenStruct,
+    NodeId,
+    Phase,
+    RoundHead,
+    Seat,
+)
+from rallypoint.simulation.model.coordinator import Coordinator, Lease, Sent
+from rallypoint.simulation.model.limits import FAULTS, Limits
+from rallypoint.simulation.model.links import CLOSED, GONE, OPEN, Link, Links
+from rallypoint.simulation.model.node import NO_SLOT, Node, Status
+from rallypoint.simulation.model.parts import Parts, Values
+from rallypoint.simulation.model.register import Register, Write
+from rallypoint.wire import messages as wire
+
+State: TypeAlias = tuple[int, ...]
+Move: TypeAlias = tuple[str, int, int]
+"""What, who (a node, a coordinator or a connection), and which (a coordinator), or 0."""
+
+_TABLES: Final = ("messages", "registers", "budgets", "links", "nodes", "coordinators")
+_BUDGET: Final = {fault: at for at, fault in enumerate(FAULTS)}
+
+
+class NodeFacts(FrozenStruct, frozen=True):
+    """What the moves of a world need to know of a node."""
+
+    id: NodeId
+    slot: int
+    status: Status
+    requests: tuple[tuple[str, bool], ...]
+    """What it can ask for now, and whether that is a fault."""
+    may_dial: bool
+    may_die: bool
+    is_attached: bool
+    is_over: bool
+    desired: DesiredState
+    has_workers: bool
+    number: int
+
+
+class CoordinatorFacts(FrozenStruct, frozen=True):
+    """What the moves of a world need to know of a coordinator."""
+
+    is_alive: bool
+    is_owner: bool
+    """Whether it owned the run, as far as it knows."""
+    lease: Lease
+    term: int
+    has_timers: bool
+    write: Write | None
+    is_written: bool | None
+    is_limited: bool
+    referenced: frozenset[int]
+    attached: tuple[int, ...]
+    silent: tuple[int, ...]
+    phase: Phase | None
+    number: int
+    in_round: tuple[NodeId, ...]
+    has_finished: bool
+    """Whether a node has finished."""
+    settles: bool
+    """Whether nothing waits for a write."""
+
+
+class NodeStep(NamedTuple):
+    """What an input makes of a node: its next state, and what it did on the connection `slot`."""
+
+    number: int
+    sent: tuple[int, ...]
+    has_left: bool
+    seat: tuple[RoundHead, Seat] | None
+    slot: int
+    has_gone: bool
+    """Whether it has left the run with this step, as its goodbye was answered."""
+
+
+class CoordinatorStep(NamedTuple):
+    """What an input makes of a coordinator: its next state, and what it did on connections.
+
+    `outputs`: connections and messages; 0 instead of a message: it closed the connection.
+    """
+
+    number: int
+    outputs: tuple[tuple[int, int], ...]
+
+
+class World:
+    """The states of a world with these limits. Not thread-safe."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.nodes: Parts[Node, NodeFacts] = Parts(self._facts_of_node)
+        self.coordinators: Parts[Coordinator, CoordinatorFacts] = Parts(_facts_of_coordinator)
+        self.registers: Values[Register] = Values()
+        self.budgets: Values[tuple[int, ...]] = Values()
+        self.messages: Values[wire.Message] = Values()
+        self.links = Links()
+        self._node_steps: dict[tuple[object, ...], NodeStep] = {}
+        self._coordinator_steps: dict[tuple[object, ...], CoordinatorStep] = {}
+        count = limits.nodes
+        self._first_coordinator = count
+        self._register_at = count + limits.coordinators
+        self._budget_at = self._register_at + 1
+        self._links_at = self._budget_at + 1
+        self._slots = count * limits.slots_per_node
+
+    def first(self) -> State:
+        """The state in which a world begins."""
+        limits = self.limits
+        nodes = [self.nodes.add(Node(at, limits.settings)) for at in range(limits.nodes)]
+        has_order = limits.settings.max_nodes < limits.nodes
+        new = Coordinator(has_order=has_order)
+        coordinators = [self.coordinators.add(new) for _ in range(limits.coordinators)]
+        register = self.registers.number(Register())
+        budget = self.budgets.number(limits.budget)
+        return (*nodes, *coordinators, register, budget, *(0 for _ in range(self._slots)))
+
+    def link_at(self, state: State, slot: int) -> Link:
+        """The connection in this place. There must be one."""
+        link = self.links.all[state[self._links_at + slot]]
+        assert link is not None
+        return link
+
+    def added(self) -> dict[str, Any]:
+        """The parts that were added since the last call, for a search that goes on later."""
+        return {name: getattr(self, name).added() for name in _TABLES}
+
+    def add(self, added: dict[str, Any]) -> None:
+        """Add what an earlier call of `added` returned, in the same order."""
+        for name, each in added.items():
+            getattr(self, name).add_saved(each)
+
+    # -- the moves that there are ----------------------------------------------------------------
+
+    def moves(self, state: State) -> Iterator[tuple[Move, bool]]:
+        """All moves out of this state, and whether each is a fault."""
+        left = self.budgets.all[state[self._budget_at]]
+        coordinators = [
+            self.coordinators.facts[number]
+            for number in state[self._first_coordinator : self._register_at]
+        ]
+        nodes = [self.nodes.facts[number] for number in state[: self._first_coordinator]]
+        register: Register = self.registers.all[state[self._register_at]]
+        yield from self._moves_of_nodes(state, nodes, coordinators, left)
+        yield from self._moves_of_links(state, coordinators, register.owner, left)
+        wanted = any(each.may_dial for each in nodes)
+        for at, each in enumerate(coordinators):
+            if each.is_alive:
+                yield from self._moves_of_coordinator(
+                    at, each, coordinators, register, wanted, left
+                )
+
+    def _moves_of_nodes(
+        self,
+        state: State,
+        nodes: list[NodeFacts],
+        coordinators: list[CoordinatorFacts],
+        left: tuple[int, ...],
+    ) -> Iterator[tuple[Move, bool]]:
+        may_begin = True
+        for at, node in enumerate(nodes):
+            if node.status is Status.NEW:
+                if not may_begin:
+                    continue
+                # Nodes that have made no move yet differ only in their names.
+                may_begin = not self.limits.first_in_order
+            if node.may_dial and self._free_slot(state, at) != NO_SLOT:
+                for which, each in enumerate(coordinators):
+                    if each.is_alive and each.is_owner and each.lease is not Lease.FROZEN:
+                        yield ("dials", at, which), False
+            for what, is_fault in node.requests:
+                if not is_fault or left[_BUDGET[what]]:
+                    yield (what, at, 0), is_fault
+            if node.may_die and left[_BUDGET["die"]]:
+                yield ("die", at, 0), True
+            if node.status is Status.DEAD and left[_BUDGET["restart"]]:
+                yield ("restart", at, 0), True
+
+    def _moves_of_links(
+        self,
+        state: State,
+        coordinators: list[CoordinatorFacts],
+        owner: int,
+        left: tuple[int, ...],
+    ) -> Iterator[tuple[Move, bool]]:
+        for slot in range(self._slots):
+            number = state[self._links_at + slot]
+            if not number:
+                continue
+            link = self.links.all[number]
+            assert link is not None
+            far = coordinators[link.coordinator]
+            if link.coordinator_side == OPEN and far.lease is not Lease.FROZEN:
+                if link.to_coordinator:
+                    yield ("reads", slot, 0), False
+                elif link.node_end:
+                    yield ("notices the end", slot, 0), False
+                elif slot in far.silent:
+                    yield ("heartbeat", slot, 0), False
+                elif slot in far.attached and left[_BUDGET["silence"]]:
+                    yield ("silence", slot, 0), True
+            if not link.node_end:
+                if link.to_node:
+                    yield ("hears", slot, 0), False
+                elif link.coordinator_side != OPEN:
+                    yield ("notices the loss", slot, 0), False
+                elif far.lease is Lease.FROZEN or (owner != link.coordinator and far.is_owner):
+                    # It is silent, or the node has read that there is a better one.
+                    yield ("drops", slot, 0), False
+                if link.coordinator_side == OPEN and left[_BUDGET["cut"]]:
+                    yield ("cut", slot, 0), True
+
+    def _moves_of_coordinator(
+        self,
+        at: int,
+        each: CoordinatorFacts,
+        coordinators: list[CoordinatorFacts],
+        register: Register,
+        wanted: bool,
+        left: tuple[int, ...],
+    ) -> Iterator[tuple[Move, bool]]:
+        owner = register.owner
+        is_owner = owner == at
+        if each.lease is Lease.FROZEN:
+            yield ("wakes", at, 0), False
+            return
+        if not each.is_owner:
+            # An owner stops to decide before its lease can be taken (core/election).
+            is_free = owner < 0 or not coordinators[owner].is_alive or is_owner
+            if (is_free and wanted) or (
+                not is_free and coordinators[owner].lease is not Lease.HELD
+            ):
+                yield ("takes over", at, 0), False
+        else:
+            if each.has_timers:
+                yield ("timer", at, 0), False
+            if each.write is not None and each.is_written is None:
+                yield ("writes", at, 0), False
+                if left[_BUDGET["limit"]] and not each.is_limited:
+                    yield ("limit", at, 0), True
+            if each.is_written is not None:
+                yield ("is answered", at, 0), False
+            if each.lease is Lease.LOST:
+                yield ("restores lease", at, 0), False
+            elif is_owner:
+                if left[_BUDGET["lose lease"]]:
+                    yield ("lose lease", at, 0), True
+                if left[_BUDGET["freeze"]]:
+                    yield ("freeze", at, 0), True
+        if left[_BUDGET["crash"]] and not self.limits.is_embedded:
+            yield ("crash", at, 0), True
+
+    # -- what a move does ------------------------------------------------------------------------
+
+    def after(self, state: State, move: Move) -> State:
+        """The state after a move of this state. Raises InvariantViolation if it breaks a rule."""
+        what, who, which = move
+        parts = list(state)
+        at = _BUDGET.get(what)
+        if at is not None:
+            left = list(self.budgets.all[state[self._budget_at]])
+            left[at] -= 1
+            parts[self._budget_at] = self.budgets.number(tuple(left))
+        match what:
+            case "dials":
+                self._dials(parts, who, which)
+            case "die":
+                self._dies(parts, who)
+            case "reads":
+                link, message = self._take(parts, who, "coordinator reads")
+                self._step(parts, link.coordinator, "reads", who, message)
+            case "hears":
+                _, message = self._take(parts, who, "node hears")
+                self._act(parts, who // self.limits.slots_per_node, "hears", message)
+            case "notices the end":
+                self._notices_end(parts, who)
+            case "notices the loss":
+                self._notices_loss(parts, who)
+            case "drops":
+                self._act(parts, who // self.limits.slots_per_node, "drops")
+            case "cut":
+                self._cut(parts, who)
+            case "silence" | "heartbeat":
+                at_link = self.links.all[parts[self._links_at + who]]
+                assert at_link is not None
+                said = "silent" if what == "silence" else "heartbeat"
+                self._step(parts, at_link.coordinator, said, who)
+            case "takes over":
+                self._takes_over(parts, who)
+            case "writes":
+                self._writes(parts, who)
+            case "restores lease":
+                self._step(parts, who, "restores lease", self._owns(parts, who))
+            case "crash":
+                self._crashes(parts, who)
+            case _ if what in _OF_A_COORDINATOR:
+                self._step(parts, who, _OF_A_COORDINATOR[what])
+            case _:
+                self._act(parts, who, what)
+        return tuple(parts)
+
+    def _owns(self, parts: list[int], who: int) -> bool:
+        register: Register = self.registers.all[parts[self._register_at]]
+        facts = self.coordinators.facts[parts[self._first_coordinator + who]]
+        return register.owner == who and register.term == facts.term
+
+    def _dials(self, parts: list[int], who: int, which: int) -> None:
+        register: Register = self.registers.all[parts[self._register_at]]
+        slot = self._free_slot(parts, who)
+        parts[self._links_at + slot] = self.links.number(Link(which))
+        self._act(parts, who, "dials", slot, register.term)
+
+    def _free_slot(self, parts: Sequence[int], who: int) -> int:
+        """A place for a new connection of the node; NO_SLOT if it has too many that linger."""
+        per_node = self.limits.slots_per_node
+        known = [
+            self.coordinators.facts[number].referenced
+            for number in parts[self._first_coordinator : self._register_at]
+        ]
+        for slot in range(who * per_node, (who + 1) * per_node):
+            if not parts[self._links_at + slot] and not any(slot in each for each in known):
+                return slot
+        return NO_SLOT
+
+    def _take(self, parts: list[int], slot: int, what: str) -> tuple[Link, int]:
+        at = self._links_at + slot
+        link = self.links.all[parts[at]]
+        assert link is not None
+        queue = link.to_coordinator if what == "coordinator reads" else link.to_node
+        parts[at] = self.links.changed(parts[at], what)
+        return link, queue[0]
+
+    def _dies(self, parts: list[int], who: int) -> None:
+        slot = self.nodes.facts[parts[who]].slot
+        self._act(parts, who, "die")
+        if slot != NO_SLOT:
+            self._change(parts, slot, "node ends", ConnectionEnd.PROCESS_ENDED.value)
+        if self.limits.is_embedded and who < self.limits.coordinators:
+            at = self._first_coordinator + who
+            if self.coordinators.facts[parts[at]].is_alive:
+                self._crashes(parts, who)
+
+    def _notices_end(self, parts: list[int], slot: int) -> None:
+        link = self.links.all[parts[self._links_at + slot]]
+        assert link is not None
+        self._change(parts, slot, "coordinator ends", GONE)
+        self._step(parts, link.coordinator, "ends", slot, link.node_end)
+
+    def _notices_loss(self, parts: list[int], slot: int) -> None:
+        link = self.links.all[parts[self._links_at + slot]]
+        assert link is not None
+        self._change(parts, slot, "node ends", ConnectionEnd.CLOSE.value)
+        was_closed = link.coordinator_side == CLOSED
+        self._act(parts, slot // self.limits.slots_per_node, "loses", was_closed)
+
+    def _cut(self, parts: list[int], slot: int) -> None:
+        """A reset by something between: what was on the way is lost, and both sides notice."""
+        self._change(parts, slot, "cut")
+        self._act(parts, slot // self.limits.slots_per_node, "loses", False)
+
+    def _takes_over(self, parts: list[int], who: int) -> None:
+        before: Register = self.registers.all[parts[self._register_at]]
+        register = before.sealed(who)
+        parts[self._register_at] = self.registers.number(register)
+        former = None
+        if self.limits.is_embedded and before.owner >= 0 and before.owner != who:
+            former = self.nodes.facts[parts[before.owner]].id
+        self._step(parts, who, "takes over", parts[self._register_at], former)
+
+    def _writes(self, parts: list[int], who: int) -> None:
+        """The write takes effect, if the register is still this coordinator's (R5)."""
+        facts = self.coordinators.facts[parts[self._first_coordinator + who]]
+        assert facts.write is not None
+        register: Register = self.registers.all[parts[self._register_at]]
+        is_own = register.owner == who and register.term == facts.term
+        if is_own:
+            after = register.written(facts.write)
+            parts[self._register_at] = self.registers.number(after)
+        self._step(parts, who, "decided", is_own)
+
+    def _crashes(self, parts: list[int], who: int) -> None:
+        self._step(parts, who, "crashes")
+        for slot in range(self._slots):
+            number = parts[self._links_at + slot]
+            link = self.links.all[number]
+            if link is not None and link.coordinator == who and link.coordinator_side == OPEN:
+                self._change(parts, slot, "coordinator ends", GONE)
+
+    # -- steps of the parts, each made once ------------------------------------------------------
+
+    def _change(self, parts: list[int], slot: int, what: str, detail: object = None) -> None:
+        at = self._links_at + slot
+        if parts[at]:
+            parts[at] = self.links.changed(parts[at], what, detail)
+
+    def _act(self, parts: list[int], who: int, what: str, *args: object) -> None:
+        key = (parts[who], what, *args)
+        step = self._node_steps.get(key)
+        if step is None:
+            step = self._node_steps[key] = self._node_step(parts[who], what, args)
+        parts[who] = step.number
+        if step.slot != NO_SLOT:
+            at = self._links_at + step.slot
+            if step.sent:
+                parts[at] = self.links.changed(parts[at], "to coordinator", step.sent)
+            if step.has_left:
+                parts[at] = self.links.changed(parts[at], "node ends", ConnectionEnd.RESET.value)
+        if step.seat is not None:
+            register: Register = self.registers.all[parts[self._register_at]]
+            register.must_have(self.nodes.facts[step.number].id, *step.seat)
+        if step.has_gone:
+            register = self.registers.all[parts[self._register_at]]
+            register.must_know_end_of(self.nodes.facts[step.number].id)
+
+    def _node_step(self, number: int, what: str, args: tuple[Any, ...]) -> NodeStep:
+        node = self.nodes.copy(number)
+        if what == "hears":
+            args = (self.messages.all[args[0]],)
+        slot = args[0] if what == "dials" else node.slot
+        reaction = node.react(what, *args)
+        sent = tuple(map(self.messages.number, reaction.sent))
+        has_gone = node.status is Status.LEFT
+        number = self.nodes.add(node)
+        return NodeStep(number, sent, reaction.has_left, reaction.seat, slot, has_gone)
+
+    def _step(self, parts: list[int], who: int, what: str, *args: object) -> None:
+        at = self._first_coordinator + who
+        key = (parts[at], what, *args)
+        step = self._coordinator_steps.get(key)
+        if step is None:
+            step = self._coordinator_steps[key] = self._coordinator_step(parts[at], what, args)
+        parts[at] = step.number
+        for slot, message in step.outputs:
+            if message:
+                self._change(parts, slot, "to node", message)
+            else:
+                self._change(parts, slot, "coordinator ends", CLOSED)
+
+    def _coordinator_step(self, number: int, what: str, args: tuple[Any, ...]) -> CoordinatorStep:
+        coordinator = self.coordinators.copy(number)
+        if what == "reads":
+            args = (args[0], self.messages.all[args[1]])
+        elif what == "takes over":
+            args = (self.registers.all[args[0]], args[1])
+        outputs = [
+            (each.slot, self.messages.number(each.message) if isinstance(each, Sent) else 0)
+            for each in coordinator.react(what, *args)
+        ]
+        return CoordinatorStep(self.coordinators.add(coordinator), tuple(outputs))
+
+    # -- what a state is -------------------------------------------------------------------------
+
+    def is_settled(self, state: State) -> bool:
+        """R7: whether nothing has to happen any more.
+
+        Each node that is left is at rest: the run is over for it, it has finished, or all those
+        that are left are in one round, or they are too few, or too many and on standby. Nothing is
+        on the way. Or no coordinator lives.
+        """
+        facts = self.coordinators.facts
+        coordinators = [facts[at] for at in state[self._first_coordinator : self._register_at]]
+        if not any(each.is_alive for each in coordinators):
+            return True
+        nodes = [self.nodes.facts[number] for number in state[: self._first_coordinator]]
+        left = [
+            each for each in nodes if each.status in (Status.NEW, Status.RUNS) and not each.is_over
+        ]
+        if not left:
+            return True
+        register: Register = self.registers.all[state[self._register_at]]
+        owner = coordinators[register.owner] if register.owner >= 0 else None
+        if owner is None or not owner.is_alive or not owner.is_owner or not owner.settles:
+            return False
+        if owner.lease is not Lease.HELD or owner.phase not in (Phase.ACTIVE, Phase.GATHERING):
+            return False
+        for node in left:
+            if node.slot == NO_SLOT or not node.is_attached:
+                return False
+            link = self.links.all[state[self._links_at + node.slot]]
+            if link is None or link.to_coordinator or link.to_node or link.node_end:
+                return False
+            if node.slot not in owner.attached:
+                return False
+        return self._are_at_rest(left, owner)
+
+    def _are_at_rest(self, left: list[NodeFacts], owner: CoordinatorFacts) -> bool:
+        limits = self.limits
+        if any(each.desired is DesiredState.GONE for each in left):
+            return False
+        at_work = [each for each in left if each.has_workers]
+        ready = [each for each in left if each.desired is DesiredState.READY]
+        done = [each for each in left if each.desired is DesiredState.DONE]
+        if len(at_work) + len(ready) + len(done) < len(left):
+            return False
+        if owner.phase is Phase.ACTIVE:
+            inside = {each.id for each in at_work}
+            if inside != set(owner.in_round) or any(e.number != owner.number for e in at_work):
+                return False
+            most = limits.max_nodes or limits.nodes
+            # Once a node is done, newcomers are not let in any more.
+            return not ready or len(at_work) >= most or owner.has_finished
+        return not at_work and len(ready) < limits.min_nodes
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    def _facts_of_node(self, node: Node) -> NodeFacts:
+        machine = node.machine
+        runs = node.status in (Status.NEW, Status.RUNS)
+        is_over = machine.is_over
+        return NodeFacts(
+            id=node.info.id,
+            slot=node.slot,
+            status=node.status,
+            requests=tuple(self._requests_of(node)) if runs and not is_over else (),
+            may_dial=runs and node.slot == NO_SLOT and not is_over,
+            may_die=runs and not is_over,
+            is_attached=machine.is_attached,
+            is_over=is_over,
+            desired=machine.desired,
+            has_workers=machine.has_workers,
+            number=machine.number,
+        )
+
+    def _requests_of(self, node: Node) -> Iterator[tuple[str, bool]]:
+        machine, wants = node.machine, node.machine.desired
+        has_ended = wants is DesiredState.IN_ROUND and machine.ended is not None
+        if wants is DesiredState.NOTHING or has_ended:
+            yield ("ready" if machine.number < self.limits.rounds else "goodbye"), False
+        if wants in (DesiredState.DONE, DesiredState.DEPARTING):
+            yield "goodbye", False
+        if machine.has_workers:
+            if self.limits.successes:
+                yield "done", False
+            yield "fail", True
+            yield "ready again", True
+            yield "leave", True
+        if wants in (DesiredState.READY, DesiredState.IN_ROUND):
+            yield "depart", True
+        if machine.is_attached:
+            yield "close", True
+
+
+_OF_A_COORDINATOR: Final = {
+    "timer": "timer",
+    "is answered": "answered",
+    "limit": "limited",
+    "lose lease": "loses lease",
+    "freeze": "freezes",
+    "wakes": "loses lease",
+}
+
+
+def _facts_of_coordinator(each: Coordinator) -> CoordinatorFacts:
+    membership = each.membership
+    return CoordinatorFacts(
+        is_alive=each.is_alive,
+        is_owner=membership is not None,
+        lease=each.lease,
+        term=each.term,
+        has_timers=bool(each.timers),
+        write=each.writing,
+        is_written=each.is_written,
+        is_limited=membership is not None and "commit" in membership.suspension.causes,
+        referenced=each.referenced,
+        attached=tuple(each.attached.values()),
+        silent=tuple(each.attached[name] for name in each.silent),
+        phase=membership.phase if membership is not None else None,
+        number=membership.number if membership is not None else 0,
+        in_round=tuple(m.id for m in membership.roster.members(Bucket.IN_ROUND))
+        if membership is not None
+        else (),
+        has_finished=membership is not None and membership._finished.count > 0,
+        settles=each.writing is None,
+    )

@@ -1,0 +1,52 @@
+"""The worlds that are explored, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.simulation.model.limits import Limits
+
+WORLDS: Final[dict[str, Limits]] = {
+    # Small: each is explored whole in seconds.
+    "two": Limits(nodes=2, coordinators=1, rounds=1),
+    "crash": Limits(nodes=2, rounds=1, crashes=1),
+    "lease": Limits(nodes=2, rounds=1, lost_leases=1, successes=False),
+    "freeze": Limits(nodes=2, rounds=1, freezes=1, successes=False),
+    "death": Limits(nodes=2, coordinators=1, rounds=2, min_nodes=1, deaths=1, successes=False),
+    "cut": Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
+    "silence": Limits(nodes=2, coordinators=1, rounds=1, silences=1, failures=1, successes=False),
+    "fail": Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False),
+    "budget": Limits(nodes=2, rounds=1, failures=1, crashes=1, max_restarts=0, successes=False),
+    "depart": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, departures=1),
+    "leave": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, leaves=1),
+    "close": Limits(nodes=2, rounds=1, closes=1, crashes=1, successes=False),
+    "restart": Limits(
+        nodes=2, coordinators=1, rounds=1, min_nodes=1, deaths=1, restarts=1, successes=False
+    ),
+    "limit": Limits(nodes=2, coordinators=1, rounds=1, refused_writes=1, deaths=1, min_nodes=1),
+    "again": Limits(nodes=2, coordinators=1, rounds=2, ready_again=1, successes=False),
+    "standby": Limits(nodes=3, coordinators=1, rounds=1, max_nodes=2, deaths=1, successes=False),
+    "embedded": Limits(nodes=2, rounds=1, min_nodes=1, deaths=1, successes=False, is_embedded=True),
+    # Large: by breadth, as far as the time goes.
+    "whole": Limits(
+        slots_per_node=3,
+        cuts=1,
+        silences=1,
+        deaths=1,
+        restarts=1,
+        crashes=1,
+        freezes=1,
+        lost_leases=1,
+        refused_writes=1,
+        failures=1,
+        ready_again=1,
+        departures=1,
+        leaves=1,
+        closes=1,
+    ),
+    "takeovers": Limits(crashes=1, lost_leases=1, deaths=1, departures=1),
+    "standbys": Limits(max_nodes=2, crashes=1, deaths=1, cuts=1),
+}
+LARGE: Final = ("whole", "takeovers", "standbys")
+"""Those that do not end in a useful time."""
+SMALL: Final = tuple(name for name in WORLDS if name not in LARGE)

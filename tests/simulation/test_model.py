@@ -1,0 +1,363 @@
+"""The model checker: worlds that hold, bugs that it finds, and what it is made of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint.client.machine import DesiredState, NodeMachine
+from rallypoint.core import causes, formation, gathering, membership, ranks, suspicion
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.marking import Marking
+from rallypoint.core.membership import Membership
+from rallypoint.core.scale_up import ScaleUp
+from rallypoint.core.takeover import Takeover
+from rallypoint.core.values import Marks, RoundRecord
+from rallypoint.simulation.explore import explore, main
+from rallypoint.simulation.model import Limits, State, World
+from rallypoint.simulation.model.deep import Deep, OtherSearchError
+from rallypoint.simulation.model.report import Report
+from rallypoint.simulation.model.story import as_text, parsed, story
+from rallypoint.simulation.model.worlds import WORLDS
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("name", ["two", "again"])
+def test_worlds_hold(name: str) -> None:
+    report = explore(World(WORLDS[name]))
+    assert not report.violation, f"{report.violation}\n{as_text(report.path)}"
+    assert report.is_whole
+    assert report.is_progress_whole
+    assert report.states > 200
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = explore(World(WORLDS["again"]))
+    first = Deep("again", World(WORLDS["again"]), tmp_path).go(states_max=50)
+    assert 50 <= first.states < whole.states
+    assert not first.is_whole
+    # Another process had been killed after it had written more than it had saved.
+    with (tmp_path / "names.bin").open("ab") as file:
+        file.write(b"12345678")
+    report = Deep("again", World(WORLDS["again"]), tmp_path).go(states_max=1_000_000)
+    assert report.is_whole
+    assert (report.states, report.moves, report.depth) == (whole.states, whole.moves, whole.depth)
+    with pytest.raises(OtherSearchError, match="again"):
+        Deep("two", World(WORLDS["two"]), tmp_path)
+
+
+def test_a_search_in_a_folder_finds_the_same_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _wrong_sign_in_min_nodes(monkeypatch)
+    report = explore(World(WORLDS["two"]))
+    deep = Deep("two", World(WORLDS["two"]), tmp_path).go(states_max=1_000)
+    assert deep.violation == report.violation
+    assert deep.path == report.path
+
+
+def test_a_violation_is_told_and_repeated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _wrong_sign_in_min_nodes(monkeypatch)
+    assert main(["--world", "two"]) == 1
+    told = capsys.readouterr().out
+    command = told.splitlines()[-1]
+    assert "n0 is ready for a round" in told
+    assert "R3: round 1 has 1 nodes" in told
+    path = command.partition("--path ")[2]
+    assert main(["--world", "two", "--path", path]) == 1
+    again = capsys.readouterr().out
+    assert again.strip() in told
+    monkeypatch.undo()
+    assert main(["--world", "two", "--path", path]) == 0
+    assert "BROKEN" not in capsys.readouterr().out
+    assert main(["--world", "two", "--path", "die:0:0"]) == 2
+    assert "hint: " in capsys.readouterr().err
+
+
+def test_unknown_names_have_hints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--world", "nowhere"]) == 2
+    assert main(["--path", "dials:0"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("hint: ") == 2
+    with pytest.raises(ValueError, match="no move"):
+        parsed("dials")
+
+
+@pytest.mark.processes
+def test_the_hash_seed_changes_nothing() -> None:
+    """States get the same numbers in each process, so a folder can be continued in another one."""
+    command = [sys.executable, "-m", "rallypoint.simulation.explore", "--world", "again", "--json"]
+    found = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            command, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True, timeout=100
+        )
+        report = msgspec.json.decode(done.stdout, type=Report)
+        found.append((report.states, report.moves, report.depth))
+    assert found[0] == found[1]
+
+
+def _shapes(limits: Limits) -> set[str]:
+    """The states of a world, without what tells one node from another."""
+    world, seen = World(limits), set()
+    state = world.first()
+    found, left = {state}, [state]
+    while left:
+        state = left.pop()
+        seen.add(_shape(world, state))
+        for move, _ in list(world.moves(state)):
+            after = world.after(state, move)
+            if after not in found:
+                found.add(after)
+                left.append(after)
+    return seen
+
+
+def _shape(world: World, state: State) -> str:
+    limits = world.limits
+    nodes = []
+    for at in range(limits.nodes):
+        facts = world.nodes.facts[state[at]]
+        link = world.links.all[0] if facts.slot < 0 else world.link_at(state, facts.slot)
+        on_the_way = [] if link is None else [link.to_coordinator, link.to_node]
+        kinds = [[type(world.messages.all[n]).__name__ for n in each] for each in on_the_way]
+        nodes.append(
+            f"{facts.desired} {facts.number} {facts.is_attached} {facts.has_workers} {kinds}"
+        )
+    last = limits.nodes + limits.coordinators
+    coordinators = [world.coordinators.facts[number] for number in state[limits.nodes : last]]
+    told = [(str(c.phase), c.number, len(c.in_round), len(c.attached)) for c in coordinators]
+    return f"{sorted(nodes)} {told}"
+
+
+def test_the_order_of_first_moves_hides_no_state() -> None:
+    ordered = Limits(nodes=2, coordinators=1, rounds=1, successes=False)
+    free = msgspec.structs.replace(ordered, first_in_order=False)
+    assert _shapes(ordered) == _shapes(free)
+
+
+# -- planted bugs ---------------------------------------------------------------------------------
+
+
+def _replace(patch: pytest.MonkeyPatch, owner: Any, name: str, new: Any) -> None:
+    """Replace a function, in the table of handlers too, and check that it was there."""
+    before = getattr(owner, name)
+    patch.setattr(owner, name, new)
+    for key, handler in membership._HANDLER_OF.items():
+        if handler is before:
+            patch.setitem(membership._HANDLER_OF, key, new)
+
+
+def _acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
+    def give(self: Membership) -> None:
+        record = self._committing.record
+        assert record is not None
+        self._do(do.Commit(record))
+        if isinstance(record, RoundRecord):
+            self._on_committed(on.Committed())
+
+    _replace(patch, Membership, "_give", give)
+
+
+def _rank_given_twice(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, ranks, "worker_ranks", lambda names, workers: [0] * len(names))
+
+
+def _ranks_not_kept(patch: pytest.MonkeyPatch) -> None:
+    stable = ranks.POLICIES["stable"]
+
+    def moved(previous: Any, candidates: Any) -> list[str]:
+        return stable(previous, candidates)[:: -1 if previous else 1]
+
+    patch.setitem(ranks.POLICIES, "stable", moved)
+
+
+def _old_term_accepted(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, NodeMachine, "_is_stale", lambda self, message: False)
+
+
+def _done_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    expect = Takeover.expect_members
+
+    def forget(self: Takeover, record: Any, marks: Marks, *args: Any, **kw: Any) -> Any:
+        return expect(self, record, Marks(marks.round, b"", marks.gone, marks.ended), *args, **kw)
+
+    _replace(patch, Takeover, "expect_members", forget)
+
+
+def _departed_expected_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    expect = Takeover.expect_members
+
+    def forget(self: Takeover, record: Any, marks: Marks, *args: Any, **kw: Any) -> Any:
+        return expect(self, record, Marks(marks.round, marks.done, b"", marks.ended), *args, **kw)
+
+    _replace(patch, Takeover, "expect_members", forget)
+
+
+def _done_is_not_marked(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, Marking, "done", lambda self, node, now_s: None)
+
+
+def _close_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    restore = Membership.restore
+
+    def forget(self: Membership, state: Any, **kw: Any) -> Any:
+        return restore(self, _without_close(state), **kw)
+
+    _replace(patch, Membership, "restore", forget)
+
+
+def _without_close(state: Any) -> Any:
+    return type(state)(
+        *(None if name == "close" else getattr(state, name) for name in state.__struct_fields__)
+    )
+
+
+def _wrong_sign_in_min_nodes(patch: pytest.MonkeyPatch) -> None:
+    def advance(self: Membership, settings: Any) -> None:
+        if 0 < self.roster.ready_count <= settings.min_nodes:
+            self._form_round(settings)
+
+    _replace(patch, Membership, "_advance_gathering", advance)
+
+
+def _deposed_goes_on(patch: pytest.MonkeyPatch) -> None:
+    def go_on(self: Membership, event: on.CommitRefused) -> None:
+        self._on_committed(on.Committed())
+
+    _replace(patch, Membership, "_on_commit_refused", go_on)
+
+
+def _decides_without_a_lease(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, Membership, "_on_ledger_lost", lambda self, event: None)
+
+
+def _repeat_breaks_the_next_round(patch: pytest.MonkeyPatch) -> None:
+    ready = Membership._on_ready
+
+    def obey(self: Membership, event: on.NodeReady) -> None:
+        member = self.roster.living(event.node)
+        number = member.last_round if member is not None else 0
+        ready(self, on.NodeReady(event.node, number, event.bootstrap, event.workers, event.change))
+
+    _replace(patch, Membership, "_on_ready", obey)
+
+
+def _charged_twice(patch: pytest.MonkeyPatch) -> None:
+    _replace(
+        patch,
+        causes,
+        "restarts_after",
+        lambda change, spent, limit: spent + 2 * change.charged,
+    )
+
+
+def _lost_without_its_grace(patch: pytest.MonkeyPatch) -> None:
+    def at_once(self: suspicion.Suspicion) -> Any:
+        return self._roster.troubled()
+
+    _replace(patch, suspicion.Suspicion, "past_deadline", at_once)
+
+
+def _goodbye_not_answered(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, Marking, "answered_farewells", lambda self: [])
+
+
+def _last_call_begins_again(patch: pytest.MonkeyPatch) -> None:
+    fired = gathering.Gathering.timer_fired
+
+    def again(self: Any, kind: Any, now_s: float) -> None:
+        if kind is do.TimerKind.LAST_CALL:
+            self.call = formation.Call.NOT_YET
+        else:
+            fired(self, kind, now_s)
+
+    _replace(patch, gathering.Gathering, "timer_fired", again)
+
+
+def _standby_not_promoted(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, ScaleUp, "timer_fired", lambda self: None)
+
+
+def _round_taken_when_not_ready(patch: pytest.MonkeyPatch) -> None:
+    formed = NodeMachine._on_formed
+
+    def take(self: NodeMachine, message: Any) -> Any:
+        if self.desired is DesiredState.IN_ROUND:
+            self.desired = DesiredState.READY
+            self.number -= 1
+        return formed(self, message)
+
+    _replace(patch, NodeMachine, "_on_formed", take)
+
+
+FAIL = Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False)
+JOIN = Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, successes=False)
+PLANTED: dict[str, tuple[Plant, Limits, str]] = {
+    "acknowledged before the commit": (_acknowledged_before_commit, WORLDS["two"], "R1"),
+    "a rank given twice": (_rank_given_twice, WORLDS["two"], "R3"),
+    "survivors lose their ranks": (_ranks_not_kept, FAIL, "ranks"),
+    "an old term accepted": (_old_term_accepted, WORLDS["freeze"], "R5"),
+    "done forgotten at a takeover": (_done_forgotten_at_takeover, WORLDS["crash"], "takeover"),
+    "a departed node expected at a takeover": (
+        _departed_expected_at_takeover,
+        Limits(nodes=2, rounds=1, crashes=1, leaves=1, successes=False),
+        "takeover",
+    ),
+    "done not written to the ledger": (_done_is_not_marked, WORLDS["two"], "marks"),
+    "a close forgotten at a takeover": (_close_forgotten_at_takeover, WORLDS["close"], "R6"),
+    "a wrong sign in min_nodes": (_wrong_sign_in_min_nodes, WORLDS["two"], "R3"),
+    "a deposed coordinator goes on": (_deposed_goes_on, WORLDS["lease"], "R5"),
+    "decisions without a lease": (_decides_without_a_lease, WORLDS["lease"], "R8"),
+    "a repeat breaks the next round": (
+        _repeat_breaks_the_next_round,
+        Limits(nodes=2, coordinators=1, rounds=2, cuts=1, failures=1, successes=False),
+        "R4",
+    ),
+    "a round charged twice": (_charged_twice, FAIL, "budget"),
+    "lost without its grace": (
+        _lost_without_its_grace,
+        Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
+        "R8",
+    ),
+    "a goodbye never answered": (_goodbye_not_answered, WORLDS["two"], "R7"),
+    "a last call that begins again": (
+        _last_call_begins_again,
+        Limits(nodes=1, coordinators=1, rounds=1, min_nodes=1, max_nodes=2, successes=False),
+        "R7",
+    ),
+    "a standby never promoted": (_standby_not_promoted, JOIN, "R7"),
+    "a round taken twice": (
+        _round_taken_when_not_ready,
+        Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
+        "R",
+    ),
+}
+
+
+SLOW = ("a deposed coordinator goes on", "a repeat breaks the next round", "a round taken twice")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=pytest.mark.verify if each in SLOW else ()) for each in PLANTED],
+)
+def test_planted_bugs_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, limits, rule = PLANTED[name]
+    plant(monkeypatch)
+    report = explore(World(limits), states_max=60_000)
+    print(f"{name}: {report.states} states, {len(report.path)} moves, {report.cpu_seconds:.1f} s")
+    assert f": {rule}" in f": {report.violation}", report
+    # The path leads there again, without any memory of the search.
+    lines = list(story(World(limits), report.path))
+    assert report.violation.startswith("R7") or "BROKEN" in lines[-1], lines
