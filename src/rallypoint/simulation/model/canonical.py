@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -65,7 +65,7 @@ def digest(value: object) -> bytes:
     return hashlib.blake2b(msgspec.msgpack.encode(value), digest_size=12).digest()
 
 
-class Clocks(NamedTuple):
+class Clocks(msgspec.Struct, frozen=True):
     """From when times count, and whether the order in which members arrived counts."""
 
     now_s: float

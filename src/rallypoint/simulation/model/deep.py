@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import msgspec
 
-import rallypoint
 from rallypoint.simulation.model.fair import stuck_after
 from rallypoint.simulation.model.report import Report
 from rallypoint.simulation.model.world import Move, State, World
@@ -211,7 +210,7 @@ def _name(state: State) -> int:
 
 def _code() -> str:
     """A name of the source code: a search of other code has other states."""
-    root = Path(rallypoint.__file__).parent
+    root = Path(__file__).parents[2]
     digest = hashlib.blake2b(digest_size=8)
     for folder in ("core", "client", "wire", "testing", "simulation/model"):
         for file in sorted((root / folder).rglob("*.py")):

@@ -6,7 +6,10 @@ before it ended arrives, unless the connection was cut.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from rallypoint.core.values import ConnectionEnd
 
@@ -17,7 +20,7 @@ GONE: Final = "gone"
 """The coordinator's process has ended."""
 
 
-class Link(NamedTuple):
+class Link(msgspec.Struct, frozen=True):
     """One connection. Messages are numbers. `node_end`: how the node's side ended; "": it has not.
 
     `coordinator_side`: OPEN, CLOSED or GONE.
@@ -44,9 +47,9 @@ class Links:
         if link.node_end and link.coordinator_side != OPEN:
             return 0
         if link.node_end:
-            link = link._replace(to_node=())
+            link = replace(link, to_node=())
         if link.coordinator_side != OPEN:
-            link = link._replace(to_coordinator=())
+            link = replace(link, to_coordinator=())
         number = self._numbers.get(link)
         if number is None:
             number = self._numbers[link] = len(self.all)
@@ -77,20 +80,20 @@ class Links:
         assert link is not None
         match what:
             case "to coordinator":
-                link = link._replace(to_coordinator=link.to_coordinator + detail)  # type: ignore[operator]
+                link = replace(link, to_coordinator=link.to_coordinator + detail)  # type: ignore[operator]
             case "to node":
-                link = link._replace(to_node=(*link.to_node, detail))  # type: ignore[arg-type]
+                link = replace(link, to_node=(*link.to_node, detail))  # type: ignore[arg-type]
             case "coordinator reads":
-                link = link._replace(to_coordinator=link.to_coordinator[1:])
+                link = replace(link, to_coordinator=link.to_coordinator[1:])
             case "node hears":
-                link = link._replace(to_node=link.to_node[1:])
+                link = replace(link, to_node=link.to_node[1:])
             case "coordinator ends":
-                link = link._replace(coordinator_side=str(detail))
+                link = replace(link, coordinator_side=str(detail))
             case "node ends":
-                link = link._replace(node_end=str(detail))
+                link = replace(link, node_end=str(detail))
             case "cut":
-                link = link._replace(
-                    to_coordinator=(), to_node=(), node_end=ConnectionEnd.RESET.value
+                link = replace(
+                    link, to_coordinator=(), to_node=(), node_end=ConnectionEnd.RESET.value
                 )
             case _:
                 raise AssertionError(what)

@@ -7,7 +7,9 @@ budget of faults, and the connections (see `slots`). The parts are in `Parts`, `
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from rallypoint.client.machine import DesiredState
 from rallypoint.core.roster import Bucket
@@ -76,7 +78,7 @@ class CoordinatorFacts(FrozenStruct, frozen=True):
     """Whether nothing waits for a write."""
 
 
-class NodeStep(NamedTuple):
+class NodeStep(msgspec.Struct, frozen=True):
     """What an input makes of a node: its next state, and what it did on the connection `slot`."""
 
     number: int
@@ -88,7 +90,7 @@ class NodeStep(NamedTuple):
     """Whether it has left the run with this step, as its goodbye was answered."""
 
 
-class CoordinatorStep(NamedTuple):
+class CoordinatorStep(msgspec.Struct, frozen=True):
     """What an input makes of a coordinator: its next state, and what it did on connections.
 
     `outputs`: connections and messages; 0 instead of a message: it closed the connection.
