@@ -82,7 +82,7 @@ class Links:
             case "to coordinator":
                 link = replace(link, to_coordinator=link.to_coordinator + detail)  # type: ignore[operator]
             case "to node":
-                link = replace(link, to_node=(*link.to_node, detail))  # type: ignore[arg-type]
+                link = replace(link, to_node=(*link.to_node, detail))
             case "coordinator reads":
                 link = replace(link, to_coordinator=link.to_coordinator[1:])
             case "node hears":
