@@ -28,7 +28,10 @@ JUDGED: Final = HERE / "judged.toml"
 FOLDERS: Final = ("core", "coordinator", "client", "testing", "simulation")
 """The tests that may kill a mutant: the pure ones of these folders, simulated worlds among them."""
 FIRST_TRIED: Final = 12
-"""How many tests are tried first: those that have killed other mutants of the same function."""
+"""How many tests are tried first: those that have killed other mutants of the same function, and
+then so many of the same file."""
+NEW_TRIED_MAX: Final = 100
+"""So many tests that are newer than what is known of the lines that tests reach are tried, too."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -123,20 +126,23 @@ class Campaign:
         killed_by: dict[str, dict[str, None]] = {}
         for number, mutant in enumerate(self.mutants):
             file = self.files[str(mutant.mark.path)]
-            own = killed_by.setdefault(f"{mutant.mark.path.name}:{mutant.function[0]}", {})
+            of_file = killed_by.setdefault(str(mutant.mark.path), {})
+            own = killed_by.setdefault(f"{mutant.mark.path}:{mutant.function[0]}", {})
             if mutant.key in self._done:
                 continue
             if self._stop_after_s is not None and time.monotonic() - began_s > self._stop_after_s:
                 break
-            names = self._in_order(mutant, by_line.get(line_key(mutant), []), own, tests)
-            usual_s = sum(self._reach[each].seconds for each in names)
+            first = [*reversed(own)][:FIRST_TRIED] + [*reversed(of_file)][:FIRST_TRIED]
+            names = self._in_order(mutant, by_line.get(line_key(mutant), []), first, tests)
+            usual_s = sum(map(self._seconds_of, names))
             verdict = Verdict()
             if names:
                 worlds = 0 if mutant.key in self._judged else self._worlds
                 verdict = tests.kill(file, mutant, names, usual_s, worlds)
-            if verdict.killer in self._reach:
-                own.pop(verdict.killer, None)
-                own[verdict.killer] = None
+            for known in (own, of_file):
+                if verdict.killer in tests.items:
+                    known.pop(verdict.killer, None)
+                    known[verdict.killer] = None
             self._done[mutant.key] = msgspec.to_builtins(verdict)
             if not verdict.killer and not verdict.now_invalid:
                 self._print_survivor(mutant, verdict)
@@ -146,19 +152,27 @@ class Campaign:
         self._report()
 
     def _in_order(
-        self, mutant: Mutant, reaching: list[str], own: dict[str, None], tests: Tests
+        self, mutant: Mutant, reaching: list[str], first: list[str], tests: Tests
     ) -> list[str]:
-        """The tests to run: what killed it before, then what killed its neighbours, then the
-        quickest."""
-        first = [self._killers.get(mutant.key, ""), *list(reversed(own))[:FIRST_TRIED]]
-        names = dict.fromkeys(each for each in first if each in self._reach)
-        budget_s = self._seconds - sum(self._reach[each].seconds for each in names)
+        """The tests to run: its known killer, killers of its neighbours, new tests, and then all
+        others that reach the line, the quickest first."""
+        new = [each for each in tests.items if each not in self._reach]
+        if len(new) > NEW_TRIED_MAX:
+            new = []
+        reached = set(reaching)
+        likely = [self._killers.get(mutant.key, ""), *(each for each in first if each in reached)]
+        names = dict.fromkeys(each for each in (*likely, *new) if each in tests.items)
+        budget_s = self._seconds - sum(map(self._seconds_of, names))
         for each in reaching:
-            budget_s -= self._reach[each].seconds
+            budget_s -= self._seconds_of(each)
             if budget_s < 0:
                 break
             names[each] = None
         return [each for each in names if each in tests.items]
+
+    def _seconds_of(self, test: str) -> float:
+        known = self._reach.get(test)
+        return known.seconds if known is not None else 0.05
 
     def _read_reach(self, tests: Tests) -> None:
         """Which test reaches which marked line: as known, or from a run of all tests.
@@ -209,6 +223,9 @@ class Campaign:
                 path = killer.split("::")[0]
                 beside = [name for name in tests.items if name.startswith(path)]
                 verdict = tests.kill(file, mutant, beside, 60.0)
+            if verdict.now_invalid:
+                counts["whose code these tests do not load"] += 1
+                continue
             counts["killed" if verdict.killer else "survived"] += 1
             if not verdict.killer:
                 self._code = 1
