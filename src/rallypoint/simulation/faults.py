@@ -18,6 +18,7 @@ from typing import Final
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.world import Process
 
 Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
 
@@ -33,12 +34,7 @@ def _kill(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
 
 def _lose(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Its host loses power: nobody says so."""
-    is_all = scene.ledger.is_on_one_machine
-    lost = [each for each in scene.living if is_all or each is victim]
-    for host in {each.host: None for each in scene.nodes if is_all or each is victim}:
-        scene.network.lose(host)
-    scene.ledger.lost_power(victim.host)
-    for each in lost:
+    for each in scene.lose_power(victim):
         _start_again(scene, each, draw)
 
 
@@ -65,9 +61,13 @@ def _stutter(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     process, after_s = victim.process, 0.0
     for _ in range(draw.randrange(3, 12)):
         after_s += draw.expovariate(2.0)
-        scene.world.after(after_s, process.freeze)
-        after_s += draw.random()
-        scene.world.after(after_s, process.thaw)
+        scene.world.after(after_s, partial(_stop_for, scene, process, draw.random()))
+
+
+def _stop_for(scene: Scene, process: Process, seconds: float) -> None:
+    if scene.is_chaotic:
+        process.freeze()
+        scene.world.after(seconds, process.thaw)
 
 
 def _starve(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -123,7 +123,12 @@ def _cut(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
 def _flicker(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Its connections are reset again and again."""
     for _ in range(draw.randrange(3, 15)):
-        scene.world.after(draw.random() * 8.0, partial(_cut, scene, victim, draw))
+        scene.world.after(draw.random() * 8.0, partial(_cut_again, scene, victim, draw))
+
+
+def _cut_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    if scene.is_chaotic:
+        _cut(scene, victim, draw)
 
 
 def _block(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from rallypoint.client.node import Node
 from rallypoint.core.values import Failure, FailureKind, Outcome
 from rallypoint.errors import CoordinatorError
-from rallypoint.simulation.scene import Scene, StartedNode
+from rallypoint.simulation.scene import Scene, StartedNode, Undo
 
 
 def _fail(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
@@ -27,13 +27,23 @@ def _finish(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     victim.should_finish = True
 
 
-def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
-    """The node says that it leaves, and its machine goes before it has left, or just after."""
+def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The node says that it leaves, and its process or its machine ends some time after that."""
     _soon(victim, lambda node: node.depart("it is preempted"))
-    after_s = draw.expovariate(1.0 / draw.choice((0.01, 1.0, 10.0)))
-    end = victim.process.kill if draw.random() < 0.5 else lambda: scene.network.lose(victim.host)
-    scene.world.after(after_s, end)
-    scene.start_later(victim.index, after_s + draw.expovariate(0.2))
+
+    def end() -> None:
+        gone = [victim]
+        if draw.random() < 0.5:
+            victim.process.kill()
+        else:
+            gone = scene.lose_power(victim)
+        for each in gone:
+            scene.start_later(each.index, draw.expovariate(0.2))
+
+    if draw.random() < 0.3:
+        scene.world.after(draw.random() * 0.01, end)
+        return lambda: None
+    return end
 
 
 def _leave(scene: Scene, victim: StartedNode, draw: random.Random) -> None:

@@ -117,6 +117,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             knobs=draw.getrandbits(16) if draw.random() < 0.5 else None,
             leaves=draw.random() < 0.3,
             lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
+            ledger=draw.choices(("etcd", "file"), (8, 1))[0],
         ).sound()
 
     def sound(self) -> Plan:

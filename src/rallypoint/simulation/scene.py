@@ -264,9 +264,21 @@ class Scene:
         """The ids of all runs."""
         return [f"run-{index}" for index in range(self.plan.runs)]
 
+    def lose_power(self, victim: StartedNode) -> list[StartedNode]:
+        """The machine of a process goes without a word. Returns what ran there."""
+        is_all = self.ledger.is_on_one_machine
+        lost = [each for each in self.living if is_all or each is victim]
+        for host in {each.host: None for each in self.nodes if is_all or each is victim}:
+            self.network.lose(host)
+        self.ledger.lost_power(victim.host)
+        return lost
+
     def start_later(self, index: int, after_s: float) -> None:
-        """Start the node or replica of this place after some time."""
-        self.world.after(after_s, lambda: self.start(index))
+        """Start the node or replica of this place after some time, if there are still faults.
+
+        When they end, all places that are empty are filled.
+        """
+        self.world.after(after_s, lambda: self.start(index) if self.is_chaotic else None)
 
     def start(self, index: int) -> None:
         """Start the node or replica of this place: a new process, with a new name."""
