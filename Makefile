@@ -80,6 +80,13 @@ SEED ?= 1
 fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); goes on where it stopped
 	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json
 
+# How many seeds `make simulate` has played when it ends.
+SEEDS ?= 1000000
+
+.PHONY: simulate
+simulate: $(FOR_DEVELOP) ## play simulated jobs under faults, one for each seed (SEEDS); goes on where it stopped
+	$(BIN)/python -m rallypoint.simulation --seeds 0:$(SEEDS) --jobs $(JOBS) --state .simulate.json
+
 # How long `make chaos` goes on, and over which ledger: etcd or file.
 HOURS ?= 1
 LEDGER ?= etcd

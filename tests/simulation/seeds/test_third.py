@@ -1,0 +1,12 @@
+"""The third quarter of the seeds: see parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.seeds.parts import PARTS, must_hold
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_seed_breaks_a_rule(part: int) -> None:
+    must_hold(2, part)
