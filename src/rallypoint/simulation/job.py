@@ -110,7 +110,7 @@ class Job:
     def _last(self, kind: str) -> None:
         """Let a fault last. The rest has to go on; and when it has ended, all have to."""
         world, scene = self.world, self.scene
-        began_s = world.now_s
+        began_s, scene.settled_s = world.now_s, None
         rest = lasting.begin(scene, kind)
         if rest is None:
             return
@@ -178,7 +178,7 @@ class Job:
         undos, self._undo = list(self._undo.values()), {}
         for undo in undos:
             undo()
-        running = {each.index for each in scene.living}
+        running = {each.index for each in scene.living if not each.is_leaving}
         for index in range(self.plan.nodes + self.plan.replicas):
             if index not in running:
                 scene.start(index)

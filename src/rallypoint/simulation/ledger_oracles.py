@@ -14,8 +14,9 @@ from rallypoint.coordinator.log_records import decode_record
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
+from rallypoint.core.values import CloseRecord
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.testing.election_checker import ElectionChecker
 from rallypoint.testing.violations import InvariantViolation
 
@@ -64,6 +65,8 @@ class LedgerKeepsRules(Oracle):
         effects: list[do.Effect],
     ) -> None:
         """See Oracle: what a coordinator publishes is in the ledger, and it owns the run."""
+        if self._is_broken:
+            return
         for effect in effects:
             match effect:
                 case do.Publish(record=record):
@@ -74,11 +77,23 @@ class LedgerKeepsRules(Oracle):
                     what = f"announced that {run.run_id} is over, which the ledger does not say"
                     raise InvariantViolation("R5", f"{front.process.name} {what}")
 
+    def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
+        """See Oracle: R1, R5: a node is given no round that is not in the ledger."""
+        if not self._is_broken:
+            self._checker.committed(here.run_id, *token)
+
+    def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
+        """See Oracle: R6: a node is told of no end that is not in the ledger, or was swept."""
+        term = self._checker.owner(here.run_id)[1]
+        is_known = term == close.term and not self._is_broken
+        if is_known and not self._checker.is_closed(here.run_id):
+            raise InvariantViolation("R6", f"{here.name} saw {close}, which is not in the ledger")
+
     def _must_own(self, front: SimulatedFront, run: HostedRun) -> None:
         # R5: while its clock is right, a coordinator knows when its lease may have been revoked.
         process = front.process
         is_right = not self.scene.plan.wild_clocks and process.has_right_clock
-        if is_right and not self._is_broken:
+        if is_right:
             lease = front.driver.ownership.process
             self._checker.may_decide(run.run_id, lease, run.membership.term)
 

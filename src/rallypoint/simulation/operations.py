@@ -49,6 +49,7 @@ def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
 def _leave(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """The node leaves in order, and another one comes in its place."""
     if victim.task is not None:
+        victim.is_leaving = True
         victim.process.soon(victim.task.cancel)
     scene.start_later(victim.index, draw.expovariate(0.2))
 

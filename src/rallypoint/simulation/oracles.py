@@ -43,6 +43,11 @@ from rallypoint.simulation.node_oracles import (
     NodesNeverGoBack,
     RanksAreWhole,
 )
+from rallypoint.simulation.progress_oracles import (
+    CausesAgree,
+    RoundsForm,
+    SilentAreSuspect,
+)
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 WAKES_WITHIN_S: Final = 1.0
@@ -217,6 +222,9 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     DeadAreLost,
     NothingHangs,
     ReportsAreTold,
+    RoundsForm,
+    SilentAreSuspect,
+    CausesAgree,
     CoordinatorsLeakNothing,
     LedgerKeepsRules,
     LogsKeepRules,

@@ -58,6 +58,8 @@ class StartedNode(msgspec.Struct, eq=False):
     host: str
     task: asyncio.Task[None] | None = None
     node: Node | None = None
+    is_leaving: bool = False
+    """Whether its program was told to end."""
     should_finish: bool = False
     """Whether its workers are to finish, though there are still faults."""
     tokens: list[Token] = msgspec.field(default_factory=list)

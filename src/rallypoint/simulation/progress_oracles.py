@@ -1,0 +1,163 @@
+"""What a coordinator owes its nodes in time: rounds that form, suspicion, causes.
+
+Each counts the time in which its coordinator could act: its process ran, owned the run, and was not
+suspended.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.roster import Bucket
+from rallypoint.core.values import Phase, Reachability
+from rallypoint.simulation.machine import SimulatedFront
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+
+LOOK_S: Final = 0.5
+MARGIN_S: Final = 3.0
+"""For the looks, and for messages that are under way."""
+STOP_MARGIN_S: Final = 5.0
+"""Survivors hold their places for their stop time and a margin."""
+SLOW_S: Final = 12.0
+"""What a silent node has sent may arrive so much later on a slow line."""
+
+
+class _Acting:
+    """For how long the coordinator of a run could act, since a condition has held."""
+
+    def __init__(self, front: SimulatedFront) -> None:
+        self._front = front
+        self._looked_s = front.process.awake_s()
+        self.acted_s = 0.0
+
+    def look(self, run: HostedRun) -> None:
+        """Count the time since the last look."""
+        awake_s = self._front.process.awake_s()
+        if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
+            self.acted_s += min(awake_s - self._looked_s, 2 * LOOK_S)
+        self._looked_s = awake_s
+
+
+class RoundsForm(Oracle):
+    """R7: a round is formed within the last call plus one second, the stop time and any grace."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._runs: dict[HostedRun, _Acting] = {}
+        self._since_s: dict[HostedRun, float] = {}
+        """By run: how long its coordinator had acted when enough nodes were ready."""
+        self._look_s = 0.0
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._runs[run] = _Acting(front)
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle: also between two looks the nodes may be too few, or in a round."""
+        if not self._is_due(run):
+            self._since_s.pop(run, None)
+
+    def after_step(self) -> None:
+        """See Oracle."""
+        if self.scene.world.now_s < self._look_s:
+            return
+        self._look_s = self.scene.world.now_s + LOOK_S
+        plan = self.scene.plan
+        bound_s = plan.last_call_s + 1.0 + plan.stop_s + STOP_MARGIN_S + MARGIN_S
+        for run, acting in list(self._runs.items()):
+            if run.is_forgotten or run.is_closed:
+                del self._runs[run]
+                continue
+            acting.look(run)
+            if self._is_due(run):
+                since_s = self._since_s.setdefault(run, acting.acted_s)
+                if acting.acted_s - since_s > bound_s:
+                    waiting = run.membership.waiting(run.membership._now_s)
+                    self.scene.broke("R7", f"no round of {run.run_id} in {bound_s:g} s: {waiting}")
+
+    def _is_due(self, run: HostedRun) -> bool:
+        membership = run.membership
+        settings = membership.settings
+        is_enough = settings is not None and membership.roster.ready_count >= settings.min_nodes
+        has_grace = bool(membership.roster.count(Bucket.ABSENT))
+        return is_enough and membership.phase is Phase.GATHERING and not has_grace
+
+
+class SilentAreSuspect(Oracle):
+    """R8: a dead or silent member is suspect within `suspect_after_s`."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._runs: dict[HostedRun, tuple[SimulatedFront, _Acting]] = {}
+        self._silent: dict[tuple[HostedRun, str], float] = {}
+        """By run and process: how long its coordinator had acted when the process fell silent."""
+        self._look_s = 0.0
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._runs[run] = (front, _Acting(front))
+
+    def after_step(self) -> None:
+        """See Oracle."""
+        if self.scene.world.now_s < self._look_s:
+            return
+        self._look_s = self.scene.world.now_s + LOOK_S
+        silent = [each for each in self.scene.nodes if each.node_id and _is_silent(each)]
+        before, self._silent = self._silent, {}
+        for run, (front, acting) in list(self._runs.items()):
+            if not front.process.is_alive or run.is_forgotten or run.is_closed:
+                del self._runs[run]
+                continue
+            acting.look(run)
+            for each in silent:
+                since_s = before.get((run, each.name), acting.acted_s)
+                self._silent[run, each.name] = since_s
+                self._judge(front, run, each, acting.acted_s - since_s)
+
+    def _judge(
+        self, front: SimulatedFront, run: HostedRun, here: StartedNode, silent_s: float
+    ) -> None:
+        node, plan = here.node_id, self.scene.plan
+        member = run.membership.roster.living(node) if node is not None else None
+        if member is None or member.bucket in (Bucket.DONE, Bucket.DEPARTING):
+            return
+        where = f"{here.name} has been silent for {silent_s:.1f} s, and at {front.process.name}"
+        is_heard = member.reachability is Reachability.CONNECTED
+        if is_heard and silent_s > plan.suspect_after_s + SLOW_S:
+            self.scene.broke("R8", f"{where} it is not suspect")
+
+
+def _is_silent(here: StartedNode) -> bool:
+    return not here.process.is_alive or here.process.is_frozen
+
+
+class CausesAgree(Oracle):
+    """The confirmed cause of a round's end is the same on every node."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._causes: dict[tuple[str, Token], tuple[object, str]] = {}
+
+    def after_cause(self, here: StartedNode) -> None:
+        """Compare what a node was told with what others were told."""
+        change = here.node.change if here.node is not None else None
+        if change is None or not change.confirmed or not here.tokens:
+            return
+        told = (change.kind, change.nodes)
+        known, by = self._causes.setdefault((here.run_id, here.tokens[-1]), (told, here.name))
+        if known != told:
+            self.scene.broke("cause", f"{here.name} was told {told}, and {by} {known}")
+
+    def round_ended(self, here: StartedNode, change: object) -> None:
+        """See Oracle."""
+        self.after_cause(here)
