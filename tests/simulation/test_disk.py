@@ -104,6 +104,35 @@ def test_what_a_new_ledger_acknowledged_outlives_a_power_failure(machines: Machi
     assert machines.run(1, _read) == (ledger_id, b"1", ((0, b"record"),))
 
 
+def test_what_was_read_outlives_a_power_failure() -> None:
+    """Its writer died after each link in turn, before it forced the link's name to the disk."""
+    for at in range(60):
+        machines = Machines()
+        left = [at]
+        has_linked = [False]
+
+        def step(name: str, left: list[int] = left, has_linked: list[bool] = has_linked) -> None:
+            left[0] -= 1
+            if left[0] <= 0 and has_linked[0]:
+                raise OSError(errno.EIO, "stopped here")
+            has_linked[0] = name.startswith("link")
+
+        async def begin(ledger: FileLedger) -> None:
+            ledger._disk._step = step
+            await ledger.swap("runs/a", None, b"1")
+            await ledger.append("stores/a/1", 0, b"record")
+
+        async def look(ledger: FileLedger) -> tuple[bytes | None, int]:
+            now = await ledger.read("runs/a")
+            return now.value if now is not None else None, len(await ledger.records("stores/a/1"))
+
+        machines.run(0, begin)
+        seen = machines.run(1, look)
+        machines.volume.lose_power(HOSTS[0], keeps=0.0)
+        assert machines.run(1, look) == seen, at
+        machines.world.close()
+
+
 def test_a_power_failure_takes_what_was_not_synced(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,6 @@ def test_one_order_explains_all_outcomes(engine: str, seed: int) -> None:
         ("file-local", 6),
         # A stale handle was taken for a register that does not exist.
         ("file", 13),
-        # An NFS client remembered that the record before was absent: a gap.
-        ("file", 22),
     ],
 )
 def test_a_seed_that_found_a_fault(engine: str, seed: int) -> None:

@@ -523,16 +523,20 @@ class Node:
         ends all of this at once.
         """
         connector = self._connector
-        hosted = connector.own.take()
+        hosts = [connector.own.take()]
         try:
             await self._hang_up()
-            if hosted is not None and linger and connector.elected is None:
-                if self.closed is None:
-                    await connector.own.stay_for_the_run(hosted)
-                await hosted.linger(self.settings.linger_s)
+            # Until here, a search for someone to hear the goodbye could make this node a host.
+            hosts.append(connector.own.take())
+            for hosted in hosts:
+                if hosted is not None and linger and connector.elected is None:
+                    if self.closed is None:
+                        await connector.own.stay_for_the_run(hosted)
+                    await hosted.linger(self.settings.linger_s)
         finally:
-            if hosted is not None:
-                await hosted.aclose()
+            for hosted in (*hosts, connector.own.take()):
+                if hosted is not None:
+                    await hosted.aclose()
             await connector.close_ledger()
 
     async def _hang_up(self) -> None:

@@ -161,6 +161,10 @@ class FilesInWorld:
                     self.on_logged(log, index, None)
             case ["index", _part, _segment] if inode is not None:
                 self._indexed(folder, msgspec.msgpack.decode(_value(inode), type=Index))
+        if inode is not None and inode.names is not None:
+            # What is in a folder is on the disk only once the folder's own name is.
+            for each in sorted(inode.kept_names):
+                self._kept(inode, each, inode.kept_names[each])
 
     def _place(self, folder: Inode) -> list[str] | None:
         """The folders above a name, inside the ledger."""

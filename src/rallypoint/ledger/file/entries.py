@@ -126,10 +126,12 @@ class Entries:
 
     def _look_up(self, key: str) -> str | None:
         part = self._index.part_of(key)
-        name = self._index.read(part).index.entries(self._kind).get(key)
+        indexed = self._index.read(part)
+        name = indexed.index.entries(self._kind).get(key)
         if name is None:
             self._forget(key)
         else:
+            self._index.sync(part, indexed)
             self._known[key] = name
         return name
 

@@ -73,6 +73,9 @@ def open_folder(root: Path, disk: Disk) -> str:
         disk.sync(root.parent)
     place = root / f"{_LEDGER}{marker.ledger_id}"
     _refuse_shared(place, disk)
+    # An NFS client that looked while another host made the ledger remembers absent folders. To list
+    # them makes it ask again.
+    disk.names(place)
     missing = [name for name in _INSIDE if not disk.is_folder(place / name)]
     if missing:
         raise LedgerCorruptError(

@@ -104,6 +104,8 @@ class FileIndex:
         self._disk = disk
         self._made: set[str] = set()
         """The parts whose names are known to be on the disk."""
+        self._synced: dict[str, int] = {}
+        """The version of each part that is known to be on the disk."""
         self._parts = self._read_layout()
 
     def part_of(self, name: str) -> str:
@@ -133,10 +135,25 @@ class FileIndex:
         if part != WHOLE and part not in self._made:
             if not self._disk.is_folder(self._folder / part):
                 self._make(part)
-            # The process that made it may have died before it forced the name to the disk.
-            self._disk.sync(self._folder)
-            self._made.add(part)
+            self._sync_name(part)
         return self.read(part)
+
+    def sync(self, part: str, indexed: Indexed) -> None:
+        """Force this version to the disk, before a name in it is used.
+
+        A power failure must not take a register away that was read or written, and the process that
+        added its name may have died before it forced that to the disk.
+        """
+        if self._synced.get(part) != indexed.number:
+            self._chain(part).sync(indexed.number)
+            if part != WHOLE and part not in self._made:
+                self._sync_name(part)
+            self._synced[part] = indexed.number
+
+    def _sync_name(self, part: str) -> None:
+        """The process that made a part may have died before it forced the name to the disk."""
+        self._disk.sync(self._folder)
+        self._made.add(part)
 
     def write(self, part: str, before: Indexed, temporary: Path) -> Advance:
         """Make the file `temporary` the part's next version, if `before` is still the newest."""
