@@ -307,6 +307,23 @@ class TestAGoodbyeIsAnsweredOnceItIsInTheLedger:
         (forget,) = of_kind(driver, do.Forget)
         assert not forget.keeps_connection
 
+    def test_the_goodbye_of_a_node_whose_round_is_being_written_waits_for_its_mark(self) -> None:
+        """The model checker found it, in its world "depart".
+
+        A successor would have waited for the node, and lost it.
+        """
+        driver = Driver(min=2, max=2, manual_commit=True, manual_marks=True)
+        driver.join("a", "b")
+        driver.ready("a", "b")
+        assert driver.phase is Phase.COMMITTING
+        driver.leave("b")
+        (forget,) = of_kind(driver, do.Forget)
+        assert forget.keeps_connection
+        driver.commit()
+        assert of_kind(driver, do.Dismiss) == []
+        driver.marks_written()
+        assert [e.connection_id for e in of_kind(driver, do.Dismiss)] == [driver._links["b"]]
+
     def test_in_memory_a_goodbye_is_answered_at_once(self) -> None:
         driver = met("a", "b", has_successor=False)
         driver.done("a")

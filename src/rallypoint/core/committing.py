@@ -102,6 +102,11 @@ class Committing:
             self._members = frozenset(NodeId(m.name, m.incarnation) for m in record.members)
         return member.id in self._members
 
+    def is_writing(self, member: Member) -> bool:
+        """Whether the member is in a round that is being written now."""
+        record = self.record
+        return isinstance(record, RoundRecord) and self.is_in(record, member)
+
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value."""
         return (self.is_in_ledger, self.record, self.interrupted, self.close_wanted)

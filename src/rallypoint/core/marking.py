@@ -191,12 +191,20 @@ class Marking:
 
     # -- goodbyes --------------------------------------------------------------------------------
 
-    def farewell(self, node: NodeId, connection_id: int, reason: str) -> bool:
-        """The node said goodbye. False if the ledger already has all marks of the node."""
+    def farewell(
+        self, node: NodeId, connection_id: int, reason: str, *, is_being_written: bool = False
+    ) -> bool:
+        """The node said goodbye. False if the ledger already has all marks of the node.
+
+        `is_being_written`: it is in the round that is being written, which has no marks yet.
+        """
         # R10: it waits if a mark is not in the ledger yet.
-        if not self._is_kept or self._rank(node) is None or self._written == self._serial:
+        is_marked = self._rank(node) is None or self._written == self._serial
+        if not self._is_kept or (is_marked and not is_being_written):
             return False
-        self._farewells.append(Farewell(node, connection_id, reason, self._serial))
+        # `begin` gives a goodbye of the next round its serial number, when it has marked the node.
+        serial = self._serial + is_being_written
+        self._farewells.append(Farewell(node, connection_id, reason, serial))
         return True
 
     def answered_farewells(self) -> list[Effect]:

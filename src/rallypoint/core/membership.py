@@ -1139,7 +1139,12 @@ class Membership:
         reason = str(change)
         # R10: the ledger has its marks before it may go.
         # The goodbye is answered when the ledger has the node's marks.
-        waits = says_goodbye and self._marking.farewell(member.id, member.connection_id, reason)
+        waits = says_goodbye and self._marking.farewell(
+            member.id,
+            member.connection_id,
+            reason,
+            is_being_written=self._committing.is_writing(member),
+        )
         self._do(do.Forget(member.id, reason, waits, change if is_loss else None))
 
     # -- the run ends --------------------------------------------------------------------------

@@ -61,9 +61,13 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The coordinator closed a connection. What it had sent before still arrives."""
+    """The coordinator closed a connection. What it had sent before still arrives.
+
+    `is_answer`: to a goodbye.
+    """
 
     slot: int
+    is_answer: bool = False
 
 
 Output = Sent | Ended
@@ -409,11 +413,13 @@ class Coordinator:
         del self.attached[effect.node.name]
         self.unseated.pop(slot, None)
         if not effect.keeps_connection:
-            self._end(slot)
+            event = self._queue[0] if self._queue else None
+            has_said_it = isinstance(event, on.NodeLeft) and event.node == effect.node
+            self._end(slot, is_answer=has_said_it)
 
     def _dismiss(self, effect: do.Dismiss) -> None:
         if effect.connection_id in self.asked:
-            self._end(effect.connection_id)
+            self._end(effect.connection_id, is_answer=True)
 
     def _tell_round(self, message: wire.Message) -> None:
         membership = self.membership
@@ -440,9 +446,9 @@ class Coordinator:
         self._send(slot, wire.Refused(self._stamp, refusal))
         self._end(slot)
 
-    def _end(self, slot: int) -> None:
+    def _end(self, slot: int, *, is_answer: bool = False) -> None:
         """Close a connection. The core hears of it next, as a close takes no time here."""
-        self._outputs.append(Ended(slot))
+        self._outputs.append(Ended(slot, is_answer))
         self._forget_connection(slot, ConnectionEnd.OURS)
 
     def _forget_connection(self, slot: int, how: ConnectionEnd) -> None:

@@ -16,6 +16,8 @@ from rallypoint.core.values import ConnectionEnd
 OPEN: Final = "open"
 CLOSED: Final = "closed"
 """The coordinator closed it with a WebSocket Close."""
+ANSWERED: Final = "answered"
+"""The same, as the answer to a goodbye."""
 GONE: Final = "gone"
 """The coordinator's process has ended."""
 
@@ -23,7 +25,7 @@ GONE: Final = "gone"
 class Link(msgspec.Struct, frozen=True):
     """One connection. Messages are numbers. `node_end`: how the node's side ended; "": it has not.
 
-    `coordinator_side`: OPEN, CLOSED or GONE.
+    `coordinator_side`: OPEN, CLOSED, ANSWERED or GONE.
     """
 
     coordinator: int

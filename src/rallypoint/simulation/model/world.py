@@ -21,9 +21,9 @@ from rallypoint.core.values import (
     RoundHead,
     Seat,
 )
-from rallypoint.simulation.model.coordinator import Coordinator, Lease, Sent
+from rallypoint.simulation.model.coordinator import Coordinator, Lease, Output, Sent
 from rallypoint.simulation.model.limits import FAULTS, Limits
-from rallypoint.simulation.model.links import CLOSED, GONE, OPEN, Link, Links
+from rallypoint.simulation.model.links import ANSWERED, CLOSED, GONE, OPEN, Link, Links
 from rallypoint.simulation.model.node import NO_SLOT, Node, Status
 from rallypoint.simulation.model.parts import Parts, Values
 from rallypoint.simulation.model.register import Register, Write
@@ -78,6 +78,10 @@ class CoordinatorFacts(FrozenStruct, frozen=True):
     """Whether nothing waits for a write."""
 
 
+CLOSES: Final = 0
+ANSWERS: Final = -1
+
+
 class NodeStep(msgspec.Struct, frozen=True):
     """What an input makes of a node: its next state, and what it did on the connection `slot`."""
 
@@ -86,14 +90,13 @@ class NodeStep(msgspec.Struct, frozen=True):
     has_left: bool
     seat: tuple[RoundHead, Seat] | None
     slot: int
-    has_gone: bool
-    """Whether it has left the run with this step, as its goodbye was answered."""
 
 
 class CoordinatorStep(msgspec.Struct, frozen=True):
     """What an input makes of a coordinator: its next state, and what it did on connections.
 
-    `outputs`: connections and messages; 0 instead of a message: it closed the connection.
+    `outputs`: connections and messages; instead of a message, CLOSES: it closed the connection, or
+    ANSWERS: as the answer to a goodbye.
     """
 
     number: int
@@ -366,8 +369,12 @@ class World:
         link = self.links.all[parts[self._links_at + slot]]
         assert link is not None
         self._change(parts, slot, "node ends", ConnectionEnd.CLOSE.value)
-        was_closed = link.coordinator_side == CLOSED
-        self._act(parts, slot // self.limits.slots_per_node, "loses", was_closed)
+        who = slot // self.limits.slots_per_node
+        self._act(parts, who, "loses", link.coordinator_side != GONE)
+        facts = self.nodes.facts[parts[who]]
+        if link.coordinator_side == ANSWERED and facts.status is Status.LEFT:
+            register: Register = self.registers.all[parts[self._register_at]]
+            register.must_know_end_of(facts.id)
 
     def _cut(self, parts: list[int], slot: int) -> None:
         """A reset by something between: what was on the way is lost, and both sides notice."""
@@ -424,9 +431,6 @@ class World:
         if step.seat is not None:
             register: Register = self.registers.all[parts[self._register_at]]
             register.must_have(self.nodes.facts[step.number].id, *step.seat)
-        if step.has_gone:
-            register = self.registers.all[parts[self._register_at]]
-            register.must_know_end_of(self.nodes.facts[step.number].id)
 
     def _node_step(self, number: int, what: str, args: tuple[Any, ...]) -> NodeStep:
         node = self.nodes.copy(number)
@@ -435,9 +439,8 @@ class World:
         slot = args[0] if what == "dials" else node.slot
         reaction = node.react(what, *args)
         sent = tuple(map(self.messages.number, reaction.sent))
-        has_gone = node.status is Status.LEFT
         number = self.nodes.add(node)
-        return NodeStep(number, sent, reaction.has_left, reaction.seat, slot, has_gone)
+        return NodeStep(number, sent, reaction.has_left, reaction.seat, slot)
 
     def _step(self, parts: list[int], who: int, what: str, *args: object) -> None:
         at = self._first_coordinator + who
@@ -447,10 +450,11 @@ class World:
             step = self._coordinator_steps[key] = self._coordinator_step(parts[at], what, args)
         parts[at] = step.number
         for slot, message in step.outputs:
-            if message:
+            if message > 0:
                 self._change(parts, slot, "to node", message)
             else:
-                self._change(parts, slot, "coordinator ends", CLOSED)
+                side = ANSWERED if message == ANSWERS else CLOSED
+                self._change(parts, slot, "coordinator ends", side)
 
     def _coordinator_step(self, number: int, what: str, args: tuple[Any, ...]) -> CoordinatorStep:
         coordinator = self.coordinators.copy(number)
@@ -458,11 +462,13 @@ class World:
             args = (args[0], self.messages.all[args[1]])
         elif what == "takes over":
             args = (self.registers.all[args[0]], args[1])
-        outputs = [
-            (each.slot, self.messages.number(each.message) if isinstance(each, Sent) else 0)
-            for each in coordinator.react(what, *args)
-        ]
+        outputs = [(each.slot, self._number_of(each)) for each in coordinator.react(what, *args)]
         return CoordinatorStep(self.coordinators.add(coordinator), tuple(outputs))
+
+    def _number_of(self, output: Output) -> int:
+        if isinstance(output, Sent):
+            return self.messages.number(output.message)
+        return ANSWERS if output.is_answer else CLOSES
 
     # -- what a state is -------------------------------------------------------------------------
 
