@@ -67,7 +67,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "testing": frozenset({"core", "wire", "ledger", "client", "coordinator"})
     | {"errors", "settings"},
     "simulation": frozenset(
-        {"client", "coordinator", "core", "endpoints", "errors", "ledger", "net"}
+        {"client", "coordinator", "core", "endpoints", "errors", "launch", "ledger", "net"}
     )
     | {"runtime", "settings", "testing", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})

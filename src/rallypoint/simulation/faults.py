@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from rallypoint.simulation.agent_faults import AGENT_FAULTS, on_agent
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
@@ -250,6 +251,11 @@ FAULTS: Final[dict[str, Fault]] = {
     "limit": _limit,
     "outage": _outage,
     **OPERATIONS,
+}
+"""Those of any node, of which each plan draws."""
+ALL_FAULTS: Final[dict[str, Fault]] = {
+    **FAULTS,
+    **{kind: on_agent(fault) for kind, fault in AGENT_FAULTS.items()},
 }
 
 

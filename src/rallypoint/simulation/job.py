@@ -19,7 +19,9 @@ from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.simulation import lasting
-from rallypoint.simulation.faults import FAULTS, some_s
+from rallypoint.simulation.agent_faults import AGENT_FAULTS
+from rallypoint.simulation.agents import agent_program
+from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, some_s
 from rallypoint.simulation.knobs import turned
 from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
@@ -48,7 +50,7 @@ class Job:
 
     def __init__(self, seed: int, *, plan: Plan | None = None, is_told: bool = False) -> None:
         self.seed = seed
-        self.plan = plan or Plan.draw(seed, tuple(FAULTS))
+        self.plan = plan or Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS))
         self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], _lives)
         self.scene.oracles = [oracle(self.scene) for oracle in ORACLES]
         self._moments = _Moments(self.scene, self._begin_now)
@@ -158,7 +160,7 @@ class Job:
             victim = here[0]
         scene.say(victim.name, f"FAULT {fault.kind}" + (f" at {fault.moment}" if where else ""))
         lasts_s = some_s(draw)
-        undo = FAULTS[fault.kind](scene, victim, draw)
+        undo = ALL_FAULTS[fault.kind](scene, victim, draw)
         if undo is not None:
             serial = next(scene.serial)
             self._undo[serial] = undo
@@ -260,7 +262,12 @@ class _Moments(Oracle):
 
 async def _lives(scene: Scene, here: StartedNode) -> None:
     """What runs in a process: the plan's program, or a replica."""
-    await (PROGRAMS[scene.plan.program] if here.run_id else serve)(scene, here)
+    if not here.run_id:
+        await serve(scene, here)
+    elif scene.plan.program == "agent":
+        await agent_program(scene, here)
+    else:
+        await PROGRAMS[scene.plan.program](scene, here)
 
 
 def _doing(here: StartedNode) -> str:

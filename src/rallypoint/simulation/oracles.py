@@ -27,6 +27,7 @@ from rallypoint.core.store import (
     StoreResult,
     StoreValue,
 )
+from rallypoint.simulation.agent_oracles import AGENT_ORACLES
 from rallypoint.simulation.coordinator_oracles import (
     CoordinatorsKeepRules,
     CoordinatorsLeakNothing,
@@ -232,4 +233,5 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     RanksAreWhole,
     EndsAgree,
     LeftIsNotLost,
+    *AGENT_ORACLES,
 )

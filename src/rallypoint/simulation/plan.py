@@ -22,6 +22,10 @@ LASTING: Final = ("cut from the ledger", "dead", "lost", "frozen", "isolated")
 """The faults that may begin after the peace: see `lasting`."""
 
 
+OF_BARE_NODES: Final = ("fail", "finish", "depart", "leave", "close")
+"""Faults that ask a node for what its agent would ask it for."""
+
+
 class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
     """One fault. `kind`: its name in `faults.FAULTS`."""
 
@@ -44,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     ledger: str = "etcd"
     """A name in `ledgers.LEDGERS`."""
     program: str = "node"
-    """What each node runs: a name in `programs.PROGRAMS`."""
+    """What each node runs: a name in `programs.PROGRAMS`, or "agent"."""
     ledger_members: int = 1
     max_nodes: int = 0
     """Of each run; the others are on standby. 0: all nodes."""
@@ -79,10 +83,12 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether a node that has finished leaves at once, and does not wait for the others."""
     lasting: str = ""
     """A fault that begins after the peace and stays: a name in `lasting.LASTING`."""
+    max_restarts: int | None = None
+    """The restart budget of each run."""
 
     @classmethod
-    def draw(cls, seed: int, kinds: Sequence[str]) -> Plan:
-        """The plan of a seed. `kinds`: of which its faults are.
+    def draw(cls, seed: int, kinds: Sequence[str], agent_kinds: Sequence[str] = ()) -> Plan:
+        """The plan of a seed. `kinds`: of which its faults are. `agent_kinds`: those of agents.
 
         Most seeds have few kinds, many of each, so that faults of a kind meet each other.
         """
@@ -93,7 +99,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         kinds = draw.sample(kinds, min(len(kinds), draw.choice((2, 4, 8, len(kinds)))))
         has_replicas = draw.random() < 0.2
         is_odd = draw.random() < 0.5
-        return cls(
+        plan = cls(
             nodes=nodes,
             min_nodes=draw.choice((1, max(1, each - 1), each)),
             faults=_faults(draw, kinds),
@@ -119,6 +125,30 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
             ledger=draw.choices(("etcd", "file"), (8, 1))[0],
         ).sound()
+        return plan._with_agents(seed, agent_kinds) if agent_kinds else plan
+
+    def _with_agents(self, seed: int, kinds: Sequence[str]) -> Plan:
+        """In a third of the seeds, each node is an agent, and more faults meet it."""
+        draw = random.Random(f"{seed}/agents")
+        if draw.random() > 1 / 3:
+            return self
+        # What users do to a bare node, an agent does for them.
+        faults = [each for each in self.faults if each.kind not in OF_BARE_NODES]
+        ends_s = max((each.at_s for each in self.faults), default=10.0) + 2.0
+        for _ in range(draw.randrange(1, 16)):
+            at_s = round(draw.uniform(2.0, ends_s), 3)
+            moment = draw.choice(MOMENTS) if draw.random() < 0.2 else ""
+            kind = draw.choice(kinds)
+            faults.append(PlannedFault(at_s, kind, draw.getrandbits(32), moment))
+        return msgspec.structs.replace(
+            self,
+            program="agent",
+            faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
+            lasting="",
+            max_restarts=draw.choice((None, None, 0, 1, 3)),
+            # Once a node has finished, the run waits for the end of the others.
+            ends=self.ends or any(fault.kind == "workers finish" for fault in faults),
+        )
 
     def sound(self) -> Plan:
         """The plan with sizes that a run accepts: at least as many places as nodes it needs."""

@@ -1,4 +1,4 @@
-"""What the nodes of a job do: a small program stands in for the agent and its workers.
+"""What bare nodes do: a small program stands in for the agent (see `agents`) and its workers.
 
 To add one: write an async function of (scene, started node) that lives until its node has ended,
 tells the scene what it is given (`given`, `called`, `answered`), and keeps `is_working`,
@@ -53,12 +53,12 @@ async def _native(scene: Scene, here: StartedNode) -> None:
     except (CoordinatorError, LedgerError, JoinTimeoutError) as error:
         here.end = f"{type(error).__name__}: {error.message}"
         scene.say(here.name, here.end)
-        _judge(scene, here, error)
+        judge(scene, here, error)
     finally:
         here.is_over, here.is_working = True, False
 
 
-def _judge(scene: Scene, here: StartedNode, error: Exception) -> None:
+def judge(scene: Scene, here: StartedNode, error: Exception) -> None:
     """Whether this end is one that a user can understand: R7 promises rounds once there is peace.
 
     A run may be closed, a name may be taken, and a node may have waited since before the peace.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -20,11 +20,15 @@ from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import Change, CloseRecord, NodeId, RunSettings
+from rallypoint.launch.agent_actions import Action as AgentAction
+from rallypoint.launch.agent_events import Event as AgentEvent
+from rallypoint.launch.machine import AgentMachine
 from rallypoint.ledger.contract import Ledger
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.machine import SimulatedFront, SimulatedRuntime
 from rallypoint.simulation.network import Network
 from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.workers import HowItEnds, SimulatedWorker
 from rallypoint.simulation.world import Process, World
 from rallypoint.testing.violations import InvariantViolation
 
@@ -74,6 +78,8 @@ class StartedNode(msgspec.Struct, eq=False):
     is_over: bool = False
     """Whether its program has ended."""
     end: str = ""
+    system: Any = None
+    """The SimulatedSystem of its agent; None if it runs no agent, or has not started it."""
 
     @property
     def node_id(self) -> NodeId | None:
@@ -180,6 +186,25 @@ class Oracle:
     def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
         """A node's program has learned how its run ended."""
 
+    def agent_told(self, here: StartedNode, event: AgentEvent) -> None:
+        """The machine of an agent is going to be told what has happened."""
+
+    def agent_acted(
+        self, here: StartedNode, agent: AgentMachine, actions: Sequence[AgentAction]
+    ) -> None:
+        """An agent has done what its machine decided. Called often."""
+
+    def worker_started(self, here: StartedNode, worker: SimulatedWorker) -> None:
+        """A worker of an agent runs."""
+
+    def worker_ended(self, here: StartedNode, worker: SimulatedWorker, how: HowItEnds) -> None:
+        """A worker has ended. Its agent does not know it yet, and may be dead."""
+
+    def agent_ended(
+        self, here: StartedNode, agent: AgentMachine, code: int, error: Exception | None
+    ) -> None:
+        """An agent ends with an exit code. `error`: what it raised, if that is the reason."""
+
     def left(self, here: StartedNode) -> None:
         """A coordinator has answered a node's goodbye."""
 
@@ -211,7 +236,7 @@ class Scene:
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
             max_nodes=plan.max_nodes or max(1, plan.nodes // plan.runs),
-            max_restarts=None,
+            max_restarts=plan.max_restarts,
             last_call_s=plan.last_call_s,
             suspect_after_s=plan.suspect_after_s,
             lost_after_s=plan.lost_after_s,

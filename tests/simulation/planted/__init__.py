@@ -4,12 +4,15 @@
     python -m tests.simulation.planted NAME --seeds 5000    one, and how far to look
 
 `planting` replaces functions. The bugs are in `protocol_faults` (those of earlier releases),
-`literature` (those of other systems) and `likely` (those that a change could bring in).
+`literature` (those of other systems), `likely` (those that a change could bring in) and `agents`.
 """
 
+from tests.simulation.planted.agents import AGENTS
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
-BUGS = {bug.name: bug for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY)}
-assert len(BUGS) == len(PROTOCOL_FAULTS) + len(LITERATURE) + len(LIKELY), "a name is used twice"
+BUGS = {bug.name: bug for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *AGENTS)}
+assert len(BUGS) == sum(map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, AGENTS))), (
+    "a name is used twice"
+)

@@ -1,0 +1,381 @@
+"""The shipped agent in a simulated process, with simulated workers on its host.
+
+`Agent`, its machine and its node are the shipped ones. Only what launch/system.py names is the
+world's: worker processes, their guard, signals, files, the console and the local socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from rallypoint.client.node import Node, Round
+from rallypoint.client.waiting import left_run
+from rallypoint.core.store import StoreValue
+from rallypoint.core.values import Change, CloseRecord
+from rallypoint.errors import RallypointError, RefusedError
+from rallypoint.launch import agent_actions as do
+from rallypoint.launch import agent_events as on
+from rallypoint.launch.agent import Agent, AgentConfig
+from rallypoint.launch.agent_log import AgentLog
+from rallypoint.launch.channel import Requests
+from rallypoint.launch.machine import AgentMachine, Phase
+from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Workers
+from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
+from rallypoint.ledger.contract import Ledger
+from rallypoint.simulation.programs import drawn_call, judge, opened_ledger, settings_of
+from rallypoint.simulation.scene import Scene, StartedNode, Token
+from rallypoint.simulation.workers import (
+    FINISHED,
+    GUARDED_S,
+    HowItEnds,
+    SimulatedWorker,
+    SimulatedWorkers,
+)
+
+WORKS_S: Final = 0.5
+"""How long a worker works between two calls, on average, in seconds."""
+BROKEN_AFTER_S: Final = (0.001, 0.05)
+"""How long after a worker its peers fail with an error of their connections."""
+BROKEN: Final = HowItEnds(
+    1, lines=("Traceback (most recent call last):", "ConnectionResetError: Connection reset")
+)
+"""How a worker fails whose peer has ended."""
+
+
+class SimulatedPort:
+    """See launch.system.Port."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def hand_over(self) -> None:
+        """See Port."""
+
+    def close(self) -> None:
+        """See Port."""
+
+
+class SimulatedGuard:
+    """See launch.system.EndGuard. The workers themselves know when their agent ends."""
+
+    def start(self) -> None:
+        """See EndGuard."""
+
+    def remove_in_the_end(self, path: Path) -> None:
+        """See EndGuard."""
+
+    async def close(self) -> None:
+        """See EndGuard."""
+
+
+class SimulatedOutput:
+    """See launch.system.Output. The lines of the agent are events of the scene."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.kept: dict[int, tuple[str, ...]] = {}
+        self.say = say
+
+    def begin_round(self, number: int) -> None:
+        """See Output."""
+        self.kept = {}
+
+    async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
+        """See Output."""
+        await asyncio.sleep(0)
+        return True
+
+    def last_lines(self, local_rank: int) -> tuple[str, ...]:
+        """See Output."""
+        return self.kept.get(local_rank, ())
+
+    async def close(self, timeout_s: float) -> bool:
+        """See Output."""
+        return True
+
+
+class SimulatedSocket:
+    """See launch.system.LocalSocket. `ask` is what workers send to the agent itself."""
+
+    def __init__(self, node: Node, ask: Requests) -> None:
+        self.node = node
+        self.ask = ask
+        self.path = ""
+        self.round: Round | None = None
+        self.is_open = False
+
+    async def start(self) -> None:
+        """See LocalSocket."""
+        self.path, self.is_open = f"@{self.node.info.name}", True
+
+    def begin_round(self, found: Round) -> str:
+        """See LocalSocket."""
+        self.round = found
+        return f"secret of round {found.head.number}"
+
+    def end_round(self, change: Change) -> None:
+        """See LocalSocket."""
+
+    def end_run(self, close: CloseRecord) -> None:
+        """See LocalSocket."""
+
+    async def aclose(self) -> None:
+        """See LocalSocket."""
+        self.is_open = False
+
+
+class SimulatedSystem:
+    """See launch.system.System. The system of one agent, and the owner of its workers."""
+
+    may_read_stdin = False
+
+    def __init__(self, scene: Scene, here: StartedNode, ledger: Ledger) -> None:
+        self.scene = scene
+        self.here = here
+        self.process = here.process
+        self.ledger: Ledger | None = ledger
+        self.guard: EndGuard = SimulatedGuard()
+        self.environment: dict[str, str] = {}
+        self.is_stubborn = False
+        self.cannot_start = False
+        self.signals: list[int] = []
+        """What the agent was sent."""
+        self.groups: list[SimulatedWorkers] = []
+        self.socket: SimulatedSocket | None = None
+        self.machine: AgentMachine | None = None
+        self.has_finished = False
+        """Whether its workers have finished in their last round."""
+        self.has_left = False
+        """Whether a worker has asked it to leave the run."""
+        self._output = SimulatedOutput(lambda text: scene.say(here.name, text))
+        self._ports = itertools.count(29_500)
+        self._stopping: Callable[[int], None] | None = None
+        self.process.on_end.append(self._agent_ended)
+
+    @property
+    def living(self) -> list[SimulatedWorker]:
+        """The workers that run."""
+        return [worker for group in self.groups for worker in group.living]
+
+    def signal(self, number: int) -> None:
+        """The agent gets a signal."""
+        if self._stopping is None:
+            self.process.kill()  # It has no handler yet.
+        else:
+            self.signals.append(number)
+            self.process.soon(self._stopping, number)
+
+    def _agent_ended(self) -> None:
+        """The guard, or the parent-death signal, ends the workers of a dead agent."""
+        for worker in self.living:
+            within_s = self.process.random.uniform(0.0, GUARDED_S)
+            self.scene.world.after(within_s, partial(worker.signalled, signal.SIGKILL))
+
+    # -- launch.system.System ----------------------------------------------------------------------
+
+    def handle_signals(
+        self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
+    ) -> None:
+        """See System."""
+        self._stopping = stopping
+
+    def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
+        """See System: what is logged is an event of the scene already."""
+        return contextlib.nullcontext()
+
+    def output(self, **options: Any) -> Output:
+        """See System."""
+        return self._output
+
+    def channel(self, node: Node, requests: Requests) -> LocalSocket:
+        """See System."""
+        self.socket = SimulatedSocket(node, requests)
+        return self.socket
+
+    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
+        """See System."""
+        group = SimulatedWorkers(self, specs, exits)
+        self.groups = [each for each in self.groups if each.living] + [group]
+        return group
+
+    def reserve_port(self) -> Port:
+        """See System."""
+        return SimulatedPort(next(self._ports))
+
+    async def check_log_dir(self, path: Path) -> None:
+        """See System."""
+
+    async def make_scratch(self) -> Path:
+        """See System."""
+        await asyncio.sleep(self.process.random.random() * 0.01)
+        return Path("/scratch") / self.here.name
+
+    async def remove_scratch(self, path: Path) -> None:
+        """See System."""
+
+    async def read_text(self, path: Path) -> str:
+        """See System: no worker has written a file."""
+        raise FileNotFoundError(str(path))
+
+    # -- the life of a worker ----------------------------------------------------------------------
+
+    def worker_started(self, worker: SimulatedWorker) -> None:
+        """See Owner."""
+        self.scene.tell(lambda oracle: oracle.worker_started(self.here, worker))
+        self._works(worker)
+
+    def worker_ended(self, worker: SimulatedWorker, how: HowItEnds) -> None:
+        """See Owner. Its peers may fail for that: gloo and NCCL notice a lost connection."""
+        self._output.kept[worker.spec.local_rank] = how.lines
+        self.scene.tell(lambda oracle: oracle.worker_ended(self.here, worker, how))
+        if how.returncode != 0 and not (worker.is_stopping and self.process.is_alive):
+            self.scene.say(self.here.name, f"worker {worker.spec.rank} ends: {shown(how)}")
+        if how.returncode != 0 and self.process.random.random() < 0.5:
+            self.scene.world.after(
+                self.process.random.uniform(*BROKEN_AFTER_S), lambda: self._break_peers(worker)
+            )
+
+    def _break_peers(self, worker: SimulatedWorker) -> None:
+        for system in systems_of(self.scene, self.here.run_id):
+            for peer in system.living:
+                if peer.token == worker.token and not peer.is_stopping:
+                    peer.end(BROKEN)
+
+    def _works(self, worker: SimulatedWorker) -> None:
+        pause_s = self.process.random.expovariate(1.0 / WORKS_S)
+        self.scene.world.after(pause_s, lambda: self._has_worked(worker))
+
+    def _has_worked(self, worker: SimulatedWorker) -> None:
+        if not worker.is_alive:
+            return
+        wants = self.process.random.random()
+        if not self.scene.is_chaotic and self.scene.plan.ends and wants < 0.2:
+            worker.end(FINISHED)
+            return
+        if not worker.is_stopping:
+            self.process.soon(self._call, worker)
+        self._works(worker)
+
+    def _call(self, worker: SimulatedWorker) -> None:
+        """A worker's call arrives at its agent."""
+        socket = self.socket
+        if socket is None or not socket.is_open or not worker.is_alive:
+            return
+        found = socket.round
+        if found is not None and (found.head.term, found.head.number) == worker.token:
+            self.process.loop.create_task(self._carry(socket, found, worker.token))
+
+    async def _carry(self, socket: SimulatedSocket, found: Round, token: Token) -> None:
+        """The agent carries a call to the coordinator, as channel.WorkerLink does."""
+        if socket.node.round != found:
+            return
+        scene, here = self.scene, self.here
+        operation, limit_s = drawn_call(here, socket.node, b"%d" % next(scene.serial))
+        call = next(scene.serial)
+        scene.tell(lambda oracle: oracle.called(here, token, call, operation))
+        result = await socket.node.call(operation, limit_s)
+        scene.tell(lambda oracle: oracle.answered(here, token, call, result))
+        if isinstance(result, StoreValue):
+            here.answered_s = scene.world.now_s
+
+
+class WatchedAgent(Agent):
+    """The shipped agent. The scene is told what happens to it."""
+
+    def __init__(self, config: AgentConfig, system: SimulatedSystem) -> None:
+        super().__init__(config, system)
+        self._scene = system.scene
+        self._here = system.here
+        self.node = self._node
+        self.machine = system.machine = self._machine
+
+    def _take(self, event: on.Event) -> None:
+        scene, here = self._scene, self._here
+        scene.tell(lambda oracle: oracle.agent_told(here, event))
+        match event:
+            case on.RoundFound(found=found):
+                head = found.head
+                scene.given(here, (head.term, head.number), head.digest)
+            case on.RoundEnded(change=change):
+                scene.round_ended(here, change)
+            case on.RunClosed(close=close):
+                scene.run_ended(here, close)
+            case on.LeaveAsked():
+                here.system.has_left = True
+        super()._take(event)
+
+    def _act(self, actions: list[do.Action]) -> None:
+        super()._act(actions)
+        phase = self._machine.phase
+        self._here.is_working = phase is Phase.WORKING
+        self._here.has_finished = phase is Phase.FINISHED
+        self._here.system.has_finished |= phase is Phase.FINISHED
+        self._scene.tell(lambda oracle: oracle.agent_acted(self._here, self._machine, actions))
+
+
+STARTS_AGAIN_S: Final = 3.0
+"""How long after its end a scheduler starts an agent again, on average, in seconds."""
+
+
+async def agent_program(scene: Scene, here: StartedNode) -> None:
+    """The shipped agent, from its start to the end of its process."""
+    ledger = await opened_ledger(scene, here)
+    system = here.system = SimulatedSystem(scene, here, ledger)
+    draw = here.process.random
+    config = AgentConfig(
+        node=settings_of(scene, here),
+        run=scene.run_settings,
+        argv=("train",),
+        workers=draw.choice((1, 1, 2, 3)),
+        stop_timeout_s=draw.choice((1.0, 25.0)),
+        regroup_stop_timeout_s=scene.plan.stop_s,
+    )
+    agent = WatchedAgent(config, system)
+    node = here.node = agent.node
+    scene.tell(lambda oracle: oracle.joins(here, node))
+    failed: RallypointError | None = None
+    try:
+        code = await agent.run()
+    except RallypointError as error:
+        failed, code = error, error.exit_code
+    if node.gone is not None and node.gone.message == left_run().message:
+        scene.tell(lambda oracle: oracle.left(here))
+    here.end = f"exit code {code:d}" + (f": {failed.message}" if failed is not None else "")
+    scene.say(here.name, here.end)
+    scene.tell(lambda oracle: oracle.agent_ended(here, agent.machine, code, failed))
+    if failed is not None:
+        judge(scene, here, failed)
+    await ledger.aclose()
+    here.is_over, here.is_working, here.has_finished = True, False, False
+    scene.world.after(0.0, here.process.kill)
+    if node.closed is None and not system.has_finished and not isinstance(failed, RefusedError):
+        scene.world.after(
+            draw.expovariate(1.0 / STARTS_AGAIN_S), partial(_start_again, scene, here)
+        )
+
+
+def _start_again(scene: Scene, here: StartedNode) -> None:
+    """As a scheduler does."""
+    if all(each.index != here.index for each in scene.living):
+        scene.start(here.index)
+
+
+def systems_of(scene: Scene, run_id: str) -> Iterator[SimulatedSystem]:
+    """The systems of all agents of a run, dead ones too."""
+    for each in scene.nodes:
+        if each.run_id == run_id and isinstance(each.system, SimulatedSystem):
+            yield each.system
+
+
+def shown(how: HowItEnds) -> str:
+    """How a worker ended, in words."""
+    if how.oom:
+        return "out of memory"
+    return f"signal {how.signal}" if how.signal is not None else f"exit code {how.returncode}"
