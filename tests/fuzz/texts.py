@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from rallypoint.launch import console_rule
 from rallypoint.ledger import keys
 from rallypoint.rendezvous import rallypoint_rendezvous, utils
 from rallypoint.rendezvous.api import RendezvousParameters
+from rallypoint.simulation.fleet import trace
 from tests.fuzz.watching import Watch, must
 
 INPUTS: Final = 3_000
@@ -130,6 +132,51 @@ def _torch_options(value: str, rng: Random) -> None:
     rallypoint_rendezvous.create_handler(params)
 
 
+def _trace(value: str, rng: Random) -> None:
+    """A recorded trace of failures, as `rallypoint simulate --trace` reads it."""
+    found = trace.read(io.StringIO(value, newline=""), "trace.csv")
+    slots = {slot for each in found.failures for slot in each.slots}
+    must(slots <= set(range(len(found.nodes))), "a node has no name")
+    must(found.last_s >= 0, f"the trace ends at {found.last_s}")
+
+
+_HEADERS: Final = (
+    *("time,node,event", "time,node,event,kind", "start,end,node", "start,end,node,kind"),
+    *("start,end,node,event", "time,start,end,node,event", "time,node", "Node ID,down,up", ""),
+    *("node,node_id,time,event", "time_s;node;event", "\ufefftime,node,event"),
+)
+_CELLS: Final = (
+    *("0", "5", "60.5", "1e3", "-1", "nan", "inf", "1e999", "9" * 5_000, "\u0663", "", " 7 "),
+    *("2024-01-01", "2024-01-01T00:00:00Z", "2024-01-01T00:00:00+01:00", "0001-01-01", "x"),
+    *("n1", "n2", "n10", "n" + "1" * 5_000, "n\u00b2", "\0", '"', '"a""b"', "'", "\u202e"),
+    *("down", "up", "DOWN", "0", "1", "failed", "repaired", "host", "process", "preempt", "gpu"),
+)
+
+
+def _csv(rng: Random) -> str:
+    header = rng.choice(_HEADERS)
+    rows = [header]
+    for _ in range(rng.choice((0, 1, 2, 5))):
+        cells = [_cell(column.strip().lower(), rng) for column in header.split(",")]
+        rows.append(",".join(cells[: rng.choice((len(cells), len(cells), len(cells) - 1, 9))]))
+    return rng.choice(("\n", "\n", "\r\n", "\r")).join(rows)
+
+
+def _cell(column: str, rng: Random) -> str:
+    """Mostly one that fits its column."""
+    if rng.random() < 0.15:
+        return rng.choice(_CELLS)
+    match column:
+        case "event":
+            return rng.choice(("down", "up", "failed", "1", "0"))
+        case "kind":
+            return rng.choice(("", "host", "process", "freeze", "preempted"))
+        case "time" | "start" | "end" | "down" | "up":
+            return rng.choice((str(rng.randrange(100)), "2024-01-01", "2024-01-02T03:04:05Z", ""))
+        case _:
+            return rng.choice(("n1", "n2", "n10"))
+
+
 _TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] = {
     _setting: (errors.UsageError,),
     _run_id: (errors.UsageError,),
@@ -144,13 +191,15 @@ _TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] 
     _streams: (ValueError,),
     _torch: (ValueError,),
     _torch_options: (ValueError,),
+    _trace: (errors.UsageError,),
 }
 _WAYS: Final = {way.__name__.strip("_"): way for way in _TRIED}
 
 
 def made(rng: Random) -> tuple[str, str]:
     """One input: the name of what it is tried on, and the text."""
-    return rng.choice(tuple(_WAYS)), text(rng)
+    name = rng.choice(tuple(_WAYS))
+    return name, _csv(rng) if name == "trace" else text(rng)
 
 
 def check(name: str, value: str, rng: Random) -> None:

@@ -32,6 +32,13 @@ def test_rows_of_outages_that_begin_together_are_one_failure() -> None:
     assert found.failures == [Failure(5.0, "host", (0, 1), 20.0)]
 
 
+def test_columns_of_the_other_layout_are_left_out() -> None:
+    both = "start,end,node,event\n60,90,n1,FAILED\n"
+    assert trace.read(both.splitlines(), "t.csv") == trace.read(
+        "start,end,node\n60,90,n1\n".splitlines(), "t.csv"
+    )
+
+
 def test_dates_count_from_the_first() -> None:
     found = read(
         "timestamp,machine id,event type\n2026-03-01T12:00:00Z,m,ADD\n"

@@ -123,7 +123,8 @@ class _Reader:
             found[column] = index
         for needed in (("time", "node", "event"), ("start", "end", "node")):
             if all(each in found for each in needed):
-                return found
+                # Without the columns of the other layout, which a file may have as well.
+                return {each: found[each] for each in (*needed, "kind") if each in found}
         missing = [each for each in ("time", "node", "event") if each not in found]
         self._refuse(f"has no column {' and no column '.join(map(repr, missing))}", HINT)
 
