@@ -95,8 +95,11 @@ class Attic(threading.Thread):
             if path.is_dir():
                 self._look_at_files(path, folder)
                 continue
-            with contextlib.suppress(ValueError, OSError):  # it has just been moved away
+            # It has just been moved away. Or it is being written: the first version of a register
+            # has its name at once, in a folder that is not in the index yet.
+            with contextlib.suppress(ValueError, OSError, LedgerError):
                 kept = Kept(path.stat().st_ctime_ns, int(name, 16), folder, path.read_bytes())
+                record_format.unseal(kept.value, name)
                 self._kept[str(path)] = kept
 
     def written(self) -> list[Written]:

@@ -106,3 +106,17 @@ class TestAttic:
         written = [value for key, value in attic.written() if key == "r/runs/job"]
         assert written == [b"%d" % number for number in range(40)] + [None]
         assert not attic.unseen
+
+    def test_a_version_that_is_being_written_is_read_later(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").mkdir()
+        attic = Attic(tmp_path / "ledger", tmp_path / "kept")
+        asyncio.run(self.write(tmp_path / "ledger", attic, 1))
+        path = next(Path(each) for each in attic._kept if "registers" in each)
+        whole = attic._kept.pop(str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        attic.look()
+        assert str(path) not in attic._kept
+        path.write_bytes(whole.value)
+        attic.look()
+        assert attic._kept[str(path)].value == whole.value
