@@ -80,7 +80,11 @@ def main() -> int:
     options = _options()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     command = f"python -m tests.chaos --ledger {options.ledger} --seed {seed}"
-    command += f" --faults {options.faults}" + (f" --bug {options.bug}" if options.bug else "")
+    command += f" --faults {options.faults}" + "".join(
+        f" --{name} {value}"
+        for name, value in (("bug", options.bug), ("etcd", options.etcd))
+        if value
+    )
     if options.show is not None:
         print(draw(seed, options.show, options.ledger, options.faults).shown())
         return 0
@@ -104,9 +108,8 @@ def main() -> int:
         plan = draw(seed, number, options.ledger, options.faults)
         print(plan.shown(), flush=True)
         try:
-            done = play(
-                plan, folder / f"job{number}", _say, f"{command} --only {number}", options.bug
-            )
+            again, where = f"{command} --only {number}", folder / f"job{number}"
+            done = play(plan, where, _say, again, options.bug, options.etcd)
         except ChaosFailed as error:
             print(f"\n{state.shown() if state.jobs else ''}\n\nFAILED: {error}", file=sys.stderr)
             return 1
@@ -133,6 +136,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=FAULTS, help="how many each job has")
     parser.add_argument("--only", type=int, help="this job alone")
     parser.add_argument("--show", type=int, help="print this job's schedule, and do nothing")
+    parser.add_argument("--etcd", default="", help="its release, such as 3.4; else the newest")
     parser.add_argument("--bug", default="", help="plant it (tests/simulation/planted)")
     parser.add_argument("--state", type=Path, help="where to go on")
     parser.add_argument("--folder", type=Path, help="for the records; removed if all is well")

@@ -247,9 +247,14 @@ class Ground(Fleet):
 
 
 @contextlib.contextmanager
-def ground(plan: JobPlan, folder: Path, bug: str = "") -> Iterator[Ground]:
-    """The hosts of one job, which are gone at the end. `bug`: planted in each process."""
-    program = programs()[0] if plan.ledger == "etcd" else None
+def ground(plan: JobPlan, folder: Path, bug: str = "", release: str = "") -> Iterator[Ground]:
+    """The hosts of one job, which are gone at the end.
+
+    `bug`: planted in each process. `release`: of etcd; the newest one if it is empty.
+    """
+    program = None
+    if plan.ledger == "etcd":
+        program = next(each for each in programs() if release in ("", each.release))
     with wires(plan.seed) as net:
         made = None
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from rallypoint.errors import RallypointError
 from tests.chaos import oracles
 from tests.chaos.attic import Attic
 from tests.chaos.faults import Faults
@@ -289,18 +291,23 @@ class Job:
 
 
 def play(
-    plan: JobPlan, folder: Path, say: Callable[[str], None], command: str, bug: str = ""
+    plan: JobPlan,
+    folder: Path,
+    say: Callable[[str], None],
+    command: str,
+    bug: str = "",
+    release: str = "",
 ) -> Summary:
     """Play one job. Raises ChaosFailed, whose folder then has everything that was written down.
 
-    `command`: what repeats the job, for the message. `bug`: planted in each process.
+    `command`: what repeats the job, for the message. `bug` and `release`: see `ground`.
     """
     folder.mkdir(parents=True)
-    with ground(plan, folder, bug) as here:
+    with ground(plan, folder, bug, release) as here:
         job = Job(plan, here, say)
         try:
             return job.play()
-        except AssertionError as error:
+        except (AssertionError, RallypointError, OSError, subprocess.SubprocessError) as error:
             with contextlib.suppress(OSError):
                 job.keep(f"{error}\n\nrepeat: {command}")
             told = "\n".join(f"  {at_s - job._began_s:7.1f}  {what}" for at_s, what in job.done)
