@@ -21,7 +21,9 @@ from rallypoint.simulation.fleet.workload import Workload
 from .conftest import COMMAND, Cli
 
 Snapshot = Callable[[str, str], None]
-SMALL = ("simulate", "--nodes", "8", "--hours", "20", "--mtbf-hours", "40", "--seed", "7")
+SMALL = tuple(
+    "simulate --nodes 8 --hours 20 --mtbf-hours 40 --seed 7 --coordinator apart".split()  # noqa: SIM905
+)
 WRONG = (
     ("--nodes", "many"),
     ("--nodes", "0"),
@@ -172,7 +174,7 @@ def test_one_seed_gives_one_result_whatever_the_hash_seed() -> None:
     made = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(
-            [*COMMAND, *SMALL, "--preempt", "30%@3h", "--json"],
+            [*COMMAND, *SMALL, "--preempt", "30%@3h", "--coordinator-mtbf-hours", "5", "--json"],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             stdout=subprocess.PIPE,
             timeout=120,

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import RunSettings
 from rallypoint.errors import UsageError
 from rallypoint.simulation.fleet import failures as fail
+from rallypoint.simulation.fleet import takeovers
 from rallypoint.simulation.fleet.accounts import Accounts, Cause, Distribution
 from rallypoint.simulation.fleet.failures import Failure
 from rallypoint.simulation.fleet.fleet import Fleet
@@ -128,8 +130,27 @@ def test_its_loss_together_with_its_node_ends_one() -> None:
     result = job(Failure(1_800.0, "process", (0,), 600.0), coordinator="node")
     assert result.takeovers.count == 1
     assert result.breaks == {"node_lost": 1, "nodes_joined": 1}
-    # The lease has to run out, and the next coordinator waits for the node of the last one.
-    assert 5.0 < lost(result, Cause.COORDINATOR) + lost(result, Cause.DETECT) < 9.0
+    # The next coordinator waits for the node of the last one.
+    assert result.regroups.max_s is not None
+    assert HOST_GRACE_S < result.regroups.max_s - 30.0 < 10.0
+
+
+@pytest.mark.parametrize(
+    ("how", "least_s", "most_s"),
+    [("handover", 0.0, 2.0), ("crash", 0.0, 7.0), ("silence", 8.0, 15.0)],
+)
+def test_the_shipped_election_finds_the_next_coordinator(
+    how: str, least_s: float, most_s: float
+) -> None:
+    found = takeovers.play(how, 1, lease_ttl_s=5.0, silence_s=6.0)
+    assert least_s < found.owned_s < most_s
+    assert len(found.later_s) == takeovers.NODES - 1
+    assert found == takeovers.play(how, 1, lease_ttl_s=5.0, silence_s=6.0)
+
+
+def test_a_longer_lease_delays_the_takeover_from_a_silent_machine() -> None:
+    short, long = (takeovers.play("silence", 1, lease_ttl_s=s, silence_s=6.0) for s in (3.0, 30.0))
+    assert long.owned_s > short.owned_s + 4.0
 
 
 def test_a_run_in_memory_ends_with_its_coordinator() -> None:
@@ -180,8 +201,8 @@ def workload_of(seed: int) -> Workload:
 def test_all_seconds_are_counted_once_and_no_rule_is_broken(seed: int) -> None:
     workload = workload_of(seed)
     chosen = settings_of({"max_restarts": "any"}, nodes=workload.nodes, min_nodes=workload.least)
-    takeovers = Takeovers(lease_ttl_s=5.0, silence_s=6.0, seed=seed)
-    fleet = Fleet(workload, chosen, drawn(workload, seed), takeovers, seed)
+    elections = Takeovers(lease_ttl_s=5.0, silence_s=6.0, seed=seed)
+    fleet = Fleet(workload, chosen, drawn(workload, seed), elections, seed)
 
     def holds() -> bool:
         if fleet.coordinator is not None:

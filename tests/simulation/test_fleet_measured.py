@@ -66,24 +66,6 @@ def test_the_first_round(nodes: int) -> None:
     assert_within_factor(result.first_round_s, cold_ms / 1e3)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "kind", "slots", "minimum", "row", "figure"),
-    [
-        (8, "process", 1, 4, "lost together with its node", r"forms after ([0-9.]+) s"),
-        (1_000, "process", 300, 500, "first 300 of 1,000 ranks", r"forms after ([0-9.]+) s"),
-    ],
-)
-def test_the_coordinator_lost_with_its_node(
-    nodes: int, kind: str, slots: int, minimum: int, row: str, figure: str
-) -> None:
-    failure = Failure(600.0, kind, tuple(range(slots)), math.inf)
-    result = regrouped(failure, nodes=nodes, min_nodes=minimum, coordinator="node")
-    [line] = [each for each in (DOCS / "operations.md").read_text().splitlines() if row in each]
-    measured = re.search(figure, line)
-    assert measured is not None
-    assert_within_factor(result.own.max_s, float(measured[1]))
-
-
 def test_a_silent_node() -> None:
     result = regrouped(Failure(600.0, "host", (3,), math.inf), nodes=8)
     [line] = [
