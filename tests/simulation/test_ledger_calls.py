@@ -30,6 +30,13 @@ def test_one_order_explains_all_outcomes(engine: str, seed: int) -> None:
     assert calls.counts["created"] > 5
 
 
+@pytest.mark.verify
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_order_explains_all_outcomes_of_many_seeds(engine: str) -> None:
+    found = {seed: LedgerCalls(seed, engine).run().problems for seed in range(3, 33)}
+    assert {seed: problems for seed, problems in found.items() if problems} == {}
+
+
 @pytest.mark.parametrize(
     ("engine", "seed"),
     [
