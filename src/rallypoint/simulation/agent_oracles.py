@@ -132,7 +132,10 @@ class AgentsEndRightly(Oracle):
 
 
 class FailuresAreReported(Oracle):
-    """A worker's failure is always reported, unless something else has ended its round here."""
+    """A round in which a worker has failed is reported, unless something else has ended it here.
+
+    Of several failures, only those are reported that are a likelier cause than the first.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -165,6 +168,7 @@ class FailuresAreReported(Oracle):
         """See Oracle."""
         if any(isinstance(each, do.ReportFailure) for each in actions):
             self._unreported.pop(here.name, None)
+            self._has_reason[here.name] = None
         if any(isinstance(each, do.StopWorkers) for each in actions):
             self._judge(here)
 

@@ -12,7 +12,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import Phase, Reachability
+from rallypoint.core.values import ChangeKind, Phase, Reachability
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -153,6 +153,8 @@ class CausesAgree(Oracle):
         change = here.node.change if here.node is not None else None
         if change is None or not change.confirmed or not here.tokens:
             return
+        if change.kind is ChangeKind.CLOSED:
+            return  # It missed the end of its round, and knows only that the run is over.
         told = (change.kind, change.nodes)
         known, by = self._causes.setdefault((here.run_id, here.tokens[-1]), (told, here.name))
         if known != told:

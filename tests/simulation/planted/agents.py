@@ -95,26 +95,31 @@ AGENTS = (
         source="a lost wake-up",
         parts=(_forgets_the_end,),
     ),
-    Bug(name="agent-loses-a-signal", rule="signals", source="torchrun", parts=(_waits_on,)),
+    Bug(
+        name="agent-loses-a-signal", rule="signals", source="torchrun", parts=(_waits_on,), seed=21
+    ),
     Bug(
         name="agent-hides-a-signal",
         rule="exit codes",
         source="torchrun: exit code 0 after SIGTERM",
         parts=(_ends_with_success,),
+        seed=4,
     ),
     Bug(
         name="agent-keeps-a-failure",
         rule="failures",
         source="none",
         parts=(_reports_nothing,),
+        seed=3,
     ),
     Bug(name="agent-forgets-a-failure", rule="failures", source="none", parts=(_explains_one,)),
-    Bug(name="agent-mixes-ranks", rule="R3", source="none", parts=(_ranks_by_node,)),
+    Bug(name="agent-mixes-ranks", rule="R3", source="none", parts=(_ranks_by_node,), seed=6),
     Bug(
         name="agent-hides-an-error",
         rule="exit codes",
         source="none",
         parts=(_leaves_at_once,),
+        seed=3,
     ),
     Bug(name="agent-never-regroups", rule="R7", source="none", parts=(_never_regroups,)),
     Bug(
