@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.simulation.model.deep import Deep
-from rallypoint.simulation.model.fair import stuck_after
+from rallypoint.simulation.model.fair import begin, stuck_after
 from rallypoint.simulation.model.report import Report
 from rallypoint.simulation.model.story import as_text, parsed, story
 from rallypoint.simulation.model.world import Move, State, World
@@ -70,7 +70,7 @@ class _Search:
 
     def _search(self, began_s: float) -> int:
         world, report, states = self.world, self.report, self._states
-        self._add(world.first(), 0, 0)
+        self._add(begin(world), 0, 0)
         at, level_ends = 0, 1
         while at < len(states):
             if len(states) >= self._states_max:

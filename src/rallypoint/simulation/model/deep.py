@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.simulation.model.fair import stuck_after
+from rallypoint.simulation.model.fair import begin, stuck_after
 from rallypoint.simulation.model.report import Report
 from rallypoint.simulation.model.world import Move, State, World
 
@@ -71,7 +71,8 @@ class Deep:
             self._resume()
         else:
             self._progress = fresh
-            self._append([self.world.first()], [0], array("B", [0]), [_name(self.world.first())])
+            first = begin(self.world)
+            self._append([first], [0], array("B", [0]), [_name(first)])
             self._save()
 
     def go(

@@ -1,7 +1,8 @@
-"""A run without faults from one state: it must come to rest (R7)."""
+"""Runs without faults: one from each sampled state must come to rest (R7), one begins a world."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from rallypoint.simulation.model.world import Move, State, World
@@ -13,29 +14,48 @@ _OPTIONAL: Final = "done"
 """Nobody has to finish for the others to come to rest."""
 
 
+def begin(world: World) -> State:
+    """The state in which the exploration of a world begins."""
+    state = world.first()
+    if world.limits.begins_in_round:
+        for _, after in _fair_moves(world, state):
+            state = after
+        assert world.is_settled(state), "a world without faults forms its first round"
+    return state
+
+
 def stuck_after(world: World, state: State) -> list[Move] | None:
     """The moves of a run from this state that does not come to rest; None if it does.
 
-    Each time, the move that was made longest ago is made. A rule that is broken on the way is left
-    to the search, which comes to it by a shorter path.
+    A rule that is broken on the way is left to the search, which comes to it by a shorter path.
     """
     path: list[Move] = []
+    try:
+        for move, after in _fair_moves(world, state):
+            path.append(move)
+            state = after
+    except Exception:  # noqa: BLE001 - see above
+        return None
+    return None if world.is_settled(state) else path
+
+
+def _fair_moves(world: World, state: State) -> Iterator[tuple[Move, State]]:
+    """Moves without faults until the world is at rest, each with the state after it.
+
+    Each time, the move that was made longest ago is made.
+    """
     made: dict[Move, int] = {}
     for at in range(1, MOVES_MAX):
         if world.is_settled(state):
-            return None
+            return
         moves = [m for m, is_fault in world.moves(state) if not is_fault and m[0] != _OPTIONAL]
         if not moves:
-            return path
+            return
         soon = [move for move in moves if move[0] not in _LAST]
         move = min(soon or moves, key=lambda each: made.get(each, 0))
-        if soon and made.get(move, 0) > at - 20 and made.get(move, 0):
+        if soon and made.get(move, 0) > max(0, at - 20):
             # Messages go to and fro: time passes, too.
             move = min(moves, key=lambda each: made.get(each, 0))
         made[move] = at
-        path.append(move)
-        try:
-            state = world.after(state, move)
-        except Exception:  # noqa: BLE001 - see above
-            return None
-    return path
+        state = world.after(state, move)
+        yield move, state

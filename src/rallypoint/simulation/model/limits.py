@@ -66,6 +66,9 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
     """Whether workers can finish."""
     is_embedded: bool = False
     """Whether coordinator i runs in the process of node i, and dies with it."""
+    begins_in_round: bool = False
+    """Whether it begins with as many nodes as there is place for in round 1, so that all moves are
+    spent on what follows."""
     slots_per_node: int = 2
     """The most connections of a node at a time, with those that have ended only on its side."""
     first_in_order: bool = True

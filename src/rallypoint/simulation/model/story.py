@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from rallypoint.simulation.model.fair import begin
 from rallypoint.simulation.model.limits import FAULTS
 from rallypoint.simulation.model.register import Register
 from rallypoint.simulation.model.world import Move, State, World
@@ -42,7 +43,7 @@ def story(world: World, path: Iterable[Move]) -> Iterator[str]:
 
     Raises ValueError for a move that the state before it does not have.
     """
-    state = world.first()
+    state = begin(world)
     for at, move in enumerate(path, 1):
         if move not in [each for each, _ in world.moves(state)]:
             raise ValueError(f"move {at} is not possible there: {as_text([move])}")

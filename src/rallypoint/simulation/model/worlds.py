@@ -29,6 +29,7 @@ WORLDS: Final[dict[str, Limits]] = {
     "embedded": Limits(nodes=2, rounds=1, min_nodes=1, deaths=1, successes=False, is_embedded=True),
     # Large: by breadth, as far as the time goes.
     "whole": Limits(
+        begins_in_round=True,
         slots_per_node=3,
         cuts=1,
         silences=1,
@@ -44,8 +45,8 @@ WORLDS: Final[dict[str, Limits]] = {
         leaves=1,
         closes=1,
     ),
-    "takeovers": Limits(crashes=1, lost_leases=1, deaths=1, departures=1),
-    "standbys": Limits(max_nodes=2, crashes=1, deaths=1, cuts=1),
+    "takeovers": Limits(begins_in_round=True, crashes=1, lost_leases=1, deaths=1, departures=1),
+    "standbys": Limits(begins_in_round=True, max_nodes=2, crashes=1, deaths=1, cuts=1),
 }
 LARGE: Final = ("whole", "takeovers", "standbys")
 """Those that do not end in a useful time."""
