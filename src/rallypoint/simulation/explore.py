@@ -26,7 +26,7 @@ from rallypoint.simulation.model.fair import begin, stuck_after
 from rallypoint.simulation.model.report import Report
 from rallypoint.simulation.model.story import as_text, parsed, story
 from rallypoint.simulation.model.world import Move, State, World
-from rallypoint.simulation.model.worlds import LARGE, WORLDS
+from rallypoint.simulation.model.worlds import LARGE, MEDIUM, WORLDS
 
 STATES_MAX: Final = 1_000_000
 SAMPLE_EVERY: Final = 500
@@ -153,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.list:
         for name, limits in WORLDS.items():
-            print(f"{name:12}{'large' if name in LARGE else 'small':8}{limits}")
+            size = "large" if name in LARGE else "medium" if name in MEDIUM else "small"
+            print(f"{name:12}{size:8}{limits}")
         return 0
     if options.world not in WORLDS:
         print(

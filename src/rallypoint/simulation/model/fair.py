@@ -18,9 +18,11 @@ def begin(world: World) -> State:
     """The state in which the exploration of a world begins."""
     state = world.first()
     if world.limits.begins_in_round:
-        for _, after in _fair_moves(world, state):
+        for _, after in _fair_moves(world, state, is_patient=True):
             state = after
-        assert world.is_settled(state), "a world without faults forms its first round"
+        nodes = [world.nodes.facts[number] for number in state[: world.limits.nodes]]
+        inside = sum(each.has_workers and each.number == 1 for each in nodes)
+        assert inside == world.limits.settings.max_nodes, "round 1 does not have all nodes"
     return state
 
 
@@ -39,10 +41,13 @@ def stuck_after(world: World, state: State) -> list[Move] | None:
     return None if world.is_settled(state) else path
 
 
-def _fair_moves(world: World, state: State) -> Iterator[tuple[Move, State]]:
+def _fair_moves(
+    world: World, state: State, *, is_patient: bool = False
+) -> Iterator[tuple[Move, State]]:
     """Moves without faults until the world is at rest, each with the state after it.
 
-    Each time, the move that was made longest ago is made.
+    Each time, the move that was made longest ago is made. `is_patient`: no time passes while
+    anything else can happen.
     """
     made: dict[Move, int] = {}
     for at in range(1, MOVES_MAX):
@@ -53,7 +58,7 @@ def _fair_moves(world: World, state: State) -> Iterator[tuple[Move, State]]:
             return
         soon = [move for move in moves if move[0] not in _LAST]
         move = min(soon or moves, key=lambda each: made.get(each, 0))
-        if soon and made.get(move, 0) > max(0, at - 20):
+        if soon and not is_patient and made.get(move, 0) > max(0, at - 20):
             # Messages go to and fro: time passes, too.
             move = min(moves, key=lambda each: made.get(each, 0))
         made[move] = at

@@ -9,24 +9,44 @@ from rallypoint.simulation.model.limits import Limits
 WORLDS: Final[dict[str, Limits]] = {
     # Small: each is explored whole in seconds.
     "two": Limits(nodes=2, coordinators=1, rounds=1),
+    "again": Limits(nodes=2, coordinators=1, rounds=2, ready_again=1, successes=False),
     "crash": Limits(nodes=2, rounds=1, crashes=1),
-    "lease": Limits(nodes=2, rounds=1, lost_leases=1, successes=False),
-    "freeze": Limits(nodes=2, rounds=1, freezes=1, successes=False),
-    "death": Limits(nodes=2, coordinators=1, rounds=2, min_nodes=1, deaths=1, successes=False),
-    "cut": Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
-    "silence": Limits(nodes=2, coordinators=1, rounds=1, silences=1, failures=1, successes=False),
-    "fail": Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False),
-    "budget": Limits(nodes=2, rounds=1, failures=1, crashes=1, max_restarts=0, successes=False),
-    "depart": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, departures=1),
-    "leave": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, leaves=1),
     "close": Limits(nodes=2, rounds=1, closes=1, crashes=1, successes=False),
+    "embedded": Limits(nodes=2, rounds=1, min_nodes=1, deaths=1, successes=False, is_embedded=True),
+    "death": Limits(nodes=2, coordinators=1, rounds=2, min_nodes=1, deaths=1, successes=False),
+    "three": Limits(coordinators=1, deaths=1, successes=False, begins_in_round=True),
     "restart": Limits(
         nodes=2, coordinators=1, rounds=1, min_nodes=1, deaths=1, restarts=1, successes=False
     ),
+    "cut": Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
+    "fail": Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False),
+    "depart": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, departures=1),
+    "leave": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, leaves=1),
     "limit": Limits(nodes=2, coordinators=1, rounds=1, refused_writes=1, deaths=1, min_nodes=1),
-    "again": Limits(nodes=2, coordinators=1, rounds=2, ready_again=1, successes=False),
     "standby": Limits(nodes=3, coordinators=1, rounds=1, max_nodes=2, deaths=1, successes=False),
-    "embedded": Limits(nodes=2, rounds=1, min_nodes=1, deaths=1, successes=False, is_embedded=True),
+    # Medium: some ten thousand states of each.
+    "lease": Limits(nodes=2, rounds=1, lost_leases=1, successes=False),
+    "freeze": Limits(nodes=2, rounds=1, freezes=1, successes=False),
+    "budget": Limits(
+        nodes=2,
+        rounds=1,
+        failures=1,
+        crashes=1,
+        max_restarts=0,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "charge": Limits(nodes=2, failures=1, crashes=1, successes=False, begins_in_round=True),
+    "silence": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        silences=1,
+        failures=1,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "rack": Limits(rounds=1, crashes=1, deaths=1, successes=False, begins_in_round=True),
     # Large: by breadth, as far as the time goes.
     "whole": Limits(
         begins_in_round=True,
@@ -49,5 +69,5 @@ WORLDS: Final[dict[str, Limits]] = {
     "standbys": Limits(begins_in_round=True, max_nodes=2, crashes=1, deaths=1, cuts=1),
 }
 LARGE: Final = ("whole", "takeovers", "standbys")
-"""Those that do not end in a useful time."""
-SMALL: Final = tuple(name for name in WORLDS if name not in LARGE)
+MEDIUM: Final = ("lease", "freeze", "budget", "charge", "silence", "rack")
+SMALL: Final = tuple(name for name in WORLDS if name not in (*LARGE, *MEDIUM))
