@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rallypoint.client.node import Node
-from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, Seat
+from rallypoint.client.node import Node, Round
+from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, RoundMember, Seat
 from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -66,6 +66,39 @@ class RanksAreWhole(Oracle):
         for ranks, size in ((nodes, head.nodes), (workers, head.size)):
             if len(set(ranks)) < len(ranks) or not set(ranks) <= set(range(size)):
                 self.scene.broke("R3", f"{what}: ranks {ranks} of {size}")
+
+
+class TablesAgree(Oracle):
+    """R2: all members agree on the members, ranks, sizes and bootstrap address of a round."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._tables: dict[tuple[str, Token], tuple[RoundMember, ...]] = {}
+
+    def members_told(
+        self, here: StartedNode, token: Token, given: Round, members: tuple[RoundMember, ...]
+    ) -> None:
+        """See Oracle."""
+        head, seat, what = given.head, given.seat, f"round {token} at {here.name}"
+        known = self._tables.setdefault((here.run_id, token), members)
+        if known != members:
+            self.scene.broke("R2", f"{what} has {members}, elsewhere {known}")
+        own = here.node_id
+        at = [i for i, row in enumerate(members) if own is not None and row.name == own.name]
+        if at != [seat.node_rank] or len(members) != head.nodes:
+            self.scene.broke("R3", f"{what}: its rank is {seat.node_rank}, in the table {at}")
+        before = sum(row.workers for row in members[: seat.node_rank])
+        if before != seat.first_rank or sum(row.workers for row in members) != head.size:
+            self.scene.broke("R3", f"{what}: {seat} of {head.size} is not that of {members}")
+        # Rank 0 offers the address, and each node of the simulator offers its own host.
+        hosts = [each.host for each in self.scene.nodes if _is_row(each, members[0])]
+        if head.bootstrap.host not in hosts:
+            self.scene.broke("R2", f"{what}: {head.bootstrap} is none of rank 0, {hosts}")
+
+
+def _is_row(here: StartedNode, row: RoundMember) -> bool:
+    """Whether the row may be this node's. The table that is told has no incarnations."""
+    return here.node_id is not None and here.node_id.name == row.name
 
 
 class EndsAgree(Oracle):

@@ -32,6 +32,8 @@ def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     _soon(victim, lambda node: node.depart("it is preempted"))
 
     def end() -> None:
+        if not victim.process.is_alive:
+            return
         gone = [victim]
         if draw.random() < 0.5:
             victim.process.kill()
@@ -42,8 +44,7 @@ def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
 
     if draw.random() < 0.3:
         scene.world.after(draw.random() * 0.01, end)
-        return lambda: None
-    return end
+    return end  # At the latest when the faults end.
 
 
 def _leave(scene: Scene, victim: StartedNode, draw: random.Random) -> None:

@@ -43,6 +43,7 @@ from rallypoint.simulation.node_oracles import (
     LeftIsNotLost,
     NodesNeverGoBack,
     RanksAreWhole,
+    TablesAgree,
 )
 from rallypoint.simulation.progress_oracles import (
     CausesAgree,
@@ -231,6 +232,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     LogsKeepRules,
     NodesNeverGoBack,
     RanksAreWhole,
+    TablesAgree,
     EndsAgree,
     LeftIsNotLost,
     *AGENT_ORACLES,

@@ -63,6 +63,10 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     suspect_after_s: float = 5.0
     lost_after_s: float = 30.0
     mass_min: int = 8
+    workers_max: int = 1
+    """How many workers a node has at most; the nodes have different numbers."""
+    max_restarts: int | None = None
+    """The run's restart budget; None: any number of restarts."""
     stop_s: float = 5.0
     """How long, at most, a node's program takes to stop when its round has ended."""
     is_mixed: bool = False
@@ -124,6 +128,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             leaves=draw.random() < 0.3,
             lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
             ledger=draw.choices(("etcd", "file"), (8, 1))[0],
+            workers_max=draw.choice((1, 1, 3)),
+            max_restarts=draw.choice((None, None, None, 1, 4)),
         ).sound()
         return plan._with_agents(seed, agent_kinds) if agent_kinds else plan
 

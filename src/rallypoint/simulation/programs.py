@@ -33,6 +33,7 @@ from rallypoint.errors import (
     JoinTimeoutError,
     LedgerError,
     NameTakenError,
+    RoundBrokenError,
     RunClosedError,
     SupersededError,
 )
@@ -41,7 +42,7 @@ from rallypoint.settings import NodeSettings, parse_endpoint
 from rallypoint.simulation.scene import Scene, StartedNode, Token
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
-BOOTSTRAP: Final = Address("10.0.0.1", 29_500)
+BOOTSTRAP_PORT: Final = 29_500
 LOST_AFTER_S: Final = 60.0
 """A node without workers gives up after so many seconds without a coordinator."""
 
@@ -108,12 +109,14 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
 
 async def _live(scene: Scene, here: StartedNode) -> None:
     ledger = await opened_ledger(scene, here)
-    node = here.node = Node(settings_of(scene, here), scene.run_settings, ledger=ledger)
+    workers = 1 + here.index % scene.plan.workers_max
+    settings = settings_of(scene, here)
+    node = here.node = Node(settings, scene.run_settings, workers=workers, ledger=ledger)
     scene.tell(lambda oracle: oracle.joins(here, node))
     try:
         await node.open()
         while True:
-            found = await node.next_round(BOOTSTRAP)
+            found = await node.next_round(Address(here.host, BOOTSTRAP_PORT))
             if found is None:
                 break
             token = (found.head.term, found.head.number)
@@ -152,6 +155,8 @@ async def _until_over(node: Node) -> None:
 async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:
     """Call the store until the round ends. True if the workers have finished."""
     draw = here.process.random
+    if draw.random() < 0.2:
+        await _look_at_members(scene, here, node, token)
     while node.change is None and node.closed is None and node.gone is None:
         await asyncio.sleep(draw.expovariate(2.0))
         ends = not scene.is_chaotic and scene.plan.ends and draw.random() < 0.1
@@ -161,6 +166,17 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
     if node.gone is not None:
         raise node.gone
     return False
+
+
+async def _look_at_members(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
+    """Ask for the table of the round, as World.members does."""
+    try:
+        members = await node.members(5.0)
+    except (CoordinatorError, RoundBrokenError):
+        return
+    given = node.round
+    if given is not None and (given.head.term, given.head.number) == token:
+        scene.tell(lambda oracle: oracle.members_told(here, token, given, members))
 
 
 async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:

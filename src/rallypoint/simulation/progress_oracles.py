@@ -142,7 +142,10 @@ def _is_silent(here: StartedNode) -> bool:
 
 
 class CausesAgree(Oracle):
-    """The confirmed cause of a round's end is the same on every node."""
+    """The confirmed cause of a round's end is the same on every node.
+
+    A node that was lost itself is told that; one that returns after the run, how the run ended.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -151,7 +154,9 @@ class CausesAgree(Oracle):
     def after_cause(self, here: StartedNode) -> None:
         """Compare what a node was told with what others were told."""
         change = here.node.change if here.node is not None else None
-        if change is None or not change.confirmed or not here.tokens:
+        if change is None or not change.confirmed or not here.tokens or here.node_id is None:
+            return
+        if here.node_id.name in change.nodes or change.kind is ChangeKind.CLOSED:
             return
         if change.kind is ChangeKind.CLOSED:
             return  # It missed the end of its round, and knows only that the run is over.

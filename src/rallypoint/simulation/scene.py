@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rallypoint.client.node import Node
+from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.values import Change, CloseRecord, NodeId, RunSettings
+from rallypoint.core.values import Change, CloseRecord, NodeId, RoundMember, RunSettings
 from rallypoint.launch.agent_actions import Action as AgentAction
 from rallypoint.launch.agent_events import Event as AgentEvent
 from rallypoint.launch.machine import AgentMachine
@@ -138,6 +138,11 @@ class Oracle:
 
     def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
         """A node's program was given a round."""
+
+    def members_told(
+        self, here: StartedNode, token: Token, given: Round, members: tuple[RoundMember, ...]
+    ) -> None:
+        """A node has asked for the members of its round."""
 
     def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
         """A node calls its round's store. `call`: counts the calls of the job."""
