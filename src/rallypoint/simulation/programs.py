@@ -55,6 +55,9 @@ async def _native(scene: Scene, here: StartedNode) -> None:
         here.end = f"{type(error).__name__}: {error.message}"
         scene.say(here.name, here.end)
         judge(scene, here, error)
+        if isinstance(error, NameTakenError):
+            # An older start of the name, which may be dead by now, was not yet known to be.
+            scene.start_again(here.index, 5.0)
     finally:
         here.is_over, here.is_working = True, False
 

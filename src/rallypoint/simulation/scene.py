@@ -312,6 +312,15 @@ class Scene:
         """
         self.world.after(after_s, lambda: self.start(index) if self.is_chaotic else None)
 
+    def start_again(self, index: int, after_s: float) -> None:
+        """A scheduler starts the node of this place again, unless another runs there by then."""
+
+        def fill() -> None:
+            if not any(each.index == index for each in self.living):
+                self.start(index)
+
+        self.world.after(after_s, fill)
+
     def start(self, index: int) -> None:
         """Start the node or replica of this place: a new process, with a new name."""
         draw, world, plan = self.world.random, self.world, self.plan
