@@ -129,6 +129,10 @@ class FilesInWorld:
         """See SimulatedLedger."""
         self.volume.lose_power(host)
 
+    def requests(self) -> int:
+        """See SimulatedLedger: a disk's steps are not requests."""
+        return 0
+
     def shown(self) -> list[str]:
         """See SimulatedLedger."""
         shown = [

@@ -144,13 +144,45 @@ class LedgerKeepsRules(Oracle):
                 raise InvariantViolation("R9", told)
 
 
+class LedgerIsSpared(Oracle):
+    """Budgets: the requests that all processes make, however they fail and search."""
+
+    AT_ONCE: Final = 200
+    PER_S: Final = 15.0
+    """For each place. The most that a sound job has made is 7."""
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        scene = self.scene
+        places = len({each.index for each in scene.nodes})
+        most = self.AT_ONCE + self.PER_S * places * scene.world.now_s
+        if scene.ledger.requests() > most:
+            what = f"{scene.ledger.requests()} requests in {scene.world.now_s:.0f} s"
+            scene.broke("budget", f"{what} of {places} places, at most {most:.0f}")
+
+
 class LogsKeepRules(Oracle):
-    """R5: after a seal, no earlier term writes to a log; without one, no later term does."""
+    """R5: after a seal, no earlier term writes to a log; without one, no later term does.
+
+    Budget: a run has the log of its round, and leaves no others.
+    """
+
+    LOGS_MAX: Final = 3
+    """Of each run: segments of one round, and what is being removed."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._terms: dict[str, int] = {}
-        """The last term that wrote to a log."""
+        """The last term that wrote to a log. It has the logs that exist."""
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        runs: dict[str, list[str]] = {}
+        for log in self._terms:
+            runs.setdefault(log.rpartition("/")[0], []).append(log)
+        for run, logs in runs.items():
+            if len(logs) > self.LOGS_MAX and self.scene.settled_s is not None:
+                self.scene.broke("budget", f"{run} has {len(logs)} logs: {logs}")
 
     def logged(self, log: str, index: int, value: bytes | None) -> None:
         """See Oracle."""

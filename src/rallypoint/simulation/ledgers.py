@@ -120,6 +120,10 @@ class EtcdInWorld:
     def lost_power(self, host: str) -> None:
         """See SimulatedLedger: nothing of the cluster is on a node's host."""
 
+    def requests(self) -> int:
+        """See SimulatedLedger."""
+        return sum(self.cluster.store.requests.values())
+
     def shown(self) -> list[str]:
         """See SimulatedLedger."""
         shown = []

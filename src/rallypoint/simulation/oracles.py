@@ -36,7 +36,7 @@ from rallypoint.simulation.coordinator_oracles import (
     NothingHangs,
     ReportsAreTold,
 )
-from rallypoint.simulation.ledger_oracles import LedgerKeepsRules, LogsKeepRules
+from rallypoint.simulation.ledger_oracles import LedgerIsSpared, LedgerKeepsRules, LogsKeepRules
 from rallypoint.simulation.linearizability import Call, explained
 from rallypoint.simulation.node_oracles import (
     EndsAgree,
@@ -230,6 +230,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     CoordinatorsLeakNothing,
     LedgerKeepsRules,
     LogsKeepRules,
+    LedgerIsSpared,
     NodesNeverGoBack,
     RanksAreWhole,
     TablesAgree,

@@ -123,6 +123,9 @@ class SimulatedLedger(Protocol):
     def lost_power(self, host: str) -> None:
         """A host has lost power. Its processes have ended already."""
 
+    def requests(self) -> int:
+        """How many requests took effect; 0 if it does not count them."""
+
     def shown(self) -> list[str]:
         """What it holds, as lines for people."""
 
