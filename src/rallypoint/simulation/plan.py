@@ -65,8 +65,6 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     mass_min: int = 8
     workers_max: int = 1
     """How many workers a node has at most; the nodes have different numbers."""
-    max_restarts: int | None = None
-    """The run's restart budget; None: any number of restarts."""
     stop_s: float = 5.0
     """How long, at most, a node's program takes to stop when its round has ended."""
     is_mixed: bool = False
