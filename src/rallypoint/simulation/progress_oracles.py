@@ -142,14 +142,15 @@ def _is_silent(here: StartedNode) -> bool:
 
 
 class CausesAgree(Oracle):
-    """The confirmed cause of a round's end is the same on every node.
+    """The confirmed cause of a round's end is the same on every node that a coordinator tells.
 
+    The next coordinator may know of another one, if the last has ended before it wrote its own.
     A node that was lost itself is told that; one that returns after the run, how the run ended.
     """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._causes: dict[tuple[str, Token], tuple[object, str]] = {}
+        self._causes: dict[tuple[str, Token, int], tuple[object, str]] = {}
 
     def after_cause(self, here: StartedNode) -> None:
         """Compare what a node was told with what others were told."""
@@ -158,10 +159,9 @@ class CausesAgree(Oracle):
             return
         if here.node_id.name in change.nodes or change.kind is ChangeKind.CLOSED:
             return
-        if change.kind is ChangeKind.CLOSED:
-            return  # It missed the end of its round, and knows only that the run is over.
-        told = (change.kind, change.nodes)
-        known, by = self._causes.setdefault((here.run_id, here.tokens[-1]), (told, here.name))
+        told, term = (change.kind, change.nodes), here.ended_term
+        key = (here.run_id, here.tokens[-1], term)
+        known, by = self._causes.setdefault(key, (told, here.name))
         if known != told:
             self.scene.broke("cause", f"{here.name} was told {told}, and {by} {known}")
 

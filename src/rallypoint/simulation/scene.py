@@ -88,6 +88,11 @@ class StartedNode(msgspec.Struct, eq=False):
         return NodeId(info.name, info.incarnation) if info is not None else None
 
     @property
+    def ended_term(self) -> int:
+        """The term of the coordinator that told its node why its round ended."""
+        return self.node._machine._ended_term if self.node is not None else 0
+
+    @property
     def is_living(self) -> bool:
         """Whether its program still runs, though it may be frozen."""
         return self.process.is_alive and not self.is_over
