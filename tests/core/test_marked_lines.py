@@ -26,6 +26,7 @@ from rallypoint.core.values import (
     MemberState,
     NodeInfo,
     Phase,
+    Reachability,
     RoundRecord,
     RunSettings,
     Stamp,
@@ -337,6 +338,24 @@ def test_r5_an_end_is_not_adopted_while_the_close_is_written() -> None:
     driver.close()
     driver.step(on.NodeReady(node_id("a"), 1, Address("a", 1), 1, told))
     assert driver.phase is Phase.COMMITTING
+
+
+def test_r8_a_member_that_is_disconnected_does_not_fall_silent() -> None:
+    driver = met("a", "b")
+    driver.disconnect("a")
+    driver.silent("a")
+    gone = driver.run.roster.get("a")
+    assert gone is not None
+    assert gone.reachability is Reachability.DISCONNECTED
+
+
+def test_r8_a_name_is_free_when_its_member_has_not_attached_though_many_are_missing() -> None:
+    """The mass guard protects members from a loss, but no name beyond the attach grace."""
+    driver = met("a", "b", "c", "d", "e", "f")
+    driver.fail_over()
+    driver.attach("a'")
+    driver.advance(7.0)
+    assert driver.is_connected("a'")
 
 
 def test_r7_a_node_that_attaches_again_has_no_workers_to_stop() -> None:

@@ -227,7 +227,9 @@ class Campaign:
                 counts["whose code these tests do not load"] += 1
                 continue
             counts["killed" if verdict.killer else "survived"] += 1
-            if not verdict.killer:
+            if verdict.killer:
+                self._killers[mutant.key] = verdict.killer
+            else:
                 self._code = 1
                 self._print_survivor(mutant, verdict)
         print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())), flush=True)
