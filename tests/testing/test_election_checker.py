@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from rallypoint.core.election import FORMAT, NO_FLOOR, Lease, LeaseState, RunRegister
+from rallypoint.core.election.records import decode_run, encode
 from rallypoint.core.values import (
     Address,
     CloseRecord,
@@ -116,6 +117,31 @@ def test_a_run_begins_in_term_1_with_nothing(begun: RunRegister):
     fresh.lease_written(lease("p1"))
     with pytest.raises(InvariantViolation, match="R1: a run began"):
         fresh.run_written(begun)
+
+
+def of_another_release(register: RunRegister, *, fields: int) -> RunRegister:
+    """As a release wrote it that knows fewer fields, or more."""
+    known = msgspec.msgpack.decode(encode(register))
+    return decode_run(msgspec.msgpack.encode((known + ["added"] * fields)[:fields]))
+
+
+def test_a_release_may_know_more_fields_than_the_writer_of_a_head(checker: ElectionChecker):
+    known = len(msgspec.msgpack.decode(encode(BEGUN)))
+    older = of_another_release(then(BEGUN, round=a_round(1)), fields=known - 1)
+    assert older.as_read
+    checker.run_written(older)
+    revoke(checker, "p1")
+    checker.run_written(sealed(older, "p2", as_read=()))
+
+
+def test_what_a_newer_release_has_added_to_a_head_must_stay(checker: ElectionChecker):
+    known = len(msgspec.msgpack.decode(encode(BEGUN)))
+    newer = of_another_release(then(BEGUN, round=a_round(1)), fields=known + 1)
+    checker.run_written(newer)
+    revoke(checker, "p1")
+    with pytest.raises(InvariantViolation, match="R1"):
+        checker.run_written(sealed(newer, "p2", as_read=()))
+    checker.run_written(sealed(newer, "p3"))
 
 
 def test_a_lease_that_ended_is_final(checker: ElectionChecker):

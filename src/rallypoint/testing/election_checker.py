@@ -242,7 +242,12 @@ class ElectionChecker:
 
 
 def _without_owner(register: RunRegister) -> RunRegister:
-    return msgspec.structs.replace(register, format=0, term=0, owner="", sequence=0, unsure_s=0.0)
+    # A release that knows more fields than the writer writes these too. What a newer release has
+    # added must stay, byte for byte.
+    added = register.as_read[len(register.__struct_fields__) - 1 :]
+    return msgspec.structs.replace(
+        register, format=0, term=0, owner="", sequence=0, unsure_s=0.0, as_read=added
+    )
 
 
 def _summary(register: RunRegister) -> str:
