@@ -35,6 +35,8 @@ class Faults:
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
         self.harm: list[Harm] = []
+        self.done: dict[str, int] = {}
+        """By kind: how many faults found somebody to hit."""
         self.program_failures = 0
         """How many workers were made to fail, or may have been seen to."""
         self.windows: list[tuple[float, float]] = []
@@ -46,12 +48,12 @@ class Faults:
         hosts = fault.hosts
         if hosts == (COORDINATOR,):
             found = self.ground.coordinator()
-            if found is None or found in self.ground.plan.safe:
-                return f"{fault.kind}: " + (
-                    "nobody" if found is None else f"{found}, which is safe"
-                )
+            if found is None:
+                return f"{fault.kind}: nobody"
             hosts = (found,)
         said = _BEGIN[fault.kind](self, msgspec.structs.replace(fault, hosts=hosts))
+        if not said:
+            self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
         return f"{fault.kind} {' '.join(hosts)}{f': {said}' if said else ''}"
 
     def mend_due(self, now_s: float) -> None:

@@ -235,9 +235,6 @@ class Job:
             return etcd_history.history(etcd.options, "/" + self.here.endpoint.rpartition("/")[2])
 
     def _summary(self, stories: list[Story]) -> Summary:
-        counts: dict[str, int] = {}
-        for fault in self.plan.faults:
-            counts[fault.kind] = counts.get(fault.kind, 0) + 1
         formed: dict[int, float] = {}
         ended: dict[int, float] = {}
         terms = set()
@@ -252,7 +249,7 @@ class Job:
                         ended[each["round"]] = first
         regroups = [formed[n + 1] - at_s for n, at_s in ended.items() if n + 1 in formed]
         return Summary(
-            faults=counts,
+            faults=self.faults.done,
             rounds=len(formed),
             starts=len(self.here.agents),
             steps=sum(len(story.of("added")) for story in stories),
