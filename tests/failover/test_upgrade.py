@@ -23,6 +23,7 @@ from tests.failover.conftest import etcd_fleet, file_fleet
 from tests.failover.fleet import Agent, Fleet, Replica
 from tests.kinds import LONG
 from tests.ledger.etcd_processes import EtcdCluster
+from tests.waiting import wait_until
 
 NODES = 3
 OPTIONS = ("--host-coordinator", "no", "--max-restarts", "any", "--regroup-stop-timeout", "1")
@@ -89,8 +90,10 @@ class Upgrade:
         return agent
 
     def _is_of(self, process: Process, release: str) -> None:
-        environ = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        assert f"PYTHONPATH={self.wheels[release]}".encode() in environ
+        wanted = f"PYTHONPATH={self.wheels[release]}\0".encode()
+        # It is empty for a moment after the process has begun.
+        environ = Path(f"/proc/{process.pid}/environ")
+        wait_until(lambda: wanted in environ.read_bytes(), says=f"{process.name} is {release}")
         self.release_of[process.pid] = release
 
     def begin(self) -> None:
