@@ -216,7 +216,9 @@ def test_a_record_in_the_trash_is_not_acknowledged(machines: Machines) -> None:
     async def late(ledger: FileLedger) -> AppendOutcome:
         assert await ledger.append("stores/a/1", 1, b"before") == Created()
         theirs.rename(FOLDER / name / "logs" / log, FOLDER / name / "trash" / log)
-        return await ledger.append("stores/a/1", 2, b"late")
+        late = await ledger.append("stores/a/1", 2, b"late")
+        assert await ledger.append("stores/a/1", 1, b"late") == Gap()
+        return late
 
     assert isinstance(machines.run(1, late), Unknown)
 
@@ -233,6 +235,7 @@ def test_a_log_that_is_being_removed_is_not_damaged(machines: Machines) -> None:
         assert await ledger.append("stores/a/1", 1, b"record") == Created()
         trash = FOLDER / name / "trash" / log
         theirs.rename(FOLDER / name / "logs" / log, trash)
+        assert await ledger.records("stores/a/1", 0, 1) == ()
         theirs.unlink(trash / min(theirs.names(trash)))
         return await ledger.records("stores/a/1")
 

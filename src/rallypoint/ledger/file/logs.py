@@ -52,6 +52,7 @@ class Logs:
             folder = self._entries.folder / name
             with contextlib.suppress(FileNotFoundError):
                 found = self._page(folder, start, limit, seconds)
+                self._check_named(folder)
                 self._sync(log, name, start + len(found))
                 return found
         return []
@@ -82,9 +83,10 @@ class Logs:
                     raise interrupted()
                 return Created()
         try:
-            return Exists(record_format.unseal(self._disk.content(path), str(path)).value)
+            there = record_format.unseal(self._disk.content(path), str(path)).value
         except FileNotFoundError:
             return None
+        return Exists(there) if self._disk.is_named(folder) else None
 
     def _is_there(self, path: Path) -> bool:
         """Whether a record exists, also if an NFS client remembers that it did not."""
@@ -123,7 +125,6 @@ class Logs:
     def _check_end(self, folder: Path, count: int) -> None:
         """Check that the log ends there. Raises FileNotFoundError if it was removed."""
         found = self._disk.names(folder)
-        self._check_named(folder)
         later = [name for name in found if is_record_name(name) and int(name, 16) > count]
         # Another process may have written it since. It is missing only if it still does not exist.
         if later and not self._disk.exists(folder / record_name(count)):
