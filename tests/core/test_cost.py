@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.membership import Membership
-from rallypoint.core.values import Address, NodeInfo, Phase, RunSettings
+from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, Phase, RunSettings
 
 
 class Large:
@@ -95,3 +95,18 @@ def test_the_effects_of_a_step_do_not_grow_in_number() -> None:
     broken = large.run.step(on.NodeLeft(large.infos[0].id, ""), 0.0)
     assert len(broken) == 3  # Forget, Break, WriteMarks
     assert [len(large.ready(info, 1)) for info in large.infos[1:5_000]] == [1] + [0] * 4_998
+
+
+def test_five_thousand_processes_that_end_together_cost_no_more_each_than_five_hundred() -> None:
+    def seconds(nodes: int) -> float:
+        run = Large(2 * nodes)
+        for info in run.infos:
+            run.ready(info)
+        run.run.step(on.Committed(), 0.0)
+        ended = ConnectionEnd.PROCESS_ENDED
+        events = [
+            on.ConnectionLost(info.id, at, ended) for at, info in enumerate(run.infos[:nodes])
+        ]
+        return run.seconds_per_event(list(events))
+
+    assert least(seconds, 5_000) < 5 * least(seconds, 500)

@@ -58,6 +58,9 @@ class Suspicion:
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
+        self._ended_missing: dict[str, None] = {}
+        """Those of them that are missed. Kept, because thousands of processes may end together, and
+        a count after each end would take the square of their number."""
         self._burst_since_s = 0.0
         self._mass_since_s: float | None = None
         self._mass_over = False
@@ -80,6 +83,8 @@ class Suspicion:
         # R8: its kernel's FIN is enough.
         self._ended[member.name] = None
         self._set_reachability(member, Reachability.DISCONNECTED)
+        if member.is_troubled:
+            self._ended_missing[member.name] = None
         if not self.in_burst:
             self._burst_since_s = now_s
         # R8: a burst is over after BURST_MAX_S, whatever follows.
@@ -205,6 +210,7 @@ class Suspicion:
         self._overdue.pop(member.name, None)
         # R8: so its process has not ended.
         self._ended.pop(member.name, None)
+        self._ended_missing.pop(member.name, None)
         # R8: it can be heard.
         self._set_reachability(member, Reachability.CONNECTED)
 
@@ -214,6 +220,7 @@ class Suspicion:
         self._cancel_deadline(member.name)
         self._overdue.pop(member.name, None)
         self._ended.pop(member.name, None)
+        self._ended_missing.pop(member.name, None)
         self._probe.answered(member.name)
 
     def probe_over(self) -> None:
@@ -280,7 +287,7 @@ class Suspicion:
 
     def update_guard(self, settings: RunSettings, now_s: float) -> list[Effect]:
         """Raise or lift the mass guard, by the number of members that are missing now."""
-        ended = sum(member.is_troubled for member in self._has_ended())
+        ended = len(self._ended_missing)
         # R8: neither proved deaths nor members that have yet to attach raise it.
         missing = len(self._roster.troubled_names) - len(self._unguarded) - ended
         # R8: the limit of the mass guard.
