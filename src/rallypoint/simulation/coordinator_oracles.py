@@ -129,9 +129,22 @@ class DeathIsTrue(Oracle):
                 if each.node_id == event.node and each.process.is_alive:
                     what = f"{front.process.name} takes {each.name} for ended, which is alive"
                     self.scene.broke("R8", what)
+        if isinstance(event, on.NodeSilent):
+            self._must_be_silent(front, run, event)
         for effect in effects:
             if isinstance(effect, do.Break | do.Verdict):
                 self._must_have_its_store(front, effect.change)
+
+    def _must_be_silent(self, front: SimulatedFront, run: HostedRun, event: on.NodeSilent) -> None:
+        session = run.connections.of(event.node)
+        end = getattr(session.outlet, "_end", None) if session is not None else None
+        if end is None:
+            return
+        silent_s = front.process.awake_s() - end.heard_s
+        least_s = 0.9 * self.scene.run_settings.suspect_after_s - 0.5
+        if silent_s < least_s:
+            what = f"{event.node.name} is silent, and was heard {silent_s:.2f} s ago"
+            self.scene.broke("R8", f"{front.process.name} says that {what}, without its sleep")
 
     def _must_have_its_store(self, front: SimulatedFront, change: Change) -> None:
         # R10: no ledger of the simulator loses what it has.

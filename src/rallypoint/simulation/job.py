@@ -116,6 +116,7 @@ class Job:
         rest = lasting.begin(scene, kind)
         if rest is None:
             return
+        scene.settled_s = None  # All is not well any more.
         ends_s = began_s + lasting.BOUND_S[kind]
         if not world.run_until(ends_s, lambda: self._is_stopped() or rest.goes_on(began_s)):
             bound = f"{lasting.BOUND_S[kind]:g} s after a node was {kind}"
@@ -206,6 +207,8 @@ class Job:
         waits = [each for each in nodes if not each.is_working]
         has_place = len(working) < self.scene.run_settings.max_nodes
         if waits and has_place and not self._has_finished(run_id):
+            return False
+        if not all(each.is_told_to_wait for each in waits):
             return False
         if any(each.answered_s < self.scene.peace_s for each in working):
             return False  # Its calls of the store are answered, too.

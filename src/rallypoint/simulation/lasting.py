@@ -54,7 +54,13 @@ def begin(scene: Scene, kind: str) -> Rest | None:
     other = next(each for each in nodes if each is not victim)
     node = other.node
     assert node is not None
-    other.process.soon(lambda: node.failed(Failure(FailureKind.EXCEPTION, "boom")))
+    # The round may go on for a while first, with another coordinator.
+    after_s = scene.world.random.choice((0.0, 3.0, 3.0 * scene.plan.lease_ttl_s))
+
+    def fail() -> None:
+        other.process.soon(lambda: node.failed(Failure(FailureKind.EXCEPTION, "boom")))
+
+    scene.world.after(after_s, fail)
     return Rest(rest, undo)
 
 
@@ -105,10 +111,10 @@ LASTING: Final[dict[str, Lasting]] = {
     "isolated": _isolated,
 }
 BOUND_S: Final = {
-    "cut from the ledger": 60.0,
-    "dead": 60.0,
-    "lost": 80.0,
-    "frozen": 80.0,
-    "isolated": 200.0,
+    "cut from the ledger": 90.0,
+    "dead": 90.0,
+    "lost": 110.0,
+    "frozen": 110.0,
+    "isolated": 230.0,
 }
 """How long it may take until the rest goes on."""

@@ -9,6 +9,7 @@ import math
 import urllib.parse
 from typing import Final
 
+from rallypoint.coordinator import store_log
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.log_records import decode_record
 from rallypoint.core import effects as do
@@ -196,3 +197,38 @@ class LogsKeepRules(Oracle):
         if last is not None and record.term > last and not record.is_seal:
             self.scene.broke("R5", f"term {record.term} wrote to {log} of term {last}, unsealed")
         self._terms[log] = record.term
+
+
+class LedgerStaysSmall(Oracle):
+    """Budgets: the logs of old rounds are removed, and the log of a round is compacted."""
+
+    LOGS_MAX: Final = 10
+    """Of one run. A log that could not be removed is removed after the next round."""
+    MORE_RECORDS: Final = 60
+    """A segment has so many records besides those after which it is compacted: its snapshot, and
+    what was written meanwhile."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._records: dict[str, int] = {}
+        """How many records a log has."""
+
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """See Oracle."""
+        if value is None:
+            self._records.pop(log, None)
+            return
+        records = self._records[log] = self._records.get(log, 0) + 1
+        most = 2 * store_log.COMPACT_RECORDS + self.MORE_RECORDS
+        if records > most:
+            self.scene.broke("budget", f"{log} has {records} records; it should be compacted")
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        logs: dict[str, int] = {}
+        for log in self._records:
+            run = log.rpartition("/")[0]
+            logs[run] = logs.get(run, 0) + 1
+        for run, count in logs.items():
+            if count > self.LOGS_MAX and self.scene.settled_s is not None:
+                self.scene.broke("budget", f"{run} has {count} logs, of old rounds")

@@ -61,6 +61,8 @@ class EtcdInWorld:
                 Trouble(loses_answer=0.5),
                 Trouble(loses_request=0.5, late=0.3),
                 Trouble(delay_s=(0.0, 4.0), loses_answer=0.1),
+                Trouble(late=0.3, late_s=4.0),
+                Trouble(late=0.1, late_s=12.0),
                 Trouble(is_gone=True),
                 Trouble(is_frozen=True),
                 Trouble(refuses=0.5, refusal=draw.choice(_REFUSALS), may_be_done=False),

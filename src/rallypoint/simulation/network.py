@@ -69,6 +69,8 @@ class End:
         self.on_end: Callable[[Ending], None] = lambda ending: None
         self.is_open = True
         """Whether this side can still send."""
+        self.heard_s = process.awake_s()
+        """When this side's process read something last, on the clock of its wakefulness."""
         self.says_goodbye = False
         """Whether this side closes by a closing handshake, so that its FIN is no process's end."""
         self._network = network
@@ -136,6 +138,7 @@ class End:
     def _read(self, message: bytes) -> None:
         """The other process reads a message of this side."""
         self._in_flight -= len(message)
+        self.other.heard_s = self.other.process.awake_s()
         if not self.other._has_ended:
             self.other.on_message(message)
         if self._queue or self._closes:

@@ -36,7 +36,12 @@ from rallypoint.simulation.coordinator_oracles import (
     NothingHangs,
     ReportsAreTold,
 )
-from rallypoint.simulation.ledger_oracles import LedgerIsSpared, LedgerKeepsRules, LogsKeepRules
+from rallypoint.simulation.ledger_oracles import (
+    LedgerIsSpared,
+    LedgerKeepsRules,
+    LedgerStaysSmall,
+    LogsKeepRules,
+)
 from rallypoint.simulation.linearizability import Call, explained
 from rallypoint.simulation.node_oracles import (
     EndsAgree,
@@ -231,6 +236,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     LedgerKeepsRules,
     LogsKeepRules,
     LedgerIsSpared,
+    LedgerStaysSmall,
     NodesNeverGoBack,
     RanksAreWhole,
     TablesAgree,

@@ -83,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """What draws small sizes for the shipped code: see `knobs`. None: its own."""
     leaves: bool = False
     """Whether a node that has finished leaves at once, and does not wait for the others."""
+    calls_per_s: float = 2.0
+    """How often each node calls its round's store."""
     lasting: str = ""
     """A fault that begins after the peace and stays: a name in `lasting.LASTING`."""
     max_restarts: int | None = None
@@ -124,6 +126,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             ends=draw.random() < 0.5,
             knobs=draw.getrandbits(16) if draw.random() < 0.5 else None,
             leaves=draw.random() < 0.3,
+            calls_per_s=draw.choice((2.0, 2.0, 2.0, 8.0)),
             lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
             ledger=draw.choices(("etcd", "file"), (8, 1))[0],
             workers_max=draw.choice((1, 1, 3)),

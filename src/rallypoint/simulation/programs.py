@@ -161,7 +161,7 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
     if draw.random() < 0.2:
         await _look_at_members(scene, here, node, token)
     while node.change is None and node.closed is None and node.gone is None:
-        await asyncio.sleep(draw.expovariate(2.0))
+        await asyncio.sleep(draw.expovariate(scene.plan.calls_per_s))
         ends = not scene.is_chaotic and scene.plan.ends and draw.random() < 0.1
         if ends or here.should_finish:
             return True

@@ -93,6 +93,11 @@ class StartedNode(msgspec.Struct, eq=False):
         return self.node._machine._ended_term if self.node is not None else 0
 
     @property
+    def is_told_to_wait(self) -> bool:
+        """Whether its coordinator has told it that it is on standby."""
+        return self.node is not None and self.node._machine.is_standby
+
+    @property
     def is_living(self) -> bool:
         """Whether its program still runs, though it may be frozen."""
         return self.process.is_alive and not self.is_over
