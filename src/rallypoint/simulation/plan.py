@@ -18,8 +18,9 @@ MOMENTS = ("GATHERING", "COMMITTING", "ACTIVE", "SUSPENDED", "CLOSED", "RESTORED
 """When a fault can begin, besides a time: a run comes into this phase somewhere, a coordinator has
 restored it from the ledger, or begins to claim it."""
 
-LASTING: Final = ("cut from the ledger", "dead", "lost", "frozen", "isolated")
-"""The faults that may begin after the peace: see `lasting`."""
+LASTING: Final = ("cut from the ledger", "dead", "lost", "frozen")
+"""The faults that may begin after the peace: see `lasting`. "isolated" is not drawn: where no node
+reaches another, two coordinators may resign in favour of each other for minutes."""
 
 
 OF_BARE_NODES: Final = ("fail", "finish", "depart", "leave", "close")

@@ -240,8 +240,8 @@ def _takes_at_once(original: Any, self: Any, asked: Any, found: Any, now_s: Any)
 
 
 @replaces("rallypoint.core.election.records:RunRegister.sealed")
-def _same_term(original: Any, self: Any, process: Any, floor: Any) -> Any:
-    sealed = original(self, process, floor)
+def _same_term(original: Any, self: Any, process: Any, floor: Any, early: Any = None) -> Any:
+    sealed = original(self, process, floor, early)
     return msgspec.structs.replace(sealed, term=max(1, self.term))
 
 
