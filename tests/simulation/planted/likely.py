@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from rallypoint.client.machine import DesiredState
 from rallypoint.coordinator.log_reader import _Sealed
 from rallypoint.core import effects as do
 from rallypoint.core.election.lease import lease_of
@@ -24,19 +23,6 @@ from tests.simulation.planted.planting import Bug, replaces
 @replaces("rallypoint.client.machine:NodeMachine._is_stale")
 def _nothing_is_stale(original: Any, self: Any, message: Any) -> bool:
     return False
-
-
-@replaces("rallypoint.client.machine:NodeMachine._on_formed")
-def _takes_any_round(original: Any, self: Any, message: Any) -> Any:
-    if self.desired is DesiredState.IN_ROUND:
-        self.desired = DesiredState.READY
-    self.number = 0
-    return original(self, message)
-
-
-@replaces("rallypoint.client.machine:NodeMachine.disconnected")
-def _still_attached(original: Any, self: Any) -> None:
-    self.heartbeats.next_tick_s = None
 
 
 @replaces("rallypoint.client.machine:NodeMachine._to_say_again")
@@ -85,9 +71,9 @@ def _last_settings_win(original: Any, self: Any, event: Any) -> None:
     self.settings = event.settings
 
 
-@replaces("rallypoint.core.gathering:Gathering.counts")
-def _minimum_ignored(original: Any, self: Any, settings: Any) -> Any:
-    return msgspec.structs.replace(original(self, settings), minimum=1)
+@replaces("rallypoint.core.membership:Membership._advance_gathering")
+def _minimum_ignored(original: Any, self: Any, settings: Any) -> None:
+    original(self, msgspec.structs.replace(settings, min_nodes=1))
 
 
 @replaces("rallypoint.core.gathering:Gathering.chosen")
@@ -444,8 +430,6 @@ def _likely(name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
 
 LIKELY = (
     _likely("nothing-is-stale", "R5", _nothing_is_stale),
-    _likely("takes-any-round", "R4", _takes_any_round),
-    _likely("still-attached", "R7", _still_attached),
     _likely("says-nothing-again", "R7", _says_nothing_again),
     _likely("misses-nothing", "R13", _misses_nothing),
     _likely("keeps-calls", "R4", _keeps_calls),
