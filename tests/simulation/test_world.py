@@ -163,3 +163,17 @@ def test_one_seed_gives_one_history_whatever_the_hash_seed() -> None:
         for hash_seed in ("1", "2")
     ]
     assert printed[0] == printed[1] != b""
+
+
+def test_a_process_that_spins_ends_the_world() -> None:
+    world = World(1)
+    process = world.process("spinning")
+
+    async def spin() -> None:
+        while True:  # noqa: ASYNC110 - it spins
+            await asyncio.sleep(0)
+
+    process.start(spin())
+    assert not world.run_until(10.0)
+    assert "spins" in world.troubles[0]
+    world.close()

@@ -23,6 +23,8 @@ from rallypoint.simulation.threads import Threads
 
 T = TypeVar("T")
 
+STEPS_MAX_PER_S: Final = 20_000
+"""More events in a second of the world, on average, and a process spins. Busy jobs have 2,000."""
 UNNOTICED_S: Final = 0.35
 """So much of a freeze may not be noticed by the process."""
 
@@ -50,6 +52,7 @@ class World:
         """The time, in seconds since the world began. No process sees it."""
         self.random = random.Random(seed)
         self.steps = 0
+        self._steps_then, self._then_s = 0, 0.0
         self.processes: list[Process] = []
         self.troubles: list[str] = []
         """Errors for which nobody waited, with the process in which each happened."""
@@ -96,8 +99,14 @@ class World:
         return False
 
     def run_until(self, time_s: float, is_over: Callable[[], bool] = lambda: False) -> bool:
-        """Let events happen until a time of the world. True once `is_over`, which ends it early."""
+        """Let events happen until a time of the world. True once `is_over`, which ends it early.
+
+        A world in which something spins ends here, too: that is a trouble.
+        """
         while not is_over():
+            if self.steps - self._steps_then > STEPS_MAX_PER_S * (1.0 + self.now_s - self._then_s):
+                self._spins(time_s)
+                return False
             queue = self._queue
             while queue and queue[0][2].callback is None:
                 heapq.heappop(queue)
@@ -106,6 +115,13 @@ class World:
                 return False
             self.step()
         return True
+
+    def _spins(self, time_s: float) -> None:
+        """So many turns in so little time: a process waits for nothing, and never stops."""
+        turns = [f"{each.name} {each.turns}" for each in self.processes if each.is_alive]
+        self.troubles.append(f"a process spins; their turns: {', '.join(turns)}")
+        self.now_s, self._steps_then, self._then_s = max(self.now_s, time_s), self.steps, time_s
+        self._queue.clear()
 
     def unread(self) -> list[str]:
         """All errors for which nobody waited: `troubles`, and those of tasks that have ended."""
@@ -160,6 +176,8 @@ class Process:
         self._frozen_s = 0.0
         self._slept_s = 0.0
         self._free_s = 0.0
+        self.turns = 0
+        """How many turns its loop had."""
         self._least_s = -math.inf
         """What the clock shows at least: rounding must not keep a timer from being due."""
         self._turn: Event | None = None
@@ -292,5 +310,6 @@ class Process:
         if due_s is not None and 0.0 < due_s - self.clock_s() < RESOLUTION_S:
             self._least_s = due_s
         self._free_s = self.world.now_s + self.turn_cost_s
+        self.turns += 1
         self.loop.turn()
         self._schedule()
