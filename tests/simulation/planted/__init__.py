@@ -7,12 +7,18 @@
 `literature` (those of other systems), `likely` (those that a change could bring in) and `agents`.
 """
 
+import msgspec
+
 from tests.simulation.planted.agents import AGENTS
+from tests.simulation.planted.known import KNOWN_SEEDS
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
-BUGS = {bug.name: bug for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *AGENTS)}
+BUGS = {
+    bug.name: msgspec.structs.replace(bug, seed=KNOWN_SEEDS.get(bug.name, bug.seed))
+    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *AGENTS)
+}
 assert len(BUGS) == sum(map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, AGENTS))), (
     "a name is used twice"
 )

@@ -468,7 +468,7 @@ LIKELY = (
     _likely("collects-the-living", "R10", _collects_the_living),
     _likely("gone-is-expected", "R8", _gone_is_expected),
     _likely("no-attach-grace", "R8", _no_attach_grace),
-    _likely("compare-set-always-sets", "R10", _always_sets, seed=0),
+    _likely("compare-set-always-sets", "R10", _always_sets),
     _likely("write-lost", "R10", _write_lost),
     _likely("answers-not-restored", "R11", _answers_not_restored),
     _likely("released-without-key", "R10", _released_without_key),
