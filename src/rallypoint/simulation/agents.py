@@ -20,7 +20,12 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import left_run
 from rallypoint.core.store import StoreValue
 from rallypoint.core.values import Change, CloseRecord
-from rallypoint.errors import RallypointError, RefusedError
+from rallypoint.errors import (
+    CoordinatorError,
+    JoinTimeoutError,
+    RallypointError,
+    RefusedError,
+)
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.agent import Agent, AgentConfig
@@ -303,8 +308,8 @@ class WatchedAgent(Agent):
             case on.RoundFound(found=found):
                 head = found.head
                 scene.given(here, (head.term, head.number), head.digest)
-            case on.RoundEnded(change=change):
-                scene.round_ended(here, change)
+            case on.Stopped() if self._node.change is not None and not self._machine.is_over:
+                scene.round_ended(here, self._node.change)
             case on.RunClosed(close=close):
                 scene.run_ended(here, close)
             case on.LeaveAsked():
@@ -350,7 +355,7 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
     here.end = f"exit code {code:d}" + (f": {failed.message}" if failed is not None else "")
     scene.say(here.name, here.end)
     scene.tell(lambda oracle: oracle.agent_ended(here, agent.machine, code, failed))
-    if failed is not None:
+    if isinstance(failed, CoordinatorError | JoinTimeoutError):
         judge(scene, here, failed)
     await ledger.aclose()
     here.is_over, here.is_working, here.has_finished = True, False, False
