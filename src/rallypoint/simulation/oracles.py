@@ -51,7 +51,6 @@ from rallypoint.simulation.node_oracles import (
     TablesAgree,
 )
 from rallypoint.simulation.progress_oracles import (
-    CausesAgree,
     RoundsForm,
     SilentAreSuspect,
 )
@@ -231,7 +230,6 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     ReportsAreTold,
     RoundsForm,
     SilentAreSuspect,
-    CausesAgree,
     CoordinatorsLeakNothing,
     LedgerKeepsRules,
     LogsKeepRules,

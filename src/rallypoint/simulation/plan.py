@@ -163,7 +163,13 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         max_nodes = self.max_nodes if self.max_nodes >= self.min_nodes else 0
         # The mounts of a file server are told apart by their hosts' names.
         is_container = self.is_container and self.ledger == "etcd"
-        return msgspec.structs.replace(self, max_nodes=max_nodes, is_container=is_container)
+        # Not covered: a coordinator that no other node reaches, and whose node is enough for a
+        # round, keeps its run. It resigns only if the run has had no other node.
+        has_others = self.min_nodes > 1 or self.lasting != "isolated"
+        lasting = self.lasting if has_others else ""
+        return msgspec.structs.replace(
+            self, max_nodes=max_nodes, is_container=is_container, lasting=lasting
+        )
 
 
 def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:

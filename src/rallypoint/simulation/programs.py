@@ -31,6 +31,7 @@ from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
     JoinTimeoutError,
+    LaunchError,
     LedgerError,
     NameTakenError,
     RoundBrokenError,
@@ -65,10 +66,12 @@ async def _native(scene: Scene, here: StartedNode) -> None:
 def judge(scene: Scene, here: StartedNode, error: Exception) -> None:
     """Whether this end is one that a user can understand: R7 promises rounds once there is peace.
 
-    A run may be closed, a name may be taken, and a node may have waited since before the peace.
+    A run may be closed, a name may be taken, a node may have waited since before the peace, and an
+    agent may have found no memory for its workers before it.
     """
     is_refused = isinstance(error, RunClosedError | NameTakenError | SupersededError)
     is_late = scene.world.now_s > scene.peace_s + LOST_AFTER_S
+    is_refused = is_refused or (isinstance(error, LaunchError) and not is_late)
     if not (is_refused or scene.is_chaotic or (is_late and isinstance(error, JoinTimeoutError))):
         scene.broke("R7", f"{here.name} gave up though all is well: {here.end}")
 

@@ -1,4 +1,4 @@
-"""What a coordinator owes its nodes in time: rounds that form, suspicion, causes.
+"""What a coordinator owes its nodes in time: rounds that form, suspicion.
 
 Each counts the time in which its coordinator could act: its process ran, owned the run, and was not
 suspended.
@@ -12,9 +12,9 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import ChangeKind, Phase, Reachability
+from rallypoint.core.values import Phase, Reachability
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode
 
 LOOK_S: Final = 0.5
 MARGIN_S: Final = 3.0
@@ -139,32 +139,3 @@ class SilentAreSuspect(Oracle):
 
 def _is_silent(here: StartedNode) -> bool:
     return not here.process.is_alive or here.process.is_frozen
-
-
-class CausesAgree(Oracle):
-    """The confirmed cause of a round's end is the same on every node that a coordinator tells.
-
-    The next coordinator may know of another one, if the last has ended before it wrote its own.
-    A node that was lost itself is told that; one that returns after the run, how the run ended.
-    """
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
-        self._causes: dict[tuple[str, Token, int], tuple[object, str]] = {}
-
-    def after_cause(self, here: StartedNode) -> None:
-        """Compare what a node was told with what others were told."""
-        change = here.node.change if here.node is not None else None
-        if change is None or not change.confirmed or not here.tokens or here.node_id is None:
-            return
-        if here.node_id.name in change.nodes or change.kind is ChangeKind.CLOSED:
-            return
-        told, term = (change.kind, change.nodes), here.ended_term
-        key = (here.run_id, here.tokens[-1], term)
-        known, by = self._causes.setdefault(key, (told, here.name))
-        if known != told:
-            self.scene.broke("cause", f"{here.name} was told {told}, and {by} {known}")
-
-    def round_ended(self, here: StartedNode, change: object) -> None:
-        """See Oracle."""
-        self.after_cause(here)
