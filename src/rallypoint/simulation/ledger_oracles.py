@@ -204,7 +204,7 @@ class LedgerStaysSmall(Oracle):
 
     LOGS_MAX: Final = 10
     """Of one run. A log that could not be removed is removed after the next round."""
-    MORE_RECORDS: Final = 60
+    MORE_RECORDS: Final = 200
     """A segment has so many records besides those after which it is compacted: its snapshot, and
     what was written meanwhile."""
 

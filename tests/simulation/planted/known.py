@@ -10,7 +10,6 @@ from typing import Final
 
 KNOWN_SEEDS: Final[dict[str, int]] = {
     "04-hostages": 1301,
-    "09-log-grows": 134,
     "15-own-ttl": 52,
     "16-standby-not-told": 77,
     "18-survivors-shut-out": 23,
