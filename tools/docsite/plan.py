@@ -27,6 +27,7 @@ DESIGN = {
     "docs/scale.md": "Scale",
     "docs/benchmarks.md": "Comparison with others",
     "benchmarks/README.md": "How to measure",
+    "docs/verification.md": "Verification",
     "docs/fuzzing.md": "Fuzzing",
 }
 PROJECT = {
