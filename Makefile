@@ -118,11 +118,11 @@ model: $(FOR_DEVELOP) ## explore a large world of the model checker (WORLD, STAT
 	$(BIN)/python -m rallypoint.simulation.explore --world $(WORLD) --states $(STATES) --state .model-$(WORLD)
 
 # How many seeds `make planted` tries for each bug.
-SEEDS ?= 1000
+PLANTED_SEEDS ?= 1000
 
 .PHONY: planted
-planted: $(FOR_DEVELOP) ## plant known bugs in the shipped code, and see that they are found (SEEDS)
-	$(BIN)/python -m tests.simulation.planted --seeds $(SEEDS) --jobs 2
+planted: $(FOR_DEVELOP) ## plant known bugs in the shipped code, and see that they are found (PLANTED_SEEDS)
+	$(BIN)/python -m tests.simulation.planted --seeds $(PLANTED_SEEDS) --jobs 2
 
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md
