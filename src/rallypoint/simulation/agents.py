@@ -322,7 +322,8 @@ class WatchedAgent(Agent):
         self._here.is_working = phase is Phase.WORKING
         self._here.has_finished = phase is Phase.FINISHED
         self._here.system.has_finished |= phase is Phase.FINISHED
-        self._scene.tell(lambda oracle: oracle.agent_acted(self._here, self._machine, actions))
+        if self._here.process.is_alive:  # Else its coroutine is closed with the world.
+            self._scene.tell(lambda oracle: oracle.agent_acted(self._here, self._machine, actions))
 
 
 STARTS_AGAIN_S: Final = 3.0

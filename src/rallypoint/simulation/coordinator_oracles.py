@@ -214,6 +214,7 @@ class _Round:
         """Its members that have said nothing yet that ends it."""
         self.stopping: dict[NodeId, tuple[int, float]] = {}
         """Survivors that could be heard when it ended: their connections and stop times."""
+        self._silent: dict[NodeId, None] = {}
         self.is_over = False
         self.ended_s = 0.0
         self._has_burst = False
@@ -229,15 +230,21 @@ class _Round:
         self.is_over, self.ended_s = True, front.process.awake_s()
         for node in self.inside:
             session = run.connections.of(node)
-            if session is not None and not session._has_ended:
+            is_heard = session is not None and not session._has_ended and node not in self._silent
+            if session is not None and is_heard:
                 self.stopping[node] = (session.connection_id, self.stop_s[node])
 
     def see(self, event: on.Event) -> None:
         """Keep what the event says of its members."""
         node = getattr(event, "node", None)
+        if isinstance(event, on.SignOfLife):
+            self._silent.pop(event.node, None)
         match event:
+            case on.NodeAttached():
+                self._silent.pop(event.node.id, None)
             case on.NodeSilent() | on.ConnectionLost() if isinstance(node, NodeId):
                 self.stopping.pop(node, None)
+                self._silent[node] = None
                 self._has_burst = True  # Processes may end, which is told first.
             case on.NodeDone() | on.NodeDeparting() | on.NodeLeft():
                 self.inside.pop(event.node, None)
