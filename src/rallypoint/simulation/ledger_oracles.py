@@ -205,21 +205,27 @@ class LedgerStaysSmall(Oracle):
     LOGS_MAX: Final = 10
     """Of one run. A log that could not be removed is removed after the next round."""
     MORE_RECORDS: Final = 200
-    """A segment has so many records besides those after which it is compacted: its snapshot, and
-    what was written meanwhile."""
+    """A segment has so many records besides those after which it is compacted: what was written
+    while the next snapshot was. A snapshot of many parts takes long, and may cost as much again."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._records: dict[str, int] = {}
         """How many records a log has."""
+        self._parts: dict[str, int] = {}
+        """How many of them are parts of a snapshot."""
 
     def logged(self, log: str, index: int, value: bytes | None) -> None:
         """See Oracle."""
         if value is None:
             self._records.pop(log, None)
+            self._parts.pop(log, None)
             return
+        if decode_record(value).part is not None:
+            self._parts[log] = self._parts.get(log, 0) + 1
         records = self._records[log] = self._records.get(log, 0) + 1
-        most = 2 * store_log.COMPACT_RECORDS + self.MORE_RECORDS
+        parts = self._parts.get(log, 0)
+        most = 2 * store_log.COMPACT_RECORDS + 3 * parts + self.MORE_RECORDS
         if records > most:
             self.scene.broke("budget", f"{log} has {records} records; it should be compacted")
 
