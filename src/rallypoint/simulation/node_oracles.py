@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rallypoint.client.node import Node, Round
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, RoundMember, Seat
 from rallypoint.ledger.keys import RUNS
+from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 
@@ -148,6 +152,23 @@ class LeftIsNotLost(Oracle):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._left: dict[str, None] = {}
+        self._lost: set[tuple[str, int, str]] = set()
+        """Run, round and name of members that a coordinator has lost before they left."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        for effect in effects:
+            if isinstance(effect, do.Break | do.Verdict):
+                change = effect.change
+                lost = [name for name in change.nodes if name not in self._left]
+                self._lost.update((run.run_id, change.round, name) for name in lost)
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
@@ -156,6 +177,8 @@ class LeftIsNotLost(Oracle):
 
     def round_ended(self, here: StartedNode, change: Any) -> None:
         """See Oracle."""
-        gone = [name for name in change.nodes if name in self._left]
+        run_id, number = here.run_id, change.round
+        gone = [each for each in change.nodes if each in self._left]
+        gone = [each for each in gone if (run_id, number, each) not in self._lost]
         if change.kind is ChangeKind.NODE_LOST and gone:
             self.scene.broke("R8", f"{here.name} is told that {gone[0]} is lost, which had left")
