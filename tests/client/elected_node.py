@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import time
+from typing import NoReturn
 
 from rallypoint.client.node import Node
 from rallypoint.core.store import ROUND_ENDED, Add, StoreValue
@@ -31,18 +32,30 @@ async def main(name: str, endpoint: str, nodes: int) -> None:
 
 
 async def watch(node: Node) -> None:
+    """Until the round ends. The store may pause, so what is printed does not wait for it."""
+    counting = asyncio.create_task(count(node))
     last: dict[str, object] = {}
     while node.change is None and node.closed is None:
         current = picture(node)
         if current != last:
             last = current
             print(json.dumps({**current, "at_s": time.monotonic()}), flush=True)
+        await asyncio.sleep(0.02)
+    if node.change is not None:
+        print(json.dumps({**picture(node), "at_s": time.monotonic()}), flush=True)
+    counting.cancel()
+    (ended,) = await asyncio.gather(counting, return_exceptions=True)
+    if not isinstance(ended, asyncio.CancelledError):
+        raise ended
+
+
+async def count(node: Node) -> NoReturn:
+    """Write to the round's store, again and again."""
+    while True:
         if node.is_connected:
             result = await node.call(Add("count", 1), 30.0)
             assert isinstance(result, StoreValue) or result.code == ROUND_ENDED, result
         await asyncio.sleep(0.02)
-    if node.change is not None:
-        print(json.dumps({**picture(node), "at_s": time.monotonic()}), flush=True)
 
 
 def picture(node: Node) -> dict[str, object]:

@@ -65,8 +65,9 @@ def unknown(words: list[str]) -> str:
         case ["python3", "-m", "venv", place] | [".", place]:
             return "" if place in {".venv", ".venv/bin/activate"} else f"environment {place}"
         case ["python", "-m", module, *_]:
-            path = ROOT / module.replace(".", "/")
-            return "" if path.is_dir() or path.with_suffix(".py").exists() else f"module {module}"
+            paths = [ROOT / part / module.replace(".", "/") for part in ("", "src")]
+            is_there = any(each.is_dir() or each.with_suffix(".py").exists() for each in paths)
+            return "" if is_there else f"module {module}"
         case ["python" | "pytest", *rest]:
             files = [each for each in rest if each.endswith(".py")]
             return next((f"file {each}" for each in files if not (ROOT / each).exists()), "")
@@ -111,7 +112,7 @@ def unknown_option(words: list[str]) -> str:
         ("rallypoint token make", "command rallypoint token make"),
         ("rallypoint run --nnodes 2 train.py --nodes 2", ""),
         ("make dmeo", "target dmeo"),
-        ("make fuzz SEEDS=1", "target SEEDS=1"),
+        ("make fuzz FRAME=1", "target FRAME=1"),
         ("python benchmarks/no_such.py --only meet", "file benchmarks/no_such.py"),
         ("python -m tests.fuz", "module tests.fuz"),
         ("pip install -e '.[fats]'", "extra fats"),

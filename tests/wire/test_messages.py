@@ -21,6 +21,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    EndedOwner,
     Failure,
     FailureKind,
     NodeInfo,
@@ -76,6 +77,7 @@ RESULTS: tuple[ops.StoreResult, ...] = (
 FROM_NODE: tuple[wire.FromNode, ...] = (
     wire.Attach(STAMP, 1, "run", INFO, RUN, "rallypoint 0.1.0"),
     wire.Attach(STAMP, 1, "run", INFO, RUN, "", True, ADDRESS, b"resume secret"),
+    wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7)),
     wire.Ready(STAMP, 7, ADDRESS, 4),
     wire.Failed(STAMP, 7, FAILURE),
     wire.Done(STAMP, 7),
@@ -185,10 +187,19 @@ def test_an_attach_shows_no_secret_in_a_log():
 def test_an_attach_of_a_release_without_secrets_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, "", True, ADDRESS, b"resume secret")
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    without = fields[: fields.index(b"resume secret")]
+    older = wire.decode_from_node(msgspec.msgpack.encode(without))
     assert isinstance(older, wire.Attach)
     assert older.resume_secret == b""
     assert older == msgspec.structs.replace(attach, resume_secret=b"")
+
+
+def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    assert fields[-1] == ["process", 7]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert older == msgspec.structs.replace(attach, ended=None)
 
 
 def test_supported_versions_are_accepted():
