@@ -114,7 +114,8 @@ def test_a_stopped_coordinator_disturbs_no_node(served: driver.Plan) -> None:
 def test_an_elected_host_is_lost_with_its_node() -> None:
     figures = found(host_lost.measure(own(), 3))
     assert figures["next round"].target == Target(TTL_S + 5.0)
-    assert TTL_S / 2 < figures["all are attached"].median <= figures["next round"].median
+    # Its port refuses connections, so no lease has to expire.
+    assert 0.0 < figures["all are attached"].median <= figures["next round"].median
     assert figures["next round"].median < TTL_S + ATTACH_GRACE_S
 
 

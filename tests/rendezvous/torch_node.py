@@ -71,7 +71,7 @@ def main() -> None:
             ),
         ]
         missing = "no error"
-        store.set_timeout(timedelta(seconds=0.1))
+        store.set_timeout(timedelta(seconds=1.0))
         try:
             store.get("what nobody writes")
         except dist.DistStoreError as error:

@@ -12,7 +12,7 @@ from tests.kinds import LONG
 from tests.ledger.etcd_processes import programs
 from tests.soak.__main__ import soaking, table, verdicts
 
-ROUNDS = 4_000 if LONG else 240
+ROUNDS = 4_000 if LONG else 480
 COUNTED = {
     "serve descriptors",
     "serve tasks",

@@ -35,6 +35,8 @@ Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
 """A text from outside: a reason or an error message."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
 """How many workers a node has."""
+ProcessName = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z_-]{1,64}\\Z")]
+"""The name of a coordinator process. It is a part of the name of its lease's register."""
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 """A label's value. It is short, because every member table contains all labels."""
 STOP_S_MAX: Final = 60.0
@@ -490,8 +492,8 @@ class EndedOwner(FrozenStruct, frozen=True):
     since is that of a process that is alive.
     """
 
-    process: str
-    version: int
+    process: ProcessName
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Stamp(FrozenStruct, frozen=True):
