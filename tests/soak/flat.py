@@ -19,6 +19,7 @@ import msgspec
 WARM_UP = 0.25
 """The part of the measurements that is left out at the beginning."""
 BLOCKS = 8
+BLOCKS_MIN = 5
 SIGMAS = 2.0
 
 
@@ -39,18 +40,22 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def fitted(at: Sequence[float], values: Sequence[float]) -> Line:
-    """The line through the measurements after the warm-up. At least 2 * BLOCKS are needed then."""
+    """The line through the measurements after the warm-up. At least 2 * BLOCKS_MIN are needed then.
+
+    A quick machine plays many rounds between two measurements, so a short soak has fewer blocks.
+    """
     first = int(len(at) * WARM_UP)
     at, values = at[first:], values[first:]
-    assert len(at) >= 2 * BLOCKS, f"{len(at)} measurements are too few"
-    edges = [round(index * len(at) / BLOCKS) for index in range(BLOCKS + 1)]
+    assert len(at) >= 2 * BLOCKS_MIN, f"{len(at)} measurements are too few"
+    blocks = min(BLOCKS, len(at) // 2)
+    edges = [round(index * len(at) / blocks) for index in range(blocks + 1)]
     x = [_mean(at[low:high]) for low, high in itertools.pairwise(edges)]
     y = [_mean(values[low:high]) for low, high in itertools.pairwise(edges)]
     mean_x, mean_y = _mean(x), _mean(y)
     spread = sum((each - mean_x) ** 2 for each in x)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
     left = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
-    error = math.sqrt(left / (BLOCKS - 2) / spread)
+    error = math.sqrt(left / (blocks - 2) / spread)
     whole = at[-1] - at[0]
     return Line(mean_y, slope * whole, error * whole)
 
