@@ -6,10 +6,12 @@ In virtual time, without connections. The ttl is long, so nothing here is the en
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from rallypoint import runtime
+from rallypoint.coordinator import owned_runs, takeover
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.garbage_collector import GarbageCollector, Keeping
@@ -54,9 +56,21 @@ class Case:
     async def begin(self) -> None:
         self.first, self.owner = await new_coordinator(self.ledger, 1, CONFIG)
         self.second, self.next = await new_coordinator(self.ledger, 2, CONFIG)
+        self._ticking = asyncio.ensure_future(self._tick())
         self.a, self.b = self.node(self.owner, "a"), self.node(self.owner, "b")
         await asyncio.gather(self.a.formed(), self.b.formed())
         await self.a.answer_to(1, Set("k", b"v"))
+
+    async def _tick(self) -> None:
+        while True:
+            self.next.tick()
+            await asyncio.sleep(0.1)
+
+    async def lives(self, line: Line, seconds: float) -> None:
+        """So much time passes, and the node is heard meanwhile."""
+        for _ in range(int(seconds)):
+            line.say(wire.Heartbeat(line.stamp))
+            await asyncio.sleep(1.0)
 
     def node(self, at: Coordinator, name: str, ended: EndedOwner | None = None) -> Line:
         return Line(at, "run", name=name, settings=TWO, ended=ended)
@@ -73,6 +87,7 @@ class Case:
         return e.decode_run(found.value)
 
     async def aclose(self) -> None:
+        self._ticking.cancel()
         for each in (self.first, self.second):
             await each.aclose()
 
@@ -156,9 +171,38 @@ def test_r10_the_answers_come_after_the_ttl_without_the_others(refused: set[Addr
         await has_begun(case.next, "run")
         await until(lambda: a.count(wire.Formed) > 0)
         a.say(wire.StoreCall(a.stamp, 7, Set("k", b"w")))
-        await asyncio.sleep(TTL_S - 5.0)
+        await case.lives(a, TTL_S - 5.0)
         assert a.count(wire.StoreAnswer) == 0
-        await asyncio.sleep(6.0)
+        await case.lives(a, 6.0)
+        assert a.count(wire.StoreAnswer) == 1
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_r10_a_slow_takeover_holds_the_answers_no_longer_than_a_quick_one(
+    refused: set[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for which the former owner may be alive counts from when the run begins here."""
+    read_and_seal = takeover.read_and_seal
+
+    async def slow(*arguments: Any) -> Any:
+        await asyncio.sleep(TTL_S + 5.0)
+        return await read_and_seal(*arguments)
+
+    async def main() -> None:
+        case = Case()
+        await case.begin()
+        refused.add(Address("127.0.0.1", 1))
+        a = case.node(case.next, "a", await case.seen())
+        monkeypatch.setattr(owned_runs, "read_and_seal", slow)
+        await asyncio.sleep(TTL_S + 10.0)
+        await has_begun(case.next, "run")
+        await until(lambda: a.count(wire.Formed) > 0)
+        a.say(wire.StoreCall(a.stamp, 7, Set("k", b"w")))
+        await case.lives(a, 1.0)
+        assert a.count(wire.StoreAnswer) == 0
+        await case.lives(a, TTL_S)
         assert a.count(wire.StoreAnswer) == 1
         await case.aclose()
 

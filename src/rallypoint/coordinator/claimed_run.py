@@ -29,8 +29,6 @@ class ClaimedRun:
         self.resignation: e.Resignation | None = None
         self.checking: EndedOwner | None = None
         """The owner of which it is being checked whether it has ended."""
-        self.unsure_until_s: float | None = None
-        """Until when answers of the round's store may have to wait: see RunRegister.unsure_s."""
 
     @property
     def is_owned(self) -> bool:

@@ -259,14 +259,14 @@ class HostedRun:
         former_host: NodeId | None = None,
         *,
         store_lost: str = "",
-        is_unsure: bool = False,
+        unsure_s: float = 0.0,
     ) -> None:
         """This process owns the run now: continue where the last owner left it (R5, R10).
 
         `sealed`: the log of its round's store. `former_host`: the node that hosted the last
         coordinator, if that one's lease ran out. `store_lost`: why the store is missing; then the
-        round has ended. `is_unsure`: a former owner may be alive (`RunRegister.unsure_s`);
-        `is_sure` follows. Raises UnreadableLogError, and then has changed nothing.
+        round has ended. `unsure_s`: for so long a former owner may be alive, see
+        RunRegister. Raises UnreadableLogError, and then has changed nothing.
         """
         now_s = self._now_s()
         store = sealed.replay.store if sealed is not None else None
@@ -285,8 +285,9 @@ class HostedRun:
             self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
                 self._open_store(last, store, sealed)
-                if is_unsure:
-                    self.store.hold(may_call(last, state.marks))
+                # R10: a former owner whose lease was revoked early may still answer reads.
+                if unsure_s:
+                    self.store.hold(may_call(last, state.marks), unsure_s)
         for effect in effects:
             _EXECUTE[type(effect)](self, effect)
         self.is_claimed = True
@@ -389,10 +390,6 @@ class HostedRun:
         self._send_held_seats()
         self.store.release_answers()
         self.post(on.LedgerRestored(SuspensionCause.LEASE))
-
-    def is_sure(self) -> None:
-        """No former owner can be alive any more."""
-        self.store.end_hold()
 
     # -- effects out ---------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class OwnedRuns:
                     left.sealed,
                     former_host,
                     store_lost=left.store_lost,
-                    is_unsure=register.unsure_s > 0,
+                    unsure_s=register.unsure_s,
                 )
                 self._unreadable.pop(run_id, None)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
@@ -142,12 +142,6 @@ class OwnedRuns:
             run.post(event)
             # R7: the ledger takes records again.
             run.post(on.LedgerRestored(SuspensionCause.COMMIT))
-
-    def is_sure(self, run_id: str) -> None:
-        """No former owner of the run can be alive any more."""
-        run = self._run(run_id)
-        if run is not None:
-            run.is_sure()
 
     def send_elsewhere(self, run_id: str, addresses: tuple[Address, ...]) -> None:
         """Another process owns the run: send its nodes there."""

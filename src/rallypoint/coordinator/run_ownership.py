@@ -165,9 +165,6 @@ class RunOwnership:
             if looks_at_all or not claimed.claim.is_at_rest:
                 failed = partial(self._run_failed, claimed.run_id)
                 guarded(failed, self._tick_claim, claimed, now_s)
-            if claimed.unsure_until_s is not None and now_s >= claimed.unsure_until_s:
-                claimed.unsure_until_s = None
-                self._runs.is_sure(claimed.run_id)
         self._judge_lease(now_s)
 
     def _tick_claim(self, claimed: ClaimedRun, now_s: float) -> None:
@@ -386,9 +383,6 @@ class RunOwnership:
                     self._tables.won(run_id, action.register)
                     if action.register.term > 1:
                         self._request(self._tables.sweep_if_possible(run_id), run_id)
-                    # R10: a former owner whose lease was revoked early may still answer reads.
-                    unsure_s = action.register.unsure_s
-                    claimed.unsure_until_s = _now_s() + unsure_s if unsure_s else None
                     # R7: a run that was won begins.
                     self._runs.won(run_id, action.register, action.former_host)
                 case e.RegisterWritten():

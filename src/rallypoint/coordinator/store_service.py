@@ -84,6 +84,7 @@ class StoreService:
         self._held = HeldAnswers(count=run.share.add)
         self._not_attached: set[str] = set()
         """R10: members that may still read from a former owner: see `hold`."""
+        self._hold_timer: ScheduledCall | None = None
         self._kept = 0
         self._timer: ScheduledCall | None = None
         self._timer_due_s: float | None = None
@@ -104,28 +105,36 @@ class StoreService:
         self._append = append
         self.seats = seats
         self.current, self.log = store, log
-        self.end_hold()
+        self._end_hold()
         self._count()
 
-    def hold(self, members: Iterable[str]) -> None:
+    def hold(self, members: Iterable[str], limit_s: float) -> None:
         """R10: hold all answers of this round until all these members have attached here.
+
+        But no longer than `limit_s`: then no former owner answers any more.
 
         A former owner may be alive, and answer reads of the members that are attached to it. A
         member that has attached here accepts nothing more from it (R5). Nobody may see a write here
         while another member does not see it there.
         """
         self._not_attached = set(members)
+        if self._not_attached and self._run is not None:
+            work = partial(self._run.supervised, self._end_hold)
+            self._hold_timer = self._call_at(self._now_s() + limit_s, work)
 
     def member_attached(self, name: str) -> None:
         """A member of the round has attached, as the member that it was."""
         if name in self._not_attached:
             self._not_attached.discard(name)
             if not self._not_attached:
-                self.end_hold()
+                self._end_hold()
 
-    def end_hold(self) -> None:
+    def _end_hold(self) -> None:
         """No former owner can answer calls of this round any more. Idempotent."""
         self._not_attached = set()
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
         if self._run is not None and self._ownership.may_answer(self._run.run_id):
             self._held.release()  # Otherwise `release_answers` follows.
 
@@ -149,6 +158,7 @@ class StoreService:
             self._timer.cancel()
             self._timer = None
         self.current = self.log = self._run = self._append = None
+        self._end_hold()
         self._held = HeldAnswers()
 
     # -- calls ---------------------------------------------------------------------------------
