@@ -36,7 +36,7 @@ from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Worker
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
 from rallypoint.simulation.programs import drawn_call, judge, opened_ledger, settings_of
-from rallypoint.simulation.scene import Scene, StartedNode, Token
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.workers import (
     FINISHED,
     GUARDED_S,
@@ -233,13 +233,13 @@ class SimulatedSystem:
 
     def worker_started(self, worker: SimulatedWorker) -> None:
         """See Owner."""
-        self.scene.tell(lambda oracle: oracle.worker_started(self.here, worker))
+        self.scene.tell(Oracle.worker_started, self.here, worker)
         self._works(worker)
 
     def worker_ended(self, worker: SimulatedWorker, how: HowItEnds) -> None:
         """See Owner. Its peers may fail for that: gloo and NCCL notice a lost connection."""
         self._output.kept[worker.spec.local_rank] = how.lines
-        self.scene.tell(lambda oracle: oracle.worker_ended(self.here, worker, how))
+        self.scene.tell(Oracle.worker_ended, self.here, worker, how)
         if how.returncode != 0 and not (worker.is_stopping and self.process.is_alive):
             self.scene.say(self.here.name, f"worker {worker.spec.rank} ends: {shown(how)}")
         if how.returncode != 0 and self.process.random.random() < 0.5:
@@ -284,9 +284,9 @@ class SimulatedSystem:
         scene, here = self.scene, self.here
         operation, limit_s = drawn_call(here, socket.node, b"%d" % next(scene.serial))
         call = next(scene.serial)
-        scene.tell(lambda oracle: oracle.called(here, token, call, operation))
+        scene.tell(Oracle.called, here, token, call, operation)
         result = await socket.node.call(operation, limit_s)
-        scene.tell(lambda oracle: oracle.answered(here, token, call, result))
+        scene.tell(Oracle.answered, here, token, call, result)
         if isinstance(result, StoreValue):
             here.answered_s = scene.world.now_s
 
@@ -303,7 +303,7 @@ class WatchedAgent(Agent):
 
     def _take(self, event: on.Event) -> None:
         scene, here = self._scene, self._here
-        scene.tell(lambda oracle: oracle.agent_told(here, event))
+        scene.tell(Oracle.agent_told, here, event)
         match event:
             case on.RoundFound(found=found):
                 head = found.head
@@ -323,7 +323,7 @@ class WatchedAgent(Agent):
         self._here.has_finished = phase is Phase.FINISHED
         self._here.system.has_finished |= phase is Phase.FINISHED
         if self._here.process.is_alive:  # Else its coroutine is closed with the world.
-            self._scene.tell(lambda oracle: oracle.agent_acted(self._here, self._machine, actions))
+            self._scene.tell(Oracle.agent_acted, self._here, self._machine, actions)
 
 
 STARTS_AGAIN_S: Final = 3.0
@@ -345,17 +345,17 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
     )
     agent = WatchedAgent(config, system)
     node = here.node = agent.node
-    scene.tell(lambda oracle: oracle.joins(here, node))
+    scene.tell(Oracle.joins, here, node)
     failed: RallypointError | None = None
     try:
         code = await agent.run()
     except RallypointError as error:
         failed, code = error, error.exit_code
     if node.gone is not None and node.gone.message == left_run().message:
-        scene.tell(lambda oracle: oracle.left(here))
+        scene.tell(Oracle.left, here)
     here.end = f"exit code {code:d}" + (f": {failed.message}" if failed is not None else "")
     scene.say(here.name, here.end)
-    scene.tell(lambda oracle: oracle.agent_ended(here, agent.machine, code, failed))
+    scene.tell(Oracle.agent_ended, here, agent.machine, code, failed)
     if isinstance(failed, CoordinatorError | JoinTimeoutError):
         judge(scene, here, failed)
     await ledger.aclose()

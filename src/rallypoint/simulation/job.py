@@ -107,7 +107,7 @@ class Job:
         if is_over and self.plan.lasting and not self.plan.ends:
             self._last(self.plan.lasting)
         if not self._is_stopped():
-            scene.tell(lambda oracle: oracle.at_end())
+            scene.tell(Oracle.at_end)
 
     def _last(self, kind: str) -> None:
         """Let a fault last. The rest has to go on; and when it has ended, all have to."""

@@ -40,7 +40,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
-from rallypoint.simulation.scene import Scene, StartedNode, Token
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
 BOOTSTRAP_PORT: Final = 29_500
@@ -118,7 +118,7 @@ async def _live(scene: Scene, here: StartedNode) -> None:
     workers = 1 + here.index % scene.plan.workers_max
     settings = settings_of(scene, here)
     node = here.node = Node(settings, scene.run_settings, workers=workers, ledger=ledger)
-    scene.tell(lambda oracle: oracle.joins(here, node))
+    scene.tell(Oracle.joins, here, node)
     try:
         await node.open()
         while True:
@@ -149,7 +149,7 @@ async def _live(scene: Scene, here: StartedNode) -> None:
         node.goodbye("its program has ended")
         await node.aclose()
         if node.gone is not None and node.gone.message == left_run().message:
-            scene.tell(lambda oracle: oracle.left(here))
+            scene.tell(Oracle.left, here)
         await ledger.aclose()
 
 
@@ -182,15 +182,15 @@ async def _look_at_members(scene: Scene, here: StartedNode, node: Node, token: T
         return
     given = node.round
     if given is not None and (given.head.term, given.head.number) == token:
-        scene.tell(lambda oracle: oracle.members_told(here, token, given, members))
+        scene.tell(Oracle.members_told, here, token, given, members)
 
 
 async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
     operation, limit_s = drawn_call(here, node, b"%d" % next(scene.serial))
     call = next(scene.serial)
-    scene.tell(lambda oracle: oracle.called(here, token, call, operation))
+    scene.tell(Oracle.called, here, token, call, operation)
     result = await node.call(operation, limit_s)
-    scene.tell(lambda oracle: oracle.answered(here, token, call, result))
+    scene.tell(Oracle.answered, here, token, call, result)
     if isinstance(result, StoreValue):
         here.answered_s = scene.world.now_s
 

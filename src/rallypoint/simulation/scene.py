@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 import msgspec
 
@@ -31,6 +31,8 @@ from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.workers import HowItEnds, SimulatedWorker
 from rallypoint.simulation.world import Process, World
 from rallypoint.testing.violations import InvariantViolation
+
+P = ParamSpec("P")
 
 Undo = Callable[[], None]
 """Ends a fault. Called once."""
@@ -279,6 +281,8 @@ class Scene:
         """Numbers for whatever must be different in this job."""
         self._lives = lives
         self._broken: set[str] = set()
+        self._told: dict[Any, list[Callable[..., None]]] = {}
+        """By method of Oracle: those oracles that override it."""
 
     def say(self, who: str, what: str) -> None:
         """Note an event."""
@@ -355,17 +359,17 @@ class Scene:
 
     def given(self, here: StartedNode, token: Token, digest: str) -> None:
         """A node's program was given a round."""
-        self.tell(lambda oracle: oracle.round_given(here, token, digest))
+        self.tell(Oracle.round_given, here, token, digest)
         here.tokens.append(token)
         here.given_s = self.world.now_s
 
     def round_ended(self, here: StartedNode, change: Change) -> None:
         """A node's program has learned why its round ended."""
-        self.tell(lambda oracle: oracle.round_ended(here, change))
+        self.tell(Oracle.round_ended, here, change)
 
     def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
         """A node's program has learned how its run ended."""
-        self.tell(lambda oracle: oracle.run_ended(here, close))
+        self.tell(Oracle.run_ended, here, close)
 
     # -- what the shipped code does ----------------------------------------------------------------
 
@@ -383,7 +387,7 @@ class Scene:
             return run
 
         coordinator.open_run = opened  # type: ignore[method-assign]
-        self.tell(lambda oracle: oracle.serves(front))
+        self.tell(Oracle.serves, front)
 
     def _watch(self, front: SimulatedFront, run: HostedRun) -> None:
         membership = run.membership
@@ -391,28 +395,40 @@ class Scene:
 
         def stepped(event: on.Event, now_s: float) -> list[do.Effect]:
             effects = step(event, now_s)
-            self.tell(lambda oracle: oracle.stepped(front, run, event, now_s, effects))
+            self.tell(Oracle.stepped, front, run, event, now_s, effects)
             return effects
 
         def restored(state: RunState, **named: Any) -> list[do.Effect]:
             effects = restore(state, **named)
-            self.tell(lambda oracle: oracle.restored(front, run, state, named, effects))
+            self.tell(Oracle.restored, front, run, state, named, effects)
             return effects
 
         membership.step = stepped  # type: ignore[method-assign]
         membership.restore = restored  # type: ignore[method-assign]
-        self.tell(lambda oracle: oracle.hosts(front, run))
+        self.tell(Oracle.hosts, front, run)
 
     def _written(self, name: str, value: bytes | None) -> None:
-        self.tell(lambda oracle: oracle.written(name, value))
+        self.tell(Oracle.written, name, value)
 
     def _logged(self, log: str, index: int, value: bytes | None) -> None:
-        self.tell(lambda oracle: oracle.logged(log, index, value))
+        self.tell(Oracle.logged, log, index, value)
 
-    def tell(self, what: Callable[[Oracle], None]) -> None:
-        """Tell all oracles. A rule that an oracle finds broken is noted, and the job goes on."""
-        for oracle in self.oracles:
+    def tell(
+        self, what: Callable[Concatenate[Oracle, P], None], /, *about: P.args, **named: P.kwargs
+    ) -> None:
+        """Tell all oracles that look at it. A rule that is broken is noted, and the job goes on.
+
+        `what`: a method of Oracle, and then its arguments.
+        """
+        told = self._told.get(what)
+        if told is None:
+            told = self._told[what] = [
+                getattr(oracle, what.__name__)
+                for oracle in self.oracles
+                if getattr(type(oracle), what.__name__) is not what
+            ]
+        for look in told:
             try:
-                what(oracle)
+                look(*about, **named)
             except InvariantViolation as violation:
                 self.broke(violation.rule, violation.problem)

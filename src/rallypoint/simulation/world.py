@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 STEPS_MAX_PER_S: Final = 20_000
 """More events in a second of the world, on average, and a process spins. Busy jobs have 2,000."""
+TURNS_MAX: Final = 50
+"""How many turns of a process, one after the other at the same time, are one event at most."""
 UNNOTICED_S: Final = 0.35
 """So much of a freeze may not be noticed by the process."""
 
@@ -85,18 +87,32 @@ class World:
 
     def step(self) -> bool:
         """Let the next event happen. False if there is none."""
+        return self._step_until(math.inf)
+
+    def _step_until(self, time_s: float) -> bool:
+        """Let the next event happen, unless it is after this time. False if there is none."""
         queue = self._queue
         while queue:
-            time_s, _, event = heapq.heappop(queue)
+            due_s, _, event = queue[0]
+            if event.callback is not None and due_s > time_s:
+                return False
+            heapq.heappop(queue)
             callback = event.callback
             if callback is not None:
                 event.callback = None
-                self.now_s = time_s
+                self.now_s = due_s
                 self.steps += 1
                 callback()
                 self.after_step()
                 return True
         return False
+
+    def has_event_now(self) -> bool:
+        """Whether something else happens at this time."""
+        queue = self._queue
+        while queue and queue[0][2].callback is None:
+            heapq.heappop(queue)
+        return bool(queue) and queue[0][0] <= self.now_s
 
     def run_until(self, time_s: float, is_over: Callable[[], bool] = lambda: False) -> bool:
         """Let events happen until a time of the world. True once `is_over`, which ends it early.
@@ -107,13 +123,9 @@ class World:
             if self.steps - self._steps_then > STEPS_MAX_PER_S * (1.0 + self.now_s - self._then_s):
                 self._spins(time_s)
                 return False
-            queue = self._queue
-            while queue and queue[0][2].callback is None:
-                heapq.heappop(queue)
-            if not queue or queue[0][0] > time_s:
+            if not self._step_until(time_s):
                 self.now_s = max(self.now_s, time_s)
                 return False
-            self.step()
         return True
 
     def _spins(self, time_s: float) -> None:
@@ -181,6 +193,8 @@ class Process:
         self._least_s = -math.inf
         """What the clock shows at least: rounding must not keep a timer from being due."""
         self._turn: Event | None = None
+        self._has_turn = False
+        """Whether its loop runs now: what it adds is looked at once, at the end."""
         self.loop = ProcessLoop(self, name)  # type: ignore[abstract]
 
     # -- what runs in it -------------------------------------------------------------------------
@@ -284,7 +298,7 @@ class Process:
 
     def _schedule(self) -> None:
         """Have a turn when there is something to run, the process may run, and its CPU is free."""
-        if not self.is_alive or self._freezes:
+        if self._has_turn or not self.is_alive or self._freezes:
             return
         world, loop = self.world, self.loop
         due_s = world.now_s
@@ -303,13 +317,28 @@ class Process:
         self._turn = world.at(due_s, self._have_turn)
 
     def _have_turn(self) -> None:
+        """Have a turn; and the next ones, if they cost nothing and nobody else has one between."""
         self._turn = None
         if not self.is_alive or self._freezes:
             return
-        due_s = self.loop.next_due_s
+        world, loop = self.world, self.loop
+        due_s = loop.next_due_s
         if due_s is not None and 0.0 < due_s - self.clock_s() < RESOLUTION_S:
             self._least_s = due_s
-        self._free_s = self.world.now_s + self.turn_cost_s
-        self.turns += 1
-        self.loop.turn()
+        self._free_s = world.now_s + self.turn_cost_s
+        before = self.turns
+        self._has_turn = True
+        try:
+            while True:
+                self.turns += 1
+                loop.turn()
+                is_next = loop._ready and self._free_s <= world.now_s and self._may_run
+                if not is_next or self.turns - before >= TURNS_MAX or world.has_event_now():
+                    break
+        finally:
+            self._has_turn = False
         self._schedule()
+
+    @property
+    def _may_run(self) -> bool:
+        return self.is_alive and not self._freezes
