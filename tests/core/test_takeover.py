@@ -207,6 +207,17 @@ class TestTheNameOfAMemberThatHasNotAttached:
         driver.advance(0.2)
         assert driver.is_connected("a'")
 
+    def test_the_newcomer_gets_the_name_when_another_member_reports_the_loss(self) -> None:
+        driver = met("a", "b", "c")
+        driver.manual_marks = True
+        driver.die("c")
+        driver.advance(0.1)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach("c'", "a", "b")
+        assert driver.run.roster.living(node_id("c'")) is None
+        driver.ready("a")
+        assert driver.is_connected("c'")
+
     def test_a_restarted_host_does_not_wait_for_its_name(self) -> None:
         driver = met("a", "b")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")

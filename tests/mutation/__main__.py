@@ -3,6 +3,7 @@
 python -m tests.mutation                          all marked lines; goes on where it stopped
 python -m tests.mutation --only core/ranks.py     the marked lines of one file or folder
 python -m tests.mutation --key 0123456789ab       one mutant again
+python -m tests.mutation --new                    those without a known killer or judgement
 python -m tests.mutation --share 90               known killers only, for about 90 s
 """
 
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("--only", default="", help="a file or folder, such as core/membership.py")
     parser.add_argument("--key", default="", help="only this mutant")
+    parser.add_argument("--new", action="store_true", help="only mutants that nobody has judged")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests, for each mutant")
     parser.add_argument("--stop-after", type=float, help="stop after so many seconds")
     parser.add_argument("--share", type=float, help="known killers only, for so many seconds")
@@ -35,6 +37,7 @@ def main(arguments: list[str]) -> int:
         seconds=given.seconds,
         worlds=given.worlds,
         killers=given.killers,
+        is_only_new=given.new,
     )
     began_s = time.monotonic()
     code = campaign.share(given.share) if given.share else campaign.go(given.stop_after)

@@ -56,7 +56,8 @@ class Campaign:
 
     `seconds`: the most seconds of tests for one mutant, by what they take without a mutant.
     `worlds`: how many simulated worlds a mutant is tried in that all tests leave alive.
-    `killers`: the file with the known killers.
+    `killers`: the file with the known killers. `is_only_new`: leave out the mutants that have one
+    there, and those that were judged.
     """
 
     def __init__(
@@ -68,17 +69,20 @@ class Campaign:
         seconds: float = 60.0,
         worlds: int = 0,
         killers: Path = KILLERS,
+        is_only_new: bool = False,
     ) -> None:
         self.files = {str(path): MutableFile(path) for path in files(only)}
         mutants = [each for file in self.files.values() for each in file.mutants()]
-        self.mutants = [each for each in mutants if key in ("", each.key)]
-        self._is_whole = not (only or key)
+        self._current = {each.key for each in mutants}
+        self._is_whole = not only
         self._seconds = seconds
         self._worlds = worlds
         self._killers_file = killers
         self._file = state
         self._judged = judgements()
         self._killers: dict[str, str] = json.loads(killers.read_text()) if killers.exists() else {}
+        known = {*self._killers, *self._judged} if is_only_new else set()
+        self.mutants = [each for each in mutants if key in ("", each.key) and each.key not in known]
         self._state: dict[str, Any] = {"reach": {}, "of": "", "done": {}}
         if state.exists():
             self._state = json.loads(state.read_text())
@@ -272,7 +276,7 @@ class Campaign:
 
     def write_killers(self) -> None:
         """Keep what killed each mutant, for `share`."""
-        current = {mutant.key for mutant in self.mutants}
+        current = self._current
         known = {k: v for k, v in self._killers.items() if k in current or not self._is_whole}
         for key, found in self._done.items():
             if key in current and found["killer"] and not found["is_timeout"]:

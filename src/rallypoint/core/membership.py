@@ -491,6 +491,7 @@ class Membership:
                 # R8: a member that has attached is alive.
                 if member.is_absent and member is not speaker:
                     self._take_out(member, change)
+                    self._free_name(member.name)
 
     def _mark_ready(self, member: Member, event: on.NodeReady) -> None:
         member.bootstrap = event.bootstrap
@@ -801,8 +802,7 @@ class Membership:
         conflicts = self._name_conflicts
         for name in conflicts.names():
             member = self.roster.get(name)
-            # R8: it has the attach grace.
-            if member is None or member.is_absent:
+            if member is None:
                 continue
             # R8: the older node has the rest of its time to answer.
             if conflicts.is_over(member, settings, self._now_s):
@@ -1112,10 +1112,13 @@ class Membership:
         elif survivors and self.case is not None and kind is ChangeKind.NODE_LOST:
             self.case.add_loss(causes.happened(kind, self.number, survivors, detail, since_s))
         for member in members:
-            name = member.name
-            newcomer = self._name_conflicts.pop(name) or self._suspended_events.take_attached(name)
-            if newcomer is not None:
-                self._admit(newcomer)
+            self._free_name(member.name)
+
+    def _free_name(self, name: str) -> None:
+        """Its member was taken out: admit the newcomer that waits for the name, if any."""
+        newcomer = self._name_conflicts.pop(name) or self._suspended_events.take_attached(name)
+        if newcomer is not None:
+            self._admit(newcomer)
 
     def _take_out(
         self,
