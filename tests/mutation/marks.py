@@ -29,6 +29,7 @@ MARKED: Final = (
     "coordinator/log_replay.py",
     "coordinator/log_writer.py",
     "coordinator/owned_runs.py",
+    "coordinator/resigning.py",
     "coordinator/run_ownership.py",
     "coordinator/store_log.py",
     "coordinator/store_service.py",

@@ -31,6 +31,7 @@ from rallypoint.coordinator.lease_manager import (
     Suspended,
 )
 from rallypoint.coordinator.owned_runs import OwnedRuns
+from rallypoint.coordinator.resigning import Resigning
 from rallypoint.coordinator.run_removal import remove_own
 from rallypoint.coordinator.supervision import Supervised, error_text, guarded
 from rallypoint.coordinator.tables import Tables, table_room
@@ -83,6 +84,9 @@ class RunOwnership:
             ledger, self.lease_manager, config, self.check_lease, self._renewed, self.may_decide
         )
         self.logs = self._runs.logs
+        self._resigning = Resigning(
+            self.lease_manager, self._runs, self._is_ours, self._request, self._resign, _now_s
+        )
         self._look_at_all_s = float("-inf")
         self._failures = Backoff(config.lease_ttl_s, PAUSE_MAX_S)
         self._rests_until_s = float("-inf")
@@ -173,7 +177,7 @@ class RunOwnership:
         if claim.state is e.ClaimState.IDLE and claimed.is_wanted_again:
             claimed.is_wanted_again = False
             self._do(claimed, claim.begin(now_s))
-        self._resign_if_unheard(claimed, now_s)
+        self._resigning.tick(claimed, now_s)
         is_busy = claim.state not in (e.ClaimState.IDLE, e.ClaimState.ELSEWHERE)
         if not is_busy and now_s - claimed.wanted_s > FORGET_CLAIM_S:
             self._forget(claimed.run_id)
@@ -522,33 +526,13 @@ class RunOwnership:
 
     # -- resignation of a coordinator that no other node reaches -------------------------------
 
-    def _resign_if_unheard(self, claimed: ClaimedRun, now_s: float) -> None:
-        resignation = claimed.resignation
-        # R5: only the owner resigns.
-        if resignation is None or not claimed.claim.may_decide(now_s):
-            return
-        if self._runs.hears_others(claimed.run_id):
-            resignation.heard()
-            return
-        resignation.unheard(now_s)
-        if resignation.should_look(now_s):
-            self._request(self._resign_for_another(claimed, resignation), claimed.run_id)
+    def _is_ours(self, claimed: ClaimedRun) -> bool:
+        # R5: this claim, and not a later one.
+        is_present = self._claims.get(claimed.run_id) is claimed
+        return is_present and claimed.claim.may_decide(_now_s())
 
-    async def _resign_for_another(self, claimed: ClaimedRun, resignation: e.Resignation) -> None:
-        run_id = claimed.run_id
-        try:
-            others = await self.lease_manager.others(run_id)
-        except (LedgerError, e.UnreadableError) as error:
-            _log.debug("run %s: the leases of other coordinators cannot be read: %s", run_id, error)
-            return
-        now_s = _now_s()
-        # R5: after the wait it may own the run no more.
-        is_ours = self._claims.get(run_id) is claimed and claimed.claim.may_decide(now_s)
-        if is_ours and resignation.should_resign(others, now_s):
-            reason = "no other node reaches this coordinator: it resigns"
-            _log.warning("run %s: %s", run_id, reason)
-            self._do(claimed, claimed.claim.resign(now_s, resignation.pause_s()))
-            self._runs.deposed(run_id, reason)
+    def _resign(self, claimed: ClaimedRun, pause_s: float) -> None:
+        self._do(claimed, claimed.claim.resign(_now_s(), pause_s))
 
     # -- unexpected errors ---------------------------------------------------------------------
 
