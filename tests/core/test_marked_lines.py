@@ -223,8 +223,8 @@ def test_r6_a_closed_run_that_was_taken_over_without_settings_stays_closed() -> 
 # -- requests of nodes ---------------------------------------------------------------------------
 
 
-def met(*names: str) -> Driver:
-    driver = Driver(min=len(names), max=len(names) + 1, scale_up=0.0)
+def met(*names: str, **settings: object) -> Driver:
+    driver = Driver(min=len(names), max=len(names) + 1, scale_up=0.0, **settings)  # type: ignore[arg-type]
     driver.join(*names)
     driver.advance(31.0)
     assert driver.phase is Phase.ACTIVE

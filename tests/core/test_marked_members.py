@@ -6,21 +6,91 @@ test noticed. `test_marked_lines` has those of the election and of rounds.
 
 from __future__ import annotations
 
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core.effects import TimerKind
 from rallypoint.core.finished import Finished
-from rallypoint.core.values import Phase
-from tests.core.test_marked_lines import marking, met, record
+from rallypoint.core.pacing import ROUNDS_AT_ONCE
+from rallypoint.core.roster import Roster
+from rallypoint.core.values import ChangeKind, CloseRecord, Phase
+from tests.core.driver import Driver
+from tests.core.test_marked_lines import marking, member, met, record
+
+
+def stand_still(driver: Driver, duration_s: float) -> None:
+    """The process was starved, so no timer fired; then it learns that its lease is too old."""
+    driver.now_s += duration_s
+    driver.lose_ledger()
+
 
 # -- name conflicts ------------------------------------------------------------------------------
 
 
-def test_r8_the_older_node_has_no_more_time_when_its_time_was_over_before_the_outage() -> None:
+@pytest.mark.parametrize("late_s", [2.0, 2.5])
+def test_r8_a_name_is_free_at_once_when_the_time_was_over_before_the_outage(late_s: float) -> None:
     driver = met("a", "b")
+    driver.now_s = 64.0
     driver.attach("a'")
-    driver.now_s += 2.5  # The process was starved: no timer fired.
-    driver.lose_ledger()
+    stand_still(driver, late_s)
     assert not driver.is_connected("a'")
     driver.restore_ledger()
     assert driver.is_connected("a'")
+
+
+def test_r8_a_closed_connection_keeps_its_name_for_the_rest_of_its_grace() -> None:
+    driver = met("a", "b", grace=5.0)
+    driver.disconnect("a")
+    driver.attach("a'")
+    stand_still(driver, 7.0)
+    driver.restore_ledger()
+    driver.advance(2.5)
+    driver.attach("a")
+    assert driver.is_connected("a")
+
+
+def test_r8_a_member_that_has_yet_to_attach_keeps_its_name_through_an_outage() -> None:
+    driver = met("a", "b")
+    driver.fail_over(attach_grace_s=6.0)
+    driver.attach("a'")
+    driver.advance(5.9)
+    driver.lose_ledger()
+    driver.advance(60.0)
+    driver.restore_ledger()
+    driver.advance(0.5)
+    driver.attach("a")
+    assert driver.is_connected("a")
+
+
+# -- the probe of a case -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late_s", [2.0, 2.5])
+def test_r8_a_suspect_is_lost_at_once_when_its_time_was_over_before_the_outage(
+    late_s: float,
+) -> None:
+    driver = met("a", "b", "c")
+    driver.now_s = 64.0
+    driver.silent("a")
+    driver.fail("b")
+    stand_still(driver, late_s)
+    assert "a" in driver.run.roster
+    driver.restore_ledger()
+    assert "a" not in driver.run.roster
+
+
+def test_r8_a_suspect_has_its_whole_time_to_answer_after_an_outage() -> None:
+    driver = met("a", "b", "c")
+    driver.silent("a")
+    driver.fail("b")
+    driver.advance(0.5)
+    driver.lose_ledger()
+    driver.advance(60.0)
+    driver.restore_ledger()
+    driver.advance(0.95)
+    assert "a" in driver.run.roster
+    driver.advance(0.1)
+    assert "a" not in driver.run.roster
 
 
 # -- marks ---------------------------------------------------------------------------------------
@@ -42,3 +112,100 @@ def test_r6_a_closed_run_is_not_suspended_when_another_coordinator_has_it() -> N
     driver.refuse_commit()
     assert driver.phase is Phase.CLOSED
     assert not driver.run.suspension
+
+
+def test_r6_a_verdict_that_ends_the_run_forms_no_round() -> None:
+    driver = Driver(min=2, max=2, restarts=0)
+    driver.join("a", "b")
+    driver.fail("a")
+    driver.take()
+    driver.ready("a", "b")
+    records = [each.record for _, each in driver.take() if isinstance(each, do.Commit)]
+    assert [type(each) for each in records] == [CloseRecord]
+
+
+# -- timers --------------------------------------------------------------------------------------
+
+OF_GATHERINGS = (TimerKind.SETTLE, TimerKind.LAST_CALL, TimerKind.STOP, TimerKind.PACE)
+
+
+def test_r7_each_timer_of_a_gathering_names_the_round_that_waits_for_it() -> None:
+    driver = Driver(min=1, max=4, restarts=None, last_call=1.0)
+    driver.join("a", "b", "c")
+    driver.advance(1.0)
+    driver.ready("a", "b", "c")
+    driver.advance(1.0)
+    driver.ready("a")
+    driver.advance(7.0)
+    pace = driver.run._gathering.pace
+    for _ in range(ROUNDS_AT_ONCE + 4):
+        pace.round_ended(1.0, driver.now_s)
+    driver.ready("a", "b", "c")
+    driver.advance(1.0)
+    expected = 1
+    seen = set()
+    for _, effect in driver.take():
+        match effect:
+            case do.SetTimer(timer=timer) if timer.kind in OF_GATHERINGS:
+                assert timer.round == expected, timer
+                seen.add(timer.kind)
+            case do.Publish(record=record):
+                expected = record.head.number + 1
+    assert seen == set(OF_GATHERINGS)
+
+
+# -- members that go -----------------------------------------------------------------------------
+
+
+def test_r7_a_member_that_departs_while_the_round_is_written_keeps_no_place() -> None:
+    driver = Driver(min=2, max=3, manual_commit=True)
+    driver.join("a", "b", "c")
+    driver.depart("c")
+    driver.commit()
+    kept = {member.name: member.survivor for member in driver.run.roster}
+    assert kept == {"a": True, "b": True, "c": False}
+
+
+def test_r13_a_loss_that_ends_no_round_is_told_as_a_loss() -> None:
+    driver = met("a", "b")
+    driver.manual_commit = True
+    driver.close()
+    driver.take()
+    driver.die("a")
+    driver.advance(0.1)
+    (forgotten,) = (each for _, each in driver.take() if isinstance(each, do.Forget))
+    assert forgotten.loss is not None
+    assert forgotten.loss.kind is ChangeKind.NODE_LOST
+
+
+def test_r10_a_lost_member_waits_for_no_marks() -> None:
+    driver = met("a", "b")
+    driver.take()
+    driver.disconnect("a")
+    driver.advance(2.0)
+    (forgotten,) = (each for _, each in driver.take() if isinstance(each, do.Forget | do.Dismiss))
+    assert isinstance(forgotten, do.Forget)
+    assert not forgotten.keeps_connection
+
+
+def test_r6_the_first_of_two_closes_counts() -> None:
+    driver = Driver(min=2, max=2, manual_commit=True)
+    driver.join("a", "b")
+    driver.close(reason="first")
+    driver.close(reason="second")
+    driver.commit()
+    driver.commit()
+    assert driver.run.close is not None
+    assert driver.run.close.reason == "first"
+
+
+# -- the table of a round ------------------------------------------------------------------------
+
+
+def test_r2_a_row_is_kept_until_the_member_has_another_number_of_workers() -> None:
+    made = member(Roster(), "a")
+    row = made.row()
+    assert made.row() is row
+    made.workers = 3
+    assert made.row().workers == 3
+    assert made.row() is made.row()
