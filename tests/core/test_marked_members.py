@@ -13,7 +13,7 @@ from rallypoint.core.effects import TimerKind
 from rallypoint.core.finished import Finished
 from rallypoint.core.pacing import ROUNDS_AT_ONCE
 from rallypoint.core.roster import Roster
-from rallypoint.core.values import ChangeKind, CloseRecord, Phase
+from rallypoint.core.values import ChangeKind, CloseRecord, NodeInfo, Phase
 from tests.core.driver import Driver
 from tests.core.test_marked_lines import marking, member, met, record
 
@@ -209,3 +209,20 @@ def test_r2_a_row_is_kept_until_the_member_has_another_number_of_workers() -> No
     made.workers = 3
     assert made.row().workers == 3
     assert made.row() is made.row()
+
+
+@pytest.mark.parametrize(
+    ("own", "shown", "is_proved"),
+    [
+        (b"", b"", True),
+        (b"", b"s", True),
+        (b"s", b"s", True),
+        (b"s", b"", False),
+        (b"s", b"t", False),
+    ],
+)
+def test_r5_only_its_secret_proves_that_a_connection_is_the_members(
+    own: bytes, shown: bytes, is_proved: bool
+) -> None:
+    info = NodeInfo("a", 1, "host", (), 1)
+    assert Roster().add(info, 1, 0.0, own).is_proved_by(shown) is is_proved

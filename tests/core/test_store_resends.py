@@ -6,6 +6,7 @@ from rallypoint.core.store import (
     Set,
     StoreValue,
 )
+from rallypoint.core.store.store import REMEMBERED_READ_BYTES_MAX
 from tests.core.store_client import StoreClient, ids
 
 
@@ -30,6 +31,14 @@ class TestResends:
         client.later(4)
         assert client.store.apply("a", waiting, Get("k"), 5, client.now_s) == []
         assert ids(client.later(1)) == [waiting]
+
+    def test_a_long_read_is_answered_again_even_when_a_node_may_send_no_more(self) -> None:
+        client = StoreClient(unacknowledged_calls_per_node_max=1)
+        long = b"x" * (REMEMBERED_READ_BYTES_MAX + 1)
+        client.send(Set("k", long), "b")
+        first = client.send(Get("k"))
+        assert [each.result for each in first] == [StoreValue(long)]
+        assert client.store.apply("a", client.last_id, Get("k"), None, 0.0) == first
 
     def test_an_acknowledged_call_is_never_applied_again(self, client: StoreClient) -> None:
         client.send(Add("n", 1))
