@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from rallypoint.coordinator import store_log
+from rallypoint.coordinator import owned_runs, store_log
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import (
     Header,
@@ -15,7 +16,9 @@ from rallypoint.coordinator.log_records import (
 from rallypoint.coordinator.round_log import first_log
 from rallypoint.core import events as on
 from rallypoint.core import tables
+from rallypoint.core.effects import Effect
 from rallypoint.core.election import decode_lease, decode_run, encode, revoked_by
+from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import (
     ROUND_ENDED,
@@ -32,6 +35,7 @@ from rallypoint.core.values import Address, Outcome, Phase, Stamp
 from rallypoint.errors import (
     LedgerFullError,
     LedgerLimitError,
+    LedgerUnreachableError,
 )
 from rallypoint.ledger.contract import AppendOutcome, SwapOutcome, Versioned
 from rallypoint.ledger.keys import lease_key
@@ -501,3 +505,39 @@ def test_the_member_table_of_a_repeated_round_is_written_once(
 def _sequence(ledger: MemoryLedger) -> int:
     """How often the run's owner has written its register."""
     return decode_run(ledger._registers["runs/run"].value).sequence
+
+
+def test_r5_a_run_that_is_taken_over_too_late_decides_nothing_for_nodes_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The takeover takes so long that the lease is too old by then. Nodes have come meanwhile.
+
+    They used to be handled before the run was SUSPENDED. Found by seed 486.
+    """
+    steps: list[tuple[Phase, on.Event]] = []
+    step, read = Membership.step, owned_runs.read_and_seal
+
+    def stepped(membership: Membership, event: on.Event, now_s: float) -> list[Effect]:
+        effects = step(membership, event, now_s)
+        steps.append((membership.phase, event))
+        return effects
+
+    async def main() -> None:
+        ledger = Troubled()
+
+        async def slowly(*arguments: Any) -> Any:
+            left = await read(*arguments)
+            ledger.leasing = LedgerUnreachableError("nobody answers")
+            await asyncio.sleep(2 * CONFIG.lease_ttl_s)
+            return left
+
+        monkeypatch.setattr(owned_runs, "read_and_seal", slowly)
+        shared, coordinator = await new_coordinator(ledger, 1)
+        Line(coordinator)
+        await has_begun(coordinator, "run")
+        assert [type(event) for _, event in steps[:2]] == [on.LedgerLost, on.NodeAttached]
+        assert {phase for phase, _ in steps} == {Phase.SUSPENDED}
+        await shared.aclose()
+
+    monkeypatch.setattr(Membership, "step", stepped)
+    run_virtual(main())

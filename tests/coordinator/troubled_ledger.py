@@ -29,6 +29,7 @@ class Troubled(MemoryLedger):
         self.listing: LedgerError | None = None
         self.appending: LedgerError | None = None
         self.swapping: LedgerError | None = None
+        self.leasing: LedgerError | None = None
         self.calls = 0
 
     async def read(self, key: str) -> Versioned | None:
@@ -56,6 +57,8 @@ class Troubled(MemoryLedger):
     async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
         if self.swapping is not None and key.startswith("runs/") and expected is not None:
             raise self.swapping
+        if self.leasing is not None and key.startswith("coordinators/"):
+            raise self.leasing
         return await super().swap(key, expected, value)
 
 

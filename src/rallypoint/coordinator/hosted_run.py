@@ -216,6 +216,10 @@ class HostedRun:
         else:
             self._drain(event)
 
+    def post_first(self, event: on.Event) -> None:
+        """Give the core this event before all that wait for the claim."""
+        self._queue.appendleft(event)
+
     def _drain(self, event: on.Event) -> None:
         self._is_draining = True
         try:

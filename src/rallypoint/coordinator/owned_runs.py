@@ -132,7 +132,8 @@ class OwnedRuns:
         # R5: then nothing is decided yet.
         if lease.outage:
             away_s = lease.holder.renewed_ago_s(asyncio.get_running_loop().time())
-            run.post(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
+            # R5: before the nodes that have attached meanwhile.
+            run.post_first(on.LedgerLost(lease.outage, away_s, SuspensionCause.LEASE))
 
     def written(self, run_id: str, event: on.Committed | on.MarksWritten) -> None:
         """The last record or note is in the ledger."""
