@@ -13,6 +13,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
+from rallypoint.core.marking import ranks_in
 from rallypoint.core.roster import Bucket
 from rallypoint.core.values import (
     Change,
@@ -24,7 +25,7 @@ from rallypoint.core.values import (
     RoundRecord,
 )
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene
 from rallypoint.testing.invariants import check
 from rallypoint.testing.loss_bounds import overdue
 from rallypoint.testing.run_checker import RunChecker
@@ -35,7 +36,6 @@ FAST: Final = 1.08
 GRACES_S: Final = 45.0
 """A dead member is lost within `lost_after_s` after its silence, and after what was granted to all:
 time to attach to a new coordinator, and time in which many were missing (R8)."""
-LOOK_S: Final = 1.0
 
 
 class CoordinatorsKeepRules(Oracle):
@@ -46,18 +46,14 @@ class CoordinatorsKeepRules(Oracle):
         self._runs: dict[HostedRun, RunChecker | None] = {}
         """Each run's checker; None after it has found something."""
         self._fronts: dict[HostedRun, SimulatedFront] = {}
-        self._look_s = 0.0
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
         self._runs[run] = RunChecker(run.membership.term)
         self._fronts[run] = front
 
-    def after_step(self) -> None:
+    def looked(self) -> None:
         """See Oracle. R8: a dead or silent member is lost within its bound."""
-        if self.scene.world.now_s < self._look_s:
-            return
-        self._look_s = self.scene.world.now_s + LOOK_S
         for run, front in list(self._fronts.items()):
             process, checker = front.process, self._runs[run]
             if not process.is_alive or run.is_forgotten or checker is None:
@@ -190,6 +186,25 @@ class ReportsAreTold(Oracle):
             self.scene.broke("R8", what)
             self._rounds.pop(run, None)
 
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle: a round that goes on is ended by its members as before."""
+        has_ended = state.marks.round == state.number and state.marks.ended is not None
+        if state.round is None or state.close is not None or has_ended or named.get("store_lost"):
+            return
+        now = self._rounds[run] = _Round(state.round)
+        if state.marks.round == state.number:
+            out = {*ranks_in(state.marks.done), *ranks_in(state.marks.gone)}
+            for rank in out:
+                row = state.round.members[rank]
+                now.inside.pop(NodeId(row.name, row.incarnation), None)
+
     def _must_have_survivors(
         self, front: SimulatedFront, run: HostedRun, last: _Round, record: RoundRecord
     ) -> None:
@@ -221,9 +236,16 @@ class _Round:
 
     def must_break(self, event: on.Event) -> bool:
         """Whether this event ends the round, whatever the ledger does."""
-        if self.is_over or self._has_burst or not isinstance(event, on.WorkerFailed):
+        if self.is_over or self._has_burst:
             return False
-        return event.round == self.number and event.node in self.inside
+        match event:
+            case on.WorkerFailed(node=node, round=number):
+                return number == self.number and node in self.inside
+            case on.NodeReady(node=node, leaving_round=number):
+                return number == self.number and node in self.inside
+            case on.NodeDeparting(node=node) | on.NodeLeft(node=node):
+                return node in self.inside
+        return False
 
     def end(self, front: SimulatedFront, run: HostedRun) -> None:
         """Its members are told that it is over."""
@@ -259,17 +281,13 @@ class DeadAreLost(Oracle):
         self._runs: dict[HostedRun, tuple[SimulatedFront, float, float]] = {}
         """The front of a run, when it was looked at, and for how long it could judge by then."""
         self._dead: dict[tuple[HostedRun, str], float] = {}
-        self._look_s = 0.0
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
         self._runs[run] = (front, front.process.awake_s(), 0.0)
 
-    def after_step(self) -> None:
+    def looked(self) -> None:
         """See Oracle."""
-        if self.scene.world.now_s < self._look_s:
-            return
-        self._look_s = self.scene.world.now_s + LOOK_S
         plan = self.scene.plan
         bound_s = plan.lost_after_s + plan.suspect_after_s + GRACES_S
         dead = [each for each in self.scene.nodes if not each.process.is_alive and each.node_id]
@@ -279,7 +297,7 @@ class DeadAreLost(Oracle):
                 continue
             awake_s = front.process.awake_s()
             if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
-                judged_s += min(awake_s - looked_s, 2 * LOOK_S)
+                judged_s += min(awake_s - looked_s, 2 * LOOKS_S)
             self._runs[run] = (front, awake_s, judged_s)
             for each in dead:
                 assert each.node_id is not None

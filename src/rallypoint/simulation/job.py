@@ -85,6 +85,7 @@ class Job:
 
     def _play(self) -> None:
         world, scene = self.world, self.scene
+        scene.look()
         for index in range(self.plan.nodes + self.plan.replicas):
             scene.start_later(index, world.random.random() * STARTS_WITHIN_S)
         ends_s = STARTS_WITHIN_S

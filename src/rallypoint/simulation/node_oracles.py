@@ -8,7 +8,14 @@ from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core.values import ChangeKind, CloseRecord, RoundHead, RoundMember, Seat
+from rallypoint.core.values import (
+    ChangeKind,
+    CloseRecord,
+    RoundHead,
+    RoundMember,
+    RunSettings,
+    Seat,
+)
 from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
@@ -70,6 +77,24 @@ class RanksAreWhole(Oracle):
         for ranks, size in ((nodes, head.nodes), (workers, head.size)):
             if len(set(ranks)) < len(ranks) or not set(ranks) <= set(range(size)):
                 self.scene.broke("R3", f"{what}: ranks {ranks} of {size}")
+
+
+class SettingsAgree(Oracle):
+    """R2: all nodes of a round have the same settings of the run: others are refused."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._settings: dict[tuple[str, Token], tuple[RunSettings, str]] = {}
+
+    def round_given(self, here: StartedNode, token: Token, digest: str) -> None:
+        """See Oracle."""
+        if here.node is None:
+            return
+        own = here.node.run
+        known, by = self._settings.setdefault((here.run_id, token), (own, here.name))
+        if known != own:
+            unlike = ", ".join(map(str, known.conflicts(own)))
+            self.scene.broke("R2", f"{by} and {here.name} are in round {token}: {unlike}")
 
 
 class TablesAgree(Oracle):

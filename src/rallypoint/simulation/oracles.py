@@ -32,10 +32,13 @@ from rallypoint.simulation.node_oracles import (
     LeftIsNotLost,
     NodesNeverGoBack,
     RanksAreWhole,
+    SettingsAgree,
     TablesAgree,
 )
+from rallypoint.simulation.ownership_oracles import OWNERSHIP_ORACLES
 from rallypoint.simulation.progress_oracles import (
     RoundsForm,
+    SilenceIsNoticed,
     SilentAreSuspect,
 )
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
@@ -98,5 +101,8 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     TablesAgree,
     EndsAgree,
     LeftIsNotLost,
+    SettingsAgree,
+    SilenceIsNoticed,
+    *OWNERSHIP_ORACLES,
     *AGENT_ORACLES,
 )

@@ -6,7 +6,7 @@ suspended.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
@@ -14,11 +14,12 @@ from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket
 from rallypoint.core.values import Phase, Reachability
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene, StartedNode
+from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode
 
-LOOK_S: Final = 0.5
 MARGIN_S: Final = 3.0
 """For the looks, and for messages that are under way."""
+SLACK: Final = 1.1
+"""Clocks of nodes may be slower than the world's."""
 STOP_MARGIN_S: Final = 5.0
 """Survivors hold their places for their stop time and a margin."""
 SLOW_S: Final = 12.0
@@ -33,11 +34,16 @@ class _Acting:
         self._looked_s = front.process.awake_s()
         self.acted_s = 0.0
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs, though it may be frozen."""
+        return self._front.process.is_alive
+
     def look(self, run: HostedRun) -> None:
         """Count the time since the last look."""
         awake_s = self._front.process.awake_s()
         if run.is_claimed and run.membership.phase is not Phase.SUSPENDED:
-            self.acted_s += min(awake_s - self._looked_s, 2 * LOOK_S)
+            self.acted_s += min(awake_s - self._looked_s, 2 * LOOKS_S)
         self._looked_s = awake_s
 
 
@@ -49,7 +55,6 @@ class RoundsForm(Oracle):
         self._runs: dict[HostedRun, _Acting] = {}
         self._since_s: dict[HostedRun, float] = {}
         """By run: how long its coordinator had acted when enough nodes were ready."""
-        self._look_s = 0.0
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
@@ -67,15 +72,12 @@ class RoundsForm(Oracle):
         if not self._is_due(run):
             self._since_s.pop(run, None)
 
-    def after_step(self) -> None:
+    def looked(self) -> None:
         """See Oracle."""
-        if self.scene.world.now_s < self._look_s:
-            return
-        self._look_s = self.scene.world.now_s + LOOK_S
         plan = self.scene.plan
         bound_s = plan.last_call_s + 1.0 + plan.stop_s + STOP_MARGIN_S + MARGIN_S
         for run, acting in list(self._runs.items()):
-            if run.is_forgotten or run.is_closed:
+            if run.is_forgotten or run.is_closed or not acting.is_alive:
                 del self._runs[run]
                 continue
             acting.look(run)
@@ -101,17 +103,13 @@ class SilentAreSuspect(Oracle):
         self._runs: dict[HostedRun, tuple[SimulatedFront, _Acting]] = {}
         self._silent: dict[tuple[HostedRun, str], float] = {}
         """By run and process: how long its coordinator had acted when the process fell silent."""
-        self._look_s = 0.0
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
         self._runs[run] = (front, _Acting(front))
 
-    def after_step(self) -> None:
+    def looked(self) -> None:
         """See Oracle."""
-        if self.scene.world.now_s < self._look_s:
-            return
-        self._look_s = self.scene.world.now_s + LOOK_S
         silent = [each for each in self.scene.nodes if each.node_id and _is_silent(each)]
         before, self._silent = self._silent, {}
         for run, (front, acting) in list(self._runs.items()):
@@ -139,3 +137,31 @@ class SilentAreSuspect(Oracle):
 
 def _is_silent(here: StartedNode) -> bool:
     return not here.process.is_alive or here.process.is_frozen
+
+
+class SilenceIsNoticed(Oracle):
+    """R7: a node that hears nothing from its coordinator looks for the next one, in a known time.
+
+    It takes a third of `coordinator_silence_s` more until the node looks.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for here in self.scene.nodes:
+            process, node = here.process, here.node
+            # What is slow is not late.
+            is_running = here.is_living and not process.is_frozen and process.turn_cost_s < 0.005
+            if node is None or not is_running:
+                continue
+            connection: Any = node._connector.connection
+            end = getattr(connection, "_end", None)
+            if end is None or connection._is_closing or connection._closed.done():
+                continue
+            silent_s = process.awake_s() - end.heard_s
+            bound_s = SLACK * (4.0 / 3.0) * node.settings.coordinator_silence_s + MARGIN_S
+            if silent_s > bound_s:
+                what = f"{here.name} has not noticed that it heard nothing for {silent_s:.1f} s"
+                self.scene.broke("R7", what)

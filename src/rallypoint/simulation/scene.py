@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, Final, ParamSpec, Protocol
 
 import msgspec
 
@@ -38,6 +38,8 @@ Undo = Callable[[], None]
 """Ends a fault. Called once."""
 Token = tuple[int, int]
 """(term, number) of a round."""
+LOOKS_S: Final = 0.5
+"""How often the oracles look at the scene."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -228,8 +230,8 @@ class Oracle:
     def left(self, here: StartedNode) -> None:
         """A coordinator has answered a node's goodbye."""
 
-    def after_step(self) -> None:
-        """Something has happened in the world. Called very often."""
+    def looked(self) -> None:
+        """LOOKS_S have passed: look at the scene between two events."""
 
     def at_end(self) -> None:
         """The job has settled, or had the time for it."""
@@ -283,6 +285,11 @@ class Scene:
         self._broken: set[str] = set()
         self._told: dict[Any, list[Callable[..., None]]] = {}
         """By method of Oracle: those oracles that override it."""
+
+    def look(self) -> None:
+        """Let the oracles look at the scene, now and from now on."""
+        self.tell(Oracle.looked)
+        self.world.after(LOOKS_S, self.look)
 
     def say(self, who: str, what: str) -> None:
         """Note an event."""

@@ -58,7 +58,6 @@ class World:
         self.processes: list[Process] = []
         self.troubles: list[str] = []
         """Errors for which nobody waited, with the process in which each happened."""
-        self.after_step: Callable[[], None] = lambda: None
         self.threads = Threads(self)
         self._queue: list[tuple[float, int, Event]] = []
         """(time, serial, event): tuples of numbers are compared fast."""
@@ -103,7 +102,6 @@ class World:
                 self.now_s = due_s
                 self.steps += 1
                 callback()
-                self.after_step()
                 return True
         return False
 

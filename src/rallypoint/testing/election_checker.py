@@ -218,6 +218,10 @@ class ElectionChecker:
             self._fail("R6", f"a closed run was changed: {_summary(before)} -> {_summary(after)}")
         if before.round != after.round and after.number != before.number + 1:
             self._fail("R1", f"round {before.number} was followed by {after.number}")
+        charged = after.round.restart_count if after.round is not None else 0
+        if after.restarts < max(before.restarts, charged):
+            told = f"{before.restarts} rounds were charged, and {charged} in the last one"
+            self._fail("budget", f"{told}, but the head says {after.restarts}")
 
     def _must_be_once(self, run: _Run, after: RunRegister) -> None:
         if after.round is None:

@@ -38,6 +38,8 @@ def overdue(checker: RunChecker, now_s: float) -> str:
         # end of the mass guard.
         grace_s = checker._settings.reconnect_grace_s
         more_s = 0.0 if node.has_ended else grace_s * (2 if checker._settings.mass_min < 4 else 1)
+        if node.is_former_host and node.absent_since_s is not None:
+            more_s = HOST_GRACE_S  # An outage gives it no more, and the guard does not count it.
         if now_s - since_s > SLACK * (bound_s + more_s) + SLACK_S:
             return f"{node.id.name} {why} {now_s - since_s:.1f} s ago, and is still a member"
     return ""

@@ -1,0 +1,170 @@
+"""What an owner may do and has to do: its lease, its nodes, and the closes that it was asked for.
+
+Each is judged by what has happened in the world, and not by what the owner believes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import election as e
+from rallypoint.core import events as on
+from rallypoint.core.election import RunState
+from rallypoint.core.values import Phase, RoundMember, RoundRecord
+from rallypoint.ledger.keys import COORDINATORS
+from rallypoint.simulation.machine import SimulatedFront
+from rallypoint.simulation.scene import Oracle, Scene
+
+ROUNDING_S: Final = 0.001
+
+
+class LeaseIsFresh(Oracle):
+    """R5: a coordinator decides only for its ttl, less a margin, after its last renewal was sent.
+
+    A renewal is sent before the ledger has it. So the ledger's time is the latest that can count.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._fronts: list[SimulatedFront] = []
+        self._renewed: dict[str, tuple[e.Lease, float]] = {}
+        """By process: its lease as it wrote it, and when, on its own clock."""
+
+    def serves(self, front: SimulatedFront) -> None:
+        """See Oracle."""
+        self._fronts.append(front)
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if value is None or not name.startswith(COORDINATORS):
+            return
+        lease = e.decode_lease(value)
+        if lease.state is e.LeaseState.REVOKED:
+            return  # Its process cannot know that yet.
+        for front in self._fronts:
+            if front.process.is_alive and front.driver.ownership.process == lease.process:
+                self._renewed[lease.process] = lease, front.process.clock_s()
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle: a run whose lease is too old is SUSPENDED before the next event."""
+        if run.membership.phase in (Phase.SUSPENDED, Phase.CLOSED):
+            return
+        known = self._renewed.get(front.driver.ownership.process)
+        if known is None:
+            return
+        lease, written_s = known
+        timing = e.Timing.of(lease.ttl_s)
+        old_s, name = front.process.clock_s() - written_s, front.process.name
+        if lease.state is e.LeaseState.MOVING:
+            self.scene.broke("R5", f"{name} has given its lease away, and {run.run_id} goes on")
+        if old_s > timing.ttl_s - timing.margin_s + ROUNDING_S:
+            what = f"{name} decides, and the ledger had its last renewal {old_s:.3f} s ago"
+            self.scene.broke("R5", f"{what}, with a ttl of {timing.ttl_s:g} s")
+
+
+class ClosesAreKept(Oracle):
+    """R6: a run that was asked to close gathers for no round, and none goes on."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._asked: dict[HostedRun, str] = {}
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if isinstance(event, on.CloseRequested):
+            self._asked[run] = event.reason
+        if run in self._asked and run.membership.phase in (Phase.GATHERING, Phase.ACTIVE):
+            what = f"{front.process.name} was asked to close {run.run_id}, and forgot it"
+            self.scene.broke("R6", what)
+
+
+class LostAreDropped(Oracle):
+    """R8: a node that is no member has no connection as one: else it would wait for ever."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for front in self.scene.fronts:
+            if front.process.is_alive and not front.has_ended:
+                for run in front.driver.coordinator.runs.values():
+                    self._look_at(front, run)
+
+    def _look_at(self, front: SimulatedFront, run: HostedRun) -> None:
+        roster = run.membership.roster
+        if not run.is_claimed or run.has_failed:
+            return
+        for name, session in run.connections.by_name.items():
+            if session.node is None or roster.living(session.node) is None:
+                what = f"{front.process.name} keeps the connection of {name}, which is no member"
+                self.scene.broke("R8", what)
+
+
+class SurvivorsKeepRanks(Oracle):
+    """R3: with the policy `stable`, a survivor keeps its node rank while the round is as large."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._before: dict[HostedRun, RoundRecord] = {}
+        """The last round that was given to the ledger, which takes one at a time."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        for effect in effects:
+            match effect:
+                case do.Commit(record=RoundRecord() as record):
+                    before = self._before.get(run)
+                    if before is not None and before.head.number < record.head.number:
+                        self._compare(front, before, record)
+                    self._before[run] = record
+
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if state.round is not None:
+            self._before[run] = state.round
+
+    def _compare(self, front: SimulatedFront, before: RoundRecord, after: RoundRecord) -> None:
+        ranks = {row.name: rank for rank, row in enumerate(after.members)}
+        for rank, row in enumerate(before.members[: len(after.members)]):
+            if ranks.get(row.name, rank) != rank:
+                moved = f"{row.name} went from rank {rank} to {ranks[row.name]}"
+                told = f"{_names(before.members)}, then {_names(after.members)}"
+                self.scene.broke("R3", f"{front.process.name}: {moved}: {told}")
+
+
+def _names(members: tuple[RoundMember, ...]) -> str:
+    return " ".join(row.name for row in members)
+
+
+OWNERSHIP_ORACLES: Final = (LeaseIsFresh, ClosesAreKept, LostAreDropped, SurvivorsKeepRanks)
