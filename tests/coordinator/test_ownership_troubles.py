@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.coordinator import owned_runs, store_log
+from rallypoint.coordinator import owned_runs, store_log, takeover
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import (
     Header,
@@ -515,7 +515,7 @@ def test_r5_a_run_that_is_taken_over_too_late_decides_nothing_for_nodes_that_wai
     They used to be handled before the run was SUSPENDED. Found by seed 486.
     """
     steps: list[tuple[Phase, on.Event]] = []
-    step, read = Membership.step, owned_runs.read_and_seal
+    step, read = Membership.step, takeover.read_and_seal
 
     def stepped(membership: Membership, event: on.Event, now_s: float) -> list[Effect]:
         effects = step(membership, event, now_s)
