@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 from rallypoint.core import election as e
@@ -83,7 +83,7 @@ class Tables:
             return ()
         return keeper.committed(register.table)
 
-    async def remove(self, run_id: str, chunks: Iterable[e.Chunk]) -> None:
+    async def remove(self, run_id: str, chunks: Collection[e.Chunk]) -> None:
         """Remove chunks that are not needed. If the ledger fails, `sweep` removes them later."""
 
         async def remove(chunk: e.Chunk) -> None:
@@ -149,7 +149,7 @@ async def remove_all(ledger: Ledger, run_id: str, term: int) -> None:
     await _each(old, ledger.delete)
 
 
-async def _each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
+async def _each(items: Collection[_T], work: Callable[[_T], Awaitable[object]]) -> None:
     """Do the work for each item, a few at a time. Start no more after an error."""
     waiting = iter(items)
 
@@ -157,10 +157,11 @@ async def _each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) ->
         for item in waiting:
             await work(item)
 
-    tasks = [asyncio.ensure_future(worker()) for _ in range(REQUESTS_MAX)]
+    tasks = [asyncio.ensure_future(worker()) for _ in range(min(REQUESTS_MAX, len(items)))]
     try:
         await asyncio.gather(*tasks)
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise

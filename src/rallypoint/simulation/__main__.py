@@ -2,6 +2,7 @@
 
     python -m rallypoint.simulation --seeds 0:1000 --jobs 2
     python -m rallypoint.simulation --seeds 0:1000000 --jobs 2 --state simulate.json
+    python -m rallypoint.simulation --seeds 0:200 --digests > 3.13
     python -m rallypoint.simulation --seed 90 --last 200
     python -m rallypoint.simulation --seed 90 --at 5120
     python -m rallypoint.simulation --seed 90 --shrink
@@ -22,7 +23,7 @@ import msgspec
 from rallypoint.simulation import report
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
-from rallypoint.simulation.seeds import Progress, play_all
+from rallypoint.simulation.seeds import Progress, digests, play_all
 from rallypoint.simulation.shrink import shrunk
 
 
@@ -57,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", action="store_true", help="stop at the first problem")
     parser.add_argument(
         "--state", type=Path, metavar="FILE", help="keep the progress here, and go on from it"
+    )
+    parser.add_argument(
+        "--digests", action="store_true", help="print a digest of each seed's history, and no more"
     )
     parser.add_argument("--plan", type=_plan, metavar="JSON", help="play this, not the seed's plan")
     parser.add_argument("--last", type=int, default=60, help="how many events to show; 0: all")
@@ -94,6 +98,10 @@ def _at(options: argparse.Namespace) -> int:
 
 
 def _many(options: argparse.Namespace) -> int:
+    if options.digests:
+        for seed, digest in digests(options.seeds, options.jobs):
+            print(seed, digest, flush=True)
+        return 0
     try:
         progress = Progress.read(options.state, options.seeds)
         progress = play_all(progress, options.jobs, options.state, is_first_enough=options.first)
