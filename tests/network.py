@@ -13,6 +13,7 @@ from functools import partial
 
 import msgspec
 
+from rallypoint.checkers.invariants import RunChecker, check
 from rallypoint.client import actions as act
 from rallypoint.client import machine as m
 from rallypoint.client.actions import Action
@@ -37,7 +38,6 @@ from rallypoint.core.values import (
     Seat,
     Stamp,
 )
-from rallypoint.testing.invariants import RunChecker, check
 from rallypoint.wire import messages as wire
 
 UNSENT_BYTES_MAX = 32 * 1024

@@ -64,12 +64,12 @@ LAYERS: dict[str, frozenset[str]] = {
             "_version",
         }
     ),
-    "testing": frozenset({"core", "wire", "ledger", "client", "coordinator"})
-    | {"errors", "settings"},
+    "checkers": frozenset({"core", "wire", "client", "coordinator"}),
+    "testing": frozenset({"ledger", "errors", "settings"}),
     "simulation": frozenset(
         {"client", "coordinator", "core", "endpoints", "errors", "launch", "ledger", "net"}
     )
-    | {"runtime", "settings", "testing", "wire"},
+    | {"runtime", "settings", "checkers", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
     | {"net", "wire", "_version"},
 }

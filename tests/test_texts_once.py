@@ -19,7 +19,7 @@ MAY_STAND_TWICE = {
     # with a different default prefix in each place
     "name one that nothing else uses, such as {}",
 }
-BESIDE_THE_PRODUCT = {"bench", "simulation", "testing"}
+BESIDE_THE_PRODUCT = {"bench", "checkers", "simulation", "testing"}
 """Packages that describe measurements, or fail in a test."""
 
 

@@ -1,7 +1,7 @@
 """What must hold of a job, whatever was done to it: the rules, from what everybody wrote down.
 
 The checks of single rules are those of the other tests (tests/failover/records.py for nodes and
-workers, rallypoint.testing for the ledger). Here are those that need to know what was done when.
+workers, rallypoint.checkers for the ledger). Here are those that need to know what was done when.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import psutil
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core import election as e
-from rallypoint.testing.violations import InvariantViolation
 from tests.chaos.faults import Faults, Harm
 from tests.failover import etcd_history, records
 from tests.failover.etcd_history import Written

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rallypoint.checkers.store_checker import StoreChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.coordinator import store_log
 from rallypoint.coordinator.log_records import (
     FORMAT,
@@ -36,8 +38,6 @@ from rallypoint.core.store import (
     StoreValue,
 )
 from rallypoint.core.store.store import RoundStore
-from rallypoint.testing.store_checker import StoreChecker
-from rallypoint.testing.violations import InvariantViolation
 from tests.coordinator.log_segments import LOG, SEATS, Logs, new_store, served, successor_of, write
 from tests.kinds import examples
 

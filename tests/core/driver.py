@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from rallypoint.checkers.invariants import Checked
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
@@ -33,7 +34,6 @@ from rallypoint.core.values import (
     RunSettings,
     secret_hash,
 )
-from rallypoint.testing.invariants import Checked
 
 STOP_S = 5.0
 """The stop time of nodes, unless a test gives another."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.core import election as e
 from rallypoint.ledger import single_value
-from rallypoint.testing.election_checker import ElectionChecker
 
 LEDGER = "ledger"
 TIMING = e.Timing()

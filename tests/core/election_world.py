@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.core import election as e
 from rallypoint.core.values import (
     Address,
@@ -24,7 +25,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.ledger import single_value
 from rallypoint.ledger.contract import Conflict
-from rallypoint.testing.election_checker import ElectionChecker
 from tests.core.election_engine import LEDGER, NODES, TIMING, Engine, Plan, Then
 
 

@@ -7,6 +7,7 @@ R11, the agent keeps R13.
 
 import pytest
 
+from rallypoint.checkers.invariants import InvariantViolation, RunChecker, check
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.ranks import seats_of
@@ -20,7 +21,6 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
-from rallypoint.testing.invariants import InvariantViolation, RunChecker, check
 from tests.core.driver import Driver, node_id
 
 

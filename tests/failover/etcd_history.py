@@ -11,6 +11,7 @@ import itertools
 import urllib.parse
 from collections import defaultdict
 
+from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import election as e
 from rallypoint.core.store import StoreValue
@@ -20,7 +21,6 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import KeyValue, prefix_end
-from rallypoint.testing.election_checker import ElectionChecker
 
 READ_WITHIN_S = 60.0
 _END = b".end"

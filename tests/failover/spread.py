@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.core import election as e
 from rallypoint.ledger import record_format
 from rallypoint.ledger.etcd.options import EtcdOptions
 from rallypoint.ledger.etcd.wire import Event as EtcdEvent
 from rallypoint.ledger.etcd.wire import prefix_end
-from rallypoint.testing.election_checker import ElectionChecker
 from tests.agent.processes import MAIN, Process
 from tests.failover.fleet import Agent, Event, Fleet, Replica
 from tests.failover.netns import Host

@@ -25,7 +25,7 @@ from tests.mutation.mutants import MutableFile, Mutant
 HERE: Final = Path(__file__).parent
 KILLERS: Final = HERE / "killers.json"
 JUDGED: Final = HERE / "judged.toml"
-FOLDERS: Final = ("core", "coordinator", "client", "testing", "simulation")
+FOLDERS: Final = ("core", "coordinator", "client", "checkers", "simulation")
 """The tests that may kill a mutant: the pure ones of these folders, simulated worlds among them."""
 FIRST_TRIED: Final = 12
 """How many tests are tried first: those that have killed other mutants of the same function, and

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.mutation.marks import SOURCE, files, marks_in, rules
 
-WITHOUT_CODE_OF_THE_PROTOCOL = ("testing", "simulation")
+WITHOUT_CODE_OF_THE_PROTOCOL = ("checkers", "simulation")
 """Checkers and models have the numbers of the rules too, but keep none."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint.checkers.invariants import check
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import RunSettings
 from rallypoint.errors import UsageError
@@ -21,7 +22,6 @@ from rallypoint.simulation.fleet.play import Result, drawn, play
 from rallypoint.simulation.fleet.settings import full_name, settings_of
 from rallypoint.simulation.fleet.takeovers import Takeovers
 from rallypoint.simulation.fleet.workload import HOUR_S, Burst, Workload
-from rallypoint.testing.invariants import check
 
 DEFAULTS = RunSettings()
 

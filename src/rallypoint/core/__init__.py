@@ -6,5 +6,5 @@ runs in a coordinator, and in a test that jumps over hours.
 
 Read in this order: `values`, `events`, `effects`, `transitions`, `membership`; then the parts of a
 run that interest you (`formation`, `gathering`, `suspicion`, `causes`, `marking`), `election` and
-`store`. The rules are checked by `testing/invariants.py`.
+`store`. The rules are checked by `checkers/invariants.py`.
 """

@@ -1,14 +1,18 @@
 """What must hold in each coordinator of a job, after each step of each of its runs.
 
-The rules of the core are checked by `testing`, with a clock of the world: a coordinator that counts
-time wrongly is found, too. A run's checker has no more memory than its coordinator; what must hold
-across coordinators is checked where nodes and the ledger see it.
+The rules of the core are checked by `checkers`, with a clock of the world: a coordinator that
+counts time wrongly is found, too. A run's checker has no more memory than its coordinator; what
+must hold across coordinators is checked where nodes and the ledger see it.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from rallypoint.checkers.invariants import check
+from rallypoint.checkers.loss_bounds import overdue
+from rallypoint.checkers.run_checker import RunChecker
+from rallypoint.checkers.violations import InvariantViolation, short
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -26,10 +30,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene
-from rallypoint.testing.invariants import check
-from rallypoint.testing.loss_bounds import overdue
-from rallypoint.testing.run_checker import RunChecker
-from rallypoint.testing.violations import InvariantViolation, short
 
 FAST: Final = 1.08
 """The clock of the checks is faster than any of the world's, so that no bound seems too early."""

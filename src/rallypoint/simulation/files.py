@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.checkers.violations import short
 from rallypoint.core.election import UnreadableError
 from rallypoint.core.election.records import decode_floor, decode_lease, decode_run
 from rallypoint.ledger import record_format
@@ -25,7 +26,6 @@ from rallypoint.ledger.keys import is_record_name
 from rallypoint.simulation.disk import Inode, Trouble, Volume
 from rallypoint.simulation.scene import Undo
 from rallypoint.simulation.world import Process, World
-from rallypoint.testing.violations import short
 
 FOLDER: Final = Path("/shared/ledger")
 _DEPTH: Final = 2

@@ -9,6 +9,8 @@ import math
 import urllib.parse
 from typing import Final
 
+from rallypoint.checkers.election_checker import ElectionChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.coordinator import store_log
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.log_records import decode_record
@@ -18,8 +20,6 @@ from rallypoint.core import events as on
 from rallypoint.core.values import CloseRecord
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
-from rallypoint.testing.election_checker import ElectionChecker
-from rallypoint.testing.violations import InvariantViolation
 
 SLOWEST: Final = 0.9
 """A process whose clock is fast sees a lease stand still for at least this part of its ttl."""

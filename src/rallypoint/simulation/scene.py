@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol
 
 import msgspec
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
@@ -30,7 +31,6 @@ from rallypoint.simulation.network import Network
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.workers import HowItEnds, SimulatedWorker
 from rallypoint.simulation.world import Process, World
-from rallypoint.testing.violations import InvariantViolation
 
 P = ParamSpec("P")
 

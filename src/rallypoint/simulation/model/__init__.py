@@ -14,7 +14,7 @@ of which takes effect at any later moment or never, also after its writer has di
 has taken over, and whose answer may be lost with the coordinator; writes that the ledger does not
 accept at first. A node restarts with a new incarnation. A coordinator may run in a node's process.
 
-**Checked in each state.** All of `rallypoint.testing.invariants.check`, and `RunChecker` for each
+**Checked in each state.** All of `rallypoint.checkers.invariants.check`, and `RunChecker` for each
 step of a coordinator (R1 to R6, R8, R13). For the ledger: numbers, terms and restarts never go
 back, one digest for each number, no round after a close, nobody who is done is in a further round,
 each broken round is charged at most once, ranks are given once and survivors keep theirs. For a

@@ -16,6 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.checkers.invariants import check
+from rallypoint.checkers.run_checker import RunChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
@@ -32,9 +35,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.simulation.model.canonical import canonical, digest
 from rallypoint.simulation.model.register import Register, Write
-from rallypoint.testing.invariants import check
-from rallypoint.testing.run_checker import RunChecker
-from rallypoint.testing.violations import InvariantViolation
 from rallypoint.wire import messages as wire
 
 RUN: Final = "run"

@@ -213,7 +213,7 @@ def _code() -> str:
     """A name of the source code: a search of other code has other states."""
     root = Path(__file__).parents[2]
     digest = hashlib.blake2b(digest_size=8)
-    for folder in ("core", "client", "wire", "testing", "simulation/model"):
+    for folder in ("core", "client", "wire", "checkers", "simulation/model"):
         for file in sorted((root / folder).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client import actions as act
 from rallypoint.client.machine import DesiredState, NodeMachine
 from rallypoint.core.values import (
@@ -23,7 +24,6 @@ from rallypoint.core.values import (
 )
 from rallypoint.simulation.model.canonical import digest
 from rallypoint.simulation.model.coordinator import LEDGER, RUN
-from rallypoint.testing.violations import InvariantViolation
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 10.0

@@ -6,6 +6,7 @@ a move of its own, so it may do so long after it was sent, or after its writer h
 
 from __future__ import annotations
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.ranks import seats_of
@@ -18,7 +19,6 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
-from rallypoint.testing.violations import InvariantViolation
 
 NO_MARKS = Marks()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from rallypoint.checkers.violations import short
 from rallypoint.simulation.model.fair import begin
 from rallypoint.simulation.model.limits import FAULTS
 from rallypoint.simulation.model.register import Register
 from rallypoint.simulation.model.world import Move, State, World
-from rallypoint.testing.violations import short
 
 _OF_LINKS = frozenset(
     {"reads", "hears", "notices the end", "notices the loss", "drops", "cut", "silence"}

@@ -7,12 +7,12 @@ from random import Random
 import msgspec
 import pytest
 
+from rallypoint.checkers.run_checker import RunChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.values import NodeId, NodeInfo, Phase
-from rallypoint.testing.run_checker import RunChecker
-from rallypoint.testing.violations import InvariantViolation
 from tests.core.driver import Driver
 from tests.core.walks import random_run, stride
 from tests.kinds import seeds

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from rallypoint.checkers.election_checker import ElectionChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core.election import FORMAT, NO_FLOOR, Lease, LeaseState, RunRegister
 from rallypoint.core.election.records import decode_run, encode
 from rallypoint.core.values import (
@@ -16,8 +18,6 @@ from rallypoint.core.values import (
     RoundHead,
     Stamp,
 )
-from rallypoint.testing.election_checker import ElectionChecker
-from rallypoint.testing.violations import InvariantViolation
 
 BEGUN = RunRegister(FORMAT, "ledger", "run", 1, "p1")
 CLOSE = CloseRecord(Outcome.SUCCEEDED, "trained")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core.store import READS, Answer, StoreOp, StoreValue
 from rallypoint.core.store.store import RoundStore
-from rallypoint.testing.violations import InvariantViolation
 
 
 class StoreChecker:

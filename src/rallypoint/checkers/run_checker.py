@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
+from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
@@ -33,7 +34,6 @@ from rallypoint.core.values import (
     RunSettings,
     table_digest,
 )
-from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 
 TOLERANCE_S: Final = 1e-6
 """The rounding error allowed for sums of floating-point seconds."""

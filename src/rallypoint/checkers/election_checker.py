@@ -14,9 +14,9 @@ from collections import deque
 
 import msgspec
 
+from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation
 from rallypoint.core.election import NO_FLOOR, Floor, Lease, LeaseState, RunRegister
 from rallypoint.core.values import Stamp
-from rallypoint.testing.violations import HISTORY_LENGTH, InvariantViolation
 
 
 class _Run:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rallypoint.checkers.run_checker import RunChecker
+from rallypoint.checkers.store_checker import StoreChecker
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
@@ -18,9 +21,6 @@ from rallypoint.core.membership import Membership
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.roster import Bucket, Roster
 from rallypoint.core.values import NodeId, Phase, RoundRecord, table_digest
-from rallypoint.testing.run_checker import RunChecker
-from rallypoint.testing.store_checker import StoreChecker
-from rallypoint.testing.violations import InvariantViolation
 
 __all__ = ["Checked", "InvariantViolation", "RunChecker", "StoreChecker", "check"]
 

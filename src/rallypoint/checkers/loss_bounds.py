@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from rallypoint.checkers.run_checker import RunChecker, _Node
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import Reachability
-from rallypoint.testing.run_checker import RunChecker, _Node
 
 BURST_MAX_S: Final = 1.0
 """Processes that end together are lost together, within this time."""
