@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from rallypoint.core import effects as do
+from rallypoint.core import suspicion
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.finished import Finished
 from rallypoint.core.pacing import ROUNDS_AT_ONCE
@@ -60,6 +61,108 @@ def test_r8_a_member_that_has_yet_to_attach_keeps_its_name_through_an_outage() -
     driver.advance(0.5)
     driver.attach("a")
     assert driver.is_connected("a")
+
+
+# -- silence --------------------------------------------------------------------------------------
+
+
+def test_r8_only_a_member_that_left_the_probe_unanswered_is_lost_when_it_falls_silent() -> None:
+    driver = met("a", "b", "c")
+    driver.fail("b")
+    driver.answer("a")
+    driver.advance(1.5)
+    driver.silent("a")
+    assert "a" in driver.run.roster
+    driver.silent("c")
+    assert "c" not in driver.run.roster
+
+
+@pytest.mark.parametrize("silent_s", [5.0, 29.5])
+def test_r8_a_silent_member_is_lost_in_time_after_it_was_last_heard(silent_s: float) -> None:
+    driver = met("a", "b")
+    driver.silent("a", silent_s=silent_s)
+    driver.advance(30.0 - silent_s - 0.1)
+    assert "a" in driver.run.roster
+    driver.advance(0.2)
+    assert "a" not in driver.run.roster
+
+
+def test_r8_a_connection_that_closes_has_its_grace_however_long_it_was_silent() -> None:
+    driver = met("a", "b")
+    driver.silent("a", silent_s=29.5)
+    driver.disconnect("a")
+    driver.advance(0.9)
+    assert "a" in driver.run.roster
+    driver.advance(0.2)
+    assert "a" not in driver.run.roster
+
+
+# -- processes that end together -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("later_s", "is_longer"), [(0.5, True), (1.0, False), (1.5, False)])
+def test_r8_a_burst_of_ends_has_a_bound(later_s: float, is_longer: bool) -> None:
+    driver = met("a", "b", "c", "d")
+    driver.now_s = 64.0
+    driver.die("a")
+    driver.now_s += later_s  # No timer fired meanwhile.
+    driver.take()
+    driver.die("b")
+    timers = [each.timer.kind for _, each in driver.take() if isinstance(each, do.SetTimer)]
+    assert (TimerKind.BURST in timers) is is_longer
+
+
+# -- deadlines after an outage of the ledger -------------------------------------------------------
+
+NAMES = tuple(f"n{number}" for number in range(8))
+
+
+def away(driver: Driver) -> None:
+    driver.lose_ledger()
+    driver.advance(60.0)
+    driver.restore_ledger()
+
+
+def test_r8_a_member_past_its_deadline_has_only_the_rest_of_its_grace_after_an_outage() -> None:
+    driver = met(*NAMES)
+    driver.disconnect(*NAMES[:4])
+    driver.advance(
+        1.5
+    )  # All are past their deadline by half a second, and the guard protects them.
+    away(driver)
+    driver.attach(*NAMES[1:4])
+    driver.advance(0.4)
+    assert "n0" in driver.run.roster
+    driver.advance(0.2)
+    assert "n0" not in driver.run.roster
+
+
+def test_r8_closed_connections_queue_up_after_an_outage_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(suspicion, "QUEUE_NODES", 2)
+    driver = met(*NAMES, mass_min=8)
+    driver.disconnect(*NAMES[:6])
+    driver.advance(0.9)
+    away(driver)
+    driver.advance(2.9)
+    assert set(NAMES) <= {member.name for member in driver.run.roster}
+    driver.advance(0.2)
+    assert not set(NAMES[:6]) & {member.name for member in driver.run.roster}
+
+
+def test_r8_silent_members_do_not_queue_up_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(suspicion, "QUEUE_NODES", 2)
+    driver = met(*NAMES, mass_min=8)
+    driver.silent(*NAMES[:6], silent_s=29.5)
+    driver.advance(0.4)
+    away(driver)
+    driver.advance(0.9)
+    assert set(NAMES) <= {member.name for member in driver.run.roster}
+    driver.advance(0.2)
+    assert not set(NAMES[:6]) & {member.name for member in driver.run.roster}
 
 
 # -- the probe of a case -------------------------------------------------------------------------

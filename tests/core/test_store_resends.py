@@ -6,6 +6,7 @@ from rallypoint.core.store import (
     Set,
     StoreValue,
 )
+from rallypoint.core.store.snapshot import Settled
 from rallypoint.core.store.store import REMEMBERED_READ_BYTES_MAX
 from tests.core.store_client import StoreClient, ids
 
@@ -63,6 +64,19 @@ class TestResends:
         assert client.store.apply("a", 4, Add("n", 1), None, 0.0) == first
         client.store.acknowledge("a", 10)
         assert client.store.apply("a", 4, Add("n", 1), None, 0.0) == []
+
+    def test_an_open_id_that_never_came_can_be_closed(self, client: StoreClient) -> None:
+        client.store.acknowledge("a", 10, still_open=[4])
+        client.store.acknowledge("a", 10)
+        assert client.store.apply("a", 4, Add("n", 1), None, 0.0) == []
+
+    def test_reads_are_in_no_log_and_in_no_snapshot(self, client: StoreClient) -> None:
+        client.store.note_settled()
+        client.send(Set("k", b"v"))
+        client.send(Get("k"))
+        assert [each.request_id for each in client.store.take_settled()] == [1]
+        items = client.store.snapshot(1_000)
+        assert [each.request_id for each in items if isinstance(each, Settled)] == [1]
 
     def test_a_closed_id_cannot_be_opened_again(self, client: StoreClient) -> None:
         client.send(Add("n", 1))

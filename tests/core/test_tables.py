@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import msgspec
@@ -194,6 +195,14 @@ class TestReading:
         there[table.chunks[0]] = damage
         with pytest.raises(UnreadableError, match=r"chunk 1-1 .* is damaged"):
             members_of(table, there)
+
+    @pytest.mark.parametrize(("format", "missing"), [(FORMAT + 1, 0), (FORMAT, 1)])
+    def test_r12_a_chunk_of_another_format_or_size_is_refused(self, format: int, missing: int):
+        rows = members(5)
+        data = msgspec.msgpack.encode((format, rows[missing:]))
+        chunk = Chunk(1, 1, len(rows), hashlib.sha256(data).digest()[:16])
+        with pytest.raises(UnreadableError, match=f"has format {format} and"):
+            members_of(Table(chunks=(chunk,)), {chunk: data})
 
 
 class TestTheHead:

@@ -149,6 +149,17 @@ class TestTheAttachGraceIsOver:
         driver.advance(driver.settings.mass_grace_s)
         assert lost(driver) == names[9:]
 
+    def test_a_member_that_attaches_again_counts_once(self) -> None:
+        first, *others = many(10)
+        driver = met(first, *others)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(first)
+        for _ in others:
+            driver.disconnect(first)
+            driver.attach(first)
+        driver.advance(GRACE_S + 1.0)
+        assert lost(driver) == []
+
     def test_r8_a_member_that_got_the_grace_once_more_keeps_it_through_an_outage(self) -> None:
         """It has its own deadline then, and the end of the attach grace is not judged again."""
         names = many(20)
