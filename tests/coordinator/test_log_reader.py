@@ -26,7 +26,7 @@ from rallypoint.core.store import Set
 from rallypoint.core.store.store import RoundStore
 from rallypoint.core.values import Address, RoundHead
 from rallypoint.errors import LedgerUnreachableError
-from rallypoint.ledger.contract import Exists, Gap, Ledger
+from rallypoint.ledger.contract import AppendOutcome, Exists, Gap, Ledger, Unknown
 from rallypoint.ledger.file import logs as file_logs
 from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
@@ -222,7 +222,7 @@ def test_a_log_without_the_segment_that_it_names_is_lost(monkeypatch: pytest.Mon
         await owner.write(8, records_max=8)
         _, later = await ledger.logs()
         await ledger.drop_log(later)
-        with pytest.raises(StoreLostError, match="was removed"):
+        with pytest.raises(StoreLostError, match=f"log {later!r} was removed"):
             await reader(ledger).sealed()
 
     run_virtual(main())
@@ -381,5 +381,33 @@ def test_a_reader_that_finds_no_log_checks_its_lease_first() -> None:
         assert asked
         assert not task.done()
         task.cancel()
+
+    run_virtual(main())
+
+
+class Doubtful(MemoryLedger):
+    """Does the next append, and then says that its outcome is unknown."""
+
+    is_doubtful = False
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        outcome = await super().append(log, index, value)
+        if not self.is_doubtful:
+            return outcome
+        self.is_doubtful = False
+        return Unknown("no answer")
+
+
+def test_a_log_is_sealed_once_though_the_outcome_was_unknown() -> None:
+    async def main() -> None:
+        ledger = Doubtful()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(3)
+        ledger.is_doubtful = True
+        sealed = await reader(ledger).sealed()
+        records = [decode_record(each) for _, each in await ledger.records(LOG.name("run"))]
+        assert [each.term for each in records if each.is_seal] == [2]
+        assert sealed.next_index == len(records)
 
     run_virtual(main())

@@ -75,6 +75,20 @@ def test_r5_a_renewal_proves_nothing_about_the_moment_at_which_it_was_sent() -> 
 
 
 @pytest.mark.parametrize(
+    ("one", "is_older"),
+    [
+        (Stamp("ledger", 3, 5), False),
+        (Stamp("ledger", 3, 4), True),
+        (Stamp("ledger", 2, 9), True),
+        (Stamp("ledger", 4, 0), False),
+        (Stamp("another", 1, 1), False),
+    ],
+)
+def test_r5_terms_and_rounds_are_compared_within_one_ledger(one: Stamp, is_older: bool) -> None:
+    assert one.is_older_than(Stamp("ledger", 3, 5)) is is_older
+
+
+@pytest.mark.parametrize(
     ("known", "seen", "since_s"),
     [
         (e.Seen("a", 1, 3.0), e.Seen("a", 1, 10.0), 3.0),

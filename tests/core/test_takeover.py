@@ -160,6 +160,34 @@ class TestTheAttachGraceIsOver:
         driver.advance(GRACE_S + 1.0)
         assert lost(driver) == []
 
+    @pytest.mark.parametrize("late_s", [7.0, 7.5])
+    def test_r8_it_is_over_at_once_if_it_was_over_before_an_outage(self, late_s: float) -> None:
+        driver = met("a", "b")
+        driver.now_s = 64.0
+        driver.fail_over(attach_grace_s=6.0)
+        driver.attach("b")
+        driver.now_s += late_s  # The process was starved, so no timer fired.
+        driver.lose_ledger()
+        assert lost(driver) == []
+        driver.restore_ledger()
+        assert lost(driver) == ["a"]
+
+    def test_r8_it_does_not_begin_again_after_an_outage(self) -> None:
+        """The last member to attach has the grace once more, as without an outage."""
+        names = many(10)
+        driver = met(*names)
+        driver.fail_over(attach_grace_s=GRACE_S)
+        driver.attach(*names[:4])
+        driver.advance(GRACE_S + 0.5)
+        driver.lose_ledger()
+        driver.advance(60.0)
+        driver.restore_ledger()
+        driver.attach(*names[4:9])
+        driver.advance(0.9)
+        assert lost(driver) == []
+        driver.advance(0.2)
+        assert lost(driver) == names[9:]
+
     def test_r8_a_member_that_got_the_grace_once_more_keeps_it_through_an_outage(self) -> None:
         """It has its own deadline then, and the end of the attach grace is not judged again."""
         names = many(20)
