@@ -196,6 +196,25 @@ def test_a_takeover_at_any_step_of_a_snapshot_keeps_everything(
     run_virtual(main())
 
 
+def test_calls_between_the_parts_of_a_snapshot_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is served on while it writes the snapshot. A takeover may come at any moment."""
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 50)
+
+    async def main() -> None:
+        for calls in range(60):
+            ledger = MemoryLedger()
+            owner = Owner(ledger)
+            await owner.begin()
+            for _ in range(calls):
+                await owner.write(1, records_max=1)
+            sealed = await reader(ledger).sealed()
+            assert data_of(sealed) == wanted(owner.store._durable)
+            assert sealed.replay.base == owner.store.base
+
+    run_virtual(main())
+
+
 def test_a_segment_of_a_deposed_coordinator_is_not_the_next_one() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
@@ -335,6 +354,28 @@ def test_a_record_appended_after_its_log_was_dropped_is_no_beginning(
     run_virtual(main())
 
 
+def test_one_record_behind_its_header_proves_that_a_segment_was_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+
+    async def main() -> None:
+        sizes = set()
+        for steps in range(20):
+            ledger = MemoryLedger()
+            owner = Owner(ledger)
+            await owner.begin()
+            await owner.write(20, records_max=steps)
+            *_, live = await ledger.logs()
+            sizes.add(len(await ledger.records(live)))
+            await ledger.append(LOG.name("run"), 0, header_record("run", 1, 1))
+            sealed = await reader(ledger).sealed()
+            assert data_of(sealed) == wanted(owner.store._durable)
+        assert 2 in sizes
+
+    run_virtual(main())
+
+
 def test_an_earlier_term_does_not_seal_a_log_of_a_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -409,5 +450,62 @@ def test_a_log_is_sealed_once_though_the_outcome_was_unknown() -> None:
         records = [decode_record(each) for _, each in await ledger.records(LOG.name("run"))]
         assert [each.term for each in records if each.is_seal] == [2]
         assert sealed.next_index == len(records)
+
+    run_virtual(main())
+
+
+class Moving(MemoryLedger):
+    """After the first page without records, `then` happens before the reader goes on."""
+
+    then: Callable[[], Awaitable[None]] | None = None
+    appends = 0
+
+    async def append(self, log: str, index: int, value: bytes) -> AppendOutcome:
+        self.appends += 1
+        assert self.appends < 100, "it never ends"
+        return await super().append(log, index, value)
+
+    async def records(
+        self, log: str, start: int = 0, limit: int | None = None
+    ) -> tuple[tuple[int, bytes], ...]:
+        found = await super().records(log, start, limit)
+        if start and not found and self.then is not None:
+            then, self.then = self.then, None
+            await then()
+        return found
+
+    async def drop_log(self, log: str) -> None:
+        """The former owner is about to do so."""
+
+
+@pytest.mark.parametrize("steps", range(2, 12))
+def test_an_owner_that_moves_to_another_segment_meanwhile_leaves_no_remnant(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_log, "COMPACT_RECORDS", 5)
+    monkeypatch.setattr(store_log, "PART_BYTES_MAX", 50)
+
+    async def main() -> None:
+        ledger = Moving()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(4)
+        ledger.then = lambda: owner.write(8, records_max=steps)
+        sealed = await reader(ledger).sealed()
+        assert data_of(sealed) == wanted(owner.store._durable)
+
+    run_virtual(main())
+
+
+def test_a_log_that_is_dropped_before_it_is_sealed_is_lost() -> None:
+    async def main() -> None:
+        ledger = Moving()
+        owner = Owner(ledger)
+        await owner.begin()
+        await owner.write(3)
+        ledger.then = lambda: MemoryLedger.drop_log(ledger, LOG.name("run"))
+        with pytest.raises(StoreLostError, match="was removed"):
+            await reader(ledger).sealed()
+        assert ledger.appends == 5
 
     run_virtual(main())
