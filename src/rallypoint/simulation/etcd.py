@@ -291,7 +291,8 @@ class Trouble(msgspec.Struct):
     and `loses_answer`: the part of both that is lost; the client then hears nothing. `is_gone`: its
     port refuses. `is_frozen`: it takes requests, and does them once it goes on, or never. `late`:
     the part of requests that take effect up to `late_s` after their client has given up. `refuses`:
-    the part that is answered by `refusal`; half of these take effect if `may_be_done`.
+    the part that is answered by `refusal`; half of these take effect if `may_be_done`. `bytes_max`:
+    the largest request that it takes.
     """
 
     delay_s: tuple[float, float] = (0.0005, 0.004)
@@ -304,6 +305,7 @@ class Trouble(msgspec.Struct):
     refuses: float = 0.0
     refusal: tuple[int, str] = (0, "")
     may_be_done: bool = False
+    bytes_max: int = REQUEST_BYTES_MAX
 
 
 class Cluster:
@@ -439,7 +441,7 @@ class SimulatedGateway:
                 with contextlib.suppress(Refusal):
                     self.cluster.store.do(path, json.loads(data))
             return 503 if refusal.code == _UNAVAILABLE else 400, _problem(refusal)
-        if len(data) > REQUEST_BYTES_MAX:
+        if len(data) > trouble.bytes_max:
             return 400, _problem(Refusal(_INVALID, "etcdserver: request is too large"))
         try:
             return 200, json.dumps(self.cluster.store.do(path, json.loads(data))).encode()

@@ -19,6 +19,7 @@ from rallypoint.simulation.agent_faults import AGENT_FAULTS, on_agent
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.situations import SITUATION_FAULTS
 from rallypoint.simulation.world import Process
 
 Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
@@ -256,6 +257,7 @@ FAULTS: Final[dict[str, Fault]] = {
 ALL_FAULTS: Final[dict[str, Fault]] = {
     **FAULTS,
     **{kind: on_agent(fault) for kind, fault in AGENT_FAULTS.items()},
+    **SITUATION_FAULTS,
 }
 
 

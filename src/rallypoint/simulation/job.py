@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.simulation import lasting
+from rallypoint.simulation import lasting, situations
 from rallypoint.simulation.agent_faults import AGENT_FAULTS
 from rallypoint.simulation.agents import agent_program
 from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, some_s
@@ -30,6 +30,7 @@ from rallypoint.simulation.oracles import ORACLES
 from rallypoint.simulation.plan import Plan, PlannedFault
 from rallypoint.simulation.programs import PROGRAMS, serve
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
+from rallypoint.simulation.situations import situated
 from rallypoint.simulation.world import Process
 
 HEALED_WITHIN_S: Final = 240.0
@@ -50,7 +51,7 @@ class Job:
 
     def __init__(self, seed: int, *, plan: Plan | None = None, is_told: bool = False) -> None:
         self.seed = seed
-        self.plan = plan or Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS))
+        self.plan = plan or situated(seed, Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS)))
         self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], _lives)
         self.scene.oracles = [oracle(self.scene) for oracle in ORACLES]
         self._moments = _Moments(self.scene, self._begin_now)
@@ -87,7 +88,8 @@ class Job:
         world, scene = self.world, self.scene
         scene.look()
         for index in range(self.plan.nodes + self.plan.replicas):
-            scene.start_later(index, world.random.random() * STARTS_WITHIN_S)
+            late_s = self.plan.late_s if index % 2 else 0.0
+            scene.start_later(index, late_s + world.random.random() * STARTS_WITHIN_S)
         ends_s = STARTS_WITHIN_S
         for fault in self.plan.faults:
             world.at(fault.at_s, partial(self._begin, fault))
@@ -164,6 +166,7 @@ class Job:
             victim = here[0]
         scene.say(victim.name, f"FAULT {fault.kind}" + (f" at {fault.moment}" if where else ""))
         lasts_s = some_s(draw)
+        lasts_s = situations.lasts_s(fault.kind, draw) or lasts_s
         undo = ALL_FAULTS[fault.kind](scene, victim, draw)
         if undo is not None:
             serial = next(scene.serial)
@@ -184,6 +187,10 @@ class Job:
         undos, self._undo = list(self._undo.values()), {}
         for undo in undos:
             undo()
+        for each in scene.living:
+            if each.settings not in (None, scene.run_settings):
+                each.is_leaving = True  # Whoever started it with other settings corrects that.
+                each.process.kill()
         running = {each.index for each in scene.living if not each.is_leaving}
         for index in range(self.plan.nodes + self.plan.replicas):
             if index not in running:

@@ -90,6 +90,15 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """A fault that begins after the peace and stays: a name in `lasting.LASTING`."""
     max_restarts: int | None = None
     """The restart budget of each run."""
+    situation: str = ""
+    """What the world is about: a name in `situations.SITUATIONS`; "" for most."""
+    mass_grace_s: float = 20.0
+    closed_run_keep_s: float = 20.0
+    """How long a replica keeps a closed run."""
+    late_s: float = 0.0
+    """How late, at most, some nodes start. 0: all start at once."""
+    has_unlike: bool = False
+    """Whether some nodes bring other settings of the run, until there is peace."""
 
     @classmethod
     def draw(cls, seed: int, kinds: Sequence[str], agent_kinds: Sequence[str] = ()) -> Plan:

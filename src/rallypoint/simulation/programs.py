@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint.client import network
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import left_run
@@ -27,7 +29,7 @@ from rallypoint.core.store import (
     StoreOp,
     StoreValue,
 )
-from rallypoint.core.values import Address
+from rallypoint.core.values import Address, RunSettings
 from rallypoint.errors import (
     CoordinatorError,
     JoinTimeoutError,
@@ -36,6 +38,7 @@ from rallypoint.errors import (
     NameTakenError,
     RoundBrokenError,
     RunClosedError,
+    SettingsConflictError,
     SupersededError,
 )
 from rallypoint.ledger.contract import Ledger
@@ -56,8 +59,9 @@ async def _native(scene: Scene, here: StartedNode) -> None:
         here.end = f"{type(error).__name__}: {error.message}"
         scene.say(here.name, here.end)
         judge(scene, here, error)
-        if isinstance(error, NameTakenError):
-            # An older start of the name, which may be dead by now, was not yet known to be.
+        if isinstance(error, NameTakenError | SettingsConflictError):
+            # An older start of the name, which may be dead by now, was not yet known to be. Who had
+            # other settings than the run is started again.
             scene.start_again(here.index, 5.0)
     finally:
         here.is_over, here.is_working = True, False
@@ -70,6 +74,8 @@ def judge(scene: Scene, here: StartedNode, error: Exception) -> None:
     agent may have found no memory for its workers before it.
     """
     is_refused = isinstance(error, RunClosedError | NameTakenError | SupersededError)
+    # Nodes that brought other settings may have been the first of the run.
+    is_refused |= scene.plan.has_unlike and isinstance(error, SettingsConflictError)
     is_late = scene.world.now_s > scene.peace_s + LOST_AFTER_S
     is_refused = is_refused or (isinstance(error, LaunchError) and not is_late)
     if not (is_refused or scene.is_chaotic or (is_late and isinstance(error, JoinTimeoutError))):
@@ -113,11 +119,24 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
     )
 
 
+def run_settings_of(scene: Scene, here: StartedNode) -> RunSettings:
+    """The settings of the run that a node brings. In some plans a few nodes bring others."""
+    settings = scene.run_settings
+    if not (scene.plan.has_unlike and scene.is_chaotic) or here.process.random.random() < 0.6:
+        return settings
+    more = min(settings.max_nodes, settings.min_nodes + 1)
+    unlike = here.process.random.choice(
+        ({"min_nodes": more}, {"settle_s": 0.1}, {"last_call_s": settings.last_call_s + 0.5})
+    )
+    return msgspec.structs.replace(settings, **unlike)
+
+
 async def _live(scene: Scene, here: StartedNode) -> None:
     ledger = await opened_ledger(scene, here)
     workers = 1 + here.index % scene.plan.workers_max
     settings = settings_of(scene, here)
-    node = here.node = Node(settings, scene.run_settings, workers=workers, ledger=ledger)
+    run = here.settings = run_settings_of(scene, here)
+    node = here.node = Node(settings, run, workers=workers, ledger=ledger)
     scene.tell(Oracle.joins, here, node)
     try:
         await node.open()
@@ -140,7 +159,8 @@ async def _live(scene: Scene, here: StartedNode) -> None:
                 break
             if node.change is not None:
                 scene.round_ended(here, node.change)
-            await asyncio.sleep(here.process.random.random() * scene.plan.stop_s)
+            hangs_s, here.hangs_s = here.hangs_s, 0.0
+            await asyncio.sleep(here.process.random.random() * scene.plan.stop_s + hangs_s)
         here.end = str(node.closed)
         scene.say(here.name, f"ends: {here.end}")
         if node.closed is not None:
@@ -229,7 +249,7 @@ async def serve(scene: Scene, here: StartedNode) -> None:
         config = CoordinatorConfig(
             lease_ttl_s=scene.plan.lease_ttl_s,
             yield_after_s=60.0,
-            closed_run_keep_s=20.0,
+            closed_run_keep_s=scene.plan.closed_run_keep_s,
             empty_run_keep_s=30.0,
         )
         try:

@@ -68,6 +68,10 @@ class StartedNode(msgspec.Struct, eq=False):
     node: Node | None = None
     is_leaving: bool = False
     """Whether its program was told to end."""
+    settings: RunSettings | None = None
+    """The settings of the run that it brings."""
+    hangs_s: float = 0.0
+    """How much longer its workers take to stop, the next time."""
     should_finish: bool = False
     """Whether its workers are to finish, though there are still faults."""
     tokens: list[Token] = msgspec.field(default_factory=list)
@@ -263,7 +267,7 @@ class Scene:
             suspect_after_s=plan.suspect_after_s,
             lost_after_s=plan.lost_after_s,
             mass_min=plan.mass_min,
-            mass_grace_s=20.0,
+            mass_grace_s=plan.mass_grace_s,
         )
         self.nodes: list[StartedNode] = []
         """Every start of a node or a replica, in order."""
