@@ -12,6 +12,7 @@ from rallypoint.coordinator.session import BEFORE_ATTACH_BYTES_MAX, CLOSE_S
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import (
     LIMIT,
+    Append,
     DeleteKey,
     Get,
     MultiGet,
@@ -116,6 +117,23 @@ def test_a_refused_call_may_be_sent_again() -> None:
         assert isinstance(message, wire.StoreAnswer)
         told.append(message)
     assert [isinstance(each.result, StoreValue) for each in told] == [False, True, True]
+
+
+def test_a_call_that_was_applied_is_answered_again_in_a_full_run() -> None:
+    """R11: no room is needed for a repeat."""
+    network = Network(CONFIG)
+    node = alone(network, "run")
+    fill(network, node)
+    assert node.link is not None
+    assert node.link.session is not None
+    answer(network, node, node.call(DeleteKey("key/0")))
+    call = wire.StoreCall(node.machine.stamp, 9_999, Append("new", bytes(MIB)))
+    for request_id, is_refused in ((9_999, False), (9_998, True), (9_999, False)):
+        again = msgspec.structs.replace(call, request_id=request_id)
+        node.link.session.received(wire.encode(again))
+        message = wire.decode_from_coordinator(node.link.down.pop())
+        assert isinstance(message, wire.StoreAnswer)
+        assert isinstance(message.result, StoreFailure) is is_refused
 
 
 def test_one_node_too_many_gets_the_limit_and_how_to_raise_it() -> None:

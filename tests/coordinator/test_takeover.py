@@ -15,13 +15,25 @@ from rallypoint.coordinator.log_records import (
     encode_record,
 )
 from rallypoint.coordinator.run_ownership import RunOwnership
+from rallypoint.coordinator.takeover import read_and_seal
+from rallypoint.core import election as e
+from rallypoint.core.election import Chunk, RunRegister, Table
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import (
     Get,
     Set,
+    StoreLimits,
     StoreValue,
 )
-from rallypoint.core.values import Address, Phase, Stamp
+from rallypoint.core.values import (
+    Address,
+    CloseRecord,
+    Outcome,
+    Phase,
+    RoundHead,
+    RunSettings,
+    Stamp,
+)
 from rallypoint.errors import (
     LedgerCorruptError,
     LedgerFormatError,
@@ -33,7 +45,10 @@ from rallypoint.wire import messages as wire
 from tests.coordinator.lines import Line
 from tests.coordinator.shared_ledger import CONFIG, has_begun, new_coordinator, new_owner, until
 from tests.coordinator.troubled_ledger import LOG, Troubled, a_round
+from tests.core.member_rows import members
 from tests.loops import run_virtual
+
+SETTINGS = RunSettings(min_nodes=2, max_nodes=2)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +270,9 @@ class WithoutLog(Troubled):
 
     has_log = False
 
+    async def logs(self, prefix: str = "") -> tuple[str, ...]:
+        raise AssertionError("this engine keeps no logs")
+
 
 @pytest.mark.parametrize("kind", [WithoutLog, Troubled], ids=["engine-without-log", "log-gone"])
 def test_a_round_without_its_store_in_the_ledger_ends_at_a_takeover(kind) -> None:
@@ -277,5 +295,41 @@ def test_a_round_without_its_store_in_the_ledger_ends_at_a_takeover(kind) -> Non
         await until(lambda: node.stamp.round == 2)
         assert coordinator.runs["run"].membership.restart_count == 0
         await second.aclose()
+
+    run_virtual(main())
+
+
+# -- what the last owner has left ----------------------------------------------------------------
+
+CHUNK = Chunk(1, 1, 2, b"digest")
+
+
+def left_behind(close: CloseRecord | None, table: Table) -> RunRegister:
+    """The register of a run in its first round. The ledger has neither its table nor its log."""
+    head = RoundHead(1, 1, 2, 2, Address("host", 1), "digest")
+    return RunRegister(
+        e.FORMAT, "ledger", "run", 2, "me", round=head, close=close, table=table, settings=SETTINGS
+    )
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def test_r6_a_closed_run_is_taken_over_without_its_table_and_its_log() -> None:
+    register = left_behind(CloseRecord(Outcome.SUCCEEDED, "trained"), Table(chunks=(CHUNK,)))
+    left = run_virtual(read_and_seal(Troubled(), register, StoreLimits(), never))
+    assert (left.state.close, left.sealed, left.store_lost) == (register.close, None, "")
+
+
+@pytest.mark.parametrize("table", [Table(chunks=(CHUNK,)), Table(rows=members(2))])
+def test_r5_a_missing_table_or_log_is_judged_after_a_renewal(table: Table) -> None:
+    """A later owner may have removed it. Then this process is deposed, and the lease is lost."""
+
+    async def main() -> None:
+        register = left_behind(None, table)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60.0):
+                await read_and_seal(Troubled(), register, StoreLimits(), never)
 
     run_virtual(main())
