@@ -87,6 +87,13 @@ SEEDS ?= 1000000
 simulate: $(FOR_DEVELOP) ## play simulated jobs under faults, one for each seed (SEEDS); goes on where it stopped
 	$(BIN)/python -m rallypoint.simulation --seeds 0:$(SEEDS) --jobs $(JOBS) --state .simulate.json
 
+# Which other Pythons `make versions` compares with.
+PYTHONS ?= python3.12 python3.13
+
+.PHONY: versions
+versions: $(FOR_DEVELOP) ## see that a seed has the same history with each version of Python (PYTHONS)
+	$(BIN)/python -m tests.simulation.versions $(PYTHONS)
+
 # How long `make chaos` goes on, and over which ledger: etcd or file.
 HOURS ?= 1
 LEDGER ?= etcd

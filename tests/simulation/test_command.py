@@ -70,3 +70,12 @@ def test_a_run_over_seeds_goes_on_where_it_stopped(
     assert second.played == {second.code: 5}
     assert main(["--seeds", "1:5", "--jobs", "1", "--state", str(path)]) == 2
     assert "hint: " in capsys.readouterr().err
+
+
+def test_digests_tell_histories_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "2:4", "--jobs", "1", "--digests"]) == 0
+    (two, three) = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main(["--seeds", "3:4", "--jobs", "1", "--digests"]) == 0
+    assert capsys.readouterr().out.split() == three
+    assert two[0] == "2"
+    assert two[1] != three[1]

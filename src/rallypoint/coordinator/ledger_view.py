@@ -14,6 +14,7 @@ import msgspec
 
 from rallypoint.coordinator import status
 from rallypoint.coordinator.paging import Page
+from rallypoint.coordinator.supervision import cancelled
 from rallypoint.coordinator.tables import read_members
 from rallypoint.core import election as e
 from rallypoint.core.values import RoundMember
@@ -92,9 +93,7 @@ async def look_at_all(
     try:
         await asyncio.gather(*readers)
     finally:
-        for each in (*readers, *leases.values()):
-            each.cancel()
-        await asyncio.gather(*readers, *leases.values(), return_exceptions=True)
+        await cancelled((*readers, *leases.values()))
     return [found[key] for key in keys if key in found]
 
 

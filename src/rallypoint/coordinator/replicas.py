@@ -22,6 +22,7 @@ from yarl import URL
 from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.ledger_view import Kept, Unread
 from rallypoint.coordinator.paging import Page
+from rallypoint.coordinator.supervision import cancelled
 from rallypoint.core import election as e
 from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
@@ -145,9 +146,7 @@ class Replicas:
         try:
             await asyncio.wait(askers, timeout=ANSWER_WITHIN_S)
         finally:
-            for each in askers:
-                each.cancel()
-            await asyncio.gather(*askers, return_exceptions=True)
+            await cancelled(askers)
         late = {lease.process: no_answer(lease, "no answer in time") for lease in leases}
         return late | told
 

@@ -8,7 +8,7 @@ what an unexpected error ends: one run, or the lease of the whole process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from rallypoint import runtime
@@ -36,10 +36,19 @@ class Supervised:
 
     async def aclose(self) -> None:
         """Cancel all tasks, and wait until they have ended. Idempotent."""
-        tasks = self.running
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(self.running)
+
+
+async def cancelled(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel all tasks, and wait until they have ended. Their exceptions count as read."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    # None has ended: then every version of Python needs as many turns of the loop.
+    await asyncio.gather(*running, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 def guarded(failed: Failed, work: Callable[..., object], *args: object) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
+from rallypoint.coordinator.supervision import cancelled
 from rallypoint.core import election as e
 from rallypoint.core.closing import HEAD_BYTES_MAX
 from rallypoint.core.tables import TABLE_BYTES_MAX, Plan, TableKeeper, members_of
@@ -161,7 +162,5 @@ async def _each(items: Collection[_T], work: Callable[[_T], Awaitable[object]]) 
     try:
         await asyncio.gather(*tasks)
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
         raise
