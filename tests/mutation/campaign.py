@@ -30,8 +30,6 @@ FOLDERS: Final = ("core", "coordinator", "client", "checkers", "simulation")
 FIRST_TRIED: Final = 12
 """How many tests are tried first: those that have killed other mutants of the same function, and
 then so many of the same file."""
-NEW_TRIED_MAX: Final = 100
-"""So many tests that are newer than what is known of the lines that tests reach are tried, too."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -158,14 +156,11 @@ class Campaign:
     def _in_order(
         self, mutant: Mutant, reaching: list[str], first: list[str], tests: Tests
     ) -> list[str]:
-        """The tests to run: its known killer, killers of its neighbours, new tests, and then all
-        others that reach the line, the quickest first."""
-        new = [each for each in tests.items if each not in self._reach]
-        if len(new) > NEW_TRIED_MAX:
-            new = []
+        """The tests to run: its known killer, killers of its neighbours, and then all others that
+        reach the line, the quickest first."""
         reached = set(reaching)
         likely = [self._killers.get(mutant.key, ""), *(each for each in first if each in reached)]
-        names = dict.fromkeys(each for each in (*likely, *new) if each in tests.items)
+        names = {each: None for each in likely if each in tests.items}
         budget_s = self._seconds - sum(map(self._seconds_of, names))
         for each in reaching:
             budget_s -= self._seconds_of(each)
@@ -179,22 +174,27 @@ class Campaign:
         return known.seconds if known is not None else 0.05
 
     def _read_reach(self, tests: Tests) -> None:
-        """Which test reaches which marked line: as known, or from a run of all tests.
+        """Which test reaches which marked line: as known, or from a run of the tests.
 
-        It is kept when the source changes, because it only says which tests to run. Remove the
-        state to have it anew.
+        All tests are run if there are marked lines that were not there before, else the new tests.
+        Remove the state to have all of it anew.
         """
-        state = _digest_of_sources()
-        if not self._state["reach"]:
-            everything = {str(path): MutableFile(path) for path in files()}
-            mutants = [each for file in everything.values() for each in file.mutants()]
-            found = tests.reach(everything, mutants)
-            self._state["reach"] = msgspec.to_builtins(found)
+        everything = {str(path): MutableFile(path) for path in files()}
+        mutants = [each for file in everything.values() for each in file.mutants()]
+        lines = sorted(set(map(line_key, mutants)))
+        reach = self._state["reach"]
+        if not set(lines) <= set(self._state.get("lines", ())):
+            reach.clear()
+        new = [name for name in tests.items if name not in reach]
+        if new:
+            reach.update(msgspec.to_builtins(tests.reach(everything, mutants, new)))
+            self._state["lines"] = lines
             self._write(0)
+        state = _digest_of_sources()
         if self._state["of"] != state:
             self._state["of"] = state
             self._state["done"] = self._still_valid()
-        self._reach = msgspec.convert(self._state["reach"], dict[str, Reach])
+        self._reach = msgspec.convert(reach, dict[str, Reach])
 
     def _still_valid(self) -> dict[str, Any]:
         """After a change of source or tests, survivors are tried again, and the killed are not."""

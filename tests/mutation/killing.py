@@ -90,8 +90,10 @@ class Tests:
 
     # -- in forks ------------------------------------------------------------------------------
 
-    def reach(self, files: dict[str, MutableFile], mutants: Iterable[Mutant]) -> dict[str, Reach]:
-        """Which marked lines each test reaches. Runs all tests once, without a mutant."""
+    def reach(
+        self, files: dict[str, MutableFile], mutants: Iterable[Mutant], names: Iterable[str]
+    ) -> dict[str, Reach]:
+        """Which marked lines each of these tests reaches. Runs them once, without a mutant."""
         by_file: dict[str, dict[str, Mutant]] = {}
         for each in mutants:
             by_file.setdefault(str(each.mark.path), {}).setdefault(line_key(each), each)
@@ -101,7 +103,7 @@ class Tests:
             for name, lines in by_file.items():
                 self._watch(files[name], lines, seen)
             found: dict[str, tuple[float, list[str]]] = {}
-            items = list(self.items.values())
+            items = [self.items[each] for each in names]
             for item, following in zip(items, [*items[1:], None], strict=True):
                 seen.clear()
                 began_s = time.perf_counter()
