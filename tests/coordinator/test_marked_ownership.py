@@ -302,18 +302,31 @@ def test_r10_a_ledger_without_logs_is_not_asked_for_one() -> None:
     run_virtual(main())
 
 
-def test_r5_a_table_is_not_committed_for_a_run_that_was_lost_meanwhile() -> None:
+def is_dropped(shared: RunOwnership) -> None:
+    shared._forget("run")
+
+
+def is_lost(shared: RunOwnership) -> None:
+    shared._claims["run"].claim.deposed(0.0)
+
+
+@pytest.mark.parametrize("happens", [is_dropped, is_lost])
+def test_r5_a_table_is_not_committed_for_a_run_that_was_lost_meanwhile(
+    happens: Callable[[RunOwnership], None],
+) -> None:
     async def main() -> None:
         ledger = Writing()
         shared, coordinator = await new_owner(ledger, 1)
+        run = coordinator.runs["run"]
         ledger.waits = "chunks/"
         come(coordinator)
         are_ready(coordinator, 0)
         await until(lambda: ledger.is_waiting)
-        shared._forget("run")
+        happens(shared)
         ledger.answers.set()
         await asyncio.sleep(1.0)
         assert (await ledger.head()).round is None
+        assert not run.has_failed
         await shared.aclose()
 
     run_virtual(main())
@@ -421,15 +434,16 @@ def test_r5_only_another_node_ends_the_pause_of_a_process_that_resigned(hosts_a_
     run_virtual(main())
 
 
+@pytest.mark.parametrize("part", ["__init__", "begin"])
 def test_r5_an_error_in_a_claim_does_not_reach_the_node_that_asks(
-    monkeypatch: pytest.MonkeyPatch,
+    part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("planted")
 
     async def main() -> None:
         shared, coordinator = await new_coordinator(MemoryLedger(), 1)
-        monkeypatch.setattr(e.Claim, "begin", fail)
+        monkeypatch.setattr(e.Claim, part, fail)
         monkeypatch.setattr(e.Claim, "resign", fail)
         coordinator.open_run("run")
         shared.claim("run")
@@ -469,7 +483,10 @@ def test_r5_a_claim_that_was_dropped_asks_nothing() -> None:
 def test_r5_a_late_answer_to_a_claim_that_was_dropped_begins_no_run() -> None:
     async def main() -> None:
         ledger = Writing()
-        shared, coordinator = await new_coordinator(ledger, 1)
+        first, _ = await new_owner(ledger, 1)
+        await first.hand_over_lease(60.0)
+        await first.aclose()
+        shared, coordinator = await new_coordinator(ledger, 2)
         run = coordinator.open_run("run")
         ledger.waits = "runs/"
         shared.claim("run")

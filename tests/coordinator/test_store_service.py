@@ -48,6 +48,20 @@ def test_r4_a_call_of_another_round_does_not_reach_this_one() -> None:
     run_virtual(main())
 
 
+def test_r4_a_call_after_the_last_round_reaches_no_store() -> None:
+    async def main() -> None:
+        shared, coordinator = await new_coordinator(MemoryLedger(), 1)
+        node = Line(coordinator)
+        await node.formed()
+        coordinator.runs["run"].store.close()
+        result = await node.answer_to(1, Get("k"))
+        assert isinstance(result, StoreFailure)
+        assert result.code == ROUND_ENDED
+        await shared.aclose()
+
+    run_virtual(main())
+
+
 def test_r4_a_node_outside_the_round_does_not_reach_its_store() -> None:
     async def main() -> None:
         shared, coordinator = await new_coordinator(MemoryLedger(), 1)
