@@ -7,7 +7,7 @@ test noticed. In virtual time, without connections.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.lease_manager import LeaseManager, NodesMustLeave, Suspended
 from rallypoint.coordinator.log_reader import RETRY_S
 from rallypoint.coordinator.log_records import decode_record
+from rallypoint.coordinator.owned_runs import NOBODY_HEARD
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -522,7 +523,7 @@ def test_r5_only_a_claim_that_is_not_owned_is_dropped_when_its_run_cannot_be_rea
 class Resigns(e.Resignation):
     """It is always time to resign."""
 
-    def should_resign(self, others: Mapping[str, int] | None, now_s: float) -> bool:
+    def should_resign(self, *_: object) -> bool:
         return True
 
 
@@ -546,10 +547,10 @@ def test_r5_only_an_owner_with_a_good_lease_resigns(
     async def main() -> None:
         shared, _ = await new_owner(MemoryLedger(), 1)
 
-        async def others(_: str) -> dict[str, int]:
+        async def others(_: str) -> list[tuple[e.Lease, int]]:
             if happens is not None:
                 happens(shared)
-            return {}
+            return []
 
         monkeypatch.setattr(shared.lease_manager, "others", others)
         claimed = shared._claims["run"]
@@ -567,12 +568,13 @@ def test_r5_only_an_owner_looks_for_another_process(is_owner: bool) -> None:
     async def main() -> None:
         shared, _ = await new_owner(MemoryLedger(), 1)
         claimed = shared._claims["run"]
-        resignation = claimed.resignation = e.Resignation(1.0, CONFIG.lease_ttl_s)
+        resignation = e.Resignation(1.0, CONFIG.lease_ttl_s)
+        shared._resigning._resignations["run"] = resignation
         now_s = asyncio.get_running_loop().time()
         if not is_owner:
             claimed.claim.deposed(now_s)
         shared._resigning.tick(claimed, now_s)
-        assert resignation.should_look(now_s + 100.0) is is_owner
+        assert resignation.should_look(NOBODY_HEARD, now_s + 100.0) is is_owner
         await shared.aclose()
 
     run_virtual(main())

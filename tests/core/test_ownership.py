@@ -16,6 +16,7 @@ from tests.core.claimant import (
     CLOSE,
     HOSTED,
     THERE,
+    TIMING,
     Claimant,
     a_round,
     found,
@@ -356,6 +357,42 @@ class TestReadingAgain:
         me.judges(serving(), 0.0)
         swap = run_swap_of(me.sees(register("", 4, sequence=3), 1.0))
         assert e.decode_run(swap.value) == register("me", 5)
+
+    def after_a_resignation(self, *, is_yielding: bool) -> Claimant:
+        """It has resigned in term 1, and waits 40 s."""
+        me = Claimant()
+        me.wins()
+        swap = run_swap_of(me.claim.resign(0.0, 40.0, is_yielding=is_yielding))
+        assert me.claim.run_swapped(swap, e.Swapped(9), 0.0) == []
+        assert me.claim.state is e.ClaimState.IDLE
+        return me
+
+    def takes_s(self, me: Claimant, free: e.RunRegister) -> float:
+        """When it takes a run that is free from now on."""
+        asked = me.sees(free, 1.0)
+        now_s = 1.0
+        while now_s < 100.0:
+            if asked and isinstance(asked[0], e.ReadRun):
+                asked = me.claim.run_read(asked[0], found(free), now_s)
+            if asked:
+                return now_s
+            now_s += 1.0
+            keep(me.lease, now_s)
+            asked = me.claim.tick(now_s)
+        raise AssertionError("it does not take the run")
+
+    def test_who_resigned_for_others_waits_until_they_had_the_time_to_try(self):
+        me = self.after_a_resignation(is_yielding=True)
+        assert self.takes_s(me, register("", 1)) == 40.0
+
+    def test_r7_who_resigned_for_others_waits_no_longer_once_one_has_tried(self):
+        """Else all who have tried wait at the same time, and nobody owns the run."""
+        me = self.after_a_resignation(is_yielding=True)
+        assert self.takes_s(me, register("", 2)) == 1.0 + TIMING.ttl_s
+
+    def test_a_pause_after_an_error_is_kept(self):
+        me = self.after_a_resignation(is_yielding=False)
+        assert self.takes_s(me, register("", 2)) == 40.0
 
     def test_a_claim_that_has_not_begun_reads_nothing(self):
         claim = Claimant().claim

@@ -26,7 +26,6 @@ class ClaimedRun:
         """The addresses of its coordinator, if another process owns it."""
         self.writing_marks: int | None = None
         """The serial number of the marks that are being written, if any."""
-        self.resignation: e.Resignation | None = None
         self.checking: EndedOwner | None = None
         """The owner of which it is being checked whether it has ended."""
 
@@ -41,13 +40,6 @@ class ClaimedRun:
         """The run's register, as it was last read or written."""
         assert self.claim.register is not None
         return self.claim.register
-
-    def won(self, yield_after_s: float | None, timing: e.Timing, now_s: float) -> None:
-        """This process owns the run now. `yield_after_s`: see CoordinatorConfig."""
-        if yield_after_s is not None:
-            if self.resignation is None:
-                self.resignation = e.Resignation(yield_after_s, timing.ttl_s)
-            self.resignation.won(now_s)
 
 
 def with_record(

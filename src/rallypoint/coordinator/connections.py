@@ -146,7 +146,10 @@ class Connections:
             due_s = session.heard_s + settings.suspect_after_s
             self._listen(session, min(due_s, now_s + LISTEN_MAX_S))
 
+    def hears(self, name: str) -> bool:
+        """Whether a node of this name is attached and not silent. O(1)."""
+        return name in self.by_name and name not in self._silent
+
     def hears_another_than(self, name: str) -> bool:
         """Whether a node of another name is attached and not silent. O(1)."""
-        is_own_heard = name in self.by_name and name not in self._silent
-        return len(self.by_name) - len(self._silent) > is_own_heard
+        return len(self.by_name) - len(self._silent) > self.hears(name)

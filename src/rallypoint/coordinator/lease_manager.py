@@ -173,8 +173,10 @@ class LeaseManager:
 
     # -- the leases of other processes ---------------------------------------------------------
 
-    async def others(self, run_id: str) -> dict[str, int] | None:
-        """The lease versions of processes that may take the run; None if the ledger lists none.
+    async def others(self, run_id: str) -> list[tuple[e.Lease, int]] | None:
+        """Leases of processes that may take the run, with their versions.
+
+        None if the ledger lists none.
 
         Raises LedgerError and UnreadableError.
         """
@@ -184,12 +186,12 @@ class LeaseManager:
             return None
         found = await asyncio.gather(*map(self._ledger.read, keys))
         leases = [(e.decode_lease(each.value), each.version) for each in found if each is not None]
-        return {
-            lease.process: version
+        return [
+            (lease, version)
             for lease, version in leases
             # R7: only another process can take over.
             if lease.process != self.process and e.may_take(lease, run_id)
-        }
+        ]
 
     # -- the ledger ----------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -23,13 +24,15 @@ from rallypoint.coordinator.log_writer import LogWriter, suspend
 from rallypoint.coordinator.supervision import Supervised
 from rallypoint.coordinator.takeover import read_and_seal
 from rallypoint.core import events as on
-from rallypoint.core.election import RunRegister, UnreadableError
+from rallypoint.core.election import Heard, Lease, Other, RunRegister, UnreadableError
 from rallypoint.core.reasons import Refusal, RefusalCode, ledger_unreachable
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Address, NodeId
 from rallypoint.ledger.contract import Ledger
 
 _log = logging.getLogger("rallypoint.coordinator")
+
+NOBODY_HEARD: Final = Heard(working=0, minimum=1, in_round=0, is_alone=True)
 
 
 class _TakeOver(msgspec.Struct, frozen=True):
@@ -204,13 +207,32 @@ class OwnedRuns:
         run.fail(error)
         return True
 
-    def hears_others(self, run_id: str) -> bool:
-        """Whether a node other than the own one is heard, or the run needs no other."""
-        run, own = self._run(run_id), self._own_node
+    def heard(self, run_id: str) -> Heard | None:
+        """The nodes that are heard here; None if the run is over."""
+        run = self._run(run_id)
         if run is None or not run.is_claimed:
-            return False
-        is_heard = run.is_closed or run.connections.hears_another_than(own)
-        return is_heard or (bool(own) and _is_enough(run, own))
+            return NOBODY_HEARD
+        if run.is_closed:
+            return None
+        membership, settings = run.membership, run.membership.settings
+        roster, last = membership.roster, membership.round
+        return Heard(
+            working=roster.awaited_count - len(roster.troubled_names),
+            minimum=settings.min_nodes if settings is not None else 1,
+            in_round=last.head.nodes if last is not None else 0,
+            is_alone=not run.connections.hears_another_than(self._own_node),
+            expects_more=membership.expects_members,
+        )
+
+    def others(self, run_id: str, leases: Sequence[tuple[Lease, int]]) -> list[Other]:
+        """The processes that may take over a run, without those of nodes that are heard here."""
+        run, others = self._run(run_id), []
+        for lease, version in leases:
+            name = lease.node.name if lease.node is not None else ""
+            is_here = name and run is not None and run.connections.hears(name)
+            if not is_here and (not name or name != self._own_node):
+                others.append(Other(lease.process, version, waits=bool(name)))
+        return others
 
     # -- the state of the lease ----------------------------------------------------------------
 
@@ -261,10 +283,3 @@ class OwnedRuns:
         if self._run(run_id) is None:
             _log.error("run %s: an unexpected error", run_id, exc_info=error)
         self.failed(run_id, error)
-
-
-def _is_enough(run: HostedRun, node: str) -> bool:
-    """Whether the run needs no other node, and has had none."""
-    settings, last = run.membership.settings, run.membership.round
-    is_alone = last is None or all(member.name == node for member in last.members)
-    return is_alone and settings is not None and settings.min_nodes <= 1

@@ -85,7 +85,7 @@ class RunOwnership:
         )
         self.logs = self._runs.logs
         self._resigning = Resigning(
-            self.lease_manager, self._runs, self._is_ours, self._request, self._resign, _now_s
+            config, self.lease_manager, self._runs, self._is_ours, self._request, self._resign
         )
         self._look_at_all_s = float("-inf")
         self._failures = Backoff(config.lease_ttl_s, PAUSE_MAX_S)
@@ -361,6 +361,7 @@ class RunOwnership:
         """
         claimed = self._claims.get(run_id)
         self._forget(run_id)
+        self._resigning.forget(run_id)
         self._run_failures.pop(run_id, None)
         self._stays_away_s.pop(run_id, None)
         # R1: not under a write whose outcome is unknown.
@@ -374,6 +375,7 @@ class RunOwnership:
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
         self._tables.forget(run_id)
+        self._resigning.lost(run_id)
 
     # -- the election's actions ----------------------------------------------------------------
 
@@ -383,7 +385,7 @@ class RunOwnership:
             match action:
                 case e.Elected():
                     claimed.writing_marks = None
-                    claimed.won(self._config.yield_after_s, self.lease_manager.timing, _now_s())
+                    self._resigning.won(run_id, _now_s())
                     self._tables.won(run_id, action.register)
                     if action.register.term > 1:
                         self._request(self._tables.sweep_if_possible(run_id), run_id)
@@ -532,7 +534,7 @@ class RunOwnership:
         return is_present and claimed.claim.may_decide(_now_s())
 
     def _resign(self, claimed: ClaimedRun, pause_s: float) -> None:
-        self._do(claimed, claimed.claim.resign(_now_s(), pause_s))
+        self._do(claimed, claimed.claim.resign(_now_s(), pause_s, is_yielding=True))
 
     # -- unexpected errors ---------------------------------------------------------------------
 

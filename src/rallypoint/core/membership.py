@@ -264,6 +264,11 @@ class Membership:
         """The record that is being written to the ledger."""
         return self._committing.record
 
+    @property
+    def expects_members(self) -> bool:
+        """Whether members of the round that was taken over have time left to attach."""
+        return self._takeover.is_grace_on and self._suspicion.has_absent
+
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """The marks to write together with a record."""
         if isinstance(record, CloseRecord):

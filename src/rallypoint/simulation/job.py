@@ -120,15 +120,20 @@ class Job:
         if rest is None:
             return
         scene.settled_s = None  # All is not well any more.
+        if not rest.groups:
+            world.run_until(began_s + rest.lasts_s, self._is_stopped)
         ends_s = began_s + lasting.BOUND_S[kind]
-        if not world.run_until(ends_s, lambda: self._is_stopped() or rest.goes_on(began_s)):
+        if rest.groups and not world.run_until(
+            ends_s, lambda: self._is_stopped() or rest.goes_on(began_s)
+        ):
             bound = f"{lasting.BOUND_S[kind]:g} s after a node was {kind}"
             scene.broke("R7", f"{bound}, the others do not go on: {self._state()}")
         if rest.undo is not None:
             rest.undo()
         scene.peace_s = world.now_s
-        if not world.run_until(world.now_s + HEALED_WITHIN_S, self._is_settled):
-            scene.broke("R7", f"{HEALED_WITHIN_S:g} s after that: {self._state()}")
+        self._look_s = 0.0
+        if not world.run_until(world.now_s + lasting.HEALED_S[kind], self._is_settled):
+            scene.broke("R7", f"{lasting.HEALED_S[kind]:g} s after that: {self._state()}")
 
     def _stay(self) -> None:
         """All is well: let the job go on for a moment, and see that it stays so."""

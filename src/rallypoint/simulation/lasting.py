@@ -12,24 +12,32 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.values import Failure, FailureKind
+from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 
 Lasting = Callable[[Scene, StartedNode], Undo | None]
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """What has to go on: these nodes, in a round after the one that they were in."""
+    """What has to go on: one of these groups of nodes, in a round after the one that it was in.
 
-    nodes: list[StartedNode]
+    Without a group, nobody can go on, and the fault ends after `lasts_s`.
+    """
+
+    groups: list[list[StartedNode]]
     undo: Undo | None
+    lasts_s: float = 0.0
 
     def goes_on(self, since_s: float) -> bool:
-        """Whether they are in one new round, and their store answers."""
-        nodes = self.nodes
-        if not all(each.is_working and each.given_s > since_s for each in nodes):
-            return False
-        is_answered = all(each.answered_s > since_s for each in nodes)
-        return is_answered and len({each.tokens[-1] for each in nodes}) == 1
+        """Whether all nodes of a group are in one new round, and their store answers."""
+        return any(_goes_on(nodes, since_s) for nodes in self.groups)
+
+
+def _goes_on(nodes: list[StartedNode], since_s: float) -> bool:
+    if not all(each.is_working and each.given_s > since_s for each in nodes):
+        return False
+    is_answered = all(each.answered_s > since_s for each in nodes)
+    return is_answered and len({each.tokens[-1] for each in nodes}) == 1
 
 
 def begin(scene: Scene, kind: str) -> Rest | None:
@@ -47,7 +55,13 @@ def begin(scene: Scene, kind: str) -> Rest | None:
     victim = (hosting or nodes)[0]
     # Who is cut off from the ledger may not find another coordinator either.
     rest = [each for each in nodes if each is not victim]
-    if len(rest) < scene.run_settings.min_nodes:
+    groups = [rest]
+    if kind == ISOLATED:
+        # The larger group goes on. Of two equal ones either may.
+        groups = [rest, [victim]] if len(rest) == 1 else [rest]
+    minimum = scene.run_settings.min_nodes
+    groups = [each for each in groups if len(each) >= minimum]
+    if not groups and kind != ISOLATED:
         return None
     scene.say(victim.name, f"LASTING {kind}")
     undo = LASTING[kind](scene, victim)
@@ -61,7 +75,8 @@ def begin(scene: Scene, kind: str) -> Rest | None:
         other.process.soon(lambda: node.failed(Failure(FailureKind.EXCEPTION, "boom")))
 
     scene.world.after(after_s, fail)
-    return Rest(rest, undo)
+    lasts_s = 0.0 if groups else scene.world.random.uniform(20.0, 120.0)
+    return Rest(groups, undo, lasts_s)
 
 
 def _owns(front: object) -> bool:
@@ -108,13 +123,15 @@ LASTING: Final[dict[str, Lasting]] = {
     "dead": _dead,
     "lost": _lost,
     "frozen": _frozen,
-    "isolated": _isolated,
+    ISOLATED: _isolated,
 }
 BOUND_S: Final = {
     "cut from the ledger": 90.0,
     "dead": 90.0,
     "lost": 110.0,
     "frozen": 110.0,
-    "isolated": 230.0,
+    ISOLATED: 150.0,
 }
 """How long it may take until the rest goes on."""
+HEALED_S: Final = {**dict.fromkeys(BOUND_S, 240.0), ISOLATED: 25.0}
+"""How long it may take, once the fault has ended, until all go on."""

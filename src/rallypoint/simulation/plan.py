@@ -19,8 +19,11 @@ MOMENTS = ("GATHERING", "COMMITTING", "ACTIVE", "SUSPENDED", "CLOSED", "RESTORED
 restored it from the ledger, or begins to claim it."""
 
 LASTING: Final = ("cut from the ledger", "dead", "lost", "frozen")
-"""The faults that may begin after the peace: see `lasting`. "isolated" is not drawn: where no node
-reaches another, two coordinators may resign in favour of each other for minutes."""
+"""The faults that may begin after the peace: see `lasting`."""
+ISOLATED: Final = "isolated"
+"""One more of them, in plans of its own."""
+ISOLATED_PART: Final = 0.03
+"""In how many of the seeds."""
 
 
 OF_BARE_NODES: Final = ("fail", "finish", "depart", "leave", "close")
@@ -142,7 +145,26 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             workers_max=draw.choice((1, 1, 3)),
             max_restarts=draw.choice((None, None, None, 1, 4)),
         ).sound()
+        isolated = plan._with_isolation(seed)
+        if isolated is not None:
+            return isolated
         return plan._with_agents(seed, agent_kinds) if agent_kinds else plan
+
+    def _with_isolation(self, seed: int) -> Plan | None:
+        """In a few seeds, after few faults, no node reaches the coordinator's host any more."""
+        if random.Random(f"{seed}/isolated").random() >= ISOLATED_PART:
+            return None
+        faults = tuple(each for each in self.faults[:3] if each.kind not in OF_BARE_NODES)
+        return msgspec.structs.replace(
+            self,
+            faults=faults,
+            lasting=ISOLATED,
+            # All nodes are in one round then, which nobody leaves.
+            ends=False,
+            is_mixed=False,
+            runs=1,
+            max_nodes=0,
+        )
 
     def _with_agents(self, seed: int, kinds: Sequence[str]) -> Plan:
         """In a third of the seeds, each node is an agent, and more faults meet it."""
@@ -172,13 +194,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         max_nodes = self.max_nodes if self.max_nodes >= self.min_nodes else 0
         # The mounts of a file server are told apart by their hosts' names.
         is_container = self.is_container and self.ledger == "etcd"
-        # Not covered: a coordinator that no other node reaches, and whose node is enough for a
-        # round, keeps its run. It resigns only if the run has had no other node.
-        has_others = self.min_nodes > 1 or self.lasting != "isolated"
-        lasting = self.lasting if has_others else ""
-        return msgspec.structs.replace(
-            self, max_nodes=max_nodes, is_container=is_container, lasting=lasting
-        )
+        return msgspec.structs.replace(self, max_nodes=max_nodes, is_container=is_container)
 
 
 def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:

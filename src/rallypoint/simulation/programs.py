@@ -43,6 +43,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
+from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
@@ -113,7 +114,8 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
         host_coordinator=plan.hosts,
         connect_timeout_s=600.0,
         join_timeout_s=600.0,
-        coordinator_lost_after_s=LOST_AFTER_S,
+        # Nodes that nobody reaches have no coordinator for long, and must not give up before.
+        coordinator_lost_after_s=600.0 if plan.lasting == ISOLATED else LOST_AFTER_S,
         stop_s=plan.stop_s,
         **{"lease_ttl_s": plan.lease_ttl_s, **mixed},
     )

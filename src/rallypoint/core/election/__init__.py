@@ -101,7 +101,7 @@ from rallypoint.core.election.records import (
     decode_run,
     encode,
 )
-from rallypoint.core.election.resignation import Resignation
+from rallypoint.core.election.resignation import Heard, Other, Resignation
 from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Unknown, Versioned
 
 __all__ = [
@@ -120,10 +120,12 @@ __all__ = [
     "DiscoveryAction",
     "Elected",
     "Floor",
+    "Heard",
     "Lease",
     "LeaseHolder",
     "LeaseState",
     "Mistake",
+    "Other",
     "OtherFormatError",
     "OwnedElsewhere",
     "ReadFloor",

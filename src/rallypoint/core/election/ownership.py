@@ -90,6 +90,8 @@ class Claim:
         ended with its process, as far as is known. A node whose owner handed over is alive."""
         self.not_before_s = float("-inf")
         """This process does not take over the run before this time. It only reports the owner."""
+        self._yielded_term: int | None = None
+        """The term in which it has resigned in favour of others. It waits for them to try."""
         self._holder = holder
         self._still = Standstill()
         self._ended: EndedOwner | None = None
@@ -178,12 +180,17 @@ class Claim:
         # R5: nothing is sent on a lease that is too old.
         return [swap] if self._holder.may_decide(now_s) else []
 
-    def resign(self, now_s: float, pause_s: float = 0.0) -> list[Action]:
+    def resign(
+        self, now_s: float, pause_s: float = 0.0, *, is_yielding: bool = False
+    ) -> list[Action]:
         """Resign: give up the run when a pending commit is done, and not take it for `pause_s`.
 
         A process that ends does not call this; it hands over its whole lease. A claim that does not
-        own the run is dropped.
+        own the run is dropped. `is_yielding`: others are to try. The pause is over, but for the
+        ttl, as soon as another owner has tried and gone.
         """
+        yields = is_yielding and self.register is not None
+        self._yielded_term = self.register.term if yields and self.register is not None else None
         if self.state is not ClaimState.OWNED:
             self.deposed(now_s, pause_s)
             return []
@@ -415,6 +422,11 @@ class Claim:
         return self._ask(ClaimState.CHECKING, ReadFloor(self._ticket), now_s)
 
     def _wait(self, now_s: float) -> list[Action]:
+        register, term = self.register, self._yielded_term
+        if term is not None and register is not None and register.term > term:
+            # R7: another one has tried. Those that have not tried yet come first, but not for long.
+            self.not_before_s = min(self.not_before_s, now_s + self._ttl_s)
+            self._yielded_term = None
         self._rest(ClaimState.WAITING, now_s + self._ttl_s / 3)
         return []
 
