@@ -541,3 +541,30 @@ def test_r5_a_run_that_is_taken_over_too_late_decides_nothing_for_nodes_that_wai
 
     monkeypatch.setattr(Membership, "step", stepped)
     run_virtual(main())
+
+
+def test_r7_a_node_that_waits_for_its_name_is_heard() -> None:
+    """All nodes were started again under their names, and wait until the attach grace is over.
+
+    Their coordinators used to resign before that, because no other node was attached, and the next
+    one began the grace anew. Found by seed 1146.
+    """
+
+    async def main() -> None:
+        ledger = Troubled()
+        first, coordinator = await new_coordinator(ledger, 1)
+        node = Line(coordinator)
+        await node.formed()
+        await first.aclose()
+        second, other = await new_owner(ledger, 2)
+        heard = second._runs.heard("run")
+        assert heard is not None
+        assert heard.is_alone
+        Line(other, incarnation=2)
+        await asyncio.sleep(0.01)
+        heard = second._runs.heard("run")
+        assert heard is not None
+        assert not heard.is_alone
+        await second.aclose()
+
+    run_virtual(main())

@@ -215,12 +215,15 @@ class OwnedRuns:
         if run.is_closed:
             return None
         membership, settings = run.membership, run.membership.settings
-        roster, last = membership.roster, membership.round
+        roster, last, own = membership.roster, membership.round, self._own_node
+        # R7: a node that waits for its name reaches this coordinator, too.
+        hears_others = run.connections.hears_another_than(own)
+        hears_others = hears_others or membership.has_another_waiting(own)
         return Heard(
             working=roster.awaited_count - len(roster.troubled_names),
             minimum=settings.min_nodes if settings is not None else 1,
             in_round=last.head.nodes if last is not None else 0,
-            is_alone=not run.connections.hears_another_than(self._own_node),
+            is_alone=not hears_others,
             expects_more=membership.expects_members,
         )
 

@@ -264,6 +264,10 @@ class Membership:
         """The record that is being written to the ledger."""
         return self._committing.record
 
+    def has_another_waiting(self, name: str) -> bool:
+        """Whether a node of another name than this is connected, and waits for its own name."""
+        return any(each != name for each in self._name_conflicts.waiting)
+
     @property
     def expects_members(self) -> bool:
         """Whether members of the round that was taken over have time left to attach."""
