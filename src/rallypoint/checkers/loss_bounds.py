@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from rallypoint.checkers.run_checker import RunChecker, _Node
+from rallypoint.checkers.run_checker import CLOCKS, RunChecker, _Node
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import Reachability
 
@@ -26,14 +26,22 @@ def overdue(checker: RunChecker, now_s: float) -> str:
     if checker._suspended or checker._closed or checker._deposed:
         return ""
     now_s = checker._clock_s + now_s - checker._seen_s
-    is_guarding = checker._mass_since_s is not None
+    guard_s = checker._settings.mass_grace_s
+    guarded_s = None if checker._mass_since_s is None else now_s - checker._mass_since_s
+    is_guarding = guarded_s is not None and guarded_s < SLACK * guard_s + SLACK_S
     for node in checker._nodes.values():
         if not node.is_awaited or node.reachability is Reachability.CONNECTED:
             continue
         since_s, bound_s, why = _bound(checker, node)
-        is_guarded = is_guarding and not (node.has_ended or checker._is_unguarded(node))
-        if is_guarded or since_s is None:
+        is_guardable = not (node.has_ended or checker._is_unguarded(node))
+        if since_s is None or (is_guarding and is_guardable):
             continue
+        if is_guardable:
+            # While many were missing, none of them was judged.
+            guarded_until_s = checker._guarded_until_s
+            if checker._mass_since_s is not None:
+                guarded_until_s = checker._mass_since_s + guard_s
+            since_s = max(since_s, guarded_until_s)
         # An outage of the ledger gives each member the reconnect grace once more, and so does the
         # end of the mass guard.
         grace_s = checker._settings.reconnect_grace_s
@@ -43,6 +51,20 @@ def overdue(checker: RunChecker, now_s: float) -> str:
         if now_s - since_s > SLACK * (bound_s + more_s) + SLACK_S:
             return f"{node.id.name} {why} {now_s - since_s:.1f} s ago, and is still a member"
     return ""
+
+
+def guard_differs(checker: RunChecker, is_guarding: bool) -> str:
+    """Why it is wrong that the run's mass guard is raised, or is not; "" if it is right.
+
+    Call it between the steps.
+    """
+    if checker._suspended or checker._closed or checker._deposed:
+        return ""
+    since_s, grace_s = checker._mass_since_s, checker._settings.mass_grace_s
+    if is_guarding and since_s is None:
+        return "nobody is declared lost, though few are missing"
+    is_young = since_s is not None and CLOCKS * (checker._clock_s - since_s) < grace_s
+    return "many are missing, and any may be declared lost" if is_young > is_guarding else ""
 
 
 def _bound(checker: RunChecker, node: _Node) -> tuple[float | None, float, str]:

@@ -37,6 +37,8 @@ from rallypoint.core.values import (
 
 TOLERANCE_S: Final = 1e-6
 """The rounding error allowed for sums of floating-point seconds."""
+CLOCKS: Final = 1.2
+"""By so much, at most, the clock of the checks may run faster than that of the run."""
 
 
 class _Node:
@@ -105,6 +107,8 @@ class RunChecker:
         self._is_committed = False
         self._mass_since_s: float | None = None
         self._guarding: bool | None = None
+        self._guarded_until_s = float("-inf")
+        """When the mass guard ended last."""
         self._superseded: set[str] = set()
         self._token = (0, 0)
         self._restored_number = 0
@@ -170,6 +174,7 @@ class RunChecker:
         self._pending = self._just_committed = self._broken = None
         self._writing_marks = 0
         self._mass_since_s = self._guarding = None
+        self._guarded_until_s = float("-inf")
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
         self._closed = self._is_closed_in_ledger = register.close is not None
@@ -498,8 +503,15 @@ class RunChecker:
             (node.silent_since_s, settings.lost_after_s),
             (node.probed_s if node.silent_since_s is not None else None, settings.probe_s),
         )
-        if not any(since_s is not None and _passed(since_s, s, now_s) for since_s, s in bounds):
+        over = [(since_s, s) for since_s, s in bounds if since_s is not None]
+        over = [(since_s, s) for since_s, s in over if _passed(since_s, s, now_s)]
+        if not over:
             self._fail("R8", f"{name} was declared lost before its time")
+        # Those that the guard has protected have the grace once more.
+        until_s, grace_s = self._guarded_until_s, settings.reconnect_grace_s
+        was_guarded = all(since_s + CLOCKS * s < until_s for since_s, s in over)
+        if was_guarded and not _passed(until_s, grace_s, now_s):
+            self._fail("R8", f"{name} was declared lost as soon as others were back")
 
     def _is_attach_over(self, node: _Node, now_s: float) -> bool:
         """Whether a member that has yet to attach had time for that."""
@@ -528,6 +540,8 @@ class RunChecker:
         awaited = sum(node.is_awaited for node in self._nodes.values())
         limit = max(self._settings.mass_min, self._settings.mass_fraction * awaited)
         if missing <= limit:
+            if self._mass_since_s is not None:
+                self._guarded_until_s = now_s
             self._mass_since_s = None
         elif self._mass_since_s is None:
             self._mass_since_s = now_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rallypoint.checkers.invariants import check
-from rallypoint.checkers.loss_bounds import overdue
+from rallypoint.checkers.loss_bounds import guard_differs, overdue
 from rallypoint.checkers.run_checker import RunChecker
 from rallypoint.checkers.violations import InvariantViolation, short
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -33,7 +33,7 @@ from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene
 
 FAST: Final = 1.08
 """The clock of the checks is faster than any of the world's, so that no bound seems too early."""
-GRACES_S: Final = 45.0
+GRACES_S: Final = 25.0
 """A dead member is lost within `lost_after_s` after its silence, and after what was granted to all:
 time to attach to a new coordinator, and time in which many were missing (R8)."""
 
@@ -77,6 +77,9 @@ class CoordinatorsKeepRules(Oracle):
         checker = self._runs[run]
         if checker is not None:
             self._check(run, lambda: checker.note(event, _clock_s(front), effects))
+            wrong = guard_differs(checker, run.membership._suspicion.guarding)
+            if wrong:
+                self.scene.broke("R8", f"at {front.process.name}: {wrong}")
 
     def restored(
         self,
@@ -289,7 +292,7 @@ class DeadAreLost(Oracle):
     def looked(self) -> None:
         """See Oracle."""
         plan = self.scene.plan
-        bound_s = plan.lost_after_s + plan.suspect_after_s + GRACES_S
+        bound_s = plan.lost_after_s + plan.suspect_after_s + plan.mass_grace_s + GRACES_S
         dead = [each for each in self.scene.nodes if not each.process.is_alive and each.node_id]
         for run, (front, looked_s, judged_s) in list(self._runs.items()):
             if not front.process.is_alive or run.is_forgotten or run.is_closed:

@@ -12,12 +12,20 @@ from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
-from rallypoint.core.values import Phase, RoundMember, RoundRecord
-from rallypoint.ledger.keys import COORDINATORS
+from rallypoint.core.values import (
+    Change,
+    ChangeKind,
+    MemberState,
+    Phase,
+    RoundMember,
+    RoundRecord,
+)
+from rallypoint.ledger.keys import COORDINATORS, MISTAKE
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene
 
 ROUNDING_S: Final = 0.001
+_DONE: Final = MemberState.DONE
 
 
 class LeaseIsFresh(Oracle):
@@ -163,8 +171,118 @@ class SurvivorsKeepRanks(Oracle):
                 self.scene.broke("R3", f"{front.process.name}: {moved}: {told}")
 
 
+class BreaksAreDue(Oracle):
+    """R3, R7: newcomers end a round only if it has room, and no member of it is done.
+
+    The loss of a member that is done ends nothing. What was not the program's fault is not charged
+    to the budget, and no run forms a round beyond its budget.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._rounds: dict[HostedRun, RoundRecord] = {}
+        self._done: dict[HostedRun, dict[str, None]] = {}
+        """The members of that round that are done."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        record = self._rounds.get(run)
+        if isinstance(event, on.NodeDone) and record is not None:
+            member = run.membership.roster.living(event.node)
+            if member is not None and event.round == record.head.number and member.state is _DONE:
+                self._done[run][event.node.name] = None
+        for effect in effects:
+            match effect:
+                case do.Publish(record=record):
+                    self._rounds[run], self._done[run] = record, {}
+                case do.Break(change=change) if record is not None:
+                    self._must_be_due(front, run, record, change)
+                case do.Verdict(change=change) if change.charged and change.failure is None:
+                    self.scene.broke("budget", f"{front.process.name} charges {change}")
+                case do.Commit(record=RoundRecord(head=head)):
+                    settings = run.membership.settings
+                    limit = settings.max_restarts if settings is not None else None
+                    if limit is not None and head.restart_count > limit:
+                        what = f"round {head.number} begins after {head.restart_count} restarts"
+                        self.scene.broke("budget", f"{what}, and the run has {limit}")
+
+    def _must_be_due(
+        self, front: SimulatedFront, run: HostedRun, record: RoundRecord, change: Change
+    ) -> None:
+        name, done = front.process.name, self._done[run]
+        settings = run.membership.settings
+        if change.kind is ChangeKind.NODES_JOINED and settings is not None:
+            if done:
+                self.scene.broke("R7", f"{name}: {change}, though {', '.join(done)} are done")
+            if record.head.nodes >= settings.max_nodes:
+                self.scene.broke("R3", f"{name}: {change}, and the round has no place")
+        if change.kind in (ChangeKind.NODE_LOST, ChangeKind.NODE_LEFT):
+            ended = [each for each in change.nodes if each in done]
+            if ended:
+                self.scene.broke("R8", f"{name}: {change}, and {ended[0]} was done")
+
+
+class MistakesAreKnown(Oracle):
+    """R9: an owner that was replaced alive records that, so that it does not happen again.
+
+    It is given the time of a renewal, and that of some tries.
+    """
+
+    RECORDS_WITHIN_S: Final = 20.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._fronts: list[SimulatedFront] = []
+        self._replaced: dict[SimulatedFront, tuple[str, float]] = {}
+        """Those whose lease was revoked early: its name, and when, in their own time."""
+
+    def serves(self, front: SimulatedFront) -> None:
+        """See Oracle."""
+        self._fronts.append(front)
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name == MISTAKE and value is not None:
+            self._replaced.clear()
+        if value is None or not name.startswith(COORDINATORS):
+            return
+        lease = e.decode_lease(value)
+        if lease.is_early and lease.state is e.LeaseState.REVOKED:
+            for front in self._fronts:
+                is_it = front.driver.ownership.process == lease.process
+                if is_it and front.process.is_alive and not front.has_ended:
+                    self._replaced[front] = lease.process, front.process.awake_s()
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for front, (lease, since_s) in list(self._replaced.items()):
+            process = front.process
+            if not process.is_alive or front.has_ended:
+                del self._replaced[front]
+            elif self.scene.is_chaotic or process.is_frozen or process.turn_cost_s > 0.005:
+                # Its time begins when the ledger answers again.
+                self._replaced[front] = lease, process.awake_s()
+            elif process.awake_s() - since_s > self.RECORDS_WITHIN_S:
+                what = f"{process.name} lost {lease} early, is alive, and has not recorded it"
+                self.scene.broke("R9", what)
+
+
 def _names(members: tuple[RoundMember, ...]) -> str:
     return " ".join(row.name for row in members)
 
 
-OWNERSHIP_ORACLES: Final = (LeaseIsFresh, ClosesAreKept, LostAreDropped, SurvivorsKeepRanks)
+OWNERSHIP_ORACLES: Final = (
+    LeaseIsFresh,
+    ClosesAreKept,
+    LostAreDropped,
+    SurvivorsKeepRanks,
+    BreaksAreDue,
+    MistakesAreKnown,
+)

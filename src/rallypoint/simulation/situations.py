@@ -19,6 +19,7 @@ import msgspec
 
 from rallypoint.simulation.etcd import Trouble
 from rallypoint.simulation.ledgers import EtcdInWorld
+from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.plan import Plan, PlannedFault
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.world import Process
@@ -125,7 +126,7 @@ def _while_suspended(plan: Plan, draw: random.Random) -> Plan:
 def _crowd(plan: Plan, draw: random.Random) -> Plan:
     """Many nodes, of which many are lost together, often with the host of their coordinator."""
     nodes = draw.randrange(8, 20)
-    kinds = ("rack of owner", "rack of owner", "lose owner", "rack", "rack", "fail")
+    kinds = ("rack of owner", "rack of owner", "lose owner", "rack", "rack of others", "fail")
     return msgspec.structs.replace(
         plan,
         nodes=nodes,
@@ -238,6 +239,38 @@ def _long_silence(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def _refused(plan: Plan, draw: random.Random) -> Plan:
+    """Something refuses connections to the coordinator, which is alive, again and again."""
+    kinds = ("refuse owner", "refuse owner", "refuse owner", "fail", "kill owner")
+    return msgspec.structs.replace(
+        plan,
+        nodes=draw.choice((3, 4)),
+        min_nodes=draw.choice((1, 2)),
+        max_nodes=0,
+        last_call_s=1.0,
+        lease_ttl_s=draw.choice((5.0, 10.0)),
+        lasting="",
+        faults=_faults(draw, kinds, draw.randrange(4, 8), 25.0, at_s=4.0),
+    )
+
+
+def _handed_over(plan: Plan, draw: random.Random) -> Plan:
+    """The node that coordinates leaves in order, again and again, also while it is written to."""
+    kinds = ("leave owner", "leave owner", "leave another", "depart", "fail", "kill another")
+    return msgspec.structs.replace(
+        plan,
+        nodes=draw.choice((3, 4, 5)),
+        min_nodes=draw.choice((1, 2)),
+        max_nodes=0,
+        last_call_s=1.0,
+        max_restarts=draw.choice((None, 1, 2)),
+        faults=_sorted(
+            _faults(draw, kinds, draw.randrange(3, 8), 3.0, ("", "", "COMMITTING", "RESTORED")),
+            _faults(draw, ("slow ledger",), draw.choice((0, 1)), 5.0),
+        ),
+    )
+
+
 SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "while writing": _while_writing,
     "while suspended": _while_suspended,
@@ -247,6 +280,8 @@ SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "late": _late,
     "silent owner": _silent_owner,
     "long silence": _long_silence,
+    "refused": _refused,
+    "handed over": _handed_over,
 }
 
 
@@ -327,6 +362,27 @@ def _rack_of_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Un
     return undo
 
 
+def _rack_of_others(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Many are silent together. Some of them are back at the same time, and the others are gone."""
+    owner = _owner(scene, victim)
+    others = [each for each in scene.living if each is not owner]
+    silent = draw.sample(others, round(draw.choice((0.2, 0.4, 0.6)) * len(others)))
+    thaws: list[Process] = []
+    for each in silent:
+        if draw.random() < 0.3:
+            scene.lose_power(each)
+            scene.start_later(each.index, draw.choice((30.0, 60.0)))
+        else:
+            each.process.freeze()
+            thaws.append(each.process)
+
+    def undo() -> None:
+        for process in thaws:
+            process.thaw()
+
+    return undo
+
+
 def _freeze_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """The coordinator's process has no turns."""
     owner = _owner(scene, victim)
@@ -339,6 +395,25 @@ def _long_freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo
     other = _another(scene, victim, draw)
     other.process.freeze()
     return other.process.thaw
+
+
+def _refuse_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Something on the way ends the coordinator's connections, and refuses new ones: it lives."""
+    network, owner = scene.network, _owner(scene, victim)
+    network.refuse(owner.host)
+    for _ in range(draw.randrange(2, 8)):
+        network.cut_one(owner.process, draw)
+    return lambda: network.accept_again(owner.host)
+
+
+def _leave_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The node that coordinates leaves in order."""
+    OPERATIONS["leave"](scene, _owner(scene, victim), draw)
+
+
+def _leave_another(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """A node that does not coordinate leaves in order."""
+    OPERATIONS["leave"](scene, _another(scene, victim, draw), draw)
 
 
 def _away(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -368,7 +443,6 @@ def _hang(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
 
 def _close_now(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Somebody closes the run, as in `operations`, but surely."""
-    from rallypoint.simulation.operations import OPERATIONS
 
     class Surely(random.Random):
         def random(self) -> float:
@@ -423,8 +497,12 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "kill another": _kill_another,
     "lose owner": _lose_owner,
     "rack of owner": _rack_of_owner,
+    "rack of others": _rack_of_others,
     "freeze owner": _freeze_owner,
     "long freeze": _long_freeze,
+    "refuse owner": _refuse_owner,
+    "leave owner": _leave_owner,
+    "leave another": _leave_another,
     "away": _away,
     "twin": _twin,
     "hang": _hang,
@@ -445,8 +523,10 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
 def lasts_s(kind: str, draw: random.Random) -> float | None:
     """How long a fault of a situation lasts; None: as long as any."""
     match kind:
-        case "long freeze":
+        case "long freeze" | "rack of others":
             return draw.uniform(11.0, 30.0)
+        case "refuse owner":
+            return draw.uniform(2.0, 8.0)
         case "away" | "freeze owner":
             return draw.uniform(3.0, 40.0)
         case "no answers" | "owner cut" | "full" | "slow ledger" | "small requests":

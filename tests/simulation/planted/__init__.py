@@ -13,12 +13,13 @@ from tests.simulation.planted.agents import AGENTS
 from tests.simulation.planted.known import KNOWN_SEEDS
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
+from tests.simulation.planted.membership import MEMBERSHIP
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN_SEEDS.get(bug.name, bug.seed))
-    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *AGENTS)
+    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS)
 }
-assert len(BUGS) == sum(map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, AGENTS))), (
+assert len(BUGS) == sum(map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, MEMBERSHIP, AGENTS))), (
     "a name is used twice"
 )

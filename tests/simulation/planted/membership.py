@@ -1,0 +1,294 @@
+"""Bugs of membership, election and ownership: a comparison, a count or a memory that is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rallypoint.core.election.records import NO_FLOOR
+from rallypoint.core.roster import Bucket
+from rallypoint.core.values import Marks, RoundMember
+from tests.simulation.planted.planting import Bug, replaces
+
+# -- who is lost -----------------------------------------------------------------------------------
+
+
+@replaces("rallypoint.core.suspicion:Suspicion.update_guard")
+def _guard_too_early(original: Any, self: Any, settings: Any, now_s: Any) -> Any:
+    """One missing member fewer is enough: `<` in place of `<=`."""
+    fewer = msgspec.structs.replace(settings, mass_min=max(0, settings.mass_min - 1))
+    return original(self, fewer, now_s)
+
+
+@replaces("rallypoint.core.suspicion:Suspicion.update_guard")
+def _no_guard(original: Any, self: Any, settings: Any, now_s: Any) -> Any:
+    return []
+
+
+@replaces("rallypoint.core.suspicion:Suspicion.deadline_passed")
+def _guard_for_ever(original: Any, self: Any, timer: Any) -> None:
+    """The end of the mass guard is not noticed."""
+    if timer.name:
+        original(self, timer)
+
+
+@replaces("rallypoint.core.suspicion:Suspicion._end_guard")
+def _no_second_grace(original: Any, self: Any, settings: Any, now_s: Any) -> Any:
+    """The last members to return after a mass loss have no grace."""
+    self._mass_since_s, self._mass_over = None, False
+    return []
+
+
+@replaces("rallypoint.core.judging:JudgingClock.go_on")
+def _outage_counts(original: Any, self: Any, now_s: Any) -> None:
+    """The time of an outage counts for each member."""
+    self._stopped_s = None
+
+
+@replaces("rallypoint.core.suspicion:Suspicion.attach_over")
+def _absent_stay(original: Any, self: Any) -> None:
+    """Members that never attach are not lost when their time is over."""
+
+
+@replaces("rallypoint.core.probing:Probe.answered")
+def _answers_do_not_count(original: Any, self: Any, name: Any) -> None:
+    """A probe is never answered."""
+
+
+@replaces("rallypoint.core.suspicion:Suspicion.ended")
+def _ended_has_grace(original: Any, self: Any, member: Any, now_s: Any) -> Any:
+    """A member whose kernel closed its connection is not lost."""
+    original(self, member, now_s)
+    self._ended.pop(member.name, None)
+    self._ended_missing.pop(member.name, None)
+    return []
+
+
+# -- whose place it is -----------------------------------------------------------------------------
+
+
+@replaces("rallypoint.core.stopping:Stopping.begin")
+def _no_time_to_stop(original: Any, self: Any, survivors: Any, now_s: Any) -> None:
+    original(self, survivors, now_s - 60.0)
+
+
+@replaces("rallypoint.core.gathering:Gathering.chosen")
+def _newcomers_first(original: Any, self: Any, settings: Any) -> Any:
+    members = self._roster.newcomers() + self._roster.members(Bucket.READY_SURVIVOR)
+    return members[: self.counts(settings).chosen]
+
+
+@replaces("rallypoint.core.membership:_leave_last_round")
+def _passive_is_awaited(original: Any, members: Any, ended_by: Any) -> None:
+    """A survivor that hung keeps its place in each later round, too."""
+    survivors = [each for each in members if each.survivor]
+    original(members, ended_by)
+    for each in survivors:
+        each.survivor = True
+
+
+@replaces("rallypoint.core.membership:Membership._on_departing")
+def _departing_is_awaited(original: Any, self: Any, event: Any) -> None:
+    """The round ends, and the next one waits for the member that departs."""
+    member = self.roster.living(event.node)
+    original(self, event)
+    if member is not None and member.last_round == self.number:
+        member.survivor = True
+        self.roster.reindex(member)
+
+
+@replaces("rallypoint.core.membership:Membership._advance_active")
+def _joins_the_full(original: Any, self: Any, settings: Any) -> None:
+    """Newcomers end a round that has no place for them."""
+    more = msgspec.structs.replace(settings, max_nodes=settings.max_nodes + 1)
+    original(self, more)
+
+
+@replaces("rallypoint.core.finished:Finished.add")
+def _joins_the_finished(original: Any, self: Any, name: Any, *, is_in_round: Any) -> None:
+    """A member that is done is not counted, so newcomers are let in."""
+
+
+# -- what is written, and read at a takeover -------------------------------------------------------
+
+
+@replaces("rallypoint.core.election.records:RunRegister.state")
+def _marks_forgotten(original: Any, self: Any, members: Any) -> Any:
+    """A successor does not read the marks."""
+    return msgspec.structs.replace(original(self, members), marks=Marks(self.number))
+
+
+@replaces("rallypoint.core.marking:Marking.farewell")
+def _goodbye_before_the_mark(
+    original: Any,
+    self: Any,
+    node: Any,
+    connection_id: Any,
+    reason: Any,
+    *,
+    is_being_written: Any = False,
+) -> bool:
+    return False
+
+
+@replaces("rallypoint.core.values:table_digest")
+def _digest_without_address(original: Any, number: Any, members: Any, bootstrap: Any) -> str:
+    """The rows are digested in the order of their names."""
+    rows: list[RoundMember] = sorted(members, key=lambda row: row.name)
+    return str(original(number, tuple(rows), bootstrap))
+
+
+@replaces("rallypoint.core.causes:Case.close")
+def _loss_is_charged(original: Any, self: Any, unresolved: Any) -> Any:
+    """What a lost node explains is charged to the program."""
+    found = original(self, unresolved)
+    self._change = msgspec.structs.replace(found, charged=True)
+    return self._change
+
+
+@replaces("rallypoint.core.causes:restarts_after")
+def _budget_without_end(original: Any, change: Any, spent: Any, limit: Any) -> Any:
+    return original(change, spent, None)
+
+
+# -- the claim and the lease -----------------------------------------------------------------------
+
+
+@replaces("rallypoint.core.election.ownership:Claim.floor_read")
+def _floor_not_read(original: Any, self: Any, asked: Any, found: Any, now_s: Any) -> Any:
+    if asked != self._open:
+        return []
+    self._floor, self._is_unchecked = NO_FLOOR, False
+    return self._seal(now_s) if self.state.value == "checking" else []
+
+
+@replaces("rallypoint.core.election.lease:LeaseHolder.may_decide")
+def _decides_while_moving(original: Any, self: Any, now_s: Any) -> bool:
+    is_moving, self._is_moving = self._is_moving, False
+    try:
+        return bool(original(self, now_s))
+    finally:
+        self._is_moving = is_moving
+
+
+@replaces("rallypoint.coordinator.ended_owner:has_ended")
+async def _contests_the_living(original: Any, ledger: Any, owner: Any) -> bool:
+    return True
+
+
+@replaces("rallypoint.core.election.ownership:Claim.mistake_read")
+def _mistake_ignored(original: Any, self: Any, asked: Any, found: Any, now_s: Any) -> Any:
+    return original(self, asked, None, now_s)
+
+
+@replaces("rallypoint.coordinator.ended_owner:record_mistake")
+async def _mistake_not_recorded(original: Any, ledger: Any, process: Any, addresses: Any) -> None:
+    """Nobody learns that an owner was replaced alive."""
+
+
+@replaces("rallypoint.core.election.ownership:Claim._record_end")
+def _sure_at_once(original: Any, self: Any, lease: Any) -> None:
+    """A lease that was revoked early counts as one that ran out."""
+    original(self, msgspec.structs.replace(lease, is_early=False))
+
+
+@replaces("rallypoint.core.election.ownership:Claim._record_end")
+def _host_not_known(original: Any, self: Any, lease: Any) -> None:
+    """A successor does not know which node hosted the former coordinator."""
+    original(self, msgspec.structs.replace(lease, node=None))
+
+
+@replaces("rallypoint.core.election.ownership:Claim._record_end")
+def _another_host(original: Any, self: Any, lease: Any) -> None:
+    """A lease that was handed over counts as revoked: its node is taken for gone."""
+    original(self, lease)
+    self.former_host = lease.node
+
+
+@replaces("rallypoint.core.election.ownership:Claim.resign")
+def _resigns_without_a_word(
+    original: Any, self: Any, now_s: Any, pause_s: Any = 0.0, *, is_yielding: Any = False
+) -> Any:
+    """The owner gives the run up, and its head still names it."""
+    self.deposed(now_s, pause_s)
+    return []
+
+
+@replaces("rallypoint.core.values:Stamp.is_older_than")
+def _terms_are_not_compared(original: Any, self: Any, other: Any) -> bool:
+    """Only the numbers of rounds count."""
+    return bool(self.ledger_id == other.ledger_id and self.round < other.round)
+
+
+# -- what nodes are told ---------------------------------------------------------------------------
+
+
+@replaces("rallypoint.core.membership:Membership._resume")
+def _standing_forgotten(original: Any, self: Any, member: Any, event: Any) -> None:
+    """A node that attaches again is not told that its round has ended."""
+    member.last_change, case = None, self.case
+    self.case = None
+    try:
+        original(self, member, event)
+    finally:
+        self.case = case
+
+
+@replaces("rallypoint.core.membership:Membership.waiting")
+def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
+    """Nodes are not told for whom they wait."""
+    found = original(self, now_s)
+    if found is None:
+        return None
+    return msgspec.structs.replace(found, missing=(), missing_count=0)
+
+
+@replaces("rallypoint.core.membership:Membership._refuse_closed")
+def _wrong_end(original: Any, self: Any, event: Any) -> None:
+    """A node that comes late is told another end of the run."""
+    close, self.close = self.close, msgspec.structs.replace(self.close, round=0, reason="over")
+    try:
+        original(self, event)
+    finally:
+        self.close = close
+
+
+def _bug(name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
+    return Bug(name=name, rule=rule, source="own", parts=parts, seed=seed)
+
+
+MEMBERSHIP = (
+    _bug("guard-too-early", "R8", _guard_too_early),
+    _bug("no-guard", "R8", _no_guard),
+    _bug("guard-for-ever", "R8", _guard_for_ever),
+    _bug("no-second-grace", "R8", _no_second_grace),
+    _bug("outage-counts", "R8", _outage_counts),
+    _bug("absent-stay", "R8", _absent_stay),
+    _bug("answers-do-not-count", "R8", _answers_do_not_count),
+    _bug("ended-has-grace", "R8", _ended_has_grace),
+    _bug("no-time-to-stop", "R7", _no_time_to_stop),
+    _bug("newcomers-first", "R7", _newcomers_first),
+    _bug("passive-is-awaited", "R7", _passive_is_awaited),
+    _bug("departing-is-awaited", "R7", _departing_is_awaited),
+    _bug("joins-the-full", "R3", _joins_the_full),
+    _bug("joins-the-finished", "R7", _joins_the_finished),
+    _bug("marks-forgotten", "R8", _marks_forgotten),
+    _bug("goodbye-before-the-mark", "R8", _goodbye_before_the_mark),
+    _bug("digest-without-order", "R2", _digest_without_address),
+    _bug("loss-is-charged", "budget", _loss_is_charged),
+    _bug("budget-without-end", "budget", _budget_without_end),
+    _bug("floor-not-read", "R13", _floor_not_read),
+    _bug("decides-while-moving", "R5", _decides_while_moving),
+    _bug("contests-the-living", "R9", _contests_the_living),
+    _bug("mistake-ignored", "R9", _mistake_ignored),
+    _bug("mistake-not-recorded", "R9", _mistake_not_recorded),
+    _bug("sure-at-once", "R10", _sure_at_once),
+    _bug("host-not-known", "R8", _host_not_known),
+    _bug("another-host", "R8", _another_host),
+    _bug("resigns-without-a-word", "R7", _resigns_without_a_word),
+    _bug("terms-are-not-compared", "R5", _terms_are_not_compared),
+    _bug("standing-forgotten", "R13", _standing_forgotten),
+    _bug("waits-for-nobody", "R7", _waits_for_nobody),
+    _bug("wrong-end", "R6", _wrong_end),
+)
