@@ -14,11 +14,14 @@ from rallypoint import runtime
 from rallypoint.coordinator import owned_runs, takeover
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
+from rallypoint.coordinator.ended_owner import MISTAKE_PAUSE_MAX_S, record_mistake
 from rallypoint.coordinator.garbage_collector import GarbageCollector, Keeping
 from rallypoint.core import election as e
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import Get, Set
 from rallypoint.core.values import Address, EndedOwner, RunSettings
+from rallypoint.errors import LedgerUnreachableError
+from rallypoint.ledger.contract import Versioned
 from rallypoint.ledger.keys import MISTAKE, lease_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
@@ -231,6 +234,37 @@ def test_one_that_was_alive_says_so_and_the_ttl_counts_again(refused: set[Addres
         assert (await case.head()).owner == case.second.process
         await third.aclose()
         await case.aclose()
+
+    run_virtual(main())
+
+
+class Away(MemoryLedger):
+    """Answers nobody while it is away, and counts what it is asked meanwhile."""
+
+    is_away = False
+    asked = 0
+
+    async def read(self, key: str) -> Versioned | None:
+        if self.is_away:
+            self.asked += 1
+            raise LedgerUnreachableError("away", hint="wait")
+        return await super().read(key)
+
+
+def test_a_mistake_is_recorded_when_the_ledger_is_back_however_late() -> None:
+    async def main() -> None:
+        ledger = Away()
+        ledger.is_away = True
+        recording = asyncio.create_task(record_mistake(ledger, "p", [Address("h", 1)]))
+        away_s = 3_600.0
+        await asyncio.sleep(away_s)
+        assert ledger.asked < 10 + away_s / MISTAKE_PAUSE_MAX_S
+        ledger.is_away = False
+        async with asyncio.timeout(MISTAKE_PAUSE_MAX_S + 1.0):
+            await recording
+        found = await ledger.read(MISTAKE)
+        assert found is not None
+        assert e.decode_mistake(found.value).process == "p"
 
     run_virtual(main())
 

@@ -15,6 +15,7 @@ from typing import Final
 from rallypoint import runtime
 from rallypoint.core import election as e
 from rallypoint.core.addresses import telling
+from rallypoint.core.backoff import Backoff
 from rallypoint.core.values import Address, EndedOwner
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger, Swapped
@@ -24,9 +25,11 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 REFUSED_WITHIN_S: Final = 1.0
 """How long an address may take to refuse. One that says nothing tells nothing."""
-MISTAKE_TRIES: Final = 60
 MISTAKE_PAUSE_S: Final = 1.0
-"""How often, and after which pause, it is tried to write a mistake into the ledger."""
+MISTAKE_PAUSE_MAX_S: Final = 30.0
+"""The first and the longest pause between two tries to write a mistake into the ledger."""
+MISTAKE_TRIES: Final = 3_000
+"""How often it is tried: for a day, if the ledger is away for so long."""
 
 
 async def has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
@@ -67,6 +70,7 @@ async def record_mistake(ledger: Ledger, process: str, addresses: Sequence[Addre
         ", ".join(map(str, addresses)),
     )
     value = e.encode(e.Mistake(e.FORMAT, process))
+    pauses, now_s = Backoff(MISTAKE_PAUSE_S, MISTAKE_PAUSE_MAX_S), asyncio.get_running_loop().time
     for _ in range(MISTAKE_TRIES):
         try:
             found = await ledger.read(MISTAKE)
@@ -77,4 +81,4 @@ async def record_mistake(ledger: Ledger, process: str, addresses: Sequence[Addre
                 return
         except LedgerError as error:
             _log.debug("the mistake could not be recorded yet: %s", error)
-        await asyncio.sleep(MISTAKE_PAUSE_S)
+        await asyncio.sleep(pauses.next_s(now_s()))

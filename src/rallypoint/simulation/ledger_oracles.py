@@ -18,6 +18,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.values import CloseRecord
+from rallypoint.ledger.keys import COORDINATORS, MISTAKE
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -143,6 +144,54 @@ class LedgerKeepsRules(Oracle):
             if not network.was_refused(network.host_of(process), ASKED_WITHIN_S):
                 told = f"{lease.revoked_by} revoked early the lease of {lease.process}: it listens"
                 raise InvariantViolation("R9", told)
+
+
+class MistakesAreRecorded(Oracle):
+    """A coordinator whose lease was revoked early, and which is alive, says so in the ledger."""
+
+    MARGIN_S: Final = 5.0
+    """After the ttl, in which it learns of it, and a pause between two tries."""
+    PAUSE_MAX_S: Final = 30.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._fronts: list[SimulatedFront] = []
+        self._owed: dict[str, tuple[SimulatedFront, float]] = {}
+        """By the name of the lease: the coordinator, and when it was revoked."""
+
+    def serves(self, front: SimulatedFront) -> None:
+        """See Oracle."""
+        self._fronts.append(front)
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if value is None:
+            return
+        if name == MISTAKE:
+            self._owed.pop(e.decode_mistake(value).process, None)
+        elif name.startswith(COORDINATORS):
+            lease = e.decode_lease(value)
+            if lease.state is e.LeaseState.REVOKED and lease.is_early:
+                self._revoked(lease)
+
+    def _revoked(self, lease: e.Lease) -> None:
+        for front in self._fronts:
+            if front.process.is_alive and front.driver.ownership.process == lease.process:
+                self._owed[lease.process] = (front, self.scene.world.now_s)
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        scene = self.scene
+        for name, (front, revoked_s) in self._owed.items():
+            # While the ledger was away, the pauses were no longer than the time before them.
+            pause_s = min(self.PAUSE_MAX_S, max(0.0, scene.peace_s - revoked_s))
+            within_s = scene.plan.lease_ttl_s + pause_s + self.MARGIN_S
+            due_s = max(revoked_s, scene.peace_s) + within_s
+            # One that is closed, because its node has found another, records nothing.
+            lives = front.process.is_alive and not front.has_ended
+            if lives and scene.world.now_s > due_s:
+                what = f"has not recorded that its lease {name} was revoked while it was alive"
+                scene.broke("mistake", f"{front.process.name} {what}")
 
 
 class LedgerIsSpared(Oracle):

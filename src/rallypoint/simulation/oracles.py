@@ -26,6 +26,7 @@ from rallypoint.simulation.ledger_oracles import (
     LedgerKeepsRules,
     LedgerStaysSmall,
     LogsKeepRules,
+    MistakesAreRecorded,
 )
 from rallypoint.simulation.node_oracles import (
     EndsAgree,
@@ -96,6 +97,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     LogsKeepRules,
     LedgerIsSpared,
     LedgerStaysSmall,
+    MistakesAreRecorded,
     NodesNeverGoBack,
     RanksAreWhole,
     TablesAgree,
