@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from rallypoint.core.values import Outcome
-from rallypoint.simulation.agents import SimulatedSystem
+from rallypoint.simulation.agents import BROKEN, SimulatedSystem
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.workers import FINISHED, HowItEnds
 
@@ -35,6 +35,12 @@ def _fail(scene: Scene, system: SimulatedSystem, draw: random.Random) -> None:
     """One of its workers fails."""
     if system.living:
         draw.choice(system.living).end(draw.choice(_FAILURES))
+
+
+def _break(scene: Scene, system: SimulatedSystem, draw: random.Random) -> None:
+    """One of its workers fails as if a peer had ended: that is no cause."""
+    if system.living:
+        draw.choice(system.living).end(BROKEN)
 
 
 def _finish(scene: Scene, system: SimulatedSystem, draw: random.Random) -> None:
@@ -104,6 +110,8 @@ AGENT_FAULTS: Final[dict[str, AgentFault]] = {
     "worker asks": _ask,
     "no start": _no_start,
 }
+RARE_AGENT_FAULTS: Final[dict[str, AgentFault]] = {"worker breaks": _break}
+"""Those that only some plans have: see `Plan`."""
 
 
 def on_agent(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rallypoint.core.values import CloseRecord, Outcome
-from rallypoint.errors import ExitCode, exit_code_of
+from rallypoint.core.values import CloseRecord, Failure, FailureKind, Outcome
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine, Phase
+from rallypoint.simulation.agent_stop_oracles import STOP_ORACLES
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.workers import GUARDED_S, HowItEnds, SimulatedWorker
 
@@ -23,6 +23,19 @@ BOUNDS_S: Final = {
 }
 """How long an agent may be in a phase that waits for nobody else, in peace, in seconds."""
 _JUDGES: Final = (Phase.WORKING, Phase.EXPLAINING)
+EXIT_CODES: Final = {
+    Outcome.SUCCEEDED: 0,
+    Outcome.FAILED: 1,
+    Outcome.NOT_ENOUGH: 5,
+    Outcome.STOPPED: 6,
+}
+"""As docs/compatibility.md promises them."""
+WORST_FIRST: Final = (
+    FailureKind.SIGNAL,
+    FailureKind.OOM,
+    FailureKind.EXCEPTION,
+    FailureKind.COMMUNICATION,
+)
 EQUAL_NAMES: Final = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EQUAL_NAMES_MORE: Final = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
 
@@ -103,11 +116,14 @@ class AgentsEndRightly(Oracle):
         super().__init__(scene)
         self._signals: dict[str, list[int]] = {}
         self._closed: dict[str, CloseRecord] = {}
+        self._gone: dict[str, None] = {}
 
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
         if isinstance(event, on.Signalled) and not here.system.machine.is_over:
             self._signals.setdefault(here.name, []).append(event.number)
+        elif isinstance(event, on.Gone):
+            self._gone[here.name] = None
 
     def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
         """See Oracle."""
@@ -119,8 +135,10 @@ class AgentsEndRightly(Oracle):
         """See Oracle."""
         close, signals = self._closed.get(here.name), self._signals.get(here.name)
         by_signal = 128 + signals[0] if signals else None
-        by_close = int(exit_code_of(close.outcome)) if close is not None else None
-        others = [int(ExitCode.DONE)] if here.system.has_left or here.system.has_finished else []
+        by_close = EXIT_CODES[close.outcome] if close is not None else None
+        # A node whose workers have finished waits for the end of the run, as far as it can.
+        is_done = here.system.has_finished and here.name in self._gone
+        others = [0] if here.system.has_left or is_done else []
         if error is not None:
             others.append(code)
         if signals and code not in (by_signal, by_close, *others):
@@ -142,6 +160,10 @@ class FailuresAreReported(Oracle):
         self._unreported: dict[str, int] = {}
         self._has_reason: dict[str, None] = {}
         """Agents that have another reason to stop the workers of their present round."""
+        self._worst: dict[str, Failure] = {}
+        """The likeliest cause that an agent knows in its round, and has not reported."""
+        self._told: dict[str, int] = {}
+        """How bad the worst is that an agent has reported in its round: see WORST_FIRST."""
 
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
@@ -149,6 +171,12 @@ class FailuresAreReported(Oracle):
             case on.RoundFound():
                 self._unreported.pop(here.name, None)
                 self._has_reason.pop(here.name, None)
+                self._worst.pop(here.name, None)
+                self._told.pop(here.name, None)
+            case on.FailuresFound(failures=found) if _is_explaining(here):
+                worst = min(found, key=_badness)
+                if _badness(worst) < self._told.get(here.name, len(WORST_FIRST)):
+                    self._worst[here.name] = worst
             case on.WorkerExited(exit=exit) if here.system.machine.phase in _JUDGES:
                 if exit.returncode != 0 and here.name not in self._has_reason:
                     self._unreported[here.name] = exit.rank
@@ -166,9 +194,15 @@ class FailuresAreReported(Oracle):
         self, here: StartedNode, agent: AgentMachine, actions: Sequence[do.Action]
     ) -> None:
         """See Oracle."""
-        if any(isinstance(each, do.ReportFailure) for each in actions):
-            self._unreported.pop(here.name, None)
-            self._has_reason[here.name] = None
+        for action in actions:
+            if isinstance(action, do.ReportFailure):
+                self._unreported.pop(here.name, None)
+                self._has_reason[here.name] = None
+                told = self._told.get(here.name, len(WORST_FIRST))
+                self._told[here.name] = min(told, _badness(action.failure))
+                worst = self._worst.get(here.name)
+                if worst is not None and _badness(action.failure) <= _badness(worst):
+                    del self._worst[here.name]
         if any(isinstance(each, do.StopWorkers) for each in actions):
             self._judge(here)
 
@@ -179,9 +213,22 @@ class FailuresAreReported(Oracle):
         self._judge(here)
 
     def _judge(self, here: StartedNode) -> None:
+        worst = self._worst.pop(here.name, None)
+        if worst is not None:
+            what = f"{here.name} has not reported the likeliest cause that it knows: {worst}"
+            self.scene.broke("failure", what)
         rank = self._unreported.pop(here.name, None)
         if rank is not None and here.name not in self._has_reason:
             self.scene.broke("failure", f"{here.name} has not reported that rank {rank} failed")
+
+
+def _is_explaining(here: StartedNode) -> bool:
+    machine: AgentMachine = here.system.machine
+    return machine.phase is Phase.EXPLAINING
+
+
+def _badness(failure: Failure) -> int:
+    return WORST_FIRST.index(failure.kind)
 
 
 class RestartsAreCounted(Oracle):
@@ -284,4 +331,5 @@ AGENT_ORACLES: Final[tuple[type[Oracle], ...]] = (
     RestartsAreCounted,
     OutcomesAreTrue,
     AgentsDoNotWaitForNothing,
+    *STOP_ORACLES,
 )

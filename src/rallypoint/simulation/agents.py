@@ -148,6 +148,7 @@ class SimulatedSystem:
         self.ledger: Ledger | None = ledger
         self.guard: EndGuard = SimulatedGuard()
         self.environment: dict[str, str] = {}
+        self.stop_timeout_s = 25.0
         self.is_stubborn = False
         self.cannot_start = False
         self.signals: list[int] = []
@@ -343,6 +344,7 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         stop_timeout_s=draw.choice((1.0, 25.0)),
         regroup_stop_timeout_s=scene.plan.stop_s,
     )
+    system.stop_timeout_s = config.stop_timeout_s
     agent = WatchedAgent(config, system)
     node = here.node = agent.node
     scene.tell(Oracle.joins, here, node)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from rallypoint.simulation.agent_faults import AGENT_FAULTS, on_agent
+from rallypoint.simulation.agent_faults import AGENT_FAULTS, RARE_AGENT_FAULTS, on_agent
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
@@ -46,6 +46,18 @@ def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None
 
 def _freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """Its process has no turns, as after SIGSTOP."""
+    victim.process.freeze()
+    return victim.process.thaw
+
+
+def _twin(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+    """A scheduler starts a node with its name, though it lives, and is mostly frozen."""
+    if not victim.run_id:
+        return None
+    starts_s = scene.world.random.random() * 2.0
+    scene.start_later(victim.index, starts_s)
+    if draw.random() < 0.3:
+        return None
     victim.process.freeze()
     return victim.process.thaw
 
@@ -256,7 +268,8 @@ FAULTS: Final[dict[str, Fault]] = {
 """Those of any node, of which each plan draws."""
 ALL_FAULTS: Final[dict[str, Fault]] = {
     **FAULTS,
-    **{kind: on_agent(fault) for kind, fault in AGENT_FAULTS.items()},
+    "twin": _twin,
+    **{kind: on_agent(fault) for kind, fault in (AGENT_FAULTS | RARE_AGENT_FAULTS).items()},
     **SITUATION_FAULTS,
 }
 

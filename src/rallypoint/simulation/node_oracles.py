@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.values import (
+    Change,
     ChangeKind,
     CloseRecord,
     RoundHead,
@@ -16,9 +17,9 @@ from rallypoint.core.values import (
     RunSettings,
     Seat,
 )
-from rallypoint.ledger.keys import RUNS
+from rallypoint.ledger.keys import COORDINATORS, RUNS
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode, Token
 
 
 class NodesNeverGoBack(Oracle):
@@ -207,3 +208,83 @@ class LeftIsNotLost(Oracle):
         gone = [each for each in gone if (run_id, number, each) not in self._lost]
         if change.kind is ChangeKind.NODE_LOST and gone:
             self.scene.broke("R8", f"{here.name} is told that {gone[0]} is lost, which had left")
+
+
+class OrphansStop(Oracle):
+    """R13: `orphan_s` stops workers that have no coordinator for that long, and no others.
+
+    A coordinator counts until its lease has expired, because it has not been renewed.
+    """
+
+    LATE_S: Final = 14.0
+    """A node may see the loss of its connection after 8 s, and a lease may be renewed by a third of
+    its ttl before it is lost."""
+    HEARD_S: Final = 4.0
+    """In this time a node has heard of a lease that was renewed."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._alone: dict[str, float] = {}
+        """How long each process had been awake when its node had a coordinator last."""
+        self._led: dict[str, list[float]] = {}
+        """How long it had been awake each time that its coordinator had just renewed its lease."""
+        self._wrote_s: dict[str, float] = {}
+        """When each process has written its lease."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name.startswith(COORDINATORS):
+            self._wrote_s[name.removeprefix(COORDINATORS)] = self.scene.world.now_s
+
+    def looked(self) -> None:
+        """See Oracle."""
+        orphan_s = self.scene.plan.orphan_s
+        if orphan_s is None:
+            return
+        for here in self.scene.nodes:
+            is_on = here.is_living and here.is_working and not here.process.is_frozen
+            if here.node is None or not is_on:
+                self._alone.pop(here.name, None)
+                self._led.pop(here.name, None)
+            elif here.node.change is None:
+                self._works(here, here.node, orphan_s)
+            else:
+                self._has_ended(here, here.node.change, orphan_s)
+
+    def _works(self, here: StartedNode, node: Node, orphan_s: float) -> None:
+        awake_s = here.process.awake_s()
+        unled_s = self.scene.world.now_s - max(self._wrote_s.values(), default=0.0)
+        if node.is_connected and unled_s < LOOKS_S:
+            self._alone.pop(here.name, None)
+            if self._is_led(here):
+                self._led.setdefault(here.name, []).append(awake_s)
+        alone_s = awake_s - self._alone.setdefault(here.name, awake_s)
+        if alone_s > max(1.1 * orphan_s, self.scene.plan.lease_ttl_s) + self.LATE_S:
+            what = f"{here.name} works on, alone for {alone_s:.1f} s"
+            self.scene.broke("R13", f"{what}; orphan_s is {orphan_s:g}")
+
+    def _has_ended(self, here: StartedNode, change: Change, orphan_s: float) -> None:
+        """Its round has just ended: not too soon."""
+        awake_s, led = here.process.awake_s(), self._led.pop(here.name, [])
+        if here.node_id is None or change.nodes != (here.node_id.name,):
+            return
+        soon = [each for each in led if self.HEARD_S < awake_s - each < 0.9 * orphan_s - 1.0]
+        if soon and "had no coordinator" in change.detail:
+            what = f"{here.name} had a coordinator {awake_s - soon[-1]:.1f} s ago"
+            self.scene.broke("R13", f"{what}: {change.detail}")
+
+    def _is_led(self, here: StartedNode) -> bool:
+        """Whether it is attached to the only owner of its run, which has just renewed its lease."""
+        owners = [
+            (front, run)
+            for front in self.scene.fronts
+            if front.process.is_alive and not front.process.is_frozen
+            for run in front.driver.coordinator.runs.values()
+            if run.run_id == here.run_id and run.is_claimed
+        ]
+        if len(owners) != 1 or here.node_id is None:
+            return False
+        front, run = owners[0]
+        wrote_s = self._wrote_s.get(front.driver.ownership.process, 0.0)
+        is_attached = here.node_id.name in run.connections.by_name
+        return is_attached and self.scene.world.now_s - wrote_s < LOOKS_S

@@ -30,6 +30,21 @@ OF_BARE_NODES: Final = ("fail", "finish", "depart", "leave", "close")
 """Faults that ask a node for what its agent would ask it for."""
 
 
+BURSTS: Final = (
+    ("workers hang", "signal", "signal"),
+    ("workers hang", "worker fails"),
+    ("workers hang", "worker asks"),
+    ("worker fails", "worker fails", "worker fails"),
+    ("worker fails", "signal"),
+    ("worker fails", "freeze", "worker fails"),
+    ("outage", "worker fails", "worker fails"),
+    ("isolate", "worker breaks"),
+    ("worker breaks", "worker fails"),
+    ("workers finish", "worker fails"),
+)
+"""Faults that meet one agent, one soon after the other."""
+
+
 class PlannedFault(msgspec.Struct, frozen=True, omit_defaults=True):
     """One fault. `kind`: its name in `faults.FAULTS`."""
 
@@ -102,6 +117,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """How late, at most, some nodes start. 0: all start at once."""
     has_unlike: bool = False
     """Whether some nodes bring other settings of the run, until there is peace."""
+    orphan_s: float | None = None
+    """The setting of each node: for how long its workers go on without a coordinator."""
 
     @classmethod
     def draw(cls, seed: int, kinds: Sequence[str], agent_kinds: Sequence[str] = ()) -> Plan:
@@ -149,7 +166,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         isolated = plan._with_isolation(seed)
         if isolated is not None:
             return isolated
-        return plan._with_agents(seed, agent_kinds) if agent_kinds else plan
+        return plan._with_agents(seed, agent_kinds)._with_rare(seed) if agent_kinds else plan
 
     def _shortened(self, seed: int) -> Plan:
         """In half of the seeds, few faults: two short jobs find more than a long one."""
@@ -197,12 +214,74 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             ends=self.ends or any(fault.kind == "workers finish" for fault in faults),
         )
 
+    def _with_rare(self, seed: int) -> Plan:
+        """In a few seeds: faults that meet one agent together, twins of a node, orphans."""
+        draw = random.Random(f"{seed}/rare")
+        kind, ends_s = draw.random(), max((each.at_s for each in self.faults), default=10.0)
+        if kind < 0.03:
+            return msgspec.structs.replace(
+                self,
+                program="agent",
+                faults=tuple(_bursts(draw, self.nodes)),
+                lasting="",
+                last_call_s=1.0,
+                replicas=0,
+                hosts="auto",
+                ends=True,
+                max_restarts=draw.choice((None, 4)),
+                stop_s=draw.choice((0.0, 1.0)),
+            )
+        if kind < 0.05:
+            twins = [_fault(draw, draw.uniform(3.0, ends_s), "twin") for _ in range(3)]
+            return msgspec.structs.replace(
+                self, faults=_in_order((*self.faults, *twins)), same_names=True
+            )
+        if kind < 0.07:
+            outages = [
+                _fault(draw, draw.uniform(3.0, ends_s), draw.choice(("outage", "isolate")))
+                for _ in range(2)
+            ]
+            return msgspec.structs.replace(
+                self,
+                faults=_in_order((*self.faults, *outages)),
+                orphan_s=draw.choice((1.0, 4.0, 12.0)),
+            )
+        return self
+
     def sound(self) -> Plan:
         """The plan with sizes that a run accepts: at least as many places as nodes it needs."""
         max_nodes = self.max_nodes if self.max_nodes >= self.min_nodes else 0
         # The mounts of a file server are told apart by their hosts' names.
         is_container = self.is_container and self.ledger == "etcd"
         return msgspec.structs.replace(self, max_nodes=max_nodes, is_container=is_container)
+
+
+def _bursts(draw: random.Random, nodes: int) -> list[PlannedFault]:
+    """What meets one agent within a moment."""
+    faults, at_s = [], 0.0
+    for _ in range(draw.randrange(1, 4)):
+        at_s += draw.uniform(5.0, 10.0)  # Until the agents are in a round again.
+        place = draw.randrange(nodes)
+        for kind in draw.choice(BURSTS):
+            faults.append(PlannedFault(round(at_s, 3), kind, _chance_of(draw, place, nodes)))
+            at_s += draw.choice((0.001, 0.01, 0.1, 1.0)) * draw.random()
+    return faults
+
+
+def _chance_of(draw: random.Random, place: int, living: int) -> int:
+    """A chance of a fault that meets the process at this place among so many."""
+    while True:
+        chance = draw.getrandbits(32)
+        if random.Random(chance).choice(range(living)) == place:
+            return chance
+
+
+def _fault(draw: random.Random, at_s: float, kind: str) -> PlannedFault:
+    return PlannedFault(round(at_s, 3), kind, draw.getrandbits(32))
+
+
+def _in_order(faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:
+    return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
 def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ...]:

@@ -117,6 +117,7 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
         # Nodes that nobody reaches have no coordinator for long, and must not give up before.
         coordinator_lost_after_s=600.0 if plan.lasting == ISOLATED else LOST_AFTER_S,
         stop_s=plan.stop_s,
+        orphan_s=plan.orphan_s,
         **{"lease_ttl_s": plan.lease_ttl_s, **mixed},
     )
 

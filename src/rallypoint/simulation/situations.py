@@ -50,6 +50,7 @@ def _plain(name: str, plan: Plan) -> Plan:
         is_container=False,
         has_proxy=False,
         same_names=False,
+        orphan_s=None,
         calls_per_s=1.0,
     )
 

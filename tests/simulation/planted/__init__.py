@@ -4,7 +4,8 @@
     python -m tests.simulation.planted NAME --seeds 5000    one, and how far to look
 
 `planting` replaces functions. The bugs are in `protocol_faults` (those of earlier releases),
-`literature` (those of other systems), `likely` (those that a change could bring in) and `agents`.
+`literature` (those of other systems), `likely` (those that a change could bring in), `nodes` and
+`agents`.
 """
 
 import msgspec
@@ -14,12 +15,13 @@ from tests.simulation.planted.known import KNOWN_SEEDS
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
 from tests.simulation.planted.membership import MEMBERSHIP
+from tests.simulation.planted.nodes import NODES
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN_SEEDS.get(bug.name, bug.seed))
-    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS)
+    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS, *NODES)
 }
-assert len(BUGS) == sum(map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, MEMBERSHIP, AGENTS))), (
-    "a name is used twice"
-)
+assert len(BUGS) == sum(
+    map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, MEMBERSHIP, AGENTS, NODES))
+), "a name is used twice"

@@ -81,7 +81,76 @@ def _takes_exits_for_finished(original: Any, self: Any, event: Any, now_s: Any) 
     return original(self, event, now_s)
 
 
+@replaces("rallypoint.launch.machine:AgentMachine._on_signal")
+def _tells_nobody(original: Any, self: Any, number: Any) -> Any:
+    """The others learn of it when the node says goodbye."""
+    return [each for each in original(self, number) if not isinstance(each, do.Depart)]
+
+
+@replaces("rallypoint.launch.machine:AgentMachine._wait_for_stop")
+def _has_patience(original: Any, self: Any, now_s: Any) -> Any:
+    self._is_given_up = True
+    return original(self, now_s)
+
+
+@replaces("rallypoint.launch.machine:AgentMachine._stop")
+def _stops_slowly(
+    original: Any, self: Any, grace_s: Any, after: Any, first_signal: Any = 15
+) -> Any:
+    return original(self, self._rules.stop_timeout_s, after, first_signal)
+
+
+@replaces("rallypoint.launch.machine:AgentMachine._wait_for_others")
+def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
+    return original(self, now_s) or self._end_with(End(0))
+
+
+@replaces("rallypoint.launch.machine:AgentMachine._is_superseded")
+def _never_superseded(original: Any, self: Any) -> bool:
+    return False
+
+
+@replaces("rallypoint.launch.machine:worst_first")
+def _first_first(original: Any, found: Any) -> Any:
+    return list(reversed(original(found)))[:1]
+
+
+@replaces("rallypoint.launch.machine:outranks")
+def _first_only(original: Any, failure: Any, others: Any) -> Any:
+    return not list(others)
+
+
+@replaces("rallypoint.errors:exit_code_of")
+def _fails_softly(original: Any, outcome: Any) -> Any:
+    return 0 if original(outcome) == 1 else original(outcome)
+
+
+@replaces("rallypoint.launch.machine:AgentMachine._may_yet_learn_the_cause")
+def _waits_for_a_cause(original: Any, self: Any, now_s: Any) -> bool:
+    """The time of patience begins again each time."""
+    self._patience_ends_s = 0.0
+    return original(self, now_s)
+
+
 AGENTS = (
+    Bug(
+        name="agent-tells-nobody-of-a-signal",
+        rule="signals",
+        source="torchrun",
+        parts=(_tells_nobody,),
+    ),
+    Bug(name="agent-second-signal-in-vain", rule="signals", source="none", parts=(_has_patience,)),
+    Bug(name="agent-regroups-slowly", rule="stop time", source="none", parts=(_stops_slowly,)),
+    Bug(
+        name="agent-waits-for-nobody", rule="exit codes", source="none", parts=(_waits_for_nobody,)
+    ),
+    Bug(name="agent-lives-on-superseded", rule="R13", source="none", parts=(_never_superseded,)),
+    Bug(
+        name="agent-reports-the-consequence", rule="failures", source="none", parts=(_first_first,)
+    ),
+    Bug(name="agent-keeps-its-first-cause", rule="failures", source="none", parts=(_first_only,)),
+    Bug(name="agent-forgives-failures", rule="exit codes", source="none", parts=(_fails_softly,)),
+    Bug(name="agent-patience-without-end", rule="R7", source="none", parts=(_waits_for_a_cause,)),
     Bug(
         name="agent-starts-beside-the-last-round",
         rule="R13",
