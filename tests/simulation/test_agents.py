@@ -12,9 +12,13 @@ from rallypoint.simulation.agents import SimulatedSystem
 from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import OF_BARE_NODES, Plan, PlannedFault
+from rallypoint.simulation.situations import SITUATION_FAULTS
 from rallypoint.simulation.workers import GUARDED_S
 
 SEEDS = 6
+OF_AGENTS = [
+    kind for kind in ALL_FAULTS if kind not in OF_BARE_NODES and kind not in SITUATION_FAULTS
+]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,7 @@ def test_agents_without_faults_end_with_success() -> None:
     assert ends_of(job) == ["exit code 0"] * 3
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALL_FAULTS if kind not in OF_BARE_NODES])
+@pytest.mark.parametrize("kind", OF_AGENTS)
 def test_agents_bear_each_fault(kind: str) -> None:
     job = Job(2, plan=a_plan(PlannedFault(4.0, kind, 7), PlannedFault(6.0, kind, 8))).run()
     assert job.problems == []
