@@ -114,7 +114,7 @@ ONLY ?=
 
 .PHONY: mutants
 mutants: $(FOR_DEVELOP) ## break each line that keeps a rule, and run the tests (ONLY); goes on where it stopped
-	$(BIN)/python -m tests.mutation --only '$(ONLY)' --state .mutants.json
+	$(BIN)/python -m tests.mutation --only '$(ONLY)' --worlds 30 --state .mutants.json
 
 # Which world `make model` explores, and how far.
 WORLD ?= whole

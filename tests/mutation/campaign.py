@@ -275,11 +275,11 @@ class Campaign:
             print(f"{number} of {len(self.mutants)}", flush=True)
 
     def write_killers(self) -> None:
-        """Keep what killed each mutant, for `share`."""
+        """Keep which test killed each mutant, for `share`."""
         current = self._current
         known = {k: v for k, v in self._killers.items() if k in current or not self._is_whole}
         for key, found in self._done.items():
-            if key in current and found["killer"] and not found["is_timeout"]:
+            if key in current and "::" in found["killer"] and not found["is_timeout"]:
                 known[key] = found["killer"]
         self._killers_file.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
 
