@@ -21,8 +21,14 @@ PROTOCOL: Final = ROOT / "docs" / "protocol.md"
 MARKED: Final = (
     "core",
     "client/machine.py",
+    "client/node.py",
     "client/open_requests.py",
+    "coordinator/admission.py",
     "coordinator/claimed_run.py",
+    "coordinator/connections.py",
+    "coordinator/driver.py",
+    "coordinator/hosted_run.py",
+    "coordinator/http_api.py",
     "coordinator/lease_manager.py",
     "coordinator/log_reader.py",
     "coordinator/log_records.py",
@@ -34,6 +40,8 @@ MARKED: Final = (
     "coordinator/store_log.py",
     "coordinator/store_service.py",
     "coordinator/takeover.py",
+    "launch/machine.py",
+    "launch/worker_env.py",
 )
 """Where each line that keeps a rule has a mark. These lines are broken on purpose."""
 

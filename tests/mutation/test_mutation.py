@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation import mutants as m
-from tests.mutation.campaign import judgements
+from tests.mutation.campaign import FOLDERS, judgements
 from tests.mutation.marks import ROOT, files, marks_in
 
 EXAMPLE = """
@@ -79,6 +79,10 @@ def test_every_marked_line_of_the_source_has_a_mutant() -> None:
         broken = {each.mark.line for each in file.mutants()}
         whole = {mark.line for mark in marks_in(path)}
         assert whole == broken, path
+
+
+def test_the_tests_that_may_kill_a_mutant_exist() -> None:
+    assert [each for each in FOLDERS if not list((ROOT / "tests" / each).glob("test_*.py"))] == []
 
 
 def test_each_judged_survivor_is_still_there() -> None:
