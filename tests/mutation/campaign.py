@@ -121,10 +121,12 @@ class Campaign:
     def _try_all(self, tests: Tests) -> None:
         began_s = time.monotonic()
         self._read_reach(tests)
-        by_line: dict[str, list[str]] = {}
+        by_line: dict[str, dict[str, None]] = {}
+        by_function: dict[str, dict[str, None]] = {}
         for name, each in sorted(self._reach.items(), key=lambda item: item[1].seconds):
             for line in each.lines:
-                by_line.setdefault(line, []).append(name)
+                by_line.setdefault(line, {})[name] = None
+                by_function.setdefault(_function_in(line), {})[name] = None
         killed_by: dict[str, dict[str, None]] = {}
         for number, mutant in enumerate(self.mutants):
             file = self.files[str(mutant.mark.path)]
@@ -135,7 +137,8 @@ class Campaign:
             if self._stop_after_s is not None and time.monotonic() - began_s > self._stop_after_s:
                 break
             first = [*reversed(own)][:FIRST_TRIED] + [*reversed(of_file)][:FIRST_TRIED]
-            names = self._in_order(mutant, by_line.get(line_key(mutant), []), first, tests)
+            reaching = by_line.get(line_key(mutant)) or by_function.get(_function_of(mutant), {})
+            names = self._in_order(mutant, list(reaching), first, tests)
             usual_s = sum(map(self._seconds_of, names))
             verdict = Verdict()
             if names:
@@ -176,14 +179,16 @@ class Campaign:
     def _read_reach(self, tests: Tests) -> None:
         """Which test reaches which marked line: as known, or from a run of the tests.
 
-        All tests are run if there are marked lines that were not there before, else the new tests.
-        Remove the state to have all of it anew.
+        All tests are run if there are functions that were not there before, else the new tests. A
+        line that was not there before is taken for reached if its function is. Remove the state to
+        have all of it anew.
         """
         everything = {str(path): MutableFile(path) for path in files()}
         mutants = [each for file in everything.values() for each in file.mutants()]
         lines = sorted(set(map(line_key, mutants)))
         reach = self._state["reach"]
-        if not set(lines) <= set(self._state.get("lines", ())):
+        known = {*map(_function_in, self._state.get("lines", ()))}
+        if not {*map(_function_in, lines)} <= known:
             reach.clear()
         new = [name for name in tests.items if name not in reach]
         if new:
@@ -282,6 +287,15 @@ class Campaign:
             if key in current and "::" in found["killer"] and not found["is_timeout"]:
                 known[key] = found["killer"]
         self._killers_file.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
+
+
+def _function_of(mutant: Mutant) -> str:
+    return _function_in(line_key(mutant))
+
+
+def _function_in(line: str) -> str:
+    """The file and the function of a `line_key`."""
+    return ":".join(line.split(":", 2)[:2])
 
 
 def _digest_of_sources() -> str:
