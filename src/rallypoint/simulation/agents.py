@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import left_run
-from rallypoint.core.store import StoreValue
 from rallypoint.core.values import Change, CloseRecord
 from rallypoint.errors import (
     CoordinatorError,
@@ -35,7 +34,8 @@ from rallypoint.launch.machine import AgentMachine, Phase
 from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Workers
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
-from rallypoint.simulation.programs import drawn_call, judge, opened_ledger, settings_of
+from rallypoint.simulation.calls import drawn, make
+from rallypoint.simulation.programs import judge, opened_ledger, settings_of
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.workers import (
     FINISHED,
@@ -282,14 +282,8 @@ class SimulatedSystem:
         """The agent carries a call to the coordinator, as channel.WorkerLink does."""
         if socket.node.round != found:
             return
-        scene, here = self.scene, self.here
-        operation, limit_s = drawn_call(here, socket.node, b"%d" % next(scene.serial))
-        call = next(scene.serial)
-        scene.tell(Oracle.called, here, token, call, operation)
-        result = await socket.node.call(operation, limit_s)
-        scene.tell(Oracle.answered, here, token, call, result)
-        if isinstance(result, StoreValue):
-            here.answered_s = scene.world.now_s
+        call = drawn(self.scene, self.here, socket.node)
+        await make(self.scene, self.here, socket.node, token, call)
 
 
 class WatchedAgent(Agent):

@@ -318,6 +318,7 @@ class Cluster:
         self.members = [Trouble() for _ in range(members)]
         self.urls = [f"http://10.9.0.{index + 1}:2379" for index in range(members)]
         self.has_quorum = True
+        self.request_bytes_max = REQUEST_BYTES_MAX
         self.ways: dict[tuple[Process, int], Trouble] = {}
         """Troubles of one process with one member, in place of the member's own."""
         self._waiting: list[Callable[[], None]] = []
@@ -441,7 +442,7 @@ class SimulatedGateway:
                 with contextlib.suppress(Refusal):
                     self.cluster.store.do(path, json.loads(data))
             return 503 if refusal.code == _UNAVAILABLE else 400, _problem(refusal)
-        if len(data) > trouble.bytes_max:
+        if len(data) > min(trouble.bytes_max, self.cluster.request_bytes_max):
             return 400, _problem(Refusal(_INVALID, "etcdserver: request is too large"))
         try:
             return 200, json.dumps(self.cluster.store.do(path, json.loads(data))).encode()

@@ -243,6 +243,64 @@ def _outage(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     return scene.ledger.outage(victim.process, draw)
 
 
+def _late(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Some requests to the ledger take effect long after others that were sent later."""
+    return scene.ledger.late(victim.process, draw)
+
+
+def _large(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The ledger's engine takes only small requests: what was acceptable is too large now."""
+    return scene.ledger.small(victim.process, draw)
+
+
+# -- the coordinator -------------------------------------------------------------------------------
+
+
+def _part(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The network falls apart: some hosts and the ledger, and the others with the coordinator.
+
+    Some of the others may still reach the ledger, as by another network.
+    """
+    owners = owners_of_runs(scene)
+    cut = [draw.choice(owners) if owners and draw.random() < 0.8 else victim]
+    cut += [each for each in scene.living if each is not cut[0] and draw.random() < 0.4]
+    inside = dict.fromkeys(each.host for each in cut)
+    outside = dict.fromkeys(each.host for each in scene.nodes if each.host not in inside)
+    undos = [
+        scene.ledger.cut(each.process)
+        for index, each in enumerate(cut)
+        if not index or draw.random() < 0.7
+    ]
+    pairs = [(here, there) for here in inside for there in outside]
+    undos.append(_blocked(scene, pairs + [(there, here) for here, there in pairs]))
+
+    def undo() -> None:
+        for each in undos:
+            each()
+
+    return undo
+
+
+def owners_of_runs(scene: Scene) -> list[StartedNode]:
+    """The processes whose coordinators own runs, or believe so."""
+    owners = [
+        front.process
+        for front in scene.fronts
+        if any(run.is_claimed for run in front.driver.coordinator.runs.values())
+    ]
+    return [each for each in scene.living if each.process in owners]
+
+
+def _at_owner(fault: Fault) -> Fault:
+    def begin(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+        owners = owners_of_runs(scene)
+        return fault(scene, draw.choice(owners) if owners else victim, draw)
+
+    return begin
+
+
+OF_OWNERS: Final = ("kill", "freeze", "ledger", "refuse", "cut", "flicker")
+"""The faults that a job about stores has at its coordinator."""
 FAULTS: Final[dict[str, Fault]] = {
     "kill": _kill,
     "lose": _lose,
@@ -266,8 +324,17 @@ FAULTS: Final[dict[str, Fault]] = {
     **OPERATIONS,
 }
 """Those of any node, of which each plan draws."""
+STORE_FAULTS: Final[dict[str, Fault]] = {
+    "part": _part,
+    "late": _late,
+    "large": _large,
+    **{kind: FAULTS[kind] for kind in ("outage", "flicker")},
+    **{f"owner's {kind}": _at_owner(FAULTS[kind]) for kind in OF_OWNERS},
+}
+"""Those of a job about its rounds' stores: see `Plan.is_store`."""
 ALL_FAULTS: Final[dict[str, Fault]] = {
     **FAULTS,
+    **STORE_FAULTS,
     "twin": _twin,
     **{kind: on_agent(fault) for kind, fault in (AGENT_FAULTS | RARE_AGENT_FAULTS).items()},
     **SITUATION_FAULTS,
@@ -277,3 +344,8 @@ ALL_FAULTS: Final[dict[str, Fault]] = {
 def some_s(draw: random.Random) -> float:
     """How long a fault takes: mostly seconds, at times longer than any lease."""
     return draw.expovariate(1.0 / draw.choice((0.3, 2.0, 8.0, 30.0)))
+
+
+def long_s(draw: random.Random) -> float:
+    """How long a fault takes in a job about stores: mostly until another coordinator serves."""
+    return draw.choice((2.0, 10.0, 10.0, 20.0)) * draw.uniform(0.5, 1.5)

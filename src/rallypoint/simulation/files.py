@@ -125,6 +125,22 @@ class FilesInWorld:
 
         return mend
 
+    def late(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: a disk has an order of its own, so it is only slow."""
+        volume = self.volume
+        slow = volume.trouble = Trouble(delay_s=(0.0, 3.0), switches=volume.usual.switches)
+
+        def mend() -> None:
+            if volume.trouble is slow:
+                volume.trouble = volume.usual
+            volume.go_on()
+
+        return mend
+
+    def small(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: no value is too large for a disk, but it may be full."""
+        return self.limit(process, draw)
+
     def lost_power(self, host: str) -> None:
         """See SimulatedLedger."""
         self.volume.lose_power(host)

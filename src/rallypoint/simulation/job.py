@@ -21,7 +21,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.simulation import lasting, situations
 from rallypoint.simulation.agent_faults import AGENT_FAULTS
 from rallypoint.simulation.agents import agent_program
-from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, some_s
+from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, STORE_FAULTS, long_s, some_s
 from rallypoint.simulation.knobs import turned
 from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
@@ -51,7 +51,8 @@ class Job:
 
     def __init__(self, seed: int, *, plan: Plan | None = None, is_told: bool = False) -> None:
         self.seed = seed
-        self.plan = plan or situated(seed, Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS)))
+        drawn = Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS), tuple(STORE_FAULTS))
+        self.plan = plan or (drawn if drawn.is_store else situated(seed, drawn))
         self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], _lives)
         self.scene.oracles = [oracle(self.scene) for oracle in ORACLES]
         self._moments = _Moments(self.scene, self._begin_now)
@@ -170,7 +171,7 @@ class Job:
         if here and draw.random() < 0.6:
             victim = here[0]
         scene.say(victim.name, f"FAULT {fault.kind}" + (f" at {fault.moment}" if where else ""))
-        lasts_s = some_s(draw)
+        lasts_s = long_s(draw) if self.plan.is_store else some_s(draw)
         lasts_s = situations.lasts_s(fault.kind, draw) or lasts_s
         undo = ALL_FAULTS[fault.kind](scene, victim, draw)
         if undo is not None:

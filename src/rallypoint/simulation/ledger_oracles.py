@@ -5,6 +5,7 @@ Nothing is read back through the code that is checked.
 
 from __future__ import annotations
 
+import functools
 import math
 import urllib.parse
 from typing import Final
@@ -13,7 +14,7 @@ from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.coordinator import store_log
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.coordinator.log_records import decode_record
+from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
@@ -211,6 +212,12 @@ class LedgerIsSpared(Oracle):
             scene.broke("budget", f"{what} of {places} places, at most {most:.0f}")
 
 
+@functools.lru_cache(maxsize=4)
+def record_of(value: bytes) -> Record:
+    """A record of a log. Several oracles look at each."""
+    return decode_record(value)
+
+
 class LogsKeepRules(Oracle):
     """R5: after a seal, no earlier term writes to a log; without one, no later term does.
 
@@ -239,7 +246,7 @@ class LogsKeepRules(Oracle):
         if value is None:
             self._terms.pop(log, None)
             return
-        record = decode_record(value)
+        record = record_of(value)
         last = self._terms.get(log)
         if last is not None and record.term < last:
             self.scene.broke("R5", f"term {record.term} wrote to {log} after term {last}")
@@ -270,7 +277,7 @@ class LedgerStaysSmall(Oracle):
             self._records.pop(log, None)
             self._parts.pop(log, None)
             return
-        if decode_record(value).part is not None:
+        if record_of(value).part is not None:
             self._parts[log] = self._parts.get(log, 0) + 1
         records = self._records[log] = self._records.get(log, 0) + 1
         parts = self._parts.get(log, 0)

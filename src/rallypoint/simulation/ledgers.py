@@ -16,7 +16,7 @@ from rallypoint.ledger import record_format
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions
-from rallypoint.simulation.etcd import Change, Cluster, Key, Trouble
+from rallypoint.simulation.etcd import REQUEST_BYTES_MAX, Change, Cluster, Key, Trouble
 from rallypoint.simulation.files import FilesInWorld, register_shown
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.scene import SimulatedLedger, Undo
@@ -118,6 +118,27 @@ class EtcdInWorld:
             self.cluster.go_on()
 
         return found
+
+    def late(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger."""
+        ways, part = self.cluster.ways, draw.choice((0.1, 0.3))
+        keys = [(process, index) for index in range(len(self.cluster.members))]
+        ways.update((key, Trouble(late=part, late_s=draw.choice((2.0, 4.0)))) for key in keys)
+
+        def mend() -> None:
+            for key in keys:
+                ways.pop(key, None)
+
+        return mend
+
+    def small(self, process: Process, draw: random.Random) -> Undo:
+        """See SimulatedLedger: etcd's --max-request-bytes."""
+        self.cluster.request_bytes_max = draw.choice((2_500, 4_000))
+
+        def mend() -> None:
+            self.cluster.request_bytes_max = REQUEST_BYTES_MAX
+
+        return mend
 
     def lost_power(self, host: str) -> None:
         """See SimulatedLedger: nothing of the cluster is on a node's host."""

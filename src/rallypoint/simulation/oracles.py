@@ -44,7 +44,13 @@ from rallypoint.simulation.progress_oracles import (
     SilentAreSuspect,
 )
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
-from rallypoint.simulation.store_oracles import BarriersMeet, StoreIsOne, WaitsEnd
+from rallypoint.simulation.store_oracles import (
+    AcknowledgedIsLogged,
+    BarriersMeet,
+    CallsEnd,
+    StoreIsOne,
+    WaitsEnd,
+)
 
 
 class TokensGrow(Oracle):
@@ -85,6 +91,8 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     StoreIsOne,
     WaitsEnd,
     BarriersMeet,
+    AcknowledgedIsLogged,
+    CallsEnd,
     NothingUnread,
     CoordinatorsKeepRules,
     DeathIsTrue,

@@ -26,6 +26,8 @@ ISOLATED_PART: Final = 0.03
 """In how many of the seeds."""
 
 
+STORES: Final = 0.05
+"""The part of the seeds whose jobs are about their stores."""
 OF_BARE_NODES: Final = ("fail", "finish", "depart", "leave", "close")
 """Faults that ask a node for what its agent would ask it for."""
 
@@ -119,10 +121,20 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether some nodes bring other settings of the run, until there is peace."""
     orphan_s: float | None = None
     """The setting of each node: for how long its workers go on without a coordinator."""
+    is_store: bool = False
+    """Whether the job is about its rounds' stores: see `calls`."""
 
     @classmethod
-    def draw(cls, seed: int, kinds: Sequence[str], agent_kinds: Sequence[str] = ()) -> Plan:
+    def draw(
+        cls,
+        seed: int,
+        kinds: Sequence[str],
+        agent_kinds: Sequence[str] = (),
+        store_kinds: Sequence[str] = (),
+    ) -> Plan:
         """The plan of a seed. `kinds`: of which its faults are. `agent_kinds`: those of agents.
+
+        `store_kinds`: those of a job about its stores.
 
         Most seeds have few kinds, many of each, so that faults of a kind meet each other.
         """
@@ -162,6 +174,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             workers_max=draw.choice((1, 1, 3)),
             max_restarts=draw.choice((None, None, None, 1, 4)),
         ).sound()
+        if store_kinds and random.Random(f"{seed}/store").random() < STORES:
+            return cls._of_a_store(seed, store_kinds)
         plan = plan._shortened(seed)
         isolated = plan._with_isolation(seed)
         if isolated is not None:
@@ -190,6 +204,50 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             runs=1,
             max_nodes=0,
         )
+
+    @classmethod
+    def _of_a_store(cls, seed: int, kinds: Sequence[str]) -> Plan:
+        """A small job whose nodes call their store much, and whose coordinator has troubles."""
+        draw = random.Random(f"{seed}/stores")
+        nodes, at_s = draw.choice((2, 3, 3, 4)), 2.0
+        # Some stories are one fault only, with the time to show what follows from it.
+        is_pure = draw.random() < 0.5
+        chosen = draw.sample(kinds, 1 if is_pure else draw.choice((2, 3)))
+        if draw.random() < 0.4:
+            chosen[0] = "part"
+        calm_s = 10.0 if is_pure else draw.choice((2.0, 5.0, 10.0))
+        faults = []
+        for _ in range(draw.choice((1, 2, 3) if is_pure else (3, 5, 8))):
+            at_s += draw.expovariate(1.0 / calm_s)
+            kind, moment = draw.choice(chosen), "RESTORED" if draw.random() < 0.1 else ""
+            # Now and then a round ends, or the run while its ledger is away.
+            if draw.random() < (0.1 if is_pure else 0.2):
+                kind, moment = "fail", draw.choice(("", "", "SUSPENDED"))
+            elif draw.random() < 0.05:
+                kind, moment = "close", "SUSPENDED"
+            faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))
+        # The faults before this one have time to show what follows from them.
+        at_s += 15.0 if is_pure else draw.choice((0.0, 8.0, 15.0))
+        faults.append(PlannedFault(round(at_s, 3), chosen[0], draw.getrandbits(32)))
+        return cls(
+            nodes=nodes,
+            min_nodes=draw.choice((1, 1, nodes - 1)),
+            faults=tuple(faults),
+            ledger=draw.choices(("etcd", "file"), (10, 1))[0],
+            ledger_members=draw.choice((1, 3)),
+            replicas=draw.choice((0, 0, 1)),
+            lease_ttl_s=draw.choice((2.0, 5.0)),
+            last_call_s=1.0,
+            suspect_after_s=draw.choice((2.0, 5.0)),
+            lost_after_s=10.0,
+            stop_s=draw.choice((0.0, 1.0)),
+            knobs=draw.getrandbits(16),
+            calls_per_s=draw.choice((5.0, 10.0)),
+            lasting=draw.choice(("", "", "cut from the ledger")),
+            workers_max=draw.choice((1, 1, 3)),
+            is_store=True,
+            orphan_s=draw.choice((None, 3.0)) if not is_pure else None,
+        ).sound()
 
     def _with_agents(self, seed: int, kinds: Sequence[str]) -> Plan:
         """In a third of the seeds, each node is an agent, and more faults meet it."""

@@ -18,17 +18,6 @@ from rallypoint.client import network
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import left_run
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.core.store import (
-    Add,
-    Append,
-    Barrier,
-    CompareSet,
-    DeleteKey,
-    Get,
-    Set,
-    StoreOp,
-    StoreValue,
-)
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.errors import (
     CoordinatorError,
@@ -43,6 +32,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
+from rallypoint.simulation.calls import drawn, drawn_wait, make
 from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -98,7 +88,7 @@ async def opened_ledger(scene: Scene, here: StartedNode) -> Ledger:
 def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
     """The settings of a node. In some plans each node has its own."""
     plan, draw = scene.plan, here.process.random
-    mixed: dict[str, Any] = {}
+    mixed: dict[str, Any] = {"coordinator_silence_s": 2.0} if plan.is_store else {}
     if plan.is_mixed:
         mixed = {
             "lease_ttl_s": draw.choice((1.0, 2.0, 5.0, 10.0)),
@@ -183,6 +173,24 @@ async def _until_over(node: Node) -> None:
 
 async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:
     """Call the store until the round ends. True if the workers have finished."""
+    waits = None
+    if scene.plan.is_store:
+        waits = asyncio.get_running_loop().create_task(_wait_beside(scene, here, node, token))
+    try:
+        return await _make_calls(scene, here, node, token)
+    finally:
+        if waits is not None:
+            waits.cancel()
+
+
+async def _wait_beside(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
+    """Another worker of the node waits for keys, one wait after the other."""
+    while node.round is not None and node.change is None and node.gone is None:
+        await asyncio.sleep(here.process.random.random())
+        await make(scene, here, node, token, drawn_wait(here.process.random))
+
+
+async def _make_calls(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:
     draw = here.process.random
     if draw.random() < 0.2:
         await _look_at_members(scene, here, node, token)
@@ -191,7 +199,7 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
         ends = not scene.is_chaotic and scene.plan.ends and draw.random() < 0.1
         if ends or here.should_finish:
             return True
-        await _call(scene, here, node, token)
+        await make(scene, here, node, token, drawn(scene, here, node))
     if node.gone is not None:
         raise node.gone
     return False
@@ -206,43 +214,6 @@ async def _look_at_members(scene: Scene, here: StartedNode, node: Node, token: T
     given = node.round
     if given is not None and (given.head.term, given.head.number) == token:
         scene.tell(Oracle.members_told, here, token, given, members)
-
-
-async def _call(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
-    operation, limit_s = drawn_call(here, node, b"%d" % next(scene.serial))
-    call = next(scene.serial)
-    scene.tell(Oracle.called, here, token, call, operation)
-    result = await node.call(operation, limit_s)
-    scene.tell(Oracle.answered, here, token, call, result)
-    if isinstance(result, StoreValue):
-        here.answered_s = scene.world.now_s
-
-
-def drawn_call(here: StartedNode, node: Node, value: bytes) -> tuple[StoreOp, float | None]:
-    """A call of the round's store, and its limit. `value` was not written before."""
-    now_s = here.process.world.now_s
-    draw, key = here.process.random, here.process.random.choice(("a", "b"))
-    limit_s = draw.choice((None, 2.0, 30.0))
-    match draw.randrange(20):
-        case 0 | 1:
-            return Get(key), 2.0  # It waits for a key that may never be set.
-        # Nodes set and await keys of the same names at about the same time.
-        case 2 | 3:
-            return Get(f"at {now_s // 2:.0f}"), 3.0
-        case 4 | 5:
-            return Set(f"at {now_s // 2:.0f}", value), None
-        case 6 if (given := node.round) is not None:
-            return Barrier(f"barrier-{draw.randrange(3)}", given.seat.first_rank), 5.0
-        case 7:
-            return Append(f"list-{key}", value + b","), limit_s
-        case 8:
-            return DeleteKey(key), limit_s
-        case 9 | 10 | 11:
-            return CompareSet(key, b"", value), limit_s
-        case 12 | 13 | 14:
-            return Set(key, value), limit_s
-        case _:
-            return Add("n" + key, 1), limit_s
 
 
 async def serve(scene: Scene, here: StartedNode) -> None:

@@ -138,6 +138,12 @@ class SimulatedLedger(Protocol):
     def outage(self, process: Process, draw: random.Random) -> Undo:
         """Nothing is read or written any more."""
 
+    def late(self, process: Process, draw: random.Random) -> Undo:
+        """Some of a process's requests take effect after later ones, and are answered."""
+
+    def small(self, process: Process, draw: random.Random) -> Undo:
+        """Values that were not too large before are refused as too large."""
+
     def lost_power(self, host: str) -> None:
         """A host has lost power. Its processes have ended already."""
 
@@ -165,8 +171,18 @@ class Oracle:
     ) -> None:
         """A node has asked for the members of its round."""
 
-    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
-        """A node calls its round's store. `call`: counts the calls of the job."""
+    def called(
+        self,
+        here: StartedNode,
+        token: Token,
+        call: int,
+        operation: StoreOp,
+        limit_s: float | None,
+    ) -> None:
+        """A node calls its round's store. `call`: counts the calls of the job.
+
+        `limit_s`: how long it may take; None: as long as its round.
+        """
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
         """A call has its answer."""

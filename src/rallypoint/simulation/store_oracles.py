@@ -6,27 +6,49 @@ The account is one across coordinators: whoever serves the store, its calls have
 from __future__ import annotations
 
 import math
+import urllib.parse
 from typing import Any, Final
 
+from rallypoint.client.node import Node
 from rallypoint.core.store import (
+    READS,
     TIMEOUT,
     Add,
     Append,
     Barrier,
+    Check,
     CompareSet,
     DeleteKey,
     Get,
+    MultiGet,
+    MultiSet,
     Set,
     StoreFailure,
     StoreOp,
     StoreResult,
     StoreValue,
+    Wait,
 )
+from rallypoint.core.store.operations import keys_of
+from rallypoint.core.store.snapshot import Settled
+from rallypoint.ledger.keys import log_of
+from rallypoint.simulation.ledger_oracles import record_of
 from rallypoint.simulation.linearizability import Call, explained
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+from rallypoint.wire import messages as wire
 
 WAKES_WITHIN_S: Final = 1.0
 """How long a call may wait for a key that has been set."""
+LOOK_S: Final = 0.5
+LOOKS: Final = 4
+"""At how many looks a call may be open although its round is over."""
+SLOW_S: Final = 0.005
+"""A process whose turns take longer is late with everything."""
+CALM_S: Final = 4.0
+"""After this time of peace, all nodes have a coordinator, and its answers come at once."""
+ANSWERED_WITHIN_S: Final = 2.0
+SLOWEST_CLOCK: Final = 1.1
+"""So much longer takes a second of the slowest clock."""
 
 
 class StoreIsOne(Oracle):
@@ -37,11 +59,13 @@ class StoreIsOne(Oracle):
         self._calls: dict[tuple[str, Token, str], dict[int, Call]] = {}
         self._keys: dict[int, tuple[str, Token, str]] = {}
 
-    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
+    def called(
+        self, here: StartedNode, token: Token, call: int, operation: StoreOp, limit_s: float | None
+    ) -> None:
         """See Oracle. Its answer is unknown, and stays so if the process is killed."""
         if isinstance(operation, Barrier):
             return
-        where = self._keys[call] = here.run_id, token, getattr(operation, "key", "")
+        where = self._keys[call] = here.run_id, token, _family(operation)
         calls = self._calls.setdefault(where, {})
         calls[call] = Call(here.name, self.scene.world.now_s, math.inf, operation, None)
 
@@ -57,8 +81,9 @@ class StoreIsOne(Oracle):
     def at_end(self) -> None:
         """See Oracle."""
         for (run_id, token, key), by_call in self._calls.items():
-            calls = list(by_call.values())
-            if explained(calls, None, _step, states_max=200_000) is False:
+            # A read that nobody has an answer of may have any place, so it has none here.
+            calls = [each for each in by_call.values() if not _is_free(each)]
+            if explained(calls, NOTHING, _step, states_max=200_000) is False:
                 told = "; ".join(map(_shown, calls))
                 what = f"run {run_id}, round {token}, key {key}: no order explains {told}"
                 self.scene.broke("R10/R11", what)
@@ -73,7 +98,9 @@ class WaitsEnd(Oracle):
         self._set_s: dict[tuple[str, Token, str], float] = {}
         """Since when a key has certainly been set."""
 
-    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
+    def called(
+        self, here: StartedNode, token: Token, call: int, operation: StoreOp, limit_s: float | None
+    ) -> None:
         """See Oracle."""
         self._asked[call] = (operation, self.scene.world.now_s)
         if isinstance(operation, DeleteKey):
@@ -86,18 +113,66 @@ class WaitsEnd(Oracle):
         match operation, result:
             case Set(key=key), StoreValue():
                 self._set_s.setdefault((here.run_id, token, key), now_s)
-            case Get(key=key), StoreFailure(code=code) if code == TIMEOUT:
-                set_s = self._set_s.get((here.run_id, token, key), math.inf)
+            case MultiSet(keys=keys), StoreValue():
+                for key in keys:
+                    self._set_s.setdefault((here.run_id, token, key), now_s)
+            case ((Get() | MultiGet() | Wait()), StoreFailure(code=code)) if code == TIMEOUT:
+                keys = keys_of(operation)
+                set_s = max(self._set_s.get((here.run_id, token, key), math.inf) for key in keys)
                 is_well = settled_s is not None and began_s >= settled_s
                 if is_well and now_s - max(began_s, set_s) > WAKES_WITHIN_S:
-                    what = f"{here.name} waited for {key} until {now_s:.3f} s, set {set_s:.3f} s"
+                    what = f"{here.name} waited for {keys} until {now_s:.3f} s, set {set_s:.3f} s"
                     self.scene.broke("R10", what)
 
 
-def _step(
+Stored = tuple[tuple[str, bytes], ...]
+"""The keys of one family that exist, in order, and their values."""
+NOTHING: Final[Stored] = ()
+
+
+def _family(operation: StoreOp) -> str:
+    """The keys whose history is one: those that are written together, else one key."""
+    keys = getattr(operation, "keys", None)
+    key: str = keys[0] if keys else getattr(operation, "key", "")
+    return key.partition("/")[0]
+
+
+def _is_free(call: Call) -> bool:
+    return call.is_unknown and type(call.operation) in READS
+
+
+def _step(stored: Stored, operation: Any, result: StoreValue | None) -> tuple[bool, Stored]:
+    """One family of keys: (whether the answer can be, what is stored after it)."""
+    match operation:
+        case MultiSet(keys=keys, values=values):
+            after = stored
+            for key, value in zip(keys, values, strict=True):
+                after = _with(after, key, value)
+            return result in (None, StoreValue(None)), after
+        case MultiGet(keys=keys):
+            there = dict(stored)
+            found = tuple(there.get(key) for key in keys)
+            # It waits for all its keys at once.
+            return result is None or (None not in found and result.value == found), stored
+        case Wait(keys=keys):
+            is_there = {key for key, _ in stored}.issuperset(keys)
+            return result is None or (is_there and result.value is None), stored
+        case Check(keys=keys):
+            is_there = {key for key, _ in stored}.issuperset(keys)
+            return result in (None, StoreValue(is_there)), stored
+    can_be, now = _step_of_a_key(dict(stored).get(operation.key), operation, result)
+    return can_be, _with(stored, operation.key, now)
+
+
+def _with(stored: Stored, key: str, value: bytes | None) -> Stored:
+    others = [each for each in stored if each[0] != key]
+    return tuple(sorted([*others, (key, value)])) if value is not None else tuple(others)
+
+
+def _step_of_a_key(
     state: bytes | None, operation: Any, result: StoreValue | None
 ) -> tuple[bool, bytes | None]:
-    """One key of a store: (whether the answer can be, the value after it)."""
+    """One key: (whether the answer can be, its value after it)."""
     match operation:
         case Add(amount=amount):
             total = int(state or b"0") + amount
@@ -132,7 +207,9 @@ class BarriersMeet(Oracle):
         """When each rank came to a barrier, or came last."""
         self._at: dict[int, tuple[tuple[str, Token, str], float]] = {}
 
-    def called(self, here: StartedNode, token: Token, call: int, operation: StoreOp) -> None:
+    def called(
+        self, here: StartedNode, token: Token, call: int, operation: StoreOp, limit_s: float | None
+    ) -> None:
         """See Oracle."""
         if isinstance(operation, Barrier):
             where, now_s = (here.run_id, token, operation.name), self.scene.world.now_s
@@ -151,3 +228,112 @@ class BarriersMeet(Oracle):
                 f"{here.name} has passed {place[0][2]} of round {token} with ranks {sorted(came)}"
             )
             self.scene.broke("R10", what)
+
+
+class AcknowledgedIsLogged(Oracle):
+    """R10: on a durable ledger a write is acknowledged once its batch is in the log."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._logged: set[tuple[str, int, str, int]] = set()
+        """By run, number of the round, node and request."""
+        self._unfinished: dict[tuple[str, int], tuple[Settled, ...]] = {}
+        """By run and round: entries that count once the next record is there."""
+
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """See Oracle."""
+        named = log_of(log)
+        if value is None or named is None:
+            return
+        record = record_of(value)
+        run_id, number = urllib.parse.unquote(log.split("/")[1]), named[0]
+        entries = () if record.is_seal else self._unfinished.pop((run_id, number), ())
+        entries += record.entries
+        if record.unfinished:
+            self._unfinished[run_id, number] = entries[-record.unfinished :]
+            entries = entries[: -record.unfinished]
+        self._logged.update((run_id, number, each.node, each.request_id) for each in entries)
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        received = machine.received
+
+        def receives(message: Any, now_s: float) -> Any:
+            if type(message) is wire.StoreAnswer and type(message.result) is StoreValue:
+                self._must_be_logged(here, node, machine.requests.open.get(message.request_id))
+            return received(message, now_s)
+
+        machine.received = receives
+
+    def _must_be_logged(self, here: StartedNode, node: Node, asked: Any) -> None:
+        if not isinstance(asked, wire.StoreCall) or type(asked.op) in READS:
+            return
+        name = node.info.name
+        if (here.run_id, asked.stamp.round, name, asked.request_id) not in self._logged:
+            what = f"{here.name} has an answer to {asked.op} of round {asked.stamp.round}"
+            self.scene.broke("R10", f"{what}, which is not in the log")
+
+
+class CallsEnd(Oracle):
+    """A call ends with its round (R4), and, once all is well, within its time.
+
+    A worker that waits for a call must not outlive its round: its node waits for it.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._open: dict[int, tuple[StartedNode, Token, StoreOp, float]] = {}
+        """By call: who made it, in which round, and when its time is over."""
+        self._ended: dict[str, int] = {}
+        """By node: at how many looks its round was over, one after the other."""
+        self._look_s = 0.0
+
+    def called(
+        self,
+        here: StartedNode,
+        token: Token,
+        call: int,
+        operation: StoreOp,
+        limit_s: float | None,
+    ) -> None:
+        """See Oracle."""
+        due_s = math.inf if limit_s is None else self.scene.world.now_s + SLOWEST_CLOCK * limit_s
+        self._open[call] = here, token, operation, due_s
+
+    def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
+        """See Oracle."""
+        self._open.pop(call, None)
+
+    def after_step(self) -> None:
+        """See Oracle."""
+        scene, now_s = self.scene, self.scene.world.now_s
+        if now_s < self._look_s:
+            return
+        self._look_s = now_s + LOOK_S
+        ended = {here.name: here for here, *_ in self._open.values() if _is_without_round(here)}
+        self._ended = {name: self._ended.get(name, 0) + 1 for name in ended}
+        for call, (here, token, operation, due_s) in list(self._open.items()):
+            if not here.is_living:
+                del self._open[call]
+                continue
+            what = f"{here.name} waits for {operation} of round {token}"
+            if self._ended.get(here.name, 0) > LOOKS:
+                scene.broke("R4", f"{what}, which is over")
+            calm_s = self._calm_s()
+            if calm_s < due_s < now_s - ANSWERED_WITHIN_S and here.is_working:
+                scene.broke("R10", f"{what}, and its time was over at {due_s:.1f} s")
+
+    def _calm_s(self) -> float:
+        """Since when no fault has any effect on calls; infinite while there are faults."""
+        scene = self.scene
+        is_calm = scene.settled_s is not None and not scene.is_chaotic
+        return scene.peace_s + CALM_S if is_calm else math.inf
+
+
+def _is_without_round(here: StartedNode) -> bool:
+    """Whether this node knows that its round is over, and can tell its workers."""
+    node, process = here.node, here.process
+    if node is None or not here.is_living or process.is_frozen or process.turn_cost_s > SLOW_S:
+        return False
+    return node.change is not None
