@@ -217,11 +217,11 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             chosen[0] = "part"
         calm_s = 10.0 if is_pure else draw.choice((2.0, 5.0, 10.0))
         faults = []
-        for _ in range(draw.choice((1, 2, 3) if is_pure else (3, 5, 8))):
+        for _ in range(draw.choice((2, 3, 4) if is_pure else (3, 5, 8))):
             at_s += draw.expovariate(1.0 / calm_s)
             kind, moment = draw.choice(chosen), "RESTORED" if draw.random() < 0.1 else ""
             # Now and then a round ends, or the run while its ledger is away.
-            if draw.random() < (0.1 if is_pure else 0.2):
+            if draw.random() < (0.5 if "late" in chosen else 0.2):
                 kind, moment = "fail", draw.choice(("", "", "SUSPENDED"))
             elif draw.random() < 0.05:
                 kind, moment = "close", "SUSPENDED"
