@@ -11,7 +11,7 @@ import pytest
 
 from rallypoint.core.store.store import RoundStore
 from rallypoint.simulation.job import Job
-from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.plan import Plan, PlannedFault
 
 SEEDS = 12
 
@@ -26,6 +26,18 @@ def test_a_job_without_faults_ends() -> None:
     job = Job(1, plan=Plan(nodes=3, min_nodes=3, ledger_members=3, ends=True)).run()
     assert job.problems == []
     assert {each.tokens[-1] for each in job.scene.nodes} == {(1, 1)}
+
+
+@pytest.mark.parametrize("orphan_s", [1.0, 3.0])
+@pytest.mark.parametrize("lease_ttl_s", [5.0, 10.0])
+def test_r13_a_coordinator_counts_until_its_lease_has_expired(
+    orphan_s: float, lease_ttl_s: float
+) -> None:
+    nothing = PlannedFault(20.0, "cut", 1, moment="SUSPENDED")
+    plan = Plan(2, 2, (nothing,), orphan_s=orphan_s, lease_ttl_s=lease_ttl_s)
+    job = Job(1, plan=plan).run()
+    assert job.problems == []
+    assert [each.tokens for each in job.scene.nodes] == [[(1, 1)]] * 2
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -190,6 +190,11 @@ class Connector:
         return self._outage.idle_s + self.settings.coordinator_lost_after_s
 
     @property
+    def owner_ttl_s(self) -> float:
+        """The ttl of the owner's lease; 0 if it has none."""
+        return self.elected.owner_ttl_s if self.elected is not None else 0.0
+
+    @property
     def is_searching(self) -> bool:
         """Whether the coordinator was lost and a search is under way."""
         return self._reconnecting is not None

@@ -292,7 +292,7 @@ class Node:
         self._tick = None
         self._act(self._machine.tick(_now_s()))
         if self.is_connected:
-            self.orphan.check(self._machine.heartbeats.led_s)
+            self.orphan.check(self._machine.heartbeats.led_s, self._connector.owner_ttl_s)
 
     def _send(self, action: act.Send) -> None:
         connection = self._connector.connection

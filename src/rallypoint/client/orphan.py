@@ -54,13 +54,14 @@ class OrphanTimer:
             self._handle.cancel()
             self._handle = None
 
-    def check(self, led_s: float) -> None:
-        """`led_s`: when a coordinator with a valid lease was last heard.
+    def check(self, led_s: float, ttl_s: float) -> None:
+        """`led_s`: when the coordinator was last heard to renew its lease. `ttl_s`: the lease's.
 
         A coordinator that is cut off from its ledger cannot know whether it still owns the run.
+        Until its lease has expired, it is one, and it renews the lease only a few times in a ttl.
         """
         unled_s = asyncio.get_running_loop().time() - led_s
-        if self.orphan_s is not None and unled_s > self.orphan_s:
+        if self.orphan_s is not None and unled_s > max(self.orphan_s, ttl_s):
             self._end_round(unled_s)
 
     def _start_at(self, when_s: float, since_s: float) -> None:

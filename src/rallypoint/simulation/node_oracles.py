@@ -259,7 +259,8 @@ class OrphansStop(Oracle):
             if self._is_led(here):
                 self._led.setdefault(here.name, []).append(awake_s)
         alone_s = awake_s - self._alone.setdefault(here.name, awake_s)
-        if alone_s > max(1.1 * orphan_s, self.scene.plan.lease_ttl_s) + self.LATE_S:
+        ttl_s = 10.0 if self.scene.plan.is_mixed else self.scene.plan.lease_ttl_s
+        if alone_s > max(1.1 * orphan_s, ttl_s) + self.LATE_S:
             what = f"{here.name} works on, alone for {alone_s:.1f} s"
             self.scene.broke("R13", f"{what}; orphan_s is {orphan_s:g}")
 

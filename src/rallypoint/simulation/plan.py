@@ -170,7 +170,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             leaves=draw.random() < 0.3,
             calls_per_s=draw.choice((2.0, 2.0, 2.0, 8.0)),
             lasting=draw.choice(LASTING) if draw.random() < 0.4 else "",
-            ledger=draw.choices(("etcd", "file"), (8, 1))[0],
+            ledger=draw.choices(("etcd", "file", "file-local"), (8, 0.5, 0.5))[0],
             workers_max=draw.choice((1, 1, 3)),
             max_restarts=draw.choice((None, None, None, 1, 4)),
         ).sound()

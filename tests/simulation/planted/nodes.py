@@ -107,7 +107,7 @@ def _no_orphans(original: Any, self: Any, since_s: Any) -> None:
 
 
 @replaces("rallypoint.client.orphan:OrphanTimer.check")
-def _any_coordinator_will_do(original: Any, self: Any, led_s: Any) -> None:
+def _any_coordinator_will_do(original: Any, self: Any, led_s: Any, ttl_s: Any) -> None:
     """A coordinator without a lease counts, too."""
 
 
