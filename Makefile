@@ -129,7 +129,7 @@ PLANTED_SEEDS ?= 1000
 
 .PHONY: planted
 planted: $(FOR_DEVELOP) ## plant known bugs in the shipped code, and see that they are found (PLANTED_SEEDS)
-	$(BIN)/python -m tests.simulation.planted --seeds $(PLANTED_SEEDS) --jobs 2
+	$(BIN)/python -m tests.simulation.planted --seeds $(PLANTED_SEEDS) --jobs 2 --write
 
 .PHONY: scale
 scale: $(FOR_DEVELOP) ## measure how many nodes one coordinator serves, and write it into docs/scale.md

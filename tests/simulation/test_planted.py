@@ -10,11 +10,12 @@ import pytest
 from rallypoint.core.formation import Decision
 from rallypoint.core.membership import _HANDLER_OF
 from tests.simulation.planted import BUGS
-from tests.simulation.planted.__main__ import look_for
+from tests.simulation.planted.__main__ import PAGE, look_for, table
+from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.planting import BindingError, Bug, planted, replaces
 
 NEAR = 40
-KNOWN = [bug for bug in BUGS.values() if bug.seed is not None]
+WITH_SEED = [bug for bug in BUGS.values() if bug.seed is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +85,14 @@ def test_a_bug_that_is_never_called_is_reported() -> None:
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize("bug", KNOWN, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", WITH_SEED, ids=lambda bug: bug.name)
 def test_the_known_seed_finds_the_bug(bug: Bug) -> None:
     assert bug.seed is not None
     # A change of the plans changes what a seed means, and then a seed near it finds the bug.
     found = look_for(bug, bug.seed, NEAR)
     assert found.is_found, found.problem
+
+
+@pytest.mark.verify
+def test_the_documentation_has_a_row_for_each_bug() -> None:
+    assert table(KNOWN) in PAGE.read_text()

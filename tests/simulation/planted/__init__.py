@@ -11,17 +11,16 @@
 import msgspec
 
 from tests.simulation.planted.agents import AGENTS
-from tests.simulation.planted.known import KNOWN_SEEDS
+from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
 from tests.simulation.planted.membership import MEMBERSHIP
 from tests.simulation.planted.nodes import NODES
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
+_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS, *NODES)
 BUGS = {
-    bug.name: msgspec.structs.replace(bug, seed=KNOWN_SEEDS.get(bug.name, bug.seed))
-    for bug in (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS, *NODES)
+    bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug
+    for bug in _ALL
 }
-assert len(BUGS) == sum(
-    map(len, (PROTOCOL_FAULTS, LITERATURE, LIKELY, MEMBERSHIP, AGENTS, NODES))
-), "a name is used twice"
+assert len(BUGS) == len(_ALL), "a name is used twice"

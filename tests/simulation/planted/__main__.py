@@ -10,13 +10,18 @@ import logging
 import multiprocessing
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
+from benchmarks import doc_tables
 from tests.simulation.planted import BUGS
+from tests.simulation.planted.known import KNOWN, Known, write
 from tests.simulation.planted.planting import TOOLS, Bug, failing_tests, planted
 
 SHOWN_CHARACTERS = 110
+PAGE = Path(__file__).parents[3] / "docs" / "verification.md"
+BY = "tests/simulation/planted"
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -81,6 +86,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="at most so many seeds for each")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--known", action="store_true", help="begin at each bug's known seed")
+    parser.add_argument("--write", action="store_true", help="write what was found into the docs")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in BUGS]
@@ -89,15 +95,46 @@ def main(arguments: list[str]) -> int:
     first = None if given.known else given.first
     work = [(name, first, given.seeds) for name in given.names or BUGS]
     _print("bug", "tool", "seed", "seeds", "CPU s", "what the tool said")
-    are_all_found = True
+    told: list[Found] = []
     with multiprocessing.Pool(given.jobs, maxtasksperchild=1) as pool:
         for found in pool.imap(_look, work):
             seed = "-" if found.seed is None else str(found.seed)
             said = found.problem.split("\n")[0][:SHOWN_CHARACTERS]
             by = BUGS[found.name].by
             _print(found.name, by, seed, str(found.seeds), f"{found.cpu_s:.1f}", said)
-            are_all_found = are_all_found and found.is_found
-    return 0 if are_all_found else 1
+            told.append(found)
+    if given.write:
+        _write(told)
+    return 0 if all(found.is_found for found in told) else 1
+
+
+def _write(told: list[Found]) -> None:
+    """Keep the seeds, and put the table of all bugs into the docs."""
+    known = {name: each for name, each in KNOWN.items() if name in BUGS}
+    for found in told:
+        known.pop(found.name, None)
+        if found.is_found and found.seed is not None:
+            rule = found.problem.partition(":")[0]
+            known[found.name] = Known(found.seed, round(found.cpu_s, 1), rule)
+    write(known)
+    page = PAGE.read_text()
+    PAGE.write_text(doc_tables.put(table(known), page, BY))
+
+
+def table(known: dict[str, Known]) -> str:
+    """A row for each bug, as Markdown."""
+    rows = []
+    for bug in BUGS.values():
+        if bug.by == "tests":
+            cells = ["tests", "", "", ", ".join(Path(path).stem for path in bug.tests)]
+        elif bug.name in known:
+            found = known[bug.name]
+            cells = ["simulator", f"{found.seed + 1}", f"{found.cpu_s:.1f}", found.said]
+        else:
+            cells = ["simulator", "not found", "", ""]
+        rows.append([bug.name, bug.source, *cells])
+    headings = ("bug", "from", "tool", "seeds", "seconds", "what it said")
+    return doc_tables.table(headings, rows)
 
 
 def _print(name: str, tool: str, seed: str, seeds: str, cpu: str, said: str) -> None:
