@@ -67,6 +67,24 @@ class TestTheCoordinatorsHostDiesWithItsNode:
         driver.advance(0.2)
         assert (driver.phase, lost(driver)) == (Phase.GATHERING, ["a"])
 
+    @pytest.mark.parametrize("is_away", [False, True], ids=["", "after an outage"])
+    def test_r8_the_hosts_time_grows_with_the_run_too(
+        self, monkeypatch: pytest.MonkeyPatch, is_away: bool
+    ) -> None:
+        # With 10,000 nodes, a host that lives may be the last of them to attach.
+        monkeypatch.setattr(takeover, "HOST_NODES", 2)
+        driver = met("a", "b", "c", "d")
+        driver.fail_over(attach_grace_s=GRACE_S, host="a")
+        driver.attach("b", "c")
+        if is_away:
+            driver.lose_ledger()
+            driver.advance(10.0)
+            driver.restore_ledger()
+        driver.advance(2 * HOST_GRACE_S - 0.1)
+        assert (driver.phase, lost(driver)) == (Phase.ACTIVE, [])
+        driver.advance(0.2)
+        assert (driver.phase, lost(driver)) == (Phase.GATHERING, ["a"])
+
     def test_the_others_have_the_whole_attach_grace(self) -> None:
         driver = met("a", "b", "c", "d")
         driver.fail_over(attach_grace_s=GRACE_S, host="a")

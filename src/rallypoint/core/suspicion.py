@@ -55,6 +55,7 @@ class Suspicion:
         """Members that have yet to attach after a takeover. The ATTACH timer is their deadline."""
         self._unguarded: dict[str, None] = {}
         """Members that the mass guard neither counts nor protects: see `attach_over`."""
+        self._host_grace_s = HOST_GRACE_S
         self._expected = 0
         self._arrived = 0
         self._ended: dict[str, None] = {}
@@ -116,14 +117,14 @@ class Suspicion:
         # R8: it has the attach grace.
         self._absent[member.name] = None
 
-    def absent_host(self, member: Member, now_s: float, attach_grace_s: float) -> list[Effect]:
+    def absent_host(self, member: Member, now_s: float, grace_s: float) -> list[Effect]:
         """The former coordinator ran in this member's process, and its lease ran out.
 
         So the process has ended, stands still, or is cut off from the ledger. It gets the time that
         any living node needs to attach to a new coordinator.
         """
         self._expect(member, now_s)
-        grace_s = min(HOST_GRACE_S, attach_grace_s)
+        self._host_grace_s = grace_s
         # R8: its bound is known, and short.
         return self._deadline(member, TimerKind.GRACE, grace_s, now_s)
 
@@ -270,7 +271,7 @@ class Suspicion:
         # R8: time enough to answer, as it may have tried in vain.
         least_s = settings.reconnect_grace_s if is_silent else self.grace_s(settings)
         if member.name in self._unguarded:
-            least_s = HOST_GRACE_S
+            least_s = self._host_grace_s
         left_s = self._clock.left_s(member.due_s, least_s, now_s)
         # R8: no time left: it is lost.
         if left_s > 0:

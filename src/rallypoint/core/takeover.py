@@ -16,7 +16,7 @@ from rallypoint.core.flapping import DepartureHistory
 from rallypoint.core.judging import JudgingClock
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.roster import Roster
-from rallypoint.core.suspicion import Suspicion
+from rallypoint.core.suspicion import HOST_GRACE_S, Suspicion
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import (
     ChangeKind,
@@ -31,6 +31,8 @@ from rallypoint.core.values import (
 ATTACH_NODES: Final = 30_000
 """This many nodes attach within half of the usual grace: a coordinator takes about 0.25 ms for each
 (docs/scale.md). With more the grace grows in proportion, because their connections queue up."""
+HOST_NODES: Final = 5_000
+"""The same for the grace of the node that hosted the last coordinator, which may be the last."""
 
 
 class Takeover:
@@ -66,6 +68,8 @@ class Takeover:
         """
         # R8: a node whose connection waits behind those of all others is not lost.
         attach_grace_s *= max(1.0, record.head.nodes / ATTACH_NODES)
+        host_grace_s = HOST_GRACE_S * max(1.0, record.head.nodes / HOST_NODES)
+        host_grace_s = min(host_grace_s, attach_grace_s)
         done, gone = ranks_in(marks.done), ranks_in(marks.gone)
         number = record.head.number
         self._due_s = self._clock.at(now_s) + attach_grace_s
@@ -99,7 +103,7 @@ class Takeover:
             member.state = MemberState.ACTIVE
             # R8: by name and incarnation: not a later start of it.
             if member.id == former_host:
-                effects += self._suspicion.absent_host(member, now_s, attach_grace_s)
+                effects += self._suspicion.absent_host(member, now_s, host_grace_s)
             else:
                 # R8: each of the others has the attach grace.
                 self._suspicion.absent(member, now_s)

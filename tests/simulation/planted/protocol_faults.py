@@ -236,9 +236,7 @@ def _shut_out(original: Any, counts: Any) -> Any:
 
 
 @replaces("rallypoint.core.suspicion:Suspicion.absent_host")
-def _waits_for_host(
-    original: Any, self: Any, member: Any, now_s: Any, attach_grace_s: Any
-) -> list[Any]:
+def _waits_for_host(original: Any, self: Any, member: Any, now_s: Any, grace_s: Any) -> list[Any]:
     self.absent(member, now_s)
     return []
 
