@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from rallypoint.checkers.run_checker import CLOCKS, RunChecker, _Node
+from rallypoint.core.reasons import Waiting
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import Reachability
 
@@ -65,6 +66,27 @@ def guard_differs(checker: RunChecker, is_guarding: bool) -> str:
         return "nobody is declared lost, though few are missing"
     is_young = since_s is not None and CLOCKS * (checker._clock_s - since_s) < grace_s
     return "many are missing, and any may be declared lost" if is_young > is_guarding else ""
+
+
+def waits_differ(checker: RunChecker, waiting: Waiting) -> str:
+    """Why it is wrong for whom a round waits, as nodes and people are told; "" if it is right.
+
+    Call it between the steps, while the run gathers after a round that was published.
+    """
+    record = checker._published
+    if record is None or checker._broken is None:
+        return ""
+    missing = []
+    for row in record.members:
+        node = checker._nodes.get(row.name)
+        # Who was lost, and has attached again, is a newcomer.
+        if node is None or node.seated != record.head.number or not node.is_awaited:
+            continue
+        if not (node.asked and node.reachability is Reachability.CONNECTED):
+            missing.append(row.name)
+    if waiting.missing_count != len(missing) or not set(waiting.missing) <= set(missing):
+        return f"it waits for {waiting.missing}, and these are not ready: {missing}"
+    return ""
 
 
 def _bound(checker: RunChecker, node: _Node) -> tuple[float | None, float, str]:

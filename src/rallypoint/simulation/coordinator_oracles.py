@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rallypoint.checkers.invariants import check
-from rallypoint.checkers.loss_bounds import guard_differs, overdue
+from rallypoint.checkers.loss_bounds import guard_differs, overdue, waits_differ
 from rallypoint.checkers.run_checker import RunChecker
 from rallypoint.checkers.violations import InvariantViolation, short
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -64,6 +64,16 @@ class CoordinatorsKeepRules(Oracle):
                 late = "" if is_busy else overdue(checker, _clock_s(front))
                 if late:
                     self.scene.broke("R8", f"at {process.name}: {late}")
+                self._must_tell_why(process.name, run, checker)
+
+    def _must_tell_why(self, name: str, run: HostedRun, checker: RunChecker) -> None:
+        membership, last = run.membership, checker._published
+        is_of_last = last is not None and last.head.number == membership.number
+        waiting = membership.waiting(membership._now_s)
+        if membership.phase is Phase.GATHERING and is_of_last and waiting is not None:
+            differs = waits_differ(checker, waiting)
+            if differs:
+                self.scene.broke("reasons", f"at {name}: {differs}")
 
     def stepped(
         self,

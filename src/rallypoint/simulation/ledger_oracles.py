@@ -138,13 +138,19 @@ class LedgerKeepsRules(Oracle):
         if now_s - self._mistaken_s > ASKED_WITHIN_S:
             told = f"{lease.revoked_by} revoked the lease of {lease.process} early after a mistake"
             raise InvariantViolation("R9", told)
+        revokers = [each for each in self._fronts if self._is_of(each, lease.revoked_by)]
+        source = network.host_of(revokers[0].process) if revokers else ""
         for front in self._fronts:
-            process, is_it = front.process, front.driver.ownership.process == lease.process
+            process, is_it = front.process, self._is_of(front, lease.process)
             if not (is_it and process.is_alive and network.listens(process)):
                 continue
-            if not network.was_refused(network.host_of(process), ASKED_WITHIN_S):
+            if not network.was_refused(network.host_of(process), source, ASKED_WITHIN_S):
                 told = f"{lease.revoked_by} revoked early the lease of {lease.process}: it listens"
                 raise InvariantViolation("R9", told)
+
+    def _is_of(self, front: SimulatedFront, lease: str) -> bool:
+        """Whether it has the lease of this name."""
+        return front.driver.ownership.process == lease
 
 
 class MistakesAreRecorded(Oracle):

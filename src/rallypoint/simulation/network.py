@@ -196,9 +196,9 @@ class Network:
         self.world = world
         self.hosts: dict[str, Host] = {}
         self.blocked: dict[tuple[str, str], int] = {}
-        self.refused: dict[str, int] = {}
-        """Hosts to which something on the way refuses connections of other hosts."""
-        self._accepted_s: dict[str, float] = {}
+        self.refused: dict[tuple[str, str], int] = {}
+        """Hosts to which something on the way refuses connections, and of which: see `refuse`."""
+        self._accepted_s: dict[tuple[str, str], float] = {}
         self.quality = Quality()
         self.qualities: dict[tuple[str, str], Quality] = {}
         """Of single directions; `quality` is that of all others."""
@@ -265,21 +265,29 @@ class Network:
         if not self.blocked[pair]:
             del self.blocked[pair]
 
-    def refuse(self, host: str) -> None:
-        """Something on the way refuses new connections to a host, which lives. Counted."""
-        self.refused[host] = self.refused.get(host, 0) + 1
+    def refuse(self, host: str, source: str = "") -> None:
+        """Something on the way refuses new connections to a host, which lives. Counted.
 
-    def accept_again(self, host: str) -> None:
+        `source`: those from this host; "": from all others.
+        """
+        self.refused[host, source] = self.refused.get((host, source), 0) + 1
+
+    def accept_again(self, host: str, source: str = "") -> None:
         """Undo one `refuse`."""
-        self.refused[host] -= 1
-        if not self.refused[host]:
-            del self.refused[host]
-            self._accepted_s[host] = self.world.now_s
+        self.refused[host, source] -= 1
+        if not self.refused[host, source]:
+            del self.refused[host, source]
+            self._accepted_s[host, source] = self.world.now_s
 
-    def was_refused(self, host: str, within_s: float) -> bool:
-        """Whether connections to a host were refused on the way, now or not long ago."""
-        since_s = self._accepted_s.get(host, -math.inf)
-        return host in self.refused or self.world.now_s - since_s <= within_s
+    def was_refused(self, host: str, source: str, within_s: float) -> bool:
+        """Whether connections from one host to another were refused, now or not long ago."""
+        pairs = ((host, ""), (host, source))
+        since_s = max(self._accepted_s.get(pair, -math.inf) for pair in pairs)
+        return self._is_refused(host, source) or self.world.now_s - since_s <= within_s
+
+    def _is_refused(self, host: str, source: str) -> bool:
+        is_other = host != source
+        return is_other and ((host, "") in self.refused or (host, source) in self.refused)
 
     def listens(self, process: Process) -> bool:
         """Whether a process accepts connections somewhere."""
@@ -352,7 +360,7 @@ class Network:
                 number = errno.ECONNREFUSED
                 made.set_exception(ConnectionRefusedError(number, os.strerror(number)))
 
-        if listener is None or (host in self.refused and host != source):
+        if listener is None or self._is_refused(host, source):
             self._send(host, source, lambda: here.process.soon(refused), 0)
             return
         there = End(self, listener.process, target)

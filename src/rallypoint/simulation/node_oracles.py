@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Any, Final
 
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.election import RunRegister, decode_run
+from rallypoint.core.marking import ranks_in
 from rallypoint.core.values import (
     Change,
     ChangeKind,
@@ -16,6 +19,7 @@ from rallypoint.core.values import (
     RoundMember,
     RunSettings,
     Seat,
+    Stamp,
 )
 from rallypoint.ledger.keys import COORDINATORS, RUNS
 from rallypoint.simulation.machine import SimulatedFront
@@ -34,7 +38,7 @@ class NodesNeverGoBack(Oracle):
             before, floor = machine.stamp, machine._floor
             actions = received(message, now_s)
             after = machine.stamp
-            if after.is_older_than(before) or (after != before and after.is_older_than(floor)):
+            if _is_older(after, before) or (after != before and _is_older(after, floor)):
                 kind = type(message).__name__
                 seen = f"{before.term, before.round}, in the ledger term {floor.term}"
                 now = f"{after.term, after.round}"
@@ -42,6 +46,12 @@ class NodesNeverGoBack(Oracle):
             return actions
 
         machine.received = receives
+
+
+def _is_older(one: Stamp, other: Stamp) -> bool:
+    """Terms first, then rounds, of one ledger."""
+    is_same_ledger = one.ledger_id == other.ledger_id
+    return is_same_ledger and (one.term, one.round) < (other.term, other.round)
 
 
 class RanksAreWhole(Oracle):
@@ -170,6 +180,38 @@ class EndsAgree(Oracle):
 
 def _is_same(one: CloseRecord, other: CloseRecord) -> bool:
     return (one.outcome, one.term, one.round) == (other.outcome, other.term, other.round)
+
+
+class GoodbyesAreWritten(Oracle):
+    """R8: the goodbye of a member is answered when the ledger has its mark, or the next round.
+
+    Else a coordinator that is killed after that leaves it as one that is expected.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._heads: dict[str, RunRegister] = {}
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name.startswith(RUNS):
+            run_id = urllib.parse.unquote(name.removeprefix(RUNS))
+            self._heads.pop(run_id, None)
+            if value is not None:
+                self._heads[run_id] = decode_run(value)
+
+    def left(self, here: StartedNode) -> None:
+        """See Oracle."""
+        head, given = self._heads.get(here.run_id), here.node.round if here.node else None
+        if head is None or given is None or head.close is not None:
+            return
+        if (given.head.term, given.head.number) != here.tokens[-1] or head.round != given.head:
+            return
+        marks, rank = head.marks, given.seat.node_rank
+        is_marked = rank in ranks_in(marks.done) | ranks_in(marks.gone)
+        if marks.round != head.number or not is_marked:
+            what = f"{here.name} has left {here.tokens[-1]}, and the ledger does not have that"
+            self.scene.broke("R8", what)
 
 
 class LeftIsNotLost(Oracle):

@@ -30,6 +30,7 @@ from rallypoint.simulation.ledger_oracles import (
 )
 from rallypoint.simulation.node_oracles import (
     EndsAgree,
+    GoodbyesAreWritten,
     LeftIsNotLost,
     NodesNeverGoBack,
     OrphansStop,
@@ -113,6 +114,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     TablesAgree,
     EndsAgree,
     LeftIsNotLost,
+    GoodbyesAreWritten,
     SettingsAgree,
     SilenceIsNoticed,
     *OWNERSHIP_ORACLES,

@@ -16,11 +16,12 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     MemberState,
+    NodeId,
     Phase,
     RoundMember,
     RoundRecord,
 )
-from rallypoint.ledger.keys import COORDINATORS, MISTAKE
+from rallypoint.ledger.keys import COORDINATORS, RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene
 
@@ -229,49 +230,53 @@ class BreaksAreDue(Oracle):
                 self.scene.broke("R8", f"{name}: {change}, and {ended[0]} was done")
 
 
-class MistakesAreKnown(Oracle):
-    """R9: an owner that was replaced alive records that, so that it does not happen again.
+class HostsAreGone(Oracle):
+    """R8: the node that hosted the last owner is expected for a moment only, and no other node is.
 
-    It is given the time of a renewal, and that of some tries.
+    It is so if the last owner's lease was revoked. Who handed its lease over is alive.
     """
-
-    RECORDS_WITHIN_S: Final = 20.0
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._fronts: list[SimulatedFront] = []
-        self._replaced: dict[SimulatedFront, tuple[str, float]] = {}
-        """Those whose lease was revoked early: its name, and when, in their own time."""
-
-    def serves(self, front: SimulatedFront) -> None:
-        """See Oracle."""
-        self._fronts.append(front)
+        self._leases: dict[str, e.Lease] = {}
+        self._heads: dict[str, e.RunRegister] = {}
+        self._hosts: dict[tuple[str, int], NodeId | None] = {}
+        """By run and term: the node of the owner before that, if its lease had been revoked."""
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
-        if name == MISTAKE and value is not None:
-            self._replaced.clear()
-        if value is None or not name.startswith(COORDINATORS):
-            return
-        lease = e.decode_lease(value)
-        if lease.is_early and lease.state is e.LeaseState.REVOKED:
-            for front in self._fronts:
-                is_it = front.driver.ownership.process == lease.process
-                if is_it and front.process.is_alive and not front.has_ended:
-                    self._replaced[front] = lease.process, front.process.awake_s()
+        if name.startswith(COORDINATORS):
+            lease = self._leases.pop(name.removeprefix(COORDINATORS), None)
+            if value is not None:
+                lease = e.decode_lease(value)
+                self._leases[lease.process] = lease
+        elif name.startswith(RUNS) and value is not None:
+            head = e.decode_run(value)
+            before = self._heads.get(head.run_id)
+            if before is not None and head.term > before.term:
+                self._hosts[head.run_id, head.term] = self._gone(before.owner, head.owner)
+            self._heads[head.run_id] = head
 
-    def looked(self) -> None:
+    def _gone(self, before: str, after: str) -> NodeId | None:
+        last, now = self._leases.get(before), self._leases.get(after)
+        if last is None or last.state is not e.LeaseState.REVOKED:
+            return None
+        # A process that has lost its lease goes on under another name, in the same node.
+        return last.node if now is None or last.node != now.node else None
+
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
         """See Oracle."""
-        for front, (lease, since_s) in list(self._replaced.items()):
-            process = front.process
-            if not process.is_alive or front.has_ended:
-                del self._replaced[front]
-            elif self.scene.is_chaotic or process.is_frozen or process.turn_cost_s > 0.005:
-                # Its time begins when the ledger answers again.
-                self._replaced[front] = lease, process.awake_s()
-            elif process.awake_s() - since_s > self.RECORDS_WITHIN_S:
-                what = f"{process.name} lost {lease} early, is alive, and has not recorded it"
-                self.scene.broke("R9", what)
+        known = self._hosts.get((run.run_id, state.term))
+        if named["former_host"] != known:
+            what = f"{front.process.name} took {named['former_host']} for the last owner's node"
+            self.scene.broke("R8", f"{what} in term {state.term}, and it is {known}")
 
 
 def _names(members: tuple[RoundMember, ...]) -> str:
@@ -284,5 +289,5 @@ OWNERSHIP_ORACLES: Final = (
     LostAreDropped,
     SurvivorsKeepRanks,
     BreaksAreDue,
-    MistakesAreKnown,
+    HostsAreGone,
 )

@@ -240,9 +240,25 @@ def _long_silence(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def _standby(plan: Plan, draw: random.Random) -> Plan:
+    """More nodes than the run has places for: the others wait, and step in."""
+    nodes = draw.choice((3, 4, 5))
+    kinds = ("fail", "kill another", "kill owner", "leave another", "depart", "finish", "hang")
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=1,
+        max_nodes=draw.randrange(1, nodes),
+        last_call_s=1.0,
+        stop_s=draw.choice((1.0, 5.0)),
+        faults=_faults(draw, kinds, draw.randrange(3, 8), 4.0),
+    )
+
+
 def _refused(plan: Plan, draw: random.Random) -> Plan:
     """Something refuses connections to the coordinator, which is alive, again and again."""
-    kinds = ("refuse owner", "refuse owner", "refuse owner", "fail", "kill owner")
+    kinds = ("refuse owner", "refuse owner", "refuse one", "refuse one", "fail", "kill owner")
+    has_replicas = draw.random() < 0.5
     return msgspec.structs.replace(
         plan,
         nodes=draw.choice((3, 4)),
@@ -250,6 +266,8 @@ def _refused(plan: Plan, draw: random.Random) -> Plan:
         max_nodes=0,
         last_call_s=1.0,
         lease_ttl_s=draw.choice((5.0, 10.0)),
+        replicas=2 if has_replicas else 0,
+        hosts="no" if has_replicas else "auto",
         lasting="",
         faults=_faults(draw, kinds, draw.randrange(4, 8), 25.0, at_s=4.0),
     )
@@ -281,6 +299,7 @@ SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "late": _late,
     "silent owner": _silent_owner,
     "long silence": _long_silence,
+    "standby": _standby,
     "refused": _refused,
     "handed over": _handed_over,
 }
@@ -407,6 +426,15 @@ def _refuse_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Und
     return lambda: network.accept_again(owner.host)
 
 
+def _refuse_one(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The same for the connections of one node: others reach the coordinator."""
+    network, owner, other = scene.network, _owner(scene, victim), _another(scene, victim, draw)
+    network.refuse(owner.host, other.host)
+    for _ in range(draw.randrange(2, 8)):
+        network.cut_one(other.process, draw)
+    return lambda: network.accept_again(owner.host, other.host)
+
+
 def _leave_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """The node that coordinates leaves in order."""
     OPERATIONS["leave"](scene, _owner(scene, victim), draw)
@@ -502,6 +530,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "freeze owner": _freeze_owner,
     "long freeze": _long_freeze,
     "refuse owner": _refuse_owner,
+    "refuse one": _refuse_one,
     "leave owner": _leave_owner,
     "leave another": _leave_another,
     "away": _away,
@@ -526,7 +555,7 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
     match kind:
         case "long freeze" | "rack of others":
             return draw.uniform(11.0, 30.0)
-        case "refuse owner":
+        case "refuse owner" | "refuse one":
             return draw.uniform(2.0, 8.0)
         case "away" | "freeze owner":
             return draw.uniform(3.0, 40.0)

@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from rallypoint.core import effects as do
 from rallypoint.core.election.records import NO_FLOOR
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import Marks, RoundMember
+from rallypoint.core.values import Marks, MemberState, table_digest
 from tests.simulation.planted.planting import Bug, replaces
 
 # -- who is lost -----------------------------------------------------------------------------------
@@ -92,9 +93,10 @@ def _passive_is_awaited(original: Any, members: Any, ended_by: Any) -> None:
 def _departing_is_awaited(original: Any, self: Any, event: Any) -> None:
     """The round ends, and the next one waits for the member that departs."""
     member = self.roster.living(event.node)
+    was_in_round = member is not None and member.bucket is Bucket.IN_ROUND
     original(self, event)
-    if member is not None and member.last_round == self.number:
-        member.survivor = True
+    if member is not None and was_in_round:
+        member.state, member.survivor = MemberState.ACTIVE, True
         self.roster.reindex(member)
 
 
@@ -132,11 +134,29 @@ def _goodbye_before_the_mark(
     return False
 
 
-@replaces("rallypoint.core.values:table_digest")
-def _digest_without_address(original: Any, number: Any, members: Any, bootstrap: Any) -> str:
-    """The rows are digested in the order of their names."""
-    rows: list[RoundMember] = sorted(members, key=lambda row: row.name)
-    return str(original(number, tuple(rows), bootstrap))
+@replaces("rallypoint.core.committing:record_of")
+def _digest_of_another(
+    original: Any,
+    chosen: Any,
+    *,
+    number: Any,
+    term: Any,
+    rank_policy: Any,
+    previous: Any,
+    restart_count: Any,
+) -> Any:
+    """The digest is that of the members in the order in which they came."""
+    record = original(
+        chosen,
+        number=number,
+        term=term,
+        rank_policy=rank_policy,
+        previous=previous,
+        restart_count=restart_count,
+    )
+    rows = tuple(member.row() for member in chosen)
+    digest = table_digest(number, rows, record.head.bootstrap)
+    return msgspec.structs.replace(record, head=msgspec.structs.replace(record.head, digest=digest))
 
 
 @replaces("rallypoint.core.causes:Case.close")
@@ -225,14 +245,15 @@ def _terms_are_not_compared(original: Any, self: Any, other: Any) -> bool:
 
 
 @replaces("rallypoint.core.membership:Membership._resume")
-def _standing_forgotten(original: Any, self: Any, member: Any, event: Any) -> None:
+def _still_in_its_round(original: Any, self: Any, member: Any, event: Any) -> None:
     """A node that attaches again is not told that its round has ended."""
-    member.last_change, case = None, self.case
-    self.case = None
-    try:
-        original(self, member, event)
-    finally:
-        self.case = case
+    original(self, member, event)
+    for at, effect in enumerate(self._effects):
+        if isinstance(effect, do.Welcome):
+            standing = msgspec.structs.replace(
+                effect.standing, round=member.last_round, change=None
+            )
+            self._effects[at] = msgspec.structs.replace(effect, standing=standing)
 
 
 @replaces("rallypoint.core.membership:Membership.waiting")
@@ -242,16 +263,6 @@ def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
     if found is None:
         return None
     return msgspec.structs.replace(found, missing=(), missing_count=0)
-
-
-@replaces("rallypoint.core.membership:Membership._refuse_closed")
-def _wrong_end(original: Any, self: Any, event: Any) -> None:
-    """A node that comes late is told another end of the run."""
-    close, self.close = self.close, msgspec.structs.replace(self.close, round=0, reason="over")
-    try:
-        original(self, event)
-    finally:
-        self.close = close
 
 
 def _bug(name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
@@ -275,7 +286,7 @@ MEMBERSHIP = (
     _bug("joins-the-finished", "R7", _joins_the_finished),
     _bug("marks-forgotten", "R8", _marks_forgotten),
     _bug("goodbye-before-the-mark", "R8", _goodbye_before_the_mark),
-    _bug("digest-without-order", "R2", _digest_without_address),
+    _bug("digest-of-another", "R2", _digest_of_another),
     _bug("loss-is-charged", "budget", _loss_is_charged),
     _bug("budget-without-end", "budget", _budget_without_end),
     _bug("floor-not-read", "R13", _floor_not_read),
@@ -288,7 +299,6 @@ MEMBERSHIP = (
     _bug("another-host", "R8", _another_host),
     _bug("resigns-without-a-word", "R7", _resigns_without_a_word),
     _bug("terms-are-not-compared", "R5", _terms_are_not_compared),
-    _bug("standing-forgotten", "R13", _standing_forgotten),
+    _bug("still-in-its-round", "R13", _still_in_its_round),
     _bug("waits-for-nobody", "R7", _waits_for_nobody),
-    _bug("wrong-end", "R6", _wrong_end),
 )
