@@ -123,7 +123,8 @@ def away(driver: Driver) -> None:
     driver.restore_ledger()
 
 
-def test_r8_a_member_past_its_deadline_has_only_the_rest_of_its_grace_after_an_outage() -> None:
+def test_r8_the_guard_may_end_while_a_member_has_more_time_after_an_outage() -> None:
+    """The last member to return has the grace once more, as without an outage."""
     driver = met(*NAMES)
     driver.disconnect(*NAMES[:4])
     driver.advance(
@@ -131,10 +132,24 @@ def test_r8_a_member_past_its_deadline_has_only_the_rest_of_its_grace_after_an_o
     )  # All are past their deadline by half a second, and the guard protects them.
     away(driver)
     driver.attach(*NAMES[1:4])
-    driver.advance(0.4)
+    driver.advance(0.9)
     assert "n0" in driver.run.roster
     driver.advance(0.2)
     assert "n0" not in driver.run.roster
+
+
+def test_r8_a_member_has_the_rest_of_its_grace_when_the_guard_is_over() -> None:
+    driver = met(*NAMES, mass_grace=5.0)
+    driver.disconnect(*NAMES[:4])
+    driver.advance(3.8)
+    driver.disconnect("n4")
+    driver.advance(1.1)  # The guard protects it since 0.1 s, and for 0.1 s more.
+    away(driver)
+    driver.advance(0.5)
+    assert not set(NAMES[:4]) & {member.name for member in driver.run.roster}
+    assert "n4" in driver.run.roster
+    driver.advance(0.5)
+    assert "n4" not in driver.run.roster
 
 
 def test_r8_closed_connections_queue_up_after_an_outage_too(

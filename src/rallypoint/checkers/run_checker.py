@@ -540,7 +540,9 @@ class RunChecker:
         awaited = sum(node.is_awaited for node in self._nodes.values())
         limit = max(self._settings.mass_min, self._settings.mass_fraction * awaited)
         if missing <= limit:
-            if self._mass_since_s is not None:
+            # Nobody was guarded any more if the guard was raised for as long as it may be.
+            since_s, bound_s = self._mass_since_s, self._settings.mass_grace_s
+            if since_s is not None and not _passed(since_s, bound_s, now_s):
                 self._guarded_until_s = now_s
             self._mass_since_s = None
         elif self._mass_since_s is None:

@@ -342,7 +342,8 @@ class Suspicion:
         # R8: without a guard, deadlines stand.
         if not was_guarding:
             return []
-        overdue, self._overdue = self._overdue, {}
+        overdue = self._overdue | dict.fromkeys(self._past_due(now_s))
+        self._overdue = {}
         effects: list[Effect] = []
         for member in map(self._roster.get, overdue):
             if member is not None:
@@ -351,6 +352,21 @@ class Suspicion:
                 # R8: the last members to return have the grace once more.
                 effects += self._deadline(member, TimerKind.GRACE, grace_s, now_s)
         return effects
+
+    def _past_due(self, now_s: float) -> list[str]:
+        """The members that the guard protects, and that only the end of an outage gave more time.
+
+        The guard may end in this time. Others that are back then must not be why they are lost.
+        """
+        at_s = self._clock.at(now_s)
+        return [
+            member.name
+            for member in self._roster.troubled()
+            # R8: neither proved deaths nor members that have yet to attach.
+            if member.name not in self._ended
+            and member.name not in self._unguarded
+            and member.due_s <= at_s
+        ]
 
     def _forget_absence(self, name: str) -> None:
         self._absent.pop(name, None)
