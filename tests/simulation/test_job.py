@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -93,3 +94,17 @@ def test_a_call_that_is_applied_twice_is_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(RoundStore, "apply", forgetful)
     found = problems_with(range(200))
     assert any("R10/R11" in each or "KeyError" in each for each in found), found
+
+
+def test_an_error_in_a_log_is_found_though_logging_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(store: RoundStore, *call: object) -> None:
+        raise RuntimeError("a planted bug")
+
+    monkeypatch.setattr(RoundStore, "apply", broken)
+    logging.disable(logging.CRITICAL)
+    try:
+        job = Job(3, plan=Plan(nodes=2, min_nodes=2)).run()
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
+    assert any("a planted bug" in problem for problem in job.problems), job.problems

@@ -42,16 +42,19 @@ def listening(
     """
     handler = _Listener(told, failed)
     before = _LOGGER.level, _LOGGER.propagate, _LOGGER.disabled
+    disabled = logging.root.manager.disable
     filters = {logger: logger.filters for logger in _loggers()}
     for logger in filters:
         # They count lines by real time, and make text of errors.
         logger.filters = []
+    logging.disable(logging.NOTSET)  # Whoever wants no lines must not hide an error.
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(level)
     _LOGGER.propagate = _LOGGER.disabled = False
     try:
         yield
     finally:
+        logging.disable(disabled)
         _LOGGER.removeHandler(handler)
         _LOGGER.setLevel(before[0])
         _LOGGER.propagate, _LOGGER.disabled = before[1:]
