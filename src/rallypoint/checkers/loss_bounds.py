@@ -14,6 +14,7 @@ from rallypoint.core.values import Reachability
 
 BURST_MAX_S: Final = 1.0
 """Processes that end together are lost together, within this time."""
+EARLY_S: Final = 6.0
 SLACK: Final = 1.3
 SLACK_S: Final = 2.0
 """A bound may be late by so much: the part is for clocks of different rates, the rest for turns."""
@@ -64,8 +65,10 @@ def guard_differs(checker: RunChecker, is_guarding: bool) -> str:
     since_s, grace_s = checker._mass_since_s, checker._settings.mass_grace_s
     if is_guarding and since_s is None:
         return "nobody is declared lost, though few are missing"
-    is_young = since_s is not None and CLOCKS * (checker._clock_s - since_s) < grace_s
-    return "many are missing, and any may be declared lost" if is_young > is_guarding else ""
+    held_s = 0.0 if since_s is None else checker._clock_s - since_s
+    # By the clock of the checks the attach grace may have ended so much earlier.
+    is_on = EARLY_S < held_s < grace_s / CLOCKS
+    return "many are missing, and any may be declared lost" if is_on > is_guarding else ""
 
 
 def waits_differ(checker: RunChecker, waiting: Waiting) -> str:

@@ -127,7 +127,7 @@ def _while_suspended(plan: Plan, draw: random.Random) -> Plan:
 def _crowd(plan: Plan, draw: random.Random) -> Plan:
     """Many nodes, of which many are lost together, often with the host of their coordinator."""
     nodes = draw.randrange(8, 20)
-    kinds = ("rack of owner", "rack of owner", "lose owner", "rack", "rack of others", "fail")
+    kinds = ("rack of owner", "rack of owner", "rack of others", "rack of others", "rack", "fail")
     return msgspec.structs.replace(
         plan,
         nodes=nodes,
@@ -226,17 +226,24 @@ def _silent_owner(plan: Plan, draw: random.Random) -> Plan:
 def _long_silence(plan: Plan, draw: random.Random) -> Plan:
     """Nodes are silent for longer than they may be, and go on. Twins of them come meanwhile."""
     kinds = ("long freeze", "long freeze", "long freeze", "twin", "fail", "kill another")
+    nodes = draw.choice((3, 4))
     return msgspec.structs.replace(
         plan,
-        nodes=draw.choice((3, 4)),
-        min_nodes=draw.choice((1, 2)),
+        nodes=nodes,
+        min_nodes=draw.choice((1, 2, nodes)),
         max_nodes=0,
         last_call_s=1.0,
         lost_after_s=10.0,
         suspect_after_s=2.0,
         same_names=draw.random() < 0.5,
         lasting="",
-        faults=_faults(draw, kinds, draw.randrange(3, 6), 8.0),
+        faults=_sorted(
+            _faults(draw, kinds, draw.randrange(3, 6), 8.0),
+            # A round ends, and enough nodes for the next one are not there for long.
+            _faults(
+                draw, ("long freeze", "kill another"), draw.choice((0, 2)), 5.0, ("GATHERING",)
+            ),
+        ),
     )
 
 

@@ -424,8 +424,9 @@ def _session_leaks(original: Any, self: Any, session: Any) -> None:
     self.on_fewer()
 
 
-def _likely(name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
-    return Bug(name=name, rule=rule, source="own", parts=parts, seed=seed)
+def _likely(name: str, rule: str, *parts: Any, seed: int | None = None, judged: str = "") -> Bug:
+    by = "judged" if judged else "job"
+    return Bug(name=name, rule=rule, source="own", parts=parts, by=by, seed=seed, judged=judged)
 
 
 LIKELY = (
@@ -460,7 +461,10 @@ LIKELY = (
     _likely("same-term", "R13", _same_term),
     _likely("version-not-checked", "R5", _version_not_checked),
     _likely("unknown-is-done", "R1", _unknown_is_done),
-    _likely("claim-remembers", "R5", _claim_remembers),
+    _likely(
+        *("claim-remembers", "R5", _claim_remembers),
+        judged="a claim begins anew by reading the head, and swaps by that version",
+    ),
     _likely("lease-not-checked", "R5", _lease_not_checked),
     _likely("not-suspended", "R8", _not_suspended),
     _likely("not-restored", "R7", _not_restored),

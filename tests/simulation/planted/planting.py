@@ -47,6 +47,8 @@ class Bug(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     tests: tuple[str, ...] = ()
     """Of a bug that no simulation reaches: the tests that fail with it."""
+    judged: str = ""
+    """Why no promise is broken by it. `by` is "judged" then, and nothing looks for it."""
 
 
 def replaces(target: str) -> Callable[[Callable[..., Any]], Replacement]:
