@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -108,3 +110,12 @@ def test_an_error_in_a_log_is_found_though_logging_is_off(monkeypatch: pytest.Mo
     finally:
         logging.disable(logging.NOTSET)
     assert any("a planted bug" in problem for problem in job.problems), job.problems
+
+
+@pytest.mark.parametrize("program", ["node", "agent"])
+def test_nothing_of_a_world_is_kept_when_it_has_ended(program: str) -> None:
+    job = Job(3, plan=Plan(nodes=3, min_nodes=2, program=program, ends=True)).run()
+    kept = [weakref.ref(each) for each in (job.scene, job.world)]
+    del job
+    gc.collect()
+    assert [each() for each in kept] == [None, None]

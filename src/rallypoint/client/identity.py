@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from functools import cache
 from itertools import count
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from rallypoint import runtime
 from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
@@ -120,9 +120,15 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     )
 
 
-@cache
+_marks: WeakKeyDictionary[runtime.Runtime, dict[int, str]] = WeakKeyDictionary()
+"""By process: a simulated one must not be kept when its world has ended."""
+
+
 def _mark(process: runtime.Runtime, pid: int) -> str:
     """One mark for all nodes of a process, so that the counter orders them. A fork has another."""
-    drawn = process.token_bytes(8 * MARK_LENGTH)
-    numbers = [int.from_bytes(drawn[8 * i : 8 * i + 8], "big") for i in range(MARK_LENGTH)]
-    return "".join(MARK_LETTERS[number % len(MARK_LETTERS)] for number in numbers)
+    marks = _marks.setdefault(process, {})
+    if pid not in marks:
+        drawn = process.token_bytes(8 * MARK_LENGTH)
+        numbers = [int.from_bytes(drawn[8 * i : 8 * i + 8], "big") for i in range(MARK_LENGTH)]
+        marks[pid] = "".join(MARK_LETTERS[number % len(MARK_LETTERS)] for number in numbers)
+    return marks[pid]
