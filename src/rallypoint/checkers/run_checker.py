@@ -94,7 +94,7 @@ class RunChecker:
         self._nodes: dict[str, _Node] = {}
         self._settings = RunSettings()
         self._digests: dict[int, str] = {}
-        self._number = 0
+        self._number = self._floor = 0
         self._charged = 0
         self._pending: RoundRecord | CloseRecord | None = None
         self._just_committed: RoundRecord | CloseRecord | None = None
@@ -170,7 +170,7 @@ class RunChecker:
         self.term, self._attach_grace_s = register.term, attach_grace_s
         self._attach_since_s, self._attach_until_s = now_s, now_s + attach_grace_s
         self._settings = register.settings or RunSettings()
-        self._charged = register.restarts
+        self._charged, self._floor = register.restarts, register.floor
         self._pending = self._just_committed = self._broken = None
         self._writing_marks = 0
         self._mass_since_s = self._guarding = None
@@ -267,7 +267,7 @@ class RunChecker:
             case on.NodeReady():
                 self._ready(node, event)
             case on.NodeDone(round=number):
-                finished = number == node.seated and number and not node.asked
+                finished = number and not node.asked and self._was_in(node, number)
                 node.done = node.done or bool(finished and not node.departing)
             case on.NodeDeparting():
                 node.departing = not node.done
@@ -282,6 +282,16 @@ class RunChecker:
                     node.has_ended = how is ConnectionEnd.PROCESS_ENDED
             case on.NodeSilent(silent_s=silent_s) if node.reachability is Reachability.CONNECTED:
                 node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
+
+    def _was_in(self, node: _Node, number: int) -> bool:
+        """Whether it may have been in this round: also before it was lost and came back."""
+        if node.seated or number == self._number:
+            rows = self._published.members if self._published is not None else ()
+            is_row = any(
+                (r.name, r.incarnation) == (node.id.name, node.id.incarnation) for r in rows
+            )
+            return number == node.seated or (not node.seated and is_row)
+        return self._floor < number < self._number
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
         # R4: a `ready` that names an older round is a repeat.

@@ -97,6 +97,15 @@ class Marking:
             self._finished_before = count
             self._changed(now_s)
 
+    def has(self, node: NodeId) -> bool:
+        """Whether the node is a member of the round, also if it was lost."""
+        return self._rank(node) is not None
+
+    def is_done(self, node: NodeId) -> bool:
+        """Whether the node is a member of the round, and is marked as done."""
+        rank = self._rank(node)
+        return rank is not None and bool(self._done[rank // 8] >> rank % 8 & 1)
+
     def done(self, node: NodeId, now_s: float) -> None:
         """The node's workers have finished."""
         self._mark(self._done, node, now_s)

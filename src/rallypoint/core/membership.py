@@ -354,7 +354,7 @@ class Membership:
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
             (*self._committing.freeze(), tuple(self._suspended_events)),
-            (self.restart_count, self._finished.count, self._finished.in_round),
+            (self.restart_count, self._finished.freeze()),
             self.case and (self.case.change, self.case.closed, self._probe.is_settled),
             (*self._gathering.freeze(), self._scale_up.is_due),
             (self._suspicion.guarding, tuple(self._probe.unanswered), self._probe.is_over),
@@ -548,14 +548,23 @@ class Membership:
 
     def _on_done(self, event: on.NodeDone) -> None:
         member = self.roster.living(event.node)
+        if member is None or not event.round:
+            return
+        # R1: all rounds of this run are above its floor.
+        if event.round <= self._floor and not member.last_round:
+            self._do(do.Refuse(member.connection_id, reasons.run_removed(self.run_id)))
+            return
         # R11: a repeat changes nothing, nor does a report about a round that the node is not in.
-        if member is None or not event.round or event.round != member.last_round:
+        if event.round != member.last_round and not self._was_in(member, event.round):
             return
         # R11: a repeat counts once.
         if member.state in (MemberState.READY, MemberState.DEPARTING, MemberState.DONE):
             return
-        is_in_round = member.last_round == self.number
-        self._finished.add(member.name, is_in_round=is_in_round)
+        is_in_round = event.round == self.number
+        # R11: also if the node was removed meanwhile, and has attached again.
+        is_known = self._marking.is_done(member.id) if is_in_round else False
+        if not (is_known or self._finished.knows(member.id)):
+            self._finished.add(member.id, is_in_round=is_in_round)
         if is_in_round:
             self._marking.done(member.id, self._now_s)
         else:
@@ -563,6 +572,17 @@ class Membership:
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.reindex(member)
+
+    def _was_in(self, member: Member, number: int) -> bool:
+        """Whether it may have been in this round, before it was lost and attached again.
+
+        Its workers may have finished while it could not be heard.
+        """
+        # R4: since it was admitted it has been in no round.
+        if member.last_round or not self.round or number > self.number:
+            return False
+        # A successor knows only the members of the last round.
+        return number < self.number or self._marking.has(member.id)
 
     def _on_departing(self, event: on.NodeDeparting) -> None:
         member = self.roster.living(event.node)

@@ -285,6 +285,16 @@ def run_lost(run_id: str, why: str) -> Refusal:
     return Refusal(RefusalCode.RUN_LOST, f"run {run_id!r} was {why}", hint)
 
 
+def run_removed(run_id: str) -> Refusal:
+    """The node was in a run that ended and was removed, and another run has its id."""
+    return Refusal(
+        RefusalCode.RUN_LOST,
+        f"run {run_id!r} ended while this node could not be reached, and was removed; "
+        "another run has its id now",
+        hint="see the logs of its other nodes for how it ended; give each job its own run id",
+    )
+
+
 def too_many_members(run_id: str, members_max: int) -> Refusal:
     """The run has as many members as it may have."""
     message = f"run {run_id!r} already has {members_max} members, its maximum"

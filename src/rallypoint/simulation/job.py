@@ -239,9 +239,12 @@ class Job:
 
         R7 promises nothing then, and the nodes say whom they wait for.
         """
-        nodes = self.scene.nodes_of(run_id)
+        scene, nodes = self.scene, self.scene.nodes_of(run_id)
         is_waiting = not any(each.is_working for each in nodes)
-        return len(nodes) < self.plan.min_nodes and self._has_finished(run_id) and is_waiting
+        # One that lives has been heard as done, so the others do not wait for it.
+        ends = any(each.has_finished for each in scene.living if each.run_id == run_id)
+        is_short = len(nodes) < self.plan.min_nodes and self._has_finished(run_id)
+        return is_short and is_waiting and not ends
 
     def _state(self) -> str:
         return "; ".join(map(_doing, (each for each in self.scene.living if each.run_id)))

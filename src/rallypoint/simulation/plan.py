@@ -24,6 +24,8 @@ ISOLATED: Final = "isolated"
 """One more of them, in plans of its own."""
 ISOLATED_PART: Final = 0.03
 """In how many of the seeds."""
+UNHEARD_PART: Final = 0.02
+"""In how many of the seeds nodes finish while they are not heard."""
 
 
 STORES: Final = 0.05
@@ -177,9 +179,9 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         if store_kinds and random.Random(f"{seed}/store").random() < STORES:
             return cls._of_a_store(seed, store_kinds)
         plan = plan._shortened(seed)
-        isolated = plan._with_isolation(seed)
-        if isolated is not None:
-            return isolated
+        special = plan._with_isolation(seed) or plan._with_unheard_ends(seed)
+        if special is not None:
+            return special
         return plan._with_agents(seed, agent_kinds)._with_rare(seed) if agent_kinds else plan
 
     def _shortened(self, seed: int) -> Plan:
@@ -248,6 +250,36 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             is_store=True,
             orphan_s=draw.choice((None, 3.0)) if not is_pure else None,
         ).sound()
+
+    def _with_unheard_ends(self, seed: int) -> Plan | None:
+        """In a few seeds, workers finish while their node is frozen or cut off, and is lost."""
+        draw = random.Random(f"{seed}/unheard")
+        if draw.random() >= UNHEARD_PART:
+            return None
+        faults, at_s = [], 5.0
+        for _ in range(draw.randrange(1, 4)):
+            at_s += draw.uniform(0.0, 3.0)
+            ends_s = at_s + draw.uniform(0.0, 2.0)
+            faults.append((at_s, draw.choice(("freeze", "isolate", "suspend"))))
+            faults.append((ends_s, "finish"))
+            if draw.random() < 0.4:
+                faults.append((at_s + draw.uniform(0.0, 9.0), draw.choice(("kill", "fail", "cut"))))
+        # The last one only keeps the peace away, until the nodes are lost.
+        faults.append((draw.uniform(25.0, 45.0), "cut"))
+        nodes = draw.choice((2, 2, 3))
+        return Plan(
+            nodes=nodes,
+            min_nodes=draw.choice((1, nodes, nodes)),
+            faults=tuple(
+                PlannedFault(round(each_s, 3), kind, draw.getrandbits(32))
+                for each_s, kind in sorted(faults)
+            ),
+            replicas=draw.choice((0, 1)),
+            lease_ttl_s=draw.choice((2.0, 5.0)),
+            suspect_after_s=2.0,
+            lost_after_s=10.0,
+            ends=True,
+        )
 
     def _with_agents(self, seed: int, kinds: Sequence[str]) -> Plan:
         """In a third of the seeds, each node is an agent, and more faults meet it."""

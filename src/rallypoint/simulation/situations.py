@@ -20,7 +20,7 @@ import msgspec
 from rallypoint.simulation.etcd import Trouble
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
-from rallypoint.simulation.plan import Plan, PlannedFault
+from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.world import Process
 
@@ -31,7 +31,7 @@ SHARE: Final = 0.2
 def situated(seed: int, plan: Plan) -> Plan:
     """The plan of this seed: changed, if it is about a situation."""
     draw = random.Random(f"{seed}/situation")
-    if draw.random() >= SHARE:
+    if draw.random() >= SHARE or plan.lasting == ISOLATED:
         return plan
     name = draw.choice(tuple(SITUATIONS))
     return SITUATIONS[name](_plain(name, plan), draw).sound()

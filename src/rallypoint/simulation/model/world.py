@@ -521,7 +521,8 @@ class World:
             most = limits.max_nodes or limits.nodes
             # Once a node is done, newcomers are not let in any more.
             return not ready or len(at_work) >= most or owner.has_finished
-        return not at_work and len(ready) < limits.min_nodes
+        # A node that is done waits for the end of the run, so the run must not wait for it.
+        return not at_work and not done and len(ready) < limits.min_nodes
 
     # -- facts -----------------------------------------------------------------------------------
 
