@@ -7,6 +7,7 @@ are longer than an outage, and nodes that only read.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Final
@@ -56,7 +57,11 @@ async def make(scene: Scene, here: StartedNode, node: Node, token: Token, call: 
     operation, limit_s = call
     number = next(scene.serial)
     scene.tell(Oracle.called, here, token, number, operation, limit_s)
-    result = await node.call(operation, limit_s)
+    try:
+        result = await node.call(operation, limit_s)
+    except asyncio.CancelledError:
+        scene.tell(Oracle.withdrawn, here, number)
+        raise
     scene.tell(Oracle.answered, here, token, number, result)
     if isinstance(result, StoreValue):
         here.answered_s = scene.world.now_s

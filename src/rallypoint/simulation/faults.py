@@ -244,8 +244,19 @@ def _outage(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
 
 
 def _late(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
-    """Some requests to the ledger take effect long after others that were sent later."""
+    """Some requests to the ledger take effect long after others that were sent later.
+
+    Meanwhile rounds end, and late requests are those of a round before.
+    """
+    for _ in range(draw.randrange(2, 8)):
+        scene.world.after(draw.random() * 10.0, partial(_fail_one, scene, draw))
     return scene.ledger.late(victim.process, draw)
+
+
+def _fail_one(scene: Scene, draw: random.Random) -> None:
+    living = scene.living
+    if scene.is_chaotic and living:
+        OPERATIONS["fail"](scene, draw.choice(living), draw)
 
 
 def _large(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:

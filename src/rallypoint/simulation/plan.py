@@ -223,13 +223,13 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             at_s += draw.expovariate(1.0 / calm_s)
             kind, moment = draw.choice(chosen), "RESTORED" if draw.random() < 0.1 else ""
             # Now and then a round ends, or the run while its ledger is away.
-            if draw.random() < (0.5 if "late" in chosen else 0.2):
+            if draw.random() < 0.2:
                 kind, moment = "fail", draw.choice(("", "", "SUSPENDED"))
             elif draw.random() < 0.05:
                 kind, moment = "close", "SUSPENDED"
             faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))
         # The faults before this one have time to show what follows from them.
-        at_s += 15.0 if is_pure else draw.choice((0.0, 8.0, 15.0))
+        at_s += 15.0 if "part" in chosen else draw.choice((0.0, 3.0, 10.0))
         faults.append(PlannedFault(round(at_s, 3), chosen[0], draw.getrandbits(32)))
         return cls(
             nodes=nodes,

@@ -187,6 +187,9 @@ class Oracle:
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
         """A call has its answer."""
 
+    def withdrawn(self, here: StartedNode, call: int) -> None:
+        """Its worker does not wait for a call any more, and will not hear its answer."""
+
     def serves(self, front: SimulatedFront) -> None:
         """A process begins to serve a coordinator, which has not started yet."""
 

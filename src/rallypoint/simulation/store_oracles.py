@@ -39,7 +39,6 @@ from rallypoint.wire import messages as wire
 
 WAKES_WITHIN_S: Final = 1.0
 """How long a call may wait for a key that has been set."""
-LOOK_S: Final = 0.5
 LOOKS: Final = 4
 """At how many looks a call may be open although its round is over."""
 SLOW_S: Final = 0.005
@@ -287,7 +286,6 @@ class CallsEnd(Oracle):
         """By call: who made it, in which round, and when its time is over."""
         self._ended: dict[str, int] = {}
         """By node: at how many looks its round was over, one after the other."""
-        self._look_s = 0.0
 
     def called(
         self,
@@ -305,12 +303,13 @@ class CallsEnd(Oracle):
         """See Oracle."""
         self._open.pop(call, None)
 
-    def after_step(self) -> None:
+    def withdrawn(self, here: StartedNode, call: int) -> None:
+        """See Oracle."""
+        self._open.pop(call, None)
+
+    def looked(self) -> None:
         """See Oracle."""
         scene, now_s = self.scene, self.scene.world.now_s
-        if now_s < self._look_s:
-            return
-        self._look_s = now_s + LOOK_S
         ended = {here.name: here for here, *_ in self._open.values() if _is_without_round(here)}
         self._ended = {name: self._ended.get(name, 0) + 1 for name in ended}
         for call, (here, token, operation, due_s) in list(self._open.items()):
