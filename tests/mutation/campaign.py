@@ -121,12 +121,10 @@ class Campaign:
     def _try_all(self, tests: Tests) -> None:
         began_s = time.monotonic()
         self._read_reach(tests)
-        by_line: dict[str, dict[str, None]] = {}
-        by_function: dict[str, dict[str, None]] = {}
+        by_part: dict[str, dict[str, None]] = {}
         for name, each in sorted(self._reach.items(), key=lambda item: item[1].seconds):
-            for line in each.lines:
-                by_line.setdefault(line, {})[name] = None
-                by_function.setdefault(_function_in(line), {})[name] = None
+            for part in dict.fromkeys(part for line in each.lines for part in _parts(line)):
+                by_part.setdefault(part, {})[name] = None
         killed_by: dict[str, dict[str, None]] = {}
         for number, mutant in enumerate(self.mutants):
             file = self.files[str(mutant.mark.path)]
@@ -137,8 +135,7 @@ class Campaign:
             if self._stop_after_s is not None and time.monotonic() - began_s > self._stop_after_s:
                 break
             first = [*reversed(own)][:FIRST_TRIED] + [*reversed(of_file)][:FIRST_TRIED]
-            reaching = by_line.get(line_key(mutant)) or by_function.get(_function_of(mutant), {})
-            names = self._in_order(mutant, list(reaching), first, tests)
+            names = self._in_order(mutant, self._reaching(mutant, by_part), first, tests)
             usual_s = sum(map(self._seconds_of, names))
             verdict = Verdict()
             if names:
@@ -155,6 +152,14 @@ class Campaign:
                 self._write(number)
         self._write(len(self.mutants))
         self._report()
+
+    def _reaching(self, mutant: Mutant, by_part: dict[str, dict[str, None]]) -> list[str]:
+        """The tests that reach the line. If it is newer: its function, or all of its folder."""
+        for part in _parts(line_key(mutant)):
+            if part in by_part:
+                return list(by_part[part])
+        folder = f"tests/{mutant.mark.path.parent.name}/"
+        return [each for each in self._reach if each.startswith(folder)]
 
     def _in_order(
         self, mutant: Mutant, reaching: list[str], first: list[str], tests: Tests
@@ -179,21 +184,14 @@ class Campaign:
     def _read_reach(self, tests: Tests) -> None:
         """Which test reaches which marked line: as known, or from a run of the tests.
 
-        All tests are run if there are functions that were not there before, else the new tests. A
-        line that was not there before is taken for reached if its function is. Remove the state to
-        have all of it anew.
+        Only new tests are run. Remove the state to have all of it anew.
         """
         everything = {str(path): MutableFile(path) for path in files()}
         mutants = [each for file in everything.values() for each in file.mutants()]
-        lines = sorted(set(map(line_key, mutants)))
         reach = self._state["reach"]
-        known = {*map(_function_in, self._state.get("lines", ()))}
-        if not {*map(_function_in, lines)} <= known:
-            reach.clear()
         new = [name for name in tests.items if name not in reach]
         if new:
             reach.update(msgspec.to_builtins(tests.reach(everything, mutants, new)))
-            self._state["lines"] = lines
             self._write(0)
         state = _digest_of_sources()
         if self._state["of"] != state:
@@ -289,13 +287,9 @@ class Campaign:
         self._killers_file.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
 
 
-def _function_of(mutant: Mutant) -> str:
-    return _function_in(line_key(mutant))
-
-
-def _function_in(line: str) -> str:
-    """The file and the function of a `line_key`."""
-    return ":".join(line.split(":", 2)[:2])
+def _parts(line: str) -> tuple[str, ...]:
+    """A `line_key`, and its function."""
+    return line, ":".join(line.split(":", 2)[:2])
 
 
 def _digest_of_sources() -> str:
