@@ -10,6 +10,7 @@ from rallypoint.core.store import Get, Set, StoreFailure
 from rallypoint.core.values import (
     ChangeKind,
     ConnectionEnd,
+    NodeInfo,
     Outcome,
     RunSettings,
 )
@@ -31,6 +32,16 @@ def test_conflicting_settings_show_both_values():
     shown = {c.name: (c.run_value, c.node_value) for c in b.refused.conflicts}
     assert shown == {"max_nodes": ("2", "4"), "last_call_s": ("30.0", "1.0")}
     assert "max_nodes: the run has 2, this node 4" in b.refused.message
+
+
+def test_r5_a_node_of_a_run_that_was_removed_learns_it():
+    network = Network()
+    node = NodeInfo("a", 1, "host")
+    attach = wire.Attach(stamp(5), wire.VERSION, "gone", node, TWO)
+    refused = network.coordinator.admission.refusal(attach)
+    assert refused is not None
+    assert refused.code is RefusalCode.RUN_LOST
+    assert refused.message == "run 'gone' was removed: it had no nodes for too long"
 
 
 def test_a_newer_process_is_refused_while_the_older_one_answers():

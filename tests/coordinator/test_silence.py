@@ -40,6 +40,19 @@ def test_silence_makes_a_node_suspect_and_any_message_clears_it():
     assert reachability_of(network, "n1") is Reachability.CONNECTED
 
 
+def test_r8_a_node_whose_input_waits_here_is_not_silent(monkeypatch: pytest.MonkeyPatch):
+    network = Network()
+    _, b = met(network)
+    session = network.run.connections.by_name["n1"]
+    b.is_frozen = True
+    monkeypatch.setattr(type(session.input_turns), "are_due", True)
+    network.advance(10.0)
+    assert reachability_of(network, "n1") is Reachability.CONNECTED
+    monkeypatch.undo()
+    network.advance(10.0)
+    assert reachability_of(network, "n1") is Reachability.SILENT
+
+
 def test_a_node_that_stays_silent_is_lost():
     network = Network()
     a, b = met(network)

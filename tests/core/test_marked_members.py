@@ -152,6 +152,35 @@ def test_r8_a_member_has_the_rest_of_its_grace_when_the_guard_is_over() -> None:
     assert "n4" not in driver.run.roster
 
 
+@pytest.mark.parametrize(("later_s", "left_s"), [(0.5, 0.5), (1.0, 1.0), (1.5, 1.0)])
+def test_r8_only_a_member_whose_time_is_over_has_it_once_more(
+    later_s: float, left_s: float
+) -> None:
+    """When the guard ends. Deadlines that have not come yet stand."""
+    driver = met(*NAMES)
+    driver.now_s = 64.0
+    driver.disconnect(*NAMES[:4])
+    driver.now_s += later_s  # No timer fired meanwhile.
+    driver.attach(*NAMES[1:4])
+    driver.advance(left_s - 0.1)
+    assert "n0" in driver.run.roster
+    driver.advance(0.2)
+    assert "n0" not in driver.run.roster
+
+
+def test_r8_members_that_have_yet_to_attach_keep_their_time_when_the_guard_ends() -> None:
+    driver = met(*NAMES)
+    driver.fail_over(attach_grace_s=6.0)
+    driver.attach(*NAMES[:6])
+    driver.disconnect(*NAMES[:4])
+    driver.advance(2.0)
+    driver.attach(*NAMES[:4])
+    driver.advance(3.9)
+    assert set(NAMES) <= {member.name for member in driver.run.roster}
+    driver.advance(0.2)
+    assert not set(NAMES[6:]) & {member.name for member in driver.run.roster}
+
+
 def test_r8_closed_connections_queue_up_after_an_outage_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.kinds import UNIT
 from tests.mutation.killing import Reach, Tests, Verdict, line_key
-from tests.mutation.marks import ROOT, files
+from tests.mutation.marks import ROOT, SOURCE, files
 from tests.mutation.mutants import MutableFile, Mutant
 
 HERE: Final = Path(__file__).parent
@@ -81,9 +81,9 @@ class Campaign:
         self._killers: dict[str, str] = json.loads(killers.read_text()) if killers.exists() else {}
         known = {*self._killers, *self._judged} if is_only_new else set()
         self.mutants = [each for each in mutants if key in ("", each.key) and each.key not in known]
-        self._state: dict[str, Any] = {"reach": {}, "of": "", "done": {}}
+        self._state: dict[str, Any] = {"reach": {}, "lines": [], "of": "", "done": {}}
         if state.exists():
-            self._state = json.loads(state.read_text())
+            self._state |= json.loads(state.read_text())
         if key:
             self._state["done"].pop(key, None)
         self._reach: dict[str, Reach] = {}
@@ -122,7 +122,7 @@ class Campaign:
         began_s = time.monotonic()
         self._read_reach(tests)
         by_part: dict[str, dict[str, None]] = {}
-        for name, each in sorted(self._reach.items(), key=lambda item: item[1].seconds):
+        for name, each in self._reach.items():
             for part in dict.fromkeys(part for line in each.lines for part in _parts(line)):
                 by_part.setdefault(part, {})[name] = None
         killed_by: dict[str, dict[str, None]] = {}
@@ -154,12 +154,13 @@ class Campaign:
         self._report()
 
     def _reaching(self, mutant: Mutant, by_part: dict[str, dict[str, None]]) -> list[str]:
-        """The tests that reach the line. If it is newer: its function, or all of its folder."""
-        for part in _parts(line_key(mutant)):
-            if part in by_part:
-                return list(by_part[part])
-        folder = f"tests/{mutant.mark.path.parent.name}/"
-        return [each for each in self._reach if each.startswith(folder)]
+        """The tests that reach the line. If it is newer: its function, and all of its folder."""
+        line, function = _parts(line_key(mutant))
+        if line in self._state["lines"]:
+            return list(by_part.get(line, ()))
+        folder = f"tests/{mutant.mark.path.relative_to(SOURCE).parts[0]}/"
+        names = [*by_part.get(function, ()), *(n for n in self._reach if n.startswith(folder))]
+        return list(dict.fromkeys(names))
 
     def _in_order(
         self, mutant: Mutant, reaching: list[str], first: list[str], tests: Tests
@@ -189,6 +190,8 @@ class Campaign:
         everything = {str(path): MutableFile(path) for path in files()}
         mutants = [each for file in everything.values() for each in file.mutants()]
         reach = self._state["reach"]
+        if not reach:
+            self._state["lines"] = sorted(set(map(line_key, mutants)))
         new = [name for name in tests.items if name not in reach]
         if new:
             reach.update(msgspec.to_builtins(tests.reach(everything, mutants, new)))
@@ -197,7 +200,8 @@ class Campaign:
         if self._state["of"] != state:
             self._state["of"] = state
             self._state["done"] = self._still_valid()
-        self._reach = msgspec.convert(reach, dict[str, Reach])
+        found = msgspec.convert(reach, dict[str, Reach])
+        self._reach = dict(sorted(found.items(), key=lambda each: each[1].seconds))
 
     def _still_valid(self) -> dict[str, Any]:
         """After a change of source or tests, survivors are tried again, and the killed are not."""

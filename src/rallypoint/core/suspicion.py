@@ -362,10 +362,8 @@ class Suspicion:
         return [
             member.name
             for member in self._roster.troubled()
-            # R8: neither proved deaths nor members that have yet to attach.
-            if member.name not in self._ended
-            and member.name not in self._unguarded
-            and member.due_s <= at_s
+            # R8: a member that has yet to attach has the attach grace.
+            if member.name not in self._unguarded and member.due_s <= at_s
         ]
 
     def _forget_absence(self, name: str) -> None:
