@@ -31,6 +31,8 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         pytest.param(
             21, Plan(nodes=2, min_nodes=2, lease_ttl_s=2.0, lasting=ISOLATED), id="healed"
         ),
+        # The owner heard one of the two others. That one reaches both, and could form a round.
+        pytest.param(0, Plan(nodes=3, min_nodes=3, lease_ttl_s=2.0, lasting=ISOLATED), id="apart"),
     ],
 )
 def test_r7_whoever_can_form_a_round_goes_on_without_the_coordinators_host(

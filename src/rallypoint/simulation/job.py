@@ -123,6 +123,7 @@ class Job:
         scene.settled_s = None  # All is not well any more.
         if not rest.groups:
             world.run_until(began_s + rest.lasts_s, self._is_stopped)
+        kind = rest.kind
         ends_s = began_s + lasting.BOUND_S[kind]
         if rest.groups and not world.run_until(
             ends_s, lambda: self._is_stopped() or rest.goes_on(began_s)
