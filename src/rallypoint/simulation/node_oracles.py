@@ -21,6 +21,7 @@ from rallypoint.core.values import (
     Seat,
     Stamp,
 )
+from rallypoint.errors import CoordinatorLostError
 from rallypoint.ledger.keys import COORDINATORS, RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode, Token
@@ -215,11 +216,16 @@ class GoodbyesAreWritten(Oracle):
 
 
 class LeftIsNotLost(Oracle):
-    """R8: a node whose goodbye was answered is not lost, whoever coordinates after that."""
+    """R8: a node whose goodbye was answered is not lost, whoever coordinates after that.
+
+    If its workers had finished, its leaving ends no round.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._left: dict[str, None] = {}
+        self._done: dict[str, int] = {}
+        """The round of each node that had finished there before it left."""
         self._lost: set[tuple[str, int, str]] = set()
         """Run, round and name of members that a coordinator has lost before they left."""
 
@@ -242,6 +248,8 @@ class LeftIsNotLost(Oracle):
         """See Oracle."""
         if not self.scene.plan.same_names:
             self._left[here.name] = None
+            if here.has_finished and here.tokens:
+                self._done[here.name] = here.tokens[-1][1]
 
     def round_ended(self, here: StartedNode, change: Any) -> None:
         """See Oracle."""
@@ -250,6 +258,25 @@ class LeftIsNotLost(Oracle):
         gone = [each for each in gone if (run_id, number, each) not in self._lost]
         if change.kind is ChangeKind.NODE_LOST and gone:
             self.scene.broke("R8", f"{here.name} is told that {gone[0]} is lost, which had left")
+        done = [each for each in gone if self._done.get(each) == number]
+        if change.kind is ChangeKind.NODE_LEFT and done:
+            what = f"{here.name} is told that {done[0]} has ended round {number}, and it was done"
+            self.scene.broke("R8", what)
+
+
+class WorkersGoOn(Oracle):
+    """R13: without a coordinator the workers go on, and their node looks for one without end."""
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for here in self.scene.nodes:
+            node = here.node
+            if node is None or not (here.is_living and here.is_working) or node.change is not None:
+                continue
+            has_left = node._machine.has_said_goodbye or node.closed is not None
+            if type(node.gone) is CoordinatorLostError and not has_left:
+                what = f"{here.name} works, and looks for no coordinator: {node.gone.message}"
+                self.scene.broke("R13", what)
 
 
 class OrphansStop(Oracle):

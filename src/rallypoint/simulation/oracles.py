@@ -37,6 +37,7 @@ from rallypoint.simulation.node_oracles import (
     RanksAreWhole,
     SettingsAgree,
     TablesAgree,
+    WorkersGoOn,
 )
 from rallypoint.simulation.ownership_oracles import OWNERSHIP_ORACLES
 from rallypoint.simulation.progress_oracles import (
@@ -110,6 +111,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     MistakesAreRecorded,
     NodesNeverGoBack,
     OrphansStop,
+    WorkersGoOn,
     RanksAreWhole,
     TablesAgree,
     EndsAgree,

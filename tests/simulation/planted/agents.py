@@ -138,18 +138,45 @@ AGENTS = (
         rule="signals",
         source="torchrun",
         parts=(_tells_nobody,),
+        seed=11,
     ),
-    Bug(name="agent-second-signal-in-vain", rule="signals", source="none", parts=(_has_patience,)),
-    Bug(name="agent-regroups-slowly", rule="stop time", source="none", parts=(_stops_slowly,)),
     Bug(
-        name="agent-waits-for-nobody", rule="exit codes", source="none", parts=(_waits_for_nobody,)
+        name="agent-second-signal-in-vain",
+        rule="signals",
+        source="none",
+        parts=(_has_patience,),
+        seed=176,
+    ),
+    Bug(
+        name="agent-regroups-slowly",
+        rule="stop time",
+        source="none",
+        parts=(_stops_slowly,),
+        seed=933,
+    ),
+    Bug(
+        name="agent-waits-for-nobody",
+        rule="exit codes",
+        source="none",
+        parts=(_waits_for_nobody,),
+        seed=11,
     ),
     Bug(name="agent-lives-on-superseded", rule="R13", source="none", parts=(_never_superseded,)),
     Bug(
-        name="agent-reports-the-consequence", rule="failures", source="none", parts=(_first_first,)
+        name="agent-reports-the-consequence",
+        rule="failures",
+        source="none",
+        parts=(_first_first,),
+        seed=29,
     ),
     Bug(name="agent-keeps-its-first-cause", rule="failures", source="none", parts=(_first_only,)),
-    Bug(name="agent-forgives-failures", rule="exit codes", source="none", parts=(_fails_softly,)),
+    Bug(
+        name="agent-forgives-failures",
+        rule="exit codes",
+        source="none",
+        parts=(_fails_softly,),
+        seed=3,
+    ),
     Bug(name="agent-patience-without-end", rule="R7", source="none", parts=(_waits_for_a_cause,)),
     Bug(
         name="agent-starts-beside-the-last-round",
@@ -165,14 +192,14 @@ AGENTS = (
         parts=(_forgets_the_end,),
     ),
     Bug(
-        name="agent-loses-a-signal", rule="signals", source="torchrun", parts=(_waits_on,), seed=21
+        name="agent-loses-a-signal", rule="signals", source="torchrun", parts=(_waits_on,), seed=11
     ),
     Bug(
         name="agent-hides-a-signal",
         rule="exit codes",
         source="torchrun: exit code 0 after SIGTERM",
         parts=(_ends_with_success,),
-        seed=4,
+        seed=11,
     ),
     Bug(
         name="agent-keeps-a-failure",
@@ -181,8 +208,14 @@ AGENTS = (
         parts=(_reports_nothing,),
         seed=3,
     ),
-    Bug(name="agent-forgets-a-failure", rule="failures", source="none", parts=(_explains_one,)),
-    Bug(name="agent-mixes-ranks", rule="R3", source="none", parts=(_ranks_by_node,), seed=6),
+    Bug(
+        name="agent-forgets-a-failure",
+        rule="failures",
+        source="none",
+        parts=(_explains_one,),
+        seed=43,
+    ),
+    Bug(name="agent-mixes-ranks", rule="R3", source="none", parts=(_ranks_by_node,), seed=21),
     Bug(
         name="agent-hides-an-error",
         rule="exit codes",
@@ -190,11 +223,12 @@ AGENTS = (
         parts=(_leaves_at_once,),
         seed=3,
     ),
-    Bug(name="agent-never-regroups", rule="R7", source="none", parts=(_never_regroups,)),
+    Bug(name="agent-never-regroups", rule="R7", source="none", parts=(_never_regroups,), seed=24),
     Bug(
         name="agent-takes-a-kill-for-success",
         rule="outcomes",
         source="none",
         parts=(_takes_exits_for_finished,),
+        seed=190,
     ),
 )
