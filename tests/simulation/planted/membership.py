@@ -108,7 +108,7 @@ def _joins_the_full(original: Any, self: Any, settings: Any) -> None:
 
 
 @replaces("rallypoint.core.finished:Finished.add")
-def _joins_the_finished(original: Any, self: Any, name: Any, *, is_in_round: Any) -> None:
+def _joins_the_finished(original: Any, self: Any, node: Any, *, is_in_round: Any) -> None:
     """A member that is done is not counted, so newcomers are let in."""
 
 
