@@ -233,12 +233,13 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         before = events._get_running_loop()
         events._set_running_loop(self)
         try:
-            for task in list(self._tasks):
+            while self._tasks:  # What a coroutine does when it is closed may start others.
+                task = next(iter(self._tasks))
+                del self._tasks[task]
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 coroutine: Any = task.get_coro()
                 with contextlib.suppress(BaseException):
                     coroutine.close()
-            self._tasks.clear()
             for task in self._failed:
                 task._log_traceback = False
             self._failed.clear()
