@@ -169,7 +169,8 @@ def _again(plan: Plan, draw: random.Random) -> Plan:
     faults: list[PlannedFault] = []
     at_s = 3.0
     for _ in range(draw.choice((2, 3))):
-        faults.append(PlannedFault(at_s, "close now", draw.getrandbits(32)))
+        for kind, after_s in (("fail", -1.0), ("close now", 0.0), ("close now", 1.0)):
+            faults.append(PlannedFault(at_s + after_s, kind, draw.getrandbits(32)))
         if draw.random() < 0.5:
             faults.append(PlannedFault(at_s + 4.0, "kill owner", draw.getrandbits(32)))
         if draw.random() < 0.3:
@@ -177,9 +178,12 @@ def _again(plan: Plan, draw: random.Random) -> Plan:
         at_s += draw.choice((12.0, 25.0, 150.0))
         faults.append(PlannedFault(round(at_s, 3), "start_all", draw.getrandbits(32)))
         at_s += draw.choice((3.0, 8.0))
+    # Two runs share the ledger's floor.
+    nodes, runs = draw.choice(((2, 1), (3, 1), (4, 2)))
     return msgspec.structs.replace(
         plan,
-        nodes=draw.choice((2, 3)),
+        nodes=nodes,
+        runs=runs,
         min_nodes=1,
         max_nodes=0,
         replicas=draw.choice((1, 2)),

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from rallypoint.core import effects as do
+from rallypoint.core.election.actions import Elected
+from rallypoint.core.election.ownership import ClaimState
 from rallypoint.core.election.records import NO_FLOOR
 from rallypoint.core.roster import Bucket
 from rallypoint.core.values import Marks, MemberState, table_digest
@@ -265,8 +267,138 @@ def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
     return msgspec.structs.replace(found, missing=(), missing_count=0)
 
 
-def _bug(name: str, rule: str, *parts: Any, seed: int | None = None) -> Bug:
-    return Bug(name=name, rule=rule, source="own", parts=parts, seed=seed)
+# -- who owns a run, and what is removed -----------------------------------------------------------
+
+
+@replaces("rallypoint.core.election.lease:Standstill.seen")
+def _beats_ignored(original: Any, self: Any, process: Any, version: Any, now_s: Any) -> Any:
+    """A lease that is renewed counts as one that stands still."""
+    known = self._seen
+    if known is not None and known.process == process:
+        self._seen = msgspec.structs.replace(known, version=version)
+        return self._seen
+    return original(self, process, version, now_s)
+
+
+@replaces("rallypoint.core.election.ownership:Claim._own")
+def _owns_late(original: Any, self: Any, register: Any, now_s: Any) -> Any:
+    """A seal whose outcome came late elects an owner whose lease is too old."""
+    self._rest(ClaimState.OWNED, None)
+    return [Elected(register, self.version, self.former_host)]
+
+
+@replaces("rallypoint.core.election.records:Floor.raised")
+def _floor_falls(original: Any, self: Any, register: Any) -> Any:
+    """The floor is that of the run that was removed last."""
+    return msgspec.structs.replace(self, term=register.term, number=register.number)
+
+
+@replaces("rallypoint.core.election.records:RunRegister.sealed")
+def _floor_not_carried(
+    original: Any, self: Any, process: Any, floor: Any, early: Any = None
+) -> Any:
+    return msgspec.structs.replace(original(self, process, floor, early), floor=self.floor)
+
+
+@replaces("rallypoint.coordinator.owned_runs:OwnedRuns.deposed")
+def _deposed_unheard(original: Any, self: Any, run_id: Any, reason: Any) -> None:
+    """A run that was lost to another owner is not told."""
+    self.stop_taking_over(run_id)
+
+
+@replaces("rallypoint.coordinator.run_ownership:RunOwnership._renewed")
+async def _renewed_before(original: Any, self: Any) -> None:
+    """Any earlier renewal proves that the lease is still held."""
+
+
+@replaces("rallypoint.coordinator.lease_manager:LeaseManager._new_holder")
+def _same_process_again(original: Any, self: Any) -> Any:
+    """A lost lease is begun again under its name."""
+    holder = original(self)
+    before = getattr(self, "holder", None)
+    if before is not None:
+        holder.process = before.process
+    return holder
+
+
+@replaces("rallypoint.core.candidacy:candidate_after_s")
+def _no_candidates(
+    original: Any, chance: Any, nodes: Any, candidates: Any, doubling_s: Any
+) -> float:
+    return 1e6
+
+
+@replaces("rallypoint.core.membership:Membership._adopt_end")
+def _end_not_adopted(original: Any, self: Any, speaker: Any, event: Any) -> None:
+    """What the last coordinator told of the end of the round is forgotten."""
+
+
+@replaces("rallypoint.core.membership:Membership._is_ending")
+def _never_ends(original: Any, self: Any, settings: Any) -> bool:
+    return False
+
+
+@replaces("rallypoint.core.membership:Membership._begin_again")
+def _interrupted_lose_places(original: Any, self: Any, record: Any, change: Any) -> None:
+    """The members of a round that was interrupted while it was written lose their places."""
+    original(self, record, change)
+    for member in self.roster:
+        member.survivor = False
+        if member.state is MemberState.READY:
+            member.state = MemberState.IDLE
+    self.roster.reindex_all()
+
+
+@replaces("rallypoint.core.roster:Roster.living")
+def _any_start(original: Any, self: Any, node: Any) -> Any:
+    """What another start of a node says counts, too."""
+    return self._members.get(node.name)
+
+
+@replaces("rallypoint.core.membership:Membership._on_connection_lost")
+def _any_connection(original: Any, self: Any, event: Any) -> None:
+    """The end of an earlier connection counts as that of the present one."""
+    member = self.roster.living(event.node)
+    if member is not None:
+        event = msgspec.structs.replace(event, connection_id=member.connection_id)
+    original(self, event)
+
+
+@replaces("rallypoint.core.takeover:Takeover.expect_members")
+def _done_is_expected(
+    original: Any,
+    self: Any,
+    record: Any,
+    marks: Any,
+    history: Any,
+    *,
+    attach_grace_s: Any,
+    former_host: Any,
+    now_s: Any,
+) -> Any:
+    """A member that is done has to attach to the next coordinator."""
+    return original(
+        self,
+        record,
+        msgspec.structs.replace(marks, done=b""),
+        history,
+        attach_grace_s=attach_grace_s,
+        former_host=former_host,
+        now_s=now_s,
+    )
+
+
+@replaces("rallypoint.core.election.ownership:Claim._look_later")
+def _looks_once(original: Any, self: Any, lease: Any, now_s: Any, dead_s: Any) -> Any:
+    """The owner's lease is not looked at again."""
+    found = original(self, lease, now_s, dead_s)
+    self._look_again_s = None
+    return found
+
+
+def _bug(name: str, rule: str, *parts: Any, tests: tuple[str, ...] = (), judged: str = "") -> Bug:
+    by = "judged" if judged else "tests" if tests else "job"
+    return Bug(name=name, rule=rule, source="own", parts=parts, by=by, tests=tests, judged=judged)
 
 
 MEMBERSHIP = (
@@ -298,7 +430,28 @@ MEMBERSHIP = (
     _bug("host-not-known", "R8", _host_not_known),
     _bug("another-host", "R8", _another_host),
     _bug("resigns-without-a-word", "R7", _resigns_without_a_word),
-    _bug("terms-are-not-compared", "R5", _terms_are_not_compared),
+    _bug(
+        *("terms-are-not-compared", "R5", _terms_are_not_compared),
+        tests=("tests/client/test_machine_rules.py",),
+    ),
     _bug("still-in-its-round", "R13", _still_in_its_round),
     _bug("waits-for-nobody", "R7", _waits_for_nobody),
+    _bug("beats-ignored", "R9", _beats_ignored),
+    _bug(
+        *("owns-late", "R5", _owns_late),
+        judged="a run that is taken over on a lease that is too old begins SUSPENDED",
+    ),
+    _bug("floor-falls", "R13", _floor_falls),
+    _bug("floor-not-carried", "R1", _floor_not_carried),
+    _bug("deposed-unheard", "R5", _deposed_unheard),
+    _bug("renewed-before", "R5", _renewed_before),
+    _bug("same-process-again", "R5", _same_process_again),
+    _bug("no-candidates", "R7", _no_candidates),
+    _bug("end-not-adopted", "R7", _end_not_adopted),
+    _bug("never-ends", "R7", _never_ends),
+    _bug("interrupted-lose-places", "R7", _interrupted_lose_places),
+    _bug("any-start", "R4", _any_start),
+    _bug("any-connection", "R8", _any_connection),
+    _bug("done-is-expected", "R8", _done_is_expected),
+    _bug("looks-once", "R7", _looks_once),
 )
