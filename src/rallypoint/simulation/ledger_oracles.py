@@ -266,29 +266,38 @@ class LedgerStaysSmall(Oracle):
 
     LOGS_MAX: Final = 10
     """Of one run. A log that could not be removed is removed after the next round."""
-    MORE_RECORDS: Final = 200
+    MORE_RECORDS: Final = 40
     """A segment has so many records besides those after which it is compacted: what was written
     while the next snapshot was. A snapshot of many parts takes long, and may cost as much again."""
+    COST_BYTES: Final = 1024
+    """To read a record costs at least as much as so many bytes of a snapshot."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._records: dict[str, int] = {}
         """How many records a log has."""
         self._parts: dict[str, int] = {}
-        """How many of them are parts of a snapshot."""
+        """By run: how many parts a snapshot has had at most."""
+        self._part_bytes: dict[str, int] = {}
+        """By run: how many bytes all parts of a snapshot have had at most."""
+        self._of_log: dict[str, tuple[int, int]] = {}
+        """By log: its parts, and their bytes."""
 
     def logged(self, log: str, index: int, value: bytes | None) -> None:
         """See Oracle."""
         if value is None:
             self._records.pop(log, None)
-            self._parts.pop(log, None)
+            self._of_log.pop(log, None)
             return
+        run = log.rpartition("/")[0]
+        parts, size = self._of_log.get(log, (0, 0))
         if record_of(value).part is not None:
-            self._parts[log] = self._parts.get(log, 0) + 1
+            parts, size = self._of_log[log] = parts + 1, size + len(value)
+        self._parts[run] = max(parts, self._parts.get(run, 0))
+        self._part_bytes[run] = max(size, self._part_bytes.get(run, 0))
         records = self._records[log] = self._records.get(log, 0) + 1
-        parts = self._parts.get(log, 0)
-        most = 2 * store_log.COMPACT_RECORDS + 3 * parts + self.MORE_RECORDS
-        if records > most:
+        most = store_log.COMPACT_RECORDS + 3 * self._parts[run] + self.MORE_RECORDS
+        if records > most + self._part_bytes[run] / self.COST_BYTES:
             self.scene.broke("budget", f"{log} has {records} records; it should be compacted")
 
     def at_end(self) -> None:

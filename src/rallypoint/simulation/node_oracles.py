@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any, Final
 
+from rallypoint.client.actions import Drop
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
@@ -25,6 +26,7 @@ from rallypoint.errors import CoordinatorLostError
 from rallypoint.ledger.keys import COORDINATORS, RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode, Token
+from rallypoint.wire import messages as wire
 
 
 class NodesNeverGoBack(Oracle):
@@ -44,6 +46,13 @@ class NodesNeverGoBack(Oracle):
                 seen = f"{before.term, before.round}, in the ledger term {floor.term}"
                 now = f"{after.term, after.round}"
                 self.scene.broke("R5", f"{here.name} took {kind} of {now}, and had seen {seen}")
+            is_done = any(not isinstance(each, Drop) for each in actions)
+            if is_done and not isinstance(message, wire.Refused):
+                # A late message changes nothing, also if this node has read the term in the ledger.
+                sent = message.stamp
+                if _is_older(sent, before) or _is_older(sent, floor):
+                    told = f"{type(message).__name__} of {sent.term, sent.round} is late"
+                    self.scene.broke("R5", f"{here.name}: {told}, and it did {actions}")
             return actions
 
         machine.received = receives

@@ -21,6 +21,7 @@ from rallypoint.simulation.coordinator_oracles import (
     NothingHangs,
     ReportsAreTold,
 )
+from rallypoint.simulation.leak_oracles import LEAK_ORACLES
 from rallypoint.simulation.ledger_oracles import (
     LedgerIsSpared,
     LedgerKeepsRules,
@@ -120,5 +121,6 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     SettingsAgree,
     SilenceIsNoticed,
     *OWNERSHIP_ORACLES,
+    *LEAK_ORACLES,
     *AGENT_ORACLES,
 )

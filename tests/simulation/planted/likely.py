@@ -374,6 +374,11 @@ def _store_of_any_round(original: Any, self: Any, session: Any, node: Any, call:
     original(self, session, node, msgspec.structs.replace(call, stamp=stamp))
 
 
+@replaces("rallypoint.coordinator.store_service:StoreService.hold")
+def _no_hold(original: Any, self: Any, members: Any, limit_s: Any) -> None:
+    """After an early takeover, answers do not wait for the members that have yet to attach."""
+
+
 @replaces("rallypoint.coordinator.store_service:StoreService.forget_session")
 def _held_answers_stay(original: Any, self: Any, session: Any) -> None:
     """Answers that were held for a connection that has ended are not dropped."""
@@ -501,7 +506,10 @@ LIKELY = (
     _likely("snapshot-misses-a-key", "R10", _snapshot_misses_a_key),
     _likely("log-not-sealed", "R5", _not_sealed),
     _likely("log-sealed-too-early", "R10", _sealed_too_early),
-    _likely("store-of-any-round", "R4", _store_of_any_round),
+    # A call of a round that has ended is not sent at all: with only one of the two parts, the other
+    # keeps it from the next round's store.
+    _likely("store-of-any-round", "R4", _store_of_any_round, _keeps_calls),
+    _likely("no-hold-after-early-takeover", "R10", _no_hold),
     _likely("held-answers-stay", "budget", _held_answers_stay),
     _likely("held-for-ever", "R7", _held_for_ever),
     _likely("timers-stay", "budget", _timers_stay),

@@ -1,0 +1,119 @@
+"""What must not stay once nobody needs it: held answers, timers, candidates, tasks, requests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.simulation.machine import SimulatedFront
+from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode
+
+SOON_S: Final = 10.0
+"""A coordinator hands over its lease before it ends, and waits so long for a ledger at most."""
+_PACKAGE: Final = "/rallypoint/coordinator/"
+
+
+class HeldAnswersEnd(Oracle):
+    """No answer is held for a connection that has ended: its node asks again (R11)."""
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for front in self.scene.fronts:
+            if front.has_ended or not front.process.is_alive or front.process.is_frozen:
+                continue
+            for run in front.driver.coordinator.runs.values():
+                for session in run.store._held._answers:
+                    if session._has_ended:
+                        what = f"holds answers for connection {session.connection_id}, which ended"
+                        self.scene.broke("leak", f"{front.process.name} {what}")
+
+
+class ForgottenRunsRest(Oracle):
+    """A run that its coordinator has forgotten has no timers any more."""
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if run.is_forgotten and isinstance(event, on.TimerFired):
+            what = f"a timer of {run.run_id}, which was forgotten, is due: {event.timer}"
+            self.scene.broke("leak", f"{front.process.name}: {what}")
+
+
+class CandidatesEnd(Oracle):
+    """A candidate ends as soon as its node is attached to another coordinator, with all its tasks.
+
+    So an idle run has one lease in the ledger.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._unneeded_s: dict[SimulatedFront, float] = {}
+        """For how long its node was attached elsewhere, or for how long it has ended."""
+
+    def looked(self) -> None:
+        """See Oracle."""
+        nodes = {each.process: each for each in self.scene.living if each.run_id}
+        for front in self.scene.fronts:
+            here, process = nodes.get(front.process), front.process
+            if here is None or not process.is_alive:
+                self._unneeded_s.pop(front, None)
+            elif not (front.has_ended or _is_elsewhere(here)):
+                self._unneeded_s[front] = 0.0
+            elif not process.is_frozen and process.turn_cost_s < 0.005:
+                self._unneeded_s[front] = self._unneeded_s.get(front, 0.0) + LOOKS_S
+                if self._unneeded_s[front] > SOON_S and not front.has_ended:
+                    what = "keeps its candidate, though it is attached to another coordinator"
+                    self.scene.broke("leak", f"{here.name} {what}")
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        if self.scene.settled_s is None:
+            return
+        serving = {front.process for front in self.scene.fronts if not front.has_ended}
+        for front, unneeded_s in self._unneeded_s.items():
+            process = front.process
+            if process in serving or not process.is_alive or unneeded_s <= SOON_S:
+                continue
+            names = [str(task.get_coro()) for task in process.loop.tasks if _is_ours(task)]
+            if names:
+                what = f"has ended its coordinator, which still has tasks: {names}"
+                self.scene.broke("leak", f"{process.name} {what}")
+
+
+def _is_elsewhere(here: StartedNode) -> bool:
+    node = here.node
+    return node is not None and node.is_connected and not node.is_at_own
+
+
+def _is_ours(task: object) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)  # type: ignore[attr-defined]
+    return code is not None and _PACKAGE in code.co_filename
+
+
+class ClosesAreHeard(Oracle):
+    """R7: once all is well, a request to close the run has been carried out, or was refused."""
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        if self.scene.settled_s is None:
+            return
+        for here in self.scene.living:
+            node = here.node
+            if node is not None and node.is_connected and node._machine._close_wanted is not None:
+                self.scene.broke("R7", f"{here.name} wants to close {here.run_id}, which goes on")
+
+
+LEAK_ORACLES: Final[tuple[type[Oracle], ...]] = (
+    HeldAnswersEnd,
+    ForgottenRunsRest,
+    CandidatesEnd,
+    ClosesAreHeard,
+)
