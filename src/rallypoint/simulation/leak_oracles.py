@@ -82,7 +82,11 @@ class CandidatesEnd(Oracle):
             process = front.process
             if process in serving or not process.is_alive or unneeded_s <= SOON_S:
                 continue
-            names = [str(task.get_coro()) for task in process.loop.tasks if _is_ours(task)]
+            names = [
+                getattr(task.get_coro(), "__qualname__", "")
+                for task in process.loop.tasks
+                if _is_ours(task)
+            ]
             if names:
                 what = f"has ended its coordinator, which still has tasks: {names}"
                 self.scene.broke("leak", f"{process.name} {what}")
@@ -98,22 +102,8 @@ def _is_ours(task: object) -> bool:
     return code is not None and _PACKAGE in code.co_filename
 
 
-class ClosesAreHeard(Oracle):
-    """R7: once all is well, a request to close the run has been carried out, or was refused."""
-
-    def at_end(self) -> None:
-        """See Oracle."""
-        if self.scene.settled_s is None:
-            return
-        for here in self.scene.living:
-            node = here.node
-            if node is not None and node.is_connected and node._machine._close_wanted is not None:
-                self.scene.broke("R7", f"{here.name} wants to close {here.run_id}, which goes on")
-
-
 LEAK_ORACLES: Final[tuple[type[Oracle], ...]] = (
     HeldAnswersEnd,
     ForgottenRunsRest,
     CandidatesEnd,
-    ClosesAreHeard,
 )
