@@ -168,9 +168,10 @@ class Campaign:
         """The tests to run: its known killer, killers of its neighbours, and then all others that
         reach the line, the quickest first."""
         reached = set(reaching)
-        likely = [self._killers.get(mutant.key, ""), *(each for each in first if each in reached)]
+        likely = sorted({each for each in first if each in reached}, key=self._seconds_of)
+        likely.insert(0, self._killers.get(mutant.key, ""))
         names = {each: None for each in likely if each in tests.items}
-        budget_s = self._seconds - sum(map(self._seconds_of, names))
+        budget_s = self._seconds
         for each in reaching:
             budget_s -= self._seconds_of(each)
             if budget_s < 0:
