@@ -159,8 +159,8 @@ class Campaign:
         if line in self._state["lines"]:
             return list(by_part.get(line, ()))
         folder = f"tests/{mutant.mark.path.relative_to(SOURCE).parts[0]}/"
-        names = [*by_part.get(function, ()), *(n for n in self._reach if n.startswith(folder))]
-        return list(dict.fromkeys(names))
+        of_function = by_part.get(function, {})
+        return [n for n in self._reach if n in of_function or n.startswith(folder)]
 
     def _in_order(
         self, mutant: Mutant, reaching: list[str], first: list[str], tests: Tests
@@ -168,7 +168,7 @@ class Campaign:
         """The tests to run: its known killer, killers of its neighbours, and then all others that
         reach the line, the quickest first."""
         reached = set(reaching)
-        likely = sorted({each for each in first if each in reached}, key=self._seconds_of)
+        likely = sorted((each for each in first if each in reached), key=self._seconds_of)
         likely.insert(0, self._killers.get(mutant.key, ""))
         names = {each: None for each in likely if each in tests.items}
         budget_s = self._seconds
