@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import pytest
 
+from rallypoint.checkers.invariants import Checked
 from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core import suspicion
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.finished import Finished
+from rallypoint.core.membership import Membership
 from rallypoint.core.pacing import ROUNDS_AT_ONCE
-from rallypoint.core.roster import Roster
+from rallypoint.core.roster import Bucket, Roster
 from rallypoint.core.values import ChangeKind, CloseRecord, NodeInfo, Phase
-from tests.core.driver import Driver
+from tests.core.driver import Driver, node_id
 from tests.core.test_marked_lines import marking, member, met, record
 
 
@@ -373,3 +376,13 @@ def test_r5_only_its_secret_proves_that_a_connection_is_the_members(
 ) -> None:
     info = NodeInfo("a", 1, "host", (), 1)
     assert Roster().add(info, 1, 0.0, own).is_proved_by(shown) is is_proved
+
+
+def test_r1_a_member_that_names_a_round_below_the_floor_is_a_member_all_the_same() -> None:
+    driver = Driver(min=2, max=2)
+    driver.checked = Checked(Membership("run", floor=40))
+    driver.join("a", "b")
+    assert driver.run.number == 41
+    assert driver.step(on.NodeDone(node_id("a"), 5)) == []
+    driver.done("a")
+    assert driver.run.roster.count(Bucket.DONE) == 1
