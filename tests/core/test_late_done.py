@@ -99,6 +99,29 @@ def test_r11_a_done_node_that_was_removed_and_returns_is_done_and_counted_once()
     assert member.state is MemberState.DONE
 
 
+def test_r11_a_done_node_that_has_left_is_counted_once_under_a_successor_too() -> None:
+    driver = met("a", "b", "c")
+    driver.done("a")
+    driver.leave("a")
+    fail_over(driver, "a", "b", "c")
+    driver.leave("a")
+    assert driver.run.roster.living(node_id("a")) is None
+    done_late(driver, "a")
+    assert driver.run._finished.count == 1
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_r4_a_member_is_not_done_with_a_round_that_is_not_its_last(number: int) -> None:
+    driver = met("a", "b", "c")
+    driver.ready("a", "b", "c")
+    driver.advance(31.0)
+    assert driver.run.number == 2
+    driver.step(on.NodeDone(node_id("a"), number))
+    member = driver.run.roster.living(node_id("a"))
+    assert member is not None
+    assert member.state is MemberState.ACTIVE
+
+
 def test_r4_a_node_that_was_in_no_round_is_not_done() -> None:
     driver = without("a", regroup=False)
     driver.attach("x")

@@ -562,8 +562,7 @@ class Membership:
             return
         is_in_round = event.round == self.number
         # R11: also if the node was removed meanwhile, and has attached again.
-        is_known = self._marking.is_done(member.id) if is_in_round else False
-        if not (is_known or self._finished.knows(member.id)):
+        if not (self._marking.is_done(member.id) or self._finished.knows(member.id)):
             self._finished.add(member.id, is_in_round=is_in_round)
         if is_in_round:
             self._marking.done(member.id, self._now_s)
@@ -579,7 +578,7 @@ class Membership:
         Its workers may have finished while it could not be heard.
         """
         # R4: since it was admitted it has been in no round.
-        if member.last_round or not self.round or number > self.number:
+        if member.last_round or number > self.number:
             return False
         # A successor knows only the members of the last round.
         return number < self.number or self._marking.has(member.id)
