@@ -215,7 +215,9 @@ class GoodbyesAreWritten(Oracle):
         head, given = self._heads.get(here.run_id), here.node.round if here.node else None
         if head is None or given is None or head.close is not None:
             return
-        if (given.head.term, given.head.number) != here.tokens[-1] or head.round != given.head:
+        token = (given.head.term, given.head.number)
+        # A program that was asked to end may not have taken the round.
+        if not here.tokens or token != here.tokens[-1] or head.round != given.head:
             return
         marks, rank = head.marks, given.seat.node_rank
         is_marked = rank in ranks_in(marks.done) | ranks_in(marks.gone)

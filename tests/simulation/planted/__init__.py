@@ -3,9 +3,9 @@
     python -m tests.simulation.planted                   all of them, from seed 0
     python -m tests.simulation.planted NAME --seeds 5000    one, and how far to look
 
-`planting` replaces functions. The bugs are in `protocol_faults` (those of earlier releases),
-`literature` (those of other systems), `likely` (those that a change could bring in), `nodes` and
-`agents`.
+`planting` replaces functions. The bugs are in `protocol_faults` and `mended` (those of earlier
+releases), `literature` (those of other systems), `likely` (those that a change could bring in),
+`nodes` and `agents`.
 """
 
 import msgspec
@@ -15,10 +15,11 @@ from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
 from tests.simulation.planted.membership import MEMBERSHIP
+from tests.simulation.planted.mended import MENDED
 from tests.simulation.planted.nodes import NODES
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
-_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *AGENTS, *NODES)
+_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *MENDED, *AGENTS, *NODES)
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug
     for bug in _ALL
