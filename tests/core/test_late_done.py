@@ -122,6 +122,13 @@ def test_r4_a_member_is_not_done_with_a_round_that_is_not_its_last(number: int) 
     assert member.state is MemberState.ACTIVE
 
 
+def test_r4_a_lost_node_is_not_done_with_a_round_that_has_not_been() -> None:
+    driver = without("a", regroup=False)
+    driver.attach("a")
+    driver.step(on.NodeDone(node_id("a"), 2))
+    assert driver.run._finished.count == 0
+
+
 def test_r4_a_node_that_was_in_no_round_is_not_done() -> None:
     driver = without("a", regroup=False)
     driver.attach("x")
