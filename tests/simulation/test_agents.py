@@ -12,7 +12,7 @@ from rallypoint.simulation.agents import SimulatedSystem
 from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import OF_BARE_NODES, Plan, PlannedFault
-from rallypoint.simulation.situations import SITUATION_FAULTS
+from rallypoint.simulation.situation_faults import SITUATION_FAULTS
 from rallypoint.simulation.workers import GUARDED_S
 
 SEEDS = 6

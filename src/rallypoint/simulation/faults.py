@@ -19,7 +19,7 @@ from rallypoint.simulation.agent_faults import AGENT_FAULTS, RARE_AGENT_FAULTS, 
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
-from rallypoint.simulation.situations import SITUATION_FAULTS
+from rallypoint.simulation.situation_faults import SITUATION_FAULTS
 from rallypoint.simulation.world import Process
 
 Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]

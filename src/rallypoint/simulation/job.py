@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
-from rallypoint.simulation import lasting, situations
+from rallypoint.simulation import lasting, situation_faults
 from rallypoint.simulation.agent_faults import AGENT_FAULTS
 from rallypoint.simulation.agents import agent_program
 from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, STORE_FAULTS, long_s, some_s
@@ -173,7 +173,7 @@ class Job:
             victim = here[0]
         scene.say(victim.name, f"FAULT {fault.kind}" + (f" at {fault.moment}" if where else ""))
         lasts_s = long_s(draw) if self.plan.is_store else some_s(draw)
-        lasts_s = situations.lasts_s(fault.kind, draw) or lasts_s
+        lasts_s = situation_faults.lasts_s(fault.kind, draw) or lasts_s
         undo = ALL_FAULTS[fault.kind](scene, victim, draw)
         if undo is not None:
             serial = next(scene.serial)

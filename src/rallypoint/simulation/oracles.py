@@ -42,6 +42,7 @@ from rallypoint.simulation.node_oracles import (
 )
 from rallypoint.simulation.ownership_oracles import OWNERSHIP_ORACLES
 from rallypoint.simulation.progress_oracles import (
+    HopelessRunsEnd,
     RoundsForm,
     SilenceIsNoticed,
     SilentAreSuspect,
@@ -103,6 +104,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     NothingHangs,
     ReportsAreTold,
     RoundsForm,
+    HopelessRunsEnd,
     SilentAreSuspect,
     CoordinatorsLeakNothing,
     LedgerKeepsRules,

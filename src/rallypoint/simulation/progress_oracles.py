@@ -12,7 +12,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import Phase, Reachability
+from rallypoint.core.values import MemberState, Phase, Reachability
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode
 
@@ -93,6 +93,65 @@ class RoundsForm(Oracle):
         is_enough = settings is not None and membership.roster.ready_count >= settings.min_nodes
         has_grace = bool(membership.roster.count(Bucket.ABSENT))
         return is_enough and membership.phase is Phase.GATHERING and not has_grace
+
+
+class HopelessRunsEnd(Oracle):
+    """R7: a run that cannot reach its minimum any more, because others are done, ends at once.
+
+    An open case may name the cause first.
+    """
+
+    WITHIN_S: Final = 8.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._runs: dict[HostedRun, _Acting] = {}
+        self._has_done: dict[HostedRun, None] = {}
+        """The runs of which a member is done."""
+        self._since_s: dict[HostedRun, float] = {}
+
+    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
+        """See Oracle."""
+        self._runs[run] = _Acting(front)
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if isinstance(event, on.NodeDone):
+            member = run.membership.roster.living(event.node)
+            if member is not None and member.state is MemberState.DONE:
+                self._has_done[run] = None
+        if not self._is_hopeless(run):
+            self._since_s.pop(run, None)
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for run, acting in list(self._runs.items()):
+            if run.is_forgotten or run.is_closed or not acting.is_alive:
+                del self._runs[run]
+                continue
+            acting.look(run)
+            if self._is_hopeless(run):
+                since_s = self._since_s.setdefault(run, acting.acted_s)
+                if acting.acted_s - since_s > self.WITHIN_S:
+                    waiting = run.membership.waiting(run.membership._now_s)
+                    what = f"{run.run_id} cannot reach its minimum, and goes on: {waiting}"
+                    self.scene.broke("R7", what)
+
+    def _is_hopeless(self, run: HostedRun) -> bool:
+        membership = run.membership
+        settings = membership.settings
+        if run not in self._has_done or settings is None:
+            return False
+        ended = (MemberState.DONE, MemberState.DEPARTING)
+        remaining = sum(member.state not in ended for member in membership.roster)
+        return membership.phase is Phase.GATHERING and remaining < settings.min_nodes
 
 
 class SilentAreSuspect(Oracle):

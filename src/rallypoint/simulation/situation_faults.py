@@ -1,0 +1,281 @@
+"""Faults that only situations have: they meet the coordinator that owns a run, or another node.
+
+To add one: write it as in `faults`, and put it into `SITUATION_FAULTS`. How long it lasts is in
+`lasts_s`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from rallypoint.simulation.etcd import Trouble
+from rallypoint.simulation.ledgers import EtcdInWorld
+from rallypoint.simulation.operations import OPERATIONS
+from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.world import Process
+
+Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
+
+
+def _owner(scene: Scene, victim: StartedNode) -> StartedNode:
+    """The process that coordinates a run; if there is none, this one."""
+    for front in scene.fronts:
+        runs = front.driver.coordinator.runs.values()
+        if not front.has_ended and any(run.is_claimed and run.attached_count for run in runs):
+            for each in scene.living:
+                if each.process is front.process:
+                    return each
+    return victim
+
+
+def _another(scene: Scene, victim: StartedNode, draw: random.Random) -> StartedNode:
+    """A node that does not coordinate the run."""
+    owner = _owner(scene, victim)
+    others = [each for each in scene.living if each is not owner and each.run_id]
+    return draw.choice(others) if others else victim
+
+
+def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    scene.start_later(victim.index, draw.expovariate(1.0 / draw.choice((0.2, 3.0, 20.0))))
+
+
+def _kill_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The coordinator's process is killed."""
+    owner = _owner(scene, victim)
+    owner.process.kill()
+    _start_again(scene, owner, draw)
+
+
+def _kill_another(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The process of a node that is not the coordinator's is killed."""
+    other = _another(scene, victim, draw)
+    other.process.kill()
+    _start_again(scene, other, draw)
+
+
+def _gone(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """A node that does not coordinate ends, and comes back very late."""
+    other = _another(scene, victim, draw)
+    if draw.random() < 0.5:
+        other.process.kill()
+    else:
+        scene.lose_power(other)
+    scene.start_later(other.index, 60.0)
+
+
+def _lose_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The coordinator's host loses power, and comes back late."""
+    for each in scene.lose_power(_owner(scene, victim)):
+        scene.start_later(each.index, draw.choice((1.0, 30.0, 60.0)))
+
+
+def _rack_of_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The coordinator's host and some others go at the same moment, and come back late."""
+    owner = _owner(scene, victim)
+    others = [each for each in scene.living if each is not owner]
+    count = round(draw.choice((0.1, 0.2, 0.4, 0.6)) * len(others))
+    gone = [owner, *draw.sample(others, count)]
+    thaws: list[Process] = []
+    for each in gone:
+        match draw.choice(("lose", "lose", "kill", "freeze")):
+            case "lose":
+                scene.lose_power(each)
+            case "kill":
+                each.process.kill()
+            case _:
+                each.process.freeze()
+                thaws.append(each.process)
+        if not each.process.is_alive:
+            scene.start_later(each.index, draw.choice((1.0, 30.0, 60.0)))
+
+    def undo() -> None:
+        for process in thaws:
+            process.thaw()
+
+    return undo
+
+
+def _rack_of_others(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Many are silent together. Some of them are back at the same time, and the others are gone."""
+    owner = _owner(scene, victim)
+    others = [each for each in scene.living if each is not owner]
+    silent = draw.sample(others, round(draw.choice((0.2, 0.4, 0.6)) * len(others)))
+    thaws: list[Process] = []
+    for each in silent:
+        if draw.random() < 0.3:
+            scene.lose_power(each)
+            scene.start_later(each.index, draw.choice((30.0, 60.0)))
+        else:
+            each.process.freeze()
+            thaws.append(each.process)
+
+    def undo() -> None:
+        for process in thaws:
+            process.thaw()
+
+    return undo
+
+
+def _freeze_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The coordinator's process has no turns."""
+    owner = _owner(scene, victim)
+    owner.process.freeze()
+    return owner.process.thaw
+
+
+def _long_freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """A node has no turns for so long that it is lost."""
+    other = _another(scene, victim, draw)
+    other.process.freeze()
+    return other.process.thaw
+
+
+def _refuse_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """Something on the way ends the coordinator's connections, and refuses new ones: it lives."""
+    network, owner = scene.network, _owner(scene, victim)
+    network.refuse(owner.host)
+    for _ in range(draw.randrange(2, 8)):
+        network.cut_one(owner.process, draw)
+    return lambda: network.accept_again(owner.host)
+
+
+def _refuse_one(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The same for the connections of one node: others reach the coordinator."""
+    network, owner, other = scene.network, _owner(scene, victim), _another(scene, victim, draw)
+    network.refuse(owner.host, other.host)
+    for _ in range(draw.randrange(2, 8)):
+        network.cut_one(other.process, draw)
+    return lambda: network.accept_again(owner.host, other.host)
+
+
+def _leave_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The node that coordinates leaves in order."""
+    OPERATIONS["leave"](scene, _owner(scene, victim), draw)
+
+
+def _leave_another(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """A node that does not coordinate leaves in order."""
+    OPERATIONS["leave"](scene, _another(scene, victim, draw), draw)
+
+
+def _away(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """A node does not hear the coordinator, or is not heard, or both. Others are."""
+    owner, other = _owner(scene, victim), _another(scene, victim, draw)
+    there, back = (owner.host, other.host), (other.host, owner.host)
+    pairs = draw.choice(([there], [back], [there, back]))
+    for pair in pairs:
+        scene.network.block(*pair)
+
+    def undo() -> None:
+        for pair in pairs:
+            scene.network.unblock(*pair)
+
+    return undo
+
+
+def _twin(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """A node is started again while it lives."""
+    scene.start(_another(scene, victim, draw).index)
+
+
+def _hang(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """A node's workers take long to stop, the next time that they have to."""
+    victim.hangs_s = draw.choice((10.0, 40.0))
+
+
+def _close_now(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """Somebody closes the run, as in `operations`, but surely."""
+
+    class Surely(random.Random):
+        def random(self) -> float:
+            return 0.0
+
+    OPERATIONS["close"](scene, victim, Surely(draw.getrandbits(32)))
+
+
+def _on_ledger(trouble: Callable[[random.Random], Trouble], *, is_way: bool) -> Fault:
+    """A fault of all members of etcd, or of the coordinator's way to each."""
+
+    def fault(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+        ledger, drawn = scene.ledger, trouble(draw)
+        if not isinstance(ledger, EtcdInWorld):
+            return None
+        cluster, process = ledger.cluster, _owner(scene, victim).process
+        indices = range(len(cluster.members))
+        for index in indices:
+            if is_way:
+                cluster.ways[process, index] = drawn
+            else:
+                cluster.members[index] = drawn
+
+        def mend() -> None:
+            for index in indices:
+                if is_way and cluster.ways.get((process, index)) is drawn:
+                    del cluster.ways[process, index]
+                elif not is_way and cluster.members[index] is drawn:
+                    cluster.members[index] = Trouble()
+            cluster.go_on()
+
+        return mend
+
+    return fault
+
+
+def _full(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+    """The ledger has no space left for writes."""
+    if not isinstance(scene.ledger, EtcdInWorld):
+        return None
+    store = scene.ledger.cluster.store
+    store.quota_bytes = 0
+
+    def freed() -> None:
+        store.quota_bytes = None
+
+    return freed
+
+
+SITUATION_FAULTS: Final[dict[str, Fault]] = {
+    "kill owner": _kill_owner,
+    "kill another": _kill_another,
+    "lose owner": _lose_owner,
+    "gone": _gone,
+    "rack of owner": _rack_of_owner,
+    "rack of others": _rack_of_others,
+    "freeze owner": _freeze_owner,
+    "long freeze": _long_freeze,
+    "refuse owner": _refuse_owner,
+    "refuse one": _refuse_one,
+    "leave owner": _leave_owner,
+    "leave another": _leave_another,
+    "away": _away,
+    "twin": _twin,
+    "hang": _hang,
+    "close now": _close_now,
+    "slow ledger": _on_ledger(
+        lambda draw: Trouble(delay_s=(0.05, draw.choice((0.5, 1.5, 3.0)))), is_way=False
+    ),
+    "no answers": _on_ledger(lambda draw: Trouble(loses_answer=1.0), is_way=True),
+    "owner cut": _on_ledger(lambda draw: Trouble(loses_request=1.0), is_way=True),
+    # A lease fits, and a head or a record of a log may not.
+    "small requests": _on_ledger(
+        lambda draw: Trouble(bytes_max=draw.choice((850, 1000, 1150))), is_way=False
+    ),
+    "full": _full,
+}
+
+
+def lasts_s(kind: str, draw: random.Random) -> float | None:
+    """How long a fault of a situation lasts; None: as long as any."""
+    match kind:
+        case "long freeze" | "rack of others":
+            return draw.uniform(11.0, 30.0)
+        case "refuse owner" | "refuse one":
+            return draw.uniform(2.0, 8.0)
+        case "away" | "freeze owner":
+            return draw.uniform(3.0, 40.0)
+        case "no answers" | "owner cut" | "full" | "slow ledger" | "small requests":
+            return draw.choice((2.0, 5.0, 12.0))
+        case _:
+            return None
