@@ -285,13 +285,10 @@ class RunChecker:
 
     def _was_in(self, node: _Node, number: int) -> bool:
         """Whether it may have been in this round: also before it was lost and came back."""
-        if node.seated or number == self._number:
-            rows = self._published.members if self._published is not None else ()
-            is_row = any(
-                (r.name, r.incarnation) == (node.id.name, node.id.incarnation) for r in rows
-            )
-            return number == node.seated or (not node.seated and is_row)
-        return self._floor < number < self._number
+        if node.seated or number != self._number:
+            return number == (node.seated or number) and self._floor < number <= self._number
+        rows = self._published.members if self._published is not None else ()
+        return any(NodeId(row.name, row.incarnation) == node.id for row in rows)
 
     def _ready(self, node: _Node, event: on.NodeReady) -> None:
         # R4: a `ready` that names an older round is a repeat.

@@ -29,13 +29,7 @@ from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import RefusalCode, Waiting
-from rallypoint.core.store import (
-    BAD_REQUEST,
-    StoreFailure,
-    StoreOp,
-    StoreResult,
-    StoreValue,
-)
+from rallypoint.core.store import BAD_REQUEST, StoreFailure, StoreOp, StoreResult, StoreValue
 from rallypoint.core.values import (
     SECRET_BYTES,
     Address,
