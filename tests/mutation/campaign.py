@@ -31,6 +31,9 @@ FIRST_TRIED: Final = 12
 """How many tests are tried first: those that have killed other mutants of the same function, and
 then so many of the same file."""
 
+JUDGED_S: Final = 5.0
+"""So many seconds of tests are enough for a survivor that was judged."""
+
 
 class Judgement(msgspec.Struct, frozen=True):
     """A survivor that a person has looked at. `reason`: why no test has to find it."""
@@ -171,7 +174,7 @@ class Campaign:
         likely = sorted((each for each in first if each in reached), key=self._seconds_of)
         likely.insert(0, self._killers.get(mutant.key, ""))
         names = {each: None for each in likely if each in tests.items}
-        budget_s = self._seconds
+        budget_s = JUDGED_S if mutant.key in self._judged else self._seconds
         for each in reaching:
             budget_s -= self._seconds_of(each)
             if budget_s < 0:
