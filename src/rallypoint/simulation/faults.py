@@ -250,7 +250,9 @@ def _late(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """
     for _ in range(draw.randrange(2, 8)):
         scene.world.after(draw.random() * 10.0, partial(_fail_one, scene, draw))
-    return scene.ledger.late(victim.process, draw)
+    owners = owners_of_runs(scene)
+    at = draw.choice(owners) if owners and draw.random() < 0.8 else victim
+    return scene.ledger.late(at.process, draw)
 
 
 def _fail_one(scene: Scene, draw: random.Random) -> None:

@@ -123,7 +123,7 @@ class EtcdInWorld:
         """See SimulatedLedger."""
         ways, part = self.cluster.ways, draw.choice((0.1, 0.3))
         keys = [(process, index) for index in range(len(self.cluster.members))]
-        ways.update((key, Trouble(late=part, late_s=draw.choice((2.0, 4.0)))) for key in keys)
+        ways.update((key, Trouble(late=part, late_s=draw.choice((0.9, 0.9, 3.0)))) for key in keys)
 
         def mend() -> None:
             for key in keys:

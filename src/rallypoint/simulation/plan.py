@@ -215,8 +215,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         # Some stories are one fault only, with the time to show what follows from it.
         is_pure = draw.random() < 0.5
         chosen = draw.sample(kinds, 1 if is_pure else draw.choice((2, 3)))
-        if draw.random() < 0.4:
-            chosen[0] = "part"
+        if draw.random() < 0.6:
+            chosen[0] = draw.choice(("part", "part", "owner's refuse", "late"))
         calm_s = 10.0 if is_pure else draw.choice((2.0, 5.0, 10.0))
         faults = []
         for _ in range(draw.choice((2, 3, 4) if is_pure else (3, 5, 8))):
@@ -238,7 +238,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             ledger=draw.choices(("etcd", "file"), (10, 1))[0],
             ledger_members=draw.choice((1, 3)),
             replicas=draw.choice((0, 0, 1)),
-            lease_ttl_s=draw.choice((2.0, 5.0)),
+            lease_ttl_s=draw.choice((2.0, 5.0)) if "owner's refuse" not in chosen else 10.0,
             last_call_s=1.0,
             suspect_after_s=draw.choice((2.0, 5.0)),
             lost_after_s=10.0,
