@@ -169,7 +169,13 @@ AGENTS = (
         parts=(_first_first,),
         seed=29,
     ),
-    Bug(name="agent-keeps-its-first-cause", rule="failures", source="none", parts=(_first_only,)),
+    Bug(
+        name="agent-keeps-its-first-cause",
+        rule="failures",
+        source="none",
+        parts=(_first_only,),
+        seed=1939,
+    ),
     Bug(
         name="agent-forgives-failures",
         rule="exit codes",
@@ -177,7 +183,13 @@ AGENTS = (
         parts=(_fails_softly,),
         seed=3,
     ),
-    Bug(name="agent-patience-without-end", rule="R7", source="none", parts=(_waits_for_a_cause,)),
+    Bug(
+        name="agent-patience-without-end",
+        rule="R7",
+        source="none",
+        parts=(_waits_for_a_cause,),
+        seed=3096,
+    ),
     Bug(
         name="agent-starts-beside-the-last-round",
         rule="R13",
@@ -190,6 +202,7 @@ AGENTS = (
         rule="R7",
         source="a lost wake-up",
         parts=(_forgets_the_end,),
+        seed=3060,
     ),
     Bug(
         name="agent-loses-a-signal", rule="signals", source="torchrun", parts=(_waits_on,), seed=11
