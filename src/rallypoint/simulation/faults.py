@@ -50,18 +50,6 @@ def _freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     return victim.process.thaw
 
 
-def _twin(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
-    """A scheduler starts a node with its name, though it lives, and is mostly frozen."""
-    if not victim.run_id:
-        return None
-    starts_s = scene.world.random.random() * 2.0
-    scene.start_later(victim.index, starts_s)
-    if draw.random() < 0.3:
-        return None
-    victim.process.freeze()
-    return victim.process.thaw
-
-
 def _suspend(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
     """Its machine sleeps, with its monotonic clock."""
     if victim.process.is_frozen:
@@ -348,7 +336,6 @@ STORE_FAULTS: Final[dict[str, Fault]] = {
 ALL_FAULTS: Final[dict[str, Fault]] = {
     **FAULTS,
     **STORE_FAULTS,
-    "twin": _twin,
     **{kind: on_agent(fault) for kind, fault in (AGENT_FAULTS | RARE_AGENT_FAULTS).items()},
     **SITUATION_FAULTS,
 }

@@ -305,7 +305,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
     def _with_rare(self, seed: int) -> Plan:
-        """In a few seeds: faults that meet one agent together, twins of a node, orphans."""
+        """In a few seeds: faults that meet one agent together, second nodes of a name, orphans."""
         draw = random.Random(f"{seed}/rare")
         kind, ends_s = draw.random(), max((each.at_s for each in self.faults), default=10.0)
         if kind < 0.03:
