@@ -144,21 +144,21 @@ def _bug(name: str, rule: str, part: Replacement, seed: int | None = None) -> Bu
 
 
 NODES = (
-    _bug("draws-a-new-secret", "R7", _a_new_secret),
+    _bug("draws-a-new-secret", "R7", _a_new_secret, 14),
     _bug("misses-no-round", "R4", _misses_no_round),
     _bug("leaves-undone", "R6", _leaves_undone),
     _bug("answers-no-probe", "R8", _answers_no_probe),
     _bug("beats-slowly", "R8", _beats_once, 0),
-    _bug("believes-it-was-heard", "R8", _believes_it_was_heard),
+    _bug("believes-it-was-heard", "R8", _believes_it_was_heard, 167),
     _bug("follows-to-the-end", "R7", _follows_to_the_end, 9),
     _bug("is-never-superseded", "R13", _is_never_refused),
-    _bug("goes-on-after-the-end", "R6", _goes_on_after_the_end),
+    _bug("goes-on-after-the-end", "R6", _goes_on_after_the_end, 3),
     _bug("trusts-each-lease", "R7", _trusts_each_lease),
     _bug("never-beside-an-owner", "R7", _never_beside),
     _bug("keeps-its-coordinator", "nothing leaks", _keeps_its_coordinator),
     _bug("has-no-orphans", "R13", _no_orphans, 593),
     _bug("orphaned-by-any-coordinator", "R13", _any_coordinator_will_do, 414),
     _bug("orphaned-though-found", "R13", _orphaned_though_found),
-    _bug("gives-up-while-it-works", "R7", _gives_up_while_it_works),
+    _bug("gives-up-while-it-works", "R7", _gives_up_while_it_works, 171),
     _bug("asks-anew", "R11", _asks_anew, 7),
 )
