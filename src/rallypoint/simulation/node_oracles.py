@@ -192,7 +192,36 @@ def _is_same(one: CloseRecord, other: CloseRecord) -> bool:
     return (one.outcome, one.term, one.round) == (other.outcome, other.term, other.round)
 
 
-class GoodbyesAreWritten(Oracle):
+class _KnowsTheLost(Oracle):
+    """Keeps which members a coordinator has declared lost: their goodbyes come too late."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._lost: set[tuple[str, int, str]] = set()
+        """Run, round and name of members that were lost before they left."""
+        self._left: dict[str, None] = {}
+
+    def stepped(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        event: on.Event,
+        now_s: float,
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        for effect in effects:
+            if isinstance(effect, do.Break | do.Verdict):
+                change = effect.change
+                lost = [name for name in change.nodes if name not in self._left]
+                self._lost.update((run.run_id, change.round, name) for name in lost)
+
+    def left(self, here: StartedNode) -> None:
+        """See Oracle."""
+        self._left[here.name] = None
+
+
+class GoodbyesAreWritten(_KnowsTheLost):
     """R8: the goodbye of a member is answered when the ledger has its mark, or the next round.
 
     Else a coordinator that is killed after that leaves it as one that is expected.
@@ -212,7 +241,10 @@ class GoodbyesAreWritten(Oracle):
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
+        super().left(here)
         head, given = self._heads.get(here.run_id), here.node.round if here.node else None
+        if given is not None and (here.run_id, given.head.number, here.name) in self._lost:
+            return  # It is no member any more.
         if head is None or given is None or head.close is not None:
             return
         token = (given.head.term, given.head.number)
@@ -226,7 +258,7 @@ class GoodbyesAreWritten(Oracle):
             self.scene.broke("R8", what)
 
 
-class LeftIsNotLost(Oracle):
+class LeftIsNotLost(_KnowsTheLost):
     """R8: a node whose goodbye was answered is not lost, whoever coordinates after that.
 
     If its workers had finished, its leaving ends no round.
@@ -234,31 +266,13 @@ class LeftIsNotLost(Oracle):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._left: dict[str, None] = {}
         self._done: dict[str, int] = {}
         """The round of each node that had finished there before it left."""
-        self._lost: set[tuple[str, int, str]] = set()
-        """Run, round and name of members that a coordinator has lost before they left."""
-
-    def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
-    ) -> None:
-        """See Oracle."""
-        for effect in effects:
-            if isinstance(effect, do.Break | do.Verdict):
-                change = effect.change
-                lost = [name for name in change.nodes if name not in self._left]
-                self._lost.update((run.run_id, change.round, name) for name in lost)
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
         if not self.scene.plan.same_names:
-            self._left[here.name] = None
+            super().left(here)
             if here.has_finished and here.tokens:
                 self._done[here.name] = here.tokens[-1][1]
 
