@@ -133,9 +133,9 @@ def _must_fit(part: Replacement, original: Any) -> None:
 
 
 def _named_in_modules(original: Any, replacement: Any) -> Iterator[tuple[dict[Any, Any], Any]]:
-    """Where else the shipped code refers to the function: imports, and tables of functions."""
+    """Where else code and tests refer to the function: imports, and tables of functions."""
     for module_name, module in list(sys.modules.items()):
-        if not module_name.startswith("rallypoint"):
+        if not module_name.startswith(("rallypoint", "tests", "test_")):
             continue
         names = vars(module)
         for name, value in list(names.items()):
