@@ -224,7 +224,6 @@ class OwnedRuns:
             minimum=settings.min_nodes if settings is not None else 1,
             in_round=last.head.nodes if last is not None else 0,
             is_alone=not hears_others,
-            expects_more=membership.expects_members,
         )
 
     def others(self, run_id: str, leases: Sequence[tuple[Lease, int]]) -> list[Other]:

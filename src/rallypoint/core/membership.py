@@ -268,11 +268,6 @@ class Membership:
         """Whether a node of another name than this is connected, and waits for its own name."""
         return any(each != name for each in self._name_conflicts.waiting)
 
-    @property
-    def expects_members(self) -> bool:
-        """Whether members of the round that was taken over have time left to attach."""
-        return self._takeover.is_grace_on and self._suspicion.has_absent
-
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """The marks to write together with a record."""
         if isinstance(record, CloseRecord):

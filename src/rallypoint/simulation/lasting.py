@@ -15,8 +15,6 @@ from rallypoint.core.values import Failure, FailureKind
 from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 
-APART: Final = "apart"
-"""What "isolated" is in some worlds."""
 Lasting = Callable[[Scene, StartedNode], Undo | None]
 
 
@@ -64,10 +62,6 @@ def begin(scene: Scene, kind: str) -> Rest | None:
         groups = [rest, [victim]] if len(rest) == 1 else [rest]
     minimum = scene.run_settings.min_nodes
     groups = [each for each in groups if len(each) >= minimum]
-    # Of three nodes or more, a third one may reach both of two that do not reach each other.
-    is_apart = kind == ISOLATED and not groups and len(nodes) > 2
-    if is_apart and scene.world.random.random() < 0.5:
-        groups, kind = [nodes], APART
     if not groups and kind != ISOLATED:
         return None
     scene.say(victim.name, f"LASTING {kind}")
@@ -112,17 +106,8 @@ def _frozen(scene: Scene, victim: StartedNode) -> Undo:
 
 def _isolated(scene: Scene, victim: StartedNode) -> Undo:
     """No other host reaches it, and it reaches none. All reach the ledger."""
-    return _blocked(scene, victim, sorted({each.host for each in scene.nodes} - {victim.host}))
-
-
-def _apart(scene: Scene, victim: StartedNode) -> Undo:
-    """It and the host of one other node do not reach each other. A third one reaches both."""
-    other = next(each for each in scene.living if each.run_id and each is not victim)
-    return _blocked(scene, victim, [other.host])
-
-
-def _blocked(scene: Scene, victim: StartedNode, others: list[str]) -> Undo:
     network = scene.network
+    others = sorted({each.host for each in scene.nodes} - {victim.host})
     pairs = [pair for other in others for pair in ((victim.host, other), (other, victim.host))]
     for pair in pairs:
         network.block(*pair)
@@ -140,7 +125,6 @@ LASTING: Final[dict[str, Lasting]] = {
     "lost": _lost,
     "frozen": _frozen,
     ISOLATED: _isolated,
-    APART: _apart,
 }
 BOUND_S: Final = {
     "cut from the ledger": 90.0,
@@ -148,8 +132,7 @@ BOUND_S: Final = {
     "lost": 110.0,
     "frozen": 110.0,
     ISOLATED: 150.0,
-    APART: 150.0,
 }
 """How long it may take until the rest goes on."""
-HEALED_S: Final = {**dict.fromkeys(BOUND_S, 240.0), ISOLATED: 25.0, APART: 25.0}
+HEALED_S: Final = {**dict.fromkeys(BOUND_S, 240.0), ISOLATED: 25.0}
 """How long it may take, once the fault has ended, until all go on."""

@@ -35,15 +35,6 @@ def _waits_for_nobody(
     return original(self, now_s, pause_s)
 
 
-@replaces("rallypoint.core.election.resignation:Resignation.heard")
-def _hears_one_and_stays(original: Any, self: Any, heard: Any, now_s: Any) -> None:
-    """It keeps a run with too few nodes, because it hears one of the others."""
-    if heard.is_alone:
-        original(self, heard, now_s)
-    else:
-        self._since_s, self._times = None, 0
-
-
 # -- a node that finished while it was lost --------------------------------------------------------
 
 
@@ -68,7 +59,6 @@ MENDED = (
     _mended("resigns-to-and-fro", "R7", _waits_no_longer, _resigns_to_anyone),
     _mended("keeps-a-run-of-one", "R7", _keeps_a_run_of_one),
     _mended("all-wait-after-resigning", "R7", _waits_for_nobody, _waits_no_longer),
-    _mended("hears-one-and-stays", "R7", _hears_one_and_stays),
     _mended("late-done-ignored", "R7", _late_done_ignored),
     _mended("no-mistake-recorded", "R10", _no_mistake),
 )

@@ -26,14 +26,12 @@ class Heard(FrozenStruct, frozen=True):
 
     `working`: how many of them have not finished. `minimum`: how many a round needs. `in_round`:
     how many nodes the last round had. `is_alone`: no node but the owner's own one is heard.
-    `expects_more`: members of the last round have time left to attach.
     """
 
     working: int
     minimum: int
     in_round: int
     is_alone: bool
-    expects_more: bool = False
 
     @property
     def is_enough(self) -> bool:
@@ -58,14 +56,16 @@ class Resignation:
     """When the owner of a run resigns because it cannot be reached.
 
     A firewall or a wrong interface shows only after the election, and may appear at any later time.
-    So the owner looks for processes that may gather more nodes, if for `after_s` seconds
+    So the owner looks for processes that may gather more nodes, if for `after_s` seconds no other
+    node was heard, and
 
-    - no other node was heard, and more are needed; or
-    - some were heard, but too few for a round, and the run had more of them before; or
-    - the own node was alone and is enough, but the run had others before. This owner resigns only
-      for a larger group: for two nodes that wait, or for one and a `rallypoint serve`.
+    - more are needed; or
+    - the own node is enough, but the run had others before. This owner resigns only for a larger
+      group: for two nodes that wait, or for one and a `rallypoint serve`.
 
-    If there is no such process, it keeps the run: its nodes may not have been started yet.
+    If there is no such process, it keeps the run: its nodes may not have been started yet. An owner
+    that hears another node keeps it in any case. Too few for a round may be all that there are: a
+    round whose other nodes have finished goes on with them, and its next owner may be cut off.
 
     After a resignation it does not take the run for a while, so that the others can. The pause is
     twice `after_s` at first, and then four times. Coordinators that cannot reach each other at all
@@ -101,9 +101,8 @@ class Resignation:
         """These nodes are heard now."""
         self._most = max(self._most, heard.in_round, heard.working)
         is_lonely = heard.is_alone and (self._most > 1 or not heard.is_enough)
-        lacks = not heard.is_enough and self._most > heard.working
         # R7: who serves the run well keeps it.
-        if not (is_lonely or lacks):
+        if not is_lonely:
             self._since_s = None
             self._times, self._most = 0, heard.working
         elif self._since_s is None:
@@ -120,8 +119,8 @@ class Resignation:
         if now_s < max(first_s, self._next_look_s):
             return False
         self._next_look_s = now_s + self._gap_s
-        # Alone and without a round, the owner has to be quick. Else many runs may be at rest.
-        if heard.is_enough or not heard.is_alone:
+        # Without a round, the owner has to be quick. Else many runs may be at rest.
+        if heard.is_enough:
             self._gap_s = min(2 * self._gap_s, max(self.look_s, LOOK_MAX_S))
         return True
 
@@ -133,7 +132,7 @@ class Resignation:
         """
         before, self._seen = self._seen, {each.process: each.version for each in others or ()}
         was_long_ago, self._looked_s = now_s - self._looked_s > 2 * self.look_s, now_s
-        if self._since_s is None or (heard.expects_more and not heard.is_alone):
+        if self._since_s is None:
             return False
         is_due = now_s - self._since_s >= self._waits_s(heard)
         if others is None:
@@ -167,4 +166,4 @@ def _may_gather_more(others: Sequence[Other], heard: Heard) -> bool:
         # R7: the larger group of nodes goes on.
         return waiting > heard.working or (waiting > 0 and has_replica)
     # R7: nothing is lost, as this owner forms no round.
-    return waiting > 0 or (heard.is_alone and bool(others))
+    return bool(others)
