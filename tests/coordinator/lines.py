@@ -57,6 +57,10 @@ class Line(WholeMessages):
     def say(self, message: wire.FromNode) -> None:
         self._session.received(wire.encode(message))
 
+    def hang_up(self) -> None:
+        """The connection ends, and the coordinator has not closed it."""
+        self._session.connection_lost()
+
     # -- Outlet --------------------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:

@@ -20,7 +20,12 @@ from rallypoint.core import election as e
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.store import Get, Set
 from rallypoint.core.values import Address, EndedOwner, RunSettings
-from rallypoint.errors import LedgerUnreachableError
+from rallypoint.errors import (
+    LedgerAccessError,
+    LedgerCorruptError,
+    LedgerError,
+    LedgerUnreachableError,
+)
 from rallypoint.ledger.contract import Versioned
 from rallypoint.ledger.keys import MISTAKE, lease_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
@@ -336,3 +341,108 @@ def test_the_owner_of_a_round_of_its_own_is_sure() -> None:
 async def _leave_unsure(ledger: MemoryLedger) -> None:
     head = e.RunRegister(e.FORMAT, ledger.ledger_id, "run", 1, "", unsure_s=9.0)
     await ledger.swap(run_key("run"), None, e.encode(head))
+
+
+def test_an_owner_that_cannot_be_checked_is_succeeded_after_its_ttl(
+    refused: set[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once no thread was left for the look-up of its name, and then the look-up takes long."""
+    looks = 0
+
+    async def is_own(self: object, host: str) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise RuntimeError("can't start new thread")
+        await asyncio.sleep(100.0)
+        return False
+
+    async def main() -> None:
+        case = Case()
+        await case.begin()
+        refused.update(case.first.addresses)
+        ended = await case.seen()
+        await case.first.aclose()
+        monkeypatch.setattr(runtime.SystemRuntime, "is_own", is_own)
+        for _ in range(int(TTL_S + 20.0)):
+            case.node(case.next, "a", ended)
+            await asyncio.sleep(1.0)
+        assert looks > 1
+        assert (await case.head()).owner == case.second.process
+        await case.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("error", [LedgerCorruptError, LedgerAccessError])
+def test_a_record_of_a_mistake_that_cannot_be_read_counts_as_one(
+    refused: set[Address], error: type[LedgerError]
+) -> None:
+    class Damaged(MemoryLedger):
+        async def read(self, key: str) -> Versioned | None:
+            if key == MISTAKE:
+                raise error("damaged", hint="repair it")
+            return await super().read(key)
+
+    async def main() -> None:
+        case = Case()
+        case.ledger = Damaged()
+        await case.begin()
+        refused.update(case.first.addresses)
+        ended = await case.seen()
+        await case.first.aclose()
+        for at_s in range(int(TTL_S + 20.0)):
+            line = case.node(case.next, "a", ended)
+            await asyncio.sleep(1.0)
+            refusals = {each.code for each in line.refusals()}
+            assert refusals <= {RefusalCode.ELSEWHERE}
+            if at_s < TTL_S / 2:
+                assert (await case.head()).owner == case.first.process
+        assert (await case.head()).owner == case.second.process
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_a_coordinator_that_is_closed_still_records_the_mistake(refused: set[Address]) -> None:
+    """Its own node attaches to the next one, and has no more need of it."""
+
+    class Flaky(MemoryLedger):
+        failures = 0
+
+        async def read(self, key: str) -> Versioned | None:
+            if key == MISTAKE and self.failures:
+                self.failures -= 1
+                raise LedgerUnreachableError("away", hint="wait")
+            return await super().read(key)
+
+    async def main() -> None:
+        case = Case()
+        case.ledger = ledger = Flaky()
+        await case.begin()
+        refused.update(case.first.addresses)
+        case.node(case.next, "a", await case.seen())
+        await has_begun(case.next, "run")
+        ledger.failures = 2
+        before = case.first.process
+        while case.first.process == before:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.05)
+        await case.first.aclose()
+        assert await ledger.read(MISTAKE) is not None
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_r8_an_owner_whose_node_is_cut_off_shows_that_it_lives(refused: set[Address]) -> None:
+    async def main() -> None:
+        case = Case()
+        await case.begin()
+        await asyncio.sleep(2.0)
+        before = await case.seen()
+        case.a.hang_up()
+        await asyncio.sleep(0.3)
+        assert await case.seen() != before
+        await case.aclose()
+
+    run_virtual(main())

@@ -39,7 +39,7 @@ def contests(me: Claimant, ended: EndedOwner = ENDED, now_s: float = 0.2) -> lis
 def answered(me: Claimant, actions: list[e.Action], mistake: e.Versioned | None) -> list[e.Action]:
     (asked,) = actions
     assert isinstance(asked, e.ReadMistake)
-    return me.claim.mistake_read(asked, mistake, 0.3)
+    return me.claim.mistake_read(asked, has_mistake=mistake is not None, now_s=0.3)
 
 
 class TestClaim:

@@ -53,6 +53,14 @@ class TestAcquiringAndRenewing:
         lease.tick(0.0)
         assert not lease.may_decide(0.0)
 
+    def test_a_renewal_that_is_wanted_soon_comes_a_second_after_the_last_one(self):
+        lease = e.LeaseHolder("me", HERE, e.Timing.of(30.0))
+        lease.swapped(swap_of(lease.tick(0.0)), e.Swapped(1), 0.0)
+        lease.renew_soon()
+        assert lease.next_tick_s(0.2) == 1.0
+        lease.swapped(swap_of(lease.tick(1.0)), e.Swapped(2), 1.1)
+        assert lease.next_tick_s(1.2) == 11.0
+
     def test_the_next_renewal_is_timed_from_the_last_one_sent(self):
         lease = good(0.0)
         assert lease.next_tick_s(0.5) == 1.0

@@ -304,7 +304,7 @@ class TestLateAnswers:
             *claim.run_read(e.ReadRun(99), found(register("me", 9)), 3.0),
             *claim.run_read(e.ReadRun(99), None, 3.0),
             *claim.floor_read(e.ReadFloor(99), None, 3.0),
-            *claim.mistake_read(e.ReadMistake(99), None, 3.0),
+            *claim.mistake_read(e.ReadMistake(99), has_mistake=False, now_s=3.0),
             *claim.lease_read(e.ReadLease("other", 99), None, 3.0),
             *claim.lease_read(e.ReadLease("other", 99), found(revoked("other")), 3.0),
             *claim.lease_swapped(another, e.Swapped(4), 3.0),

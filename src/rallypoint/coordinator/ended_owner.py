@@ -17,12 +17,14 @@ from rallypoint.core import election as e
 from rallypoint.core.addresses import telling
 from rallypoint.core.backoff import Backoff
 from rallypoint.core.values import Address, EndedOwner
-from rallypoint.errors import LedgerError
+from rallypoint.errors import LedgerError, LedgerUnreachableError
 from rallypoint.ledger.contract import Ledger, Swapped
 from rallypoint.ledger.keys import MISTAKE, lease_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
+CHECK_WITHIN_S: Final = 2.0
+"""How long the whole check may take. After that the owner counts as alive, and its ttl decides."""
 REFUSED_WITHIN_S: Final = 1.0
 """How long an address may take to refuse. One that says nothing tells nothing."""
 MISTAKE_PAUSE_S: Final = 1.0
@@ -35,13 +37,30 @@ MISTAKE_TRIES: Final = 3_000
 async def has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
     """Whether the lease is as the node has read it, and the process's addresses refuse connections.
 
-    False if the lease cannot be read.
+    False if that cannot be found out: the lease cannot be read, or no thread is left for a look-up.
     """
     try:
-        return await _has_ended(ledger, owner)
-    except (LedgerError, e.UnreadableError) as error:
-        _log.debug("the lease of a coordinator that may have ended cannot be read: %s", error)
+        async with asyncio.timeout(CHECK_WITHIN_S):
+            return await _has_ended(ledger, owner)
+    except (LedgerError, e.UnreadableError, OSError, RuntimeError) as error:
+        _log.debug("whether a coordinator has ended cannot be found out: %r", error)
         return False
+
+
+async def has_mistake(ledger: Ledger) -> bool:
+    """Whether a lease was revoked early by mistake, as far as the ledger tells: if in doubt, yes.
+
+    Raises LedgerUnreachableError.
+    """
+    try:
+        return await ledger.read(MISTAKE) is not None
+    except LedgerUnreachableError:
+        raise
+    except LedgerError as error:
+        _log.warning(
+            "the record %r cannot be read, so no lease is revoked early: %s", MISTAKE, error
+        )
+        return True
 
 
 async def _has_ended(ledger: Ledger, owner: EndedOwner) -> bool:

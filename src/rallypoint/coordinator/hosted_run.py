@@ -100,6 +100,9 @@ class Ownership(Protocol):
     def may_answer(self, run_id: str) -> bool:
         """Whether no other coordinator can own the run. If not, `lease_confirmed` follows later."""
 
+    def connection_lost(self) -> None:
+        """See RunOwnership."""
+
     def beat(self) -> int:
         """A counter that advances while the lease is renewed; in memory, with each call."""
 
@@ -359,6 +362,8 @@ class HostedRun:
         self._unseated.pop(session, None)
         self.store.forget_session(session)
         self.post(on.ConnectionLost(node, session.connection_id, how))
+        if how is not ConnectionEnd.OURS:
+            self._ownership.connection_lost()
         if not self.is_claimed:
             self._queue.connection_lost()
 

@@ -178,19 +178,19 @@ class LeaseManager:
 
         None if the ledger lists none.
 
-        Raises LedgerError and UnreadableError.
+        Raises LedgerError.
         """
         try:
             keys = await self._ledger.keys(COORDINATORS)
         except NotImplementedError:
             return None
         found = await asyncio.gather(*map(self._ledger.read, keys))
-        leases = [(e.decode_lease(each.value), each.version) for each in found if each is not None]
+        leases = [(_decoded(each), each.version) for each in found if each is not None]
         return [
             (lease, version)
             for lease, version in leases
-            # R7: only another process can take over.
-            if lease.process != self.process and e.may_take(lease, run_id)
+            # R7: only another process can take over, and only one whose lease can be read.
+            if lease is not None and lease.process != self.process and e.may_take(lease, run_id)
         ]
 
     # -- the ledger ----------------------------------------------------------------------------
@@ -204,3 +204,11 @@ class LeaseManager:
         outcome = await self._ledger.swap(key, expected, value)
         self.problem = outcome.reason if isinstance(outcome, Unknown) else ""
         return outcome
+
+
+def _decoded(found: Versioned) -> e.Lease | None:
+    """The lease; None if it cannot be read: it is damaged, or of another release."""
+    try:
+        return e.decode_lease(found.value)
+    except e.UnreadableError:
+        return None

@@ -78,6 +78,9 @@ class MemoryOwnership:
     def check_lease(self) -> None:
         """Does nothing: there is no lease."""
 
+    def connection_lost(self) -> None:
+        """Does nothing: no other process can take it for ended."""
+
     def may_answer(self, run_id: str) -> bool:
         """True: no other process can own the run."""
         return True

@@ -90,7 +90,7 @@ class Resigning:
         run_id = claimed.run_id
         try:
             leases = await self._lease.others(run_id)
-        except (LedgerError, e.UnreadableError) as error:
+        except LedgerError as error:
             _log.debug("run %s: the leases of other coordinators cannot be read: %s", run_id, error)
             return
         others = self._runs.others(run_id, leases) if leases is not None else None
@@ -99,8 +99,7 @@ class Resigning:
         if heard is None or not self._may_decide(claimed):
             return
         if resignation.should_resign(others, heard, asyncio.get_running_loop().time()):
-            reach = "no other node reaches" if heard.is_alone else "too few nodes reach"
-            reason = f"{reach} this coordinator: it resigns"
+            reason = "no other node reaches this coordinator: it resigns"
             _log.warning("run %s: %s", run_id, reason)
             self._resign(claimed, resignation.pause_s())
             self._runs.deposed(run_id, reason)

@@ -18,7 +18,7 @@ import msgspec
 from rallypoint.coordinator.claimed_run import ClaimedRun, with_record
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.ended_owner import has_ended, record_mistake
+from rallypoint.coordinator.ended_owner import has_ended, has_mistake, record_mistake
 from rallypoint.coordinator.garbage_collector import GarbageCollector, collector_for
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.lease_manager import (
@@ -43,13 +43,15 @@ from rallypoint.core.tables import Plan
 from rallypoint.core.values import Address, CloseRecord, EndedOwner, RoundRecord
 from rallypoint.errors import LedgerCorruptError, LedgerError, LedgerFormatError, LedgerLimitError
 from rallypoint.ledger.contract import Ledger
-from rallypoint.ledger.keys import FLOOR, MISTAKE, lease_key, run_key
+from rallypoint.ledger.keys import FLOOR, lease_key, run_key
 
 _log = logging.getLogger("rallypoint.coordinator")
 
 LONGEST_TICK_S: Final = 0.1
 LONGEST_LOOK_S: Final = 1.0
 """How often, in seconds, to check owned runs that are at rest, as there may be many."""
+RECORDED_WITHIN_S: Final = 10.0
+"""How long a process that is closed goes on trying to record that it was replaced alive."""
 FORGET_CLAIM_S: Final = 60.0
 """A claim to a run of another process is dropped when no node has returned to it for this long."""
 
@@ -78,6 +80,7 @@ class RunOwnership:
         """Runs and terms whose member tables are being written, before the head that names them.
         """
         self._requests = Supervised()
+        self._recording = Supervised()
         self._ticker: asyncio.Task[None] | None = None
         self._sweeping = Supervised()
         self._runs = OwnedRuns(
@@ -146,6 +149,10 @@ class RunOwnership:
 
     async def aclose(self) -> None:
         """Stop. Idempotent. A lease that was not handed over runs out. The ledger stays open."""
+        if self._recording.running:
+            # Its own node may have found the next coordinator, and closes this one.
+            await asyncio.wait(self._recording.running, timeout=RECORDED_WITHIN_S)
+        await self._recording.aclose()
         await self._sweeping.aclose()
         await self._runs.aclose()
         await self._requests.aclose()
@@ -193,6 +200,14 @@ class RunOwnership:
     def addresses(self) -> tuple[Address, ...]:
         """The addresses in its lease, where nodes reach this process."""
         return self.lease_manager.addresses
+
+    def connection_lost(self) -> None:
+        """A node's connection has ended, and not by this process.
+
+        R8: where nodes are refused though this process is alive, they take it for ended. A renewal
+        shows that it lives; and if its lease is revoked already, it learns so at once.
+        """
+        self.lease_manager.holder.renew_soon()
 
     def beat(self) -> int:
         """A counter that advances while the lease is renewed."""
@@ -266,8 +281,10 @@ class RunOwnership:
         self, claimed: ClaimedRun, ended: EndedOwner, seen: e.Seen | None
     ) -> None:
         """Contest the owner's lease if the owner has ended; else claim the run as usual."""
-        is_so = await has_ended(self._ledger, ended)
-        claimed.checking = None
+        try:
+            is_so = await has_ended(self._ledger, ended)
+        finally:
+            claimed.checking = None
         if self._claims.get(claimed.run_id) is claimed:
             if is_so:
                 self._do(claimed, claimed.claim.contest(ended, _now_s()))
@@ -459,7 +476,7 @@ class RunOwnership:
             case e.ReadFloor():
                 more = claim.floor_read(action, await ledger.read(FLOOR), _now_s())
             case e.ReadMistake():
-                more = claim.mistake_read(action, await ledger.read(MISTAKE), _now_s())
+                more = claim.mistake_read(action, await has_mistake(self._ledger), _now_s())
             case e.SwapLease():
                 key = lease_key(action.process)
                 outcome = await ledger.swap(key, action.expected, action.value)
@@ -493,7 +510,7 @@ class RunOwnership:
                     _log.warning("this coordinator lost its lease: %s", reason)
                     if was_alive:
                         work = record_mistake(self._ledger, self.process, self.addresses)
-                        self._request(work)
+                        self._recording.spawn(work, self._process_failed)
                     # R5: each run is deposed.
                     self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):

@@ -200,8 +200,8 @@ async def _contests_the_living(original: Any, ledger: Any, owner: Any) -> bool:
 
 
 @replaces("rallypoint.core.election.ownership:Claim.mistake_read")
-def _mistake_ignored(original: Any, self: Any, asked: Any, found: Any, now_s: Any) -> Any:
-    return original(self, asked, None, now_s)
+def _mistake_ignored(original: Any, self: Any, asked: Any, has_mistake: Any, now_s: Any) -> Any:
+    return original(self, asked, False, now_s)
 
 
 @replaces("rallypoint.coordinator.ended_owner:record_mistake")

@@ -5,6 +5,8 @@ The package's docstring says why a lease is safe. Runs and their owners are in `
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from rallypoint.core.election.actions import (
@@ -26,6 +28,9 @@ from rallypoint.core.values import (
     FrozenStruct,
     NodeId,
 )
+
+HURRIED_S: Final = 1.0
+"""The least time between two renewals, in seconds, if one is wanted before it is due."""
 
 
 class Timing(FrozenStruct, frozen=True, kw_only=True):
@@ -106,6 +111,7 @@ class LeaseHolder:
         self._last_sent_s = 0.0
         self._renewed_s: float | None = None
         self._is_moving = False
+        self._is_hurried = False
 
     # -- queries -------------------------------------------------------------------------------
 
@@ -147,7 +153,10 @@ class LeaseHolder:
             return None
         if self._try is not None:
             return self._last_sent_s + self.timing.retry_s
-        return now_s if self._renewed_s is None else self._renewed_s + self.timing.renew_s
+        if self._renewed_s is None:
+            return now_s
+        gap_s = min(HURRIED_S, self.timing.renew_s) if self._is_hurried else self.timing.renew_s
+        return self._renewed_s + gap_s
 
     # -- events --------------------------------------------------------------------------------
 
@@ -161,6 +170,10 @@ class LeaseHolder:
         self._last_sent_s = now_s
         # R5: the same bytes, until the outcome is known.
         return [self._try.swap]
+
+    def renew_soon(self) -> None:
+        """Renew before it is due: some node may take this process for ended."""
+        self._is_hurried = True
 
     def hand_over(self, now_s: float) -> list[Action]:
         """Write that the process is ending, so that its runs may be taken over at once. Idempotent.
@@ -221,6 +234,7 @@ class LeaseHolder:
         self._renewed_s = done.first_sent_s
         self._renewals += 1
         self._try = None
+        self._is_hurried = False
         self.has_moved = done.state is LeaseState.MOVING
         # A hand-over may have begun while this renewal had no answer.
         return self._write(now_s) if self._is_moving and not self.has_moved else []

@@ -264,14 +264,13 @@ class Claim:
             return self._ask(ClaimState.CONTESTING, ReadMistake(self._ticket), now_s)
         return self._look_later(lease, now_s, dead_s)
 
-    def mistake_read(
-        self, asked: ReadMistake, found: Versioned | None, now_s: float
-    ) -> list[Action]:
+    def mistake_read(self, asked: ReadMistake, has_mistake: bool, now_s: float) -> list[Action]:
         """The answer to ReadMistake."""
         if asked != self._open or self._contested is None:
             return []
         lease, version = self._contested
-        if found is None:
+        # R9: after a mistake, only the ttl decides.
+        if not has_mistake:
             return self._revoke(lease, version, now_s, is_early=True)
         self._ended = None
         since_s = self._still.seen(lease.process, version, now_s).since_s
