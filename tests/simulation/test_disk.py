@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rallypoint.ledger.contract import AppendOutcome, Created, Gap, Swapped, Unknown
+from rallypoint.ledger.contract import AppendOutcome, Created, Exists, Gap, Swapped, Unknown
 from rallypoint.ledger.file.disk import Disk
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.simulation.disk import SimulatedFileSystem, Trouble, Volume
@@ -131,6 +131,29 @@ def test_what_was_read_outlives_a_power_failure() -> None:
         machines.volume.lose_power(HOSTS[0], keeps=0.0)
         assert machines.run(1, look) == seen, at
         machines.world.close()
+
+
+def test_a_record_that_could_not_be_synced_is_synced_before_it_is_acknowledged(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R10: its first try failed after the record was there, so the second one finds it."""
+    machines.run(0, _write)
+    sync, failures = Disk.sync, iter([True, False])
+
+    def fails_once(disk: Disk, folder: Path) -> None:
+        if folder.parent.name == "logs" and next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(disk, folder)
+
+    async def twice(ledger: FileLedger) -> None:
+        assert isinstance(await ledger.append("stores/a/1", 1, b"more"), Unknown)
+        assert await ledger.append("stores/a/1", 1, b"more") == Exists(b"more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "sync", fails_once)
+        machines.run(0, twice)
+    machines.volume.lose_power(HOSTS[0], keeps=0.0)
+    assert machines.run(1, _read)[2][1:] == ((1, b"more"),)
 
 
 def test_a_power_failure_takes_what_was_not_synced(

@@ -84,6 +84,8 @@ class Logs:
                 return Created()
         try:
             there = record_format.unseal(self._disk.content(path), str(path)).value
+            # Who wrote it may not have forced it to the disk: its own try before this one, too.
+            self._disk.sync(folder)
         except FileNotFoundError:
             return None
         return Exists(there) if self._disk.is_named(folder) else None
