@@ -40,7 +40,7 @@ def overdue(checker: RunChecker, now_s: float) -> str:
             continue
         if is_guardable:
             # While many were missing, none of them was judged.
-            guarded_until_s = checker._guarded_until_s
+            guarded_until_s = checker._maybe_until_s
             if checker._mass_since_s is not None:
                 guarded_until_s = checker._mass_since_s + guard_s
             since_s = max(since_s, guarded_until_s)

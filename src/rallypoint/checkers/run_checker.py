@@ -108,7 +108,9 @@ class RunChecker:
         self._mass_since_s: float | None = None
         self._guarding: bool | None = None
         self._guarded_until_s = float("-inf")
-        """When the mass guard ended last."""
+        """When the mass guard ended last, before its own time was over."""
+        self._maybe_until_s = float("-inf")
+        """The same, if that may have been so: a clock of the checks may be the faster one."""
         self._superseded: set[str] = set()
         self._token = (0, 0)
         self._restored_number = 0
@@ -174,7 +176,7 @@ class RunChecker:
         self._pending = self._just_committed = self._broken = None
         self._writing_marks = 0
         self._mass_since_s = self._guarding = None
-        self._guarded_until_s = float("-inf")
+        self._guarded_until_s = self._maybe_until_s = float("-inf")
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
         self._closed = self._is_closed_in_ledger = register.close is not None
@@ -553,6 +555,8 @@ class RunChecker:
             since_s, bound_s = self._mass_since_s, self._settings.mass_grace_s
             if since_s is not None and not _passed(since_s, bound_s, now_s):
                 self._guarded_until_s = now_s
+            if since_s is not None and not _passed(since_s, CLOCKS * bound_s, now_s):
+                self._maybe_until_s = now_s
             self._mass_since_s = None
         elif self._mass_since_s is None:
             self._mass_since_s = now_s
