@@ -128,7 +128,7 @@ model: $(FOR_DEVELOP) ## explore a large world of the model checker (WORLD, STAT
 PLANTED_SEEDS ?= 1000
 
 .PHONY: planted
-planted: $(FOR_DEVELOP) ## plant known bugs in the shipped code, and see that they are found (PLANTED_SEEDS)
+planted: $(FOR_DEVELOP) ## plant bugs in the shipped code, see that they are found, and write docs/verification.md (PLANTED_SEEDS)
 	$(BIN)/python -m tests.simulation.planted --seeds $(PLANTED_SEEDS) --jobs 2 --write
 
 .PHONY: scale

@@ -79,3 +79,37 @@ def test_digests_tell_histories_apart(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.split() == three
     assert two[0] == "2"
     assert two[1] != three[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seeds", "2", "--at", "5"], "--at goes with --seed"),
+        (["--seeds", "2", "--shrink"], "--shrink goes with --seed"),
+        (["--seed", "2", "--digests"], "--digests goes with --seeds"),
+        (["--seeds", "2", "--digests", "--state", "x"], "leave out --state"),
+        (["--seeds", "2", "--jobs", "0"], "--jobs is at least 1"),
+        (["--seeds", "2", "--state", "/no/such/folder/x"], "no folder '/no/such/folder'"),
+        (["--seed", "2", "--at", "-1"], "not negative"),
+        (["--seed", "2", "--plan", '{"nodes":2,"min_nodes":3}'], "min_nodes 1 to 2"),
+        (["--seed", "2", "--plan", '{"nodes":2,"min_nodes":1,"ledger":"x"}'], "ledger is 'x'"),
+        (["--seed", "2", "--plan", '{"nodes":2,"min_nodes":1,"hosts":"no"}'], "replicas is at"),
+        (["--seed", "2", "--plan", PLAN.replace('"kind":"', '"kind":"x')], "there is no fault 'x"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_end_of_a_history_and_a_seed_without_a_problem_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--seed", "3", "--plan", PLAN, "--at", "99999999"]) == 0
+    assert "steps; this is its end" in capsys.readouterr().out
+    assert main(["--seed", "3", "--plan", PLAN, "--shrink"]) == 0
+    assert "seed 3 has no problem" in capsys.readouterr().out

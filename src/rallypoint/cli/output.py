@@ -71,7 +71,7 @@ def tell_result(text: str) -> None:
 def print_json(body: Any) -> None:
     """Print one JSON value for programs: indented on a terminal, otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(body, indent=indent, ensure_ascii=False), flush=True)
+    print(json.dumps(body, indent=indent, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def clean(text: str, *, lines: bool = False) -> str:

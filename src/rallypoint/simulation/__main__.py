@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from rallypoint.simulation import report
-from rallypoint.simulation.job import Job
+from rallypoint.simulation.job import Job, problem_of
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.seeds import Progress, digests, play_all
 from rallypoint.simulation.shrink import shrunk
@@ -73,12 +73,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See above."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check(parser, options)
     if options.seeds is not None:
         return _many(options)
     if options.at is not None:
         return _at(options)
     job = Job(options.seed, plan=options.plan, is_told=True).run()
+    if options.shrink and not job.problems:
+        print(f"seed {options.seed} has no problem, so nothing is made smaller")
     if options.shrink and job.problems:
         plan = shrunk(options.seed, job.plan, job.problems, lambda line: print(line, flush=True))
         job = Job(options.seed, plan=plan, is_told=True).run()
@@ -87,10 +91,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if job.problems else 0
 
 
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what would have no effect, and plans that no job can be made of."""
+    of_one = {"--at": options.at is not None, "--shrink": options.shrink, "--plan": options.plan}
+    of_many = {"--digests": options.digests, "--first": options.first, "--state": options.state}
+    unused = of_one if options.seeds is not None else of_many
+    other = "--seed" if options.seeds is not None else "--seeds"
+    for name, is_given in unused.items():
+        if is_given:
+            parser.error(f"{name} goes with {other}")
+    if options.digests and (options.state or options.first):
+        parser.error("--digests prints all seeds: leave out --state and --first")
+    if options.jobs < 1 or options.last < 0 or (options.at is not None and options.at < 0):
+        parser.error("--jobs is at least 1; --last and --at are not negative")
+    if options.state is not None and not options.state.parent.is_dir():
+        parser.error(f"--state: there is no folder {str(options.state.parent)!r}")
+    problem = problem_of(options.plan) if options.plan is not None else ""
+    if problem:
+        parser.error(f"--plan: {problem}")
+
+
 def _at(options: argparse.Namespace) -> int:
     job = Job(options.seed, plan=options.plan)
     try:
         job.play(stop_step=options.at)
+        if job.world.steps < options.at:
+            print(
+                f"the history of seed {options.seed} has {job.world.steps} steps; this is its end"
+            )
         print(report.state(job))
     finally:
         job.world.close()

@@ -27,7 +27,7 @@ from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.oracles import ORACLES
-from rallypoint.simulation.plan import Plan, PlannedFault
+from rallypoint.simulation.plan import MOMENTS, Plan, PlannedFault
 from rallypoint.simulation.programs import PROGRAMS, serve
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
 from rallypoint.simulation.situations import situated
@@ -36,6 +36,8 @@ from rallypoint.simulation.world import Process
 HEALED_WITHIN_S: Final = 240.0
 """How long after the last fault the job may take until it goes on or has ended."""
 STARTS_WITHIN_S: Final = 2.0
+LATEST_S: Final = 100_000.0
+"""When a fault of a plan may begin at the latest, in seconds after the world."""
 CALM_AFTER_S: Final = 10.0
 """After this time of peace, no outage of the ledger has any effect."""
 CALM_S: Final = 6.0
@@ -249,6 +251,34 @@ class Job:
 
     def _state(self) -> str:
         return "; ".join(map(_doing, (each for each in self.scene.living if each.run_id)))
+
+
+def problem_of(plan: Plan) -> str:
+    """Why no job can be made of a plan that somebody wrote; "" if one can."""
+    names = {
+        "ledger": (plan.ledger, LEDGERS),
+        "program": (plan.program, (*PROGRAMS, "agent")),
+        "hosts": (plan.hosts, ("auto", "no")),
+        "lasting": (plan.lasting, ("", *lasting.LASTING)),
+    }
+    for what, (name, known) in names.items():
+        if name not in known:
+            return f"{what} is {name!r}, and not one of {', '.join(filter(None, known))}"
+    for fault in plan.faults:
+        if fault.kind not in ALL_FAULTS:
+            return f"there is no fault {fault.kind!r}; there are: {', '.join(ALL_FAULTS)}"
+        if fault.moment not in ("", *MOMENTS):
+            return f"there is no moment {fault.moment!r}; there are: {', '.join(MOMENTS)}"
+        if not 0 <= fault.at_s <= LATEST_S:
+            return f"a fault begins after 0 to {LATEST_S:g} s, not after {fault.at_s:g} s"
+    each = plan.nodes // max(1, plan.runs)
+    if plan.runs < 1 or not 1 <= plan.min_nodes <= each:
+        return f"a run has {each} nodes, so runs is at least 1, and min_nodes 1 to {each}"
+    if plan.hosts == "no" and plan.replicas < 1:
+        return 'with hosts "no" some replica has to coordinate: replicas is at least 1'
+    if not plan.suspect_after_s <= plan.lost_after_s or not plan.lease_ttl_s >= 1.0:
+        return "lease_ttl_s is at least 1 s, and lost_after_s at least suspect_after_s"
+    return ""
 
 
 class _Moments(Oracle):

@@ -39,7 +39,7 @@ def told(job: Job, *, last: int = 60, is_whole_plan: bool = False) -> str:
     plan = job.plan if is_whole_plan else None
     lines = [f"seed {job.seed}: {len(job.events)} events, {job.world.steps} steps", ""]
     lines += columns(job.scene, job.events[-last:] if last else job.events)
-    lines += ["", "settings:", *textwrap.wrap(plan_text(job.plan), 110), ""]
+    lines += ["", "settings, for --plan:", plan_text(job.plan), ""]
     lines += [f"PROBLEM {problem}" for problem in job.problems] or ["no problem"]
     lines += ["", command(job.seed, plan)]
     return "\n".join(lines)

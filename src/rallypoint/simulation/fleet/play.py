@@ -136,15 +136,18 @@ def _result(fleet: Fleet, seed: int, failures: int, is_whole: bool) -> Result:
 
 
 def as_json(results: list[tuple[str, Result]], compared: str, workload: Workload) -> dict[str, Any]:
-    """For JSON: what was simulated, where its numbers come from, and each result."""
+    """For JSON: what was simulated, where its numbers come from, and each result. null: never."""
     made = []
     for value, result in results:
         body = msgspec.to_builtins(result)
         made.append({"compared": {"name": compared, "value": value} if compared else None, **body})
-    return {
+    body = {
         "schema": SCHEMA,
         "label": LABEL,
         "workload": msgspec.to_builtins(workload),
         "costs": [msgspec.to_builtins(cost) for cost in all_of(workload.ledger)],
         "results": made,
     }
+    # msgspec writes null for what JSON has no number for: a time that is infinite.
+    finite: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(body))
+    return finite
