@@ -557,9 +557,14 @@ def test_one_live_replica_among_dead_ones_is_found_soon():
 
 def test_after_a_refusal_the_next_address_is_dialed_at_once():
     async def main() -> None:
-        refusing = [((Address("127.0.0.1", free_port()),), "") for _ in range(3)]
-        attempts = Attempts(Address("replicas", 1))
-        assert await dial_first(refusing, attempts, 5.0) is None
+        # A socket that is bound and does not listen refuses, and nobody else gets its port.
+        with contextlib.ExitStack() as held:
+            bound = [held.enter_context(socket.socket()) for _ in range(3)]
+            for each in bound:
+                each.bind(("127.0.0.1", 0))
+            refusing = [((Address(*each.getsockname()),), "") for each in bound]
+            attempts = Attempts(Address("replicas", 1))
+            assert await dial_first(refusing, attempts, 5.0) is None
         assert len(attempts.answers) == 3
         assert set(attempts.answers.values()) == {"Connection refused"}
         assert await dial_first([], attempts, 5.0) is None
