@@ -10,11 +10,12 @@ What travels between processes is not decided here: see `network`, `disk` and `e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import math
 import random
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 from rallypoint.simulation.clocks import MachineClock
@@ -29,6 +30,20 @@ TURNS_MAX: Final = 50
 """How many turns of a process, one after the other at the same time, are one event at most."""
 UNNOTICED_S: Final = 0.35
 """So much of a freeze may not be noticed by the process."""
+
+
+@contextlib.contextmanager
+def _left_to_the_world() -> Iterator[None]:
+    """Asynchronous generators that begin meanwhile are not closed by Python's garbage collector.
+
+    It would run their code at some time, outside of any process.
+    """
+    before = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(finalizer=lambda generator: None)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(*before)
 
 
 class Event:
@@ -117,6 +132,10 @@ class World:
 
         A world in which something spins ends here, too: that is a trouble.
         """
+        with _left_to_the_world():
+            return self._run_until(time_s, is_over)
+
+    def _run_until(self, time_s: float, is_over: Callable[[], bool]) -> bool:
         while not is_over():
             if self.steps - self._steps_then > STEPS_MAX_PER_S * (1.0 + self.now_s - self._then_s):
                 self._spins(time_s)
