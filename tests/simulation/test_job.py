@@ -119,12 +119,3 @@ def test_nothing_of_a_world_is_kept_when_it_has_ended(program: str) -> None:
     del job
     gc.collect()
     assert [each() for each in kept] == [None, None]
-
-
-def test_what_is_left_of_a_world_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda problem: said.append(problem.object))
-    for seed in range(30, 40):
-        Job(seed).run()
-    gc.collect()
-    assert said == []

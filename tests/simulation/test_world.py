@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -177,3 +180,29 @@ def test_a_process_that_spins_ends_the_world() -> None:
     assert not world.run_until(10.0)
     assert "spins" in world.troubles[0]
     world.close()
+
+
+def test_a_generator_that_nobody_ends_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would run its code when it is collected, outside of any process."""
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda problem: said.append(problem.exc_value))
+
+    async def inside() -> AsyncGenerator[int, None]:
+        await asyncio.sleep(10.0)
+        yield 1
+
+    async def around() -> AsyncGenerator[int, None]:
+        async with contextlib.aclosing(inside()) as numbers:
+            async for number in numbers:
+                yield number
+
+    async def begins() -> None:
+        step: Any = around().__anext__()
+        step.send(None)
+
+    world = World(1)
+    world.process("a").start(begins())
+    world.run_until(1.0)
+    gc.collect()
+    world.close()
+    assert said == []
