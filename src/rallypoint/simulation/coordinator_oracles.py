@@ -76,12 +76,7 @@ class CoordinatorsKeepRules(Oracle):
                 self.scene.broke("reasons", f"at {name}: {differs}")
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         checker = self._runs[run]
@@ -125,12 +120,7 @@ class DeathIsTrue(Oracle):
     """R8: who is taken for ended has ended; no member is judged because its coordinator slept."""
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         if isinstance(event, on.ConnectionLost) and event.how is ConnectionEnd.PROCESS_ENDED:
@@ -172,12 +162,7 @@ class ReportsAreTold(Oracle):
         self._rounds: dict[HostedRun, _Round] = {}
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         now = self._rounds.get(run)

@@ -34,12 +34,7 @@ class ForgottenRunsRest(Oracle):
     """A run that its coordinator has forgotten has no timers any more."""
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         if run.is_forgotten and isinstance(event, on.TimerFired):

@@ -60,12 +60,7 @@ class LedgerKeepsRules(Oracle):
                 raise
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle: what a coordinator publishes is in the ledger, and it owns the run."""
         if self._is_broken:

@@ -202,12 +202,7 @@ class _KnowsTheLost(Oracle):
         self._left: dict[str, None] = {}
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         for effect in effects:

@@ -57,12 +57,7 @@ class LeaseIsFresh(Oracle):
                 self._renewed[lease.process] = lease, front.process.clock_s()
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle: a run whose lease is too old is SUSPENDED before the next event."""
         if run.membership.phase in (Phase.SUSPENDED, Phase.CLOSED):
@@ -88,12 +83,7 @@ class ClosesAreKept(Oracle):
         self._asked: dict[HostedRun, str] = {}
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         if isinstance(event, on.CloseRequested):
@@ -105,9 +95,6 @@ class ClosesAreKept(Oracle):
 
 class LostAreDropped(Oracle):
     """R8: a node that is no member has no connection as one: else it would wait for ever."""
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
 
     def looked(self) -> None:
         """See Oracle."""
@@ -135,12 +122,7 @@ class SurvivorsKeepRanks(Oracle):
         """The last round that was given to the ledger, which takes one at a time."""
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         for effect in effects:
@@ -186,12 +168,7 @@ class BreaksAreDue(Oracle):
         """The members of that round that are done."""
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         record = self._rounds.get(run)

@@ -61,12 +61,7 @@ class RoundsForm(Oracle):
         self._runs[run] = _Acting(front)
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle: also between two looks the nodes may be too few, or in a round."""
         if not self._is_due(run):
@@ -115,12 +110,7 @@ class HopelessRunsEnd(Oracle):
         self._runs[run] = _Acting(front)
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
         if isinstance(event, on.NodeDone):
@@ -203,9 +193,6 @@ class SilenceIsNoticed(Oracle):
 
     It takes a third of `coordinator_silence_s` more until the node looks.
     """
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
 
     def looked(self) -> None:
         """See Oracle."""

@@ -197,12 +197,7 @@ class Oracle:
         """A coordinator begins a run, or a claim to it. Nothing has happened in it."""
 
     def stepped(
-        self,
-        front: SimulatedFront,
-        run: HostedRun,
-        event: on.Event,
-        now_s: float,
-        effects: list[do.Effect],
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """The core of a run has made a step. Its effects are carried out after this."""
 
@@ -425,7 +420,7 @@ class Scene:
 
         def stepped(event: on.Event, now_s: float) -> list[do.Effect]:
             effects = step(event, now_s)
-            self.tell(Oracle.stepped, front, run, event, now_s, effects)
+            self.tell(Oracle.stepped, front, run, event, effects)
             return effects
 
         def restored(state: RunState, **named: Any) -> list[do.Effect]:
