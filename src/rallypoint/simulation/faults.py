@@ -31,17 +31,13 @@ Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
 def _kill(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Its process is killed. Another one starts on the same host, sooner or later."""
     victim.process.kill()
-    _start_again(scene, victim, draw)
+    scene.start_sometime(victim.index, draw)
 
 
 def _lose(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """Its host loses power: nobody says so."""
     for each in scene.lose_power(victim):
-        _start_again(scene, each, draw)
-
-
-def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
-    scene.start_later(victim.index, draw.expovariate(1.0 / draw.choice((0.2, 3.0, 20.0))))
+        scene.start_sometime(each.index, draw)
 
 
 def _freeze(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -137,7 +133,7 @@ def _block(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """No packet goes between it and another host, in one direction or in both."""
     other = draw.choice([each.host for each in scene.nodes])
     there, back = (victim.host, other), (other, victim.host)
-    return _blocked(scene, draw.choice(([there], [back], [there, back])))
+    return scene.network.block_all(draw.choice(([there], [back], [there, back])))
 
 
 def _isolate(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -145,18 +141,7 @@ def _isolate(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     others = sorted({each.host for each in scene.nodes} - {victim.host})
     there = [(victim.host, other) for other in others]
     back = [(other, victim.host) for other in others]
-    return _blocked(scene, draw.choice((there, back, there + back)))
-
-
-def _blocked(scene: Scene, pairs: list[tuple[str, str]]) -> Undo:
-    for pair in pairs:
-        scene.network.block(*pair)
-
-    def unblock() -> None:
-        for pair in pairs:
-            scene.network.unblock(*pair)
-
-    return unblock
+    return scene.network.block_all(draw.choice((there, back, there + back)))
 
 
 def _refuse(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -273,7 +258,7 @@ def _part(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
         if not index or draw.random() < 0.7
     ]
     pairs = [(here, there) for here in inside for there in outside]
-    undos.append(_blocked(scene, pairs + [(there, here) for here, there in pairs]))
+    undos.append(scene.network.block_all(pairs + [(there, here) for here, there in pairs]))
 
     def undo() -> None:
         for each in undos:

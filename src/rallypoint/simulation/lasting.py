@@ -106,17 +106,9 @@ def _frozen(scene: Scene, victim: StartedNode) -> Undo:
 
 def _isolated(scene: Scene, victim: StartedNode) -> Undo:
     """No other host reaches it, and it reaches none. All reach the ledger."""
-    network = scene.network
     others = sorted({each.host for each in scene.nodes} - {victim.host})
     pairs = [pair for other in others for pair in ((victim.host, other), (other, victim.host))]
-    for pair in pairs:
-        network.block(*pair)
-
-    def undo() -> None:
-        for pair in pairs:
-            network.unblock(*pair)
-
-    return undo
+    return scene.network.block_all(pairs)
 
 
 LASTING: Final[dict[str, Lasting]] = {

@@ -18,7 +18,7 @@ import math
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -264,6 +264,17 @@ class Network:
         self.blocked[pair] -= 1
         if not self.blocked[pair]:
             del self.blocked[pair]
+
+    def block_all(self, pairs: Sequence[tuple[str, str]]) -> Callable[[], None]:
+        """Block each of these pairs of a source and a target. Returns what undoes it, once."""
+        for pair in pairs:
+            self.block(*pair)
+
+        def undo() -> None:
+            for pair in pairs:
+                self.unblock(*pair)
+
+        return undo
 
     def refuse(self, host: str, source: str = "") -> None:
         """Something on the way refuses new connections to a host, which lives. Counted.

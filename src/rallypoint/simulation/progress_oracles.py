@@ -47,14 +47,26 @@ class _Acting:
         self._looked_s = awake_s
 
 
-class RoundsForm(Oracle):
-    """R7: a round is formed within the last call plus one second, the stop time and any grace."""
+class _EndsInTime(Oracle):
+    """What `is_due` finds in a run may last for so long, while its coordinator could act."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._runs: dict[HostedRun, _Acting] = {}
         self._since_s: dict[HostedRun, float] = {}
-        """By run: how long its coordinator had acted when enough nodes were ready."""
+        """By run: how long its coordinator had acted when it began."""
+
+    def is_due(self, run: HostedRun) -> bool:
+        """Whether it is so now."""
+        raise NotImplementedError
+
+    def bound_s(self) -> float:
+        """How long it may last, in seconds."""
+        raise NotImplementedError
+
+    def late(self, run: HostedRun) -> str:
+        """What is said of a run in which it lasts for longer."""
+        raise NotImplementedError
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
@@ -63,34 +75,46 @@ class RoundsForm(Oracle):
     def stepped(
         self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
-        """See Oracle: also between two looks the nodes may be too few, or in a round."""
-        if not self._is_due(run):
+        """See Oracle: also between two looks it may have ended."""
+        if not self.is_due(run):
             self._since_s.pop(run, None)
 
     def looked(self) -> None:
         """See Oracle."""
-        plan = self.scene.plan
-        bound_s = plan.last_call_s + 1.0 + plan.stop_s + STOP_MARGIN_S + MARGIN_S
         for run, acting in list(self._runs.items()):
             if run.is_forgotten or run.is_closed or not acting.is_alive:
                 del self._runs[run]
                 continue
             acting.look(run)
-            if self._is_due(run):
+            if self.is_due(run):
                 since_s = self._since_s.setdefault(run, acting.acted_s)
-                if acting.acted_s - since_s > bound_s:
+                if acting.acted_s - since_s > self.bound_s():
                     waiting = run.membership.waiting(run.membership._now_s)
-                    self.scene.broke("R7", f"no round of {run.run_id} in {bound_s:g} s: {waiting}")
+                    self.scene.broke("R7", f"{self.late(run)}: {waiting}")
 
-    def _is_due(self, run: HostedRun) -> bool:
+
+class RoundsForm(_EndsInTime):
+    """R7: a round is formed within the last call plus one second, the stop time and any grace."""
+
+    def is_due(self, run: HostedRun) -> bool:
+        """Whether enough nodes are ready, and nobody has time left to attach."""
         membership = run.membership
         settings = membership.settings
         is_enough = settings is not None and membership.roster.ready_count >= settings.min_nodes
         has_grace = bool(membership.roster.count(Bucket.ABSENT))
         return is_enough and membership.phase is Phase.GATHERING and not has_grace
 
+    def bound_s(self) -> float:
+        """See _EndsInTime."""
+        plan = self.scene.plan
+        return plan.last_call_s + 1.0 + plan.stop_s + STOP_MARGIN_S + MARGIN_S
 
-class HopelessRunsEnd(Oracle):
+    def late(self, run: HostedRun) -> str:
+        """See _EndsInTime."""
+        return f"no round of {run.run_id} in {self.bound_s():g} s"
+
+
+class HopelessRunsEnd(_EndsInTime):
     """R7: a run that cannot reach its minimum any more, because others are done, ends at once.
 
     An open case may name the cause first.
@@ -100,14 +124,8 @@ class HopelessRunsEnd(Oracle):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._runs: dict[HostedRun, _Acting] = {}
         self._has_done: dict[HostedRun, None] = {}
         """The runs of which a member is done."""
-        self._since_s: dict[HostedRun, float] = {}
-
-    def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
-        """See Oracle."""
-        self._runs[run] = _Acting(front)
 
     def stepped(
         self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
@@ -117,24 +135,10 @@ class HopelessRunsEnd(Oracle):
             member = run.membership.roster.living(event.node)
             if member is not None and member.state is MemberState.DONE:
                 self._has_done[run] = None
-        if not self._is_hopeless(run):
-            self._since_s.pop(run, None)
+        super().stepped(front, run, event, effects)
 
-    def looked(self) -> None:
-        """See Oracle."""
-        for run, acting in list(self._runs.items()):
-            if run.is_forgotten or run.is_closed or not acting.is_alive:
-                del self._runs[run]
-                continue
-            acting.look(run)
-            if self._is_hopeless(run):
-                since_s = self._since_s.setdefault(run, acting.acted_s)
-                if acting.acted_s - since_s > self.WITHIN_S:
-                    waiting = run.membership.waiting(run.membership._now_s)
-                    what = f"{run.run_id} cannot reach its minimum, and goes on: {waiting}"
-                    self.scene.broke("R7", what)
-
-    def _is_hopeless(self, run: HostedRun) -> bool:
+    def is_due(self, run: HostedRun) -> bool:
+        """Whether too few members are left that have not finished."""
         membership = run.membership
         settings = membership.settings
         if run not in self._has_done or settings is None:
@@ -142,6 +146,14 @@ class HopelessRunsEnd(Oracle):
         ended = (MemberState.DONE, MemberState.DEPARTING)
         remaining = sum(member.state not in ended for member in membership.roster)
         return membership.phase is Phase.GATHERING and remaining < settings.min_nodes
+
+    def bound_s(self) -> float:
+        """See _EndsInTime."""
+        return self.WITHIN_S
+
+    def late(self, run: HostedRun) -> str:
+        """See _EndsInTime."""
+        return f"{run.run_id} cannot reach its minimum, and goes on"
 
 
 class SilentAreSuspect(Oracle):

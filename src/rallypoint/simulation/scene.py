@@ -354,6 +354,10 @@ class Scene:
         """
         self.world.after(after_s, lambda: self.start(index) if self.is_chaotic else None)
 
+    def start_sometime(self, index: int, draw: random.Random) -> None:
+        """As `start_later`: at once, after some seconds, or much later."""
+        self.start_later(index, draw.expovariate(1.0 / draw.choice((0.2, 3.0, 20.0))))
+
     def start_again(self, index: int, after_s: float) -> None:
         """A scheduler starts the node of this place again, unless another runs there by then."""
 

@@ -37,22 +37,18 @@ def _another(scene: Scene, victim: StartedNode, draw: random.Random) -> StartedN
     return draw.choice(others) if others else victim
 
 
-def _start_again(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
-    scene.start_later(victim.index, draw.expovariate(1.0 / draw.choice((0.2, 3.0, 20.0))))
-
-
 def _kill_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """The coordinator's process is killed."""
     owner = _owner(scene, victim)
     owner.process.kill()
-    _start_again(scene, owner, draw)
+    scene.start_sometime(owner.index, draw)
 
 
 def _kill_another(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """The process of a node that is not the coordinator's is killed."""
     other = _another(scene, victim, draw)
     other.process.kill()
-    _start_again(scene, other, draw)
+    scene.start_sometime(other.index, draw)
 
 
 def _gone(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
@@ -164,15 +160,7 @@ def _away(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """A node does not hear the coordinator, or is not heard, or both. Others are."""
     owner, other = _owner(scene, victim), _another(scene, victim, draw)
     there, back = (owner.host, other.host), (other.host, owner.host)
-    pairs = draw.choice(([there], [back], [there, back]))
-    for pair in pairs:
-        scene.network.block(*pair)
-
-    def undo() -> None:
-        for pair in pairs:
-            scene.network.unblock(*pair)
-
-    return undo
+    return scene.network.block_all(draw.choice(([there], [back], [there, back])))
 
 
 def _twin(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
