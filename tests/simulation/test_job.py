@@ -15,8 +15,11 @@ import pytest
 from rallypoint.core.store.store import RoundStore
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan, PlannedFault
+from rallypoint.simulation.scene import Oracle
 
 SEEDS = 12
+SEEDS_UNTIL_ALL = 60
+"""In the first of so many seeds everything happens that an oracle can look at: now in nine."""
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +122,14 @@ def test_nothing_of_a_world_is_kept_when_it_has_ended(program: str) -> None:
     del job
     gc.collect()
     assert [each() for each in kept] == [None, None]
+
+
+def test_oracles_are_told_of_everything_that_they_can_look_at() -> None:
+    """A hook that nothing calls makes each check in it one that cannot fail."""
+    hooks = {name for name, each in vars(Oracle).items() if callable(each) and name[0] != "_"}
+    told: set[str] = set()
+    seed = 0
+    while seed < SEEDS_UNTIL_ALL and told < hooks:
+        told.update(hook.__name__ for hook in Job(seed).run().scene._told)
+        seed += 1
+    assert told == hooks
