@@ -7,7 +7,8 @@ To add one: write it as in `faults`, and put it into `SITUATION_FAULTS`. How lon
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from rallypoint.simulation.etcd import Trouble
@@ -85,12 +86,7 @@ def _rack_of_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Un
                 thaws.append(each.process)
         if not each.process.is_alive:
             scene.start_later(each.index, draw.choice((1.0, 30.0, 60.0)))
-
-    def undo() -> None:
-        for process in thaws:
-            process.thaw()
-
-    return undo
+    return partial(_thaw, thaws)
 
 
 def _rack_of_others(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
@@ -106,12 +102,12 @@ def _rack_of_others(scene: Scene, victim: StartedNode, draw: random.Random) -> U
         else:
             each.process.freeze()
             thaws.append(each.process)
+    return partial(_thaw, thaws)
 
-    def undo() -> None:
-        for process in thaws:
-            process.thaw()
 
-    return undo
+def _thaw(processes: Sequence[Process]) -> None:
+    for process in processes:
+        process.thaw()
 
 
 def _freeze_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
