@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 
-# Installed for `make test` before anything that could ask for another build of torch. A CPU
-# build is enough. `make test TORCH=` goes without: the tests that need torch are then skipped.
+# Installed for `make test` and `make verify`, and for no search. A CPU build is enough.
+# `make test TORCH=` goes without: the tests that need torch are then skipped.
 TORCH ?= torch==2.13.0
 
 # How many files of tests run at a time. Most tests wait for something, so three suit two cores.
@@ -20,12 +20,15 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# What a target needs: the package alone, or with the tools of development, or these and torch.
 CREATED      := $(VENV)/.stamp-created
+FOR_PACKAGE  := $(VENV)/.stamp-package
 FOR_DEMO     := $(VENV)/.stamp-demo
 FOR_DEVELOP  := $(VENV)/.stamp-develop
 FOR_DOCS     := $(VENV)/.stamp-docs
 FOR_PEERS    := $(VENV)/.stamp-peers
 TORCH_STAMP  := $(if $(strip $(TORCH)),$(VENV)/.stamp-$(subst =,-,$(strip $(TORCH))))
+FOR_TESTS    := $(TORCH_STAMP) $(FOR_DEVELOP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -43,7 +46,7 @@ demo: $(FOR_DEMO) ## see a run meet, lose a node and regroup, on this machine
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
-test: lint types ## check format, lint and types, and run all tests except the long ones
+test: lint types $(FOR_TESTS) ## check format, lint and types, and run all tests except the long ones
 	$(PYTEST) -n $(JOBS) -m "not verify"
 
 .PHONY: unit
@@ -51,7 +54,7 @@ unit: $(FOR_DEVELOP) ## the tests without processes, sockets or torch, for while
 	$(PYTEST) -n logical -m "not (processes or sockets or torch or docs or verify)"
 
 .PHONY: verify
-verify: $(FOR_DEVELOP) ## the long tests: chaos, partitions, many seeds, real jobs (LONG=1: even longer)
+verify: $(FOR_TESTS) ## the long tests: chaos, partitions, many seeds, real jobs (LONG=1: even longer)
 	RALLYPOINT_TEST_LONG=$(LONG) $(PYTEST) -n $(JOBS) -m "verify"
 
 .PHONY: lint
@@ -84,14 +87,14 @@ fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); g
 SEEDS ?= 1000000
 
 .PHONY: simulate
-simulate: $(FOR_DEVELOP) ## play simulated jobs under faults, one for each seed (SEEDS); goes on where it stopped
+simulate: $(FOR_PACKAGE) ## play simulated jobs under faults, one for each seed (SEEDS); goes on where it stopped
 	$(BIN)/python -m rallypoint.simulation --seeds 0:$(SEEDS) --jobs $(JOBS) --state .simulate.json
 
 # Which other Pythons `make versions` compares with.
 PYTHONS ?= python3.12 python3.13
 
 .PHONY: versions
-versions: $(FOR_DEVELOP) ## see that a seed has the same history with each version of Python (PYTHONS)
+versions: $(FOR_PACKAGE) ## see that a seed has the same history with each version of Python (PYTHONS)
 	$(BIN)/python -m tests.simulation.versions $(PYTHONS)
 
 # How long `make chaos` goes on, and over which ledger: etcd or file.
@@ -121,7 +124,7 @@ WORLD ?= whole
 STATES ?= 5000000
 
 .PHONY: model
-model: $(FOR_DEVELOP) ## explore a large world of the model checker (WORLD, STATES); goes on where it stopped
+model: $(FOR_PACKAGE) ## explore a large world of the model checker (WORLD, STATES); goes on where it stopped
 	$(BIN)/python -m rallypoint.simulation.explore --world $(WORLD) --states $(STATES) --state .model-$(WORLD)
 
 # How many seeds `make planted` tries for each bug.
@@ -165,19 +168,23 @@ $(CREATED):
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(FOR_DEMO): pyproject.toml | $(CREATED)
-	$(PIP) --editable '.[examples]'
+$(FOR_PACKAGE): pyproject.toml | $(CREATED)
+	$(PIP) --editable .
 	@touch $@
 
-$(FOR_DEVELOP): pyproject.toml | $(CREATED) $(TORCH_STAMP)
+$(FOR_DEMO): pyproject.toml | $(CREATED)
+	$(PIP) --editable '.[examples]'
+	@touch $@ $(FOR_PACKAGE)
+
+$(FOR_DEVELOP): pyproject.toml | $(CREATED)
 	$(PIP) --editable '.[dev,examples]'
-	@touch $@ $(FOR_DEMO)
+	@touch $@ $(FOR_DEMO) $(FOR_PACKAGE)
 
 $(FOR_DOCS): pyproject.toml | $(CREATED)
 	$(PIP) --editable '.[docs]'
 	@touch $@
 
-$(FOR_PEERS): pyproject.toml | $(FOR_DEVELOP)
+$(FOR_PEERS): pyproject.toml | $(FOR_TESTS)
 	$(PIP) --editable '.[dev,examples,bench]'
 	@touch $@
 
