@@ -84,6 +84,23 @@ def test_a_violation_is_told_and_repeated(
     assert "hint: " in capsys.readouterr().err
 
 
+def test_the_last_line_says_what_held_and_what_was_covered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--world", "two"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "two: no rule broken, no state stuck. Covered: all " in last
+    assert last.endswith(
+        "World: 2 nodes, 1 coordinator, 1 round, 2 nodes in a round; faults, at most: none."
+    )
+    part = ["--world", "crash", "--states", "100", "--state", str(tmp_path / "crash")]
+    assert main(part) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "no run without faults stuck, of " in last
+    assert "states that are nearest to the start" in last
+    assert "faults, at most: crash 1." in last
+
+
 def test_unknown_names_have_hints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--world", "nowhere"]) == 2
     assert main(["--path", "dials:0"]) == 2

@@ -4,9 +4,9 @@
     python -m rallypoint.simulation.explore --world crash
     python -m rallypoint.simulation.explore --world whole --states 5000000 --state .model-whole
 
-It ends with 0 if all rules held, and with 1 if one was broken: then it prints the shortest path to
-it, and the command that repeats it. With `--state`, it keeps its state in this folder and goes on
-where it stopped (`deep`).
+It ends with 0 if all rules held: the last line says so, and what was covered. It ends with 1 if one
+was broken: then it prints the shortest path to it, and the command that repeats it. With `--state`,
+it keeps its state in this folder and goes on where it stopped (`deep`).
 """
 
 from __future__ import annotations
@@ -167,7 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _repeat(world, options.path)
     if options.state is not None:
         deep = Deep(options.world, world, Path(options.state))
-        report = deep.go(states_max=options.states, seconds_max=options.seconds, tell=_tell)
+        most = f"so far, of {options.states:,} states at most"
+        report = deep.go(
+            states_max=options.states,
+            seconds_max=options.seconds,
+            tell=lambda line: print(f"{most}: {line}", file=sys.stderr, flush=True),
+        )
     else:
         report = explore(world, states_max=options.states, seconds_max=options.seconds)
     if options.json:
@@ -175,10 +180,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _show(options.world, world, report)
     return 1 if report.violation else 0
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show(name: str, world: World, report: Report) -> None:
@@ -190,6 +191,8 @@ def _show(name: str, world: World, report: Report) -> None:
             "repeat it: python -m rallypoint.simulation.explore "
             f"--world {name} --path {as_text(report.path)}"
         )
+    else:
+        print(report.verdict(name, world.limits))
 
 
 def _repeat(world: World, text: str) -> int:

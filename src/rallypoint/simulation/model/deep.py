@@ -60,7 +60,7 @@ class Deep:
         self._width = len(world.first())
         self._before, self._choices = array("I"), array("B")
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = Progress(name, _code(), str(world.limits))
+        fresh = Progress(name, _code(), repr(world.limits))
         known = folder / "search.json"
         if known.exists():
             self._progress = msgspec.json.decode(known.read_bytes(), type=Progress)

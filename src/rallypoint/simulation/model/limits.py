@@ -93,6 +93,21 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
             self.closes,
         )
 
+    def __str__(self) -> str:
+        """For a person: the size, and which faults and wishes come, each how often at most."""
+        low, high = self.min_nodes, self.settings.max_nodes
+        size = [
+            _count(self.nodes, "node"),
+            _count(self.coordinators, "coordinator"),
+            _count(self.rounds, "round"),
+            f"{low} to {high} nodes in a round" if low < high else f"{low} nodes in a round",
+        ]
+        if self.is_embedded:
+            size.append("coordinators inside nodes")
+        limited = zip(FAULTS, self.budget, strict=True)
+        may_come = [f"{name} {count}" for name, count in limited if count] or ["none"]
+        return f"{', '.join(size)}; faults, at most: {', '.join(may_come)}"
+
     @property
     def settings(self) -> RunSettings:
         """The settings of the run."""
@@ -103,3 +118,7 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
             max_restarts=self.max_restarts,
             settle_s=SETTLE_S,
         )
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from rallypoint.simulation.model.limits import Limits
+
 
 class Report(msgspec.Struct):
     """`is_whole`: no state is left. `is_progress_whole`: for each state it was decided whether it
@@ -33,3 +35,16 @@ class Report(msgspec.Struct):
             f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} s of CPU, {rate:,.0f} states/s), "
             f"progress checked {what}"
         )
+
+    def verdict(self, name: str, limits: Limits) -> str:
+        """The last line of a search that found nothing: what was covered, and what held there."""
+        if self.is_whole:
+            how_far = f"all {self.states:,} states of this world, up to {self.depth} moves deep"
+        else:
+            how_far = (
+                f"the {self.states:,} states that are nearest to the start, {self.depth} moves deep"
+            )
+        held = "no rule broken, no state stuck"
+        if not self.is_progress_whole:
+            held = f"no rule broken, and no run without faults stuck, of {self.samples} tried"
+        return f"{name}: {held}. Covered: {how_far}, in {self.seconds:.1f} s. World: {limits}."
