@@ -33,6 +33,23 @@ class TestResends:
         assert client.store.apply("a", waiting, Get("k"), 5, client.now_s) == []
         assert ids(client.later(1)) == [waiting]
 
+    def test_a_repeat_of_a_wait_brings_its_deadline_forward(self, client: StoreClient) -> None:
+        # The clock here has stood still for 3 s, as that of a suspended machine does.
+        waiting = client.waits(Get("k"), timeout_s=5)
+        assert client.store.apply("a", waiting, Get("k"), 2.0, client.now_s) == []
+        assert client.store.next_deadline_s() == client.now_s + 2
+        (ended,) = client.later(2)
+        assert ended.request_id == waiting
+        assert ended.result.message.startswith("after 5 s")  # type: ignore[union-attr]
+        assert client.store.next_deadline_s() is None
+
+    def test_repeats_with_less_and_less_time_cost_nothing(self, client: StoreClient) -> None:
+        waiting = client.waits(Get("k"), timeout_s=1_000)
+        for left_s in range(999, 0, -1):
+            client.store.apply("a", waiting, Get("k"), float(left_s), client.now_s)
+        assert len(client.store._waits._deadlines) < 100
+        assert ids(client.later(1)) == [waiting]
+
     def test_a_long_read_is_answered_again_even_when_a_node_may_send_no_more(self) -> None:
         client = StoreClient(unacknowledged_calls_per_node_max=1)
         long = b"x" * (REMEMBERED_READ_BYTES_MAX + 1)

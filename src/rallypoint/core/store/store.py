@@ -114,7 +114,9 @@ class RoundStore:
 
         R11: a repeat of an answered request returns the same answer. A repeat of a read whose
         answer had more than REMEMBERED_READ_BYTES_MAX is applied again. A repeat of a request that
-        waits, was cancelled or was acknowledged returns no answer.
+        waits, was cancelled or was acknowledged returns no answer. A wait ends by the earlier of
+        its deadlines: the node knows how much of its timeout is over, even if this machine's clock
+        has stood still meanwhile.
 
         One answer is not remembered: the refusal because too much is unacknowledged. The call was
         not applied, and the node may send the request again.
@@ -125,6 +127,9 @@ class RoundStore:
             return [Answer(node, request_id, StoreFailure(BAD_REQUEST, message))]
         is_again = session.has_seen(request_id)  # R11: a repeat is not applied.
         if is_again and not session.may_ask_again(request_id):  # R11: it gets the same answer.
+            known = session.calls.get(request_id)
+            if isinstance(known, Call):
+                self._waits.shorten(known, timeout_s, now_s)
             return session.remembered(request_id)
         if self._ended is not None:  # R4: the store of a round that is over takes nothing.
             return [Answer(node, request_id, StoreFailure(ROUND_ENDED, self._ended))]

@@ -147,14 +147,27 @@ class Waits:
         self._tally.kept += WAITING_CALL_BYTES + footprint
         self.calls[call] = None
         if call.timeout_s is not None and call.timeout_s != math.inf:
-            call.deadline_s = now_s + max(call.timeout_s, 0.0)
-            heappush(self._deadlines, (call.deadline_s, call.serial, call))
-            # Calls that were answered in time leave their entry behind. Sweeping when these are
-            # the most keeps the heap within a constant of the waits, at an amortised cost of O(1).
-            if len(self._deadlines) > 2 * len(self.calls) + 64:
-                self._deadlines = [entry for entry in self._deadlines if entry[2] in self.calls]
-                heapify(self._deadlines)
+            self._set_deadline(call, now_s + max(call.timeout_s, 0.0))
         return None
+
+    def shorten(self, call: Call, timeout_s: float | None, now_s: float) -> None:
+        """End the wait after `timeout_s` if that is before its present deadline."""
+        if timeout_s is None or call.deadline_s is None:
+            return
+        deadline_s = now_s + max(timeout_s, 0.0)
+        if deadline_s < call.deadline_s:
+            self._set_deadline(call, deadline_s)
+
+    def _set_deadline(self, call: Call, deadline_s: float) -> None:
+        call.deadline_s = deadline_s
+        heappush(self._deadlines, (deadline_s, call.serial, call))
+        # Calls that were answered in time leave their entry behind, and so does a later deadline.
+        # Sweeping when these are the most keeps the heap within a constant of the waits, at an
+        # amortised cost of O(1).
+        if len(self._deadlines) > 2 * len(self.calls) + 64:
+            valid = (each for each in self._deadlines if each[2] in self.calls)
+            self._deadlines = [each for each in valid if each[0] == each[2].deadline_s]
+            heapify(self._deadlines)
 
     def end(self, call: Call) -> None:
         """The call does not wait any more, for any reason."""
