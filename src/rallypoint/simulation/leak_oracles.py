@@ -88,8 +88,12 @@ class CandidatesEnd(Oracle):
 
 
 def _is_elsewhere(here: StartedNode) -> bool:
+    """Whether a node needs no candidate: it is at another coordinator, and looks for no better."""
     node = here.node
-    return node is not None and node.is_connected and not node.is_at_own
+    if node is None or not node.is_connected or node.is_at_own:
+        return False
+    search = node._connector._beside  # The other coordinator has not renewed its lease.
+    return search is None or search.done()
 
 
 def _is_ours(task: object) -> bool:

@@ -206,10 +206,15 @@ class _KnowsTheLost(Oracle):
     ) -> None:
         """See Oracle."""
         for effect in effects:
-            if isinstance(effect, do.Break | do.Verdict):
-                change = effect.change
-                lost = [name for name in change.nodes if name not in self._left]
-                self._lost.update((run.run_id, change.round, name) for name in lost)
+            match effect:
+                case do.Break(change=change) | do.Verdict(change=change):
+                    self._add(run.run_id, change)
+                case do.Forget(loss=Change() as loss):  # Its loss ended no round.
+                    self._add(run.run_id, loss)
+
+    def _add(self, run_id: str, loss: Change) -> None:
+        lost = [name for name in loss.nodes if name not in self._left]
+        self._lost.update((run_id, loss.round, name) for name in lost)
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
