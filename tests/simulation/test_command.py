@@ -20,11 +20,14 @@ PLAN = '{"nodes":2,"min_nodes":2,"faults":[{"at_s":20.0,"kind":"cut","chance":1}
 def test_one_seed_is_told_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seed", "3", "--plan", PLAN, "--last", "0"]) == 0
     printed = capsys.readouterr().out
-    heads = next(line for line in printed.splitlines() if "time s" in line)
+    heads = next(line for line in printed.splitlines() if "step    time s" in line)
     formed = next(line for line in printed.splitlines() if "is rank 0 in (1, 1)" in line)
     assert heads.split() == ["step", "time", "s", "world", "place", "0", "place", "1"]
     assert formed.index("is rank 0") in (heads.index("place 0"), heads.index("place 1"))
     assert "no problem" in printed
+    marks = {line.partition("  ")[0] for line in printed.splitlines()}
+    assert marks >= {"step", "time s", "place N", "FAULT x", "END OF x", "PEACE", "BROKEN x"}
+    assert "FAULT cut          Something on the way resets one of its connections." in printed
     assert shlex.split(printed.splitlines()[-1])[-3:] == ["3", "--plan", PLAN]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from rallypoint.coordinator.run_ownership import RunOwnership
+from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.plan import Plan
@@ -19,6 +20,17 @@ from rallypoint.simulation.scene import Scene, StartedNode, Told
 
 WIDTH = 34
 """The width of a column, in characters."""
+LEGEND = """\
+step         how many events of the world have happened; --at STEP shows all processes there
+time s       the world's time, in seconds; each process has a clock of its own
+place N      what runs at this place, one process after the other: nodes, then replicas of serve
+[node-0.2]   the process of this line and of those below it: a node at place 0; no other has a 2
+FAULT x      the fault x begins here, drawn from the seed; at y: when a coordinator is at y
+END OF x     it is over. Without this line it was over at once, or lasts until PEACE
+LASTING x    a fault that the others must get over while it lasts
+PEACE        all faults end, and empty places are filled: from here on all must get well
+(1, 2)       the fencing token of a round: term 1, round 2
+BROKEN x     the rule x of docs/protocol.md, or another promise, does not hold"""
 
 
 def command(seed: int, plan: Plan | None = None) -> str:
@@ -37,12 +49,29 @@ def plan_text(plan: Plan) -> str:
 def told(job: Job, *, last: int = 60, is_whole_plan: bool = False) -> str:
     """A job for people: its events, its settings, what did not hold, and the command."""
     plan = job.plan if is_whole_plan else None
-    lines = [f"seed {job.seed}: {len(job.events)} events, {job.world.steps} steps", ""]
-    lines += columns(job.scene, job.events[-last:] if last else job.events)
+    shown = job.events[-last:] if last else job.events
+    lines = [f"seed {job.seed}: {len(job.events)} lines of history, {job.world.steps} steps", ""]
+    lines += [*LEGEND.splitlines(), *faults(shown), ""]
+    if len(shown) < len(job.events):
+        lines.append(f"the last {last} lines (--last 0 shows all):")
+    lines += columns(job.scene, shown)
     lines += ["", "settings, for --plan:", plan_text(job.plan), ""]
     lines += [f"PROBLEM {problem}" for problem in job.problems] or ["no problem"]
     lines += ["", command(job.seed, plan)]
     return "\n".join(lines)
+
+
+def faults(events: Sequence[Told]) -> list[str]:
+    """What each fault that begins in these events does."""
+    kinds = {
+        each.what.removeprefix("FAULT ").partition(" at ")[0]: None for each in _begins(events)
+    }
+    told = {kind: ALL_FAULTS[kind].__doc__ for kind in kinds}
+    return [f"FAULT {kind:12} {text.splitlines()[0]}" for kind, text in told.items() if text]
+
+
+def _begins(events: Sequence[Told]) -> Iterator[Told]:
+    return (each for each in events if each.what.startswith("FAULT "))
 
 
 def columns(scene: Scene, events: Sequence[Told]) -> list[str]:
