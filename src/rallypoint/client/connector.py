@@ -73,6 +73,10 @@ class NodeState(RunInLedger, Protocol):
         """Whether the run ends with the coordinator's process."""
 
     @property
+    def lease_ttl_s(self) -> float:
+        """The ttl of the coordinator's lease; 0 if it has none or has not told it."""
+
+    @property
     def has_workers(self) -> bool:
         """Whether the node's round is active, so that its workers run."""
 
@@ -192,6 +196,9 @@ class Connector:
     @property
     def owner_ttl_s(self) -> float:
         """The ttl of the owner's lease; 0 if it has none."""
+        # However the node has found it: a redirect does not tell the ttl.
+        if self._state.lease_ttl_s:
+            return self._state.lease_ttl_s
         return self.elected.owner_ttl_s if self.elected is not None else 0.0
 
     @property
@@ -318,7 +325,7 @@ class Connector:
             _log.log(level, "attached, after %.1f s without a coordinator", away_s)
         self._outage = _Outage()
         if self.elected is not None:
-            self.elected.was_messenger = False
+            self.elected.attached()
             if not self.own.is_at(self.connection):
                 self.own.retire()
 
@@ -351,8 +358,7 @@ class Connector:
             return
         self.connection = None
         if self.elected is not None:
-            has_ended = self._state.is_attached and connection.was_ended_by_peer
-            self.elected.lost = connection if has_ended else None
+            self.elected.has_closed(connection, was_attached=self._state.is_attached)
         self._end_search_beside()
         self._node.disconnected()
         if self.is_closing or self._state.is_over or self._node.gone is not None:
@@ -529,7 +535,7 @@ class Connector:
         """
         if self.elected is None:
             return
-        if still_s < self.elected.owner_ttl_s or not self._state.is_attached:
+        if still_s < self.owner_ttl_s or not self._state.is_attached:
             self._end_search_beside()
         elif self._beside is not None and not self._beside.done():
             return

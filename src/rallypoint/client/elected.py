@@ -82,11 +82,12 @@ class ElectedCoordinator:
     ) -> None:
         self.settings = settings
         self.owner_ttl_s = settings.lease_ttl_s
-        """How long the owner's lease has not been renewed."""
+        """The ttl of the owner's lease, as far as this node has read it in the ledger."""
         self.was_messenger = False
         """Whether this node has dialled a replica because the owner did not answer."""
-        self.lost: Connection | None = None
-        """The last connection to a coordinator of the run, if that one's side has ended it."""
+        self._lost: Connection | None = None
+        """The last connection to a coordinator of the run, if that one's side has ended it, and
+        nothing has answered at its address since."""
         self._own = own
         self._credentials = credentials
         self._run = run
@@ -172,6 +173,17 @@ class ElectedCoordinator:
                 case None:
                     search.again()
 
+    def attached(self) -> None:
+        """A coordinator of the run has attached this node."""
+        self.was_messenger, self._lost = False, None
+
+    def has_closed(self, connection: Connection, *, was_attached: bool) -> None:
+        """A connection of this node has ended. `was_attached`: to the run's coordinator."""
+        if was_attached:
+            self._lost = connection if connection.was_ended_by_peer else None
+        elif self._lost is not None and connection.address == self._lost.address:
+            self._lost = None  # It has answered there, so it has not ended.
+
     async def close_ledger(self) -> None:
         """Close the ledger, if it was opened here. Idempotent."""
         ledger, self._opened = self._opened, None
@@ -227,16 +239,23 @@ class ElectedCoordinator:
     async def _has_seen_end(self, owner: AttachTo, attempts: Attempts) -> bool:
         """Whether the owner's process has ended, as far as this node can see: see EndedOwner.
 
-        Its side has ended the connection, and now the same address refuses a new one.
+        Its side has ended the connection, and now the same address refuses a new one. It may do so
+        only at a later dial: a process that is being killed has its port for a moment more.
         """
-        lost, self.lost = self.lost, None
-        if lost is None or owner.stamp.term != self._run.term:
+        lost = self._lost
+        if lost is None:
+            return False
+        if owner.stamp.term != self._run.term:
+            self._lost = None  # It was another owner's.
             return False
         if not (attempts.only_refused and str(lost.address) in attempts.answers):
             return False
         here = network.here()
         own = [each for each in owner.lease.addresses if await here.is_this_host(each.host)]
-        return lost.target in telling(owner.lease.addresses, own)
+        has_ended = lost.target in telling(owner.lease.addresses, own)
+        if has_ended:
+            self._lost = None  # Once a term is enough.
+        return has_ended
 
     async def _dial_owner(self, owner: Lease, attempts: Attempts) -> Connection | None:
         if self._own.is_of(owner):

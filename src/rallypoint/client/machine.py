@@ -122,6 +122,8 @@ class NodeMachine:
         self._ended_owner: EndedOwner | None = None
         self.is_in_memory = False
         """Whether the run is in the memory of the coordinator's process, and ends with it."""
+        self.lease_ttl_s = 0.0
+        """The ttl of the coordinator's lease; 0 if it has none or has not told it."""
 
     @property
     def is_over(self) -> bool:
@@ -265,7 +267,7 @@ class NodeMachine:
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached, self._ended_owner = True, None
-        self.is_in_memory = message.in_memory
+        self.is_in_memory, self.lease_ttl_s = message.in_memory, message.lease_ttl_s
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby
         actions: list[Action] = [Attached(), *self._catch_up(message)]

@@ -425,7 +425,13 @@ class HostedRun:
         assert settings is not None
         heartbeat_s = settings.suspect_after_s / self._host.config.heartbeats_per_suspicion
         welcome = wire.Welcome(
-            self.stamp, wire.VERSION, heartbeat_s, standing, SOFTWARE, in_memory=not self.is_leased
+            self.stamp,
+            wire.VERSION,
+            heartbeat_s,
+            standing,
+            SOFTWARE,
+            in_memory=not self.is_leased,
+            lease_ttl_s=self._host.config.lease_ttl_s if self.is_leased else 0.0,
         )
         session.send(wire.encode(welcome))
         if standing.round:

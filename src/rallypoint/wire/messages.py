@@ -198,7 +198,8 @@ class Welcome(Message, frozen=True, tag="welcome"):
     """The node is attached. From now on both sides use wire version `version`.
 
     `heartbeat_s`: the time between two heartbeats of the node, in seconds. `in_memory`: the run is
-    in the memory of the coordinator's process, and is lost with it.
+    in the memory of the coordinator's process, and is lost with it. `lease_ttl_s`: the ttl of the
+    coordinator's lease, in seconds; 0 if it has none, or is of a release that does not send it.
     """
 
     version: int
@@ -206,6 +207,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     standing: Standing
     software: str = ""
     in_memory: bool = False
+    lease_ttl_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
 
 
 class Refused(Message, frozen=True, tag="refused"):
