@@ -14,7 +14,7 @@ from rallypoint import runtime
 from rallypoint.coordinator import owned_runs, takeover
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.ended_owner import MISTAKE_PAUSE_MAX_S, record_mistake
+from rallypoint.coordinator.ended_owner import LOOK_WITHIN_S, MISTAKE_PAUSE_MAX_S, record_mistake
 from rallypoint.coordinator.garbage_collector import GarbageCollector, Keeping
 from rallypoint.core import election as e
 from rallypoint.core.reasons import RefusalCode
@@ -429,6 +429,61 @@ def test_a_coordinator_that_is_closed_still_records_the_mistake(refused: set[Add
             await asyncio.sleep(0.05)
         await case.first.aclose()
         assert await ledger.read(MISTAKE) is not None
+        await case.aclose()
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_one_that_is_closed_before_it_learns_of_it_records_the_mistake(
+    refused: set[Address], answers: bool
+) -> None:
+    """Its own node attaches to the next one before a renewal has failed."""
+
+    async def main() -> None:
+        case = Case()
+        case.ledger = ledger = Away()
+        await case.begin()
+        refused.update(case.first.addresses)
+        case.node(case.next, "a", await case.seen())
+        await has_begun(case.next, "run")
+        assert not case.first.lease_manager.holder.is_lost
+        ledger.is_away = not answers
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        await case.first.before_close()
+        assert loop.time() - began_s <= LOOK_WITHIN_S
+        ledger.is_away = False
+        await case.first.hand_over(5.0, "its node has found another")
+        await case.first.aclose()
+        assert (await ledger.read(MISTAKE) is not None) == answers
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_one_that_is_closed_in_peace_records_nothing(refused: set[Address]) -> None:
+    async def main() -> None:
+        case = Case()
+        await case.begin()
+        await case.first.before_close()
+        refused.update(case.first.addresses)  # It closes its port, and others see that rightly.
+        case.node(case.next, "a", await case.seen())
+        await has_begun(case.next, "run")
+        await case.first.hand_over(5.0, "a signal")
+        await case.first.aclose()
+        assert await case.ledger.read(MISTAKE) is None
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_the_welcome_tells_the_ttl_of_the_lease() -> None:
+    async def main() -> None:
+        case = Case()
+        await case.begin()
+        (welcome,) = (each for each in case.a.said if isinstance(each, wire.Welcome))
+        assert welcome.lease_ttl_s == TTL_S
         await case.aclose()
 
     run_virtual(main())

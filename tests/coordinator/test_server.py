@@ -271,6 +271,26 @@ def test_closing_the_coordinator_is_bounded_for_any_peers(monkeypatch):
     assert run_clean(main) < 15.0
 
 
+def test_it_looks_whether_it_was_replaced_while_it_can_be_reached():
+    """Once its port is closed, others are refused rightly."""
+
+    async def main() -> None:
+        reached = []
+        async with served() as (server, port):
+
+            async def looks() -> None:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                reached.append(port)
+                writer.close()
+
+            server.ownership.before_close = looks  # type: ignore[method-assign]
+        assert reached == [port]
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+    run_clean(main)
+
+
 def test_a_coordinator_that_cannot_start_leaves_no_socket_open(monkeypatch):
     async def main() -> None:
         def fails(listener: object) -> None:

@@ -55,6 +55,9 @@ class Ownership(hosted_run.Ownership, Protocol):
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger, and take the lease. Raises LedgerError."""
 
+    async def before_close(self) -> None:
+        """This coordinator is about to close its port. Bounded in time."""
+
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """This coordinator is ending: give up every run, within a bounded time."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rallypoint import runtime
+from rallypoint.coordinator.supervision import Supervised
 from rallypoint.core import election as e
 from rallypoint.core.addresses import telling
 from rallypoint.core.backoff import Backoff
@@ -27,6 +28,10 @@ CHECK_WITHIN_S: Final = 2.0
 """How long the whole check may take. After that the owner counts as alive, and its ttl decides."""
 REFUSED_WITHIN_S: Final = 1.0
 """How long an address may take to refuse. One that says nothing tells nothing."""
+LOOK_WITHIN_S: Final = 1.0
+"""How long a process that is closed looks whether its lease was revoked early."""
+RECORDED_WITHIN_S: Final = 10.0
+"""How long a process that is closed goes on trying to record that it was replaced alive."""
 MISTAKE_PAUSE_S: Final = 1.0
 MISTAKE_PAUSE_MAX_S: Final = 30.0
 """The first and the longest pause between two tries to write a mistake into the ledger."""
@@ -78,6 +83,45 @@ async def _has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
 
 async def _refuses(address: Address) -> bool:
     return await runtime.here().refuses(address, REFUSED_WITHIN_S)
+
+
+class Mistakes:
+    """The records of one process that it was replaced although it is alive.
+
+    `failed` is called with an unexpected error.
+    """
+
+    def __init__(self, ledger: Ledger, failed: Callable[[Exception], None]) -> None:
+        self._ledger = ledger
+        self._failed = failed
+        self._recording = Supervised()
+        self._recorded = ""
+
+    def record(self, process: str, addresses: Sequence[Address]) -> None:
+        """The lease of this name was revoked early, and its process is alive."""
+        if process != self._recorded:
+            self._recorded = process
+            self._recording.spawn(record_mistake(self._ledger, process, addresses), self._failed)
+
+    async def look(self, process: str, addresses: Sequence[Address]) -> None:
+        """Look whether the lease of this name, which is this process's, was revoked early.
+
+        Nothing is recorded if the ledger does not answer within LOOK_WITHIN_S.
+        """
+        try:
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                found = await self._ledger.read(lease_key(process))
+        except (LedgerError, TimeoutError) as error:
+            _log.debug("whether this coordinator was replaced cannot be found out: %r", error)
+            return
+        if e.was_revoked_early(found):
+            self.record(process, addresses)
+
+    async def aclose(self) -> None:
+        """Wait up to RECORDED_WITHIN_S for a record under way. Idempotent."""
+        if self._recording.running:
+            await asyncio.wait(self._recording.running, timeout=RECORDED_WITHIN_S)
+        await self._recording.aclose()
 
 
 async def record_mistake(ledger: Ledger, process: str, addresses: Sequence[Address]) -> None:

@@ -48,6 +48,9 @@ class MemoryOwnership:
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Does nothing: there is no ledger."""
 
+    async def before_close(self) -> None:
+        """Does nothing: no other process can have replaced this one."""
+
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """Does nothing: no other process can take the runs."""
 

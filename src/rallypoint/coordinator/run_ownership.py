@@ -18,7 +18,7 @@ import msgspec
 from rallypoint.coordinator.claimed_run import ClaimedRun, with_record
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.ended_owner import has_ended, has_mistake, record_mistake
+from rallypoint.coordinator.ended_owner import Mistakes, has_ended, has_mistake
 from rallypoint.coordinator.garbage_collector import GarbageCollector, collector_for
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.lease_manager import (
@@ -50,8 +50,6 @@ _log = logging.getLogger("rallypoint.coordinator")
 LONGEST_TICK_S: Final = 0.1
 LONGEST_LOOK_S: Final = 1.0
 """How often, in seconds, to check owned runs that are at rest, as there may be many."""
-RECORDED_WITHIN_S: Final = 10.0
-"""How long a process that is closed goes on trying to record that it was replaced alive."""
 FORGET_CLAIM_S: Final = 60.0
 """A claim to a run of another process is dropped when no node has returned to it for this long."""
 
@@ -80,7 +78,7 @@ class RunOwnership:
         """Runs and terms whose member tables are being written, before the head that names them.
         """
         self._requests = Supervised()
-        self._recording = Supervised()
+        self._mistakes = Mistakes(ledger, self._process_failed)
         self._ticker: asyncio.Task[None] | None = None
         self._sweeping = Supervised()
         self._runs = OwnedRuns(
@@ -122,6 +120,15 @@ class RunOwnership:
 
         self._sweeping.spawn(garbage_collector.run(), failed)
 
+    async def before_close(self) -> None:
+        """Look whether this process was replaced alive, while it can still be reached.
+
+        Its own node may have found the next coordinator, and closes this one before a renewal
+        fails. Once its port is closed, others see rightly that it has ended.
+        """
+        if any(each.is_owned and each.register.close is None for each in self._all_claims()):
+            await self._mistakes.look(self.process, self.addresses)
+
     async def hand_over(self, timeout_s: float, reason: str) -> None:
         """End the lease in the ledger, then make the nodes look for another coordinator."""
         coordinator = self._runs.coordinator
@@ -149,10 +156,7 @@ class RunOwnership:
 
     async def aclose(self) -> None:
         """Stop. Idempotent. A lease that was not handed over runs out. The ledger stays open."""
-        if self._recording.running:
-            # Its own node may have found the next coordinator, and closes this one.
-            await asyncio.wait(self._recording.running, timeout=RECORDED_WITHIN_S)
-        await self._recording.aclose()
+        await self._mistakes.aclose()
         await self._sweeping.aclose()
         await self._runs.aclose()
         await self._requests.aclose()
@@ -509,8 +513,7 @@ class RunOwnership:
                 case Lost(reason, was_alive):
                     _log.warning("this coordinator lost its lease: %s", reason)
                     if was_alive:
-                        work = record_mistake(self._ledger, self.process, self.addresses)
-                        self._recording.spawn(work, self._process_failed)
+                        self._mistakes.record(self.process, self.addresses)
                     # R5: each run is deposed.
                     self._tick_all_claims(now_s)  # this deposes each run
                     for run_id in list(self._claims):

@@ -141,6 +141,8 @@ class CoordinatorServer:
     async def _close(self, reason: str) -> None:
         self.driver.stop_ticking()
         runner, self._runner = self._runner, None
+        if runner is not None:
+            await self.ownership.before_close()
         await self._stop_listening()
         if runner is None:
             return

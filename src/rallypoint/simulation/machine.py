@@ -319,9 +319,10 @@ class SimulatedFront:
         if self.has_ended:
             return
         self.has_ended = True
+        self.driver.stop_ticking()
+        await self.driver.ownership.before_close()
         if self._listener is not None:
             self._network.unlisten(self._listener)
-        self.driver.stop_ticking()
         await self.driver.ownership.hand_over(CLOSE_S, "the coordinator is stopping")
         self.driver.coordinator.close("the coordinator is stopping")
         await self.driver.ownership.aclose()

@@ -79,6 +79,7 @@ from rallypoint.core.election.lease import (
     Timing,
     lease_of,
     revoked_by,
+    was_revoked_early,
 )
 from rallypoint.core.election.ownership import Claim, ClaimState
 from rallypoint.core.election.records import (
@@ -157,5 +158,6 @@ __all__ = [
     "may_take",
     "revoked_by",
     "version_of",
+    "was_revoked_early",
     "where",
 ]

@@ -205,7 +205,7 @@ class LeaseHolder:
         if isinstance(outcome, Conflict):
             self._try, self._renewed_s = None, None
             self.lost_reason = _why_lost(outcome.current)
-            self.was_revoked_early = _was_revoked_early(outcome.current)
+            self.was_revoked_early = was_revoked_early(outcome.current)
         return []
 
     def _write(self, now_s: float) -> list[Action]:
@@ -252,7 +252,8 @@ def _why_lost(current: Versioned | None) -> str:
     return f"its lease was written by another process with the name {lease.process}"
 
 
-def _was_revoked_early(current: Versioned | None) -> bool:
+def was_revoked_early(current: Versioned | None) -> bool:
+    """Whether this lease was revoked before its ttl had passed. False if it cannot be read."""
     try:
         return current is not None and decode_lease(current.value).is_early
     except UnreadableError:
