@@ -65,9 +65,9 @@ class Network:
 
     def __init__(self) -> None:
         self.hosts: list[Host] = []
-        self._id = f"rp{secrets.token_hex(3)}"
+        self.id = f"rp{secrets.token_hex(3)}"
         self._subnet = f"10.{random.randrange(64, 128)}.{random.randrange(256)}"
-        self._switches = f"{self._id}-switches"
+        self._switches = f"{self.id}-switches"
         run("ip", "netns", "add", self._switches)
         for switch in ("one", "other"):
             self._on_switches("link", "add", "name", switch, "type", "bridge")
@@ -76,7 +76,7 @@ class Network:
     def host(self, name: str) -> Host:
         """Another host, plugged in."""
         number = len(self.hosts) + 1
-        host = Host(name, f"{self._id}-{name}", f"{self._subnet}.{number}", f"port{number}")
+        host = Host(name, f"{self.id}-{name}", f"{self._subnet}.{number}", f"port{number}")
         run("ip", "netns", "add", host.namespace)
         self.hosts.append(host)
         cable = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)

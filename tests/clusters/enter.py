@@ -1,0 +1,42 @@
+"""Run a command on a host, as ssh does: `python enter.py SOCKET COMMAND...`.
+
+Exits with the command's code; 255 if the host is gone. Signals go to the command. With --shell
+before the socket, the rest is one line for a shell, as ssh has it.
+
+What must not be here: imports outside the standard library. It starts without site-packages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+UNREACHABLE = 255
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    is_line = arguments[0] == "--shell"
+    path, *argv = arguments[is_line:]
+    if is_line:
+        argv = ["/bin/sh", "-c", " ".join(argv)]
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(path)
+        request = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd())}
+        socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: connection.send(str(int(number)).encode()))
+        answer = connection.recv(16)
+    except OSError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return UNREACHABLE
+    return int(answer) if answer else UNREACHABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
