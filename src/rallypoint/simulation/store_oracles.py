@@ -13,11 +13,7 @@ from rallypoint.client.node import Node
 from rallypoint.core.store import (
     READS,
     TIMEOUT,
-    Add,
-    Append,
     Barrier,
-    Check,
-    CompareSet,
     DeleteKey,
     Get,
     MultiGet,
@@ -35,6 +31,7 @@ from rallypoint.ledger.keys import log_of
 from rallypoint.simulation.ledger_oracles import record_of
 from rallypoint.simulation.linearizability import Call, explained
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+from rallypoint.simulation.store_history import NOTHING, family, is_free, shown, step
 from rallypoint.wire import messages as wire
 
 WAKES_WITHIN_S: Final = 1.0
@@ -64,7 +61,7 @@ class StoreIsOne(Oracle):
         """See Oracle. Its answer is unknown, and stays so if the process is killed."""
         if isinstance(operation, Barrier):
             return
-        where = self._keys[call] = here.run_id, token, _family(operation)
+        where = self._keys[call] = here.run_id, token, family(operation)
         calls = self._calls.setdefault(where, {})
         calls[call] = Call(here.name, self.scene.world.now_s, math.inf, operation, None)
 
@@ -81,9 +78,9 @@ class StoreIsOne(Oracle):
         """See Oracle."""
         for (run_id, token, key), by_call in self._calls.items():
             # A read that nobody has an answer of may have any place, so it has none here.
-            calls = [each for each in by_call.values() if not _is_free(each)]
-            if explained(calls, NOTHING, _step, states_max=200_000) is False:
-                told = "; ".join(map(_shown, calls))
+            calls = [each for each in by_call.values() if not is_free(each)]
+            if explained(calls, NOTHING, step, states_max=200_000) is False:
+                told = "; ".join(map(shown, calls))
                 what = f"run {run_id}, round {token}, key {key}: no order explains {told}"
                 self.scene.broke("R10/R11", what)
 
@@ -122,79 +119,6 @@ class WaitsEnd(Oracle):
                 if is_well and now_s - max(began_s, set_s) > WAKES_WITHIN_S:
                     what = f"{here.name} waited for {keys} until {now_s:.3f} s, set {set_s:.3f} s"
                     self.scene.broke("R10", what)
-
-
-Stored = tuple[tuple[str, bytes], ...]
-"""The keys of one family that exist, in order, and their values."""
-NOTHING: Final[Stored] = ()
-
-
-def _family(operation: StoreOp) -> str:
-    """The keys whose history is one: those that are written together, else one key."""
-    keys = getattr(operation, "keys", None)
-    key: str = keys[0] if keys else getattr(operation, "key", "")
-    return key.partition("/")[0]
-
-
-def _is_free(call: Call) -> bool:
-    return call.is_unknown and type(call.operation) in READS
-
-
-def _step(stored: Stored, operation: Any, result: StoreValue | None) -> tuple[bool, Stored]:
-    """One family of keys: (whether the answer can be, what is stored after it)."""
-    match operation:
-        case MultiSet(keys=keys, values=values):
-            after = stored
-            for key, value in zip(keys, values, strict=True):
-                after = _with(after, key, value)
-            return result in (None, StoreValue(None)), after
-        case MultiGet(keys=keys):
-            there = dict(stored)
-            found = tuple(there.get(key) for key in keys)
-            # It waits for all its keys at once.
-            return result is None or (None not in found and result.value == found), stored
-        case Wait(keys=keys):
-            is_there = {key for key, _ in stored}.issuperset(keys)
-            return result is None or (is_there and result.value is None), stored
-        case Check(keys=keys):
-            is_there = {key for key, _ in stored}.issuperset(keys)
-            return result in (None, StoreValue(is_there)), stored
-    can_be, now = _step_of_a_key(dict(stored).get(operation.key), operation, result)
-    return can_be, _with(stored, operation.key, now)
-
-
-def _with(stored: Stored, key: str, value: bytes | None) -> Stored:
-    others = [each for each in stored if each[0] != key]
-    return tuple(sorted([*others, (key, value)])) if value is not None else tuple(others)
-
-
-def _step_of_a_key(
-    state: bytes | None, operation: Any, result: StoreValue | None
-) -> tuple[bool, bytes | None]:
-    """One key: (whether the answer can be, its value after it)."""
-    match operation:
-        case Add(amount=amount):
-            total = int(state or b"0") + amount
-            return result in (None, StoreValue(total)), b"%d" % total
-        case Set(value=value):
-            return result in (None, StoreValue(None)), value
-        case Append(value=value):
-            return result in (None, StoreValue(None)), (state or b"") + value
-        case DeleteKey():
-            return result in (None, StoreValue(state is not None)), None
-        case CompareSet(expected=expected, desired=desired):
-            matches = state == expected if expected else state is None or state == expected
-            after = desired if matches else state
-            return result in (None, StoreValue(after if after is not None else expected)), after
-        case Get():
-            # It waits for the key.
-            return result is None or (state is not None and result == StoreValue(state)), state
-    raise AssertionError(operation)
-
-
-def _shown(call: Call) -> str:
-    ended = "?" if call.is_unknown else f"{call.ended_s:.3f}"
-    return f"{call.caller} {call.began_s:.3f}-{ended} {call.operation} = {call.result}"
 
 
 class BarriersMeet(Oracle):
