@@ -39,6 +39,8 @@ class State(msgspec.Struct):
     rounds: int = 0
     starts: int = 0
     steps: int = 0
+    calls: int = 0
+    undecided: int = 0
     terms: int = 0
     unchecked: int = 0
     longest_regroup_s: float = 0.0
@@ -52,6 +54,8 @@ class State(msgspec.Struct):
         self.rounds += job.rounds
         self.starts += job.starts
         self.steps += job.steps
+        self.calls += job.calls
+        self.undecided += job.undecided
         self.terms += job.terms
         self.unchecked += job.unchecked
         self.longest_regroup_s = max(self.longest_regroup_s, job.longest_regroup_s)
@@ -67,6 +71,8 @@ class State(msgspec.Struct):
             f"min, {sum(self.faults.values())} faults, no rule broken",
             f"  {self.rounds} rounds, {self.terms} terms, {self.starts} nodes started, "
             f"{self.steps} steps of workers acknowledged",
+            f"  {self.calls} other calls of stores answered, which have one order; "
+            f"{self.undecided} keys with too many calls to decide it",
             f"  longest regroup {self.longest_regroup_s} s (with the faults that fell into it), "
             f"longest time from the last fault until all were well {self.longest_heal_s} s",
             f"  jobs whose writes to the ledger could not all be seen: {self.unchecked}",

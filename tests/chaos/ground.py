@@ -21,13 +21,14 @@ from tests.agent.processes import SRC, Process, alive
 from tests.chaos.plan import AGENTS, ETCDS, NODES, SERVES, JobPlan
 from tests.chaos.wires import Wires, wires
 from tests.failover import netns
-from tests.failover.fleet import AGENT, WORKER, Agent, Fleet, Log
+from tests.failover.fleet import AGENT, Agent, Fleet, Log
 from tests.failover.netns import Host
 from tests.failover.spread import RALLYPOINT, SERVE_PORT, Etcd, HostedReplica, Member
 from tests.ledger.etcd_processes import Program, programs
 
 ROOT = Path(__file__).parents[2]
 NATIVE = Path(__file__).parent / "native_node.py"
+WORKER = Path(__file__).parent / "worker.py"
 PROGRAM = Path(__file__).parent / "program.py"
 CLOCKS = Path(__file__).parent / "clocks"
 DISK_BYTES = 64 << 20

@@ -7,7 +7,8 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,10 @@ from tests.chaos.attic import Attic
 from tests.chaos.faults import Faults
 from tests.chaos.ground import RUN_ID, Ground, Place, ground
 from tests.chaos.plan import NODES, PEACE_EVERY, SERVES, JobPlan
+from tests.chaos.store_calls import call_of
 from tests.failover import etcd_history
 from tests.failover.etcd_history import Written
+from tests.failover.fleet import Agent
 from tests.failover.records import Story
 
 STARTS_WITHIN_S = 120.0
@@ -46,6 +49,10 @@ class Summary(msgspec.Struct):
     """Nodes that were started."""
     steps: int
     """Acknowledged steps of workers."""
+    calls: int
+    """Other calls of stores that were answered."""
+    undecided: int
+    """Keys with too many calls to find an order of them, or to see that there is none."""
     terms: int
     longest_regroup_s: float
     longest_heal_s: float
@@ -56,6 +63,16 @@ class Summary(msgspec.Struct):
 
 class ChaosFailed(AssertionError):
     """A rule was broken. The text is for a person; the folder has all records."""
+
+
+def _are_answered(agents: Sequence[Agent], kind: str, since_s: float) -> bool:
+    """Whether each has the answer to such a call of its store, made after this moment."""
+    for agent in agents:
+        answered = {call_of(each) for each in agent.log.events("answered", since_s)}
+        called = agent.log.events("called", since_s)
+        if not any(each["operation"][0] == kind and call_of(each) in answered for each in called):
+            return False
+    return True
 
 
 class Job:
@@ -88,12 +105,12 @@ class Job:
         self._close()
         written = self._written()
         stories = [Story(agent.name, agent.log.all()) for agent in self.here.agents]
-        oracles.check(stories, self.faults)
+        calls, undecided = oracles.check(stories, self.faults)
         if self._attic is not None and self._attic.unseen:
             self._note(f"the ledger was not checked: {self._attic.unseen}, {self._attic.slowest_s}")
         else:
             oracles.check_ledger(stories, written, is_whole=self._attic is None)
-        return self._summary(stories)
+        return self._summary(stories, calls, undecided)
 
     # -- time passes ---------------------------------------------------------------------------
 
@@ -169,6 +186,12 @@ class Job:
             WELL_WITHIN_S,
             "R10: a step of each worker is acknowledged",
         )
+        for kind in ("get", "wait", "bar", "cas"):
+            self._until(
+                partial(_are_answered, living, kind, at_s),
+                WELL_WITHIN_S,
+                f"R10: a call {kind!r} of each worker is answered",
+            )
         # Connections to the ledger stay open for a while after their last request.
         ends_s = time.monotonic() + SETTLES_WITHIN_S
         while (growth := oracles.grown(self._sizes, now := self._sizes_now())) != "":
@@ -242,7 +265,7 @@ class Job:
         with etcd.members[0].host.inside():
             return etcd_history.history(etcd.options, "/" + self.here.endpoint.rpartition("/")[2])
 
-    def _summary(self, stories: list[Story]) -> Summary:
+    def _summary(self, stories: list[Story], calls: int, undecided: int) -> Summary:
         formed: dict[int, float] = {}
         ended: dict[int, float] = {}
         terms = set()
@@ -261,6 +284,8 @@ class Job:
             rounds=len(formed),
             starts=len(self.here.agents),
             steps=sum(len(story.of("added")) for story in stories),
+            calls=calls,
+            undecided=undecided,
             terms=len(terms),
             longest_regroup_s=round(max(regroups, default=0.0), 2),
             longest_heal_s=round(max(self.heals_s, default=0.0), 2),
@@ -284,7 +309,7 @@ class Job:
             for each in agent.log.all()
         ] + [(at_s - began_s, "CHAOS", {"event": what}) for at_s, what in self.done]
         events.sort(key=lambda each: each[0])
-        quiet = ("asked", "added")
+        quiet = ("asked", "added", "called", "answered")
         lines = [
             f"{at_s:9.3f}  {who:10} {json.dumps({k: v for k, v in each.items() if k != 'at_s'})}"
             for at_s, who, each in events

@@ -1,4 +1,4 @@
-"""The counting worker as a node itself, which writes down what its machine decides.
+"""The worker as a node itself, which writes down what its machine decides.
 
 FAILOVER_LOG=file python native_node.py PAUSE_FILE
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rallypoint.client import run_client
-from tests.failover.counting_worker import main
+from tests.chaos.worker import main
 from tests.failover.logged_agent import LoggedNode
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import psutil
 
 from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core import election as e
+from tests.chaos import store_calls
 from tests.chaos.faults import Faults, Harm
 from tests.failover import etcd_history, records
 from tests.failover.etcd_history import Written
@@ -66,11 +67,16 @@ def _open_in(pid: int) -> str:
     return "?"
 
 
-def check(stories: list[Story], faults: Faults) -> None:
-    """The rules for nodes and workers. Raises AssertionError, which begins with the rule."""
+def check(stories: list[Story], faults: Faults) -> tuple[int, int]:
+    """The rules for nodes and workers. Raises AssertionError, which begins with the rule.
+
+    Returns how many calls of stores were answered, and for how many keys it is not decided whether
+    an order explains theirs.
+    """
     everybody = {story.node for story in stories}
     records.check(stories, records.Harm(everybody, faults.program_failures))
     only_the_harmed_are_lost(stories, faults.harm)
+    return store_calls.check(stories)
 
 
 def check_ledger(stories: list[Story], written: list[Written], *, is_whole: bool) -> None:

@@ -35,11 +35,19 @@ def test_a_job_keeps_the_rules_under_chaos(ledger: Ledger, tmp_path: Path) -> No
     assert done.steps > 0
 
 
-def test_a_planted_bug_is_found(tmp_path: Path) -> None:
-    """The same as above, with a coordinator that gives one rank to two nodes."""
+@pytest.mark.parametrize(
+    ("bug", "told"),
+    [
+        ("rank-twice", r"R3: node rank \d of round 1 was given twice"),
+        ("compare-set-always-sets", "R10/R11: round 1, key .*: no order explains .*CompareSet"),
+    ],
+)
+def test_a_planted_bug_is_found(bug: str, told: str, tmp_path: Path) -> None:
+    """The same as above, with a coordinator that gives one rank to two nodes, or with a store whose
+    `compare_set` does not compare."""
     skip_unless_possible()
-    with pytest.raises(ChaosFailed, match=r"R3: node rank \d of round 1 was given twice") as failed:
-        play(draw(1, 1, "file", 1), tmp_path / "job", print, "the command", "rank-twice")
+    with pytest.raises(ChaosFailed, match=told) as failed:
+        play(draw(1, 1, "file", 1), tmp_path / "job", print, "the command", bug)
     for part in ("job 1 of seed 1", "what was done", "repeat: the command"):
         assert part in str(failed.value)
     assert "formed" in (tmp_path / "job" / "FAILED.txt").read_text()

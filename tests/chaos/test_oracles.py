@@ -6,12 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from rallypoint.core import store as op
 from rallypoint.ledger.contract import Swapped
 from rallypoint.ledger.file import FileLedger
 from rallypoint.ledger.file.file_system import PosixFileSystem
-from tests.chaos import oracles
+from tests.chaos import oracles, store_calls
 from tests.chaos.attic import Attic
 from tests.chaos.faults import Harm
 from tests.chaos.program import keep_versions
@@ -47,6 +49,60 @@ def test_a_process_must_not_keep_descriptors_or_memory() -> None:
     assert oracles.grown(few, few) == ""
     assert "89 more descriptors" in oracles.grown(few, many)
     assert "bytes" in oracles.grown(few, oracles.Size({1: (10, 1 << 30)}))
+
+
+def calls_of(node: str, *made: tuple[float, float | None, op.StoreOp, object]) -> Story:
+    """A worker's calls of round 1: when each began and ended, what it was, and its answer."""
+    events: list[dict[str, Any]] = [{"event": "working", "round": 1, "size": 2, "at_s": 0.0}]
+    for number, (began_s, ended_s, operation, result) in enumerate(made):
+        call = {"round": 1, "pid": 7, "call": number}
+        asked = {"event": "called", "at_s": began_s, "operation": msgspec.to_builtins(operation)}
+        events.append(call | asked)
+        if ended_s is not None:
+            answer = {"event": "answered", "at_s": ended_s, "result": msgspec.to_builtins(result)}
+            events.append(call | answer)
+    return Story(node, events)
+
+
+class TestStoreCalls:
+    def test_two_must_not_both_swap_the_same_value(self) -> None:
+        a = calls_of("a1", (1.0, 2.0, op.CompareSet("k", b"", b"a"), b"a"))
+        lost = calls_of("a2", (1.0, 2.0, op.CompareSet("k", b"", b"b"), b"a"))
+        assert store_calls.check([a, lost]) == (2, 0)
+        both = calls_of("a2", (1.0, 2.0, op.CompareSet("k", b"", b"b"), b"b"))
+        with pytest.raises(AssertionError, match="R10/R11: round 1, key k: no order explains a1"):
+            store_calls.check([a, both])
+
+    def test_a_call_must_not_wait_for_less_than_its_keys(self) -> None:
+        keys = ("k/a", "k/b")
+        for waits, result in (
+            (op.Get("k/a"), b"x"),
+            (op.Wait(keys), None),
+            (op.MultiGet(keys), [b"x", b"x"]),
+        ):
+            pair = op.MultiSet(keys, (b"x", b"x"))
+            waiting = calls_of("a1", (1.0, 5.0, waits, result))
+            store_calls.check([waiting, calls_of("a2", (4.0, None, pair, None))])
+            with pytest.raises(AssertionError, match="R10/R11"):
+                store_calls.check([waiting, calls_of("a2", (6.0, 7.0, pair, None))])
+
+    def test_a_read_without_an_answer_says_nothing(self) -> None:
+        assert store_calls.check([calls_of("a1", (1.0, None, op.Get("k"), None))]) == (0, 0)
+
+    def test_nobody_passes_a_barrier_before_all_have_come(self) -> None:
+        first = calls_of("a1", (1.0, 3.0, op.Barrier("b", 0), None))
+        store_calls.check([first, calls_of("a2", (2.0, None, op.Barrier("b", 1), None))])
+        for others in ([], [calls_of("a2", (4.0, 5.0, op.Barrier("b", 1), None))]):
+            with pytest.raises(AssertionError, match=r"R10: a1 has passed b .* ranks \[0\] of 2"):
+                store_calls.check([first, *others])
+
+    def test_only_what_shows_the_mistake_is_told(self) -> None:
+        early = [(0.1 * at, 0.1 * at + 0.05, op.Set("k", b"%d" % at), None) for at in range(9)]
+        wrong = (2.0, 2.1, op.Get("k"), b"other")
+        late = (3.0, 3.1, op.Set("k", b"late"), None)
+        with pytest.raises(AssertionError, match="other") as failed:
+            store_calls.check([calls_of("a1", *early, wrong, late)])
+        assert "late" not in str(failed.value)
 
 
 class TestAttic:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,20 @@ def note_pause(world: rallypoint.World, is_paused: bool) -> None:
     note("paused" if is_paused else "resumed", **told)
 
 
-def main(pause: Path, fail: Path) -> None:
+Work = Callable[[rallypoint.World, Path, Path], None]
+
+
+def main(pause: Path, fail: Path, work: Work = count) -> None:
+    """In each round, write down which one it is, and `work`."""
     run = rallypoint.join()
     for world in run.worlds():
         told = {"term": world.term, "round": world.number, "restarts": world.restart_count}
         with world:
             members = [member.name for member in world.members]
             note("working", rank=world.rank, size=world.size, members=members, **told)
-            count(world, pause, fail)
+            work(world, pause, fail)
 
 
 if __name__ == "__main__":
-    paths = [Path(each) for each in sys.argv[1:]]
-    main(*paths, *[Path("/nonexistent")] * (2 - len(paths)))
+    paths = [*map(Path, sys.argv[1:]), *[Path("/nonexistent")] * 2]
+    main(paths[0], paths[1])
