@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.finished import REMEMBERED_MAX, Finished
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.values import ChangeKind, MemberState, Outcome, Phase
+from rallypoint.core.values import ChangeKind, MemberState, NodeId, Outcome, Phase
 from tests.core.driver import Driver, node_id
 from tests.core.test_member_state import fail_over, met, of_kind
 
@@ -108,6 +110,56 @@ def test_r11_a_done_node_that_has_left_is_counted_once_under_a_successor_too() -
     assert driver.run.roster.living(node_id("a")) is None
     done_late(driver, "a")
     assert driver.run._finished.count == 1
+
+
+@pytest.mark.parametrize("takeovers", [1, 2])
+@pytest.mark.parametrize("late", [True, False], ids=["lost-before", "done-in-its-round"])
+def test_r11_a_successor_does_not_count_a_node_of_an_earlier_round_again(
+    late: bool, takeovers: int
+) -> None:
+    if late:
+        driver = without("a")
+        done_late(driver, "a")
+    else:
+        driver = met("a", "b", "c")
+        driver.done("a")
+        driver.fail("b")
+        driver.ready("b", "c")
+        driver.advance(31.0)
+    assert (driver.phase, sorted(driver.names)) == (Phase.ACTIVE, ["b", "c"])
+    driver.advance(1.0)
+    for _ in range(takeovers):
+        fail_over(driver, "b", "c")
+    done_late(driver, "a")
+    assert driver.run._finished.count == 1
+    driver.leave("b")
+    driver.advance(60.0)
+    assert driver.run.close is not None
+    assert "1 finished" in driver.run.close.reason
+
+
+def test_a_head_of_a_release_that_did_not_write_which_nodes_have_finished() -> None:
+    driver = without("a")
+    done_late(driver, "a")
+    driver.advance(1.0)
+    marks = msgspec.structs.replace(driver.register.marks, finished_nodes=b"")
+    driver.register = msgspec.structs.replace(driver.register, marks=marks)
+    fail_over(driver, "b", "c")
+    assert driver.run._finished.count == 1
+
+
+def test_only_the_last_nodes_that_have_finished_are_remembered() -> None:
+    finished = Finished()
+    for number in range(REMEMBERED_MAX + 1):
+        finished.add(NodeId("a", number), is_in_round=False)
+    successor = Finished(earlier=finished.count, known=finished.known)
+    assert successor.count == REMEMBERED_MAX + 1
+    for each in (finished, successor):
+        assert [each.knows(NodeId("a", number)) for number in (0, 1, REMEMBERED_MAX)] == [
+            False,
+            True,
+            True,
+        ]
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -43,7 +43,7 @@ class Marking:
         self._record: RoundRecord | None = None
         self._done, self._gone = bytearray(), bytearray()
         self._ended: Change | None = None
-        self._finished_before = 0
+        self._finished_before, self._finished_nodes = 0, b""
         self._serial = 0
         """Counts the changes. Each mark has the number of the write that will have it."""
         self._written = 0
@@ -68,8 +68,9 @@ class Marking:
         `ended` and `gone`: what happened to the round while it was written.
         """
         waiting, self._farewells = self._farewells, []
-        self.restore(record, Marks(finished=finished.count_at_forming))
-        self.finished_before(finished.count, now_s)
+        count, known = finished.count_at_forming, finished.known_at_forming
+        self.restore(record, Marks(finished=count, finished_nodes=known))
+        self.finished_before(finished, now_s)
         if ended is not None:
             self.ended(ended, now_s)
         for node in gone:
@@ -86,15 +87,16 @@ class Marking:
         size = (record.head.nodes + 7) // 8
         self._done = bytearray(marks.done.ljust(size, b"\0"))
         self._gone = bytearray(marks.gone.ljust(size, b"\0"))
-        self._ended, self._finished_before = marks.ended, marks.finished
+        self._ended = marks.ended
+        self._finished_before, self._finished_nodes = marks.finished, marks.finished_nodes
         # R10: the ledger has these marks.
         self._written = self._serial
         self._writing, self.due_s = 0, None
 
-    def finished_before(self, count: int, now_s: float) -> None:
-        """Set how many members have finished that are not in this round."""
-        if count != self._finished_before:
-            self._finished_before = count
+    def finished_before(self, finished: Finished, now_s: float) -> None:
+        """Set how many members have finished that are not in this round, and which ones."""
+        if finished.earlier != self._finished_before:
+            self._finished_before, self._finished_nodes = finished.earlier, finished.known
             self._changed(now_s)
 
     def has(self, node: NodeId) -> bool:
@@ -144,7 +146,8 @@ class Marking:
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, hashable, without times and serial numbers."""
-        known = (bytes(self._done), bytes(self._gone), self._ended, self._finished_before)
+        before = (self._finished_before, self._finished_nodes)
+        known = (bytes(self._done), bytes(self._gone), self._ended, *before)
         waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
         return (*known, self.is_writing, self._written == self._serial, waiting)
 
@@ -174,7 +177,8 @@ class Marking:
         if due_s <= now_s:
             self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
             done, gone = bytes(self._done), bytes(self._gone)
-            marks = Marks(number, done, gone, self._ended, self._finished_before)
+            before = (self._finished_before, self._finished_nodes)
+            marks = Marks(number, done, gone, self._ended, *before)
             return [WriteMarks(self._serial, marks, restarts)]
         if due_s >= self._timer_at_s:
             return []

@@ -221,8 +221,12 @@ class Membership:
                 marks = Marks(state.number)
             self._marking.restore(state.round, marks)
             done = ranks_in(marks.done)
-            first = next((row.name for i, row in enumerate(state.round.members) if i in done), "")
-            self._finished = Finished(earlier=marks.finished, in_round=len(done), first=first)
+            rows = enumerate(state.round.members)
+            finished = [NodeId(row.name, row.incarnation) for i, row in rows if i in done]
+            # R11: each of them counts once, also if it reports it here again.
+            self._finished = Finished(
+                earlier=marks.finished, in_round=finished, known=marks.finished_nodes
+            )
             self._enter(Phase.ACTIVE)
             self._do(
                 *self._takeover.expect_members(
@@ -272,7 +276,12 @@ class Membership:
         """The marks to write together with a record."""
         if isinstance(record, CloseRecord):
             return Marks()  # Nobody reads marks after a close.
-        return Marks(record.head.number, finished=self._finished.count_at_forming)
+        finished = self._finished
+        return Marks(
+            record.head.number,
+            finished=finished.count_at_forming,
+            finished_nodes=finished.known_at_forming,
+        )
 
     def waiting(self, now_s: float) -> Waiting | None:
         """Why no round is active; None if one is, or the run is over. Its size is bounded."""
@@ -562,7 +571,7 @@ class Membership:
         if is_in_round:
             self._marking.done(member.id, self._now_s)
         else:
-            self._marking.finished_before(self._finished.earlier, self._now_s)
+            self._marking.finished_before(self._finished, self._now_s)
         member.state = MemberState.DONE
         member.survivor = False
         self.roster.reindex(member)

@@ -450,6 +450,7 @@ class Marks(FrozenStruct, frozen=True):
     bit r % 8 of byte r // 8. Done: the workers have finished. Gone: the member is not expected in
     the next round, because it departs, has left, or was lost. `ended`: why the round ended; None
     while it is active. `finished`: how many members of earlier rounds have finished.
+    `finished_nodes`: which ones, as `core/finished.py` writes them. It may have fewer.
     """
 
     round: int = 0
@@ -457,6 +458,7 @@ class Marks(FrozenStruct, frozen=True):
     gone: bytes = b""
     ended: Change | None = None
     finished: int = 0
+    finished_nodes: bytes = b""
 
 
 class Outcome(enum.StrEnum):

@@ -162,7 +162,8 @@ def _marking(marking: Marking, clocks: Clocks) -> Any:
     ]
     serials = (marking._serial - marking._written, marking._writing - marking._written)
     has_record = marking._record is not None
-    known = (bytes(marking._done), bytes(marking._gone), marking._ended, marking._finished_before)
+    before = (marking._finished_before, marking._finished_nodes)
+    known = (bytes(marking._done), bytes(marking._gone), marking._ended, *before)
     due = [None if each is None else _time(each, clocks.now_s) for each in times]
     return [has_record, known, serials, waiting, due]
 
