@@ -41,8 +41,56 @@ def test_an_endpoint_is_read(text: str | None, kind: EndpointKind, host: str, po
 
 
 @pytest.mark.parametrize(
+    ("text", "hosts", "has_port"),
+    [
+        ("n1:5", ["n1:5"], True),
+        ("n1", ["n1:29400"], False),
+        ("n1,n2", ["n1:29400", "n2:29400"], False),
+        ("n1,n2:7,[fd00::1]:8,1.2.3.4", ["n1:29400", "n2:7", "[fd00::1]:8", "1.2.3.4:29400"], True),
+        ("n2:5,n1:5,n2:5,n2:6", ["n2:5", "n1:5", "n2:6"], True),
+        ("localhost:1,127.0.0.1:2", ["localhost:1", "127.0.0.1:2"], True),
+    ],
+)
+def test_an_endpoint_may_have_several_hosts(text: str, hosts: list[str], has_port: bool) -> None:
+    endpoint = parse_endpoint(text)
+    assert endpoint.kind is EndpointKind.HOST
+    assert list(map(str, endpoint.hosts)) == hosts
+    assert str(endpoint) == endpoint.text == text
+    assert endpoint.has_port is has_port
+    assert endpoint.has_choice is (len(hosts) > 1)
+
+
+def test_an_endpoint_of_many_hosts_is_shown_short() -> None:
+    endpoint = parse_endpoint(",".join(f"n{number}" for number in range(64)))
+    assert str(endpoint) == "n0:29400,n1:29400,n2:29400,n3:29400 and 60 more hosts"
+
+
+def test_the_hosts_of_an_endpoint_can_have_a_range_of_ports() -> None:
+    endpoint = parse_endpoint("n1,n2").over(30000, 30003)
+    assert list(map(str, endpoint.hosts)) == ["n1:30000", "n2:30000"]
+    assert endpoint.spare_ports == 3
+    assert endpoint.has_choice
+
+
+@pytest.mark.parametrize(
+    ("text", "is_loopback"),
+    [("localhost:1,[::1]:2", True), ("n1,n2", False), ("127.0.0.1", True), ("n1", False)],
+)
+def test_an_endpoint_knows_whether_only_this_machine_reaches_it(
+    text: str, is_loopback: bool
+) -> None:
+    assert parse_endpoint(text).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize(
     ("text", "told", "hint"),
     [
+        ("n1,,n2", "names no host", "HOST:PORT"),
+        ("n1,n2,", "names no host", "HOST:PORT"),
+        ("n1,n 2", "'n 2' is not a host name", "HOST:PORT"),
+        ("n1,localhost", "localhost means each machine itself", "remove it"),
+        ("127.0.0.1,n1,n2", "127.0.0.1 means each machine itself", "remove it"),
+        ("n1,::1", "needs brackets", "write n1,[::1]:29400"),
         ("host:0", "'0' is not a port", "1 to 65535"),
         ("host:65536", "'65536' is not a port", "1 to 65535"),
         ("host:", "'' is not a port", "29400"),

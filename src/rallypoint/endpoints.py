@@ -21,6 +21,8 @@ from rallypoint.errors import EndpointError
 
 DEFAULT_PORT: Final = 29400
 """The coordinator's port if an endpoint has none, as in torchrun's rendezvous."""
+HOSTS_SHOWN: Final = 4
+"""How many hosts of an endpoint are shown."""
 ETCD_PORT: Final = 2379
 ETCD_PREFIX: Final = "/rallypoint"
 
@@ -66,6 +68,10 @@ class Endpoint(msgspec.Struct, frozen=True):
     `text` is what the user wrote. `place` is set if `kind` is LEDGER: the ledger that names the
     coordinator. A ledger that a program passes in has no place; then `host` is that of its server,
     if known.
+
+    With `kind` HOST, `others` are further hosts, in the order in which they are likely to host the
+    coordinator. `spare_ports`: how many ports behind each one's port it may have instead, because
+    another run had that port. `has_port`: whether the user wrote a port.
     """
 
     kind: EndpointKind
@@ -73,6 +79,32 @@ class Endpoint(msgspec.Struct, frozen=True):
     port: int = 0
     text: str = ""
     place: EtcdPlace | FilePlace | None = None
+    others: tuple[Address, ...] = ()
+    spare_ports: int = 0
+    has_port: bool = True
+
+    @property
+    def hosts(self) -> tuple[Address, ...]:
+        """All hosts at which the coordinator may be, with their first ports; empty for a ledger."""
+        if not self.host or self.kind is EndpointKind.LEDGER:
+            return ()
+        return (Address(self.host, self.port), *self.others)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether the coordinator may be at one of several addresses."""
+        return bool(self.others or self.spare_ports)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether all its hosts mean this machine alone; False without a host."""
+        others = all(is_loopback(each.host) for each in self.others)
+        return bool(self.host) and is_loopback(self.host) and others
+
+    def over(self, first: int, last: int) -> Endpoint:
+        """The same hosts, each at any port of a range."""
+        others = tuple(Address(each.host, first) for each in self.others)
+        return msgspec.structs.replace(self, port=first, others=others, spare_ports=last - first)
 
     @property
     def url(self) -> str:
@@ -82,13 +114,16 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"http://{Address(self.host, self.port)}"
 
     def __str__(self) -> str:
+        if len(self.others) >= HOSTS_SHOWN:
+            shown = ",".join(map(str, self.hosts[:HOSTS_SHOWN]))
+            return f"{shown} and {len(self.hosts) - HOSTS_SHOWN} more hosts"
         return self.text or "none (this machine only)"
 
 
 _ANY_PORT: Final = re.compile(r"[^/]+:0")
 _FORMS: Final = (
-    "an endpoint is HOST:PORT, [IPV6]:PORT, http://HOST:PORT, etcd://HOST:PORT,HOST:PORT/PREFIX or "
-    "file:///FOLDER; none at all: one machine"
+    "an endpoint is HOST:PORT, [IPV6]:PORT, HOST:PORT,HOST:PORT,..., http://HOST:PORT, "
+    "etcd://HOST:PORT,HOST:PORT/PREFIX or file:///FOLDER; none at all: one machine"
 )
 NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
 
@@ -109,8 +144,7 @@ def parse_endpoint(text: str | None) -> Endpoint:
         return _file(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        host, port = _host_and_port(text, text)
-        return Endpoint(EndpointKind.HOST, host, port, text)
+        return _hosts(text)
     match scheme.lower():
         case "http":
             # RFC 6874: within a URL the % before a zone is written as %25.
@@ -233,6 +267,26 @@ def _check_tls(text: str, options: dict[str, str], tls: bool) -> None:
 
 
 # -- hosts ---------------------------------------------------------------------------------------
+
+
+def _hosts(text: str) -> Endpoint:
+    parts = text.split(",")
+    first, *others = dict.fromkeys(Address(*_host_and_port(each, text)) for each in parts)
+    own = [each.host for each in (first, *others) if is_loopback(each.host)]
+    if 0 < len(own) <= len(others):
+        raise EndpointError(
+            f"endpoint {text!r}: {own[0]} means each machine itself, so it cannot stand among "
+            "other hosts",
+            hint="remove it, or give the name or address that other machines use",
+        )
+    has_port = any(_names_port(each) for each in parts)
+    return Endpoint(
+        EndpointKind.HOST, first.host, first.port, text, others=tuple(others), has_port=has_port
+    )
+
+
+def _names_port(authority: str) -> bool:
+    return ":" in authority.rpartition("]")[2]
 
 
 def _authority(rest: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rallypoint import errors, net
-from rallypoint.client import connector, dialing
+from rallypoint.client import dialing, fixed
 from rallypoint.client.dialing import Attempts, dial_first
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.coordinator.admission import Admission
@@ -94,13 +94,13 @@ async def answer_unavailable(reader: asyncio.StreamReader, writer: asyncio.Strea
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "PROXY_READY_S", 0.2)
+    monkeypatch.setattr(fixed, "PROXY_READY_S", 0.2)
 
 
 @pytest.fixture
 def last_try_is_patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error tells what the last try has brought: an answer, though this machine pauses."""
-    monkeypatch.setattr(connector, "DIAL_MIN_S", 60.0)
+    monkeypatch.setattr(fixed, "DIAL_MIN_S", 60.0)
     monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 60.0)
 
 
@@ -202,7 +202,7 @@ def test_a_final_http_status_is_reported_at_once(status: str):
             loop = asyncio.get_running_loop()
             began_s = loop.time()
             await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert loop.time() - began_s < connector.PROXY_READY_S
+            assert loop.time() - began_s < fixed.PROXY_READY_S
 
     run_clean(main)
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rallypoint import errors
-from rallypoint.client import connector
+from rallypoint.client import fixed
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.client.waiting import join_timeout, why_it_waits
@@ -53,7 +53,7 @@ async def carried(run_id: str) -> AsyncIterator[tuple[EmbeddedCoordinator, str]]
 def test_a_node_of_another_run_gets_the_reason_while_it_waits_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connector, "DIAL_MIN_S", 60.0)  # or a pause would make an end of its own
+    monkeypatch.setattr(fixed, "DIAL_MIN_S", 60.0)  # or a pause would make an end of its own
 
     async def main() -> None:
         async with carried("job-41") as (_, endpoint):

@@ -17,14 +17,9 @@ import msgspec
 
 from rallypoint import errors, runtime
 from rallypoint.client.credentials import Credentials
-from rallypoint.client.dialing import (
-    Attempts,
-    Patience,
-    Pauses,
-    dial_elected,
-    may_host,
-)
+from rallypoint.client.dialing import Attempts, Patience, Pauses, dial_elected
 from rallypoint.client.elected import ELECTED_DIAL_S, ElectedCoordinator, LedgerReader, RunInLedger
+from rallypoint.client.fixed import DIAL_MIN_S, FixedCoordinator
 from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.client.waiting import left_run
@@ -35,20 +30,14 @@ from rallypoint.settings import EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
 
-DIAL_MIN_S: Final = 0.5
-"""The least time for an address to answer, in seconds, even if less time is left."""
-PROXY_READY_S: Final = 10.0
-"""How long, in seconds, a joining node waits for a proxy that answers 404, 429 or 5xx. After that
-the address is probably wrong, so the node does not wait for the whole `connect_timeout`.
-"""
 GIVE_UP_MARGIN_S: Final = 1.0
 """How many seconds after its limit a search is cancelled if it has not ended by itself."""
+OTHER_RUN_S: Final = 1.0
+"""The longest pause, in seconds, before a node tries a coordinator of another run again."""
 REDIRECTS_MAX: Final = 3
 """How many redirects in a row a node follows before it searches by itself."""
 WORTH_TELLING_S: Final = 0.1
 """A shorter time without a coordinator is a redirect, which is only logged at DEBUG, in seconds."""
-OTHER_RUN_S: Final = 1.0
-"""The longest pause, in seconds, before a node tries a coordinator of another run again."""
 CIRCLE_S: Final = 0.5
 """The longest pause, in seconds, before each dial of a node that is redirected in a circle."""
 _LOST_HINT: Final = (
@@ -145,6 +134,8 @@ class Connector:
         self.settings = settings
         self.own = OwnCoordinator(settings, run, info.id)
         self.credentials = Credentials(settings)
+        self.fixed = FixedCoordinator(settings, self.own, self.credentials)
+        """How the coordinator of any endpoint but a ledger is found."""
         self.elected: ElectedCoordinator | None = None
         """How the coordinator is found through a ledger; None for any other endpoint."""
         if settings.endpoint.kind is EndpointKind.LEDGER:
@@ -230,7 +221,10 @@ class Connector:
 
         Raises RefusedError at `ends_s`, and the errors of `open`.
         """
-        assert self.other_run is not None
+        self.was_turned_away = False
+        if self.other_run is None:  # there are other addresses
+            await self._connect(ends_s)
+            return
         left_s = ends_s - _now_s()
         if left_s <= 0:
             message = self._at_another_run(self.other_run)
@@ -268,36 +262,10 @@ class Connector:
         return f"the coordinator at {where} runs {refusal.run_id!r}; this node asked for {own!r}"
 
     async def _connect(self, ends_s: float) -> None:
-        """Dial the endpoint until a coordinator answers. If none does, host it if this is its host.
-
-        Raises a CoordinatorError at `ends_s`.
-        """
-        began_s = _now_s()
-        attempts, pauses = Attempts(self.own.target), Pauses()
-        self._attempts = attempts
-        may_be_host: bool | None = None if self.own.hosted is None else False
-        # At host:port only a coordinator listens. An http:// address may be that of a proxy.
-        is_direct = self.settings.endpoint.kind is EndpointKind.HOST
-        patience = Patience.NONE if is_direct else Patience.PROXY
-        while True:
-            limit_s = max(ends_s - _now_s(), DIAL_MIN_S)
-            connection = await self.credentials.dial(self.own.target, attempts, limit_s, patience)
-            if connection is not None:
-                self._use(connection)
-                return
-            if attempts.stranger is not None and not pauses.is_used:
-                _log.warning("%s: waiting for a coordinator", attempts.stranger.message)
-            if may_be_host is None:
-                may_be_host = await may_host(self.settings)
-            if may_be_host and (attempts.only_refused or attempts.unresolved):
-                may_be_host = not await self.own.serve_endpoint(self.credentials, attempts)
-                if not may_be_host:
-                    continue
-            is_too_long = _now_s() - began_s >= PROXY_READY_S
-            left_s = ends_s - _now_s()
-            if left_s <= 0 or (attempts.stranger is not None and is_too_long):
-                raise self.credentials.unreachable(attempts, _now_s() - began_s)
-            await asyncio.sleep(min(pauses.next_s(), left_s))
+        """Dial the endpoint, or host its coordinator. Raises a CoordinatorError at `ends_s`."""
+        endpoint = self.settings.endpoint
+        self._attempts = Attempts(endpoint if endpoint.has_choice else self.own.target)
+        self._use(await self.fixed.find(self._attempts, ends_s))
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection
@@ -343,7 +311,9 @@ class Connector:
         self._node.disconnected()
         if connection is not None:
             connection.abort(refusal.message)
-        self.other_run, self.was_turned_away = refusal, True
+        self.was_turned_away = True
+        if connection is None or not self.fixed.turned_away(connection.target, refusal):
+            self.other_run = refusal
 
     def drop(self, reason: str) -> None:
         """Leave this coordinator, and search again."""
@@ -399,7 +369,7 @@ class Connector:
         """
         lost_s = self._outage.lost_s or _now_s()
         self._attempts = Attempts(
-            self.own.target if self.elected is None else self.settings.endpoint
+            self.fixed.target if self.elected is None else self.settings.endpoint
         )
         try:
             # The searches keep the limit themselves, and then report what they tried. This timeout
@@ -486,7 +456,7 @@ class Connector:
         while True:
             limit_s = max(self._ends_s() - _now_s(), DIAL_MIN_S)
             connection = await self.credentials.dial(
-                self.own.target, attempts, limit_s, Patience.ANY
+                self.fixed.target, attempts, limit_s, Patience.ANY
             )
             left_s = self._ends_s() - _now_s()
             if connection is not None and left_s > 0:

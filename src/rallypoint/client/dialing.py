@@ -14,6 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from rallypoint import runtime
@@ -49,6 +50,8 @@ FIRST_PAUSE_S: Final = 0.01
 """About the time from a host's bind to its first answer, in seconds, as nodes often start together.
 """
 LONGEST_PAUSE_S: Final = 1.0
+ANSWERS_SHOWN: Final = 8
+"""How many addresses an error lists with their answers."""
 
 
 class Attempts:
@@ -68,6 +71,9 @@ class Attempts:
         """How long an address may take at the next dial, in seconds."""
         self.only_refused = False
         self.unresolved = False
+        self.is_other = False
+        """Whether something else listens there than a coordinator that accepts this node's token.
+        """
         self.not_hosting = ""
         self.problem = ""
         """Why the ledger cannot be read, so that the coordinator's address is unknown."""
@@ -82,7 +88,7 @@ class Attempts:
         if self.not_hosting:
             answers["hosting a coordinator here"] = self.not_hosting
         listed = _listed(answers)
-        where = "at" if isinstance(self.target, Address) else "through"
+        where = "through" if self._is_elected else "at"
         return UnreachableError(
             f"no coordinator answered {where} {self.target} for {tried_s:.1f} s"
             + (f" ({listed})" if listed else ""),
@@ -95,6 +101,11 @@ class Attempts:
         self.answers, self.stranger = tried.answers, tried.stranger
         self.refused = tried.refused
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
+        self.is_other = tried.is_other
+
+    @property
+    def _is_elected(self) -> bool:
+        return isinstance(self.target, Endpoint) and self.target.kind is EndpointKind.LEDGER
 
     def listed(self) -> str:
         """Each address with its answer."""
@@ -107,6 +118,12 @@ class Attempts:
             return f"check the spelling of {self.target.host!r}, or use an address"
         if isinstance(self.target, Address):
             return "check that the coordinator runs there, and that no firewall is in between"
+        if not self._is_elected:
+            return (
+                "check that the node that hosts the coordinator has started (--host-coordinator), "
+                "that this node reaches it at one of these addresses, and that all nodes have the "
+                "same --run-id and the same --port-range"
+            )
         return (
             "check that a node or a `rallypoint serve` is elected, and that this node reaches its "
             "address; --local-addr there (serve: --advertise) gives another address"
@@ -114,7 +131,10 @@ class Attempts:
 
 
 def _listed(answers: dict[str, str]) -> str:
-    return "; ".join(f"{where}: {answer}" for where, answer in answers.items())
+    shown = [f"{where}: {answer}" for where, answer in islice(answers.items(), ANSWERS_SHOWN)]
+    if len(answers) > len(shown):
+        shown.append(f"and {len(answers) - len(shown)} more addresses")
+    return "; ".join(shown)
 
 
 class Patience(enum.Enum):
@@ -187,14 +207,14 @@ async def _dial(
             attempts.answers[str(where)] = describe_os_error(error)
             attempts.only_refused &= error.errno == errno.ECONNREFUSED
         except TokenError as error:
-            attempts.refused = error
+            attempts.refused, attempts.is_other = error, True
             if patience is not Patience.ANY:
                 raise
             attempts.answers[str(where)] = error.message
             attempts.only_refused = False
         except NotACoordinatorError as error:
             attempts.answers[str(where)] = error.message
-            attempts.only_refused = False
+            attempts.only_refused, attempts.is_other = False, True
             not_ours = error
     if not_ours is not None and not patience.allows(not_ours):
         raise not_ours

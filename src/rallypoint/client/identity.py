@@ -30,6 +30,8 @@ MARK_LENGTH: Final = 6
 once in 9,000 runs. The second of them is refused, like any node whose name is taken.
 """
 LOOKUP_TIMEOUT_S: Final = 2.0
+MEETING_HOSTS: Final = 8
+"""How many hosts of an endpoint are looked up, to find the address towards them."""
 
 
 async def own_address(endpoint: Endpoint) -> OwnAddress | None:
@@ -73,7 +75,7 @@ def may_be_one_machine(endpoint: Endpoint) -> bool:
     """Whether the endpoint has no address of another machine."""
     if isinstance(endpoint.place, EtcdPlace):
         return all(is_loopback(_without_port(each)) for each in endpoint.place.hosts)
-    return not endpoint.host or is_loopback(endpoint.host)
+    return not endpoint.host or endpoint.is_loopback
 
 
 def _without_port(authority: str) -> str:
@@ -84,8 +86,10 @@ async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
     """The addresses of an endpoint's hosts, each with its scope."""
     place = endpoint.place
     # A file ledger or a torch ledger has no host.
-    hosts = [*map(_without_port, place.hosts)] if isinstance(place, EtcdPlace) else [endpoint.host]
-    found = await asyncio.gather(*(_look_up(host) for host in hosts if host))
+    hosts = [endpoint.host, *(each.host for each in endpoint.others)]
+    if isinstance(place, EtcdPlace):
+        hosts = [*map(_without_port, place.hosts)]
+    found = await asyncio.gather(*(_look_up(host) for host in hosts[:MEETING_HOSTS] if host))
     return [(each.host, each.scope) for one in found for each in one]
 
 

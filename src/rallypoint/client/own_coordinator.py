@@ -19,7 +19,6 @@ from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Lease, Seen
 from rallypoint.core.values import Address, EndedOwner, NodeId, RunSettings
-from rallypoint.endpoints import is_loopback
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import describe_os_error
 from rallypoint.settings import EndpointKind, NodeSettings
@@ -51,14 +50,17 @@ class OwnCoordinator:
     async def find_address(self, connection: Connection | None) -> None:
         """Find the address where other machines reach this one, if others can use the endpoint."""
         endpoint = self.settings.endpoint
-        is_named = endpoint.kind is EndpointKind.HOST and not is_unspecified(endpoint.host)
+        # Of several hosts, this node may be any, and their names need not be known everywhere.
+        is_named = endpoint.kind is EndpointKind.HOST and not (
+            endpoint.others or is_unspecified(endpoint.host)
+        )
         self._is_named_by_endpoint = (is_named and self.hosted is not None) and (
             self.settings.host_coordinator != "yes"  # `auto` has compared the addresses before
             or await network.here().is_this_host(endpoint.host)
         )
         if self.settings.local_addr:
             self.address = network.here().own_address_of(self.settings.local_addr)
-        elif endpoint.kind is not EndpointKind.LOCAL and not is_loopback(endpoint.host):
+        elif endpoint.kind is not EndpointKind.LOCAL and not endpoint.is_loopback:
             if connection is not None and not addresses.is_loopback(connection.local_host):
                 self.address = network.here().own_address_of(connection.local_host)
             else:
@@ -106,12 +108,13 @@ class OwnCoordinator:
         """Where to dial for the endpoint. A host dials itself by address, without a name."""
         return self.hosted.address if self.hosted else target_of(self.settings)
 
-    async def serve_endpoint(self, credentials: Credentials, attempts: Attempts) -> bool:
-        """Host the coordinator of `host:port`. False if the port is taken."""
-        target = target_of(self.settings)
+    async def serve_endpoint(
+        self, credentials: Credentials, attempts: Attempts, place: Address
+    ) -> bool:
+        """Host the coordinator of `host:port`, which is `place`. False if the port is taken."""
         self.is_starting = True
         try:
-            await self._start(credentials, target.host, target.port)
+            await self._start(credentials, place.host, place.port)
         except OSError as error:
             attempts.not_hosting = describe_os_error(error)
             return False

@@ -11,7 +11,7 @@ import msgspec
 
 from rallypoint.core import naming
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
-from rallypoint.endpoints import Endpoint, EndpointKind, is_loopback
+from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import UsageError
 from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
 from rallypoint.settings.environment import Environ
@@ -174,7 +174,7 @@ def check_own_token(node: NodeSettings) -> None:
     """
     endpoint = node.endpoint
     is_inside = endpoint.kind is EndpointKind.LEDGER or (
-        endpoint.kind is EndpointKind.HOST and not is_loopback(endpoint.host)
+        endpoint.kind is EndpointKind.HOST and not endpoint.is_loopback
     )
     if node.token and is_inside and node.host_coordinator != "no" and not node.insecure:
         check_token_strength(node.token)

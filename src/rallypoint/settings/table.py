@@ -75,7 +75,8 @@ SETTINGS: Final = (
         "endpoint",
         parse_endpoint,
         Endpoint(EndpointKind.LOCAL),
-        "where the nodes meet: HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,... or file:///FOLDER",
+        "where the nodes meet: HOST:PORT,..., http://HOST:PORT, etcd://HOST:PORT,... or "
+        "file:///FOLDER",
     ),
     # No default: two jobs with the same default would meet each other at a shared coordinator. Only
     # a run that no other process can reach gets a random name.

@@ -1,0 +1,155 @@
+"""An endpoint with several addresses: a node joins where its run is, whatever the others answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rallypoint import errors
+from rallypoint.client import fixed
+from rallypoint.client.hosting import EmbeddedCoordinator
+from rallypoint.client.node import Node
+from rallypoint.core.values import RunSettings
+from rallypoint.settings import NodeSettings, parse_endpoint
+from tests.loops import BOOTSTRAP, node, opened, run_clean, until
+from tests.ports import free_port, free_ports
+
+from .test_dialing import greet, listening
+
+pytestmark = pytest.mark.sockets
+
+TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+TOKENS = ("VQ2t9qk0X5cM1sB7nJ4eRw", "Wm0yC3hU8dK6pZ1xQ9vTaE")
+
+
+def at(*ports: int) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+def over(first: int, last: int, **own: object) -> Node:
+    """A node whose endpoint has a range of ports."""
+    endpoint = parse_endpoint("127.0.0.1").over(first, last)
+    return Node(NodeSettings(endpoint=endpoint, **own), TWO)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def carried(run_id: str, port: int, token: str = "") -> AsyncIterator[EmbeddedCoordinator]:
+    coordinator = await EmbeddedCoordinator.start(run_id, token, "127.0.0.1", port)
+    try:
+        yield coordinator
+    finally:
+        await coordinator.aclose()
+
+
+def test_a_node_passes_a_stranger_another_run_and_another_token() -> None:
+    async def main() -> None:
+        nothing, other, guarded, ours = free_ports(4)
+        async with (
+            listening(greet) as stranger,
+            carried("job-41", other, TOKENS[0]),
+            carried("job-42", guarded, TOKENS[1]),
+            carried("job-42", ours, TOKENS[0]),
+        ):
+            endpoint = at(nothing, stranger, other, guarded, ours)
+            no = {"host_coordinator": "no", "token": TOKENS[0]}
+            async with opened(endpoint, TWO, "job-42", **no) as found:
+                assert found.is_connected
+                assert found._connector.connection is not None
+                assert found._connector.connection.target.port == ours
+
+    run_clean(main)
+
+
+def test_a_node_waits_for_the_host_of_its_run_beside_another_run() -> None:
+    async def main() -> None:
+        other, ours = free_ports(2)
+        endpoint = at(other, ours)
+        async with carried("job-41", other):
+            coming = node(endpoint, TWO, "job-42", host_coordinator="no")
+            task = asyncio.create_task(coming.open())
+            await until(lambda: "it runs 'job-41'" in coming.looking, "it was not told")
+            assert "this node asked for 'job-42'" in coming.looking
+            async with opened(endpoint, TWO, "job-42", host_coordinator="yes") as host:
+                await task
+                assert host.hosted is not None
+                assert host.hosted.address.port == ours
+                rounds = await asyncio.gather(
+                    host.next_round(BOOTSTRAP), coming.next_round(BOOTSTRAP)
+                )
+                assert all(rounds)
+                await coming.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_the_error_shows_what_each_address_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed, "DIAL_MIN_S", 60.0)
+
+    async def main() -> None:
+        nothing, other, guarded = free_ports(3)
+        async with (
+            listening(greet) as stranger,
+            carried("job-41", other, TOKENS[0]),
+            carried("job-42", guarded, TOKENS[1]),
+        ):
+            endpoint = at(nothing, stranger, other, guarded)
+            own = {"host_coordinator": "no", "token": TOKENS[0], "connect_timeout_s": 2.0}
+            coming = node(endpoint, TWO, "job-42", **own)
+            with pytest.raises(errors.UnreachableError) as caught:
+                await coming.open()
+            said = dict(caught.value.attempts)
+            assert set(said) == {f"127.0.0.1:{p}" for p in (nothing, stranger, other, guarded)}
+            assert said[f"127.0.0.1:{nothing}"] == "Connection refused"
+            assert said[f"127.0.0.1:{other}"] == "it runs 'job-41'; this node asked for 'job-42'"
+            assert "token" in said[f"127.0.0.1:{guarded}"]
+            assert f"no coordinator answered at {endpoint}" in caught.value.message
+            for where, answer in said.items():
+                assert f"{where}: {answer}" in caught.value.message
+
+    run_clean(main, 120.0)
+
+
+def test_two_runs_over_one_range_of_ports_take_one_port_each() -> None:
+    async def main() -> None:
+        first = free_port()
+        runs = [
+            [over(first, first + 3, run_id=run_id, host_coordinator=each) for each in ("no", "yes")]
+            for run_id in ("job-41", "job-42")
+        ]
+        every = [each for run in runs for each in run]
+        await asyncio.gather(*(each.open() for each in every))
+        rounds = await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in every))
+        assert all(rounds)
+        ports = {run[1].hosted.address.port for run in runs if run[1].hosted is not None}
+        assert ports == {first, first + 1}
+        for each in every:
+            each.goodbye("the test is over")
+            await each.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_a_range_that_is_used_up_is_an_error_that_names_what_holds_its_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fixed, "DIAL_MIN_S", 60.0)
+
+    async def main() -> None:
+        first = free_port()
+        async with carried("job-41", first):
+            with socket.socket() as held:
+                held.bind(("127.0.0.1", first + 1))
+                own = {"run_id": "job-42", "host_coordinator": "yes", "connect_timeout_s": 1.0}
+                with pytest.raises(errors.UnreachableError) as caught:
+                    await over(first, first + 1, **own).open()
+        said = caught.value.message
+        assert f"ports {first} to {first + 1} of this machine are all taken" in said
+        assert f"{first}: it runs 'job-41'; this node asked for 'job-42'" in said
+        assert f"{first + 1}: Address already in use" in said
+        assert "--port-range A:B" in caught.value.hint
+
+    run_clean(main, 120.0)
