@@ -9,6 +9,7 @@ import pytest
 
 from rallypoint.client import actions as act
 from rallypoint.client import machine as m
+from rallypoint.core import reasons
 from rallypoint.core.effects import Standing
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import Get
@@ -296,6 +297,26 @@ def test_r13_a_close_ends_a_round_that_is_on_and_no_other() -> None:
     for machine in (a_machine(), ended(3)):
         closed = wire.Closed(Stamp("ledger", 1, 3), CLOSE)
         assert [type(each) for each in machine.received(closed, 0.0)] == [act.RunEnded]
+
+
+@pytest.mark.parametrize("ledger_id", ["ledger", "another"])
+def test_r13_a_member_whose_name_another_start_has_is_superseded(ledger_id: str) -> None:
+    machine = in_round()
+    machine.disconnected()
+    machine.connected(0.0)
+    taken = reasons.name_taken("a", "host")
+    refused = machine.received(wire.Refused(Stamp(ledger_id, 1, 4), taken), 0.0)
+    # It was lost, and its round has ended. In another ledger the name may be that of any node.
+    is_lost = ledger_id == "ledger"
+    assert refused == [act.WasRefused(reasons.superseded("a") if is_lost else taken)]
+
+
+def test_a_newcomer_is_told_that_its_name_is_taken() -> None:
+    machine = m.NodeMachine("run", NodeInfo("a", 7, "host"), RunSettings(), silence_s=6.0)
+    machine.connected(0.0)
+    taken = reasons.name_taken("a", "host")
+    refused = machine.received(wire.Refused(Stamp("ledger", 1, 4), taken), 0.0)
+    assert refused == [act.WasRefused(taken)]
 
 
 def test_r13_only_a_node_in_a_round_is_orphaned() -> None:

@@ -336,8 +336,15 @@ class NodeMachine:
             return [Drop(refusal.message)]
         if refusal.code is RefusalCode.CLOSED and refusal.close is not None and self.stamp.term:
             return self._on_closed(refusal.close)
+        if refusal.code is RefusalCode.NAME_TAKEN and self._has_been_replaced(ledger_id):
+            refusal = reasons.superseded(self.info.name)
         self.refused = refusal
         return [WasRefused(refusal)]
+
+    def _has_been_replaced(self, ledger_id: str) -> bool:
+        """Whether another start can have this node's name only because this one was lost."""
+        # R13: its round has ended without it, so its workers have to stop.
+        return self.head is not None and ledger_id == self.stamp.ledger_id
 
     def _is_final(self, refusal: Refusal, ledger_id: str) -> bool:
         """Whether this refusal ends a node that was in the run before.
