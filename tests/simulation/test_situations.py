@@ -14,10 +14,11 @@ from rallypoint.core.values import Phase
 from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
-from rallypoint.simulation.situations import SITUATIONS, _plain, situated
+from rallypoint.simulation.situations import ADDED, SITUATIONS, _plain, situated
 
 SEEDS = 3
 PLAIN = Plan(nodes=3, min_nodes=2)
+ALL = {**SITUATIONS, **ADDED}
 
 
 @pytest.fixture(autouse=True)
@@ -27,22 +28,22 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def drawn(name: str, seed: int) -> Plan:
-    return SITUATIONS[name](_plain(name, PLAIN), random.Random(seed)).sound()
+    return ALL[name](_plain(name, PLAIN), random.Random(seed)).sound()
 
 
 def test_each_situation_is_drawn_and_most_seeds_have_none() -> None:
-    names = [situated(seed, PLAIN).situation for seed in range(300)]
-    assert set(names) == {"", *SITUATIONS}
-    assert names.count("") > 200
+    names = [situated(seed, PLAIN).situation for seed in range(900)]
+    assert set(names) == {"", *ALL}
+    assert names.count("") > 600
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", ALL)
 def test_its_faults_are_known(name: str) -> None:
     kinds = {fault.kind for seed in range(50) for fault in drawn(name, seed).faults}
     assert kinds <= set(ALL_FAULTS)
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", ALL)
 def test_its_worlds_keep_the_rules(name: str) -> None:
     for seed in range(SEEDS):
         assert Job(seed, plan=drawn(name, seed)).run().problems == []

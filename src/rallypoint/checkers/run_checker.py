@@ -107,8 +107,8 @@ class RunChecker:
         self._is_committed = False
         self._mass_since_s: float | None = None
         self._guarding: bool | None = None
-        self._guarded_until_s = float("-inf")
-        """When the mass guard ended last, before its own time was over."""
+        self._guards_ended_s: list[float] = []
+        """When the mass guard ended, each time before its own time was over."""
         self._maybe_until_s = float("-inf")
         """The same, if that may have been so: a clock of the checks may be the faster one."""
         self._superseded: set[str] = set()
@@ -176,7 +176,8 @@ class RunChecker:
         self._pending = self._just_committed = self._broken = None
         self._writing_marks = 0
         self._mass_since_s = self._guarding = None
-        self._guarded_until_s = self._maybe_until_s = float("-inf")
+        self._guards_ended_s.clear()
+        self._maybe_until_s = float("-inf")
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
         self._closed = self._is_closed_in_ledger = register.close is not None
@@ -518,11 +519,22 @@ class RunChecker:
         over = [(since_s, s) for since_s, s in over if _passed(since_s, s, now_s)]
         if not over:
             self._fail("R8", f"{name} was declared lost before its time")
-        # Those that the guard has protected have the grace once more.
-        until_s, grace_s = self._guarded_until_s, settings.reconnect_grace_s
-        was_guarded = all(since_s + CLOCKS * s < until_s for since_s, s in over)
-        if was_guarded and not _passed(until_s, grace_s, now_s):
+        # Those that a guard has protected have the grace once more.
+        until_s = [self._graced_since_s(since_s, s) for since_s, s in over]
+        if not any(_passed(each_s, settings.reconnect_grace_s, now_s) for each_s in until_s):
             self._fail("R8", f"{name} was declared lost as soon as others were back")
+
+    def _graced_since_s(self, since_s: float, bound_s: float) -> float:
+        """When the last guard ended by which its time was surely over; -inf if there was none."""
+        first_s, last_s = since_s + bound_s, since_s + CLOCKS * bound_s
+        graced_s, grace_s = float("-inf"), self._settings.reconnect_grace_s
+        for ended_s in self._guards_ended_s:
+            if last_s < ended_s:
+                graced_s, first_s = ended_s, ended_s + grace_s
+            if first_s < ended_s or graced_s == ended_s:
+                # It may have the grace once more, from then on.
+                last_s = ended_s + CLOCKS * grace_s
+        return graced_s
 
     def _is_attach_over(self, node: _Node, now_s: float) -> bool:
         """Whether a member that has yet to attach had time for that."""
@@ -554,7 +566,7 @@ class RunChecker:
             # Nobody was guarded any more if the guard was raised for as long as it may be.
             since_s, bound_s = self._mass_since_s, self._settings.mass_grace_s
             if since_s is not None and not _passed(since_s, bound_s, now_s):
-                self._guarded_until_s = now_s
+                self._guards_ended_s.append(now_s)
             if since_s is not None and not _passed(since_s, CLOCKS * bound_s, now_s):
                 self._maybe_until_s = now_s
             self._mass_since_s = None

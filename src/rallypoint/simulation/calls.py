@@ -36,6 +36,8 @@ TOGETHER: Final = ("m/x", "m/y", "m/z")
 """Keys that are written and awaited together. Their history is one."""
 LATE: Final = ("late/a", "late/b")
 """Keys that are seldom there: calls wait for them for long."""
+NEVER: Final = ("never",)
+"""Nobody sets it: a call that waits for it ends by its own time."""
 READS_S: Final = 8.0
 """For how long a node only reads, or does not."""
 SIZES: Final = (0, 0, 200, 1_500)
@@ -84,6 +86,11 @@ def drawn_wait(draw: random.Random) -> Drawn:
     keys = draw.choice((LATE[:1], LATE[1:], LATE))
     operation: StoreOp = Wait(keys) if draw.random() < 0.5 else MultiGet(keys)
     return operation, draw.choice((3.0, 8.0, 15.0, 30.0, None))
+
+
+def vain_wait(draw: random.Random) -> Drawn:
+    """A call that waits until its time is over, or its round is."""
+    return draw.choice((Wait(NEVER), MultiGet(NEVER), Get(*NEVER))), draw.uniform(3.0, 10.0)
 
 
 def _usual(here: StartedNode, node: Node, value: bytes) -> Drawn:

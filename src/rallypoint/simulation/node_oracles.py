@@ -5,13 +5,14 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any, Final
 
-from rallypoint.client.actions import Drop
+from rallypoint.client.actions import Drop, Send
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, decode_run
 from rallypoint.core.marking import ranks_in
+from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import (
     Change,
     ChangeKind,
@@ -62,6 +63,52 @@ def _is_older(one: Stamp, other: Stamp) -> bool:
     """Terms first, then rounds, of one ledger."""
     is_same_ledger = one.ledger_id == other.ledger_id
     return is_same_ledger and (one.term, one.round) < (other.term, other.round)
+
+
+class ProbesAreAnswered(Oracle):
+    """R8: a member that answers is not lost, so a node that lives answers each probe at once."""
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        received = machine.received
+
+        def receives(message: Any, now_s: float) -> Any:
+            before, floor = machine.stamp, machine._floor
+            actions = received(message, now_s)
+            if isinstance(message, wire.Probe):
+                is_late = _is_older(message.stamp, before) or _is_older(message.stamp, floor)
+                if not is_late and not any(isinstance(each, Send) for each in actions):
+                    self.scene.broke("R8", f"{here.name} did not answer {message}")
+            return actions
+
+        machine.received = receives
+
+
+class SupersededStop(Oracle):
+    """R13: a node that is superseded stops for good: it attaches to no coordinator any more."""
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        received, connected = machine.received, machine.connected
+        told: list[wire.Refused] = []
+
+        def receives(message: Any, now_s: float) -> Any:
+            if isinstance(message, wire.Refused) and message.refusal.code is RefusalCode.SUPERSEDED:
+                seen = machine.stamp
+                # Another ledger, or an owner of an earlier term, does not know who has the name.
+                is_known = message.stamp.ledger_id == seen.ledger_id
+                if is_known and message.stamp.term >= max(seen.term, machine._floor.term):
+                    told.append(message)
+            return received(message, now_s)
+
+        def connects(now_s: float, source: Any = None) -> Any:
+            if told:
+                self.scene.broke("R13", f"{here.name} attaches again, and was told: {told[0]}")
+            return connected(now_s, source)
+
+        machine.received, machine.connected = receives, connects
 
 
 class RanksAreWhole(Oracle):
@@ -268,13 +315,18 @@ class LeftIsNotLost(_KnowsTheLost):
         super().__init__(scene)
         self._done: dict[str, int] = {}
         """The round of each node that had finished there before it left."""
+        self._ended_by: dict[tuple[str, int, str], str] = {}
+        """By run, round and the node whose leaving has ended it: who was told so."""
 
     def left(self, here: StartedNode) -> None:
         """See Oracle."""
         if not self.scene.plan.same_names:
             super().left(here)
             if here.has_finished and here.tokens:
-                self._done[here.name] = here.tokens[-1][1]
+                number = self._done[here.name] = here.tokens[-1][1]
+                told = self._ended_by.get((here.run_id, number, here.name))
+                if told is not None:
+                    self._was_done(told, here.name, number)
 
     def round_ended(self, here: StartedNode, change: Any) -> None:
         """See Oracle."""
@@ -285,8 +337,14 @@ class LeftIsNotLost(_KnowsTheLost):
             self.scene.broke("R8", f"{here.name} is told that {gone[0]} is lost, which had left")
         done = [each for each in gone if self._done.get(each) == number]
         if change.kind is ChangeKind.NODE_LEFT and done:
-            what = f"{here.name} is told that {done[0]} has ended round {number}, and it was done"
-            self.scene.broke("R8", what)
+            self._was_done(here.name, done[0], number)
+        if change.kind is ChangeKind.NODE_LEFT:
+            # Others may be told before the node knows that its goodbye was heard.
+            self._ended_by.update(((run_id, number, each), here.name) for each in change.nodes)
+
+    def _was_done(self, told: str, name: str, number: int) -> None:
+        what = f"{told} is told that {name} has ended round {number}, and it was done"
+        self.scene.broke("R8", what)
 
 
 class WorkersGoOn(Oracle):
@@ -330,6 +388,19 @@ class OrphansStop(Oracle):
         if name.startswith(COORDINATORS):
             self._wrote_s[name.removeprefix(COORDINATORS)] = self.scene.world.now_s
 
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        orphaned = machine.orphaned
+
+        def ends(alone_s: float) -> Any:
+            actions = orphaned(alone_s)
+            if actions:
+                self._has_ended(here, machine.ended)
+            return actions
+
+        machine.orphaned = ends
+
     def looked(self) -> None:
         """See Oracle."""
         orphan_s = self.scene.plan.orphan_s
@@ -342,8 +413,6 @@ class OrphansStop(Oracle):
                 self._led.pop(here.name, None)
             elif here.node.change is None:
                 self._works(here, here.node, orphan_s)
-            else:
-                self._has_ended(here, here.node.change, orphan_s)
 
     def _works(self, here: StartedNode, node: Node, orphan_s: float) -> None:
         awake_s = here.process.awake_s()
@@ -358,13 +427,14 @@ class OrphansStop(Oracle):
             what = f"{here.name} works on, alone for {alone_s:.1f} s"
             self.scene.broke("R13", f"{what}; orphan_s is {orphan_s:g}")
 
-    def _has_ended(self, here: StartedNode, change: Change, orphan_s: float) -> None:
-        """Its round has just ended: not too soon."""
-        awake_s, led = here.process.awake_s(), self._led.pop(here.name, [])
-        if here.node_id is None or change.nodes != (here.node_id.name,):
+    def _has_ended(self, here: StartedNode, change: Change) -> None:
+        """It ends its round now, because it has no coordinator: not too soon."""
+        orphan_s, led = self.scene.plan.orphan_s, self._led.get(here.name, [])
+        if orphan_s is None:
             return
+        awake_s = here.process.awake_s()
         soon = [each for each in led if self.HEARD_S < awake_s - each < 0.9 * orphan_s - 1.0]
-        if soon and "had no coordinator" in change.detail:
+        if soon:
             what = f"{here.name} had a coordinator {awake_s - soon[-1]:.1f} s ago"
             self.scene.broke("R13", f"{what}: {change.detail}")
 

@@ -26,6 +26,8 @@ from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene
 
 ROUNDING_S: Final = 0.001
+WITHOUT_LEASE_S: Final = 10.0
+"""How long a coordinator may be without a lease in peace, besides twice its ttl."""
 _DONE: Final = MemberState.DONE
 
 
@@ -256,6 +258,83 @@ class HostsAreGone(Oracle):
             self.scene.broke("R8", f"{what} in term {state.term}, and it is {known}")
 
 
+class EndsAreAdopted(Oracle):
+    """R5: the last owner has told members that its round has ended, and did not write it.
+
+    The successor ends it for the same reason, as soon as one of them says so.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._open: dict[HostedRun, int] = {}
+        """By run: the number of the last owner's round, which goes on here."""
+
+    def restored(
+        self,
+        front: SimulatedFront,
+        run: HostedRun,
+        state: RunState,
+        named: dict[str, Any],
+        effects: list[do.Effect],
+    ) -> None:
+        """See Oracle."""
+        if run.membership.phase is Phase.ACTIVE:
+            self._open[run] = run.membership.number
+
+    def stepped(
+        self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
+    ) -> None:
+        """See Oracle."""
+        number = self._open.get(run)
+        if number is None:
+            return
+        broken = [each.change for each in effects if isinstance(each, do.Break)]
+        if broken or run.membership.phase is not Phase.ACTIVE:
+            del self._open[run]
+        match event:
+            case on.NodeReady(node=node, change=Change(round=ended) as told) if ended == number:
+                is_member = run.membership.roster.living(node) is not None
+                is_kept = [(each.kind, each.nodes) for each in broken] == [(told.kind, told.nodes)]
+                if is_member and event.leaving_round == number and not is_kept:
+                    what = f"heard that round {number} has ended: {told}; and ended it: {broken}"
+                    self.scene.broke("R5", f"{front.process.name} {what}")
+
+
+class LostLeasesAreReplaced(Oracle):
+    """R7: a coordinator that has lost its lease, and reaches the ledger, soon has another."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._serving: set[str] = set()
+        self._since_s: dict[SimulatedFront, float] = {}
+        """Since when a coordinator has had no lease, while all is well."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name.startswith(COORDINATORS):
+            process = name.removeprefix(COORDINATORS)
+            self._serving.discard(process)
+            if value is not None and e.decode_lease(value).state is e.LeaseState.SERVING:
+                self._serving.add(process)
+
+    def looked(self) -> None:
+        """See Oracle."""
+        scene, now_s = self.scene, self.scene.world.now_s
+        before, self._since_s = self._since_s, {}
+        if scene.is_chaotic:
+            return
+        bound_s = 2 * scene.plan.lease_ttl_s + WITHOUT_LEASE_S
+        for front in scene.fronts:
+            is_running = front.process.is_alive and not front.process.is_frozen
+            if front.has_ended or not is_running:
+                continue
+            if front.driver.ownership.process not in self._serving:
+                since_s = self._since_s[front] = before.get(front, now_s)
+                if now_s - since_s > bound_s:
+                    what = f"has had no lease for {now_s - since_s:.1f} s, and all is well"
+                    scene.broke("R7", f"{front.process.name} {what}")
+
+
 def _names(members: tuple[RoundMember, ...]) -> str:
     return " ".join(row.name for row in members)
 
@@ -267,4 +346,6 @@ OWNERSHIP_ORACLES: Final = (
     SurvivorsKeepRanks,
     BreaksAreDue,
     HostsAreGone,
+    EndsAreAdopted,
+    LostLeasesAreReplaced,
 )

@@ -125,6 +125,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """The setting of each node: for how long its workers go on without a coordinator."""
     is_store: bool = False
     """Whether the job is about its rounds' stores: see `calls`."""
+    has_long_calls: bool = False
+    """Whether each node waits for keys that nobody sets. Its faults are harmless to calls then."""
 
     @classmethod
     def draw(

@@ -9,6 +9,7 @@ name that `Plan.program` gives.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from rallypoint.errors import (
 )
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
-from rallypoint.simulation.calls import drawn, drawn_wait, make
+from rallypoint.simulation.calls import Drawn, drawn, drawn_wait, make, vain_wait
 from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -173,9 +174,11 @@ async def _until_over(node: Node) -> None:
 
 async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:
     """Call the store until the round ends. True if the workers have finished."""
-    waits = None
-    if scene.plan.is_store:
-        waits = asyncio.get_running_loop().create_task(_wait_beside(scene, here, node, token))
+    waits, plan = None, scene.plan
+    if plan.is_store or plan.has_long_calls:
+        wait = vain_wait if plan.has_long_calls else drawn_wait
+        beside = _wait_beside(scene, here, node, token, wait)
+        waits = asyncio.get_running_loop().create_task(beside)
     try:
         return await _make_calls(scene, here, node, token)
     finally:
@@ -183,11 +186,17 @@ async def _work(scene: Scene, here: StartedNode, node: Node, token: Token) -> bo
             waits.cancel()
 
 
-async def _wait_beside(scene: Scene, here: StartedNode, node: Node, token: Token) -> None:
+async def _wait_beside(
+    scene: Scene,
+    here: StartedNode,
+    node: Node,
+    token: Token,
+    wait: Callable[[random.Random], Drawn],
+) -> None:
     """Another worker of the node waits for keys, one wait after the other."""
     while node.round is not None and node.change is None and node.gone is None:
         await asyncio.sleep(here.process.random.random())
-        await make(scene, here, node, token, drawn_wait(here.process.random))
+        await make(scene, here, node, token, wait(here.process.random))
 
 
 async def _make_calls(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:

@@ -159,6 +159,34 @@ def _away(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     return scene.network.block_all(draw.choice(([there], [back], [there, back])))
 
 
+def _offline(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """A node loses its connections, and finds no way to the others until a moment later."""
+    return _cut_off(scene, _another(scene, victim, draw), draw)
+
+
+def _cut_off(scene: Scene, here: StartedNode, draw: random.Random) -> Undo:
+    for _ in range(4):
+        scene.network.cut_one(here.process, draw)
+    hosts = sorted({each.host for each in scene.nodes} - {here.host})
+    pairs = [pair for each in hosts for pair in ((here.host, each), (each, here.host))]
+    return scene.network.block_all(pairs)
+
+
+def _finish_offline(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """A node is offline, and its workers finish meanwhile."""
+    other = _another(scene, victim, draw)
+    other.should_finish = True
+    return _cut_off(scene, other, draw)
+
+
+def _twin_of_frozen(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """A node is started again while it lives, and has no turns."""
+    other = _another(scene, victim, draw)
+    other.process.freeze()
+    scene.start(other.index)
+    return other.process.thaw
+
+
 def _twin(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     """A node is started again while it lives."""
     scene.start(_another(scene, victim, draw).index)
@@ -234,13 +262,20 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "leave owner": _leave_owner,
     "leave another": _leave_another,
     "away": _away,
+    "offline": _offline,
+    "finish offline": _finish_offline,
     "twin": _twin,
+    "twin of frozen": _twin_of_frozen,
     "hang": _hang,
     "close now": _close_now,
     "slow ledger": _on_ledger(
         lambda draw: Trouble(delay_s=(0.05, draw.choice((0.5, 1.5, 3.0)))), is_way=False
     ),
     "no answers": _on_ledger(lambda draw: Trouble(loses_answer=1.0), is_way=True),
+    # Not as late as `EtcdOptions.try_timeout_s`, after which the outcome is unknown.
+    "late requests": _on_ledger(
+        lambda draw: Trouble(late=draw.choice((0.2, 0.4)), late_s=0.9), is_way=True
+    ),
     "owner cut": _on_ledger(lambda draw: Trouble(loses_request=1.0), is_way=True),
     # A lease fits, and a head or a record of a log may not.
     "small requests": _on_ledger(
@@ -259,6 +294,12 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
             return draw.uniform(2.0, 8.0)
         case "away" | "freeze owner":
             return draw.uniform(3.0, 40.0)
+        case "offline" | "finish offline":
+            return draw.uniform(0.5, 4.0)
+        case "twin of frozen":
+            return draw.uniform(2.0, 15.0)
+        case "late requests":
+            return draw.uniform(10.0, 20.0)
         case "no answers" | "owner cut" | "full" | "slow ledger" | "small requests":
             return draw.choice((2.0, 5.0, 12.0))
         case _:

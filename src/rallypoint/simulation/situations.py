@@ -20,10 +20,16 @@ from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault
 
 SHARE: Final = 0.2
 """In which part of all seeds there is a situation."""
+ADDED_SHARE: Final = 0.05
+"""The same for those in `ADDED`."""
 
 
 def situated(seed: int, plan: Plan) -> Plan:
     """The plan of this seed: changed, if it is about a situation."""
+    draw = random.Random(f"{seed}/more situations")
+    if draw.random() < ADDED_SHARE and plan.lasting != ISOLATED:
+        name = draw.choice(tuple(ADDED))
+        return ADDED[name](_plain(name, plan), draw).sound()
     draw = random.Random(f"{seed}/situation")
     if draw.random() >= SHARE or plan.lasting == ISOLATED:
         return plan
@@ -315,6 +321,141 @@ def _handed_over(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def _late_appends(plan: Plan, draw: random.Random) -> Plan:
+    """Some requests to the ledger are late, and rounds end one after the other meanwhile.
+
+    What is late is within the time that a client waits for one answer, so its outcome is known.
+    """
+    has_replicas = draw.random() < 0.5
+    nodes = draw.choice((2, 3))
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, nodes)),
+        max_nodes=0,
+        replicas=2 if has_replicas else 0,
+        hosts="no" if has_replicas else "auto",
+        lease_ttl_s=draw.choice((5.0, 10.0)),
+        last_call_s=1.0,
+        stop_s=0.0,
+        calls_per_s=8.0,
+        lasting="",
+        knobs=None,
+        workers_max=1,
+        faults=_sorted(
+            _faults(draw, ("late requests",), 2, 1.0),
+            _faults(draw, ("fail",), draw.randrange(6, 12), 1.5, at_s=3.0),
+            # The owner is replaced alive, and a round ends as soon as the next one serves.
+            _faults(draw, ("refuse owner",), draw.choice((0, 1)), 6.0, at_s=4.0),
+            _faults(draw, ("fail",), 2, 0.1, ("RESTORED",), at_s=4.0),
+        ),
+    )
+
+
+def _cut_calls(plan: Plan, draw: random.Random) -> Plan:
+    """Calls wait for long, and the connections of their nodes break meanwhile."""
+    nodes = draw.choice((2, 3))
+    kinds = ("cut", "cut", "cut", "flicker")
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=nodes,
+        max_nodes=0,
+        replicas=draw.choice((0, 1)),
+        hosts="auto",
+        last_call_s=1.0,
+        stop_s=0.0,
+        lasting="",
+        ends=False,
+        wild_clocks=False,
+        has_long_calls=True,
+        faults=_sorted(
+            _faults(draw, kinds, draw.randrange(4, 12), 2.0, at_s=4.0),
+            _faults(draw, ("fail",), draw.choice((0, 1)), 8.0, at_s=6.0),
+        ),
+    )
+
+
+def _offline(plan: Plan, draw: random.Random) -> Plan:
+    """A node is offline just when its round is formed, ends, or its workers finish."""
+    nodes = draw.choice((3, 4))
+    faults: list[PlannedFault] = []
+    at_s = 4.0
+    for _ in range(draw.randrange(3, 7)):
+        faults += _faults(draw, ("fail",), 1, 0.1, at_s=at_s)
+        faults += _faults(draw, ("offline",), 1, 0.1, ("COMMITTING", "GATHERING"), at_s=at_s - 0.5)
+        faults += _faults(draw, ("fail", "kill another"), 2, 0.1, ("ACTIVE", ""), at_s=at_s)
+        at_s += draw.uniform(2.0, 6.0)
+    if draw.random() < 0.4:
+        faults += _faults(draw, ("finish offline",), 1, 5.0, at_s=4.0)
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, 2)),
+        max_nodes=0,
+        replicas=draw.choice((0, 1)),
+        hosts="auto",
+        last_call_s=1.0,
+        stop_s=draw.choice((0.0, 1.0)),
+        calls_per_s=4.0,
+        lasting="",
+        leaves=True,
+        faults=_sorted(faults),
+    )
+
+
+def _namesakes(plan: Plan, draw: random.Random) -> Plan:
+    """Nodes are started again while they live: some of them answer, and some do not."""
+    nodes = draw.choice((2, 3))
+    kinds = ("twin", "twin of frozen", "twin of frozen", "long freeze", "fail", "cut")
+    return msgspec.structs.replace(
+        plan,
+        program=draw.choice(("node", "agent")),
+        nodes=nodes,
+        min_nodes=draw.choice((1, nodes)),
+        max_nodes=0,
+        replicas=draw.choice((0, 1)),
+        hosts="auto",
+        last_call_s=1.0,
+        stop_s=draw.choice((0.0, 1.0)),
+        suspect_after_s=5.0,
+        lost_after_s=draw.choice((10.0, 30.0)),
+        # Heartbeats are answers, too: with more calls, each node would answer.
+        calls_per_s=0.3,
+        same_names=True,
+        lasting="",
+        faults=_faults(draw, kinds, draw.randrange(3, 7), 5.0, at_s=4.0),
+    )
+
+
+def _two_owners(plan: Plan, draw: random.Random) -> Plan:
+    """An owner is replaced alive, and its nodes go on reading and writing meanwhile."""
+    nodes = draw.choice((2, 3))
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=nodes,
+        max_nodes=0,
+        replicas=0,
+        hosts="auto",
+        lease_ttl_s=10.0,
+        last_call_s=1.0,
+        suspect_after_s=5.0,
+        lost_after_s=10.0,
+        stop_s=0.0,
+        calls_per_s=10.0,
+        lasting="",
+        ends=False,
+        knobs=None,
+        wild_clocks=False,
+        is_store=True,
+        faults=_sorted(
+            _faults(draw, ("refuse one", "refuse owner"), 1, 2.0, at_s=4.0),
+            _faults(draw, ("cut", "flicker"), 1, 2.0, at_s=8.0),
+        ),
+    )
+
+
 SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "while writing": _while_writing,
     "while suspended": _while_suspended,
@@ -329,6 +470,15 @@ SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "refused": _refused,
     "handed over": _handed_over,
 }
+
+ADDED: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
+    "late appends": _late_appends,
+    "two owners": _two_owners,
+    "cut calls": _cut_calls,
+    "offline": _offline,
+    "namesakes": _namesakes,
+}
+"""Those that are drawn with a chance of their own, so that the seeds of the others stay."""
 
 
 def _sorted(*faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:

@@ -250,6 +250,8 @@ class CallsEnd(Oracle):
     def _calm_s(self) -> float:
         """Since when no fault has any effect on calls; infinite while there are faults."""
         scene = self.scene
+        if scene.plan.has_long_calls:
+            return 0.0  # Its faults are no excuse.
         is_calm = scene.settled_s is not None and not scene.is_chaotic
         return scene.peace_s + CALM_S if is_calm else math.inf
 
