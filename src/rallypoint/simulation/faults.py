@@ -188,9 +188,16 @@ def _poor(draw: random.Random) -> Quality:
 
 
 def _proxy(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
-    """Whoever dials its coordinator gets the answer of a proxy, or of another program."""
-    answers, host = scene.network.answers, victim.host
+    """Who dials a coordinator, mostly that of a run, gets the answer of a proxy or of a stranger.
+
+    The proxy has been started again, so some of the connections through it have ended.
+    """
+    owners = owners_of_runs(scene)
+    at = draw.choice(owners) if owners and draw.random() < 0.8 else victim
+    answers, host = scene.network.answers, at.host
     answers[host] = draw.choice((0, 404, 429, 502))
+    for _ in range(draw.randrange(1, 6)):
+        scene.network.cut_one(at.process, draw)
 
     def gone() -> None:
         answers.pop(host, None)

@@ -31,6 +31,7 @@ from rallypoint.simulation.plan import MOMENTS, Plan, PlannedFault
 from rallypoint.simulation.programs import PROGRAMS, serve
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
 from rallypoint.simulation.situations import situated
+from rallypoint.simulation.variants import varied
 from rallypoint.simulation.world import Process
 
 HEALED_WITHIN_S: Final = 240.0
@@ -54,7 +55,7 @@ class Job:
     def __init__(self, seed: int, *, plan: Plan | None = None, is_told: bool = False) -> None:
         self.seed = seed
         drawn = Plan.draw(seed, tuple(FAULTS), tuple(AGENT_FAULTS), tuple(STORE_FAULTS))
-        self.plan = plan or (drawn if drawn.is_store else situated(seed, drawn))
+        self.plan = plan or varied(seed, drawn if drawn.is_store else situated(seed, drawn))
         self.scene = Scene(seed, self.plan, LEDGERS[self.plan.ledger], _lives)
         self.scene.oracles = [oracle(self.scene) for oracle in ORACLES]
         self._moments = _Moments(self.scene, self._begin_now)
@@ -192,6 +193,7 @@ class Job:
         """End all faults, and start all nodes that do not run."""
         scene = self.scene
         scene.is_chaotic, scene.peace_s = False, self.world.now_s
+        scene.network.idle_s = 0.0
         scene.say("world", "PEACE")
         undos, self._undo = list(self._undo.values()), {}
         for undo in undos:

@@ -71,6 +71,8 @@ class End:
         """Whether this side can still send."""
         self.heard_s = process.awake_s()
         """When this side's process read something last, on the clock of its wakefulness."""
+        self.sent_s = network.world.now_s
+        """When this side sent something last, in the world's time."""
         self.says_goodbye = False
         """Whether this side closes by a closing handshake, so that its FIN is no process's end."""
         self._network = network
@@ -204,6 +206,10 @@ class Network:
         """Of single directions; `quality` is that of all others."""
         self.has_proxy = False
         """Whether a proxy stands before all listeners, so that no connection is direct."""
+        self.idle_s = 0.0
+        """After so many seconds without a message that proxy ends a connection; 0: it does not."""
+        self.ended_idle = 0
+        """How many connections it has ended so."""
         self.answers: dict[str, int] = {}
         """What answers for the listeners of a host: an HTTP status, or 0 for an end at once."""
         self.on_front: Callable[[Process, Any], None] = lambda process, front: None
@@ -389,17 +395,32 @@ class Network:
             if here.process.is_alive:
                 self._ends.setdefault(here.process, {})[here] = None
                 here.process.soon(accepted)
+                self._look_whether_idle(here)
             else:
                 here._has_ended = True
                 self._carry(here, lambda: there._ended(Ending.RESET))
 
         self._send(host, source, established, 0)
 
+    def _look_whether_idle(self, end: End) -> None:
+        """The proxy ends a connection in order if nothing was sent for too long, or looks again."""
+        if not self.idle_s or end._has_ended:
+            return
+        left_s = max(end.sent_s, end.other.sent_s) + self.idle_s - self.world.now_s
+        if left_s > 0.0:
+            self.world.after(left_s, partial(self._look_whether_idle, end))
+            return
+        self.ended_idle += 1
+        other = end.other
+        end._ended(Ending.FIN)
+        other._ended(Ending.FIN)
+
     # -- packets ---------------------------------------------------------------------------------
 
     def _carry(self, end: End, arrive: Callable[[], None]) -> None:
         """Bring something of one side to the other side's host, after all that was sent before."""
-        due_s = self.world.now_s + self._delay_s(end.address[0], end.other.address[0])
+        end.sent_s = self.world.now_s
+        due_s = end.sent_s + self._delay_s(end.address[0], end.other.address[0])
         end._packets.append((due_s, arrive))
         if len(end._packets) == 1:
             self.world.at(due_s, lambda: self._deliver(end, 0))

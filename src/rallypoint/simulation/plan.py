@@ -98,6 +98,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether all processes have one host name and one pid."""
     has_proxy: bool = False
     """Whether a proxy stands before each coordinator."""
+    proxy_idle_s: float = 0.0
+    """After how long it ends a connection without messages, until there is peace; 0: never."""
     wild_clocks: bool = False
     """Whether the machines' clocks run at different rates."""
     ends: bool = False

@@ -272,7 +272,7 @@ class Scene:
         self.ledger = ledger(self.world, plan)
         self.ledger.on_written = self._written
         self.ledger.on_logged = self._logged
-        self.network.has_proxy = plan.has_proxy
+        self.network.has_proxy, self.network.idle_s = plan.has_proxy, plan.proxy_idle_s
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
             max_nodes=plan.max_nodes or max(1, plan.nodes // plan.runs),

@@ -1,0 +1,34 @@
+"""What a part of the seeds has besides what its plan draws, whatever the world is about.
+
+Each is a small function of a plan and a Random of its own, so that the other seeds stay as they
+are. To add one: write it, and put it into `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from rallypoint.simulation.plan import Plan
+
+IDLE_PART: Final = 0.4
+"""In which part of the worlds with a proxy it ends connections without messages."""
+
+
+def varied(seed: int, plan: Plan) -> Plan:
+    """The plan of this seed, with what the seed draws besides."""
+    for name, vary in VARIANTS.items():
+        plan = vary(plan, random.Random(f"{seed}/{name}"))
+    return plan.sound()
+
+
+def _idle_proxy(plan: Plan, draw: random.Random) -> Plan:
+    if not plan.has_proxy or draw.random() >= IDLE_PART:
+        return plan
+    return msgspec.structs.replace(plan, proxy_idle_s=draw.choice((0.5, 1.0, 1.5, 3.0, 5.0)))
+
+
+VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {"idle proxy": _idle_proxy}
