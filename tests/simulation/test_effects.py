@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -61,3 +62,34 @@ def test_a_proxy_ends_connections_that_are_idle() -> None:
     assert plays_until(
         lambda job: job.scene.network.ended_idle > 3, lambda plan: plan.proxy_idle_s > 0
     )
+
+
+def alike(job: Job) -> int:
+    """How many nodes that took part in rounds had made one and the same start of a name."""
+    starts: Counter[str] = Counter()
+    for each in job.scene.nodes:
+        own = each.process.loop.runtime
+        made = f"{own.host_name}-{own.pid}-"
+        if each.tokens and each.node is not None and each.node.info.name.startswith(made):
+            starts[made] += 1
+    return max(starts.values(), default=0)
+
+
+def test_nodes_of_one_host_name_and_one_pid_make_names() -> None:
+    assert plays_until(lambda job: alike(job) > 1, lambda plan: plan.is_container)
+
+
+def test_the_next_process_of_a_host_has_the_pid_of_the_last() -> None:
+    def is_so(plan: Plan) -> bool:
+        return plan.has_unnamed and plan.same_pids and not plan.is_container
+
+    assert plays_until(lambda job: alike(job) > 1, is_so)
+
+
+def test_names_that_nodes_make_are_the_same_in_each_play() -> None:
+    seed = next(seed for seed in range(DRAWN) if Job(seed).plan.has_unnamed)
+    first, second = (
+        [each.node.info.name for each in Job(seed).run().scene.nodes if each.node is not None]
+        for _ in range(2)
+    )
+    assert first == second

@@ -21,8 +21,6 @@ from rallypoint.settings import NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
 
-_counter = count()
-
 MARK_LETTERS: Final = "bcdfghjkmnpqrstvwxz"
 """No vowels, so that a mark is never a word. No digits, because names are sorted by numbers."""
 MARK_LENGTH: Final = 6
@@ -110,7 +108,8 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     """
     process = runtime.here()
     host, pid = process.host_name[:NAME_LENGTH_MAX] or "unnamed", process.pid
-    own = f"{host}-{pid}-{_mark(process, pid)}-{next(_counter)}"
+    serial = next(_serials.setdefault(process, count()))
+    own = f"{host}-{pid}-{_mark(process, pid)}-{serial}"
     name = settings.node_name or own[-NAME_LENGTH_MAX:]
     told = (settings.local_addr,) if settings.local_addr else ()
     return NodeInfo(
@@ -124,6 +123,7 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
     )
 
 
+_serials: WeakKeyDictionary[runtime.Runtime, count[int]] = WeakKeyDictionary()
 _marks: WeakKeyDictionary[runtime.Runtime, dict[int, str]] = WeakKeyDictionary()
 """By process: a simulated one must not be kept when its world has ended."""
 

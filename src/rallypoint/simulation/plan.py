@@ -96,6 +96,10 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether a node has the same name after each start."""
     is_container: bool = False
     """Whether all processes have one host name and one pid."""
+    has_unnamed: bool = False
+    """Whether some nodes are given no name, so that they make one of their host's and their pid."""
+    same_pids: bool = False
+    """Whether all processes have one pid, each on its host, as the first ones of containers."""
     has_proxy: bool = False
     """Whether a proxy stands before each coordinator."""
     proxy_idle_s: float = 0.0

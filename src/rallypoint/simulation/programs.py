@@ -101,7 +101,7 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
     return NodeSettings(
         endpoint=parse_endpoint(scene.ledger.endpoint),
         run_id=here.run_id,
-        node_name=f"node-{here.index}" if plan.same_names else here.name,
+        node_name=_name_of(scene, here),
         host_coordinator=plan.hosts,
         connect_timeout_s=600.0,
         join_timeout_s=600.0,
@@ -111,6 +111,14 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
         orphan_s=plan.orphan_s,
         **{"lease_ttl_s": plan.lease_ttl_s, **mixed},
     )
+
+
+def _name_of(scene: Scene, here: StartedNode) -> str | None:
+    """The name that a user gives to a node; None: it makes one."""
+    draw = random.Random(f"{scene.world.seed}/{here.name}/name")
+    if scene.plan.has_unnamed and draw.random() < 0.7:
+        return None
+    return f"node-{here.index}" if scene.plan.same_names else here.name
 
 
 def run_settings_of(scene: Scene, here: StartedNode) -> RunSettings:

@@ -379,7 +379,9 @@ class Scene:
         process = world.process(name, clock, turn_cost_s=draw.choice((0.0, 0.0, 1e-5, 1e-3)))
         self.network.restart(host)
         self.network.attach(process, host)
-        SimulatedRuntime(process, host, self.network, is_container=plan.is_container)
+        runtime = SimulatedRuntime(process, host, self.network, is_container=plan.is_container)
+        if plan.same_pids:
+            runtime.pid = 1
         run_id = f"run-{index % plan.runs}" if is_node else ""
         started = StartedNode(name, index, run_id, process, host)
         self.nodes.append(started)

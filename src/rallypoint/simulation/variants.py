@@ -17,6 +17,9 @@ from rallypoint.simulation.plan import Plan
 IDLE_PART: Final = 0.4
 """In which part of the worlds with a proxy it ends connections without messages."""
 
+UNNAMED_PART: Final = 0.05
+"""In which part of the others nodes make their names, besides the worlds of containers."""
+
 
 def varied(seed: int, plan: Plan) -> Plan:
     """The plan of this seed, with what the seed draws besides."""
@@ -31,4 +34,13 @@ def _idle_proxy(plan: Plan, draw: random.Random) -> Plan:
     return msgspec.structs.replace(plan, proxy_idle_s=draw.choice((0.5, 1.0, 1.5, 3.0, 5.0)))
 
 
-VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {"idle proxy": _idle_proxy}
+def _unnamed(plan: Plan, draw: random.Random) -> Plan:
+    if draw.random() >= UNNAMED_PART and not plan.is_container:
+        return plan
+    return msgspec.structs.replace(plan, has_unnamed=True, same_pids=draw.random() < 0.5)
+
+
+VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
+    "idle proxy": _idle_proxy,
+    "unnamed": _unnamed,
+}
