@@ -67,7 +67,8 @@ def endpoint_of(text: str | None) -> Endpoint:
     """The endpoint that the user names. Raises UsageError if there is none."""
     known = settings.setting("endpoint")
     given = None if text is None else settings.read(known, text, "--endpoint")
-    endpoint: Endpoint = settings.resolve("endpoint", given).value
+    ports = settings.resolve("port_range").value
+    endpoint = settings.with_ports(settings.resolve("endpoint", given), ports)
     if endpoint.kind is EndpointKind.LOCAL:
         raise UsageError(
             "no endpoint is given",

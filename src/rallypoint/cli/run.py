@@ -85,6 +85,10 @@ def run(
         str | None,
         _text("--local-addr", "ADDR", "The address at which other nodes reach this one."),
     ] = None,
+    port_range: Annotated[
+        str | None,
+        _text("--port-range", "A:B", "The ports for this node's coordinator and for rank 0."),
+    ] = None,
     host_coordinator: Annotated[
         str | None,
         _text("--host-coordinator", "auto|yes|no", "Whether this node hosts the coordinator."),

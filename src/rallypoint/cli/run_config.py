@@ -207,6 +207,7 @@ _OPTIONS: Final = (
     "run_id",
     "node_name",
     "local_addr",
+    "port_range",
     "host_coordinator",
     "token_file",
     "join_timeout",

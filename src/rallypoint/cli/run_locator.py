@@ -21,6 +21,7 @@ from rallypoint.core.values import CloseRecord, repr_without
 from rallypoint.endpoints import Endpoint, EndpointKind, FilePlace
 from rallypoint.errors import (
     CoordinatorError,
+    NotACoordinatorError,
     RunClosedError,
     TokenError,
     UnreachableError,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ADDRESSES_ASKED_MAX: Final = 64
+"""How many addresses of one endpoint a command asks, in the order of the hosts."""
 UNOWNED_HINT: Final = (
     "a node of the run or a `rallypoint serve` on the ledger takes it over: try again in a few "
     "seconds"
@@ -60,20 +63,40 @@ class CoordinatorClient(msgspec.Struct, frozen=True):
         return repr_without(self, "token")
 
     def ask(self, question: Callable[[Endpoint, str], T]) -> T:
-        """The first answer of its addresses. Raises the last address's error."""
-        failed: UnreachableError | None = None
+        """The first answer of its addresses.
+
+        Raises the error of the last address; if only some of them could be reached, of the last one
+        of those.
+        """
+        failed: CoordinatorError | NoSuchRunError | None = None
         for endpoint in self.endpoints:
             try:
                 if self.keys is None:
                     return question(endpoint, self.token)
                 return ask(self.keys, functools.partial(question, endpoint))
             except UnreachableError as error:
+                if failed is None or isinstance(failed, UnreachableError):
+                    failed = error
+            except (NoSuchRunError, NotACoordinatorError, TokenError) as error:
+                if self.process or len(self.endpoints) == 1:
+                    raise
                 failed = error
         if failed is None:
             raise CoordinatorError(f"coordinator {self.process} has no address", hint=_STALE_HINT)
         if self.process:
             failed.hint = _STALE_HINT
         raise failed
+
+
+def _at_each_address(endpoint: Endpoint, keys: Keys) -> CoordinatorClient:
+    """The coordinator of an endpoint, which may have several addresses."""
+    spare = range(endpoint.spare_ports + 1)
+    every = [(host, host.port + more) for more in spare for host in endpoint.hosts]
+    endpoints = [
+        Endpoint(endpoint.kind, host.host, port, endpoint.text)
+        for host, port in every[:ADDRESSES_ASKED_MAX]
+    ]
+    return CoordinatorClient("", tuple(endpoints), keys.token, keys)
 
 
 def ask(keys: Keys, question: Callable[[str], T]) -> T:
@@ -112,14 +135,14 @@ def coordinator_of(endpoint: Endpoint, keys: Keys, run_id: str) -> CoordinatorCl
     CoordinatorError if it has no coordinator now, and any LedgerError.
     """
     if endpoint.kind is not EndpointKind.LEDGER:
-        return CoordinatorClient("", (endpoint,), keys.token, keys)
+        return _at_each_address(endpoint, keys)
     return owner_of(find(endpoint, keys, run_id))
 
 
 def coordinators(endpoint: Endpoint, keys: Keys) -> tuple[list[CoordinatorClient], list[LedgerRun]]:
     """Every coordinator to ask, and all runs of a ledger; only the endpoint if it is no ledger."""
     if endpoint.kind is not EndpointKind.LEDGER:
-        return [CoordinatorClient("", (endpoint,), keys.token, keys)], []
+        return [_at_each_address(endpoint, keys)], []
     found = _runs_of(endpoint, keys.token, None, 0)
     by_process = {run.owner.process: run.owner for run in found if run.owner is not None}
     return list(by_process.values()), found

@@ -23,6 +23,9 @@ import sys
 
 from rallypoint import net
 from rallypoint.client import fork_safety
+from rallypoint.client.port_range import HINT, PortsTakenError, reserve_in
+from rallypoint.errors import LaunchError
+from rallypoint.settings import PortRange
 
 _HOLDS = sys.platform == "linux"
 
@@ -59,6 +62,23 @@ class Reservation:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def reserve_for_rank_0(ports: PortRange | None, last: int | None) -> Reservation:
+    """Reserve a port for rank 0: any free one, or one of a range. Raises LaunchError.
+
+    `last`: the port of the round before, None for none.
+    """
+    try:
+        return reserve_port() if ports is None else reserve_in(ports, reserve_port, last)
+    except OSError as error:
+        is_range = isinstance(error, PortsTakenError)
+        raise LaunchError(
+            f"cannot reserve a port for rank 0: {error.strerror or error}",
+            hint=HINT
+            if is_range
+            else "check this machine's limits on ports and open files (ulimit -n)",
+        ) from error
 
 
 def reserve_port(port: int = 0) -> Reservation:

@@ -8,16 +8,19 @@ connector decides when to search, and uses the connection.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import STAGGER_S, Attempts, Patience, Pauses, may_host
 from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
+from rallypoint.client.port_range import HINT, holder
 from rallypoint.client.walk import Walk
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Address
@@ -180,7 +183,8 @@ class FixedCoordinator:
             if await self._own.serve_endpoint(self._credentials, attempts, place):
                 attempts.not_hosting = ""
                 return await self._dial(walk, place, self._own.target, attempts, limit_s)
-            self._note_taken(walk, place, attempts.not_hosting)
+            held = await runtime.in_thread(functools.partial(holder, place.port))
+            self._note_taken(walk, place, f"{attempts.not_hosting} ({held})")
         attempts.not_hosting = _taken(self._own_places)
         return None
 
@@ -231,7 +235,7 @@ class FixedCoordinator:
         return UnreachableError(
             f"this node cannot host the coordinator of run {self.settings.run_id!r}: "
             f"{attempts.not_hosting} ({listed})",
-            hint="--port-range A:B gives other ports; it must be the same on all nodes",
+            hint=f"{HINT}, the same on all nodes",
             attempts=tuple(attempts.answers.items()),
         )
 

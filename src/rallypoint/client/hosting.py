@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rallypoint import tokens
 from rallypoint.client import network
 from rallypoint.client.network import Front
+from rallypoint.client.port_range import serve_in
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.election import Seen
 from rallypoint.core.values import Address, EndedOwner, NodeId
@@ -84,8 +85,8 @@ class EmbeddedCoordinator:
         """Become a candidate for the run: serve on all addresses with a lease. `claim` follows.
 
         `host`: where other machines reach this one. Nodes without a token use the one in this
-        coordinator's lease. Raises OSError or LedgerError. An error or a cancellation leaves
-        nothing open.
+        coordinator's lease. Raises OSError, such as PortsTakenError, or LedgerError. An error or a
+        cancellation leaves nothing open.
         """
         token = settings.token or tokens.draw()
         config = CoordinatorConfig(
@@ -99,7 +100,12 @@ class EmbeddedCoordinator:
             yield_after_s=settings.yield_after_s,
             memory_bytes_max=_memory_bytes_max(),
         )
-        front = await network.here().serve(config, ledger=ledger, advertised=host)
+
+        async def serve(port: int) -> Front:
+            return await network.here().serve(config, port=port, ledger=ledger, advertised=host)
+
+        ports = settings.port_range
+        front = await (serve(0) if ports is None else serve_in(ports, serve))
         port = front.port
         return cls(front, Address("127.0.0.1", port), Address(host, port))
 

@@ -31,6 +31,7 @@ class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
 NODE_OPTIONS = (
     "node_name",
     "local_addr",
+    "port_range",
     "token_file",
     "insecure",
     "host_coordinator",

@@ -14,6 +14,7 @@ class JoinOptions(TypedDict, total=False):
     # this node's own
     node_name: str | None
     local_addr: str | None
+    port_range: str | None
     token_file: str | None
     insecure: bool | str | None
     host_coordinator: str | None

@@ -15,6 +15,7 @@ from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
 from rallypoint.client.network import Connection
+from rallypoint.client.port_range import PortsTakenError
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
 from rallypoint.core.election import Lease, Seen
@@ -168,6 +169,9 @@ class OwnCoordinator:
             self.hosted = await EmbeddedCoordinator.as_candidate(
                 self.settings, self.node, ledger, self.advertised_host
             )
+        except PortsTakenError as error:
+            attempts.not_hosting = f"{error.strerror}; --port-range gives other ports"
+            return False
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)
             return False

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from rallypoint import errors
-from rallypoint.client.bootstrap_port import Reservation, reserve_port
+from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
 from rallypoint.client.store_calls import StoreCalls
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
@@ -156,8 +156,10 @@ class NodeRunClient:
             return None
         self._check_is_in()
         if self._was_given or self._reservation is None:
+            last = self._reservation.port if self._reservation is not None else None
             self._release()
-            self._reservation, self._was_given = reserve_port(), False
+            ports = self._node.settings.port_range
+            self._reservation, self._was_given = reserve_for_rank_0(ports, last), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
         try:
             async with while_waiting(self._node, self._waits):

@@ -270,15 +270,10 @@ class Agent:
 
     def _reserve(self) -> Port:
         """Rank 0's port, held from before it is announced until the round's workers have ended."""
+        last = self._reservation.port if self._reservation is not None else None
         if self._reservation is not None:
             self._reservation.close()
-        try:
-            self._reservation = self._system.reserve_port()
-        except OSError as error:
-            raise errors.LaunchError(
-                f"cannot reserve a port for rank 0: {error.strerror or error}",
-                hint="check this machine's limits on ports and open files (ulimit -n)",
-            ) from error
+        self._reservation = self._system.reserve_port(self._config.node.port_range, last)
         return self._reservation
 
     def _give_up_wait(self, action: do.GiveUpWait) -> None:

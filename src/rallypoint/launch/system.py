@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
-from rallypoint.client.bootstrap_port import reserve_port
+from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
 from rallypoint.core.values import Change, CloseRecord
 from rallypoint.launch.agent_log import AgentLog
@@ -28,6 +28,7 @@ from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.worker_env import inherited_environment
 from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 from rallypoint.ledger.contract import Ledger
+from rallypoint.settings import PortRange
 
 FORWARDED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -161,8 +162,8 @@ class System(Protocol):
     def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
         """Workers that have not started yet. `exits` is called for each when it has ended."""
 
-    def reserve_port(self) -> Port:
-        """A port for rank 0. Raises OSError."""
+    def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
+        """A port for rank 0: see client/bootstrap_port.py. Raises LaunchError."""
 
     async def check_log_dir(self, path: Path) -> None:
         """Try to write there. May hang. Raises LogDirectoryError."""
@@ -253,9 +254,9 @@ class LocalSystem:
             specs, output=self._pump, exits=exits, guard=self._guard, oom_counter=self._oom
         )
 
-    def reserve_port(self) -> Port:
+    def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""
-        return reserve_port()
+        return reserve_for_rank_0(ports, last)
 
     async def check_log_dir(self, path: Path) -> None:
         """See System."""

@@ -14,10 +14,11 @@ from concurrent.futures import CancelledError, Future
 
 from rallypoint import errors
 from rallypoint.client.blocking import Portal
-from rallypoint.client.bootstrap_port import Reservation, reserve_port
+from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
 from rallypoint.ledger.contract import Ledger
 from rallypoint.rendezvous._telling import Teller
+from rallypoint.settings import PortRange
 
 _log = logging.getLogger("rallypoint.rendezvous")
 
@@ -40,11 +41,15 @@ class HeldNode:
         self._has_left = False
         self._leaving: Future[None] | None = None
 
-    def reserve(self) -> int:
-        """Reserve another port, for rank 0 of the next round to listen on. Returns the port."""
+    def reserve(self, ports: PortRange | None) -> int:
+        """Reserve another port, for rank 0 of the next round to listen on. Returns the port.
+
+        `ports`: the setting `port_range`. Raises LaunchError.
+        """
+        last = self.reservation.port if self.reservation is not None else None
         if self.reservation is not None:
             self.reservation.close()
-        self.reservation = reserve_port()
+        self.reservation = reserve_for_rank_0(ports, last)
         return self.reservation.port
 
     async def keep(self, node: Node) -> None:

@@ -185,7 +185,7 @@ class NodeRendezvousHandler(RendezvousHandler):
 
         `ends_s`: when the join timeout ends. The search for the coordinator has used a part of it.
         """
-        offered = Address(node.bootstrap_host, self._hold.reserve())
+        offered = Address(node.bootstrap_host, self._hold.reserve(node.settings.port_range))
         try:
             left_s = max(0.0, ends_s - time.monotonic())
             async with self._hold.teller.while_waiting(node):

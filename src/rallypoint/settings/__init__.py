@@ -41,6 +41,7 @@ from rallypoint.settings.environment import (
 )
 from rallypoint.settings.node import (
     ATTACH_MARGIN_S,
+    FOUND_PORTS,
     LABELS_BYTES_MAX,
     LABELS_MAX,
     LEASE_TTL_MAX_S,
@@ -53,6 +54,7 @@ from rallypoint.settings.node import (
     check_own_token,
     check_stop_s,
     node_settings,
+    with_ports,
 )
 from rallypoint.settings.resolution import Resolved, read, resolve
 from rallypoint.settings.run import run_settings
@@ -64,8 +66,10 @@ from rallypoint.settings.values import (
     TOKEN_LENGTH_MAX,
     WORKERS_MAX,
     NodeRange,
+    PortRange,
     parse_duration_s,
     parse_nnodes,
+    parse_port_range,
     parse_workers,
 )
 from rallypoint.settings.worker import WorkerChannel, worker_channel
@@ -75,6 +79,7 @@ __all__ = [
     "CANDIDATES_MAX",
     "DEFAULT_PORT",
     "DRAW_A_TOKEN",
+    "FOUND_PORTS",
     "LABELS_BYTES_MAX",
     "LABELS_MAX",
     "LEASE_TTL_MAX_S",
@@ -93,6 +98,7 @@ __all__ = [
     "Environ",
     "NodeRange",
     "NodeSettings",
+    "PortRange",
     "Resolved",
     "Setting",
     "WorkerChannel",
@@ -112,6 +118,7 @@ __all__ = [
     "parse_duration_s",
     "parse_endpoint",
     "parse_nnodes",
+    "parse_port_range",
     "parse_workers",
     "process_environment",
     "read",
@@ -123,6 +130,7 @@ __all__ = [
     "shares_torch_store",
     "token_bits",
     "visible_gpus",
+    "with_ports",
     "withhold_secrets",
     "worker_channel",
 ]

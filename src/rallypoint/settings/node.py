@@ -11,15 +11,17 @@ import msgspec
 
 from rallypoint.core import naming
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
-from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.endpoints import DEFAULT_PORT, Endpoint, EndpointKind
 from rallypoint.errors import UsageError
 from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
 from rallypoint.settings.environment import Environ
-from rallypoint.settings.resolution import read, refuse_unknown, resolve
+from rallypoint.settings.resolution import Resolved, read, refuse_unknown, resolve
 from rallypoint.settings.table import BY_NAME, SECRETS
-from rallypoint.settings.values import shortened
+from rallypoint.settings.values import PortRange, shortened
 
 LABELS_MAX: Final = 64
+FOUND_PORTS: Final = PortRange(DEFAULT_PORT, DEFAULT_PORT + 15)
+"""The ports of an endpoint that a launcher gave: one job takes the first that no other has."""
 LABELS_BYTES_MAX: Final = naming.INFO_BYTES_MAX - 4 * 1024
 """The rest is for the node's name, its host and its addresses."""
 LEASE_TTL_MIN_S: Final = 0.3
@@ -29,7 +31,8 @@ LEASE_TTL_MAX_S: Final = 300.0
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
-    `node_name` and `local_addr`: None lets the node find its own.
+    `node_name` and `local_addr`: None lets the node find its own. `port_range` None: the endpoint's
+    port for a coordinator, and any for rank 0.
     `token`: the one that was given; "" if none was (see `tokens`). `token_place`: where it was
     found, for people. `insecure`: without a given token, a `host:port` node has none.
     `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
@@ -45,6 +48,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     node_name: str | None = None
     local_addr: str | None = None
+    port_range: PortRange | None = None
     token: str = ""
     token_place: str = ""
     insecure: bool = False
@@ -205,6 +209,9 @@ def node_settings(
         for name in NodeSettings.__struct_fields__
         if name not in ("token", "token_place", "labels", "run_id", "etcd_password")
     }
+    values["endpoint"] = with_ports(
+        resolve("endpoint", explicit.get("endpoint"), environ), values["port_range"]
+    )
     found = resolve_token(token_file, environ) if token is None else None
     return NodeSettings(
         **values,
@@ -214,6 +221,20 @@ def node_settings(
         token_place=found.source if found is not None and found.value else "",
         labels=dict(labels or {}),
     )
+
+
+def with_ports(endpoint: Resolved, port_range: PortRange | None) -> Endpoint:
+    """The endpoint with the ports at which its coordinator may be.
+
+    An endpoint without a port has those of `port_range`. Without that, one that a launcher gave has
+    FOUND_PORTS, because two of its jobs may share a host, and neither knows of the other.
+    """
+    place: Endpoint = endpoint.value
+    if place.kind is not EndpointKind.HOST or place.has_port:
+        return place
+    if port_range is None and endpoint.source.startswith("launcher"):
+        port_range = FOUND_PORTS
+    return place if port_range is None else place.over(port_range.first, port_range.last)
 
 
 def _run_id(given: str | None, endpoint: Endpoint) -> str:

@@ -28,6 +28,7 @@ from rallypoint.settings.values import (
     parse_orphan,
     parse_password,
     parse_path,
+    parse_port_range,
     parse_restarts,
     parse_share_lines,
     parse_stop_s,
@@ -93,6 +94,13 @@ SETTINGS: Final = (
         "node_name", parse_name, None, "this node's name; made from host and process if unset"
     ),
     _setting("local_addr", parse_address, None, "the address at which other nodes reach this one"),
+    _setting(
+        "port_range",
+        parse_port_range,
+        None,
+        "the ports A:B for this node's coordinator and for rank 0; if unset, the endpoint's port, "
+        "or any",
+    ),
     _setting("token_file", parse_path, None, "a file whose first line is the coordinator's token"),
     _setting("token", parse_token, "", "the coordinator's token; a file is safer"),
     _setting(

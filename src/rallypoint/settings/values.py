@@ -51,6 +51,32 @@ def parse_nnodes(text: str) -> NodeRange:
     return NodeRange(least, most)
 
 
+class PortRange(msgspec.Struct, frozen=True):
+    """The ports that this node may listen on, both ends included."""
+
+    first: int
+    last: int
+
+    @property
+    def ports(self) -> range:
+        """All of them, in order."""
+        return range(self.first, self.last + 1)
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"
+
+
+def parse_port_range(text: str) -> PortRange:
+    """ "29400:29410", or "29400" for one port. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text.strip())
+    if found is None:
+        raise ValueError(f'must be A:B ("29400:29410"), not {shortened(text)!r}')
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last <= 65_535:
+        raise ValueError(f"must be A:B with 1 <= A <= B <= 65535, not {text!r}")
+    return PortRange(first, last)
+
+
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
 
 

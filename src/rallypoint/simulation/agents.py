@@ -34,6 +34,7 @@ from rallypoint.launch.machine import AgentMachine, Phase
 from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Workers
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
+from rallypoint.settings import PortRange
 from rallypoint.simulation.calls import drawn, make
 from rallypoint.simulation.programs import judge, opened_ledger, settings_of
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
@@ -211,7 +212,7 @@ class SimulatedSystem:
         self.groups = [each for each in self.groups if each.living] + [group]
         return group
 
-    def reserve_port(self) -> Port:
+    def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""
         return SimulatedPort(next(self._ports))
 
