@@ -40,6 +40,8 @@ NEVER: Final = ("never",)
 """Nobody sets it: a call that waits for it ends by its own time."""
 READS_S: Final = 8.0
 """For how long a node only reads, or does not."""
+VARIED: Final = 0.3
+"""In which part of all seeds the calls are varied: see `_varied`."""
 SIZES: Final = (0, 0, 200, 1_500)
 """How much longer than usual a value is, in bytes."""
 
@@ -48,10 +50,12 @@ def drawn(scene: Scene, here: StartedNode, node: Node) -> Drawn:
     """A call of the round's store. No value is written twice."""
     value = b"%d" % next(scene.serial)
     if not scene.plan.is_store:
-        return _usual(here, node, value)
-    if is_reader(here):
-        return _read(here.process.random)
-    return _of_a_store(here, node, value)
+        call = _usual(here, node, value)
+    elif is_reader(here):
+        call = _read(here.process.random)
+    else:
+        call = _of_a_store(here, node, value)
+    return _varied(here, value, call)
 
 
 async def make(scene: Scene, here: StartedNode, node: Node, token: Token, call: Drawn) -> None:
@@ -67,6 +71,24 @@ async def make(scene: Scene, here: StartedNode, node: Node, token: Token, call: 
     scene.tell(Oracle.answered, here, token, number, result)
     if isinstance(result, StoreValue):
         here.answered_s = scene.world.now_s
+        if isinstance(operation, Get | CompareSet) and isinstance(result.value, bytes):
+            here.seen[operation.key] = result.value
+
+
+def _varied(here: StartedNode, value: bytes, call: Drawn) -> Drawn:
+    """In some seeds: a compare_set that expects what its node has seen last, and other sums."""
+    seed, (operation, limit_s) = here.process.world.seed, call
+    if random.Random(f"{seed}/varied").random() >= VARIED:
+        return call
+    draw = random.Random(f"{seed}/{value!r}/varied")
+    match operation:
+        case CompareSet(key, _, desired) if draw.random() < 0.7:
+            return CompareSet(key, here.seen.get(key, b"never"), desired), limit_s
+        case Set(key, desired) if key in here.seen and draw.random() < 0.5:
+            return CompareSet(key, here.seen[key], desired), limit_s
+        case Add(key, _):
+            return Add(key, draw.choice((1, 2, 7, -1, 0))), limit_s
+    return call
 
 
 def is_reader(here: StartedNode) -> bool:

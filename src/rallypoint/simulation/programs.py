@@ -9,6 +9,7 @@ name that `Plan.program` gives.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -39,6 +40,8 @@ from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
 BOOTSTRAP_PORT: Final = 29_500
+IMPATIENT: Final = 0.3
+"""In which part of the jobs about stores workers withdraw their waits."""
 LOST_AFTER_S: Final = 60.0
 """A node without workers gives up after so many seconds without a coordinator."""
 
@@ -202,9 +205,15 @@ async def _wait_beside(
     wait: Callable[[random.Random], Drawn],
 ) -> None:
     """Another worker of the node waits for keys, one wait after the other."""
+    seed = scene.world.seed
+    patience = random.Random(f"{seed}/{here.name}/patience")
+    is_impatient = random.Random(f"{seed}/patience").random() < IMPATIENT
     while node.round is not None and node.change is None and node.gone is None:
         await asyncio.sleep(here.process.random.random())
-        await make(scene, here, node, token, wait(here.process.random))
+        limit_s = patience.choice((0.01, 0.3, 1.0)) if is_impatient else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await make(scene, here, node, token, wait(here.process.random))
 
 
 async def _make_calls(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:

@@ -81,6 +81,8 @@ class StartedNode(msgspec.Struct, eq=False):
     """Whether its workers have finished."""
     given_s: float = 0.0
     """When it was given a round last, in the world's time."""
+    seen: dict[str, bytes] = msgspec.field(default_factory=dict)
+    """The values of keys of its present round's store that it was told last."""
     answered_s: float = 0.0
     """When a call of its store was answered last, in the world's time."""
     is_over: bool = False
@@ -391,6 +393,7 @@ class Scene:
     def given(self, here: StartedNode, token: Token, digest: str) -> None:
         """A node's program was given a round."""
         self.tell(Oracle.round_given, here, token, digest)
+        here.seen.clear()
         here.tokens.append(token)
         here.given_s = self.world.now_s
 

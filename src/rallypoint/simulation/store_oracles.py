@@ -9,6 +9,8 @@ import math
 import urllib.parse
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint.client.node import Node
 from rallypoint.core.store import (
     READS,
@@ -122,35 +124,78 @@ class WaitsEnd(Oracle):
 
 
 class BarriersMeet(Oracle):
-    """A barrier is passed once every rank of the round waits there, and not before."""
+    """R10: "a barrier counts for all of its ranks or for none".
+
+    It is passed once every rank of the round waits there, and not before. So at some moment of a
+    call that has passed, each rank had a call there that has not failed.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._waiting: dict[tuple[str, Token, str], dict[int, float]] = {}
-        """When each rank came to a barrier, or came last."""
-        self._at: dict[int, tuple[tuple[str, Token, str], float]] = {}
+        self._calls: dict[tuple[str, Token, str], dict[int, list[_AtBarrier]]] = {}
+        """The calls at each barrier of a round, by their ranks."""
+        self._open: dict[int, tuple[tuple[str, Token, str], _AtBarrier]] = {}
+        self._sizes: dict[tuple[str, Token], int] = {}
 
     def called(
         self, here: StartedNode, token: Token, call: int, operation: StoreOp, limit_s: float | None
     ) -> None:
         """See Oracle."""
         if isinstance(operation, Barrier):
-            where, now_s = (here.run_id, token, operation.name), self.scene.world.now_s
-            self._at[call] = where, now_s
-            self._waiting.setdefault(where, {})[operation.rank] = now_s
+            where = here.run_id, token, operation.name
+            at = _AtBarrier(here.name, self.scene.world.now_s)
+            self._open[call] = where, at
+            self._calls.setdefault(where, {}).setdefault(operation.rank, []).append(at)
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
-        """See Oracle."""
-        place = self._at.pop(call, None)
+        """See Oracle. A call that its node has given up may still wait there."""
+        where, at = self._open.pop(call, (None, None))
         given = here.node.round if here.node is not None else None
-        if place is None or given is None or not isinstance(result, StoreValue):
+        if where is None or at is None:
             return
-        came = self._waiting[place[0]]
-        if (given.head.term, given.head.number) == token and len(came) < given.head.size:
-            what = (
-                f"{here.name} has passed {place[0][2]} of round {token} with ranks {sorted(came)}"
-            )
-            self.scene.broke("R10", what)
+        if given is not None and (given.head.term, given.head.number) == token:
+            self._sizes[here.run_id, token] = given.head.size
+        if isinstance(result, StoreValue):
+            at.ended_s, at.has_passed = self.scene.world.now_s, True
+        elif result.missing_count:
+            # The coordinator has answered: it has not met the others, and never will.
+            at.ended_s, at.has_failed = self.scene.world.now_s, True
+
+    def at_end(self) -> None:
+        """See Oracle."""
+        for (run_id, token, name), by_rank in self._calls.items():
+            size = self._sizes.get((run_id, token))
+            if size is None:
+                continue
+            may_meet = [
+                [each for each in calls if not each.has_failed] for calls in by_rank.values()
+            ]
+            for each in (each for calls in may_meet for each in calls if each.has_passed):
+                if len(may_meet) < size or not _have_met(each, may_meet):
+                    what = f"{each.caller} has passed {name} of round {token} of {run_id} between "
+                    when = f"{each.began_s:.3f} and {each.ended_s:.3f} s, without some rank"
+                    self.scene.broke("R10", what + when)
+
+
+class _AtBarrier(msgspec.Struct):
+    """A call at a barrier."""
+
+    caller: str
+    began_s: float
+    ended_s: float = math.inf
+    """When its coordinator has answered it, as its node knows."""
+    has_passed: bool = False
+    has_failed: bool = False
+
+
+def _have_met(passed: _AtBarrier, by_rank: list[list[_AtBarrier]]) -> bool:
+    """Whether there was a moment of this call at which each rank had one."""
+    began = {each.began_s for calls in by_rank for each in calls}
+    moments = [at_s for at_s in began if passed.began_s <= at_s <= passed.ended_s]
+    return any(
+        all(any(each.began_s <= at_s <= each.ended_s for each in calls) for calls in by_rank)
+        for at_s in moments
+    )
 
 
 class AcknowledgedIsLogged(Oracle):
