@@ -20,17 +20,18 @@ SLACK_S: Final = 2.0
 """A bound may be late by so much: the part is for clocks of different rates, the rest for turns."""
 
 
-def overdue(checker: RunChecker, now_s: float) -> str:
+def overdue(checker: RunChecker, now_s: float, slack: float = SLACK) -> str:
     """A member that is still there, though its time is over, and why; "" if there is none.
 
-    Call it between the steps, with the clock of the steps.
+    Call it between the steps, with the clock of the steps. `slack`: so many times longer than a
+    bound a member may stay, for clocks of different rates.
     """
     if checker._suspended or checker._closed or checker._deposed:
         return ""
     now_s = checker._clock_s + now_s - checker._seen_s
     guard_s = checker._settings.mass_grace_s
     guarded_s = None if checker._mass_since_s is None else now_s - checker._mass_since_s
-    is_guarding = guarded_s is not None and guarded_s < SLACK * guard_s + SLACK_S
+    is_guarding = guarded_s is not None and guarded_s < slack * guard_s + SLACK_S
     for node in checker._nodes.values():
         if not node.is_awaited or node.reachability is Reachability.CONNECTED:
             continue
@@ -38,6 +39,8 @@ def overdue(checker: RunChecker, now_s: float) -> str:
         is_guardable = not (node.has_ended or checker._is_unguarded(node))
         if since_s is None or (is_guarding and is_guardable):
             continue
+        granted = (checker._went_on_s, checker._maybe_until_s)
+        grants = sum(each_s >= since_s for each_s in granted)
         if is_guardable:
             # While many were missing, none of them was judged.
             guarded_until_s = checker._maybe_until_s
@@ -46,11 +49,10 @@ def overdue(checker: RunChecker, now_s: float) -> str:
             since_s = max(since_s, guarded_until_s)
         # An outage of the ledger gives each member the reconnect grace once more, and so does the
         # end of the mass guard.
-        grace_s = checker._settings.reconnect_grace_s
-        more_s = 0.0 if node.has_ended else grace_s * (2 if checker._settings.mass_min < 4 else 1)
+        more_s = 0.0 if node.has_ended else checker._settings.reconnect_grace_s * grants
         if node.is_former_host and node.absent_since_s is not None:
             more_s = HOST_GRACE_S  # An outage gives it no more, and the guard does not count it.
-        if now_s - since_s > SLACK * (bound_s + more_s) + SLACK_S:
+        if now_s - since_s > slack * (bound_s + more_s) + SLACK_S:
             return f"{node.id.name} {why} {now_s - since_s:.1f} s ago, and is still a member"
     return ""
 

@@ -111,6 +111,8 @@ class RunChecker:
         """When the mass guard ended, each time before its own time was over."""
         self._maybe_until_s = float("-inf")
         """The same, if that may have been so: a clock of the checks may be the faster one."""
+        self._went_on_s = float("-inf")
+        """When the run went on after it had been SUSPENDED last."""
         self._superseded: set[str] = set()
         self._token = (0, 0)
         self._restored_number = 0
@@ -329,7 +331,7 @@ class RunChecker:
 
     def _go_on(self, now_s: float) -> None:
         """The ledger is back: members that have yet to attach get more time, but only once."""
-        self._suspended = False
+        self._suspended, self._went_on_s = False, now_s
         due_s = self._attach_since_s + self._attach_grace_s
         more_s = self._settings.reconnect_grace_s
         if now_s < self._attach_until_s:

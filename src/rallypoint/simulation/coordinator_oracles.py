@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rallypoint.checkers.invariants import check
-from rallypoint.checkers.loss_bounds import guard_differs, overdue, waits_differ
+from rallypoint.checkers.loss_bounds import SLACK, guard_differs, overdue, waits_differ
 from rallypoint.checkers.run_checker import RunChecker
 from rallypoint.checkers.violations import InvariantViolation, short
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -33,6 +33,8 @@ from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene
 
 FAST: Final = 1.08
 """The clock of the checks is faster than any of the world's, so that no bound seems too early."""
+CLOCKS_AGREE: Final = 1.1
+"""Where all clocks have one rate, a bound of R8 may be late by that of the checks, and no more."""
 GRACES_S: Final = 25.0
 """A dead member is lost within `lost_after_s` after its silence, and after what was granted to all:
 time to attach to a new coordinator, and time in which many were missing (R8)."""
@@ -61,7 +63,9 @@ class CoordinatorsKeepRules(Oracle):
             elif run.is_claimed and not process.is_frozen:
                 # What is slow is not late.
                 is_busy = process.turn_cost_s > 0.005
-                late = "" if is_busy else overdue(checker, _clock_s(front))
+                agree = process.has_right_clock and not self.scene.plan.wild_clocks
+                slack = CLOCKS_AGREE if agree else SLACK
+                late = "" if is_busy else overdue(checker, _clock_s(front), slack)
                 if late:
                     self.scene.broke("R8", f"at {process.name}: {late}")
                 self._must_tell_why(process.name, run, checker)
