@@ -14,11 +14,17 @@ from rallypoint.core.values import Phase
 from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
-from rallypoint.simulation.situations import ADDED, SITUATIONS, _plain, situated
+from rallypoint.simulation.situations import (
+    ADDED,
+    LATER_SITUATIONS,
+    SITUATIONS,
+    _plain,
+    situated,
+)
 
 SEEDS = 3
 PLAIN = Plan(nodes=3, min_nodes=2)
-ALL = {**SITUATIONS, **ADDED}
+ALL = {**SITUATIONS, **ADDED, **LATER_SITUATIONS}
 
 
 @pytest.fixture(autouse=True)

@@ -101,7 +101,64 @@ def _is_ours(task: object) -> bool:
     return code is not None and _PACKAGE in code.co_filename
 
 
+class CallsAreForgotten(Oracle):
+    """Nobody keeps a call for which no worker waits: its node drops it, and tells its coordinator.
+
+    Else a worker that tries again and again fills the limits of its node.
+    """
+
+    LOOKS_MAX: Final = 6
+    """At how many looks, one after the other, such a call may be there."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._kept: dict[tuple[str, str, int], int] = {}
+        """By place, node and request: at how many looks nobody waited for it."""
+
+    def looked(self) -> None:
+        """See Oracle."""
+        before, self._kept = self._kept, {}
+        if self.scene.settled_s is None:
+            return
+        for here in self.scene.living:
+            node = here.node
+            if node is None or not node.is_connected or here.process.is_frozen:
+                continue
+            awaited = frozenset(node._waiters.requests)
+            for request in node._machine.requests.open:
+                if request not in awaited:
+                    self._count(before, (here.name, here.name, request))
+            for place, request in self._at_coordinators(here):
+                if request not in awaited:
+                    self._count(before, (place, here.name, request))
+
+    def _at_coordinators(self, here: StartedNode) -> list[tuple[str, int]]:
+        own = here.node_id
+        found = []
+        for front in self.scene.fronts:
+            if front.has_ended or not front.process.is_alive or front.process.is_frozen:
+                continue
+            for run in front.driver.coordinator.runs.values():
+                if own is None or run.run_id != here.run_id or run.connections.of(own) is None:
+                    continue
+                waiting = run.store.current._waiting if run.store.current is not None else ()
+                found += [
+                    (front.process.name, call.request_id)
+                    for call in waiting
+                    if call.node == own.name
+                ]
+        return found
+
+    def _count(self, before: dict[tuple[str, str, int], int], kept: tuple[str, str, int]) -> None:
+        looks = self._kept[kept] = before.get(kept, 0) + 1
+        if looks > self.LOOKS_MAX:
+            place, name, request = kept
+            what = f"{place} keeps call {request} of {name}, for which nobody waits any more"
+            self.scene.broke("leak", what)
+
+
 LEAK_ORACLES: Final[tuple[type[Oracle], ...]] = (
+    CallsAreForgotten,
     HeldAnswersEnd,
     ForgottenRunsRest,
     CandidatesEnd,

@@ -49,6 +49,7 @@ from rallypoint.simulation.progress_oracles import (
     SilenceIsNoticed,
     SilentAreSuspect,
 )
+from rallypoint.simulation.round_oracles import ROUND_ORACLES
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.store_oracles import (
     AcknowledgedIsLogged,
@@ -127,6 +128,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     SupersededStop,
     SilenceIsNoticed,
     *OWNERSHIP_ORACLES,
+    *ROUND_ORACLES,
     *LEAK_ORACLES,
     *AGENT_ORACLES,
 )

@@ -361,12 +361,12 @@ def _bursts(draw: random.Random, nodes: int) -> list[PlannedFault]:
         at_s += draw.uniform(5.0, 10.0)  # Until the agents are in a round again.
         place = draw.randrange(nodes)
         for kind in draw.choice(BURSTS):
-            faults.append(PlannedFault(round(at_s, 3), kind, _chance_of(draw, place, nodes)))
+            faults.append(PlannedFault(round(at_s, 3), kind, chance_of(draw, place, nodes)))
             at_s += draw.choice((0.001, 0.01, 0.1, 1.0)) * draw.random()
     return faults
 
 
-def _chance_of(draw: random.Random, place: int, living: int) -> int:
+def chance_of(draw: random.Random, place: int, living: int) -> int:
     """A chance of a fault that meets the process at this place among so many."""
     while True:
         chance = draw.getrandbits(32)

@@ -207,7 +207,8 @@ async def _wait_beside(
     """Another worker of the node waits for keys, one wait after the other."""
     seed = scene.world.seed
     patience = random.Random(f"{seed}/{here.name}/patience")
-    is_impatient = random.Random(f"{seed}/patience").random() < IMPATIENT
+    draw = random.Random(f"{seed}/patience")
+    is_impatient = scene.plan.is_store and draw.random() < IMPATIENT
     while node.round is not None and node.change is None and node.gone is None:
         await asyncio.sleep(here.process.random.random())
         limit_s = patience.choice((0.01, 0.3, 1.0)) if is_impatient else None

@@ -4,8 +4,9 @@ A situation changes the plan of its seed: its sizes, its settings, and all of it
 kept few, so that its worlds are quick. It draws with a chance of its own, so the other seeds stay
 as they are.
 
-To add one: write a function of a plan and a Random, and put it into `SITUATIONS`. The faults that
-only situations have are in `situation_faults`.
+To add one: write a function of a plan and a Random, and put it into `LATER_SITUATIONS`. Then seeds
+with another situation stay as they are. The faults that only situations have are in
+`situation_faults`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault
+from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault, chance_of
 
 SHARE: Final = 0.2
 """In which part of all seeds there is a situation."""
 ADDED_SHARE: Final = 0.05
 """The same for those in `ADDED`."""
+LATER_SHARE: Final = 0.03
+"""In which part of the seeds without another one there is one of those in `LATER_SITUATIONS`."""
 
 
 def situated(seed: int, plan: Plan) -> Plan:
@@ -31,10 +34,15 @@ def situated(seed: int, plan: Plan) -> Plan:
         name = draw.choice(tuple(ADDED))
         return ADDED[name](_plain(name, plan), draw).sound()
     draw = random.Random(f"{seed}/situation")
-    if draw.random() >= SHARE or plan.lasting == ISOLATED:
+    if plan.lasting == ISOLATED:
         return plan
-    name = draw.choice(tuple(SITUATIONS))
-    return SITUATIONS[name](_plain(name, plan), draw).sound()
+    table = SITUATIONS
+    if draw.random() >= SHARE:
+        draw, table = random.Random(f"{seed}/later situation"), LATER_SITUATIONS
+        if draw.random() >= LATER_SHARE:
+            return plan
+    name = draw.choice(tuple(table))
+    return table[name](_plain(name, plan), draw).sound()
 
 
 def _plain(name: str, plan: Plan) -> Plan:
@@ -479,6 +487,38 @@ ADDED: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "namesakes": _namesakes,
 }
 """Those that are drawn with a chance of their own, so that the seeds of the others stay."""
+
+
+def _reports_away(plan: Plan, draw: random.Random) -> Plan:
+    """A node reports something, or asks for something, just when it has no coordinator."""
+    nodes = draw.choice((2, 3, 4))
+    faults: list[PlannedFault] = []
+    at_s = 4.0
+    for _ in range(draw.randrange(3, 8)):
+        first = draw.choice(("cut", "cut", "flicker", "kill owner", "freeze owner", "isolate"))
+        second = draw.choice(("fail", "fail", "depart", "finish", "leave", "close"))
+        place = draw.randrange(nodes)
+        after_s = draw.choice((0.0005, 0.01, 0.2, 1.0)) * draw.random()
+        faults.append(PlannedFault(round(at_s, 4), first, chance_of(draw, place, nodes)))
+        faults.append(PlannedFault(round(at_s + after_s, 4), second, chance_of(draw, place, nodes)))
+        at_s += draw.choice((4.0, 8.0))
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, max(1, nodes - 1))),
+        max_nodes=0,
+        replicas=0,
+        hosts="auto",
+        lease_ttl_s=draw.choice((2.0, 5.0)),
+        last_call_s=1.0,
+        stop_s=draw.choice((0.0, 1.0)),
+        faults=tuple(faults),
+    )
+
+
+LATER_SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
+    "reports away": _reports_away,
+}
 
 
 def _sorted(*faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:

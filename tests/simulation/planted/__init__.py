@@ -5,12 +5,13 @@
 
 `planting` replaces functions. The bugs are in `protocol_faults` and `mended` (those of earlier
 releases), `literature` (those of other systems), `likely` (those that a change could bring in),
-`nodes` and `agents`.
+`nodes`, `agents` and `examined`.
 """
 
 import msgspec
 
 from tests.simulation.planted.agents import AGENTS
+from tests.simulation.planted.examined import EXAMINED
 from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.likely import LIKELY
 from tests.simulation.planted.literature import LITERATURE
@@ -19,7 +20,7 @@ from tests.simulation.planted.mended import MENDED
 from tests.simulation.planted.nodes import NODES
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
 
-_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *MENDED, *AGENTS, *NODES)
+_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *MENDED, *AGENTS, *NODES, *EXAMINED)
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug
     for bug in _ALL
