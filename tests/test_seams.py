@@ -1,4 +1,6 @@
-"""What a simulator replaces is reached through few files: chance, clocks, threads, tasks, the disk.
+"""What a simulator replaces is reached through few files.
+
+It is chance, clocks, threads, tasks, the names of host and process, and the disk.
 
 The event loop is a seam, too: its clock, timers and tasks are the simulated process's own. But a
 task that nobody waits for hides its error. So tasks are started with `runtime.spawn`, which says
@@ -15,13 +17,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "rallypoint"
 
-# -- chance, clocks, threads and tasks -----------------------------------------------------------
+# -- chance, clocks, threads, tasks and names ----------------------------------------------------
 
 MODULES = frozenset({"random", "secrets", "threading", "uuid"})
 CLOCKS = frozenset(
     f"{name}{unit}" for name in ("time", "monotonic", "perf_counter") for unit in ("", "_ns")
 ) | {"sleep"}
 TASKS = frozenset({"create_task", "ensure_future", "to_thread", "run_in_executor"})
+NAMES = frozenset({"socket.gethostname", "os.getpid", "os.uname", "platform.node"})
+"""What tells one host or process from another: a history must not depend on it."""
 
 _WAITS = "waits for all its tasks before it returns"
 _SOCKETS = "works on sockets, which are not simulated"
@@ -37,6 +41,7 @@ ALLOWED: dict[str, str] = {
     "clock.py": "the clock is an argument, and this its default",
     "coordinator/turns.py": "measures the work of one turn, and how long it took really",
     "settings/node.py": "draws the id of a run of one process, before it has a loop",
+    "net.py": "compares a name with the machine's own; a simulated network has its own names",
     "line_limits.py": "limits the log lines of all threads of a process, in real time",
     "tokens.py": "reads and writes the token's file, which is not simulated",
     "client/blocking.py": "the loop's thread, for callers that block",
@@ -46,6 +51,7 @@ ALLOWED: dict[str, str] = {
     "coordinator/replicas.py": _WAITS,
     "coordinator/tables.py": _WAITS,
     "coordinator/frames.py": _SOCKETS,
+    "coordinator/hosts.py": "reads the Host header of HTTP, which is not simulated",
     "coordinator/listener.py": _SOCKETS,
     "coordinator/server.py": _SOCKETS,
     "launch/agent.py": "keeps its tasks, and cancels them when it ends",
@@ -76,6 +82,8 @@ def uses(source: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"time.{name}"
             case ast.Attribute(value=ast.Name(id="os"), attr="urandom"):
                 yield node.lineno, "os.urandom"
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if f"{module}.{name}" in NAMES:
+                yield node.lineno, f"{module}.{name}"
             case ast.Attribute(attr=name) if name in TASKS:
                 yield node.lineno, name
 
@@ -85,7 +93,7 @@ def allowed_by(path: str) -> str | None:
     return next((each for each in (path, f"{path.partition('/')[0]}/") if each in ALLOWED), None)
 
 
-def test_chance_clocks_threads_and_tasks_come_from_the_runtime() -> None:
+def test_chance_clocks_threads_tasks_and_names_come_from_the_runtime() -> None:
     found, needed = [], set()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -108,6 +116,8 @@ def test_chance_clocks_threads_and_tasks_come_from_the_runtime() -> None:
         "import time\ntime.monotonic()",
         "from time import sleep",
         "import os\nos.urandom(4)",
+        "import socket\nsocket.gethostname()",
+        "import os\nfield(default_factory=os.getpid)",
         "asyncio.get_running_loop().create_task(work)",
         "from asyncio import ensure_future",
         "await asyncio.to_thread(work)",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,19 +65,39 @@ def test_one_seed_gives_one_story() -> None:
     assert story(3) != story(4)
 
 
+ELSEWHERE = """
+import os, socket
+socket.gethostname = lambda: {host!r}
+os.getpid = lambda: {pid}
+from tests.simulation.test_job import story
+for seed in range({seeds}):
+    print(seed, story(seed))
+"""
+SEEDS_ELSEWHERE = 30
+"""Seed 22 depended on the name of the machine's host: it is in a record, whose size is limited."""
+
+
 @pytest.mark.processes
-def test_one_seed_gives_one_story_whatever_the_hash_seed() -> None:
-    code = "from tests.simulation.test_job import story; print(story(3))"
-    printed = [
-        subprocess.run(
+def test_one_seed_gives_one_history_on_every_machine() -> None:
+    """With other hash seeds, host names, process ids, homes and working folders."""
+    printed = []
+    for hash_seed, host, pid, folder in (("1", "a", 7, "/"), ("2", "b" * 60, 4_000_000, "/tmp")):
+        code = ELSEWHERE.format(host=host, pid=pid, seeds=SEEDS_ELSEWHERE)
+        finished = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "HOME": folder,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+            cwd=folder,
             capture_output=True,
             check=True,
-        ).stdout
-        for hash_seed in ("1", "2")
-    ]
-    assert printed[0] == printed[1] != b""
+        )
+        printed.append(finished.stdout.splitlines())
+    assert len(printed[0]) == SEEDS_ELSEWHERE
+    assert [a[:9] for a, b in zip(*printed, strict=True) if a != b] == []
 
 
 def problems_with(seeds: range) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from itertools import count
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -60,7 +59,7 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     has = interfaces()
     problem = addresses.local_addr_problem(found, has, is_alone=is_alone)
     # On Debian a machine resolves its own name to 127.0.1.1, and others to its real address.
-    is_own_name = given.partition(".")[0] == socket.gethostname().partition(".")[0]
+    is_own_name = given.partition(".")[0] == runtime.here().host_name.partition(".")[0]
     if problem and not is_own_name:
         raise UsageError(
             f"local address {given!r} {problem}",

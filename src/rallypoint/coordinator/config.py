@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Final
 
 import msgspec
 
+from rallypoint import runtime
 from rallypoint._version import __version__
 from rallypoint.core.budget import BYTES_DEFAULT
 from rallypoint.core.store import DEFAULT_LIMITS, StoreLimits
@@ -65,7 +65,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     own_node: NodeId | None = None
     hosts: tuple[str, ...] = ()
     more_tokens: tuple[str, ...] = ()
-    clock_host: str = msgspec.field(default_factory=socket.gethostname)
+    clock_host: str = msgspec.field(default_factory=lambda: runtime.here().host_name)
     token_origin: str = ""
 
     def __repr__(self) -> str:
