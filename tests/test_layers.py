@@ -37,8 +37,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "wire": frozenset({"core", "errors", "_version"}),
     "endpoints": frozenset({"core", "errors"}),
     "ledger": frozenset({"core", "endpoints", "errors", "runtime", "threads"}),
-    "settings": frozenset({"core", "endpoints", "errors"}),
-    "environments": frozenset({"core", "errors", "settings"}),
+    "environments": frozenset({"core", "endpoints", "errors"}),
+    "settings": frozenset({"core", "endpoints", "environments", "errors"}),
     "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
     "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
     | {"_version", "clock", "net", "runtime", "threads", "tokens"},
@@ -56,7 +56,6 @@ LAYERS: dict[str, frozenset[str]] = {
             "core",
             "wire",
             "coordinator",
-            "environments",
             "errors",
             "ledger",
             "settings",

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -314,7 +315,7 @@ def test_a_runs_settings_come_from_arguments_environment_and_defaults() -> None:
     ],
 )
 def test_the_number_of_nodes_follows_from_the_settings(
-    environ: dict[str, str], explicit: dict[str, object], expected: tuple[int, int]
+    environ: dict[str, str], explicit: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     run = settings.run_settings(environ=environ, **explicit)
     assert (run.min_nodes, run.max_nodes) == expected
@@ -331,7 +332,7 @@ def test_the_number_of_nodes_follows_from_the_settings(
     ],
 )
 def test_impossible_settings_of_a_run_are_the_callers_error(
-    explicit: dict[str, object], told: str
+    explicit: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UsageError, match=told):
         settings.run_settings(environ={}, **explicit)

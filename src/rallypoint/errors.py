@@ -3,6 +3,7 @@
     RallypointError
     ├── UsageError (ValueError)          the caller's mistake: a setting, an endpoint, a call
     │   ├── EndpointError                an endpoint that cannot be read
+    │   ├── LauncherError                variables of a launcher that cannot be used
     │   ├── PlatformError                a platform on which this part does not run
     │   └── ForkedProcessError           a run used in a child made by fork()
     ├── CoordinatorError                 this node and the coordinator do not work together
@@ -37,7 +38,7 @@
         │   └── ProgramNotFoundError     ... the program does not exist or is not executable
         └── LogDirectoryError            the log directory cannot be written
 
-`hint` is one line on what to do; `exit_code` is what `rallypoint run` ends with.
+`hint` is what to do, usually in one line; `exit_code` is what `rallypoint run` ends with.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ExitCode(enum.IntEnum):
 
 
 class RallypointError(Exception):
-    """Base of all errors of Rallypoint. `hint`: what to do, in one line; "" for no hint."""
+    """Base of all errors of Rallypoint. `hint`: what to do, usually in one line; "" for no hint."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.PROGRAM_FAILED
 
@@ -83,6 +84,17 @@ class UsageError(RallypointError, ValueError):
 
 class EndpointError(UsageError):
     """An endpoint that cannot be read."""
+
+
+class LauncherError(UsageError):
+    """A setting was to come from the launcher, whose variables cannot be used for it.
+
+    `source`: the launcher, and the variable if it is one.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", source: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
 
 
 class PlatformError(UsageError):

@@ -14,6 +14,7 @@ from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
 from rallypoint.launch.agent import AgentConfig
 from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
 from rallypoint.settings import EndpointKind, parse_endpoint
+from tests.environments.recorded import pod, slurm_job, slurm_task
 
 
 def _config(script: str, environ: dict[str, str] | None = None, **options: Any) -> AgentConfig:
@@ -223,23 +224,22 @@ def test_a_bad_variable_is_named(script: str) -> None:
     [
         {"PET_NNODES": "2"},
         {"PET_NNODES": "1:4"},
-        {"SLURM_JOB_NUM_NODES": "4", "SLURM_NNODES": "4", "SLURM_PROCID": "0"},
-        {"SLURM_NNODES": "4", "SLURM_STEP_NUM_NODES": "2"},
-        {"SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "4"},
+        slurm_job(),
+        slurm_job() | {"SLURM_STEP_NUM_NODES": "2"},
+        {"SLURM_NNODES": "4", "SLURM_PROCID": "0"},
         {"OMPI_COMM_WORLD_SIZE": "4"},
         {"PMI_SIZE": "2"},
         {"FLUX_JOB_NNODES": "3"},
-        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "pod-0"},
+        {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "pod-0"},
+        pod(1),
     ],
 )
 def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str, str]) -> None:
     """Each of four machines would train alone and end well."""
     with pytest.raises(UsageError) as caught:
         _config(script, environ)
-    assert any(
-        f"{name}={text}: there are" in caught.value.message for name, text in environ.items()
-    )
-    assert "--nnodes 1" in caught.value.hint
+    if "PET_NNODES" not in environ:
+        assert any(f"{name}={text}" in caught.value.message for name, text in environ.items())
     # An explicit number of one node is accepted.
     assert _config(script, environ, nnodes="1").run.max_nodes == 1
     assert _config(script, environ, standalone=True).run.max_nodes == 1
@@ -250,8 +250,9 @@ def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str,
 @pytest.mark.parametrize(
     "environ",
     [
-        {"PET_NNODES": "1", "SLURM_NNODES": "1", "OMPI_COMM_WORLD_SIZE": "1"},
-        {"SLURM_NNODES": "4", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        {"PET_NNODES": "1", "SLURM_NNODES": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+        slurm_job() | slurm_task(0, nodes=1),
         {"PET_NNODES": "", "PMI_SIZE": "many"},
         {"WORLD_SIZE": "8"},
         # A worker of another agent, which starts a job of its own.
@@ -260,6 +261,79 @@ def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str,
 )
 def test_one_node_is_one_node(script: str, environ: dict[str, str]) -> None:
     assert _config(script, environ).run.max_nodes == 1
+
+
+def test_the_launcher_gives_what_is_not_given(script: str) -> None:
+    config = _config(script, slurm_task(1))
+    assert (config.run.min_nodes, config.run.max_nodes, config.run.expected_nodes) == (4, 4, 4)
+    hosts = [each.host for each in config.node.endpoint.hosts]
+    assert hosts == ["n1", "10.77.0.1", "n2", "n3", "n4"]
+    assert config.node.endpoint.spare_ports == 15
+    assert (config.node.run_id, config.node.node_name) == ("slurm-2.0", "n2")
+    assert config.node.host_coordinator == "no"
+    assert _config(script, slurm_task(0)).node.host_coordinator == "yes"
+
+
+def test_a_range_of_nodes_leaves_the_rest_to_the_launcher(script: str) -> None:
+    config = _config(script, slurm_task(1), nnodes="3:4")
+    assert (config.run.min_nodes, config.run.max_nodes, config.run.expected_nodes) == (3, 4, 4)
+    # What exceeds the maximum are spares.
+    assert _config(script, slurm_task(1), nnodes="2:3").run.expected_nodes == 3
+
+
+def test_a_users_own_run_has_nothing_of_the_launchers(script: str) -> None:
+    config = _config(script, slurm_task(1), endpoint="http://a:1", run_id="mine", nnodes="2:8")
+    assert config.run.expected_nodes is None
+    assert (config.node.run_id, config.node.host_coordinator) == ("mine", "auto")
+    # The run is the launcher's, in a place of the user's.
+    config = _config(script, slurm_task(1), endpoint="file:///shared/folder", nnodes="3:4")
+    assert (config.node.run_id, config.run.expected_nodes) == ("slurm-2.0", 4)
+    assert config.node.host_coordinator == "auto"
+
+
+def test_a_run_of_one_node_has_nothing_of_the_other_nodes(script: str) -> None:
+    config = _config(script, slurm_task(1), nnodes="1")
+    assert config.node.endpoint.kind is EndpointKind.LOCAL
+    assert config.node.run_id.startswith("local-")
+    assert config.run.expected_nodes is None
+
+
+def test_too_few_nodes_for_the_run_are_an_error_at_once(script: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        _config(script, slurm_task(1), nnodes="60:64")
+    assert "SLURM_STEP_NUM_TASKS=4: Slurm has started 4 nodes" in caught.value.message
+    assert "--nnodes MIN:MAX" in caught.value.hint
+    # Others may come from elsewhere to a place of the user's.
+    assert _config(script, slurm_task(1), nnodes="60:64", endpoint="h:1").run.min_nodes == 60
+
+
+def test_several_tasks_on_a_node_may_not_have_several_workers(script: str) -> None:
+    environ = slurm_task(1, nodes=2, per_node=2)
+    with pytest.raises(UsageError, match="several tasks on a node") as caught:
+        _config(script, environ, nproc_per_node="2")
+    assert "--ntasks-per-node=1" in caught.value.hint
+    assert _config(script, environ).run.max_nodes == 4
+    assert _config(script, environ, nnodes="1", nproc_per_node="2").workers == 2
+
+
+def test_a_node_list_that_cannot_be_read_is_overridden_by_an_endpoint(script: str) -> None:
+    environ = slurm_task(1) | {"SLURM_STEP_NODELIST": "n[1-"}
+    with pytest.raises(UsageError, match=r"SLURM_STEP_NODELIST=n\[1- has a bracket"):
+        _config(script, environ)
+    assert _config(script, environ, endpoint="n1").node.endpoint.host == "n1"
+
+
+def test_a_value_of_torchrun_that_cannot_be_read_names_its_variable(script: str) -> None:
+    with pytest.raises(UsageError, match="PET_NNODES must be a number of nodes") as caught:
+        _config(script, {"PET_NNODES": "some"})
+    assert "RALLYPOINT_NNODES overrides it" in caught.value.hint
+
+
+def test_what_has_no_effect_is_noted(script: str) -> None:
+    said: list[str] = []
+    environ = {"PET_NNODES": "1", "PET_RDZV_CONF": "timeout=3"}
+    build_config({"program": [script]}, environ=environ, note=said.append)
+    assert said == ["warning: PET_RDZV_CONF has no effect: give its options by --rdzv-conf"]
 
 
 def test_one_node_may_have_any_port_and_no_run_id(script: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Callable
@@ -18,9 +19,17 @@ from rallypoint.ledger import keys
 from rallypoint.rendezvous import rallypoint_rendezvous, utils
 from rallypoint.rendezvous.api import RendezvousParameters
 from rallypoint.simulation.fleet import trace
+from tests.environments.recorded import mpi_process, pod, slurm_task
 from tests.fuzz.watching import Watch, must
 
 INPUTS: Final = 3_000
+LAUNCHED: Final = (
+    slurm_task(1),
+    mpi_process(2),
+    pod(1),
+    {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "h:1", "PET_RDZV_ID": "j", "PET_NODE_RANK": "1"},
+    {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+)
 SECRET: Final = "s3cret-in-a-wrong-place"
 
 _PARTS: Final = (
@@ -102,8 +111,15 @@ def _names(value: str, rng: Random) -> None:
 
 
 def _environment(value: str, rng: Random) -> None:
-    variable = rng.choice(("PET_NNODES", "SLURM_NNODES", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
-    environments.more_than_one({variable: value, "RANK": "0", "MASTER_ADDR": "h"})
+    """What a launcher sets, with some of it changed: found, or a problem with its hint."""
+    environ = dict(rng.choice(LAUNCHED))
+    for name in rng.sample(sorted(environ), min(len(environ), rng.randrange(3))):
+        environ[name] = rng.choice((value, "0", "", "9", environ[name] + value))
+    found = environments.detect(environ, lambda path: value)
+    for problem in found.problems.values():
+        must(bool(problem.hint), f"no hint: {problem.message}")
+    with contextlib.suppress(errors.UsageError):
+        settings.run_settings(environ=environ)
 
 
 def _worker(value: str, rng: Random) -> None:

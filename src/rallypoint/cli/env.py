@@ -10,7 +10,7 @@ import typer
 from rallypoint import settings, tokens
 from rallypoint.cli import output
 from rallypoint.core.sizes import size_text
-from rallypoint.errors import UsageError
+from rallypoint.errors import LauncherError, UsageError
 from rallypoint.memory import default_budget
 from rallypoint.settings import Resolved, Setting
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One setting as a row. `error`: why its value cannot be read; "" if it can."""
+    """One setting as a row. `error`: why its value cannot be read, with its hint; "" if it can."""
 
     name: str
     variable: str
@@ -27,6 +27,7 @@ class Row(msgspec.Struct, frozen=True):
     source: str
     help: str
     error: str = ""
+    hint: str = ""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,10 +47,16 @@ def env(
         output.show(output.table(headings, [_cells(each) for each in rows]))
     wrong = [each for each in rows if each.error]
     if wrong:
-        raise UsageError(
-            "; ".join(each.error for each in wrong),
-            hint="correct the variables named, or unset them",
-        )
+        raise UsageError("; ".join(dict.fromkeys(each.error for each in wrong)), hint=_hint(wrong))
+
+
+def _hint(wrong: list[Row]) -> str:
+    of_users = "correct the variables named, or unset them"
+    is_launcher = [each.source != f"environment {each.variable}" for each in wrong]
+    hints = [
+        row.hint if is_its else of_users for row, is_its in zip(wrong, is_launcher, strict=True)
+    ]
+    return "\n".join(dict.fromkeys(hints))
 
 
 def _row(setting: Setting) -> Row:
@@ -58,7 +65,10 @@ def _row(setting: Setting) -> Row:
         resolved = _token() if is_token else settings.resolve(setting.name)
     except UsageError as error:
         source = f"environment {setting.variable}"
-        return Row(setting.name, setting.variable, "?", source, setting.help, error.message)
+        if isinstance(error, LauncherError):
+            source = error.source
+        texts = (source, setting.help, error.message, error.hint)
+        return Row(setting.name, setting.variable, "?", *texts)
     shown = resolved.shown
     if setting.name == "memory" and resolved.value is None:
         # The default depends on this machine: the limit that `serve` would use here.

@@ -20,8 +20,8 @@ from rallypoint import settings
 from rallypoint.cli import devices, output
 from rallypoint.core.values import STOP_S_MAX, RunSettings
 from rallypoint.endpoints import asks_for_any_port
-from rallypoint.environments import more_than_one
-from rallypoint.errors import ProgramNotFoundError, UsageError
+from rallypoint.environments import Found
+from rallypoint.errors import LauncherError, ProgramNotFoundError, UsageError
 from rallypoint.launch.console_rule import (
     NO_STREAMS,
     ConsoleRule,
@@ -54,15 +54,16 @@ def build_config(
         ProgramNotFoundError: the program does not exist here.
     """
     given = _given(options, note)
+    found = settings.launched(environ, **given)
     run = settings.run_settings(
-        environ=environ, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
+        environ=environ, found=found, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
     )
     if run.max_nodes == 1:
-        _check_is_alone(options, given, environ)
-        _complete_alone(given, environ)
+        _complete_alone(given, environ, found)
     given.check_endpoint()
     node = settings.node_settings(
         environ=environ,
+        found=found,
         token_file=given.get("token_file"),
         labels=_labels(options.get("label") or ()),
         **_named(given, NodeSettings.__struct_fields__),
@@ -73,8 +74,12 @@ def build_config(
     regroup_stop_timeout_s = _duration_s("regroup_stop_timeout_s", given, environ)
     node = msgspec.structs.replace(node, stop_s=min(regroup_stop_timeout_s, STOP_S_MAX))
     argv = program_argv(options)
-    wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ).value
+    wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ, found).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
+    if workers > 1 and found.crowded is not None:
+        raise LauncherError(found.crowded.message, hint=found.crowded.hint)
+    for warning in found.warnings:
+        note(f"warning: {warning}")
     log_dir = settings.resolve("log_dir", given.get("log_dir"), environ).value
     # Last, so that a mistake is reported before the agent's libraries are loaded.
     from rallypoint.launch.agent import AgentConfig
@@ -115,32 +120,12 @@ def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:
         )
 
 
-def _check_is_alone(
-    options: Options, given: Mapping[str, Any], environ: Mapping[str, str] | None
-) -> None:
-    """Refuse the default of one node if a launcher has started several."""
-    is_asked_for = (
-        options.get("standalone")
-        or "nnodes" in given
-        or settings.resolve("nnodes", None, environ).source != "default"
-    )
-    variables = settings.process_environment() if environ is None else environ
-    found = None if is_asked_for else more_than_one(variables)
-    if found is not None:
-        raise UsageError(
-            f"{found.variable}={found.text}: there are several {found.what}, and without --nnodes "
-            "each of them would start its own run",
-            hint="give --nnodes N, --endpoint HOST:PORT and --run-id ID on every node; "
-            "or --nnodes 1 if each is its own run",
-        )
-
-
-def _complete_alone(given: _Given, environ: Mapping[str, str] | None) -> None:
+def _complete_alone(given: _Given, environ: Mapping[str, str] | None, found: Found) -> None:
     """Complete the settings of a single node, which needs no fixed port and no run id."""
     if given.any_port:
         given["endpoint"] = ""
-    has_id = settings.resolve("run_id", given.get("run_id"), environ).value is not None
-    if not has_id and settings.resolve("endpoint", given.get("endpoint"), environ).value:
+    has_id = settings.resolve("run_id", given.get("run_id"), environ, found).value is not None
+    if not has_id and settings.resolve("endpoint", given.get("endpoint"), environ, found).value:
         given["run_id"] = f"local-{secrets.token_hex(6)}"
 
 

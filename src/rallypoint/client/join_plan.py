@@ -82,15 +82,25 @@ def plan(
     run_options: dict[str, Any] = {
         k: v for k, v in options.items() if k not in NODE_OPTIONS and v is not None
     }
-    is_budget_set = settings.resolve("max_restarts").source != "default"
+    found = settings.launched(
+        endpoint=endpoint, run_id=run_id, min_nodes=min_nodes, max_nodes=max_nodes, **options
+    )
+    is_budget_set = settings.resolve("max_restarts", found=found).source != "default"
     if "max_restarts" not in run_options and not is_budget_set:
         # A program that fails ends its own process, and with it the node, so no budget is needed to
         # limit restarts. The other nodes go on without it.
         run_options["max_restarts"] = "any"
     node = settings.node_settings(
-        endpoint=endpoint, run_id=run_id, token=token, labels=labels, **node_options
+        found=found,
+        endpoint=endpoint,
+        run_id=run_id,
+        token=token,
+        labels=labels,
+        **node_options,
     )
-    run = settings.run_settings(min_nodes=min_nodes, max_nodes=max_nodes, **run_options)
+    run = settings.run_settings(
+        found=found, min_nodes=min_nodes, max_nodes=max_nodes, **run_options
+    )
     return JoinPlan(node=node, run=run)
 
 

@@ -237,6 +237,7 @@ class DynamicRendezvousHandler(NodeRendezvousHandler):
         join_s = _bounded_s(asked.timeout.join)
         heartbeat_s = _bounded_s(asked.timeout.heartbeat)
         node = settings.node_settings(
+            found=settings.NO_LAUNCHER,
             endpoint=_endpoint(backend),
             run_id=asked.run_id,
             local_addr=local_addr,
@@ -313,6 +314,7 @@ def run_settings(asked: RendezvousSettings) -> RunSettings:
     """
     interval_s = _bounded_s(asked.keep_alive_interval)
     return settings.run_settings(
+        found=settings.NO_LAUNCHER,
         min_nodes=asked.min_nodes,
         max_nodes=asked.max_nodes,
         last_call_s=_bounded_s(asked.timeout.last_call),

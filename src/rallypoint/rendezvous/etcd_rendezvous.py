@@ -88,6 +88,7 @@ class EtcdRendezvous:
                 hint=f"name one that nothing else uses, such as {DEFAULT_PREFIX}",
             )
         self._run = settings.run_settings(
+            found=settings.NO_LAUNCHER,
             min_nodes=num_min_workers,
             max_nodes=num_max_workers,
             last_call_s=float(last_call_timeout),
@@ -121,6 +122,7 @@ class EtcdRendezvous:
 
     def _plan(self, local_addr: str | None) -> HandlerPlan:
         node = settings.node_settings(
+            found=settings.NO_LAUNCHER,
             endpoint=_endpoint(self.client, self._prefix),
             run_id=self._run_id,
             local_addr=local_addr,

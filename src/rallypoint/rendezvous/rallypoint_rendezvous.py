@@ -17,7 +17,7 @@ from rallypoint.endpoints import EndpointKind, asks_for_any_port
 from rallypoint.rendezvous._node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 from rallypoint.rendezvous._telling import show_on_stderr
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
-from rallypoint.settings import NodeSettings
+from rallypoint.settings import Found, NodeSettings
 
 __all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
 
@@ -91,22 +91,27 @@ def create_handler(
     given = _settings_of(params)
     # torch documents HOST:0 for a single node, where no other node needs the port.
     is_any_port = params.max_nodes == 1 and asks_for_any_port(params.endpoint or "")
+    endpoint = "" if is_any_port else params.endpoint or None
+    found = _launched(params, endpoint, given)
+    min_nodes, max_nodes = _nodes(params, endpoint, found)
     node = settings.node_settings(
-        endpoint="" if is_any_port else params.endpoint or None,
-        run_id=params.run_id or None,
+        found=found,
+        endpoint=endpoint,
+        run_id=_run_id(params, found),
         local_addr=params.local_addr,
         token_file=_token_file(params.config),
         stop_s=stop_s(given.pop("stop_s", None)),
         **{name: given[name] for name in _NODE_OPTIONS if name in given},
     )
-    if node.endpoint.kind is EndpointKind.LOCAL and params.max_nodes > 1:
+    if node.endpoint.kind is EndpointKind.LOCAL and max_nodes > 1:
         raise errors.UsageError(
-            f"a run of up to {params.max_nodes} nodes needs an endpoint at which they meet",
+            f"a run of up to {max_nodes} nodes needs an endpoint at which they meet",
             hint="give every node the same --rdzv-endpoint, such as HOST:29400",
         )
     run = settings.run_settings(
-        min_nodes=params.min_nodes,
-        max_nodes=params.max_nodes,
+        found=found,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
         # torchrun counts restarts itself, on each node, and does not report whose fault they were.
         max_restarts="any",
         **{name: given[name] for name in _RUN_OPTIONS if name in given},
@@ -123,6 +128,40 @@ def create_handler(
             ends_process=ends_process,
         )
     )
+
+
+_NO_ID: Final = "none"
+"""torchrun's --rdzv-id if none is given."""
+
+
+def _launched(params: RendezvousParameters, endpoint: str | None, given: dict[str, Any]) -> Found:
+    """What the launcher says beside torchrun's options."""
+    is_default = _is_default(params, endpoint)
+    return settings.launched(
+        endpoint=endpoint,
+        run_id=None if params.run_id == _NO_ID else params.run_id or None,
+        min_nodes=None if is_default else params.min_nodes,
+        max_nodes=None if is_default else params.max_nodes,
+        **{name: given[name] for name in (*_NODE_OPTIONS, *_RUN_OPTIONS) if name in given},
+    )
+
+
+def _is_default(params: RendezvousParameters, endpoint: str | None) -> bool:
+    """Whether torchrun was given no endpoint and no number of nodes, for which it says 1."""
+    return endpoint is None and params.min_nodes == params.max_nodes == 1
+
+
+def _nodes(params: RendezvousParameters, endpoint: str | None, found: Found) -> tuple[int, int]:
+    if not _is_default(params, endpoint):
+        return params.min_nodes, params.max_nodes
+    nodes = settings.resolve("nnodes", None, None, found).value
+    return nodes.min, nodes.max
+
+
+def _run_id(params: RendezvousParameters, found: Found) -> str | None:
+    if params.run_id == _NO_ID and "run_id" in {**found.values, **found.problems}:
+        return None
+    return params.run_id or None
 
 
 def _refuse_unknown(config: dict[str, Any]) -> None:

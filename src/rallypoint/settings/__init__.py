@@ -1,12 +1,13 @@
 """Frozen, validated settings, and the only reader of the environment.
 
 Everything that a user can set has one entry in `SETTINGS`. An explicit argument wins over the
-environment, and that over the default.
+environment, that over what the launcher says, and that over the default.
 
     values.py       how the text of each setting is read
     table.py        every setting with its variable, default and help
     environment.py  the only reader of the environment
-    resolution.py   argument, environment or default
+    launcher.py     what the launcher says, beside what the user says
+    resolution.py   argument, environment, launcher or default
     credentials.py  tokens and passwords
     node.py, run.py, worker.py  the settings of a node, of a run, of a worker
 
@@ -16,6 +17,8 @@ Everything here must be quick to import: every command and every `import rallypo
 from __future__ import annotations
 
 from rallypoint.endpoints import DEFAULT_PORT, Endpoint, EndpointKind, parse_endpoint
+from rallypoint.environments import NOTHING as NO_LAUNCHER
+from rallypoint.environments import Found
 from rallypoint.settings.credentials import (
     DRAW_A_TOKEN,
     TOKEN_BITS_MIN,
@@ -39,6 +42,7 @@ from rallypoint.settings.environment import (
     visible_gpus,
     withhold_secrets,
 )
+from rallypoint.settings.launcher import launched
 from rallypoint.settings.node import (
     ATTACH_MARGIN_S,
     FOUND_PORTS,
@@ -86,6 +90,7 @@ __all__ = [
     "LEASE_TTL_MIN_S",
     "LOST_ORPHAN_S",
     "MEMORY_BYTES_MAX",
+    "NO_LAUNCHER",
     "SETTINGS",
     "SHARE_LINES_MAX",
     "TOKENS_MAX",
@@ -96,6 +101,7 @@ __all__ = [
     "Endpoint",
     "EndpointKind",
     "Environ",
+    "Found",
     "NodeRange",
     "NodeSettings",
     "PortRange",
@@ -114,6 +120,7 @@ __all__ = [
     "etcd_password",
     "home",
     "is_readable_by_others",
+    "launched",
     "node_settings",
     "parse_duration_s",
     "parse_endpoint",

@@ -10,6 +10,7 @@ import re
 import sys
 from collections import ChainMap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from rallypoint.errors import PlatformError
@@ -58,6 +59,18 @@ def etcd_binary(environ: Environ | None = None) -> str | None:
     Source: torch 2.13, elastic/rendezvous/etcd_server.py.
     """
     return variables(environ).get("TORCHELASTIC_ETCD_BINARY_PATH") or None
+
+
+def small_file(path: str) -> str | None:
+    """The text of a file that tells about this machine, such as /etc/hosts; None without one."""
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            return file.read(_SMALL_FILE_CHARACTERS_MAX)
+    except OSError:
+        return None
+
+
+_SMALL_FILE_CHARACTERS_MAX: Final = 1_000_000
 
 
 def process_environment() -> Environ:

@@ -12,9 +12,11 @@ import msgspec
 from rallypoint.core import naming
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
 from rallypoint.endpoints import DEFAULT_PORT, Endpoint, EndpointKind
+from rallypoint.environments import Found
 from rallypoint.errors import UsageError
 from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
 from rallypoint.settings.environment import Environ
+from rallypoint.settings.launcher import launched
 from rallypoint.settings.resolution import Resolved, read, refuse_unknown, resolve
 from rallypoint.settings.table import BY_NAME, SECRETS
 from rallypoint.settings.values import PortRange, shortened
@@ -187,14 +189,16 @@ def check_own_token(node: NodeSettings) -> None:
 def node_settings(
     *,
     environ: Environ | None = None,
+    found: Found | None = None,
     token_file: str | None = None,
     labels: Mapping[str, str] | None = None,
     **explicit: Any,
 ) -> NodeSettings:
-    """A node's settings from arguments named as its fields, environment and defaults.
+    """A node's settings from arguments named as its fields, environment, launcher and defaults.
 
-    None counts as not given. A run without endpoint and run id gets a random id: no other process
-    can reach it, so none needs its id.
+    `found`: what the launcher says, see `launched`; None: it is asked. None counts as not given. A
+    run without endpoint and run id gets a random id: no other process can reach it, so none needs
+    its id.
 
     Raises:
         UsageError: for a value that is not allowed, or an endpoint without a run id.
@@ -204,22 +208,24 @@ def node_settings(
     token = explicit.pop("token", None)
     password = explicit.pop("etcd_password", None)
     given_id = explicit.pop("run_id", None)
+    if found is None:
+        found = launched(environ, run_id=given_id, **explicit)
     values = {
-        name: resolve(name, explicit.get(name), environ).value
+        name: resolve(name, explicit.get(name), environ, found).value
         for name in NodeSettings.__struct_fields__
         if name not in ("token", "token_place", "labels", "run_id", "etcd_password")
     }
     values["endpoint"] = with_ports(
-        resolve("endpoint", explicit.get("endpoint"), environ), values["port_range"]
+        resolve("endpoint", explicit.get("endpoint"), environ, found), values["port_range"]
     )
-    found = resolve_token(token_file, environ) if token is None else None
+    given = resolve_token(token_file, environ) if token is None else None
     return NodeSettings(
         **values,
         etcd_password=password or etcd_password(values["endpoint"], environ),
-        run_id=_run_id(resolve("run_id", given_id, environ).value, values["endpoint"]),
-        token=token if found is None else found.value,
-        token_place=found.source if found is not None and found.value else "",
-        labels=dict(labels or {}),
+        run_id=_run_id(resolve("run_id", given_id, environ, found).value, values["endpoint"]),
+        token=token if given is None else given.value,
+        token_place=given.source if given is not None and given.value else "",
+        labels={name: each.text for name, each in found.labels.items()} | dict(labels or {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a setting's value comes from: the argument, else the environment, else the default.
+"""Where a setting's value comes from: argument, environment, launcher, or default, in this order.
 
 A variable that is set to nothing counts as not set.
 """
@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from rallypoint.core.sizes import size_text
-from rallypoint.errors import EndpointError, UsageError
+from rallypoint.environments import Found
+from rallypoint.errors import EndpointError, LauncherError, UsageError
 from rallypoint.settings.environment import Environ, variables
+from rallypoint.settings.launcher import FROM_LAUNCHER, launched
 from rallypoint.settings.table import SECRETS, Setting, setting
 
 
@@ -43,14 +45,20 @@ class Resolved(msgspec.Struct, frozen=True):
         return f"Resolved({self.name!r}, {self.shown!r}, {self.source!r})"
 
 
-def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> Resolved:
-    """A setting's value: the explicit argument, else the environment's, else the default.
+def resolve(
+    name: str,
+    explicit: Any = None,
+    environ: Environ | None = None,
+    found: Found | None = None,
+) -> Resolved:
+    """A setting's value: the argument, else the environment's, else the launcher's, or the default.
 
-    Text is parsed in the same way from both. An argument that is not text is taken as it is, and
-    None counts as not given.
+    Text is parsed in the same way from all. An argument that is not text is taken as it is, and
+    None counts as not given. `found`: what the launcher says; None: it is asked.
 
     Raises:
-        UsageError: naming the setting or the variable, if the text cannot be read.
+        UsageError: naming the setting or the variable, if the text cannot be read, or if the
+            launcher's variables cannot be used for it.
     """
     known = setting(name)
     if explicit is not None:
@@ -61,7 +69,22 @@ def resolve(name: str, explicit: Any = None, environ: Environ | None = None) -> 
         return Resolved(
             known.name, read(known, text, known.variable), f"environment {known.variable}"
         )
+    if known.name in FROM_LAUNCHER:
+        return _from_launcher(known, launched(environ) if found is None else found)
     return Resolved(known.name, known.default, "default")
+
+
+def _from_launcher(known: Setting, found: Found) -> Resolved:
+    problem, value = found.problems.get(known.name), found.values.get(known.name)
+    if problem is not None:
+        raise LauncherError(problem.message, hint=problem.hint, source=problem.source)
+    if value is None:
+        return Resolved(known.name, known.default, "default")
+    try:
+        return Resolved(known.name, read(known, value.text, value.origin), value.source)
+    except UsageError as error:
+        hint = f"{error.hint}; {known.variable} overrides it"
+        raise LauncherError(error.message, hint=hint, source=value.source) from None
 
 
 def read(known: Setting, text: str, called: str) -> Any:

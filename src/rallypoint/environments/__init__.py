@@ -1,0 +1,42 @@
+"""What the launcher of this process says about its run: Slurm, Open MPI, Kubernetes, torchrun.
+
+One file for each launcher. Each has a pure function `detect(environ, files)`, which returns the
+settings' values with their origins, and the problems that some of them have. `settings/` asks for
+them after the arguments and the variables RALLYPOINT_..., and before the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rallypoint.environments import kubernetes, openmpi, others, slurm, torchrun
+from rallypoint.environments.found import (
+    NOTHING,
+    Environ,
+    Files,
+    Found,
+    Problem,
+    Value,
+)
+
+__all__ = ["NOTHING", "Environ", "Files", "Found", "Problem", "Value", "detect"]
+
+_LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
+    openmpi.detect,
+    slurm.detect,
+    kubernetes.detect,
+    torchrun.detect,
+    others.detect,
+)
+"""The innermost comes first: mpirun inside a job of Slurm keeps the job's variables."""
+_AGENTS: Final = ("RALLYPOINT_AGENT", "TORCHELASTIC_RUN_ID")
+"""What an agent sets in its workers. The launcher has started the agent, not the worker."""
+
+
+def detect(environ: Environ, files: Files) -> Found:
+    """What the launcher of this process says; NOTHING without one, and in a worker of an agent."""
+    if any(environ.get(name) for name in _AGENTS):
+        return NOTHING
+    found = next(filter(None, (each(environ, files) for each in _LAUNCHERS)), NOTHING)
+    return torchrun.overlaid(environ, found)

@@ -1,0 +1,183 @@
+"""Slurm: a node of the run is a task of the step that srun started.
+
+Sources: Slurm's man pages of srun and sbatch (output environment variables).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.core import naming
+from rallypoint.core.values import NAME_LENGTH_MAX
+from rallypoint.environments import node_list
+from rallypoint.environments.found import (
+    BadVariablesError,
+    Environ,
+    Files,
+    Found,
+    Problem,
+    Value,
+    Variables,
+    broken,
+    refused,
+    shown,
+)
+from rallypoint.environments.places import Place, endpoint, of_index
+
+NAME: Final = "Slurm"
+_NO_STEP_MIN: Final = 0xFFFF_FFF0
+"""From here on, step ids are those of a batch script, of an interactive shell, and the like."""
+_JOB_COUNTS: Final = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+
+
+def detect(environ: Environ, files: Files) -> Found | None:
+    """What a step of Slurm says to its tasks; None outside of a step."""
+    del files
+    variables = Variables(NAME, environ)
+    try:
+        return _step(variables) if _is_step(variables) else _allocation(variables)
+    except BadVariablesError as error:
+        return broken(NAME, str(error))
+
+
+def run_id(variables: Variables, *, has_step: bool = True) -> Value:
+    """The id of the step, or of the job: another one each time that Slurm starts the job again."""
+    names = ["SLURM_JOB_ID" if variables.text("SLURM_JOB_ID") else "SLURM_JOBID"]
+    job = variables.number(names[0])
+    if job is None:
+        raise BadVariablesError(
+            "variables of a step of Slurm are set, but SLURM_JOB_ID is not, and Slurm sets both"
+        )
+    text = f"slurm-{job}"
+    if has_step:
+        names.append("SLURM_STEP_ID")
+        text += f".{variables.number('SLURM_STEP_ID')}"
+    restarts = variables.number("SLURM_RESTART_COUNT")
+    if restarts:
+        names.append("SLURM_RESTART_COUNT")
+        text += f"-r{restarts}"
+    return variables.value(text, *names)
+
+
+def places(variables: Variables, list_name: str) -> list[Place]:
+    """Where task 0 may be, the likeliest first: the first node, where srun is, all others.
+
+    Raises BadVariablesError for a list of nodes that cannot be read.
+    """
+    nodes = hosts_of(variables, list_name)
+    launchers = ("SLURM_LAUNCH_NODE_IPADDR", "SLURM_SRUN_COMM_HOST")
+    return [
+        *(Place(each, list_name) for each in nodes[:1]),
+        *(Place(variables.text(each), each) for each in launchers if variables.text(each)),
+        *(Place(each, list_name) for each in nodes[1:]),
+    ]
+
+
+def hosts_of(variables: Variables, name: str) -> tuple[str, ...]:
+    """The hosts of a node list; none if it is not set. Raises BadVariablesError."""
+    text = variables.text(name)
+    try:
+        return node_list.expand(text) if text else ()
+    except ValueError as error:
+        raise BadVariablesError(f"the node list {name}={shown(text)} {error}") from None
+
+
+def node_name(variables: Variables, local_name: str, *, is_shared: bool) -> dict[str, Value]:
+    """The node's name, which it keeps when its task is started again."""
+    host, local = variables.text("SLURMD_NODENAME"), variables.text(local_name)
+    if not host:
+        return {}
+    if is_shared and local:
+        return {"node_name": variables.value(f"{host}-{local}", "SLURMD_NODENAME", local_name)}
+    return {"node_name": variables.value(host, "SLURMD_NODENAME")}
+
+
+def labels(variables: Variables) -> dict[str, Value]:
+    """The switches between this node and the others, from the top one down."""
+    address = variables.text("SLURM_TOPOLOGY_ADDR")
+    kinds = variables.text("SLURM_TOPOLOGY_ADDR_PATTERN").split(".")
+    switches = address.split(".")[:-1] if kinds[-1] == "node" else []
+    text = ".".join(switches)
+    if not text or len(text) > NAME_LENGTH_MAX or naming.label_problem("topology", text):
+        return {}
+    return {"topology": variables.value(text, "SLURM_TOPOLOGY_ADDR")}
+
+
+# -- inside and outside of a step ----------------------------------------------------------------
+
+
+def _is_step(variables: Variables) -> bool:
+    step = variables.number("SLURM_STEP_ID", most=0xFFFF_FFFF)
+    return step is not None and step < _NO_STEP_MIN
+
+
+def _allocation(variables: Variables) -> Found | None:
+    """The batch script or a shell of a job: of several nodes, it would be one that runs alone."""
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
+        if not variables.text("SLURM_STEP_ID") and (variables.number(name) or 0) > 1:
+            variables.needed("SLURM_STEP_ID", name)
+    for name in _JOB_COUNTS:
+        nodes = variables.number(name) or 0
+        if nodes > 1:
+            return refused(
+                NAME,
+                f"{name}={nodes}: the job has {nodes} nodes, but this process is in no step of it, "
+                "so it would run alone",
+                "put srun in front of the command, which starts it on every node; or give "
+                "--nnodes 1 (RALLYPOINT_NNODES=1) if it is to run alone",
+                ("nnodes", "endpoint"),
+            )
+    return None
+
+
+def _step(variables: Variables) -> Found:
+    tasks = variables.needed("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
+    nodes = variables.needed("SLURM_STEP_NUM_NODES", "SLURM_STEP_ID")
+    if (variables.number("SLURM_HET_SIZE") or 0) > 1:
+        raise BadVariablesError(
+            f"SLURM_HET_SIZE={variables.text('SLURM_HET_SIZE')}: this is a job of several "
+            "components, whose nodes Slurm does not count together"
+        )
+    index = variables.below("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    is_shared = tasks > nodes
+    values = {
+        "nnodes": variables.value(tasks, "SLURM_STEP_NUM_TASKS"),
+        **node_name(variables, "SLURM_LOCALID", is_shared=is_shared),
+    }
+    problems: dict[str, Problem] = {}
+    if tasks > 1:
+        values["expected_nodes"] = values["nnodes"]
+        values["run_id"] = run_id(variables)
+        values |= of_index(variables, index, "SLURM_PROCID")
+        try:
+            values["endpoint"] = endpoint(variables, _places(variables, nodes))
+        except BadVariablesError as error:
+            problems = broken(NAME, str(error), ("endpoint",)).problems
+    return Found(
+        launcher=NAME,
+        values=values,
+        problems=problems,
+        labels=labels(variables),
+        nodes=tasks,
+        crowded=_crowded(tasks, nodes) if is_shared else None,
+    )
+
+
+def _places(variables: Variables, nodes: int) -> list[Place]:
+    found = places(variables, "SLURM_STEP_NODELIST")
+    listed = len({each.host for each in found if each.variable == "SLURM_STEP_NODELIST"})
+    if listed != nodes:
+        raise BadVariablesError(
+            f"SLURM_STEP_NODELIST={shown(variables.text('SLURM_STEP_NODELIST'))} has {listed} "
+            f"nodes, and SLURM_STEP_NUM_NODES={nodes}: they contradict each other"
+        )
+    return found
+
+
+def _crowded(tasks: int, nodes: int) -> Problem:
+    return Problem(
+        f"SLURM_STEP_NUM_TASKS={tasks} on SLURM_STEP_NUM_NODES={nodes}: Slurm has started several "
+        "tasks on a node, and each of them would start several workers on the same devices",
+        "start one task on each node: srun --ntasks-per-node=1; or give --nproc-per-node 1",
+        NAME,
+    )

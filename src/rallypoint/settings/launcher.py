@@ -1,0 +1,76 @@
+"""What the launcher says, as far as it applies beside what the user says.
+
+The launcher is found by `environments/`. It describes one run: its own. Some of its values have no
+meaning for another run, so they are left out where arguments or variables name another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint import environments
+from rallypoint.environments import Found
+from rallypoint.settings.environment import Environ, small_file, variables
+from rallypoint.settings.table import BY_NAME
+from rallypoint.settings.values import NodeRange, parse_nnodes
+
+FROM_LAUNCHER: Final = frozenset(
+    {"endpoint", "run_id", "nnodes", "expected_nodes", "node_name", "node_index"}
+    | {"host_coordinator", "rank_policy", "nproc_per_node", "max_restarts"}
+)
+"""The settings that a launcher can give. For the others the environment is not searched."""
+_OF_SEVERAL: Final = (
+    *("endpoint", "run_id", "expected_nodes", "node_index"),
+    *("host_coordinator", "rank_policy"),
+)
+"""Values that would make this node meet the others."""
+
+
+def launched(environ: Environ | None = None, **given: Any) -> Found:
+    """What the launcher of this process says, without what the user's own settings replace.
+
+    `given`: explicit arguments by the settings' names, and `min_nodes` and `max_nodes`; None counts
+    as not given. A node that is to be alone gets nothing with which it would meet others. A user's
+    own endpoint has no host that the launcher knows, and a user's own run may have other nodes than
+    the launcher's.
+    """
+    found = environments.detect(variables(environ), small_file)
+    if not found.launcher:
+        return found
+    if _is_alone(given, environ):
+        alone = found.without(("nnodes", *_OF_SEVERAL))
+        return msgspec.structs.replace(alone, nodes=0, crowded=None)
+    mine = {name for name in FROM_LAUNCHER if _given(name, given, environ) is not None}
+    left_out = set()
+    if given.get("min_nodes") is not None and given.get("max_nodes") is not None:
+        left_out.add("nnodes")
+    if "endpoint" in mine:
+        left_out.add("host_coordinator")
+        if found.is_id_of_endpoint:
+            left_out.add("run_id")
+        if "run_id" in mine:
+            left_out.add("expected_nodes")
+    return found.without(mine | left_out)
+
+
+def _given(name: str, given: dict[str, Any], environ: Environ | None) -> Any:
+    """The argument, else the variable's text; None without either."""
+    argument = given.get(name)
+    known = BY_NAME.get(name)
+    if argument is not None or known is None:
+        return argument
+    return variables(environ).get(known.variable) or None
+
+
+def _is_alone(given: dict[str, Any], environ: Environ | None) -> bool:
+    """Whether the user asks for one node."""
+    if given.get("max_nodes") is not None:
+        return bool(given["max_nodes"] == 1)
+    nnodes = _given("nnodes", given, environ)
+    try:
+        nodes = parse_nnodes(nnodes) if isinstance(nnodes, str) else nnodes
+    except ValueError:
+        return False  # The text is refused where it is read.
+    return isinstance(nodes, NodeRange) and nodes.max == 1

@@ -1,0 +1,396 @@
+"""What is found in the environments of real launchers, and in broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rallypoint import environments
+from rallypoint.environments import Found
+
+from .recorded import MPI_KEY, mpi_in_slurm, mpi_process, pod, pod_hosts, slurm_job, slurm_task
+
+
+def nothing(path: str) -> str | None:
+    return None
+
+
+def detect(environ: dict[str, str], hosts: str | None = None) -> Found:
+    return environments.detect(environ, {"/etc/hosts": hosts}.get)
+
+
+def texts(found: Found) -> dict[str, str]:
+    return {name: each.text for name, each in found.values.items()}
+
+
+def test_without_a_launcher_nothing_is_found() -> None:
+    assert detect({}) == environments.NOTHING
+    assert detect({"HOSTNAME": "n1", "SLURM_CONF": "/etc/slurm.conf"}) == environments.NOTHING
+
+
+@pytest.mark.parametrize("agent", ["RALLYPOINT_AGENT", "TORCHELASTIC_RUN_ID"])
+@pytest.mark.parametrize("environ", [slurm_task(1), mpi_process(1), pod(1), {"PET_NNODES": "2"}])
+def test_a_worker_of_an_agent_was_not_started_by_the_launcher(
+    agent: str, environ: dict[str, str]
+) -> None:
+    assert detect(environ).launcher
+    assert detect(environ | {agent: "x"}) == environments.NOTHING
+
+
+# -- Slurm ---------------------------------------------------------------------------------------
+
+
+def test_a_task_of_slurm_knows_its_run() -> None:
+    found = detect(slurm_task(1))
+    assert found.launcher == "Slurm"
+    assert not found.problems
+    assert not found.labels
+    assert found.nodes == 4
+    assert texts(found) == {
+        "nnodes": "4",
+        "expected_nodes": "4",
+        "run_id": "slurm-2.0",
+        "endpoint": "n1,10.77.0.1,n2,n3,n4",
+        "node_name": "n2",
+        "node_index": "1",
+        "host_coordinator": "no",
+    }
+    assert found.values["nnodes"].source == "launcher Slurm: SLURM_STEP_NUM_TASKS"
+    assert found.values["run_id"].origin == "SLURM_JOB_ID, SLURM_STEP_ID"
+    assert detect(slurm_task(0)).values["host_coordinator"].text == "yes"
+
+
+def test_all_tasks_agree_on_the_run() -> None:
+    all_found = [texts(detect(slurm_task(index))) for index in range(4)]
+    for name in ("nnodes", "expected_nodes", "run_id", "endpoint"):
+        assert len({each[name] for each in all_found}) == 1
+    for name in ("node_name", "node_index"):
+        assert len({each[name] for each in all_found}) == 4
+    assert [each["host_coordinator"] for each in all_found] == ["yes", "no", "no", "no"]
+
+
+def test_a_requeued_job_and_another_step_are_other_runs() -> None:
+    ids = [
+        texts(detect(slurm_task(0, **more)))["run_id"]
+        for more in ({}, {"restarts": 1}, {"restarts": 2}, {"step": 1})
+    ]
+    assert ids == ["slurm-2.0", "slurm-2.0-r1", "slurm-2.0-r2", "slurm-2.1"]
+
+
+def test_tasks_that_share_a_node_have_names_of_their_own() -> None:
+    found = detect(slurm_task(3, nodes=2, per_node=2))
+    assert texts(found)["node_name"] == "n2-1"
+    assert texts(found)["nnodes"] == "4"
+    assert found.crowded is not None
+    assert "SLURM_STEP_NUM_TASKS=4 on SLURM_STEP_NUM_NODES=2" in found.crowded.message
+    assert "--nproc-per-node 1" in found.crowded.hint
+    assert detect(slurm_task(3)).crowded is None
+
+
+def test_a_step_of_one_task_is_one_node() -> None:
+    found = detect(slurm_job(4) | slurm_task(0, nodes=1) | {"SLURM_JOB_NUM_NODES": "4"})
+    assert texts(found) == {"nnodes": "1", "node_name": "n1"}
+    assert not found.problems
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        slurm_job(),
+        {"SLURM_NNODES": "4"},
+        # An interactive shell of salloc is a step of its own, with such an id.
+        slurm_job() | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
+    ],
+)
+def test_a_job_without_a_step_needs_srun(environ: dict[str, str]) -> None:
+    found = detect(environ)
+    assert not found.values
+    assert set(found.problems) == {"nnodes", "endpoint"}
+    assert "NODES=4: the job has 4 nodes" in found.problems["nnodes"].message
+    assert "put srun in front" in found.problems["nnodes"].hint
+    assert "--nnodes 1" in found.problems["nnodes"].hint
+
+
+def test_a_job_of_one_node_needs_no_step() -> None:
+    assert detect(slurm_job(1)) == environments.NOTHING
+
+
+def test_the_switches_are_a_label() -> None:
+    switches = {
+        "SLURM_TOPOLOGY_ADDR": "s0.s3.n2",
+        "SLURM_TOPOLOGY_ADDR_PATTERN": "switch.switch.node",
+    }
+    assert detect(slurm_task(1) | switches).labels["topology"].text == "s0.s3"
+
+
+def test_all_nodes_on_one_host_meet_over_loopback() -> None:
+    local = {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_SRUN_COMM_HOST": "127.0.0.1"}
+    assert texts(detect(slurm_task(0) | local))["endpoint"] == "n1,n2,n3,n4"
+
+
+# -- Open MPI ------------------------------------------------------------------------------------
+
+
+def test_a_process_of_open_mpi_knows_its_run() -> None:
+    found = detect(mpi_process(2))
+    assert found.launcher == "Open MPI"
+    assert not found.problems
+    assert texts(found) == {
+        "nnodes": "4",
+        "expected_nodes": "4",
+        "run_id": "mpi-228917249-" + texts(found)["run_id"][-8:],
+        "endpoint": "ctl,10.77.0.100,[fd77::100],n1,n2,n3,n4",
+        "node_name": "n3",
+        "node_index": "2",
+        "host_coordinator": "no",
+    }
+    assert MPI_KEY not in str(found)
+    other = detect(mpi_process(2) | {"OMPI_MCA_orte_precondition_transports": "another"})
+    assert texts(other)["run_id"] != texts(found)["run_id"]
+
+
+@pytest.mark.parametrize("environ", [mpi_process, mpi_in_slurm])
+def test_all_processes_agree_on_the_run(environ: Callable[[int], dict[str, str]]) -> None:
+    all_found = [detect(environ(rank)) for rank in range(4)]
+    assert {each.launcher for each in all_found} == {"Open MPI"}
+    for name in ("nnodes", "expected_nodes", "run_id"):
+        assert len({texts(each)[name] for each in all_found}) == 1
+    assert [texts(each)["node_index"] for each in all_found] == ["0", "1", "2", "3"]
+    assert [texts(each)["node_name"] for each in all_found] == ["n1", "n2", "n3", "n4"]
+    assert [texts(each)["host_coordinator"] for each in all_found] == ["yes", "no", "no", "no"]
+
+
+def test_mpirun_wins_over_the_job_of_slurm_around_it() -> None:
+    found = [texts(detect(mpi_in_slurm(rank))) for rank in range(4)]
+    assert {each["endpoint"].split(",")[0] for each in found} == {"n1"}
+    assert found[0]["run_id"].startswith("mpi-slurm-2-228917249-")
+    again = texts(detect(mpi_in_slurm(0) | {"SLURM_RESTART_COUNT": "1"}))
+    assert again["run_id"].startswith("mpi-slurm-2-r1-")
+
+
+def test_processes_that_share_a_host_have_names_of_their_own() -> None:
+    shared = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    found = detect(mpi_process(1) | shared)
+    assert texts(found)["node_name"] == "n2-1"
+    assert found.crowded is not None
+    assert "OMPI_COMM_WORLD_LOCAL_SIZE=2" in found.crowded.message
+
+
+def test_without_any_host_the_endpoint_is_asked_for() -> None:
+    names = ("OMPI_MCA_orte_node_regex", "OMPI_MCA_orte_hnp_uri")
+    environ = {name: text for name, text in mpi_process(1).items() if name not in names}
+    found = detect(environ)
+    assert "on which host the first node is" in found.problems["endpoint"].message
+    assert "--endpoint" in found.problems["endpoint"].hint
+
+
+def test_pmix_alone_tells_no_number() -> None:
+    found = detect({"PMIX_RANK": "0", "PMIX_NAMESPACE": "prun-1"})
+    assert "PMIX_RANK=0" in found.problems["nnodes"].message
+    assert "--nnodes" in found.problems["nnodes"].hint
+    assert detect(slurm_task(1) | {"PMIX_RANK": "1"}).launcher == "Slurm"
+
+
+# -- Kubernetes ----------------------------------------------------------------------------------
+
+
+def test_a_pod_knows_its_index_and_the_first_pod() -> None:
+    found = detect(pod(2), pod_hosts(2))
+    assert found.launcher == "Kubernetes"
+    assert texts(found) == {
+        "node_index": "2",
+        "host_coordinator": "no",
+        "node_name": "train-2",
+        "endpoint": "train-0.train.default.svc.cluster.local",
+    }
+    assert detect(pod(0), pod_hosts(0)).values["endpoint"].text == texts(found)["endpoint"]
+    assert detect(pod(0), pod_hosts(0)).values["host_coordinator"].text == "yes"
+
+
+def test_a_pod_is_told_the_lines_that_it_needs() -> None:
+    problems = detect(pod(2), pod_hosts(2)).problems
+    assert set(problems) == {"nnodes", "run_id"}
+    assert "JOB_COMPLETION_INDEX=2" in problems["nnodes"].message
+    assert "RALLYPOINT_NNODES" in problems["nnodes"].hint
+    assert "metadata.labels['batch.kubernetes.io/controller-uid']" in problems["run_id"].hint
+    assert "restart-attempt" not in problems["run_id"].hint
+
+
+def test_a_pod_of_a_jobset_is_told_of_its_restarts() -> None:
+    job = "set-workers-0"
+    found = detect(pod(3, job), pod_hosts(3, job, "set"))
+    assert texts(found)["endpoint"] == "set-workers-0-0.set.default.svc.cluster.local"
+    assert "jobset.sigs.k8s.io/restart-attempt" in found.problems["run_id"].hint
+
+
+@pytest.mark.parametrize("hosts", [None, pod_hosts(1, subdomain="")])
+def test_a_pod_without_a_subdomain_is_told_of_the_service(hosts: str | None) -> None:
+    problem = detect(pod(1), hosts).problems["endpoint"]
+    assert "JOB_COMPLETION_INDEX=1" in problem.message
+    assert "subdomain" in problem.hint
+
+
+def test_a_pod_whose_host_name_is_its_full_name() -> None:
+    full = {"HOSTNAME": "train-2.train.default.svc.cluster.local"}
+    found = detect(pod(2) | full, pod_hosts(2))
+    assert texts(found)["endpoint"] == "train-0.train.default.svc.cluster.local"
+    assert texts(found)["node_name"] == "train-2"
+
+
+# -- torchrun's variables ------------------------------------------------------------------------
+
+
+def test_torchruns_variables_are_options() -> None:
+    environ = {
+        "PET_NNODES": "2:4",
+        "PET_NPROC_PER_NODE": "8",
+        "PET_RDZV_ENDPOINT": "host0:29401",
+        "PET_RDZV_ID": "job",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_MAX_RESTARTS": "3",
+        "PET_NODE_RANK": "1",
+    }
+    found = detect(environ)
+    assert texts(found) == {
+        "nnodes": "2:4",
+        "nproc_per_node": "8",
+        "endpoint": "host0:29401",
+        "run_id": "job",
+        "max_restarts": "3",
+        "node_index": "1",
+    }
+    assert found.values["nnodes"].source == "launcher torchrun: PET_NNODES"
+
+
+def test_a_static_rendezvous_has_the_first_node_as_its_host() -> None:
+    environ = {"PET_NNODES": "2", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "29500"}
+    found = detect(environ | {"PET_NODE_RANK": "0"})
+    assert texts(found)["endpoint"] == "m:29500"
+    assert texts(found)["host_coordinator"] == "yes"
+    assert found.is_id_of_endpoint
+
+
+def test_torchruns_variables_are_laid_over_a_launchers() -> None:
+    found = detect(slurm_task(1) | {"PET_NNODES": "2:4", "PET_RDZV_ID": "mine"})
+    assert found.launcher == "torchrun, Slurm"
+    assert texts(found)["nnodes"] == "2:4"
+    assert texts(found)["run_id"] == "mine"
+    assert texts(found)["endpoint"].startswith("n1,")
+    assert texts(found)["host_coordinator"] == "no"
+    elsewhere = detect(slurm_task(0) | {"PET_RDZV_ENDPOINT": "http://h:1"})
+    assert "host_coordinator" not in elsewhere.values
+    # Kubeflow's TrainJob: a JobSet, and all that torchrun needs.
+    trainer = {"PET_NNODES": "4", "PET_MASTER_ADDR": "a-node-0-0.a", "PET_NODE_RANK": "2"}
+    found = detect(pod(2, "a-node-0") | trainer, pod_hosts(2, "a-node-0", "a"))
+    assert not found.problems
+    assert texts(found)["node_name"] == "a-node-0-2"
+    assert texts(found)["endpoint"] == "a-node-0-0.a:29400"
+
+
+def test_torchruns_own_rendezvous_with_etcd_is_refused() -> None:
+    found = detect({"PET_NNODES": "2", "PET_RDZV_BACKEND": "etcd", "PET_RDZV_ENDPOINT": "e:1"})
+    assert "PET_RDZV_BACKEND='etcd'" in found.problems["endpoint"].message
+
+
+def test_options_of_the_rendezvous_are_not_taken_over_in_silence() -> None:
+    assert "PET_RDZV_CONF" in detect({"PET_NNODES": "2", "PET_RDZV_CONF": "a=b"}).warnings[0]
+
+
+RANKED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
+
+
+def test_the_variables_of_a_process_group_are_enough() -> None:
+    found = detect(RANKED)
+    assert texts(found) == {
+        "nnodes": "2",
+        "expected_nodes": "2",
+        "endpoint": "pod-0:23456",
+        "run_id": "torch-23456",
+        "node_index": "1",
+        "host_coordinator": "no",
+    }
+    assert found.is_id_of_endpoint
+    # A script for Slurm often sets them for its own program.
+    assert detect(slurm_task(3) | RANKED).launcher == "Slurm"
+    assert detect(RANKED | {"WORLD_SIZE": "1", "RANK": "0"}) == environments.NOTHING
+    assert detect({"WORLD_SIZE": "8"}) == environments.NOTHING
+
+
+# -- broken environments -------------------------------------------------------------------------
+
+
+def _without(environ: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: text for name, text in environ.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        (slurm_task(1) | {"SLURM_PROCID": "4"}, "SLURM_PROCID=4 and SLURM_STEP_NUM_TASKS=4"),
+        (slurm_task(1) | {"SLURM_PROCID": "x"}, "SLURM_PROCID=x is not a number"),
+        (slurm_task(1) | {"SLURM_STEP_NUM_TASKS": "1e9"}, "SLURM_STEP_NUM_TASKS=1e9"),
+        (slurm_task(1) | {"SLURM_STEP_ID": "-1"}, "SLURM_STEP_ID=-1"),
+        (slurm_task(1) | {"SLURM_HET_SIZE": "2"}, "SLURM_HET_SIZE=2"),
+        (_without(slurm_task(1), "SLURM_PROCID"), "but SLURM_PROCID is not"),
+        (_without(slurm_task(1), "SLURM_STEP_ID"), "but SLURM_STEP_ID is not"),
+        (_without(slurm_task(1), "SLURM_STEP_NUM_NODES"), "but SLURM_STEP_NUM_NODES is not"),
+        (_without(slurm_task(1), "SLURM_JOB_ID", "SLURM_JOBID"), "but SLURM_JOB_ID is not"),
+        (mpi_process(1) | {"OMPI_COMM_WORLD_RANK": "9"}, "OMPI_COMM_WORLD_RANK=9"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "but OMPI_COMM_WORLD_RANK is not"),
+        ({"OMPI_COMM_WORLD_RANK": "4"}, "but OMPI_COMM_WORLD_SIZE is not"),
+        (pod(1) | {"JOB_COMPLETION_INDEX": "one"}, "JOB_COMPLETION_INDEX=one"),
+        ({"PET_NODE_RANK": "one"}, "PET_NODE_RANK=one"),
+        (RANKED | {"RANK": "2"}, "RANK=2 and WORLD_SIZE=2 contradict each other"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_named(environ: dict[str, str], told: str) -> None:
+    found = detect(environ)
+    assert set(found.problems) == {"nnodes", "endpoint", "run_id"}
+    for problem in found.problems.values():
+        assert told in problem.message
+        assert "--nnodes, --endpoint and --run-id" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        (slurm_task(1) | {"SLURM_STEP_NODELIST": "n[1-"}, "SLURM_STEP_NODELIST=n[1- has a bracket"),
+        (slurm_task(1) | {"SLURM_STEP_NODELIST": "n[1-3]"}, "n[1-3] has 3 nodes, and SLURM_STEP"),
+        (slurm_task(1) | {"SLURM_STEP_NODELIST": "(null)"}, "SLURM_STEP_NODELIST=(null) has"),
+        (mpi_process(1) | {"OMPI_MCA_orte_node_regex": "n[1:"}, "OMPI_MCA_orte_node_regex=n[1:"),
+    ],
+)
+def test_a_node_list_that_cannot_be_read_is_a_problem_of_the_endpoint(
+    environ: dict[str, str], told: str
+) -> None:
+    found = detect(environ)
+    assert set(found.problems) == {"endpoint"}
+    assert told in found.problems["endpoint"].message
+    assert "--endpoint" in found.problems["endpoint"].hint
+    assert "nnodes" in found.values
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2: there are several processes"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
+        ({"FLUX_JOB_NNODES": "3"}, "FLUX_JOB_NNODES=3: there are several nodes"),
+    ],
+)
+def test_a_launcher_that_is_not_known_is_not_overlooked(environ: dict[str, str], told: str) -> None:
+    found = detect(environ)
+    assert set(found.problems) == {"nnodes"}
+    assert told in found.problems["nnodes"].message
+    assert "--nnodes" in found.problems["nnodes"].hint
+    assert detect(slurm_task(1) | environ).launcher == "Slurm"
+
+
+def test_a_value_and_a_problem_exclude_each_other() -> None:
+    every: list[Any] = [slurm_task(1), slurm_job(), mpi_process(1), pod(1), RANKED]
+    for environ in every:
+        for more in ({}, {"PET_NNODES": "2"}, {"PET_RDZV_ID": "j", "PET_MASTER_ADDR": "a"}):
+            found = detect(environ | more)
+            assert not set(found.values) & set(found.problems)
