@@ -1,7 +1,7 @@
 """A real Slurm over hosts: slurmctld and munged on `ctl`, a slurmd on each of n1, n2, ...
 
-Its settings are Slurm's defaults but for what takes long: a lost host is known after 8 s instead of
-300, and a requeued job may start after 6 s instead of 120 (`cred_expire`).
+Its settings are Slurm's defaults but for what takes long: a lost host is known after 10 s instead
+of 300, and a requeued job may start after 6 s instead of 120 (`cred_expire`).
 
 What must not be here: what a test asserts.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.agent.processes import Process
 from tests.clusters.hosts import Hosts, hosts, need
+from tests.clusters.programs import STEADY
 from tests.waiting import wait_until
 
 PROGRAMS = {
@@ -22,6 +23,9 @@ PROGRAMS = {
     "srun": "slurm-client",
     "munged": "munge",
 }
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
+POLL_S = 0.1
+"""Each question to Slurm is a process."""
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=ctl({ctl})
@@ -39,8 +43,9 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdSpoolDir={folder}/spool-%n
 StateSaveLocation={folder}/state
 SlurmdTimeout=8
+MessageTimeout=5
 KillWait=5
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
@@ -63,7 +68,18 @@ class Slurm:
         wait_until((self.folder / "munge/socket").exists)
         daemons = [hosts.start("ctl", "slurmctld", "-D")]
         daemons += [hosts.start(each.name, "slurmd", "-D", "-N", each.name) for each in self._nodes]
-        wait_until(lambda: self._are_idle(daemons), says="Slurm's nodes are idle")
+        wait_until(lambda: self._are_idle(daemons), every_s=POLL_S)
+
+    @property
+    def steady(self) -> str:
+        """A program that works until `finish`."""
+        path = self.folder / "steady.py"
+        path.write_text(STEADY)
+        return str(path)
+
+    def finish(self) -> None:
+        """Programs of `steady` end their run."""
+        (self.folder / "finish").touch()
 
     def submit(self, script: str, *options: str) -> Job:
         """Queue a batch script. Its output is in a file; so is what srun says."""
@@ -126,14 +142,16 @@ class Job:
 
     def says(self, text: str, within_s: float = 60.0) -> None:
         """Wait until its output has this."""
-        wait_until(lambda: text in self.text, within_s, says=f"{text!r} in:\n{self.text}")
+        wait_until(lambda: text in self.text, within_s, says=lambda: f"{text!r}{self._all()}")
 
     def ends(self, state: str, within_s: float = 60.0) -> str:
         """Its output, once it has ended so."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
-        wait_until(lambda: self.state in over, within_s, says="the job ends")
-        assert self.state == state, f"it is {self.state}, not {state}:\n{self.text}"
+        wait_until(lambda: self.state in OVER, within_s, says=self._all, every_s=POLL_S)
+        assert self.state == state, f"it is not {state}{self._all()}"
         return self.text
+
+    def _all(self) -> str:
+        return f" in job {self._slurm.show(self.id)}, which said:\n{self.text}"
 
 
 @contextlib.contextmanager
