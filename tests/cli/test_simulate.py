@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,27 @@ def test_what_it_prints(cli: Cli, snapshot: Snapshot) -> None:
     alone = cli(*SMALL)
     compared = cli(*SMALL, "--compare", "spares=0,2")
     snapshot("simulate", f"{alone}\n{compared}")
+
+
+def test_the_traces_of_the_page_say_the_same(cli: Cli, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/simulate.md").read_text()
+    written = re.findall(r"^printf '(.*)' > (\S+)$", page, re.MULTILINE)
+    assert len(written) == 2
+    told = []
+    for text, name in written:
+        path = tmp_path / name
+        path.write_text(text.replace("\\n", "\n"))
+        told.append(body(cli, "simulate", "--trace", str(path), "--nodes", "64", "--hours", "1"))
+        assert f"\nrallypoint simulate --trace {name} --nodes 64 --hours 1\n" in page
+    assert told[0] == told[1]
+    assert told[0]["results"][0]["failures"] == 1
+
+
+def test_what_a_result_assumes_is_told(cli: Cli, trace: Path) -> None:
+    done = cli(*SMALL, "--checkpoint", "never", "--mtbf-hours", "never", "--start", "90s")
+    for part in ("8 nodes and 0 spares", "no node fails by itself", "1 min 30 s", "no checkpoints"):
+        assert part in done.out, part
+    assert "failures are those of the trace" in cli("simulate", "--trace", str(trace)).out
 
 
 def test_a_run_that_ends_early_says_what_to_set(cli: Cli) -> None:

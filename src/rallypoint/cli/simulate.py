@@ -229,14 +229,14 @@ def simulate(
     ] = 0,
     limit: Annotated[
         str,
-        _text("--limit", "TIME", "Stop after this time, and print what is known by then."),
+        _text("--limit", "TIME", "Simulate for at most so long in real time; print what is known."),
     ] = "10m",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Simulate a job: regroups, useful time, and what takes the rest.
 
-    The shipped core decides, in virtual time. Heartbeats and bytes are not simulated. The same
-    seed gives the same result.
+    The shipped core decides, in virtual time. Heartbeats are left out: silence is noticed as late
+    as with them. Bytes are not simulated. The same seed gives the same result.
     """
     from rallypoint.cli import simulate_options as options
 
@@ -359,7 +359,7 @@ def _simulate(
     if as_json:
         output.print_json(play.as_json(results, name, plans[0][1]))
     else:
-        simulate_view.show(results, name)
+        simulate_view.show(results, name, plans[0][1], is_traced=read is not None)
     if watch.why:
         output.warn(f"{watch.why}: the result is about the time until then")
     return 128 + signal.SIGINT if watch.is_interrupted else ExitCode.DONE
@@ -407,7 +407,8 @@ class _Watch:
                 self._shown_s, self._has_shown = passed_s, True
                 part = at_s / workload.seconds
                 print(
-                    f"\r{which}{part:.0%}, {rounds:,} rounds\x1b[K",
+                    f"\r{which}{part:.0%} of the simulated time, {rounds:,} rounds, "
+                    f"{passed_s:.0f} s\x1b[K",
                     end="",
                     file=sys.stderr,
                     flush=True,

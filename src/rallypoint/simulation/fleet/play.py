@@ -17,7 +17,10 @@ from rallypoint.simulation.fleet.settings import settings_of
 from rallypoint.simulation.fleet.takeovers import Takeovers
 from rallypoint.simulation.fleet.workload import Workload
 
-LABEL: Final = "simulated: the shipped core; heartbeats and bytes are not simulated"
+LABEL: Final = (
+    "simulated: the shipped core decides. Heartbeats are left out: silence is noticed as late as "
+    "with them. Bytes are not simulated."
+)
 SCHEMA: Final = 1
 """The version of the JSON. A field may be added; one that changes or goes makes a new version."""
 LOOK_EVERY: Final = 64
