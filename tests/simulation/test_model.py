@@ -12,7 +12,19 @@ import msgspec
 import pytest
 
 from rallypoint.client.machine import DesiredState, NodeMachine
-from rallypoint.core import causes, formation, gathering, membership, ranks, suspicion
+from rallypoint.core import (
+    causes,
+    formation,
+    gathering,
+    ledger_events,
+    membership,
+    ranks,
+    requests,
+    rounds,
+    rules,
+    suspicion,
+    writing,
+)
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.marking import Marking
@@ -176,14 +188,14 @@ def _replace(patch: pytest.MonkeyPatch, owner: Any, name: str, new: Any) -> None
 
 
 def _acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
-    def give(self: Membership) -> None:
-        record = self._committing.record
+    def give(run: Membership) -> None:
+        record = run._committing.record
         assert record is not None
-        self._do(do.Commit(record))
+        run._do(do.Commit(record))
         if isinstance(record, RoundRecord):
-            self._on_committed(on.Committed())
+            ledger_events.on_committed(run, on.Committed())
 
-    _replace(patch, Membership, "_give", give)
+    _replace(patch, writing, "give", give)
 
 
 def _rank_given_twice(patch: pytest.MonkeyPatch) -> None:
@@ -241,33 +253,33 @@ def _without_close(state: Any) -> Any:
 
 
 def _wrong_sign_in_min_nodes(patch: pytest.MonkeyPatch) -> None:
-    def advance(self: Membership, settings: Any) -> None:
-        if 0 < self.roster.ready_count <= settings.min_nodes:
-            self._form_round(settings)
+    def advance(run: Membership, settings: Any) -> None:
+        if 0 < run.roster.ready_count <= settings.min_nodes:
+            rounds.form_round(run, settings)
 
-    _replace(patch, Membership, "_advance_gathering", advance)
+    _replace(patch, rules, "advance_gathering", advance)
 
 
 def _deposed_goes_on(patch: pytest.MonkeyPatch) -> None:
-    def go_on(self: Membership, event: on.CommitRefused) -> None:
-        self._on_committed(on.Committed())
+    def go_on(run: Membership, event: on.CommitRefused) -> None:
+        ledger_events.on_committed(run, on.Committed())
 
-    _replace(patch, Membership, "_on_commit_refused", go_on)
+    _replace(patch, ledger_events, "on_commit_refused", go_on)
 
 
 def _decides_without_a_lease(patch: pytest.MonkeyPatch) -> None:
-    _replace(patch, Membership, "_on_ledger_lost", lambda self, event: None)
+    _replace(patch, ledger_events, "on_ledger_lost", lambda run, event: None)
 
 
 def _repeat_breaks_the_next_round(patch: pytest.MonkeyPatch) -> None:
-    ready = Membership._on_ready
+    ready = requests.on_ready
 
-    def obey(self: Membership, event: on.NodeReady) -> None:
-        member = self.roster.living(event.node)
+    def obey(run: Membership, event: on.NodeReady) -> None:
+        member = run.roster.living(event.node)
         number = member.last_round if member is not None else 0
-        ready(self, on.NodeReady(event.node, number, event.bootstrap, event.workers, event.change))
+        ready(run, on.NodeReady(event.node, number, event.bootstrap, event.workers, event.change))
 
-    _replace(patch, Membership, "_on_ready", obey)
+    _replace(patch, requests, "on_ready", obey)
 
 
 def _charged_twice(patch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ def _gone(original: Any, self: Any, event: Any) -> None:
     """No such method."""
 
 
-@replaces("rallypoint.core.membership:Membership._on_departing")
-def _other(original: Any, self: Any, happened: Any) -> None:
+@replaces("rallypoint.core.requests:on_departing")
+def _other(original: Any, run: Any, happened: Any) -> None:
     """The parameter has another name."""
 
 
@@ -50,8 +50,8 @@ def test_a_bug_that_does_not_bind_is_an_error(part: Any) -> None:
         pass
 
 
-@replaces("rallypoint.core.membership:Membership._on_departing")
-def _ignored(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.requests:on_departing")
+def _ignored(original: Any, run: Any, event: Any) -> None:
     """A table of handlers refers to it."""
 
 

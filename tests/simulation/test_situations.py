@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import events as on
+from rallypoint.core import ledger_events
 from rallypoint.core.membership import _HANDLER_OF, Membership
 from rallypoint.core.values import Phase
 from rallypoint.simulation.faults import ALL_FAULTS
@@ -61,7 +62,7 @@ def test_records_are_confirmed_while_a_run_is_suspended(monkeypatch: pytest.Monk
 
     def recorded(membership: Membership, event: on.Committed) -> None:
         seen.append(event)
-        Membership._record_committed(membership, event)
+        ledger_events.record_committed(membership, event)
 
     monkeypatch.setitem(table, (Phase.SUSPENDED, on.Committed), recorded)
     for seed in range(40):

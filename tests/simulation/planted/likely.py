@@ -9,6 +9,7 @@ import msgspec
 
 from rallypoint.coordinator.log_reader import _Sealed
 from rallypoint.core import effects as do
+from rallypoint.core import writing
 from rallypoint.core.election.lease import lease_of
 from rallypoint.core.registers import Conflict, Unknown
 from rallypoint.core.roster import Bucket
@@ -66,14 +67,14 @@ def _admits_anyone(
     return None
 
 
-@replaces("rallypoint.core.membership:Membership._refusal")
-def _last_settings_win(original: Any, self: Any, event: Any) -> None:
-    self.settings = event.settings
+@replaces("rallypoint.core.attaching:refusal_of")
+def _last_settings_win(original: Any, run: Any, event: Any) -> None:
+    run.settings = event.settings
 
 
-@replaces("rallypoint.core.membership:Membership._advance_gathering")
-def _minimum_ignored(original: Any, self: Any, settings: Any) -> None:
-    original(self, msgspec.structs.replace(settings, min_nodes=1))
+@replaces("rallypoint.core.rules:advance_gathering")
+def _minimum_ignored(original: Any, run: Any, settings: Any) -> None:
+    original(run, msgspec.structs.replace(settings, min_nodes=1))
 
 
 @replaces("rallypoint.core.gathering:Gathering.chosen")
@@ -81,12 +82,12 @@ def _more_than_maximum(original: Any, self: Any, settings: Any) -> Any:
     return self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
 
 
-@replaces("rallypoint.core.membership:Membership._on_ready")
-def _repeats_count(original: Any, self: Any, event: Any) -> None:
-    member = self.roster.living(event.node)
+@replaces("rallypoint.core.requests:on_ready")
+def _repeats_count(original: Any, run: Any, event: Any) -> None:
+    member = run.roster.living(event.node)
     if member is not None and event.leaving_round < member.last_round:
         event = msgspec.structs.replace(event, leaving_round=member.last_round)
-    original(self, event)
+    original(run, event)
 
 
 @replaces("rallypoint.core.committing:Committing.member_went")
@@ -94,16 +95,16 @@ def _loss_while_writing(original: Any, self: Any, member: Any, kind: Any, detail
     """A member that goes while the round is written is in it all the same."""
 
 
-@replaces("rallypoint.core.membership:Membership._close")
+@replaces("rallypoint.core.writing:close_run")
 def _closes_over_the_write(
-    original: Any, self: Any, outcome: Any, reason: Any, *, by: Any = "", cause: Any = None
+    original: Any, run: Any, outcome: Any, reason: Any, *, by: Any = "", cause: Any = None
 ) -> None:
-    self._commit_close(CloseRecord(outcome, reason, by, self.term, self.number, cause))
+    writing.commit_close(run, CloseRecord(outcome, reason, by, run.term, run.number, cause))
 
 
-@replaces("rallypoint.core.membership:Membership._charge")
-def _budget_not_kept(original: Any, self: Any, change: Any) -> None:
-    self._do(do.Verdict(change))
+@replaces("rallypoint.core.rounds:charge")
+def _budget_not_kept(original: Any, run: Any, change: Any) -> None:
+    run._do(do.Verdict(change))
 
 
 @replaces("rallypoint.coordinator.claimed_run:with_record")
@@ -140,8 +141,8 @@ def _bootstrap_of_the_last(
 # -- losses ----------------------------------------------------------------------------------------
 
 
-@replaces("rallypoint.core.membership:Membership._on_left")
-def _goodbye_ignored(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.requests:on_left")
+def _goodbye_ignored(original: Any, run: Any, event: Any) -> None:
     """The node is still a member."""
 
 
@@ -173,16 +174,16 @@ def _silence_is_free(
     return []
 
 
-@replaces("rallypoint.core.membership:Membership._on_timer")
-def _judges_while_suspended(original: Any, self: Any, event: Any) -> None:
-    suspension, self.suspension = self.suspension, ()
+@replaces("rallypoint.core.losses:on_timer")
+def _judges_while_suspended(original: Any, run: Any, event: Any) -> None:
+    suspension, run.suspension = run.suspension, ()
     try:
-        original(self, event)
+        original(run, event)
     finally:
-        self.suspension = suspension
+        run.suspension = suspension
 
 
-@replaces("rallypoint.core.membership:Membership._set_phase")
+@replaces("rallypoint.core.state:MembershipState._set_phase")
 def _suspended_decides(original: Any, self: Any) -> None:
     self.phase = self.phase_of_work
 
@@ -270,10 +271,10 @@ def _not_restored(original: Any, self: Any) -> None:
     """The runs stay suspended."""
 
 
-@replaces("rallypoint.core.membership:Membership._on_ledger_restored")
-def _kept_events_lost(original: Any, self: Any, event: Any) -> None:
-    self._suspended_events.take()
-    original(self, event)
+@replaces("rallypoint.core.ledger_events:on_ledger_restored")
+def _kept_events_lost(original: Any, run: Any, event: Any) -> None:
+    run._suspended_events.take()
+    original(run, event)
 
 
 @replaces("rallypoint.coordinator.garbage_collector:GarbageCollector._stood_still_s")

@@ -29,8 +29,8 @@ def _publish_before_the_swap(original: Any, self: Any, run: Any, record: Any) ->
     run.post(on.Committed())
 
 
-@replaces("rallypoint.core.membership:Membership._on_commit_refused")
-def _goes_on_deposed(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.ledger_events:on_commit_refused")
+def _goes_on_deposed(original: Any, run: Any, event: Any) -> None:
     """The deposed coordinator keeps its nodes, and goes on."""
 
 

@@ -82,7 +82,7 @@ def _newcomers_first(original: Any, self: Any, settings: Any) -> Any:
     return members[: self.counts(settings).chosen]
 
 
-@replaces("rallypoint.core.membership:_leave_last_round")
+@replaces("rallypoint.core.rounds:_leave_last_round")
 def _passive_is_awaited(original: Any, members: Any, ended_by: Any) -> None:
     """A survivor that hung keeps its place in each later round, too."""
     survivors = [each for each in members if each.survivor]
@@ -91,22 +91,22 @@ def _passive_is_awaited(original: Any, members: Any, ended_by: Any) -> None:
         each.survivor = True
 
 
-@replaces("rallypoint.core.membership:Membership._on_departing")
-def _departing_is_awaited(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.requests:on_departing")
+def _departing_is_awaited(original: Any, run: Any, event: Any) -> None:
     """The round ends, and the next one waits for the member that departs."""
-    member = self.roster.living(event.node)
+    member = run.roster.living(event.node)
     was_in_round = member is not None and member.bucket is Bucket.IN_ROUND
-    original(self, event)
+    original(run, event)
     if member is not None and was_in_round:
         member.state, member.survivor = MemberState.ACTIVE, True
-        self.roster.reindex(member)
+        run.roster.reindex(member)
 
 
-@replaces("rallypoint.core.membership:Membership._advance_active")
-def _joins_the_full(original: Any, self: Any, settings: Any) -> None:
+@replaces("rallypoint.core.rules:advance_active")
+def _joins_the_full(original: Any, run: Any, settings: Any) -> None:
     """Newcomers end a round that has no place for them."""
     more = msgspec.structs.replace(settings, max_nodes=settings.max_nodes + 1)
-    original(self, more)
+    original(run, more)
 
 
 @replaces("rallypoint.core.finished:Finished.add")
@@ -246,19 +246,19 @@ def _terms_are_not_compared(original: Any, self: Any, other: Any) -> bool:
 # -- what nodes are told ---------------------------------------------------------------------------
 
 
-@replaces("rallypoint.core.membership:Membership._resume")
-def _still_in_its_round(original: Any, self: Any, member: Any, event: Any) -> None:
+@replaces("rallypoint.core.attaching:resume")
+def _still_in_its_round(original: Any, run: Any, member: Any, event: Any) -> None:
     """A node that attaches again is not told that its round has ended."""
-    original(self, member, event)
-    for at, effect in enumerate(self._effects):
+    original(run, member, event)
+    for at, effect in enumerate(run._effects):
         if isinstance(effect, do.Welcome):
             standing = msgspec.structs.replace(
                 effect.standing, round=member.last_round, change=None
             )
-            self._effects[at] = msgspec.structs.replace(effect, standing=standing)
+            run._effects[at] = msgspec.structs.replace(effect, standing=standing)
 
 
-@replaces("rallypoint.core.membership:Membership.waiting")
+@replaces("rallypoint.core.state:MembershipState.waiting")
 def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
     """Nodes are not told for whom they wait."""
     found = original(self, now_s)
@@ -328,25 +328,25 @@ def _no_candidates(
     return 1e6
 
 
-@replaces("rallypoint.core.membership:Membership._adopt_end")
-def _end_not_adopted(original: Any, self: Any, speaker: Any, event: Any) -> None:
+@replaces("rallypoint.core.requests:adopt_end")
+def _end_not_adopted(original: Any, run: Any, speaker: Any, event: Any) -> None:
     """What the last coordinator told of the end of the round is forgotten."""
 
 
-@replaces("rallypoint.core.membership:Membership._is_ending")
-def _never_ends(original: Any, self: Any, settings: Any) -> bool:
+@replaces("rallypoint.core.rules:is_ending")
+def _never_ends(original: Any, run: Any, settings: Any) -> bool:
     return False
 
 
-@replaces("rallypoint.core.membership:Membership._begin_again")
-def _interrupted_lose_places(original: Any, self: Any, record: Any, change: Any) -> None:
+@replaces("rallypoint.core.rounds:begin_again")
+def _interrupted_lose_places(original: Any, run: Any, record: Any, change: Any) -> None:
     """The members of a round that was interrupted while it was written lose their places."""
-    original(self, record, change)
-    for member in self.roster:
+    original(run, record, change)
+    for member in run.roster:
         member.survivor = False
         if member.state is MemberState.READY:
             member.state = MemberState.IDLE
-    self.roster.reindex_all()
+    run.roster.reindex_all()
 
 
 @replaces("rallypoint.core.roster:Roster.living")
@@ -355,13 +355,13 @@ def _any_start(original: Any, self: Any, node: Any) -> Any:
     return self._members.get(node.name)
 
 
-@replaces("rallypoint.core.membership:Membership._on_connection_lost")
-def _any_connection(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.losses:on_connection_lost")
+def _any_connection(original: Any, run: Any, event: Any) -> None:
     """The end of an earlier connection counts as that of the present one."""
-    member = self.roster.living(event.node)
+    member = run.roster.living(event.node)
     if member is not None:
         event = msgspec.structs.replace(event, connection_id=member.connection_id)
-    original(self, event)
+    original(run, event)
 
 
 @replaces("rallypoint.core.takeover:Takeover.expect_members")

@@ -38,8 +38,8 @@ def _waits_for_nobody(
 # -- a node that finished while it was lost --------------------------------------------------------
 
 
-@replaces("rallypoint.core.membership:Membership._was_in")
-def _late_done_ignored(original: Any, self: Any, member: Any, number: Any) -> bool:
+@replaces("rallypoint.core.requests:was_in")
+def _late_done_ignored(original: Any, run: Any, member: Any, number: Any) -> bool:
     return False
 
 

@@ -33,8 +33,8 @@ async def _gap_is_theft(
 # -- 2: a commit that is confirmed while the run is suspended is written again ---------------------
 
 
-@replaces("rallypoint.core.membership:Membership._record_committed")
-def _forget_committed(original: Any, self: Any, event: Any) -> None:
+@replaces("rallypoint.core.ledger_events:record_committed")
+def _forget_committed(original: Any, run: Any, event: Any) -> None:
     """The event is ignored."""
 
 
@@ -168,10 +168,10 @@ async def _leave_logs(original: Any, self: Any, run_id: Any, live: Any) -> None:
     """Old logs stay in the ledger."""
 
 
-@replaces("rallypoint.core.membership:Membership._consider_newcomer")
-def _tell_no_standby(original: Any, self: Any, member: Any) -> None:
+@replaces("rallypoint.core.rounds:consider_newcomer")
+def _tell_no_standby(original: Any, run: Any, member: Any) -> None:
     member.told_standby = True
-    original(self, member)
+    original(run, member)
 
 
 @replaces("rallypoint.coordinator.takeover:_sealed_log")
