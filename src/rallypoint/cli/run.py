@@ -65,7 +65,10 @@ def run(
         typer.Argument(metavar="PROGRAM", help="A Python script, then its own arguments."),
     ] = None,
     nnodes: Annotated[
-        str | None, _text("--nnodes", "MIN:MAX", "How many nodes: N or MIN:MAX (default: 1).")
+        str | None,
+        _text(
+            "--nnodes", "MIN:MAX", "How many nodes: N or MIN:MAX (default: the launcher's, or 1)."
+        ),
     ] = None,
     nproc_per_node: Annotated[
         str | None,

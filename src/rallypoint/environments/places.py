@@ -31,9 +31,10 @@ def endpoint(variables: Variables, places: Sequence[Place]) -> Value:
         raise BadVariablesError(
             f"the variables of {variables.launcher} do not say on which host the first node is"
         )
-    hosts = dict.fromkeys(f"[{each.host}]" if is_ip(each.host, 6) else each.host for each in known)
-    origins = dict.fromkeys(each.variable for each in known)
-    return variables.value(",".join(hosts), *origins)
+    hosts: dict[str, str] = {}
+    for each in known:
+        hosts.setdefault(f"[{each.host}]" if is_ip(each.host, 6) else each.host, each.variable)
+    return variables.value(",".join(hosts), *dict.fromkeys(hosts.values()))
 
 
 def _is_host(text: str) -> bool:
