@@ -40,6 +40,8 @@ NEVER: Final = ("never",)
 """Nobody sets it: a call that waits for it ends by its own time."""
 READS_S: Final = 8.0
 """For how long a node only reads, or does not."""
+MEETINGS: Final = 0.04
+"""In which part of all seeds nodes often meet at a barrier."""
 VARIED: Final = 0.3
 """In which part of all seeds the calls are varied: see `_varied`."""
 SIZES: Final = (0, 0, 200, 1_500)
@@ -55,7 +57,7 @@ def drawn(scene: Scene, here: StartedNode, node: Node) -> Drawn:
         call = _read(here.process.random)
     else:
         call = _of_a_store(here, node, value)
-    return _varied(here, value, call)
+    return _meeting(here, node, value) or _varied(here, value, call)
 
 
 async def make(scene: Scene, here: StartedNode, node: Node, token: Token, call: Drawn) -> None:
@@ -73,6 +75,16 @@ async def make(scene: Scene, here: StartedNode, node: Node, token: Token, call: 
         here.answered_s = scene.world.now_s
         if isinstance(operation, Get | CompareSet) and isinstance(result.value, bytes):
             here.seen[operation.key] = result.value
+
+
+def _meeting(here: StartedNode, node: Node, value: bytes) -> Drawn | None:
+    """In a few seeds all nodes often come to one barrier, again and again; else None."""
+    world, given = here.process.world, node.round
+    if random.Random(f"{world.seed}/meetings").random() >= MEETINGS or given is None:
+        return None
+    if given.seat.workers > 1 or random.Random(f"{world.seed}/{value!r}/meets").random() > 0.3:
+        return None
+    return Barrier(f"all {world.now_s // 8.0:.0f}", given.seat.first_rank), 6.0
 
 
 def _varied(here: StartedNode, value: bytes, call: Drawn) -> Drawn:

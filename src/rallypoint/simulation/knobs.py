@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint.coordinator import garbage_collector, log_reader, store_log
 from rallypoint.coordinator.garbage_collector import Keeping
 from rallypoint.core import tables
 from rallypoint.core.store import store
+from rallypoint.ledger.contract import LedgerLimits
 from rallypoint.ledger.etcd import ledger as etcd_ledger
+from rallypoint.ledger.etcd.ledger import EtcdLedger
 
 KNOBS: Final[tuple[tuple[Any, str, tuple[Any, ...]], ...]] = (
     (store_log, "COMPACT_RECORDS", (4, 20)),
@@ -34,15 +38,33 @@ KNOBS: Final[tuple[tuple[Any, str, tuple[Any, ...]], ...]] = (
 """Where a constant is, its name, and small values for it."""
 
 
+def _limits(record_bytes_max: int) -> LedgerLimits:
+    known = EtcdLedger.limits
+    return msgspec.structs.replace(known, record_bytes_max=record_bytes_max)
+
+
+RARE: Final = 0.15
+"""How often each of RARE_KNOBS is turned in a job with knobs."""
+RARE_KNOBS: Final[tuple[tuple[Any, str, tuple[Any, ...]], ...]] = (
+    # Some answers of one barrier need two records, and some calls are too large for any.
+    (EtcdLedger, "limits", (_limits(1_200), _limits(4_000))),
+)
+"""Others, which draw with a chance of their own."""
+
+
 @contextmanager
 def turned(seed: int | None) -> Iterator[None]:
     """While this is open, each knob has a value that the seed draws, mostly its own. None: all."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in KNOBS]
+    before = [(module, name, getattr(module, name)) for module, name, _ in (*KNOBS, *RARE_KNOBS)]
+    rare = random.Random(f"{seed}/rare knobs")
     draw = random.Random(f"{seed}/knobs")
     try:
         for module, name, values in KNOBS:
             if seed is not None and draw.random() < 0.5:
                 setattr(module, name, draw.choice(values))
+        for module, name, values in RARE_KNOBS:
+            if seed is not None and rare.random() < RARE:
+                setattr(module, name, rare.choice(values))
         yield
     finally:
         for module, name, value in before:

@@ -12,7 +12,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunRegister, decode_run
 from rallypoint.core.marking import ranks_in
-from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.reasons import ALL_FINISHED, RefusalCode
 from rallypoint.core.values import (
     Change,
     ChangeKind,
@@ -237,6 +237,20 @@ class EndsAgree(Oracle):
 
 def _is_same(one: CloseRecord, other: CloseRecord) -> bool:
     return (one.outcome, one.term, one.round) == (other.outcome, other.term, other.round)
+
+
+class SuccessIsTrue(Oracle):
+    """A run has succeeded by itself when all members of its last round are done."""
+
+    def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
+        """See Oracle."""
+        if self.scene.plan.program != "node" or close.reason != ALL_FINISHED:
+            return
+        for each in self.scene.nodes:
+            is_last = bool(each.tokens) and each.tokens[-1][1] == close.round
+            if each.run_id == here.run_id and is_last and not each.has_finished:
+                what = f"{here.name} saw {close}, and {each.name} has not finished in its round"
+                self.scene.broke("outcome", what)
 
 
 class _KnowsTheLost(Oracle):

@@ -516,8 +516,31 @@ def _reports_away(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def _one_by_one(plan: Plan, draw: random.Random) -> Plan:
+    """Workers finish one node after the other, and the rounds of the others end meanwhile."""
+    nodes = draw.choice((2, 2, 3))
+    kinds = ("fail", "fail", "fail", "kill owner", "cut", "leave another")
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=1,
+        max_nodes=0,
+        replicas=draw.choice((0, 1)),
+        hosts="auto",
+        lease_ttl_s=2.0,
+        last_call_s=1.0,
+        stop_s=draw.choice((0.0, 1.0)),
+        max_restarts=None,
+        faults=_sorted(
+            _faults(draw, ("finish",), draw.randrange(1, nodes + 1), 4.0, at_s=3.0),
+            _faults(draw, kinds, draw.randrange(3, 8), 2.0, at_s=4.0),
+        ),
+    )
+
+
 LATER_SITUATIONS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "reports away": _reports_away,
+    "one by one": _one_by_one,
 }
 
 

@@ -38,6 +38,8 @@ from rallypoint.wire import messages as wire
 
 WAKES_WITHIN_S: Final = 1.0
 """How long a call may wait for a key that has been set."""
+MEET_WITHIN_S: Final = 0.5
+"""How long the last rank that comes to a barrier may wait there."""
 LOOKS: Final = 4
 """At how many looks a call may be open although its round is over."""
 SLOW_S: Final = 0.005
@@ -160,6 +162,25 @@ class BarriersMeet(Oracle):
         elif result.missing_count:
             # The coordinator has answered: it has not met the others, and never will.
             at.ended_s, at.has_failed = self.scene.world.now_s, True
+
+    def withdrawn(self, here: StartedNode, call: int) -> None:
+        """See Oracle."""
+        self._open.pop(call, None)
+
+    def looked(self) -> None:
+        """See Oracle: once all is well, ranks that all wait there have passed at once."""
+        settled_s, now_s = self.scene.settled_s, self.scene.world.now_s
+        if settled_s is None:
+            return
+        waiting: dict[tuple[str, Token, str], list[float]] = {}
+        for where, at in self._open.values():
+            waiting.setdefault(where, []).append(at.began_s)
+        for (run_id, token, name), began in waiting.items():
+            size = self._sizes.get((run_id, token))
+            is_well = max(began) >= settled_s and now_s - max(began) > MEET_WITHIN_S
+            if len(began) == size and is_well:
+                what = f"all ranks of round {token} of {run_id} wait at {name}"
+                self.scene.broke("R10", f"{what}, the last since {max(began):.3f} s")
 
     def at_end(self) -> None:
         """See Oracle."""

@@ -67,6 +67,17 @@ def _fails_unheard(original: Any, self: Any, failure: Any) -> Any:
     return actions
 
 
+@replaces("rallypoint.core.finished:Finished.round_began")
+def _counts_into_the_next(original: Any, self: Any) -> None:
+    """Who finished in the round before counts as a finished member of this one."""
+    self.first = ""
+
+
+@replaces("rallypoint.core.store.waits:Waits._leave_barrier")
+def _stays_at_the_barrier(original: Any, self: Any, call: Any, op: Any) -> None:
+    """A barrier that was passed keeps the calls of its ranks, in the way of the next ones."""
+
+
 def _bug(name: str, rule: str, *parts: Replacement) -> Bug:
     return Bug(name=name, rule=rule, source="examiner", parts=parts)
 
@@ -79,4 +90,6 @@ EXAMINED = (
     _bug("compares-with-nothing", "R10", _compares_with_nothing),
     _bug("answered-stay-open", "leak", _answered_stay_open),
     _bug("fails-unheard", "R7", _fails_unheard),
+    _bug("counts-into-the-next", "outcome", _counts_into_the_next),
+    _bug("stays-at-the-barrier", "R10", _stays_at_the_barrier),
 )
