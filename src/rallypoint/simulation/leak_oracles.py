@@ -1,12 +1,18 @@
-"""What must not stay once nobody needs it: held answers, timers, candidates, tasks, requests."""
+"""What must not stay once nobody needs it: held answers, timers, candidates, tasks, requests.
+
+And what must not grow without bound: queued bytes.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
+from rallypoint.coordinator.holding import HELD_BYTES_MAX
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.store.data import Extend, Put
+from rallypoint.core.store.snapshot import Settled
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import LOOKS_S, Oracle, Scene, StartedNode
 
@@ -28,6 +34,46 @@ class HeldAnswersEnd(Oracle):
                     if session._has_ended:
                         what = f"holds answers for connection {session.connection_id}, which ended"
                         self.scene.broke("leak", f"{front.process.name} {what}")
+
+
+class QueuesAreBounded(Oracle):
+    """R12: what a coordinator queues has a limit in bytes, which it counts rightly.
+
+    The writes that wait for a ledger, up to `unlogged_bytes_max`: beyond it calls are refused. And
+    answers that wait for a lease. The limit is small in some jobs: `Plan.unlogged_bytes_max`.
+    """
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for front in self.scene.fronts:
+            if front.has_ended or not front.process.is_alive:
+                continue
+            for run in front.driver.coordinator.runs.values():
+                self._look(f"{front.process.name}, {run.run_id}", run)
+
+    def _look(self, where: str, run: HostedRun) -> None:
+        held, log = run.store._held, run.store.log
+        answers = sum(len(each) for payloads in held._answers.values() for each in payloads)
+        if answers != held.bytes or answers > HELD_BYTES_MAX:
+            what = f"{where} holds {answers} bytes of answers, and counts {held.bytes}"
+            self.scene.broke("budget", what)
+        if log is None:
+            return
+        queued, counted = sum(_payload(each) for each, _ in log._gathering), log._unlogged_bytes
+        if queued > counted or (counted and not log._gathering):
+            what = f"{where} queues {queued} bytes of writes, and counts {counted}"
+            self.scene.broke("budget", what)
+        # A call that finds the queue empty is never refused, and no call follows it then.
+        sizes = [size for each, size in log._gathering if each.writes]
+        most = log.store.limits.unlogged_bytes_max
+        if len(sizes) > 1 and sum(sizes) > most:
+            self.scene.broke("budget", f"{where} queues {sum(sizes)} bytes, at most {most}")
+
+
+def _payload(entry: Settled) -> int:
+    """The bytes of an entry that its caller has sent: keys and values."""
+    values = (each.value for each in entry.writes if isinstance(each, Put | Extend))
+    return sum(len(each.key) for each in entry.writes) + sum(map(len, values))
 
 
 class ForgottenRunsRest(Oracle):
@@ -160,6 +206,7 @@ class CallsAreForgotten(Oracle):
 LEAK_ORACLES: Final[tuple[type[Oracle], ...]] = (
     CallsAreForgotten,
     HeldAnswersEnd,
+    QueuesAreBounded,
     ForgottenRunsRest,
     CandidatesEnd,
 )

@@ -13,6 +13,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from rallypoint.client import network as client_network
 from rallypoint.client.transport import RETRIED_STATUSES
 from rallypoint.coordinator.driver import CoordinatorDriver
@@ -154,6 +156,10 @@ class SimulatedNetwork:
         advertised: str | None = None,
     ) -> client_network.Front:
         """See Network."""
+        most = self._network.unlogged_bytes_max
+        if most:
+            limits = msgspec.structs.replace(config.store_limits, unlogged_bytes_max=most)
+            config = msgspec.structs.replace(config, store_limits=limits)
         driver = CoordinatorDriver(config, ledger)
         front = SimulatedFront(driver, self._process, self._host, self._network)
         front.listen(port or self._network.free_port(self._host))

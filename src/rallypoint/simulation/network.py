@@ -210,6 +210,8 @@ class Network:
         """After so many seconds without a message that proxy ends a connection; 0: it does not."""
         self.ended_idle = 0
         """How many connections it has ended so."""
+        self.unlogged_bytes_max = 0
+        """A limit of all coordinators, in bytes: see core.store.StoreLimits. 0: their own."""
         self.answers: dict[str, int] = {}
         """What answers for the listeners of a host: an HTTP status, or 0 for an end at once."""
         self.on_front: Callable[[Process, Any], None] = lambda process, front: None

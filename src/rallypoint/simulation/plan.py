@@ -133,6 +133,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the job is about its rounds' stores: see `calls`."""
     has_long_calls: bool = False
     """Whether each node waits for keys that nobody sets. Its faults are harmless to calls then."""
+    unlogged_bytes_max: int = 0
+    """How many bytes of writes wait for the ledger at most. 0: as in the product."""
 
     @classmethod
     def draw(

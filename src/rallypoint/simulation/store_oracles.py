@@ -13,6 +13,7 @@ import msgspec
 
 from rallypoint.client.node import Node
 from rallypoint.core.store import (
+    LIMIT,
     READS,
     TIMEOUT,
     Barrier,
@@ -70,9 +71,13 @@ class StoreIsOne(Oracle):
         calls[call] = Call(here.name, self.scene.world.now_s, math.inf, operation, None)
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
-        """See Oracle. What a failure left undone is unknown."""
+        """See Oracle. What a failure left undone is unknown. What a limit refused was not done."""
         where = self._keys.get(call)
-        if where is None or not isinstance(result, StoreValue):
+        if where is None:
+            return
+        if isinstance(result, StoreFailure) and result.code == LIMIT:
+            del self._calls[where][call]
+        if not isinstance(result, StoreValue):
             return
         asked, now_s = self._calls[where][call], self.scene.world.now_s
         done = Call(asked.caller, asked.began_s, now_s, asked.operation, result)
