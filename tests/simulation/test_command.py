@@ -65,6 +65,7 @@ def test_a_run_over_seeds_goes_on_where_it_stopped(
 ) -> None:
     path = tmp_path / "seeds.json"
     assert main(["--seeds", "0:3", "--jobs", "1", "--state", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("3 of 3 seeds played, from 0 on: 0 with problems; ")
     first = msgspec.json.decode(path.read_bytes(), type=Progress)
     assert main(["--seeds", "0:5", "--jobs", "1", "--state", str(path)]) == 0
     second = msgspec.json.decode(path.read_bytes(), type=Progress)

@@ -90,7 +90,7 @@ class Progress(msgspec.Struct):
         count = self.next - self.first
         rate = count / self.cpu_s if self.cpu_s else 0.0
         found = [f"seed {each.seed}: {'; '.join(each.problems)[:300]}" for each in self.findings]
-        seeds = f"seeds {self.first} to {self.next - 1} of {self.end - 1}"
+        seeds = f"{count:,} of {self.end - self.first:,} seeds played, from {self.first} on"
         speed = (
             f"{rate:.1f} worlds a second of CPU time, {self.steps / max(1, count):.0f} steps each"
         )
