@@ -14,7 +14,7 @@ from tests.clusters.programs import STEADY
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(240)]
 Make = Callable[..., Hosts]
-RUN = ("rallypoint", "run", "--endpoint", "n1:29400", "--run-id", "job")
+RUN = ("rallypoint", "run")
 
 
 @pytest.fixture
@@ -33,29 +33,29 @@ def mpirun(hosts: Hosts, *options: str) -> list[str]:
 
 def test_they_meet(made: Hosts) -> None:
     (made.folder / "finish").touch()
-    job = made.start("n1", *mpirun(made), *RUN, "--nnodes", "3", "steady.py")
+    job = made.start("n1", *mpirun(made), *RUN, "steady.py")
     text = job.ends(0)
     for number in range(3):
-        assert f"worker {number} of 3 works in round 1 of job" in text
+        assert f"worker {number} of 3 works in round 1 of" in text
 
 
 class TestAHostIsKilled:
-    NODES = ("--nnodes", "2:3", "--expected-nodes", "3")
+    NODES = ("--nnodes", "2:3")
 
     def start(self, made: Hosts, *options: str) -> Process:
         job = made.start("n1", *mpirun(made, *options), *RUN, *self.NODES, "steady.py")
         for _ in range(3):
-            job.line("of 3 works in round 1 of job")
+            job.line("of 3 works in round 1 of")
         return job
 
     def test_with_enable_recovery_the_run_goes_on(self, made: Hosts) -> None:
         job = self.start(made, "--enable-recovery")
         made["n3"].halt()
         for _ in range(2):
-            job.line("of 2 works in round 2 of job")
+            job.line("of 2 works in round 2 of")
         (made.folder / "finish").touch()
         for _ in range(2):
-            job.line("run 'job' has succeeded: finished")
+            job.line("run '.*' has succeeded: finished")
         # mpirun waits for the process of n3, which can no longer end: docs/clusters.md.
         job.signal(signal.SIGTERM)
         job.code()
@@ -68,15 +68,15 @@ class TestAHostIsKilled:
 
 
 def test_an_agent_is_killed_and_mpirun_ends_with_the_run(made: Hosts) -> None:
-    nodes = ("--nnodes", "2:3", "--expected-nodes", "3")
+    nodes = ("--nnodes", "2:3")
     job = made.start("n1", *mpirun(made, "--enable-recovery"), *RUN, *nodes, "steady.py")
     for _ in range(3):
-        job.line("of 3 works in round 1 of job")
-    [agent] = made["n3"].pids("rallypoint", "run", "job")
+        job.line("of 3 works in round 1 of")
+    [agent] = made["n3"].pids("rallypoint", "run")
     os.kill(agent, signal.SIGKILL)
     for _ in range(2):
-        job.line("of 2 works in round 2 of job")
+        job.line("of 2 works in round 2 of")
     (made.folder / "finish").touch()
     job.code()
     job.rewind()
-    job.line("run 'job' has succeeded: finished")
+    job.line("run '.*' has succeeded: finished")
