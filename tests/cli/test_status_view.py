@@ -68,6 +68,17 @@ def test_the_status_of_one_run(
     snapshot("status-run", _drawn(DETAIL, capsys))
 
 
+def test_the_index_is_shown_if_a_node_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    members = [_member("node1", 1, [1], index=7), _member("node0", 0, [0])]
+    lines = _drawn({**DETAIL, "members": members}, capsys).splitlines()
+    heading, first, second = next(
+        lines[at : at + 3] for at, line in enumerate(lines) if "member" in line
+    )
+    assert heading.split()[-1] == "index"
+    assert first.split()[-1] == "node0.example"
+    assert second.split()[-2:] == ["node1.example", "7"]
+
+
 def test_the_status_of_all_runs(
     snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,3 +153,21 @@ def test_a_range_that_is_used_up_is_an_error_that_names_what_holds_its_ports(
         assert "--port-range A:B" in caught.value.hint
 
     run_clean(main, 120.0)
+
+
+def test_ranks_follow_the_indexes_of_a_scheduler() -> None:
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        run = RunSettings(min_nodes=3, max_nodes=3, rank_policy="index", max_restarts=None)
+        names = {"c": 0, "a": 1, "b": 2}
+        every = [
+            node(endpoint, run, node_name=name, node_index=index) for name, index in names.items()
+        ]
+        await asyncio.gather(*(each.open() for each in every))
+        rounds = await asyncio.gather(*(each.next_round(BOOTSTRAP) for each in every))
+        assert [found.seat.node_rank for found in rounds if found is not None] == [0, 1, 2]
+        for each in every:
+            each.goodbye("the test is over")
+            await each.aclose(linger=False)
+
+    run_clean(main)

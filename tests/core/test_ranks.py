@@ -27,7 +27,8 @@ def regroupings(draw: st.DrawFn, nodes_max: int = 12) -> tuple[list[str], list[C
     previous = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     joined = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     hosts = st.sampled_from(["a1", "a01", "a10", "b", "ß٣"])
-    return previous, [Candidate(name, draw(hosts), 1) for name in joined]
+    indexes = st.none() | st.integers(0, 9)
+    return previous, [Candidate(name, draw(hosts), 1, draw(indexes)) for name in joined]
 
 
 class TestNatural:
@@ -107,6 +108,53 @@ class TestStable:
         assert moved(previous, order("stable", previous, candidates)) == fewest
 
 
+def indexed(**indexes: int | None) -> list[Candidate]:
+    """Candidates with these indexes, all on one host."""
+    return [Candidate(name, "host", 1, index) for name, index in indexes.items()]
+
+
+class TestIndex:
+    def test_the_first_round_has_the_order_of_the_scheduler(self) -> None:
+        assert order("index", (), indexed(a=2, b=10, c=0, d=1)) == ["c", "d", "a", "b"]
+
+    def test_the_index_counts_before_host_and_name(self) -> None:
+        candidates = [Candidate("a", "h1", 1, 1), Candidate("b", "h2", 1, 0)]
+        assert order("index", (), candidates) == ["b", "a"]
+        assert order("stable", (), candidates) == ["a", "b"]
+
+    def test_survivors_keep_their_ranks_whatever_their_index(self) -> None:
+        assert order("index", ["c", "b"], indexed(a=1, b=0, c=2)) == ["c", "b", "a"]
+
+    def test_newcomers_take_gaps_in_the_order_of_their_indexes(self) -> None:
+        previous = ["a", "b", "c", "d"]
+        found = order("index", previous, indexed(x=3, b=1, y=0, d=7, z=2))
+        assert found == ["y", "b", "z", "d", "x"]
+
+    def test_nodes_without_an_index_come_last_in_natural_order(self) -> None:
+        assert order("index", (), indexed(n10=None, n9=None, z=5)) == ["z", "n9", "n10"]
+
+    def test_natural_order_decides_between_equal_indexes(self) -> None:
+        assert order("index", (), indexed(n10=4, n9=4, a=4)) == ["a", "n9", "n10"]
+
+    @given(regroupings())
+    def test_it_moves_no_survivor_that_stable_keeps(
+        self, regrouping: tuple[list[str], list[Candidate]]
+    ) -> None:
+        previous, candidates = regrouping
+        stable, index = (order(policy, previous, candidates) for policy in ("stable", "index"))
+        survivors = set(previous)
+        assert [name if name in survivors else None for name in index] == [
+            name if name in survivors else None for name in stable
+        ]
+
+    @given(st.permutations(range(9)))
+    def test_with_an_index_each_the_first_rounds_ranks_are_the_indexes(
+        self, indexes: list[int]
+    ) -> None:
+        candidates = [Candidate(f"n{9 - each}", "host", 1, each) for each in indexes]
+        assert order("index", (), candidates) == [f"n{9 - each}" for each in range(9)]
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 class TestEveryPolicy:
     @given(regrouping=regroupings())
@@ -133,7 +181,7 @@ class TestEveryPolicy:
 
 
 def test_an_unknown_policy_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'best'; known are stable, natural"):
+    with pytest.raises(ValueError, match="'best'; known are stable, index, natural"):
         order("best", (), nodes("a"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
@@ -103,6 +105,17 @@ def test_members_that_attach_again_keep_their_round() -> None:
     assert successor.membership.phase is Phase.ACTIVE
     assert not successor.broken()
     assert successor.membership.term == 2
+
+
+def test_a_member_that_attaches_again_says_its_index_again() -> None:
+    """The member table of a round does not have it."""
+    successor = Successor()
+    node = msgspec.structs.replace(info("a"), index=2)
+    successor.step(on.NodeAttached(node, SETTINGS, 1))
+    a, b = map(successor.membership.roster.get, "ab")
+    assert a is not None
+    assert b is not None
+    assert (a.info.index, b.info.index) == (2, None)
 
 
 def test_a_missing_member_breaks_the_round_after_the_attach_grace() -> None:

@@ -202,6 +202,18 @@ def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     assert older == msgspec.structs.replace(attach, ended=None)
 
 
+def test_a_node_of_a_release_without_indexes_is_understood_and_understands():
+    attach = wire.Attach(STAMP, 1, "run", msgspec.structs.replace(INFO, index=7), RUN)
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    (node,) = [each for each in fields if isinstance(each, list) and INFO.host in each]
+    assert node.pop() == 7
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields))
+    assert older == msgspec.structs.replace(attach, node=INFO)
+    # An older release ignores what it does not know, as this one does.
+    node += [7, "of a later release"]
+    assert wire.decode_from_node(msgspec.msgpack.encode(fields)) == attach
+
+
 def test_supported_versions_are_accepted():
     assert wire.VERSION - 1 <= wire.VERSION_MIN <= wire.VERSION
     for version in range(wire.VERSION_MIN, wire.VERSION + 1):
@@ -401,6 +413,8 @@ def refused(message: wire.Message) -> bool:
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", labels={"k": "v" * 4_001}), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=60.1), RUN),
         wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", stop_s=-1.0), RUN),
+        wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", index=-1), RUN),
+        wire.Attach(STAMP, 1, "run", NodeInfo("n", 1, "h", index=2**40), RUN),
         wire.Attach(STAMP, 1, "run", INFO, RUN, resume_secret=b"s" * 65),
         wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("", 1)),
         wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("a/b", 1)),

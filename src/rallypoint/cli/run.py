@@ -109,7 +109,8 @@ def run(
         str | None, _text("--expected-nodes", "N", "How many nodes were started, if known.")
     ] = None,
     rank_policy: Annotated[
-        str | None, _text("--rank-policy", "NAME", "How ranks are assigned: stable or natural.")
+        str | None,
+        _text("--rank-policy", "NAME", "How ranks are assigned: stable, index or natural."),
     ] = None,
     label: Annotated[
         list[str] | None, _text("--label", "NAME=TEXT", "A label of this node; repeatable.")

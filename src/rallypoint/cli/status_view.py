@@ -146,8 +146,12 @@ def _members(run: Status) -> list[RenderableType]:
         return [cell("no members")]
     parts: list[RenderableType] = [cell("")]
     if members:
-        headings = ("node", "ranks", "member", "state", "link", "host")
-        parts.append(table(headings, [_member_row(each) for each in _by_rank(members)]))
+        headings = ["node", "ranks", "member", "state", "link", "host"]
+        has_index = any(each.get("index") is not None for each in members)
+        if has_index:
+            headings.append("index")
+        rows = [_member_row(each, has_index) for each in _by_rank(members)]
+        parts.append(table(headings, rows))
     if total > len(members):
         parts.append(cell(f"and {total - len(members)} more (--members {total} shows all)"))
     return parts
@@ -163,11 +167,11 @@ def _by_rank(members: list[Status]) -> list[Status]:
     return sorted(members, key=place)
 
 
-def _member_row(member: Status) -> tuple[Text, ...]:
+def _member_row(member: Status, has_index: bool) -> tuple[Text, ...]:
     link = str(member.get("link") or "")
     is_troubled = link not in ("connected", "")
     since = f" for {seconds(member.get('troubled_s'))}" if is_troubled else ""
-    rank = member.get("node_rank")
+    rank, index = member.get("node_rank"), member.get("index")
     return (
         cell("-" if rank is None else rank),
         cell(spans(member.get("ranks") or []) or "-"),
@@ -175,6 +179,7 @@ def _member_row(member: Status) -> tuple[Text, ...]:
         cell(member.get("state") or ""),
         cell(link + since, "red" if is_troubled else ""),
         cell(member.get("host", "")),
+        *((cell("" if index is None else index),) if has_index else ()),
     )
 
 

@@ -119,6 +119,7 @@ def node_info(settings: NodeSettings, workers: int) -> NodeInfo:
         workers,
         dict(settings.labels),
         settings.stop_s,
+        settings.node_index,
     )
 
 

@@ -30,6 +30,7 @@ class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 NODE_OPTIONS = (
     "node_name",
+    "node_index",
     "local_addr",
     "port_range",
     "token_file",

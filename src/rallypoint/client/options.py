@@ -13,6 +13,7 @@ class JoinOptions(TypedDict, total=False):
 
     # this node's own
     node_name: str | None
+    node_index: int | str | None
     local_addr: str | None
     port_range: str | None
     token_file: str | None

@@ -79,9 +79,10 @@ class OwnerStatus(_Shown, frozen=True, kw_only=True):
 
 
 class MemberStatus(_Shown, frozen=True, kw_only=True):
-    """A member. `state`, `link` and `troubled_s` are only known from its coordinator."""
+    """A member. `state`, `link`, `troubled_s` and `index` are only known from its coordinator."""
 
     name: str
+    index: int | None
     host: str
     addresses: list[str]
     labels: dict[str, str]
@@ -267,6 +268,7 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
     state = "standby" if run.membership.is_standby(member) else member.state.value
     return MemberStatus(
         name=member.name,
+        index=member.info.index,
         host=member.info.host,
         addresses=list(member.info.addresses),
         labels=member.info.labels,
@@ -380,6 +382,7 @@ def _kept_members(
     return [
         MemberStatus(
             name=row.name,
+            index=None,
             host=row.host,
             addresses=list(row.addresses),
             labels=row.labels,

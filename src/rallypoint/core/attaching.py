@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import member_changes, reasons, rounds
@@ -69,6 +71,9 @@ def attach_suspended(run: MembershipState, event: on.NodeAttached) -> None:
 
 def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None:
     member.connection_id = event.connection_id
+    if member.info.index != event.node.index:
+        # The member table of a round, from which a successor knows it, has no indexes.
+        member.info = msgspec.structs.replace(member.info, index=event.node.index)
     # R8: it has come back within its grace.
     run._suspicion.heard(member)
     run._probe.answered(member.name)

@@ -36,7 +36,7 @@ def record_of(
     `previous` is the round before, on which stable ranks depend; None for the first.
     """
     by_name = {member.name: member for member in chosen}
-    candidates = [ranks.Candidate(m.name, m.info.host, m.workers) for m in chosen]
+    candidates = [ranks.Candidate(m.name, m.info.host, m.workers, m.info.index) for m in chosen]
     before = [row.name for row in previous.members] if previous is not None else []
     order = ranks.order(rank_policy, before, candidates)
     members = tuple(by_name[name].row() for name in order)

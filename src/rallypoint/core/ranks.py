@@ -1,8 +1,8 @@
 """Which node gets which rank: pure functions of the last round and the members of the next.
 
-`POLICIES` has the rank policies by name. A policy sees names, hosts and numbers of workers. It must
-not see a clock, an address or a phase, so that every coordinator computes the same ranks from the
-same members (R2). `seats_of` gives the worker ranks of a round that is formed.
+`POLICIES` has the rank policies by name. A policy sees names, hosts, indexes and numbers of
+workers. It must not see a clock, an address or a phase, so that every coordinator computes the same
+ranks from the same members (R2). `seats_of` gives the worker ranks of a round that is formed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from rallypoint.core.values import FrozenStruct, RoundRecord, Seat
 
 
 class Candidate(FrozenStruct, frozen=True):
-    """A node that will be in the next round: its unique name, its host, its number of workers."""
+    """A node that will be in the next round: its unique name, its host, its number of workers.
+
+    `index`: its place among the nodes that a scheduler started; None without a scheduler.
+    """
 
     name: str
     host: str
     workers: int
+    index: int | None = None
 
 
 Policy: TypeAlias = Callable[[Sequence[str], Sequence[Candidate]], list[str]]
@@ -30,7 +34,7 @@ def order(policy: str, previous: Sequence[str], candidates: Sequence[Candidate])
     """Return the candidates' names in node-rank order: the node at index i has node rank i.
 
     `previous` holds the names of the last round in its node-rank order, and is empty before the
-    first. `candidates` come in order of arrival; neither `stable` nor `natural` depends on it.
+    first. `candidates` come in order of arrival; no policy depends on it.
     Every candidate gets exactly one rank (R3). O(n log n).
 
     Raises ValueError for an unknown policy, and for a name that occurs twice.
@@ -83,6 +87,32 @@ def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> li
     more have to move: they take the lowest gaps, in the order of their old ranks. Newcomers take
     the remaining gaps, in natural order.
     """
+    return _kept(previous, candidates, natural_order)
+
+
+def index_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> list[str]:
+    """As `stable`, but newcomers take the gaps in the order of their indexes.
+
+    So the first round has the order of the scheduler. Newcomers without an index come last, in
+    natural order, and so do those of one index among themselves.
+    """
+    return _kept(previous, candidates, _by_index)
+
+
+def _by_index(candidates: Iterable[Candidate]) -> list[str]:
+    def place(candidate: Candidate) -> tuple[bool, int]:
+        return candidate.index is None, candidate.index or 0
+
+    # R2: a total order: natural order decides between equal indexes, and sorting is stable.
+    natural = sorted(candidates, key=_natural_place)
+    return [candidate.name for candidate in sorted(natural, key=place)]
+
+
+def _kept(
+    previous: Sequence[str],
+    candidates: Sequence[Candidate],
+    in_order: Callable[[Iterable[Candidate]], list[str]],
+) -> list[str]:
     remaining = {candidate.name: candidate for candidate in candidates}
     survivors = [remaining.pop(name, None) for name in previous]
     count = len(candidates)
@@ -90,13 +120,14 @@ def stable_order(previous: Sequence[str], candidates: Sequence[Candidate]) -> li
     kept = survivors[:count] + [None] * (count - len(survivors))
     # R3: survivors beyond the end move into gaps.
     moved = [survivor.name for survivor in survivors[count:] if survivor is not None]
-    fillers = iter(moved + natural_order(remaining.values()))
+    fillers = iter(moved + in_order(remaining.values()))
     # R3: each gap is filled once.
     return [survivor.name if survivor is not None else next(fillers) for survivor in kept]
 
 
 POLICIES: Final[dict[str, Policy]] = {
     "stable": stable_order,
+    "index": index_order,
     "natural": lambda previous, candidates: natural_order(candidates),
 }
 

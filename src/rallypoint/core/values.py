@@ -34,6 +34,8 @@ TEXT_LENGTH_MAX: Final = 4_000
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
 """A text from outside: a reason or an error message."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
+NODE_INDEX_MAX: Final = 999_999_999
+NodeIndex = Annotated[int, msgspec.Meta(ge=0, le=NODE_INDEX_MAX)]
 """How many workers a node has."""
 ProcessName = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z_-]{1,64}\\Z")]
 """The name of a coordinator process. It is a part of the name of its lease's register."""
@@ -148,7 +150,8 @@ class Address(FrozenStruct, frozen=True):
 class NodeInfo(FrozenStruct, frozen=True):
     """What a node sends about itself when it attaches.
 
-    `stop_s`: the longest time from the end of its round until its workers have stopped.
+    `stop_s`: the longest time from the end of its round until its workers have stopped. `index`:
+    its place among the nodes that a scheduler started, for the rank policy `index`.
     """
 
     name: Name
@@ -158,6 +161,7 @@ class NodeInfo(FrozenStruct, frozen=True):
     workers: Count = 1
     labels: Annotated[dict[Name, LabelText], msgspec.Meta(max_length=64)] = {}
     stop_s: StopTime = 5.0
+    index: NodeIndex | None = None
 
     @property
     def id(self) -> NodeId:

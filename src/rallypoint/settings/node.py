@@ -49,6 +49,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint = Endpoint(EndpointKind.LOCAL)
     run_id: str
     node_name: str | None = None
+    node_index: int | None = None
     local_addr: str | None = None
     port_range: PortRange | None = None
     token: str = ""
@@ -81,8 +82,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
                 check_duration_s(name, getattr(self, name))
         check_lease_ttl_s(self.lease_ttl_s)
         check_stop_s(self.stop_s)
-        for name in ("candidates", "share_lines"):
-            read(BY_NAME[name], str(getattr(self, name)), name)
+        for name in ("candidates", "share_lines", "node_index"):
+            if getattr(self, name) is not None:
+                read(BY_NAME[name], str(getattr(self, name)), name)
         _check_labels(self.labels)
 
     def __repr__(self) -> str:

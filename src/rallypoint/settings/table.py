@@ -25,6 +25,7 @@ from rallypoint.settings.values import (
     parse_memory,
     parse_name,
     parse_nnodes,
+    parse_node_index,
     parse_orphan,
     parse_password,
     parse_path,
@@ -92,6 +93,12 @@ SETTINGS: Final = (
     _setting("nproc_per_node", parse_workers, 1, "workers on this node: N, auto, gpu or cpu"),
     _setting(
         "node_name", parse_name, None, "this node's name; made from host and process if unset"
+    ),
+    _setting(
+        "node_index",
+        parse_node_index,
+        None,
+        "this node's place among those that were started, from 0 on; for the rank policy index",
     ),
     _setting("local_addr", parse_address, None, "the address at which other nodes reach this one"),
     _setting(

@@ -104,6 +104,11 @@ def whole(text: str, what: str = "a whole number") -> int:
     return int(text)
 
 
+def parse_node_index(text: str) -> int:
+    """The place of a node among those that were started: 0 is the first. Raises ValueError."""
+    return whole(text, "a number from 0 on")
+
+
 def parse_restarts(text: str) -> int | None:
     return None if text == "any" else whole(text, "a number of restarts, or any")
 
