@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,8 @@ import pytest
 from rallypoint.simulation import machine
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.situations import situated
 
 SEEDS = 150
 """In one of the first so many seeds that have the kind, it has its effect."""
@@ -93,3 +96,36 @@ def test_names_that_nodes_make_are_the_same_in_each_play() -> None:
         for _ in range(2)
     )
     assert first == second
+
+
+class Changes(Oracle):
+    """How often the registers of each kind were written, and removed."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.of: Counter[tuple[str, bool]] = Counter()
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        self.of[name.partition("/")[0], value is None] += 1
+
+
+@pytest.mark.verify
+def test_hours_pass_and_what_is_kept_for_them_is_removed() -> None:
+    """A mistake is kept for ten minutes, and a closed run and a lease for an hour."""
+    removed: Counter[tuple[str, bool]] = Counter()
+    plain = Plan(nodes=3, min_nodes=2)
+    seeds = (seed for seed in itertools.count() if situated(seed, plain).situation == "hours")
+    wanted = {("mistake", True), ("runs", True), ("coordinators", True)}
+    for seed in itertools.islice(seeds, 30):
+        job = Job(seed)
+        if job.plan.situation != "hours":
+            continue  # It is about its stores.
+        changes = Changes(job.scene)
+        job.scene.oracles.append(changes)
+        assert job.run().problems == []
+        assert job.world.now_s > 3_600
+        removed.update(changes.of)
+        if wanted <= set(removed):
+            return
+    raise AssertionError(f"in none of them was all of it removed: {removed}")

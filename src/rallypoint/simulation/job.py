@@ -22,7 +22,7 @@ from rallypoint.simulation import lasting, situation_faults
 from rallypoint.simulation.agent_faults import AGENT_FAULTS
 from rallypoint.simulation.agents import agent_program
 from rallypoint.simulation.faults import ALL_FAULTS, FAULTS, STORE_FAULTS, long_s, some_s
-from rallypoint.simulation.knobs import turned
+from rallypoint.simulation.knobs import tick, turned
 from rallypoint.simulation.ledgers import LEDGERS
 from rallypoint.simulation.logs import listening
 from rallypoint.simulation.machine import SimulatedFront
@@ -193,7 +193,8 @@ class Job:
         """End all faults, and start all nodes that do not run."""
         scene = self.scene
         scene.is_chaotic, scene.peace_s = False, self.world.now_s
-        scene.network.idle_s = 0.0
+        scene.network.idle_s, scene.is_quiet = 0.0, False
+        tick(is_quiet=False)
         scene.say("world", "PEACE")
         undos, self._undo = list(self._undo.values()), {}
         for undo in undos:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.coordinator import garbage_collector, log_reader, store_log
+from rallypoint.coordinator import garbage_collector, log_reader, run_ownership, store_log
 from rallypoint.coordinator.garbage_collector import Keeping
 from rallypoint.core import tables
 from rallypoint.core.store import store
@@ -51,11 +51,21 @@ RARE_KNOBS: Final[tuple[tuple[Any, str, tuple[Any, ...]], ...]] = (
 )
 """Others, which draw with a chance of their own."""
 
+_TICK: Final = (run_ownership, "LONGEST_TICK_S")
+_QUIET_TICK_S: Final = 1.0
+_TICK_S: Final = run_ownership.LONGEST_TICK_S
+
+
+def tick(*, is_quiet: bool) -> None:
+    """Let owners look at their leases rarely while nothing happens for hours. `turned` ends it."""
+    setattr(*_TICK, _QUIET_TICK_S if is_quiet else _TICK_S)
+
 
 @contextmanager
 def turned(seed: int | None) -> Iterator[None]:
     """While this is open, each knob has a value that the seed draws, mostly its own. None: all."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in (*KNOBS, *RARE_KNOBS)]
+    names = [*((module, name) for module, name, _ in (*KNOBS, *RARE_KNOBS)), _TICK]
+    before = [(module, name, getattr(module, name)) for module, name in names]
     rare = random.Random(f"{seed}/rare knobs")
     draw = random.Random(f"{seed}/knobs")
     try:

@@ -123,6 +123,10 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     mass_grace_s: float = 20.0
     closed_run_keep_s: float = 20.0
     """How long a replica keeps a closed run."""
+    empty_run_keep_s: float = 30.0
+    """How long a replica keeps a run without nodes."""
+    silence_s: float | None = None
+    """For how long a node hears nothing until it drops its coordinator; None: its own default."""
     late_s: float = 0.0
     """How late, at most, some nodes start. 0: all start at once."""
     has_unlike: bool = False

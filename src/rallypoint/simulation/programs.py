@@ -45,6 +45,9 @@ IMPATIENT: Final = 0.3
 LOST_AFTER_S: Final = 60.0
 """A node without workers gives up after so many seconds without a coordinator."""
 
+QUIET_S: Final = 5.0
+"""How often workers that call nothing look whether their round has ended."""
+
 
 async def _native(scene: Scene, here: StartedNode) -> None:
     """The native API's node: takes rounds, calls the round's store, leaves or finishes."""
@@ -93,6 +96,8 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
     """The settings of a node. In some plans each node has its own."""
     plan, draw = scene.plan, here.process.random
     mixed: dict[str, Any] = {"coordinator_silence_s": 2.0} if plan.is_store else {}
+    if plan.silence_s is not None:
+        mixed["coordinator_silence_s"] = plan.silence_s
     if plan.is_mixed:
         mixed = {
             "lease_ttl_s": draw.choice((1.0, 2.0, 5.0, 10.0)),
@@ -222,6 +227,9 @@ async def _make_calls(scene: Scene, here: StartedNode, node: Node, token: Token)
     if draw.random() < 0.2:
         await _look_at_members(scene, here, node, token)
     while node.change is None and node.closed is None and node.gone is None:
+        if scene.is_quiet:
+            await asyncio.sleep(QUIET_S)
+            continue
         await asyncio.sleep(draw.expovariate(scene.plan.calls_per_s))
         ends = not scene.is_chaotic and scene.plan.ends and draw.random() < 0.1
         if ends or here.should_finish:
@@ -251,7 +259,7 @@ async def serve(scene: Scene, here: StartedNode) -> None:
             lease_ttl_s=scene.plan.lease_ttl_s,
             yield_after_s=60.0,
             closed_run_keep_s=scene.plan.closed_run_keep_s,
-            empty_run_keep_s=30.0,
+            empty_run_keep_s=scene.plan.empty_run_keep_s,
         )
         try:
             front = await network.here().serve(config, ledger=ledger, advertised=here.host)

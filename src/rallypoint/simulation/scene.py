@@ -40,6 +40,8 @@ Token = tuple[int, int]
 """(term, number) of a round."""
 LOOKS_S: Final = 0.5
 """How often the oracles look at the scene."""
+QUIET_LOOKS_S: Final = 10.0
+"""The same while nothing happens for hours."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -296,6 +298,8 @@ class Scene:
         """What has happened, in order."""
         self.is_chaotic = True
         """Whether faults may still come. Programs finish only after that."""
+        self.is_quiet = False
+        """Whether the workers call nothing, for hours."""
         self.settled_s: float | None = None
         """Since when all nodes have been in one round, in peace."""
         self.peace_s = 0.0
@@ -310,7 +314,7 @@ class Scene:
     def look(self) -> None:
         """Let the oracles look at the scene, now and from now on."""
         self.tell(Oracle.looked)
-        self.world.after(LOOKS_S, self.look)
+        self.world.after(QUIET_LOOKS_S if self.is_quiet else LOOKS_S, self.look)
 
     def say(self, who: str, what: str) -> None:
         """Note an event."""

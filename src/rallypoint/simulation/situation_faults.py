@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from rallypoint.simulation.etcd import Trouble
+from rallypoint.simulation.knobs import tick
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
@@ -207,6 +208,18 @@ def _close_now(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
     OPERATIONS["close"](scene, victim, Surely(draw.getrandbits(32)))
 
 
+def _quiet(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """From now on the workers call nothing."""
+    scene.is_quiet = True
+    tick(is_quiet=True)
+
+
+def _busy(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """They do again."""
+    scene.is_quiet = False
+    tick(is_quiet=False)
+
+
 def _on_ledger(trouble: Callable[[random.Random], Trouble], *, is_way: bool) -> Fault:
     """A fault of all members of etcd, or of the coordinator's way to each."""
 
@@ -268,6 +281,8 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "twin of frozen": _twin_of_frozen,
     "hang": _hang,
     "close now": _close_now,
+    "quiet": _quiet,
+    "busy": _busy,
     "slow ledger": _on_ledger(
         lambda draw: Trouble(delay_s=(0.05, draw.choice((0.5, 1.5, 3.0)))), is_way=False
     ),

@@ -26,9 +26,15 @@ ADDED_SHARE: Final = 0.05
 LATER_SHARE: Final = 0.03
 """In which part of the seeds without another one there is one of those in `LATER_SITUATIONS`."""
 
+HOURS_SHARE: Final = 0.005
+"""In which part of all seeds a job lives for hours."""
+
 
 def situated(seed: int, plan: Plan) -> Plan:
     """The plan of this seed: changed, if it is about a situation."""
+    hours = random.Random(f"{seed}/hours")
+    if hours.random() < HOURS_SHARE:
+        return _hours(_plain("hours", plan), hours).sound()
     draw = random.Random(f"{seed}/more situations")
     if draw.random() < ADDED_SHARE and plan.lasting != ISOLATED:
         name = draw.choice(tuple(ADDED))
@@ -461,6 +467,54 @@ def _two_owners(plan: Plan, draw: random.Random) -> Plan:
             _faults(draw, ("refuse one", "refuse owner"), 1, 2.0, at_s=4.0),
             _faults(draw, ("cut", "flicker"), 1, 2.0, at_s=8.0),
         ),
+    )
+
+
+def _hours(plan: Plan, draw: random.Random) -> Plan:
+    """Hours pass in which nothing happens: what was written before them is old then.
+
+    The limits that only hours reach have their own values: the ten minutes of a mistake, the hour
+    for which a closed run and a lease are kept, and the pauses of who looks at them.
+    """
+    faults: list[PlannedFault] = []
+    at_s = 6.0
+    has_closed = draw.random() < 0.4
+    for gap in range(draw.choice((1, 1, 1, 2, 3))):
+        before = ("refuse owner", "refuse owner", "kill owner", "lose owner", "fail", "leave owner")
+        kinds = ["close now"] if has_closed and not gap else [draw.choice(before)]
+        lasts_s = 3_600.0 * (1.0 + draw.random() ** 2 * (2.0 if not gap else 0.1))
+        # Who stops is found lost, and the next owner owns, before it is quiet; or while it is.
+        kinds += ["quiet", "busy"]
+        pauses_s = [draw.uniform(5.0, 15.0), draw.choice((1.0, 30.0, 150.0)), lasts_s]
+        kinds += ["start_all"] if draw.random() < 0.7 else []
+        kinds += draw.choices(("refuse owner", "kill owner", "fail", "kill another"), k=2)
+        pauses_s += [draw.uniform(1.0, 40.0) for _ in range(3)]
+        for kind, pause_s in zip(kinds, pauses_s, strict=False):
+            at_s += pause_s
+            faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32)))
+    # Somebody is there who removes a run that was closed: a replica, or the owner of another run.
+    nodes, runs = draw.choice(((2, 1), (3, 1), (4, 2))) if has_closed else (draw.choice((2, 3)), 1)
+    is_served = draw.random() < 0.4 or (has_closed and runs == 1)
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        runs=runs,
+        min_nodes=1,
+        max_nodes=0,
+        replicas=1 if is_served else 0,
+        hosts=draw.choice(("auto", "no")) if is_served else "auto",
+        lease_ttl_s=draw.choice((30.0, 40.0)),
+        last_call_s=1.0,
+        suspect_after_s=30.0,
+        lost_after_s=45.0,
+        silence_s=45.0,
+        closed_run_keep_s=3_600.0,
+        empty_run_keep_s=600.0,
+        wild_clocks=False,
+        calls_per_s=0.5,
+        knobs=None,
+        lasting="",
+        faults=tuple(faults),
     )
 
 
