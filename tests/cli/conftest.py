@@ -23,6 +23,7 @@ from tests import ports
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMAND = (sys.executable, "-m", "rallypoint.cli")
+NOT_PLAIN = ("RALLYPOINT_", "CUDA_", "FORCE_COLOR", "SLURM", "OMPI_", "PMI", "PET_", "JOB_COMPL")
 PLAIN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 
@@ -36,7 +37,7 @@ def plain_environment(
 
 def make_plain(patch: pytest.MonkeyPatch, folders: pytest.TempPathFactory) -> None:
     for name in list(os.environ):
-        if name.startswith(("RALLYPOINT_", "CUDA_", "FORCE_COLOR")):
+        if name.startswith(NOT_PLAIN):
             patch.delenv(name)
     patch.setenv("HOME", str(folders.mktemp("home")))  # without a token
     for name, text in PLAIN.items():

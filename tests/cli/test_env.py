@@ -10,6 +10,7 @@ import pytest
 
 from rallypoint.memory import MemoryLimit
 from rallypoint.settings import SETTINGS
+from tests.environments.recorded import pod, slurm_task
 
 from .conftest import Cli
 
@@ -68,3 +69,38 @@ def test_an_unreadable_setting_is_shown_with_the_rest(
     assert len(done.out.splitlines()) == 1 + len(SETTINGS)
     assert "RALLYPOINT_NNODES must be MIN:MAX with MIN not above MAX" in done.err
     assert "cannot read token file '/nonexistent'" in done.err
+
+
+def start_as(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+
+
+def test_what_the_launcher_says_has_its_variables(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switches = {"SLURM_TOPOLOGY_ADDR": "s0.n2", "SLURM_TOPOLOGY_ADDR_PATTERN": "switch.node"}
+    start_as(slurm_task(1) | switches, monkeypatch)
+    monkeypatch.setenv("RALLYPOINT_NODE_NAME", "mine")
+    rows = {each["name"]: each for each in json.loads(cli("env", "--json").out)}
+    shown = {name: (rows[name]["value"], rows[name]["source"]) for name in ("nnodes", "node_name")}
+    assert shown == {
+        "nnodes": ("4", "launcher Slurm: SLURM_STEP_NUM_TASKS"),
+        "node_name": ("mine", "environment RALLYPOINT_NODE_NAME"),
+    }
+    assert rows["run_id"]["value"] == "slurm-2.0"
+    assert rows["label topology"]["value"] == "s0"
+
+
+def test_what_the_launcher_does_not_say_is_an_error(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_as(pod(1), monkeypatch)
+    done = cli("env")
+    assert done.code == 2
+    assert "does not tell a pod how many pods there are" in done.err
+    assert "RALLYPOINT_NNODES" in done.err
+    monkeypatch.setenv("RALLYPOINT_LAST_CALL", "soon")
+    done = cli("env")
+    assert "RALLYPOINT_LAST_CALL must be a duration" in done.err
+    assert "correct the variables named" in done.err

@@ -39,7 +39,7 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every setting, its value here and the origin of the value. Never shows a secret."""
-    rows = [_row(each) for each in settings.SETTINGS]
+    rows = [*map(_row, settings.SETTINGS), *_labels()]
     if as_json:
         output.print_json([msgspec.to_builtins(each) for each in rows])
     else:
@@ -74,6 +74,13 @@ def _row(setting: Setting) -> Row:
         # The default depends on this machine: the limit that `serve` would use here.
         shown = size_text(default_budget(is_embedded=False).bytes)
     return Row(setting.name, setting.variable, shown, resolved.source, setting.help)
+
+
+def _labels() -> list[Row]:
+    """The labels that the launcher gives to this node."""
+    found = settings.launched().labels
+    about = "a label of this node: --label replaces it"
+    return [Row(f"label {name}", "", each.text, each.source, about) for name, each in found.items()]
 
 
 def _token() -> Resolved:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from rallypoint.endpoints import DEFAULT_PORT, is_ip
 from rallypoint.environments.found import (
     BadVariablesError,
@@ -54,14 +56,13 @@ def overlaid(environ: Environ, below: Found) -> Found:
         below = below.without(["expected_nodes"])
     values = {**below.values, **found.values}
     problems = {**below.problems, **found.problems}
-    return Found(
+    return msgspec.structs.replace(
+        below,
         launcher=f"{NAME}, {below.launcher}" if below.launcher else NAME,
         values=values,
         problems={name: each for name, each in problems.items() if name not in values},
-        labels=below.labels,
         warnings=(*found.warnings, *below.warnings),
         nodes=0 if "nnodes" in found.values else below.nodes,
-        crowded=below.crowded,
         is_id_of_endpoint=found.is_id_of_endpoint,
     )
 
