@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ from rallypoint.core.values import CloseRecord, Failure, FailureKind, Outcome
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine, Phase
+from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.agent_stop_oracles import STOP_ORACLES
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.workers import GUARDED_S, HowItEnds, SimulatedWorker
@@ -238,6 +240,13 @@ class RestartsAreCounted(Oracle):
         super().__init__(scene)
         self._failed: dict[str, dict[Token, None]] = {}
         self._counts: dict[str, dict[int, int]] = {}
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle. A run that begins again after its removal has its whole budget again."""
+        if value is None and name.startswith(RUNS):
+            run_id = urllib.parse.unquote(name.removeprefix(RUNS))
+            self._failed.pop(run_id, None)
+            self._counts.pop(run_id, None)
 
     def worker_ended(self, here: StartedNode, worker: SimulatedWorker, how: HowItEnds) -> None:
         """See Oracle."""
