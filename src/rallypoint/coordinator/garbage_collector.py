@@ -69,7 +69,7 @@ def collector_for(
     keeping = Keeping(closed_run_s=config.closed_run_keep_s)
     own_run = config.only_run
     if own_run is None:
-        return GarbageCollector(ledger, keeping, own.__contains__, claim)
+        return GarbageCollector(ledger, keeping, own.__contains__, claim, look_s=LOOK_S)
     return GarbageCollector(
         ledger,
         keeping,

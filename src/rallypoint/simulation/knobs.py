@@ -34,6 +34,8 @@ KNOBS: Final[tuple[tuple[Any, str, tuple[Any, ...]], ...]] = (
     (garbage_collector, "ELECTED_SAMPLE", (1, 2)),
     (store, "REMEMBERED_READ_BYTES_MAX", (0,)),
     (etcd_ledger, "_PAGE", (1, 3)),
+    (garbage_collector, "Keeping", (partial(Keeping, lease_s=3.0, open_run_s=60.0),)),
+    (garbage_collector, "LOOK_S", (2.0,)),
 )
 """Where a constant is, its name, and small values for it."""
 

@@ -13,8 +13,10 @@ import msgspec
 
 from rallypoint.core.values import Failure, FailureKind
 from rallypoint.simulation.plan import ISOLATED
-from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
 
+DEAD: Final = "dead"
+"""It meets the coordinator, also if that is a replica."""
 Lasting = Callable[[Scene, StartedNode], Undo | None]
 
 
@@ -53,7 +55,11 @@ def begin(scene: Scene, kind: str) -> Rest | None:
         return None
     hosts = [front.process for front in scene.fronts if not front.has_ended and _owns(front)]
     hosting = [each for each in nodes if each.process in hosts]
-    victim = (hosting or nodes)[0]
+    replicas = [each for each in scene.living if not each.run_id]
+    owning = [each for each in replicas if each.process in hosts and kind == DEAD]
+    if len(replicas) < 2 and scene.plan.hosts == "no":
+        owning = []  # Nobody else may coordinate.
+    victim = (hosting or owning or nodes)[0]
     # Who is cut off from the ledger may not find another coordinator either.
     rest = [each for each in nodes if each is not victim]
     groups = [rest]
@@ -90,6 +96,7 @@ def _cut_from_ledger(scene: Scene, victim: StartedNode) -> Undo:
 
 
 def _dead(scene: Scene, victim: StartedNode) -> Undo:
+    scene.tell(Oracle.killed_in_peace, victim)
     victim.process.kill()
     return lambda: scene.start(victim.index)
 
@@ -113,14 +120,14 @@ def _isolated(scene: Scene, victim: StartedNode) -> Undo:
 
 LASTING: Final[dict[str, Lasting]] = {
     "cut from the ledger": _cut_from_ledger,
-    "dead": _dead,
+    DEAD: _dead,
     "lost": _lost,
     "frozen": _frozen,
     ISOLATED: _isolated,
 }
 BOUND_S: Final = {
     "cut from the ledger": 90.0,
-    "dead": 90.0,
+    DEAD: 90.0,
     "lost": 110.0,
     "frozen": 110.0,
     ISOLATED: 150.0,

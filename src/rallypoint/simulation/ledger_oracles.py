@@ -12,19 +12,22 @@ from typing import Final
 
 from rallypoint.checkers.election_checker import ElectionChecker
 from rallypoint.checkers.violations import InvariantViolation
-from rallypoint.coordinator import store_log
+from rallypoint.coordinator import garbage_collector, store_log
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.log_records import Record, decode_record
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.values import CloseRecord
-from rallypoint.ledger.keys import COORDINATORS, MISTAKE
+from rallypoint.ledger.keys import COORDINATORS, MISTAKE, RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
 SLOWEST: Final = 0.9
 """A process whose clock is fast sees a lease stand still for at least this part of its ttl."""
+SLACK: Final = 1.2
+MARGIN_S: Final = 2.0
+"""For clocks of other rates, and for requests that are under way."""
 ASKED_WITHIN_S: Final = 60.0
 """How old the sight may be on which a lease is revoked early: what is written may take long."""
 
@@ -304,3 +307,52 @@ class LedgerStaysSmall(Oracle):
         for run, count in logs.items():
             if count > self.LOGS_MAX and self.scene.settled_s is not None:
                 self.scene.broke("budget", f"{run} has {count} logs, of old rounds")
+
+
+class OldIsRemoved(Oracle):
+    """What is in the ledger for nobody is removed in time, while a replica serves: see `Keeping`.
+
+    It is the leases of processes that have ended, runs that are closed, and the record of a
+    mistake.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._there: dict[str, tuple[bytes, float]] = {}
+        """What each register holds, and since when."""
+        self._since_s: dict[SimulatedFront, float] = {}
+        """Since when a replica could sweep."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        self._there.pop(name, None)
+        if value is not None:
+            self._there[name] = value, self.scene.world.now_s
+
+    def looked(self) -> None:
+        """See Oracle."""
+        scene, now_s = self.scene, self.scene.world.now_s
+        before, self._since_s = self._since_s, {}
+        if scene.is_chaotic:
+            return
+        for front in scene.fronts:
+            process = front.process
+            is_able = process.is_alive and not process.is_frozen and not front.has_ended
+            if is_able and front.driver.coordinator.config.only_run is None:
+                self._since_s[front] = before.get(front, now_s)
+        began_s = max(min(self._since_s.values(), default=now_s), scene.peace_s)
+        for name, (value, written_s) in self._there.items():
+            since_s, kept_s = max(written_s, began_s), self._kept_s(name, value)
+            if now_s - since_s > SLACK * (kept_s + 2 * garbage_collector.LOOK_S) + MARGIN_S:
+                what = f"{name} has not changed since {written_s:.1f} s, and is still there"
+                scene.broke("leak", what)
+
+    def _kept_s(self, name: str, value: bytes) -> float:
+        keeping = garbage_collector.Keeping(closed_run_s=self.scene.plan.closed_run_keep_s)
+        if name == MISTAKE:
+            return keeping.mistake_s
+        if name.startswith(COORDINATORS):
+            return max(keeping.lease_s, e.decode_lease(value).ttl_s)
+        if name.startswith(RUNS) and e.decode_run(value).close is not None:
+            return keeping.closed_run_s
+        return math.inf

@@ -28,6 +28,7 @@ from rallypoint.simulation.ledger_oracles import (
     LedgerStaysSmall,
     LogsKeepRules,
     MistakesAreRecorded,
+    OldIsRemoved,
 )
 from rallypoint.simulation.node_oracles import (
     EndsAgree,
@@ -115,6 +116,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     LogsKeepRules,
     LedgerIsSpared,
     LedgerStaysSmall,
+    OldIsRemoved,
     MistakesAreRecorded,
     NodesNeverGoBack,
     OrphansStop,

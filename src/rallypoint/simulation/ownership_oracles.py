@@ -21,13 +21,15 @@ from rallypoint.core.values import (
     RoundMember,
     RoundRecord,
 )
-from rallypoint.ledger.keys import COORDINATORS, RUNS
+from rallypoint.ledger.keys import COORDINATORS, MISTAKE, RUNS
 from rallypoint.simulation.machine import SimulatedFront
-from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode
 
 ROUNDING_S: Final = 0.001
 WITHOUT_LEASE_S: Final = 10.0
 """How long a coordinator may be without a lease in peace, besides twice its ttl."""
+SUCCEEDED_WITHIN_S: Final = 2.0
+"""How long a run may be without a coordinator after the process of its own was killed."""
 _DONE: Final = MemberState.DONE
 
 
@@ -335,6 +337,52 @@ class LostLeasesAreReplaced(Oracle):
                     scene.broke("R7", f"{front.process.name} {what}")
 
 
+class DeadAreSucceeded(Oracle):
+    """A coordinator whose process was killed is succeeded at once, without waiting for its ttl.
+
+    Its host refuses connections to its port, so each node can see that it has ended. But after a
+    mistake, only the ttl decides, and a proxy answers for the dead.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._terms: dict[str, int] = {}
+        self._has_mistake = False
+        self._due: dict[str, tuple[str, int, float]] = {}
+        """By run: who was killed, in which term, and when the next term is due."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name == MISTAKE:
+            self._has_mistake = value is not None
+        elif name.startswith(RUNS) and value is not None:
+            head = e.decode_run(value)
+            self._terms[head.run_id] = head.term
+
+    def killed_in_peace(self, here: StartedNode) -> None:
+        """See Oracle."""
+        plan = self.scene.plan
+        if self._has_mistake or plan.has_proxy or plan.hosts == "no":
+            return
+        for front in self.scene.fronts:
+            if front.process is not here.process or front.has_ended:
+                continue
+            for run in front.driver.coordinator.runs.values():
+                if run.is_claimed and run.attached_count > 1:
+                    due_s = self.scene.world.now_s + SUCCEEDED_WITHIN_S
+                    self._due[run.run_id] = here.name, run.stamp.term, due_s
+
+    def looked(self) -> None:
+        """See Oracle."""
+        for run_id, (name, term, due_s) in list(self._due.items()):
+            if self._terms.get(run_id, term) > term:
+                del self._due[run_id]
+            elif self.scene.world.now_s > due_s:
+                del self._due[run_id]
+                what = f"{name} was killed, and {SUCCEEDED_WITHIN_S:g} s later nobody has its run"
+                self.scene.broke("R7", what)
+
+
 def _names(members: tuple[RoundMember, ...]) -> str:
     return " ".join(row.name for row in members)
 
@@ -348,4 +396,5 @@ OWNERSHIP_ORACLES: Final = (
     HostsAreGone,
     EndsAreAdopted,
     LostLeasesAreReplaced,
+    DeadAreSucceeded,
 )

@@ -252,6 +252,9 @@ class Oracle:
     def left(self, here: StartedNode) -> None:
         """A coordinator has answered a node's goodbye."""
 
+    def killed_in_peace(self, here: StartedNode) -> None:
+        """The process of a node was killed while all was well, and everybody else lives."""
+
     def looked(self) -> None:
         """LOOKS_S have passed: look at the scene between two events."""
 

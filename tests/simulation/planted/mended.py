@@ -43,6 +43,15 @@ def _late_done_ignored(original: Any, run: Any, member: Any, number: Any) -> boo
     return False
 
 
+# -- a coordinator that has ended ------------------------------------------------------------------
+
+
+@replaces("rallypoint.core.election.ownership:Claim._may_contest")
+def _waits_for_the_ttl(original: Any, self: Any, lease: Any, version: Any) -> bool:
+    """As before dead coordinators were succeeded at once."""
+    return False
+
+
 # -- a coordinator that was replaced alive ---------------------------------------------------------
 
 
@@ -56,6 +65,7 @@ def _mended(name: str, rule: str, *parts: Any) -> Bug:
 
 
 MENDED = (
+    _mended("waits-for-the-ttl", "R7", _waits_for_the_ttl),
     _mended("resigns-to-and-fro", "R7", _waits_no_longer, _resigns_to_anyone),
     _mended("keeps-a-run-of-one", "R7", _keeps_a_run_of_one),
     _mended("all-wait-after-resigning", "R7", _waits_for_nobody, _waits_no_longer),

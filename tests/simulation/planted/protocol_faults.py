@@ -307,10 +307,7 @@ PROTOCOL_FAULTS = (
         *(17, "no-supervisor", "R7", _no_supervisor),
         tests=("tests/coordinator/test_supervision.py",),
     ),
-    _fault(
-        *(17, "sweeps-nothing", "budget", _sweeps_nothing),
-        tests=("tests/coordinator/test_garbage_collector.py",),
-    ),
+    _fault(17, "sweeps-nothing", "leak", _sweeps_nothing),
     _fault(17, "reports-withheld", "R8", _withhold),
     _fault(17, "timeout-begins-again", "R10", _whole_timeout_again),
     _fault(18, "survivors-shut-out", "R7", _shut_out),
