@@ -271,6 +271,7 @@ def test_the_launcher_gives_what_is_not_given(script: str) -> None:
     assert config.node.endpoint.spare_ports == 15
     assert (config.node.run_id, config.node.node_name) == ("slurm-2.0", "n2")
     assert config.node.host_coordinator == "no"
+    assert (config.node.node_index, config.run.rank_policy) == (1, "index")
     assert _config(script, slurm_task(0)).node.host_coordinator == "yes"
 
 

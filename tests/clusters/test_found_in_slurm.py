@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from tests.clusters.hosts import need
 from tests.clusters.slurm import Slurm
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
@@ -67,35 +65,3 @@ def test_steps_and_shells_of_a_job_know_their_run(make_slurm: Make) -> None:
     refused = part(text, "two tasks a node, two workers")
     assert "SLURM_STEP_NUM_TASKS=4 on SLURM_STEP_NUM_NODES=2" in refused
     assert "worker 0" not in refused
-
-
-def test_mpirun_in_a_job_knows_its_run(make_slurm: Make) -> None:
-    need({"mpirun": "openmpi-bin"})
-    slurm = make_slurm(3)
-    worker = script(slurm, "worker.py", WORKER)
-    mpirun = f"{shutil.which('mpirun')} --allow-run-as-root -N 1"
-    job = slurm.submit(
-        "#!/bin/bash\n#SBATCH --nodes=3 --ntasks-per-node=1\n"
-        f"{mpirun} rallypoint run --log-dir {slurm.folder}/logs {worker} 2>&1\n"
-    )
-    text = job.ends("COMPLETED")
-    assert "round 1: 3 nodes, 3 workers" in text
-    said = "".join(
-        path.read_text() for path in (slurm.folder / "logs").rglob("*") if path.is_file()
-    )
-    for rank in range(3):
-        assert f"worker {rank} of 3" in said
-
-
-@pytest.mark.torch
-def test_torchrun_in_a_step_knows_its_run(make_slurm: Make) -> None:
-    pytest.importorskip("torch")
-    slurm = make_slurm(2)
-    worker = script(slurm, "worker.py", WORKER)
-    job = slurm.submit(
-        "#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=1\n"
-        f"srun torchrun --rdzv-backend=rallypoint {worker} 2>&1\n"
-    )
-    text = job.ends("COMPLETED")
-    for rank in range(2):
-        assert f"worker {rank} of 2" in text

@@ -55,6 +55,7 @@ def test_a_task_of_slurm_knows_its_run() -> None:
         "endpoint": "n1,10.77.0.1,n2,n3,n4",
         "node_name": "n2",
         "node_index": "1",
+        "rank_policy": "index",
         "host_coordinator": "no",
     }
     assert found.values["nnodes"].source == "launcher Slurm: SLURM_STEP_NUM_TASKS"
@@ -144,6 +145,7 @@ def test_a_process_of_open_mpi_knows_its_run() -> None:
         "endpoint": "ctl,10.77.0.100,[fd77::100],n1,n2,n3,n4",
         "node_name": "n3",
         "node_index": "2",
+        "rank_policy": "index",
         "host_coordinator": "no",
     }
     assert MPI_KEY not in str(found)
@@ -201,6 +203,7 @@ def test_a_pod_knows_its_index_and_the_first_pod() -> None:
     assert found.launcher == "Kubernetes"
     assert texts(found) == {
         "node_index": "2",
+        "rank_policy": "index",
         "host_coordinator": "no",
         "node_name": "train-2",
         "endpoint": "train-0.train.default.svc.cluster.local",
@@ -260,6 +263,7 @@ def test_torchruns_variables_are_options() -> None:
         "run_id": "job",
         "max_restarts": "3",
         "node_index": "1",
+        "rank_policy": "index",
     }
     assert found.values["nnodes"].source == "launcher torchrun: PET_NNODES"
 
@@ -309,6 +313,7 @@ def test_the_variables_of_a_process_group_are_enough() -> None:
         "endpoint": "pod-0:23456",
         "run_id": "torch-23456",
         "node_index": "1",
+        "rank_policy": "index",
         "host_coordinator": "no",
     }
     assert found.is_id_of_endpoint

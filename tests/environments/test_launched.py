@@ -70,22 +70,32 @@ def test_a_problem_is_raised_only_where_the_value_is_needed() -> None:
 @pytest.mark.parametrize(
     ("given", "has"),
     [
-        ({}, "endpoint run_id nnodes expected_nodes host_coordinator node_index node_name"),
-        ({"endpoint": "h"}, "run_id nnodes expected_nodes node_index node_name"),
-        ({"run_id": "r"}, "endpoint nnodes expected_nodes host_coordinator node_index node_name"),
-        ({"endpoint": "h", "run_id": "r"}, "nnodes node_index node_name"),
+        (
+            {},
+            "endpoint run_id nnodes expected_nodes host_coordinator rank_policy node_index "
+            "node_name",
+        ),
+        ({"endpoint": "h"}, "run_id nnodes expected_nodes rank_policy node_index node_name"),
+        (
+            {"run_id": "r"},
+            "endpoint nnodes expected_nodes host_coordinator rank_policy node_index node_name",
+        ),
+        ({"endpoint": "h", "run_id": "r"}, "nnodes rank_policy node_index node_name"),
         ({"max_nodes": 1}, "node_name"),
         ({"nnodes": "1"}, "node_name"),
         (
             {"min_nodes": 2, "max_nodes": 4},
-            "endpoint run_id expected_nodes host_coordinator node_index node_name",
+            "endpoint run_id expected_nodes host_coordinator rank_policy node_index node_name",
         ),
-        ({"nnodes": "x"}, "endpoint run_id expected_nodes host_coordinator node_index node_name"),
+        (
+            {"nnodes": "x"},
+            "endpoint run_id expected_nodes host_coordinator rank_policy node_index node_name",
+        ),
     ],
 )
 def test_what_the_user_says_replaces_what_belongs_to_it(given: dict[str, Any], has: str) -> None:
     found = settings.launched(slurm_task(1), **given)
-    assert set(found.values) - {"rank_policy"} == set(has.split())
+    assert set(found.values) == set(has.split())
     # Variables count as much as arguments.
     if not {"min_nodes", "max_nodes"} & set(given):
         variables = {f"RALLYPOINT_{name.upper()}": text for name, text in given.items()}

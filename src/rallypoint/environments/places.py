@@ -44,8 +44,9 @@ def _is_host(text: str) -> bool:
 
 
 def of_index(variables: Variables, index: int, name: str) -> dict[str, Value]:
-    """What a node's index decides: the first node hosts the coordinator."""
+    """What a node's index decides: its rank, and that the first node hosts the coordinator."""
     return {
         "node_index": variables.value(index, name),
+        "rank_policy": variables.value("index", name),
         "host_coordinator": variables.value("no" if index else "yes", name),
     }
