@@ -26,8 +26,8 @@ from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode
 
 ROUNDING_S: Final = 0.001
-WITHOUT_LEASE_S: Final = 10.0
-"""How long a coordinator may be without a lease in peace, besides twice its ttl."""
+WITHOUT_LEASE_S: Final = 12.0
+"""How long a coordinator may be without a lease in peace: it may have to wait for a last answer."""
 SUCCEEDED_WITHIN_S: Final = 2.0
 """How long a run may be without a coordinator after the process of its own was killed."""
 _DONE: Final = MemberState.DONE
@@ -309,7 +309,9 @@ class LostLeasesAreReplaced(Oracle):
         super().__init__(scene)
         self._serving: set[str] = set()
         self._since_s: dict[SimulatedFront, float] = {}
-        """Since when a coordinator has had no lease, while all is well."""
+        """Since when a coordinator has had no lease, in peace."""
+        self._was_well = False
+        """Whether the job had settled: after that a fault may last."""
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
@@ -323,17 +325,18 @@ class LostLeasesAreReplaced(Oracle):
         """See Oracle."""
         scene, now_s = self.scene, self.scene.world.now_s
         before, self._since_s = self._since_s, {}
-        if scene.is_chaotic:
+        is_well = scene.settled_s is not None
+        self._was_well |= is_well
+        if scene.is_chaotic or self._was_well > is_well:
             return
-        bound_s = 2 * scene.plan.lease_ttl_s + WITHOUT_LEASE_S
         for front in scene.fronts:
             is_running = front.process.is_alive and not front.process.is_frozen
             if front.has_ended or not is_running:
                 continue
             if front.driver.ownership.process not in self._serving:
                 since_s = self._since_s[front] = before.get(front, now_s)
-                if now_s - since_s > bound_s:
-                    what = f"has had no lease for {now_s - since_s:.1f} s, and all is well"
+                if now_s - since_s > WITHOUT_LEASE_S:
+                    what = f"has had no lease for {now_s - since_s:.1f} s of peace"
                     scene.broke("R7", f"{front.process.name} {what}")
 
 

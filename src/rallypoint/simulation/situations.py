@@ -369,7 +369,7 @@ def _late_appends(plan: Plan, draw: random.Random) -> Plan:
 def _cut_calls(plan: Plan, draw: random.Random) -> Plan:
     """Calls wait for long, and the connections of their nodes break meanwhile."""
     nodes = draw.choice((2, 3))
-    kinds = ("cut", "cut", "cut", "flicker")
+    kinds = ("offline", "offline", "offline", "cut", "flicker")
     return msgspec.structs.replace(
         plan,
         nodes=nodes,

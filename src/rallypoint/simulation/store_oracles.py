@@ -50,6 +50,8 @@ CALM_S: Final = 4.0
 ANSWERED_WITHIN_S: Final = 2.0
 SLOWEST_CLOCK: Final = 1.1
 """So much longer takes a second of the slowest clock."""
+HARMLESS_S: Final = 1.0
+"""The bound for the answer in a job whose faults are harmless to calls; its clocks are right."""
 
 
 class StoreIsOne(Oracle):
@@ -272,7 +274,8 @@ class AcknowledgedIsLogged(Oracle):
 class CallsEnd(Oracle):
     """A call ends with its round (R4), and, once all is well, within its time.
 
-    A worker that waits for a call must not outlive its round: its node waits for it.
+    A worker that waits for a call must not outlive its round: its node waits for it. A call of a
+    node that has lost its coordinator ends soon after the node has one again.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -281,6 +284,8 @@ class CallsEnd(Oracle):
         """By call: who made it, in which round, and when its time is over."""
         self._ended: dict[str, int] = {}
         """By node: at how many looks its round was over, one after the other."""
+        self._attached_s: dict[str, float] = {}
+        """By node: since when it has been attached."""
 
     def called(
         self,
@@ -291,7 +296,8 @@ class CallsEnd(Oracle):
         limit_s: float | None,
     ) -> None:
         """See Oracle."""
-        due_s = math.inf if limit_s is None else self.scene.world.now_s + SLOWEST_CLOCK * limit_s
+        slowest = 1.0 if self.scene.plan.has_long_calls else SLOWEST_CLOCK
+        due_s = math.inf if limit_s is None else self.scene.world.now_s + slowest * limit_s
         self._open[call] = here, token, operation, due_s
 
     def answered(self, here: StartedNode, token: Token, call: int, result: StoreResult) -> None:
@@ -305,6 +311,7 @@ class CallsEnd(Oracle):
     def looked(self) -> None:
         """See Oracle."""
         scene, now_s = self.scene, self.scene.world.now_s
+        bound_s = HARMLESS_S if scene.plan.has_long_calls else ANSWERED_WITHIN_S
         ended = {here.name: here for here, *_ in self._open.values() if _is_without_round(here)}
         self._ended = {name: self._ended.get(name, 0) + 1 for name in ended}
         for call, (here, token, operation, due_s) in list(self._open.items()):
@@ -314,8 +321,11 @@ class CallsEnd(Oracle):
             what = f"{here.name} waits for {operation} of round {token}"
             if self._ended.get(here.name, 0) > LOOKS:
                 scene.broke("R4", f"{what}, which is over")
-            calm_s = self._calm_s()
-            if calm_s < due_s < now_s - ANSWERED_WITHIN_S and here.is_working:
+            if here.node is None or not here.node.is_connected:
+                self._attached_s.pop(here.name, None)
+            calm_s, attached_s = self._calm_s(), self._attached_s.setdefault(here.name, now_s)
+            late_s = now_s - max(due_s, attached_s)
+            if calm_s < due_s and late_s > bound_s and here.is_working:
                 scene.broke("R10", f"{what}, and its time was over at {due_s:.1f} s")
 
     def _calm_s(self) -> float:
