@@ -445,7 +445,7 @@ def _namesakes(plan: Plan, draw: random.Random) -> Plan:
 def _two_owners(plan: Plan, draw: random.Random) -> Plan:
     """An owner is replaced alive, and its nodes go on reading and writing meanwhile."""
     nodes = draw.choice((2, 3))
-    return msgspec.structs.replace(
+    plan = msgspec.structs.replace(
         plan,
         nodes=nodes,
         min_nodes=nodes,
@@ -466,6 +466,20 @@ def _two_owners(plan: Plan, draw: random.Random) -> Plan:
         faults=_sorted(
             _faults(draw, ("refuse one", "refuse owner"), 1, 2.0, at_s=4.0),
             _faults(draw, ("cut", "flicker"), 1, 2.0, at_s=8.0),
+        ),
+    )
+    if draw.random() < 0.6:
+        return plan
+    # It has sent what it writes, and has no answer while the next one forms a round.
+    return msgspec.structs.replace(
+        plan,
+        replicas=2,
+        hosts="no",
+        faults=_sorted(
+            _faults(draw, ("no answers",), 1, 1.0, at_s=4.0),
+            _faults(draw, ("refuse owner",), 1, 1.0, at_s=4.5),
+            _faults(draw, ("fail",), 3, 0.5, ("RESTORED", ""), at_s=4.5),
+            _faults(draw, ("fail",), 1, 1.0, at_s=10.0),
         ),
     )
 
