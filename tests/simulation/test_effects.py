@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from rallypoint.simulation import machine
+from rallypoint.core.values import Change
+from rallypoint.simulation import faults, machine, racks
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
-from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode
 from rallypoint.simulation.situations import situated
 
 SEEDS = 150
@@ -26,13 +28,18 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
-def plays_until(has_effect: Callable[[Job], bool], is_of_kind: Callable[[Plan], bool]) -> bool:
+def plays_until(
+    has_effect: Callable[[Job], bool],
+    is_of_kind: Callable[[Plan], bool],
+    *oracles: Callable[[Scene], Oracle],
+) -> bool:
     """Play seeds whose plan has something, until it has its effect. No rule may be broken."""
     plays = 0
     for seed in range(DRAWN):
         job = Job(seed)
         if not is_of_kind(job.plan):
             continue
+        job.scene.oracles.extend(oracle(job.scene) for oracle in oracles)
         assert job.run().problems == []
         plays += 1
         if has_effect(job):
@@ -129,3 +136,40 @@ def test_hours_pass_and_what_is_kept_for_them_is_removed() -> None:
         if wanted <= set(removed):
             return
     raise AssertionError(f"in none of them was all of it removed: {removed}")
+
+
+def test_a_rack_takes_a_range_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[list[int | None]] = []
+
+    def noted(*about: Any) -> list[StartedNode]:
+        found = racks.neighbours(*about)
+        met.append([racks.rank_of(each) for each in found])
+        return found
+
+    def was_range(job: Job) -> bool:
+        ranges = [each for each in met if len(each) > 2 and None not in each]
+        return any(each == list(range(each[0] or 0, (each[0] or 0) + len(each))) for each in ranges)
+
+    monkeypatch.setattr(faults, "neighbours", noted)
+    assert plays_until(was_range, has("rack"))
+
+
+class Left(Oracle):
+    """The nodes for which rounds ended."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.names: set[str] = set()
+
+    def round_ended(self, here: StartedNode, change: Change) -> None:
+        """See Oracle."""
+        self.names.update(change.nodes)
+
+
+def test_rounds_end_because_nodes_are_preempted() -> None:
+    def has_ended(job: Job) -> bool:
+        (left,) = [each for each in job.scene.oracles if isinstance(each, Left)]
+        told = [each for each in job.scene.nodes if each.is_preempted and each.node is not None]
+        return any(each.node.info.name in left.names for each in told if each.node is not None)
+
+    assert plays_until(has_ended, has("rack"), Left)

@@ -18,6 +18,7 @@ from typing import Final
 from rallypoint.simulation.agent_faults import AGENT_FAULTS, RARE_AGENT_FAULTS, on_agent
 from rallypoint.simulation.network import Quality
 from rallypoint.simulation.operations import OPERATIONS
+from rallypoint.simulation.racks import neighbours, preempted
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.situation_faults import SITUATION_FAULTS
 from rallypoint.simulation.world import Process
@@ -100,7 +101,8 @@ def _rack(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     kind = draw.choice((_kill, _lose, _freeze, _isolate, _cut))
     living = scene.living
     count = max(1, round(draw.choice((0.3, 0.5, 0.8)) * len(living)))
-    undos = [kind(scene, each, draw) for each in draw.sample(living, count)]
+    met = neighbours(scene, draw.sample(living, count), living)
+    undos = [] if preempted(scene, met) else [kind(scene, each, draw) for each in met]
 
     def undo() -> None:
         for each in undos:

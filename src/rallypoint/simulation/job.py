@@ -200,8 +200,9 @@ class Job:
         for undo in undos:
             undo()
         for each in scene.living:
-            if each.settings not in (None, scene.run_settings):
-                each.is_leaving = True  # Whoever started it with other settings corrects that.
+            # Whoever started it with other settings corrects that.
+            if each.is_preempted or each.settings not in (None, scene.run_settings):
+                each.is_leaving = True
                 each.process.kill()
         running = {each.index for each in scene.living if not each.is_leaving}
         for index in range(self.plan.nodes + self.plan.replicas):

@@ -47,11 +47,16 @@ def _depart(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     return end  # At the latest when the faults end.
 
 
-def _leave(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
-    """The node leaves in order, and another one comes in its place."""
+def leave(victim: StartedNode) -> None:
+    """Its program ends in order."""
     if victim.task is not None:
         victim.is_leaving = True
         victim.process.soon(victim.task.cancel)
+
+
+def _leave(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The node leaves in order, and another one comes in its place."""
+    leave(victim)
     scene.start_later(victim.index, draw.expovariate(0.2))
 
 

@@ -70,6 +70,8 @@ class StartedNode(msgspec.Struct, eq=False):
     node: Node | None = None
     is_leaving: bool = False
     """Whether its program was told to end."""
+    is_preempted: bool = False
+    """Whether its machine will be taken away; when the faults end, if not before."""
     settings: RunSettings | None = None
     """The settings of the run that it brings."""
     hangs_s: float = 0.0

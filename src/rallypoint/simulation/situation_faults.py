@@ -15,6 +15,7 @@ from rallypoint.simulation.etcd import Trouble
 from rallypoint.simulation.knobs import tick
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
+from rallypoint.simulation.racks import neighbours, preempted
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.world import Process
 
@@ -74,7 +75,7 @@ def _rack_of_owner(scene: Scene, victim: StartedNode, draw: random.Random) -> Un
     owner = _owner(scene, victim)
     others = [each for each in scene.living if each is not owner]
     count = round(draw.choice((0.1, 0.2, 0.4, 0.6)) * len(others))
-    gone = [owner, *draw.sample(others, count)]
+    gone = neighbours(scene, [owner, *draw.sample(others, count)], scene.living)
     thaws: list[Process] = []
     for each in gone:
         match draw.choice(("lose", "lose", "kill", "freeze")):
@@ -96,7 +97,8 @@ def _rack_of_others(scene: Scene, victim: StartedNode, draw: random.Random) -> U
     others = [each for each in scene.living if each is not owner]
     silent = draw.sample(others, round(draw.choice((0.2, 0.4, 0.6)) * len(others)))
     thaws: list[Process] = []
-    for each in silent:
+    met = neighbours(scene, silent, others)
+    for each in () if preempted(scene, met) else met:
         if draw.random() < 0.3:
             scene.lose_power(each)
             scene.start_later(each.index, draw.choice((30.0, 60.0)))
