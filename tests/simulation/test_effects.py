@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core.values import Change
-from rallypoint.simulation import faults, machine, racks
+from rallypoint.simulation import disk, faults, machine, racks
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode
@@ -52,6 +53,11 @@ def plays_until(
 def has(kind: str) -> Callable[[Plan], bool]:
     """Whether a plan has faults of this kind."""
     return lambda plan: any(fault.kind == kind for fault in plan.faults)
+
+
+def over_files(plan: Plan) -> bool:
+    """Whether the ledger is on a file server or on the only machine's disk."""
+    return plan.ledger != "etcd"
 
 
 @pytest.mark.parametrize("status", [404, 429, 502])
@@ -173,3 +179,33 @@ def test_rounds_end_because_nodes_are_preempted() -> None:
         return any(each.node.info.name in left.names for each in told if each.node is not None)
 
     assert plays_until(has_ended, has("rack"), Left)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOSPC])
+def test_ledgers_in_files_meet_errors(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, met = disk._error, set()
+
+    def noted(number: int, *where: Any) -> OSError:
+        met.add(number)
+        return error(number, *where)
+
+    monkeypatch.setattr(disk, "_error", noted)
+    assert plays_until(lambda job: number in met, over_files)
+
+
+def test_ledgers_in_files_meet_changes_that_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_repeated, met = disk.SimulatedFileSystem._is_repeated, set()
+
+    def noted(system: disk.SimulatedFileSystem) -> bool:
+        met.add(is_it := is_repeated(system))
+        return is_it
+
+    monkeypatch.setattr(disk.SimulatedFileSystem, "_is_repeated", noted)
+    assert plays_until(lambda job: True in met, over_files)
+
+
+def test_one_world_of_seven_is_over_files_and_most_have_a_fault_of_the_disk() -> None:
+    plans = [Job(seed).plan for seed in range(600)]
+    over = [plan for plan in plans if over_files(plan)]
+    assert 60 < len(over) < 120
+    assert sum(map(has("disk"), over)) > len(over) / 2

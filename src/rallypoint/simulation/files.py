@@ -23,7 +23,7 @@ from rallypoint.ledger.file.index import Index
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.file.registers import TOMBSTONE
 from rallypoint.ledger.keys import is_record_name
-from rallypoint.simulation.disk import Inode, Trouble, Volume
+from rallypoint.simulation.disk import Inode, Mount, Trouble, Volume
 from rallypoint.simulation.scene import Undo
 from rallypoint.simulation.world import Process, World
 
@@ -73,7 +73,28 @@ class FilesInWorld:
                 Trouble(hangs=True, switches=usual),
             )
         )
-        is_way = volume.is_shared and draw.random() < 0.5
+        return self._meets(trouble, mount, is_way=volume.is_shared and draw.random() < 0.5)
+
+    def disk(self, process: Process, draw: random.Random) -> Undo:
+        """The disk reports errors, or repeats changes whose answers were lost."""
+        volume = self.volume
+        usual = volume.usual.switches
+        troubles = [
+            Trouble(fails=draw.choice((0.1, 0.3)), switches=usual),
+            Trouble(is_full=True, switches=usual),
+            Trouble(is_read_only=True, switches=usual),
+        ]
+        if volume.is_shared:
+            troubles += [
+                Trouble(loses_answer=draw.choice((0.3, 1.0)), switches=usual),
+                Trouble(stale=draw.choice((0.1, 0.5)), switches=usual),
+            ]
+        mount = volume.mount(process.loop.runtime.host_name)
+        is_way = volume.is_shared and draw.random() < 0.3
+        return self._meets(draw.choice(troubles), mount, is_way=is_way)
+
+    def _meets(self, trouble: Trouble, mount: Mount, *, is_way: bool) -> Undo:
+        volume = self.volume
         if is_way:
             mount.trouble = trouble
         else:

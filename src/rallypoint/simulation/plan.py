@@ -338,7 +338,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         if kind < 0.05:
             twins = [_fault(draw, draw.uniform(3.0, ends_s), "twin") for _ in range(3)]
             return msgspec.structs.replace(
-                self, faults=_in_order((*self.faults, *twins)), same_names=True
+                self, faults=in_order((*self.faults, *twins)), same_names=True
             )
         if kind < 0.07:
             outages = [
@@ -347,7 +347,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
             ]
             return msgspec.structs.replace(
                 self,
-                faults=_in_order((*self.faults, *outages)),
+                faults=in_order((*self.faults, *outages)),
                 orphan_s=draw.choice((1.0, 4.0, 12.0)),
             )
         return self
@@ -384,7 +384,8 @@ def _fault(draw: random.Random, at_s: float, kind: str) -> PlannedFault:
     return PlannedFault(round(at_s, 3), kind, draw.getrandbits(32))
 
 
-def _in_order(faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:
+def in_order(faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:
+    """The faults in the order in which they begin."""
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from rallypoint.simulation.etcd import Trouble
+from rallypoint.simulation.files import FilesInWorld
 from rallypoint.simulation.knobs import tick
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
@@ -250,6 +251,13 @@ def _on_ledger(trouble: Callable[[random.Random], Trouble], *, is_way: bool) -> 
     return fault
 
 
+def _disk(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
+    """The disk of a file ledger reports errors, often to the coordinator's host alone."""
+    if not isinstance(scene.ledger, FilesInWorld):
+        return None
+    return scene.ledger.disk(_owner(scene, victim).process, draw)
+
+
 def _full(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
     """The ledger has no space left for writes."""
     if not isinstance(scene.ledger, EtcdInWorld):
@@ -299,6 +307,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
         lambda draw: Trouble(bytes_max=draw.choice((850, 1000, 1150))), is_way=False
     ),
     "full": _full,
+    "disk": _disk,
 }
 
 
@@ -317,7 +326,7 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
             return draw.uniform(2.0, 15.0)
         case "late requests":
             return draw.uniform(10.0, 20.0)
-        case "no answers" | "owner cut" | "full" | "slow ledger" | "small requests":
+        case "no answers" | "owner cut" | "full" | "slow ledger" | "small requests" | "disk":
             return draw.choice((2.0, 5.0, 12.0))
         case _:
             return None

@@ -12,13 +12,18 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.plan import Plan, PlannedFault, in_order
 
 IDLE_PART: Final = 0.4
 """In which part of the worlds with a proxy it ends connections without messages."""
 
 UNNAMED_PART: Final = 0.05
 """In which part of the others nodes make their names, besides the worlds of containers."""
+
+FILES_PART: Final = 0.13
+"""In which part of the worlds over etcd, without a situation, the ledger is in files instead."""
+DISK_PART: Final = 0.7
+"""In which part of the worlds over files the disk has faults of its own."""
 
 
 def varied(seed: int, plan: Plan) -> Plan:
@@ -40,7 +45,29 @@ def _unnamed(plan: Plan, draw: random.Random) -> Plan:
     return msgspec.structs.replace(plan, has_unnamed=True, same_pids=draw.random() < 0.5)
 
 
+def _files(plan: Plan, draw: random.Random) -> Plan:
+    is_plain = not (plan.situation or plan.is_store or plan.is_container)
+    if plan.ledger == "etcd" and is_plain and draw.random() < FILES_PART:
+        plan = msgspec.structs.replace(plan, ledger=draw.choice(("file", "file", "file-local")))
+    if plan.ledger == "etcd" or draw.random() >= DISK_PART:
+        return plan
+    ends_s = max((each.at_s for each in plan.faults), default=10.0)
+    # Some begin just when the ledger is written to.
+    moments = ("", "", "COMMITTING", "COMMITTING", "CLAIMED", "GATHERING")
+    faults = [
+        PlannedFault(
+            round(draw.uniform(0.5, max(8.0, ends_s)), 3),
+            "disk",
+            draw.getrandbits(32),
+            draw.choice(moments),
+        )
+        for _ in range(draw.choice((2, 3)))
+    ]
+    return msgspec.structs.replace(plan, faults=in_order((*plan.faults, *faults)))
+
+
 VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "idle proxy": _idle_proxy,
     "unnamed": _unnamed,
+    "files": _files,
 }
