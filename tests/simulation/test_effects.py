@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core.values import Change
-from rallypoint.simulation import disk, faults, machine, racks
+from rallypoint.simulation import disk, faults, machine, racks, variants
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode
@@ -209,3 +209,12 @@ def test_one_world_of_seven_is_over_files_and_most_have_a_fault_of_the_disk() ->
     over = [plan for plan in plans if over_files(plan)]
     assert 60 < len(over) < 120
     assert sum(map(has("disk"), over)) > len(over) / 2
+
+
+def test_nodes_have_troubles_while_their_run_is_suspended() -> None:
+    blips = {f"FAULT {kind} at SUSPENDED" for kind in variants.BLIPS}
+
+    def meets(job: Job) -> bool:
+        return any(event.what in blips for event in job.events)
+
+    assert plays_until(meets, has("owner cut off"))

@@ -251,6 +251,11 @@ def _on_ledger(trouble: Callable[[random.Random], Trouble], *, is_way: bool) -> 
     return fault
 
 
+def _owner_cut_off(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
+    """The coordinator does not reach its ledger for longer than its lease is valid."""
+    return scene.ledger.cut(_owner(scene, victim).process)
+
+
 def _disk(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo | None:
     """The disk of a file ledger reports errors, often to the coordinator's host alone."""
     if not isinstance(scene.ledger, FilesInWorld):
@@ -308,6 +313,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     ),
     "full": _full,
     "disk": _disk,
+    "owner cut off": _owner_cut_off,
 }
 
 
@@ -318,6 +324,8 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
             return draw.uniform(11.0, 30.0)
         case "refuse owner" | "refuse one":
             return draw.uniform(2.0, 8.0)
+        case "owner cut off":
+            return draw.uniform(8.0, 14.0)
         case "away" | "freeze owner":
             return draw.uniform(3.0, 40.0)
         case "offline" | "finish offline":

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.simulation.plan import Plan, PlannedFault, in_order
+from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault, in_order
 
 IDLE_PART: Final = 0.4
 """In which part of the worlds with a proxy it ends connections without messages."""
@@ -24,6 +24,10 @@ FILES_PART: Final = 0.13
 """In which part of the worlds over etcd, without a situation, the ledger is in files instead."""
 DISK_PART: Final = 0.7
 """In which part of the worlds over files the disk has faults of its own."""
+
+BLIPS_PART: Final = 0.08
+"""In which part of the worlds the owner is cut off, and nodes have a short trouble meanwhile."""
+BLIPS: Final = ("cut", "flicker", "stutter", "freeze", "isolate")
 
 
 def varied(seed: int, plan: Plan) -> Plan:
@@ -66,8 +70,25 @@ def _files(plan: Plan, draw: random.Random) -> Plan:
     return msgspec.structs.replace(plan, faults=in_order((*plan.faults, *faults)))
 
 
+def _blips(plan: Plan, draw: random.Random) -> Plan:
+    if plan.situation or plan.is_store or plan.lasting == ISOLATED or draw.random() >= BLIPS_PART:
+        return plan
+    ends_s = max((each.at_s for each in plan.faults), default=10.0)
+    at_s = round(draw.uniform(3.0, max(6.0, ends_s)), 3)
+    ttl_s = min(plan.lease_ttl_s, 5.0)
+    faults = [PlannedFault(at_s, "owner cut off", draw.getrandbits(32))]
+    for _ in range(draw.choice((1, 2, 3))):
+        kind = draw.choice(BLIPS)
+        faults.append(PlannedFault(at_s, kind, draw.getrandbits(32), "SUSPENDED"))
+    # It keeps the peace away for so long.
+    faults.append(PlannedFault(round(at_s + ttl_s + 6.0, 3), "cut", 1))
+    faults += plan.faults
+    return msgspec.structs.replace(plan, lease_ttl_s=ttl_s, faults=in_order(faults))
+
+
 VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "idle proxy": _idle_proxy,
     "unnamed": _unnamed,
     "files": _files,
+    "blips": _blips,
 }
