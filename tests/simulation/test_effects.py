@@ -14,7 +14,7 @@ from rallypoint.core.values import Change
 from rallypoint.simulation import disk, faults, machine, racks, variants
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan
-from rallypoint.simulation.scene import Oracle, Scene, StartedNode
+from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.situations import situated
 
 SEEDS = 150
@@ -218,3 +218,14 @@ def test_nodes_have_troubles_while_their_run_is_suspended() -> None:
         return any(event.what in blips for event in job.events)
 
     assert plays_until(meets, has("owner cut off"))
+
+
+def test_nodes_of_two_releases_are_in_one_round() -> None:
+    def are_mixed(job: Job) -> bool:
+        releases: dict[tuple[str, Token], set[bool]] = {}
+        for each in job.scene.nodes:
+            for token in each.tokens:
+                releases.setdefault((each.run_id, token), set()).add(each.process.sees is None)
+        return any(len(each) == 2 for each in releases.values())
+
+    assert plays_until(are_mixed, lambda plan: plan.has_older)

@@ -194,6 +194,7 @@ class MistakesAreRecorded(Oracle):
             due_s = max(revoked_s, scene.peace_s) + within_s
             # One that is closed, because its node has found another, records nothing.
             lives = front.process.is_alive and not front.has_ended
+            lives = lives and front.process.sees is None  # An older release does not know how.
             if lives and scene.world.now_s > due_s:
                 what = f"has not recorded that its lease {name} was revoked while it was alive"
                 scene.broke("mistake", f"{front.process.name} {what}")

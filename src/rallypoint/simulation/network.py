@@ -101,6 +101,8 @@ class End:
     def send(self, message: bytes) -> None:
         """Send a message. Does nothing after this side has closed."""
         if self.is_open and self.process.is_alive:
+            if self.process.sees is not None:
+                message = self.process.sees(message)
             self._queue.append(message)
             self._queued += len(message)
             self._pump()
@@ -142,7 +144,8 @@ class End:
         self._in_flight -= len(message)
         self.other.heard_s = self.other.process.awake_s()
         if not self.other._has_ended:
-            self.other.on_message(message)
+            sees = self.other.process.sees
+            self.other.on_message(message if sees is None else sees(message))
         if self._queue or self._closes:
             self._pump()
 

@@ -129,6 +129,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """For how long a node hears nothing until it drops its coordinator; None: its own default."""
     late_s: float = 0.0
     """How late, at most, some nodes start. 0: all start at once."""
+    has_older: bool = False
+    """Whether about half of the processes are of an older release: see `older`."""
     has_unlike: bool = False
     """Whether some nodes bring other settings of the run, until there is peace."""
     orphan_s: float | None = None

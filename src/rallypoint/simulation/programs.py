@@ -35,6 +35,7 @@ from rallypoint.errors import (
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import NodeSettings, parse_endpoint
 from rallypoint.simulation.calls import Drawn, drawn, drawn_wait, make, vain_wait
+from rallypoint.simulation.older import make_older
 from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -83,6 +84,8 @@ def judge(scene: Scene, here: StartedNode, error: Exception) -> None:
 async def opened_ledger(scene: Scene, here: StartedNode) -> Ledger:
     """The ledger of this process, once its engine answers."""
     ledger = scene.ledger.ledger(here.process)
+    if here.process.sees is not None:
+        make_older(ledger)
     while True:
         try:
             await ledger.open()

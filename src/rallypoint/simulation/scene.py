@@ -28,6 +28,7 @@ from rallypoint.ledger.contract import Ledger
 from rallypoint.simulation.clocks import MachineClock
 from rallypoint.simulation.machine import SimulatedFront, SimulatedRuntime
 from rallypoint.simulation.network import Network
+from rallypoint.simulation.older import of_older
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.workers import HowItEnds, SimulatedWorker
 from rallypoint.simulation.world import Process, World
@@ -394,6 +395,8 @@ class Scene:
         runtime = SimulatedRuntime(process, host, self.network, is_container=plan.is_container)
         if plan.same_pids:
             runtime.pid = 1
+        if plan.has_older and random.Random(f"{world.seed}/{name}/release").random() < 0.5:
+            process.sees = of_older
         run_id = f"run-{index % plan.runs}" if is_node else ""
         started = StartedNode(name, index, run_id, process, host)
         self.nodes.append(started)

@@ -29,6 +29,9 @@ BLIPS_PART: Final = 0.08
 """In which part of the worlds the owner is cut off, and nodes have a short trouble meanwhile."""
 BLIPS: Final = ("cut", "flicker", "stutter", "freeze", "isolate")
 
+OLDER_PART: Final = 0.06
+"""In which part of the seeds some processes are of an older release."""
+
 
 def varied(seed: int, plan: Plan) -> Plan:
     """The plan of this seed, with what the seed draws besides."""
@@ -86,9 +89,14 @@ def _blips(plan: Plan, draw: random.Random) -> Plan:
     return msgspec.structs.replace(plan, lease_ttl_s=ttl_s, faults=in_order(faults))
 
 
+def _older(plan: Plan, draw: random.Random) -> Plan:
+    return msgspec.structs.replace(plan, has_older=draw.random() < OLDER_PART)
+
+
 VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "idle proxy": _idle_proxy,
     "unnamed": _unnamed,
     "files": _files,
     "blips": _blips,
+    "older": _older,
 }

@@ -193,6 +193,8 @@ class Process:
         self.turn_cost_s = turn_cost_s
         self.random = random.Random(f"{world.seed}/{name}")
         self.is_alive = True
+        self.sees: Callable[[bytes], bytes] | None = None
+        """What its release makes of a message that it sends or gets; None: the same."""
         self.has_right_clock = True
         """Whether its monotonic clock has always run as the world's time does."""
         self.ended_s: float | None = None
