@@ -26,7 +26,7 @@ from tests.ledger.etcd_processes import EtcdCluster
 from tests.waiting import wait_until
 
 NODES = 3
-OPTIONS = ("--host-coordinator", "no", "--max-restarts", "any", "--regroup-stop-timeout", "1")
+OPTIONS = ("--max-restarts", "any", "--regroup-stop-timeout", "1")
 QUICK = {"RALLYPOINT_LEASE_TTL": "2", "RALLYPOINT_ATTACH_GRACE": "6"}
 OLD, NEW = "old", "new"
 CASES = [
@@ -61,10 +61,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Upgrade:
-    """One job whose processes are of two releases."""
+    """One job whose processes are of two releases. `hosts`: the option --host-coordinator."""
 
-    def __init__(self, fleet: Fleet, wheels: dict[str, Path]) -> None:
+    def __init__(self, fleet: Fleet, wheels: dict[str, Path], hosts: str = "no") -> None:
         self.fleet = fleet
+        self.options = ("--host-coordinator", hosts, *OPTIONS)
         self.wheels = wheels
         self.release_of: dict[int, str] = {}
         """By process."""
@@ -85,7 +86,9 @@ class Upgrade:
     def start(self, release: str, name: str) -> Agent:
         """A node of this release."""
         self._as(release)
-        agent = self.fleet.start_as(name, f"2:{NODES}", "--expected-nodes", str(NODES), *OPTIONS)
+        agent = self.fleet.start_as(
+            name, f"2:{NODES}", "--expected-nodes", str(NODES), *self.options
+        )
         self._is_of(agent.process, release)
         return agent
 
@@ -98,8 +101,9 @@ class Upgrade:
 
     def begin(self) -> None:
         """Everything is old."""
-        self.serve(OLD)
-        self.serve(OLD)
+        if "no" in self.options:
+            self.serve(OLD)
+            self.serve(OLD)
         self.nodes = [self.start(OLD, f"node{number}") for number in range(NODES)]
         self.fleet.all_in_one_round()
 
@@ -190,6 +194,21 @@ def test_a_job_goes_on_through_an_upgrade(
         steps = [upgrade.replace_replicas, upgrade.replace_nodes]
         for step in steps if order == "coordinators first" else reversed(steps):
             step()
+        upgrade.check(cluster)
+    finally:
+        fleet.close()
+
+
+def test_a_job_whose_nodes_coordinate_goes_on_through_an_upgrade(
+    request: pytest.FixtureRequest, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each node that leaves may be the coordinator: candidates of both releases take over."""
+    cluster = request.getfixturevalue("three_etcd")
+    fleet = etcd_fleet(cluster, tmp_path)
+    try:
+        upgrade = Upgrade(fleet, wheels, hosts="auto")
+        upgrade.begin()
+        upgrade.replace_nodes()
         upgrade.check(cluster)
     finally:
         fleet.close()
