@@ -215,7 +215,7 @@ def node_settings(
     values = {
         name: resolve(name, explicit.get(name), environ, found).value
         for name in NodeSettings.__struct_fields__
-        if name not in ("token", "token_place", "labels", "run_id", "etcd_password")
+        if name not in _RESOLVED_APART
     }
     values["endpoint"] = with_ports(
         resolve("endpoint", explicit.get("endpoint"), environ, found), values["port_range"]
@@ -229,6 +229,9 @@ def node_settings(
         token_place=given.source if given is not None and given.value else "",
         labels={name: each.text for name, each in found.labels.items()} | dict(labels or {}),
     )
+
+
+_RESOLVED_APART: Final = ("endpoint", "token", "token_place", "labels", "run_id", "etcd_password")
 
 
 def with_ports(endpoint: Resolved, port_range: PortRange | None) -> Endpoint:
