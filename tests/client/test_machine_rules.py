@@ -311,6 +311,16 @@ def test_r13_a_member_whose_name_another_start_has_is_superseded(ledger_id: str)
     assert refused == [act.WasRefused(reasons.superseded("a") if is_lost else taken)]
 
 
+def test_r13_a_node_that_was_in_no_round_yet_is_told_that_its_name_is_taken() -> None:
+    """Its workers have not begun, so nothing of it has to stop."""
+    machine = a_machine()
+    machine.disconnected()
+    machine.connected(0.0)
+    taken = reasons.name_taken("a", "host")
+    refused = machine.received(wire.Refused(Stamp("ledger", 1, 4), taken), 0.0)
+    assert refused == [act.WasRefused(taken)]
+
+
 def test_a_newcomer_is_told_that_its_name_is_taken() -> None:
     machine = m.NodeMachine("run", NodeInfo("a", 7, "host"), RunSettings(), silence_s=6.0)
     machine.connected(0.0)

@@ -17,6 +17,7 @@ def test_r7_only_another_process_that_serves_can_take_a_run_over() -> None:
         leases = (serving(manager.process), serving("other"), moving("moving"), revoked("revoked"))
         for lease in leases:
             await ledger.swap(lease_key(lease.process), None, e.encode(lease))
+        await ledger.swap(lease_key("damaged"), None, b"not a lease")
         found = await manager.others("run")
         assert found is not None
         assert [lease for lease, _ in found] == [serving("other")]

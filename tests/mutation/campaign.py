@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from benchmarks import doc_tables
 from tests.kinds import UNIT
 from tests.mutation.killing import Reach, Tests, Verdict, line_key
 from tests.mutation.marks import ROOT, SOURCE, files
@@ -25,6 +26,8 @@ from tests.mutation.mutants import MutableFile, Mutant
 HERE: Final = Path(__file__).parent
 KILLERS: Final = HERE / "killers.json"
 JUDGED: Final = HERE / "judged.toml"
+PAGE: Final = ROOT / "docs" / "verification.md"
+BY: Final = "tests/mutation"
 FOLDERS: Final = ("core", "coordinator", "client", "checkers", "simulation")
 """The tests that may kill a mutant: the pure ones of these folders, simulated worlds among them."""
 FIRST_TRIED: Final = 12
@@ -50,6 +53,22 @@ def judgements() -> dict[str, Judgement]:
     listed = tomllib.loads(JUDGED.read_text("utf-8")).get("survivor", [])
     found = msgspec.convert(listed, list[Judgement])
     return {each.key: each for each in found}
+
+
+def killers_in(path: Path) -> dict[str, str]:
+    """Which test kills each mutant, by the mutants' keys. Empty if there is no such file."""
+    found: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def counted(mutants: int, killed: int, judged: int) -> str:
+    """How many mutants there are, and what is known of them, for docs/verification.md."""
+    return (
+        f"**Mutation**: {mutants:,} mutants of the lines that keep a rule. {killed:,} are killed, "
+        "each by a test that\n"
+        f"`tests/mutation/killers.json` names; {judged:,} are judged, each in a sentence of "
+        "`tests/mutation/judged.toml`."
+    )
 
 
 class Campaign:
@@ -81,7 +100,7 @@ class Campaign:
         self._killers_file = killers
         self._file = state
         self._judged = judgements()
-        self._killers: dict[str, str] = json.loads(killers.read_text()) if killers.exists() else {}
+        self._killers = killers_in(killers)
         known = {*self._killers, *self._judged} if is_only_new else set()
         self.mutants = [each for each in mutants if key in ("", each.key) and each.key not in known]
         self._state: dict[str, Any] = {"reach": {}, "lines": [], "of": "", "done": {}}
@@ -149,6 +168,8 @@ class Campaign:
                     known.pop(verdict.killer, None)
                     known[verdict.killer] = None
             self._done[mutant.key] = msgspec.to_builtins(verdict)
+            if verdict.killer and mutant.key in self._judged:
+                print(f"{mutant.key} is judged, but is killed: remove the judgement", flush=True)
             if not verdict.killer and not verdict.now_invalid:
                 self._print_survivor(mutant, verdict)
             if number % 50 == 0:
@@ -286,13 +307,18 @@ class Campaign:
             print(f"{number} of {len(self.mutants)}", flush=True)
 
     def write_killers(self) -> None:
-        """Keep which test killed each mutant, for `share`."""
+        """Keep which test killed each mutant, for `share`. All of them are counted in the docs."""
         current = self._current
         known = {k: v for k, v in self._killers.items() if k in current or not self._is_whole}
         for key, found in self._done.items():
             if key in current and "::" in found["killer"] and not found["is_timeout"]:
                 known[key] = found["killer"]
+        # A judgement stays until a person removes it.
+        known = {key: test for key, test in known.items() if key not in self._judged}
         self._killers_file.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
+        if self._is_whole and self._killers_file == KILLERS:
+            counts = counted(len(current), len(known), len(self._judged))
+            PAGE.write_text(doc_tables.put(counts, PAGE.read_text("utf-8"), BY), "utf-8")
 
 
 def _parts(line: str) -> tuple[str, ...]:

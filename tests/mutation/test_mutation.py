@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.mutation import mutants as m
-from tests.mutation.campaign import FOLDERS, judgements
+from tests.mutation.campaign import FOLDERS, KILLERS, PAGE, counted, judgements, killers_in
 from tests.mutation.marks import ROOT, files, marks_in
 
+AGAIN = "python -m tests.mutation --new --keep"
 EXAMPLE = """
 class Gate:
     def may_pass(self, age, limit=18):
@@ -85,8 +87,33 @@ def test_the_tests_that_may_kill_a_mutant_exist() -> None:
     assert [each for each in FOLDERS if not list((ROOT / "tests" / each).glob("test_*.py"))] == []
 
 
-def test_each_judged_survivor_is_still_there() -> None:
-    known = {each.key: each for path in files() for each in m.MutableFile(path).mutants()}
+@pytest.fixture(scope="module")
+def known() -> dict[str, m.Mutant]:
+    """All mutants of the source, by their keys."""
+    return {each.key: each for path in files() for each in m.MutableFile(path).mutants()}
+
+
+def test_each_mutant_is_killed_or_judged_and_counted(known: dict[str, m.Mutant]) -> None:
+    killed, judged = killers_in(KILLERS).keys(), judgements().keys()
+    neither = [each.diff for key, each in known.items() if key not in killed | judged]
+    assert neither == [], f"look for tests that kill them: {AGAIN}"
+    assert killed & judged == set(), "they are killed, so they need no judgement"
+    assert killed - known.keys() == set(), f"these lines are gone: {AGAIN}"
+    counts = counted(len(known), len(killed), len(judged))
+    assert counts in PAGE.read_text("utf-8"), f"it has other counts: {AGAIN}"
+
+
+def test_each_killer_exists() -> None:
+    for killer in set(killers_in(KILLERS).values()):
+        path, *names = killer.partition("[")[0].split("::")
+        text = (ROOT / path).read_text("utf-8") if (ROOT / path).is_file() else ""
+        is_there = all(
+            re.search(rf"^ *(?:class|(?:async )?def) {each}\b", text, re.M) for each in names
+        )
+        assert is_there, f"{killer} is gone: remove its lines, and look for others ({AGAIN})"
+
+
+def test_each_judged_survivor_is_still_there(known: dict[str, m.Mutant]) -> None:
     for key, judged in judgements().items():
         assert key in known, f"{key}: {judged.was} was changed: judge it again"
         assert (known[key].was, known[key].now) == (judged.was, judged.now)
