@@ -26,7 +26,8 @@ from rallypoint.core.values import (
 )
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
-from rallypoint.launch.machine import WAITS_FOR, AgentMachine, End, Phase, Rules
+from rallypoint.launch.machine import AgentMachine, End, Rules
+from rallypoint.launch.phases import WAITS_FOR, Phase
 from rallypoint.launch.worker_processes import WorkerExit
 
 RULES = Rules(

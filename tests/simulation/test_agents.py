@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.launch.machine import Phase
+from rallypoint.launch.phases import Phase
 from rallypoint.simulation.agents import SimulatedSystem
 from rallypoint.simulation.faults import ALL_FAULTS
 from rallypoint.simulation.job import Job

@@ -33,8 +33,9 @@ from rallypoint.launch import round_workers
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
-from rallypoint.launch.machine import AgentMachine, Phase, Rules
+from rallypoint.launch.machine import AgentMachine, Rules
 from rallypoint.launch.output_streams import LAST_LINES
+from rallypoint.launch.phases import Phase
 from rallypoint.launch.round_workers import Assignment, RoundWorkers
 from rallypoint.launch.system import LocalSystem, Port, System
 from rallypoint.launch.worker_env import ROLE

@@ -11,7 +11,6 @@ sockets and tasks belong to `agent.py`, which executes the actions and brings th
 
 from __future__ import annotations
 
-import enum
 import signal
 from collections.abc import Callable, Iterable
 from typing import Final, assert_never
@@ -26,51 +25,13 @@ from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.phases import WAITS_FOR, Phase
 from rallypoint.launch.worker_processes import WorkerExit
 
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _WORST_FIRST: Final = tuple(FailureKind)
 
-
-class Phase(enum.StrEnum):
-    """What the agent waits for."""
-
-    NEW = "new"
-    PREPARING = "preparing"
-    JOINING = "joining"
-    GATHERING = "gathering"
-    STARTING = "starting"
-    WORKING = "working"
-    EXPLAINING = "explaining"
-    """Workers have failed, and their last lines are read."""
-    STOPPING = "stopping"
-    CLOSING = "closing"
-    """The run has succeeded, and the workers may end by themselves for a moment."""
-    FINISHED = "finished"
-    """All workers have finished, and other nodes still work."""
-    ENDING = "ending"
-    """The end is decided. The agent releases what it has."""
-    LEAVING = "leaving"
-    ENDED = "ended"
-
-
-WAITS_FOR: Final = {
-    Phase.NEW: "its start",
-    Phase.PREPARING: "a file system",
-    Phase.JOINING: "a coordinator",
-    Phase.GATHERING: "the next round",
-    Phase.STARTING: "the start of its workers",
-    Phase.WORKING: "the end of its workers or of the round",
-    Phase.EXPLAINING: "the last lines of its failed workers",
-    Phase.STOPPING: "its workers to stop",
-    Phase.CLOSING: "its workers to end by themselves",
-    Phase.FINISHED: "the other nodes to finish",
-    Phase.ENDING: "its workers and its local socket to end",
-    Phase.LEAVING: "the coordinator, or the nodes that need the one hosted here",
-    Phase.ENDED: "",
-}
-"""What an agent waits for in each phase. It waits for nothing at its end."""
 
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
 _WITHOUT_WORKERS: Final = (Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.GATHERING, *_OVER)

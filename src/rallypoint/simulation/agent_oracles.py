@@ -9,7 +9,8 @@ from typing import Final
 from rallypoint.core.values import CloseRecord, Failure, FailureKind, Outcome
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
-from rallypoint.launch.machine import AgentMachine, Phase
+from rallypoint.launch.machine import AgentMachine
+from rallypoint.launch.phases import Phase
 from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.agent_stop_oracles import STOP_ORACLES
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token

@@ -30,7 +30,8 @@ from rallypoint.launch import agent_events as on
 from rallypoint.launch.agent import Agent, AgentConfig
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Requests
-from rallypoint.launch.machine import AgentMachine, Phase
+from rallypoint.launch.machine import AgentMachine
+from rallypoint.launch.phases import Phase
 from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Workers
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
