@@ -71,6 +71,29 @@ def test_a_worker_gets_the_reason_of_its_worlds_end(machine: Machine) -> None:
     a.ends(143)
 
 
+def test_a_departing_nodes_worker_saves_and_ends_by_itself(machine: Machine) -> None:
+    """It asks for no other world until it is killed."""
+    code = """
+import signal
+import rallypoint
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with rallypoint.join() as run:
+    for world in run.worlds():
+        print("world", world.number, flush=True)
+        while not world.change:
+            signal.sigtimedwait((), 0.05)
+        print("change", world.change, flush=True)
+print("no more worlds", run.closed, flush=True)
+"""
+    options = ("--stop-timeout", "120")
+    agent = machine.agent("a", *options, nnodes="1", program=machine.program(code))
+    agent.line("world 1")
+    agent.signal(signal.SIGTERM)
+    text = agent.ends(143)
+    assert "change a left: its agent got SIGTERM" in text
+    assert "no more worlds None" in text
+
+
 def test_asking_for_the_next_world_regroups(machine: Machine) -> None:
     code = """
 import rallypoint

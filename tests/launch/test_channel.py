@@ -181,6 +181,46 @@ def test_a_world_notices_that_its_round_has_ended_already() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["told", "connects later"])
+def test_a_departing_nodes_worker_gets_no_other_world(is_late: bool) -> None:
+    """It does not wait for one, and does not ask for one either."""
+
+    async def scenario() -> None:
+        async with setup() as made:
+            if is_late:
+                made.channel.depart("preempted")
+            worker = await made.worker()
+            if is_late:
+                await worker.waiting()  # What was sent before has arrived.
+            else:
+                assert await worker.next_world(1) is not None
+                made.channel.depart("preempted")
+            assert await worker.next_world(1) is None
+            assert (await worker.waiting(), made.asked) == (None, [] if is_late else ["regroup"])
+            change = worker.change
+            assert change is not None
+            assert (change.kind, change.nodes) == (ChangeKind.NODE_LEFT, ("a",))
+            assert not worker.has_left
+
+    asyncio.run(scenario())
+
+
+def test_a_close_is_confirmed_although_the_node_departs() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            worker = await made.worker()
+            made.channel.depart("preempted")
+            await worker.waiting()  # What was sent before has arrived.
+            assert await worker.next_world(1) is None
+            closing = asyncio.create_task(worker.close(Outcome.SUCCEEDED, "done"))
+            await worker.waiting()
+            assert not closing.done()
+            made.channel.end_run(CloseRecord(Outcome.SUCCEEDED, "done"))
+            assert (await closing).reason == "done"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("wrong", [{"secret": "guessed"}, {"number": 2}])
 def test_a_process_that_is_no_worker_of_the_round_is_refused(wrong: dict[str, Any]) -> None:
     async def scenario() -> None:

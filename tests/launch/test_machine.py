@@ -497,8 +497,9 @@ def test_no_start_is_an_error_with_its_reason_as_the_goodbye() -> None:
 
 def test_the_workers_get_the_agents_signal_and_a_second_one_kills_them() -> None:
     played = Played().working()
-    departed, said, stopped = played.take(on.Signalled(signal.SIGHUP))
+    departed, told, said, stopped = played.take(on.Signalled(signal.SIGHUP))
     assert departed == do.Depart("its agent got SIGHUP")
+    assert told == do.TellDeparture("its agent got SIGHUP")
     assert said == do.Say("got SIGHUP: leaving the run; the workers have 25 s to stop")
     assert stopped == do.StopWorkers(25.0, signal.SIGHUP)
     killing = do.Say("second signal: killing the workers")
@@ -520,7 +521,7 @@ def test_a_signal_while_a_host_stays_ends_the_coordinator() -> None:
     played = Played().finished()
     played.take(on.RunClosed(SUCCESS))
     played.take(on.LetGo())
-    said, cut = played.take(on.Signalled(signal.SIGTERM))[1:]
+    said, cut = played.take(on.Signalled(signal.SIGTERM))[2:]
     assert said == do.Say("second signal: stopping the coordinator hosted here too")
     assert cut == do.CutLinger()
     assert played.machine.end is not None
@@ -545,8 +546,9 @@ def test_a_worker_asks_for_the_next_round() -> None:
 
 def test_a_worker_asks_to_leave() -> None:
     played = Played().working()
-    departed, said, stopped = played.take(on.LeaveAsked("enough"))
+    departed, told, said, stopped = played.take(on.LeaveAsked("enough"))
     assert departed == do.Depart("enough")
+    assert told == do.TellDeparture("enough")
     assert said == do.Say("a worker asked to leave the run: enough")
     assert stopped == do.StopWorkers(25.0, signal.SIGTERM)
     played.take(on.Stopped(()))

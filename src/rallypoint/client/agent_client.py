@@ -18,7 +18,7 @@ from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_end
 from rallypoint.client.waiting import close_unconfirmed
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
-from rallypoint.core.values import Change, CloseRecord, Outcome, RoundMember
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError, check_call
@@ -49,11 +49,14 @@ class AgentClient(asyncio.Protocol):
         self._change: Change | None = None
         self._close: CloseRecord | None = None
         self._run_over: asyncio.Event = asyncio.Event()
+        self._no_more_worlds: asyncio.Event = asyncio.Event()
+        """The run is over, or the node departs."""
         self._results: dict[int, tuple[type, asyncio.Future[object]]] = {}
         """For each open request, the type of its answer and the future that gets it."""
         self._requests = 0
         self._was_given = False
         self._has_left = False
+        self._departs = False
         self._lost: errors.CoordinatorLostError | None = None
 
     @classmethod
@@ -97,9 +100,9 @@ class AgentClient(asyncio.Protocol):
         """The one world of this worker. A second call asks the agent to regroup.
 
         After that the agent stops this process and starts another one for the next round. Returns
-        None if the run is closed before.
+        None if the run is closed before, or if the node is going to leave it.
         """
-        if self._close is not None:
+        if self._has_no_more_worlds():
             return None
         if self._has_left:
             raise left_error()
@@ -109,10 +112,13 @@ class AgentClient(asyncio.Protocol):
             return WorldFacts(admitted.node, admitted.head, admitted.seat, self._channel.local_rank)
         if self._change is None:
             self._send(local.Regroup())
-        await self._run_over.wait()
-        if self.closed is None and self._lost is not None:
+        await self._no_more_worlds.wait()
+        if not self._has_no_more_worlds() and self._lost is not None:
             raise self._lost
         return None
+
+    def _has_no_more_worlds(self) -> bool:
+        return self._close is not None or self._departs
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         if self._change is not None:
@@ -222,7 +228,7 @@ class AgentClient(asyncio.Protocol):
         for _, future in self._results.values():
             if not future.done():
                 future.set_result(self._lost)
-        self._run_over.set()
+        self._end_run()
 
     def _take(self, message: local.FromAgent) -> None:
         match message:
@@ -241,7 +247,22 @@ class AgentClient(asyncio.Protocol):
                 self._take_change(message.change)
             case local.RunClosed():
                 self._close = message.close
-                self._run_over.set()
+                self._end_run()
+            case local.Departing():
+                self._depart(message.reason)
+
+    def _end_run(self) -> None:
+        self._run_over.set()
+        self._no_more_worlds.set()
+
+    def _depart(self, reason: str) -> None:
+        """End the world here, because the coordinator may never tell the end of the round."""
+        self._departs = True
+        self._no_more_worlds.set()
+        if self._change is None:
+            channel = self._channel
+            left = ChangeKind.NODE_LEFT
+            self._take_change(Change(left, channel.round, (channel.node,), 1, reason))
 
     def _take_change(self, change: Change) -> None:
         self._change = change

@@ -326,7 +326,8 @@ class Run:
     def worlds(self) -> Iterator[World]:
         """Iterate over the worlds: a new one each time the members change.
 
-        The iteration ends when the run closes, or when this node has left it.
+        The iteration ends when the run closes, or when this node has left it, or is going to leave
+        it because its agent got a signal.
 
         Each step of the iteration leaves the present world, which ends that world for all its
         members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
@@ -336,6 +337,8 @@ class Run:
 
     def next_world(self) -> World | None:
         """Wait for the next World. Returns None if the run is closed.
+
+        It returns None as well in a worker of `rallypoint run` whose node is going to leave.
 
         Raises UsageError if this node has left the run, and the errors of `worlds`.
         """

@@ -357,6 +357,9 @@ class Agent:
     def _depart(self, action: do.Depart) -> None:
         self._node.depart(action.reason)
 
+    def _tell_departure(self, action: do.TellDeparture) -> None:
+        self._channel.depart(action.reason)
+
     def _close_run(self, action: do.CloseRun) -> None:
         self._spawn(self._close(action))
 
@@ -425,6 +428,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.ReportFailure: Agent._report_failure,
     do.ReportDone: Agent._report_done,
     do.Depart: Agent._depart,
+    do.TellDeparture: Agent._tell_departure,
     do.CloseRun: Agent._close_run,
     do.TellRoundEnded: Agent._tell_round_ended,
     do.TellRunClosed: Agent._tell_run_closed,

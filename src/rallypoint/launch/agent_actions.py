@@ -76,6 +76,12 @@ class Depart(msgspec.Struct, frozen=True):
     reason: str
 
 
+class TellDeparture(msgspec.Struct, frozen=True):
+    """Tell the workers that this node is going to leave: there is no other world for them."""
+
+    reason: str
+
+
 class CloseRun(msgspec.Struct, frozen=True):
     """End the run for all. CloseFailed follows if the coordinator does not confirm it."""
 
@@ -123,6 +129,7 @@ Action: TypeAlias = (
     | ReportFailure
     | ReportDone
     | Depart
+    | TellDeparture
     | CloseRun
     | TellRoundEnded
     | TellRunClosed

@@ -58,6 +58,7 @@ class Channel:
         self.round: Round | None = None
         self.secret = ""
         self.path = ""
+        self.departing: local.Departing | None = None
         self.links: dict[WorkerLink, None] = {}
         self._listener: Listener | None = None
         self._socket: socket.socket | None = None
@@ -110,6 +111,11 @@ class Channel:
     def end_run(self, close: CloseRecord) -> None:
         """Tell the workers that the run has ended."""
         self._tell(local.RunClosed(close))
+
+    def depart(self, reason: str) -> None:
+        """Tell the workers, also those that connect later, that this node is going to leave."""
+        self.departing = local.Departing(reason)
+        self._tell(self.departing)
 
     def _tell(self, message: local.LocalMessage) -> None:
         for link in list(self.links):
@@ -214,6 +220,8 @@ class WorkerLink(asyncio.Protocol):
         self.send(local.Admitted(node.info.name, current.head, current.seat, ended))
         if node.closed is not None:
             self.send(local.RunClosed(node.closed))
+        if channel.departing is not None:
+            self.send(channel.departing)
 
     def _do(self, message: local.FromWorker) -> None:
         match message:

@@ -204,7 +204,7 @@ class AgentMachine:
         if len(self._signals) > 1:
             return []
         self._goodbye = f"its agent got {signal.Signals(number).name}"
-        return [do.Depart(self._goodbye)]
+        return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
 
     def _on_let_go(self) -> list[do.Action]:
         """Leave the run. A host stays for the other nodes, unless another signal arrives."""
@@ -422,6 +422,7 @@ class AgentMachine:
         self._goodbye = reason
         return [
             do.Depart(reason),
+            do.TellDeparture(reason),
             do.Say(f"a worker asked to leave the run: {reason}"),
             *self._stop(self._rules.stop_timeout_s, End(ExitCode.DONE)),
         ]

@@ -101,6 +101,9 @@ class LocalSocket(Protocol):
     def end_run(self, close: CloseRecord) -> None:
         """Tell the workers that the run has ended."""
 
+    def depart(self, reason: str) -> None:
+        """Tell the workers, also those that connect later, that this node is going to leave."""
+
     async def aclose(self) -> None:
         """Close it, and every connection."""
 

@@ -158,7 +158,10 @@ class StopsAreShort(Oracle):
 
 
 class DeparturesAreTold(Oracle):
-    """An agent that gets a signal is departing at once, so that the others hear of it (R7)."""
+    """An agent that gets a signal is departing at once, so that the others hear of it (R7).
+
+    Its workers are told as well: they must not wait for a world that never comes.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -181,6 +184,9 @@ class DeparturesAreTold(Oracle):
         desired = here.node._machine.desired.value if here.node is not None else ""
         if desired not in ("departing", "done", "gone"):
             self.scene.broke("signal", f"{here.name} got a signal, and is {desired}")
+        socket = here.system.socket
+        if here.system.living and socket is not None and not socket.departs:
+            self.scene.broke("signal", f"{here.name} got a signal, and its workers do not know it")
 
 
 def _is_over(here: StartedNode) -> bool:

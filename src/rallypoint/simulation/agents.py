@@ -117,6 +117,8 @@ class SimulatedSocket:
         self.path = ""
         self.round: Round | None = None
         self.is_open = False
+        self.departs = ""
+        """Why the workers were told that the node leaves; "" before."""
 
     async def start(self) -> None:
         """See LocalSocket."""
@@ -132,6 +134,10 @@ class SimulatedSocket:
 
     def end_run(self, close: CloseRecord) -> None:
         """See LocalSocket."""
+
+    def depart(self, reason: str) -> None:
+        """See LocalSocket."""
+        self.departs = reason
 
     async def aclose(self) -> None:
         """See LocalSocket."""

@@ -143,7 +143,15 @@ class RunClosed(LocalMessage, frozen=True, tag="closed"):
     close: CloseRecord
 
 
-FromAgent: TypeAlias = Admitted | Denied | Answer | Members | WaitingIs | Ended | RunClosed
+class Departing(LocalMessage, frozen=True, tag="departing"):
+    """The node is going to leave the run, so the worker gets no other world."""
+
+    reason: str
+
+
+FromAgent: TypeAlias = (
+    Admitted | Denied | Answer | Members | WaitingIs | Ended | RunClosed | Departing
+)
 
 
 # -- bytes ---------------------------------------------------------------------------------------
