@@ -112,6 +112,7 @@ def test_a_job_without_a_step_needs_srun(environ: dict[str, str]) -> None:
     assert "NODES=4: the job has 4 nodes" in found.problems["nnodes"].message
     assert "put srun in front" in found.problems["nnodes"].hint
     assert "--nnodes 1" in found.problems["nnodes"].hint
+    assert "--endpoint" in found.problems["endpoint"].hint
 
 
 def test_a_job_of_one_node_needs_no_step() -> None:
@@ -320,6 +321,13 @@ def test_the_variables_of_a_process_group_are_enough() -> None:
     # A script for Slurm often sets them for its own program.
     assert detect(slurm_task(3) | RANKED).launcher == "Slurm"
     assert detect(RANKED | {"WORLD_SIZE": "1", "RANK": "0"}) == environments.NOTHING
+    # An option of torchrun's for the endpoint: the id is not good for it.
+    assert detect(RANKED | {"PET_NNODES": "2"}).is_id_of_endpoint
+    elsewhere = detect(RANKED | {"PET_RDZV_ENDPOINT": "http://h:1"})
+    assert "run_id" not in elsewhere.values
+    named = detect(RANKED | {"PET_RDZV_ENDPOINT": "http://h:1", "PET_RDZV_ID": "j"})
+    assert texts(named)["run_id"] == "j"
+    assert not named.is_id_of_endpoint
     assert detect({"WORLD_SIZE": "8"}) == environments.NOTHING
 
 
@@ -382,6 +390,7 @@ def test_a_node_list_that_cannot_be_read_is_a_problem_of_the_endpoint(
     [
         ({"PMI_SIZE": "2"}, "PMI_SIZE=2: there are several processes"),
         ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
+        ({"PBS_NUM_NODES": "3"}, "PBS_NUM_NODES=3: there are several nodes"),
         ({"FLUX_JOB_NNODES": "3"}, "FLUX_JOB_NNODES=3: there are several nodes"),
     ],
 )

@@ -15,6 +15,9 @@ _COUNTS: Final = (
     ("PMI_SIZE", "processes", "PMI"),
     ("JSM_NAMESPACE_SIZE", "processes", "JSM"),
     ("FLUX_JOB_NNODES", "nodes", "Flux"),
+    ("PBS_NUM_NODES", "nodes", "PBS"),
+    ("AWS_BATCH_JOB_NUM_NODES", "nodes", "AWS Batch"),
+    ("SKYPILOT_NUM_NODES", "nodes", "SkyPilot"),
 )
 
 

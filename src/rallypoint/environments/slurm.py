@@ -19,7 +19,6 @@ from rallypoint.environments.found import (
     Value,
     Variables,
     broken,
-    refused,
     shown,
 )
 from rallypoint.environments.places import Place, endpoint, of_index
@@ -119,14 +118,17 @@ def _allocation(variables: Variables) -> Found | None:
     for name in _JOB_COUNTS:
         nodes = variables.number(name) or 0
         if nodes > 1:
-            return refused(
-                NAME,
+            message = (
                 f"{name}={nodes}: the job has {nodes} nodes, but this process is in no step of it, "
-                "so it would run alone",
-                "put srun in front of the command, which starts it on every node; or give "
-                "--nnodes 1 (RALLYPOINT_NNODES=1) if it is to run alone",
-                ("nnodes", "endpoint"),
+                "so it would run alone"
             )
+            srun = "put srun in front of the command, which starts it on every node; or give"
+            alone = f"{srun} --nnodes 1 (RALLYPOINT_NNODES=1) if it is to run alone"
+            problems = {
+                "nnodes": Problem(message, alone, NAME),
+                "endpoint": Problem(message, f"{srun} --endpoint", NAME),
+            }
+            return Found(launcher=NAME, problems=problems)
     return None
 
 

@@ -51,7 +51,9 @@ def overlaid(environ: Environ, below: Found) -> Found:
     if not found.values and not found.problems:
         return below
     if "endpoint" in found.values or "endpoint" in found.problems:
-        below = below.without(["host_coordinator"])
+        below = below.without(
+            ["host_coordinator", *(["run_id"] if below.is_id_of_endpoint else [])]
+        )
     if "nnodes" in found.values:
         below = below.without(["expected_nodes"])
     values = {**below.values, **found.values}
@@ -63,7 +65,7 @@ def overlaid(environ: Environ, below: Found) -> Found:
         problems={name: each for name, each in problems.items() if name not in values},
         warnings=(*found.warnings, *below.warnings),
         nodes=0 if "nnodes" in found.values else below.nodes,
-        is_id_of_endpoint=found.is_id_of_endpoint,
+        is_id_of_endpoint=(found if "run_id" in found.values else below).is_id_of_endpoint,
     )
 
 
