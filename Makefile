@@ -75,20 +75,26 @@ types: $(FOR_DEVELOP) ## check types
 bench: $(FOR_DEVELOP) ## measure the figures that the documentation quotes
 	$(BIN)/python benchmarks/figures.py
 
+# When a search without a near end stops: fuzz, simulate, mutants, model. Empty: when it has all.
+MINUTES ?=
+SECONDS_MAX = $$(($(MINUTES) * 60))
+
 # How many inputs `make fuzz` sends, and from which seed.
 FRAMES ?= 1000000
 SEED ?= 1
 
 .PHONY: fuzz
-fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED); goes on where it stopped
-	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json
+fuzz: $(FOR_DEVELOP) ## send hostile input at the shipped code (FRAMES, SEED, MINUTES); goes on where it stopped
+	$(BIN)/python -m tests.fuzz --inputs $(FRAMES) --seed $(SEED) --state .fuzz-$(SEED).json \
+	  $(if $(MINUTES),--seconds $(SECONDS_MAX))
 
 # How many seeds `make simulate` has played when it ends.
 SEEDS ?= 1000000
 
 .PHONY: simulate
-simulate: $(FOR_PACKAGE) ## play simulated jobs under faults, one for each seed (SEEDS); goes on where it stopped
-	$(BIN)/python -m rallypoint.simulation --seeds 0:$(SEEDS) --jobs $(JOBS) --state .simulate.json
+simulate: $(FOR_PACKAGE) ## play simulated jobs under faults, one for each seed (SEEDS, MINUTES); goes on where it stopped
+	$(BIN)/python -m rallypoint.simulation --seeds 0:$(SEEDS) --jobs $(JOBS) --state .simulate.json \
+	  $(if $(MINUTES),--seconds $(SECONDS_MAX))
 
 # Which other Pythons `make versions` compares with.
 PYTHONS ?= python3.12 python3.13
@@ -101,9 +107,13 @@ versions: $(FOR_PACKAGE) ## see that a seed has the same history with each versi
 HOURS ?= 1
 LEDGER ?= etcd
 
+# Where `make chaos` keeps its records, until all is well. Empty: in a temporary folder.
+FOLDER ?=
+
 .PHONY: chaos
-chaos: $(FOR_DEVELOP) ## kill, freeze and cut off real processes (HOURS, LEDGER, SEED); goes on where it stopped
-	$(BIN)/python -m tests.chaos --hours $(HOURS) --ledger $(LEDGER) --seed $(SEED)
+chaos: $(FOR_DEVELOP) ## kill, freeze and cut off real processes (HOURS, LEDGER, SEED, FOLDER); goes on where it stopped
+	$(BIN)/python -m tests.chaos --hours $(HOURS) --ledger $(LEDGER) --seed $(SEED) \
+	  $(if $(FOLDER),--folder $(FOLDER))
 
 # How many rounds `make soak` has.
 ROUNDS ?= 10000
@@ -116,16 +126,18 @@ soak: $(FOR_DEVELOP) ## thousands of real rounds, and whether anything grows wit
 ONLY ?=
 
 .PHONY: mutants
-mutants: $(FOR_DEVELOP) ## break each line that keeps a rule, and run the tests (ONLY); goes on where it stopped
-	$(BIN)/python -m tests.mutation --only '$(ONLY)' --worlds 30 --state .mutants.json
+mutants: $(FOR_DEVELOP) ## break each line that keeps a rule, and run the tests (ONLY, MINUTES); goes on where it stopped
+	$(BIN)/python -m tests.mutation --only '$(ONLY)' --worlds 30 --state .mutants.json \
+	  $(if $(MINUTES),--stop-after $(SECONDS_MAX))
 
 # Which world `make model` explores, and how far.
 WORLD ?= whole
 STATES ?= 5000000
 
 .PHONY: model
-model: $(FOR_PACKAGE) ## explore a large world of the model checker (WORLD, STATES); goes on where it stopped
-	$(BIN)/python -m rallypoint.simulation.explore --world $(WORLD) --states $(STATES) --state .model-$(WORLD)
+model: $(FOR_PACKAGE) ## explore a large world of the model checker (WORLD, STATES, MINUTES); goes on where it stopped
+	$(BIN)/python -m rallypoint.simulation.explore --world $(WORLD) --states $(STATES) --state .model-$(WORLD) \
+	  $(if $(MINUTES),--seconds $(SECONDS_MAX))
 
 # How many seeds `make planted` tries for each bug.
 PLANTED_SEEDS ?= 1000

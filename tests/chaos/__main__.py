@@ -108,7 +108,11 @@ def main() -> int:
         state = msgspec.json.decode(path.read_bytes(), type=State)
         print(f"goes on after job {state.jobs} ({path})")
     ends_s = time.monotonic() + options.hours * 3600
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="rallypoint-chaos-"))
+    folder = (
+        options.folder.absolute()
+        if options.folder
+        else Path(tempfile.mkdtemp(prefix="rallypoint-chaos-"))
+    )
     while options.only is not None or time.monotonic() < ends_s:
         number = state.jobs + 1 if options.only is None else options.only
         plan = draw(seed, number, options.ledger, options.faults)

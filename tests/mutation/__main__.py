@@ -5,6 +5,9 @@ python -m tests.mutation --only core/ranks.py     the marked lines of one file o
 python -m tests.mutation --key 0123456789ab       one mutant again
 python -m tests.mutation --new                    those without a known killer or judgement
 python -m tests.mutation --share 90               known killers only, for about 90 s
+
+Exit codes: 0, none survives that is not judged; 1, one does, also if it was interrupted after
+that; 130, interrupted by SIGINT or SIGTERM before one survived.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import time
 import tomllib
 from collections import Counter
@@ -34,6 +35,7 @@ FIRST_TRIED: Final = 12
 """How many tests are tried first: those that have killed other mutants of the same function, and
 then so many of the same file."""
 
+INTERRUPTED: Final = 130
 JUDGED_S: Final = 5.0
 """So many seconds of tests are enough for a survivor that was judged."""
 
@@ -111,14 +113,22 @@ class Campaign:
         self._reach: dict[str, Reach] = {}
         self._stop_after_s: float | None = None
         self._code = 0
+        self._is_interrupted = False
 
     # -- the whole -----------------------------------------------------------------------------
 
     def go(self, stop_after_s: float | None = None) -> int:
-        """Try all mutants. The exit code: 1 if one survives that is not judged."""
+        """Try all mutants. The exit code: 1 if one survives that is not judged.
+
+        After SIGINT or SIGTERM, it is 130 if none has survived until then.
+        """
         self._stop_after_s = stop_after_s
-        self._run([f"tests/{each}" for each in FOLDERS], self._try_all)
-        return self._code
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self._run([f"tests/{each}" for each in FOLDERS], self._try_all)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return self._code or (INTERRUPTED if self._is_interrupted else 0)
 
     def share(self, seconds: float) -> int:
         """Run the known killer of each mutant, for about so many seconds.
@@ -135,14 +145,25 @@ class Campaign:
         options = ["-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-p", "no:xdist"]
         marks = ["-m", UNIT]
         code = pytest.main([*options, *marks, *paths], plugins=[Tests(work)])
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        if code == pytest.ExitCode.INTERRUPTED:
+            self._is_interrupted = True
+        elif code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             self._code = int(code)
 
     # -- all tests -----------------------------------------------------------------------------
 
     def _try_all(self, tests: Tests) -> None:
         began_s = time.monotonic()
-        self._read_reach(tests)
+        try:
+            self._read_reach(tests)
+            self._try_each(tests, began_s)
+        except KeyboardInterrupt:
+            self._is_interrupted = True
+            print("interrupted; what is known until now:", flush=True)
+        self._write(len(self.mutants))
+        self._report()
+
+    def _try_each(self, tests: Tests, began_s: float) -> None:
         by_part: dict[str, dict[str, None]] = {}
         for name, each in self._reach.items():
             for part in dict.fromkeys(part for line in each.lines for part in _parts(line)):
@@ -174,8 +195,6 @@ class Campaign:
                 self._print_survivor(mutant, verdict)
             if number % 50 == 0:
                 self._write(number)
-        self._write(len(self.mutants))
-        self._report()
 
     def _reaching(self, mutant: Mutant, by_part: dict[str, dict[str, None]]) -> list[str]:
         """The tests that reach the line. If it is newer: its function, and all of its folder."""

@@ -5,14 +5,25 @@ from __future__ import annotations
 import ast
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.mutation import mutants as m
-from tests.mutation.campaign import FOLDERS, KILLERS, PAGE, counted, judgements, killers_in
+from tests.mutation.campaign import (
+    FOLDERS,
+    KILLERS,
+    PAGE,
+    Campaign,
+    counted,
+    judgements,
+    killers_in,
+)
+from tests.mutation.killing import Reach, Verdict, line_key
 from tests.mutation.marks import ROOT, files, marks_in
 
 AGAIN = "python -m tests.mutation --new --keep"
@@ -147,6 +158,28 @@ def test_a_mutant_is_killed_or_survives(
     )
     assert f"1 {verdict}" in done.stdout, done.stdout + done.stderr
     assert done.returncode == code
+
+
+@pytest.mark.parametrize(("killer", "code"), [("", 1), ("a test", 130)])
+def test_an_interrupted_campaign_tells_what_survived(
+    killer: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    campaign = Campaign(tmp_path / "state.json", only="core/ranks.py", killers=tmp_path / "none")
+
+    class Interrupted:
+        items: ClassVar = {"a test": None}
+
+        def kill(self, file: object, mutant: m.Mutant, *rest: object) -> Verdict:
+            if mutant is campaign.mutants[1]:
+                signal.raise_signal(signal.SIGTERM)
+            return Verdict(killer)
+
+    def read_reach(tests: object) -> None:
+        campaign._reach = {"a test": Reach(0.1, list(map(line_key, campaign.mutants)))}
+
+    monkeypatch.setattr(campaign, "_read_reach", read_reach)
+    monkeypatch.setattr(campaign, "_run", lambda paths, work: work(Interrupted()))
+    assert campaign.go() == code
 
 
 @pytest.mark.verify

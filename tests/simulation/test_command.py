@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from rallypoint.core.store.store import RoundStore
+from rallypoint.simulation import seeds
 from rallypoint.simulation.__main__ import main
 from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.seeds import Progress
 
+COUNTS = """
+import sys
+from rallypoint.simulation import __main__ as command, seeds
+seeds.SLICE = 1
+add = seeds.Progress.add
+def told(progress, done):
+    add(progress, done)
+    print("a slice", flush=True)
+seeds.Progress.add = told
+if __name__ == "__main__":
+    sys.exit(command.main(sys.argv[1:]))
+"""
 PLAN = '{"nodes":2,"min_nodes":2,"faults":[{"at_s":20.0,"kind":"cut","chance":1}]}'
 """Its fault keeps the world going for 20 s."""
 
@@ -76,6 +93,59 @@ def test_a_run_over_seeds_goes_on_where_it_stopped(
     assert "hint: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+@pytest.mark.parametrize(("found", "code"), [(["R7: broken"], 1), ([], 130)])
+def test_an_interrupted_run_tells_what_it_has_found(
+    number: signal.Signals,
+    found: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(seeds, "SLICE", 1)
+
+    def play(seed: int) -> tuple[list[str], int]:
+        if seed == 2:
+            signal.raise_signal(number)
+        return (found if seed == 1 else [], 10)
+
+    monkeypatch.setattr(seeds, "play", play)
+    assert main(["--seeds", "0:9", "--jobs", "1"]) == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"2 of 9 seeds played, from 0 on: {len(found)} with problems; ")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.processes
+def test_a_run_on_several_processes_is_interrupted() -> None:
+    """By Ctrl-C, which all processes of a terminal get."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COUNTS, "--seeds", "0:100000", "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "a slice\n"
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, "")
+    assert " of 100,000 seeds played, from 0 on: 0 with problems; " in out
+
+
+def test_a_run_over_seeds_stops_after_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seeds, "SLICE", 1)
+    monkeypatch.setattr(seeds, "play", lambda seed: ([], 10))
+    assert main(["--seeds", "0:9", "--jobs", "1", "--seconds", "0"]) == 0
+    assert capsys.readouterr().out.startswith("1 of 9 seeds played, ")
+
+
 def test_digests_tell_histories_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seeds", "2:4", "--jobs", "1", "--digests"]) == 0
     (two, three) = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -92,6 +162,9 @@ def test_digests_tell_histories_apart(capsys: pytest.CaptureFixture[str]) -> Non
         (["--seeds", "2", "--shrink"], "--shrink goes with --seed"),
         (["--seed", "2", "--digests"], "--digests goes with --seeds"),
         (["--seeds", "2", "--digests", "--state", "x"], "leave out --state"),
+        (["--seeds", "2", "--digests", "--seconds", "1"], "leave out --state, --seconds"),
+        (["--seed", "2", "--seconds", "1"], "--seconds goes with --seeds"),
+        (["--seed", "2", "--at", "5", "--shrink"], "leave one out"),
         (["--seeds", "2", "--jobs", "0"], "--jobs is at least 1"),
         (["--seeds", "2", "--state", "/no/such/folder/x"], "no folder '/no/such/folder'"),
         (["--seed", "2", "--at", "-1"], "not negative"),

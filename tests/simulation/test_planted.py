@@ -10,7 +10,7 @@ import pytest
 from rallypoint.core.formation import Decision
 from rallypoint.core.membership import _HANDLER_OF
 from tests.simulation.planted import BUGS
-from tests.simulation.planted.__main__ import PAGE, look_for, table
+from tests.simulation.planted.__main__ import PAGE, Found, is_lost, look_for, table, verdict
 from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.planting import BindingError, Bug, planted, replaces
 
@@ -82,6 +82,26 @@ def test_a_bug_that_is_never_called_is_reported() -> None:
     found = look_for(bug_of(_unused), 0, 1)
     assert not found.is_found
     assert found.problem.startswith("NOT CALLED")
+
+
+def test_only_a_bug_that_was_found_before_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that no seed has found yet do not hide it."""
+    before, never = (bug.name for bug in WITH_SEED[:2])
+    monkeypatch.delitem(KNOWN, never)
+    by_tests = next(bug.name for bug in BUGS.values() if bug.by == "tests")
+
+    def not_found(name: str, why: str = "not found") -> Found:
+        return Found(name, None, 9, 1.0, why, is_found=False)
+
+    assert is_lost(not_found(before))
+    assert is_lost(not_found(by_tests))
+    assert is_lost(not_found(never, "also without it: R7"))
+    assert not is_lost(not_found(never))
+    assert verdict([not_found(before), not_found(never)]).splitlines() == [
+        "2 bugs, 0 found or judged",
+        f"NO LONGER FOUND: {before}",
+        f"not found yet, as before: {never}",
+    ]
 
 
 @pytest.mark.verify

@@ -30,7 +30,7 @@ def test_a_name_without_an_interpreter_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shim = script(tmp_path / "python3.99", "echo python3.99: command not found >&2; exit 127")
-    assert versions.main([sys.executable, shim]) == 2
+    assert versions.main([shim]) == 2
     assert capsys.readouterr().err.startswith(f"error: there is no {shim} here\nhint: ")
 
 
@@ -52,10 +52,18 @@ def test_a_python_that_cannot_install_is_told_with_its_own_words(
     assert capsys.readouterr().err.startswith(expected)
 
 
+def test_the_same_version_is_no_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert versions.main([sys.executable]) == 2
+    told = capsys.readouterr()
+    assert told.out == "", "it must look before it plays"
+    assert "so is the one that it is compared with\nhint: name others" in told.err
+
+
 def test_histories_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(versions, "installed", lambda python, folder: sys.executable)
+    monkeypatch.setattr(versions, "_check_other", lambda found: None)
     assert versions.main(["--seeds", "0:1", sys.executable]) == 0
     assert "1 seeds have the same history" in capsys.readouterr().out
     told = iter([{"0": "a", "1": "b"}, {"0": "a", "1": "c"}])

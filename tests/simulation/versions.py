@@ -76,10 +76,22 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         versions = {python: version(python) for python in given.pythons}
+        _check_other(versions)
         return _compare(versions, given.seeds)
     except UnusablePython as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _check_other(versions: dict[str, str]) -> None:
+    """Raises UnusablePython if one is of the version that runs this: it would tell nothing."""
+    own = version(sys.executable)
+    for python, found in versions.items():
+        if found.split(".")[:2] == own.split(".")[:2]:
+            raise UnusablePython(
+                f"{python} is Python {found}, and so is the one that it is compared with\n"
+                "hint: name others in PYTHONS, or another one for PYTHON (after make clean)"
+            )
 
 
 def _compare(versions: dict[str, str], seeds: str) -> int:

@@ -1,19 +1,22 @@
 """`python -m rallypoint.simulation`: play seeds, look at one, make a failing plan smaller.
 
     python -m rallypoint.simulation --seeds 0:1000 --jobs 2
-    python -m rallypoint.simulation --seeds 0:1000000 --jobs 2 --state simulate.json
+    python -m rallypoint.simulation --seeds 0:1000000 --jobs 2 --state simulate.json --seconds 3600
     python -m rallypoint.simulation --seeds 0:200 --digests > 3.13
     python -m rallypoint.simulation --seed 90 --last 200
     python -m rallypoint.simulation --seed 90 --at 5120
     python -m rallypoint.simulation --seed 90 --shrink
 
-Exit codes: 0, no problem; 1, a problem was found; 2, the arguments are wrong; 130, interrupted.
+Exit codes: 0, no problem; 1, a problem was found, also if the run was interrupted after that; 2,
+the arguments are wrong; 130, interrupted by SIGINT or SIGTERM before a problem was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m rallypoint.simulation",
         description="Play jobs of the shipped code in a simulated world, each from a seed.",
-        epilog="exit codes: 0 no problem, 1 a problem was found, 2 wrong arguments",
+        epilog="exit codes: 0 no problem, 1 a problem was found, 2 wrong arguments, "
+        "130 interrupted before a problem was found",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", type=_range, metavar="A:B", help="play seeds A to B - 1")
     what.add_argument("--seed", type=int, metavar="N", help="play one seed, and show what happened")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="begin no more seeds after this time"
+    )
     parser.add_argument("--first", action="store_true", help="stop at the first problem")
     parser.add_argument(
         "--state", type=Path, metavar="FILE", help="keep the progress here, and go on from it"
@@ -95,13 +102,16 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     """Refuse what would have no effect, and plans that no job can be made of."""
     of_one = {"--at": options.at is not None, "--shrink": options.shrink, "--plan": options.plan}
     of_many = {"--digests": options.digests, "--first": options.first, "--state": options.state}
+    of_many["--seconds"] = options.seconds is not None
     unused = of_one if options.seeds is not None else of_many
     other = "--seed" if options.seeds is not None else "--seeds"
     for name, is_given in unused.items():
         if is_given:
             parser.error(f"{name} goes with {other}")
-    if options.digests and (options.state or options.first):
-        parser.error("--digests prints all seeds: leave out --state and --first")
+    if options.digests and (options.state or options.first or options.seconds is not None):
+        parser.error("--digests prints all seeds: leave out --state, --seconds and --first")
+    if options.at is not None and options.shrink:
+        parser.error("--at shows one state, and --shrink looks for a smaller plan: leave one out")
     if options.jobs < 1 or options.last < 0 or (options.at is not None and options.at < 0):
         parser.error("--jobs is at least 1; --last and --at are not negative")
     if options.state is not None and not options.state.parent.is_dir():
@@ -132,14 +142,25 @@ def _many(options: argparse.Namespace) -> int:
         return 0
     try:
         progress = Progress.read(options.state, options.seeds)
-        progress = play_all(progress, options.jobs, options.state, is_first_enough=options.first)
     except ValueError as error:
         print(f"{error}\nhint: name another file for --state", file=sys.stderr)
         return 2
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = 0
+        play_all(
+            progress,
+            options.jobs,
+            options.state,
+            is_first_enough=options.first,
+            seconds_max=math.inf if options.seconds is None else options.seconds,
+        )
     except KeyboardInterrupt:
-        return 130
-    print(progress.told())
-    return 1 if progress.findings else 0
+        code = 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(progress.told(), flush=True)
+    return 1 if progress.findings else code
 
 
 if __name__ == "__main__":

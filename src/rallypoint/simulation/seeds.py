@@ -7,6 +7,7 @@ the simulator itself fails, is a finding, too.
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import signal
 import time
@@ -73,10 +74,11 @@ class Progress(msgspec.Struct):
     def add(self, done: Slice) -> None:
         """Count the seeds that come next."""
         assert done.first == self.next
+        # First, because an interrupt may come between any two lines.
+        self.findings += done.findings
         self.next += done.count
         self.steps += done.steps
         self.cpu_s += done.cpu_s
-        self.findings += done.findings
         self.played[self.code] = self.played.get(self.code, 0) + done.count
 
     def write(self, path: Path) -> None:
@@ -146,13 +148,15 @@ def play_all(
     path: Path | None = None,
     *,
     is_first_enough: bool = False,
+    seconds_max: float = math.inf,
     told: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> Progress:
     """Play all seeds that are left, on so many processes. `path`: where to keep the progress.
 
+    It ends earlier after `seconds_max`. `progress` is changed, so it holds after an interrupt, too.
     `told` gets a line for each finding, and once in a while one about the progress.
     """
-    said_s = time.monotonic()
+    began_s = said_s = time.monotonic()
     for done in _slices(range(progress.next, progress.end), jobs):
         progress.add(done)
         if path is not None:
@@ -164,6 +168,8 @@ def play_all(
             told(progress.told().splitlines()[-1])
         if is_first_enough and progress.findings:
             break
+        if time.monotonic() - began_s > seconds_max:
+            break
     return progress
 
 
@@ -173,8 +179,13 @@ def _slices(seeds: range, jobs: int) -> Iterator[Slice]:
     if jobs <= 1 or len(parts) <= 1:
         yield from map(play_slice, parts)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_leave_to_parent) as pool:
         yield from pool.imap(play_slice, parts)
+
+
+def _leave_to_parent() -> None:
+    """Ctrl-C is for all processes of a terminal: the parent ends the others, and tells."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
