@@ -15,6 +15,7 @@ from tests.docsite.pages import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 NIGHTLY = ROOT / ".github" / "workflows" / "nightly.yml"
+CI = ROOT / ".github" / "workflows" / "ci.yml"
 WITHOUT_END = ("simulate", "model", "mutants", "fuzz")
 MARGIN_MINUTES = 30
 """For the installation, and for what follows the search."""
@@ -123,3 +124,9 @@ def test_a_search_that_finds_something_fails_its_job() -> None:
     step = NIGHTLY.read_text().partition("- name: ${{ matrix.command }}")[2].partition("- name:")[0]
     assert "shell: bash\n" in step, "without pipefail, tee's exit code counts"
     assert re.search(r"\|\||code=|continue-on-error|exit|set \+e", step) is None
+
+
+def test_the_tests_that_need_root_run_somewhere() -> None:
+    (step,) = re.findall(r"- run: (.*\.ci/run)", CI.read_text())
+    assert step.startswith("${{ matrix.root }} env")
+    assert 'root: "sudo"' in CI.read_text()
