@@ -32,11 +32,16 @@ class Rest(msgspec.Struct, frozen=True):
     lasts_s: float = 0.0
 
     def goes_on(self, since_s: float) -> bool:
-        """Whether all nodes of a group are in one new round, and their store answers."""
+        """Whether all nodes of a group are in one new round, and their store answers.
+
+        Or the failure has spent the restart budget, and the run has ended for all of them.
+        """
         return any(_goes_on(nodes, since_s) for nodes in self.groups)
 
 
 def _goes_on(nodes: list[StartedNode], since_s: float) -> bool:
+    if not any(each.is_living for each in nodes):
+        return True
     if not all(each.is_working and each.given_s > since_s for each in nodes):
         return False
     is_answered = all(each.answered_s > since_s for each in nodes)
