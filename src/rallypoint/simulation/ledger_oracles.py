@@ -20,6 +20,7 @@ from rallypoint.core import election as e
 from rallypoint.core import events as on
 from rallypoint.core.values import CloseRecord
 from rallypoint.ledger.keys import COORDINATORS, MISTAKE, RUNS
+from rallypoint.settings.table import BY_NAME
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 
@@ -28,6 +29,7 @@ SLOWEST: Final = 0.9
 SLACK: Final = 1.2
 MARGIN_S: Final = 2.0
 """For clocks of other rates, and for requests that are under way."""
+CANDIDATES: Final[int] = BY_NAME["candidates"].default
 ASKED_WITHIN_S: Final = 60.0
 """How old the sight may be on which a lease is revoked early: what is written may take long."""
 
@@ -357,3 +359,73 @@ class OldIsRemoved(Oracle):
         if name.startswith(RUNS) and e.decode_run(value).close is not None:
             return keeping.closed_run_s
         return math.inf
+
+
+class FailoversAreCheap(Oracle):
+    """Budgets: few of many nodes become candidates, and a takeover costs few requests.
+
+    Without that, thousands of nodes would write to a ledger at the moment at which it is needed.
+    """
+
+    MORE: Final = 3
+    """So many times `candidates` may be candidates at once: it is an average."""
+    REQUESTS: Final = 60
+    """What a takeover may cost: so many requests, and some for each node and each second."""
+    PER_NODE_S: Final = 5
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._leases: dict[str, tuple[e.Lease, float]] = {}
+        """The leases of candidates, and when each was written."""
+        self._terms: dict[str, int] = {}
+        self._lost: tuple[float, int] | None = None
+        """Since when no process owns a run, and how many requests there were until then."""
+
+    def written(self, name: str, value: bytes | None) -> None:
+        """See Oracle."""
+        if name.startswith(COORDINATORS):
+            self._leases.pop(name, None)
+            lease = None if value is None else e.decode_lease(value)
+            if lease is not None and lease.only_run and lease.state is e.LeaseState.SERVING:
+                self._leases[name] = lease, self.scene.world.now_s
+                self._are_few(lease.only_run)
+        elif name.startswith(RUNS) and value is not None:
+            term = e.decode_run(value).term
+            if term > self._terms.get(name, term):
+                self._was_cheap()
+            self._terms[name] = term
+
+    def looked(self) -> None:
+        """See Oracle."""
+        if any(_is_owning(front) for front in self.scene.fronts):
+            self._lost = None
+        elif self._lost is None:
+            self._lost = self.scene.world.now_s, self.scene.ledger.requests()
+
+    def _are_few(self, run_id: str) -> None:
+        now_s, most = self.scene.world.now_s, self.MORE * CANDIDATES
+        fresh = (
+            each for each, written_s in self._leases.values() if now_s - written_s < each.ttl_s
+        )
+        count = sum(each.only_run == run_id for each in fresh)
+        if count > most:
+            what = f"{count} processes are candidates for {run_id} at once, and {most} are enough"
+            self.scene.broke("budget", what)
+
+    def _was_cheap(self) -> None:
+        if self._lost is None:
+            return
+        since_s, before = self._lost
+        self._lost = None
+        lasted_s, count = self.scene.world.now_s - since_s, self.scene.ledger.requests() - before
+        per_node = self.PER_NODE_S * (1 + lasted_s)
+        places = self.scene.plan.nodes + self.scene.plan.replicas
+        if count > self.REQUESTS + per_node * places:
+            what = f"a takeover after {lasted_s:.1f} s cost {count} requests of {places} processes"
+            self.scene.broke("budget", what)
+
+
+def _is_owning(front: SimulatedFront) -> bool:
+    if front.has_ended or not front.process.is_alive:
+        return False
+    return any(run.is_claimed for run in front.driver.coordinator.runs.values())

@@ -23,6 +23,7 @@ from rallypoint.simulation.coordinator_oracles import (
 )
 from rallypoint.simulation.leak_oracles import LEAK_ORACLES
 from rallypoint.simulation.ledger_oracles import (
+    FailoversAreCheap,
     LedgerIsSpared,
     LedgerKeepsRules,
     LedgerStaysSmall,
@@ -117,6 +118,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     LedgerIsSpared,
     LedgerStaysSmall,
     OldIsRemoved,
+    FailoversAreCheap,
     MistakesAreRecorded,
     NodesNeverGoBack,
     OrphansStop,

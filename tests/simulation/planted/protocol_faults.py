@@ -282,7 +282,7 @@ PROTOCOL_FAULTS = (
     _fault(8, "tokens-go-back", "R13", _no_floor),
     _fault(9, "log-grows", "budget", _no_snapshot),
     _fault(10, "append-after-drop", "R5", _append_after_drop, _answers_always),
-    _fault(11, "herd", "budget", _all_at_once, tests=("tests/core/test_candidacy.py",)),
+    _fault(11, "herd", "budget", _all_at_once),
     _fault(
         *(12, "queue-without-bound", "budget", _no_bound),
         tests=("tests/coordinator/test_store_log.py",),
