@@ -194,10 +194,10 @@ def is_own_name(host: str) -> bool:
     return host.lower() in (own, own.partition(".")[0])
 
 
-async def refuses(address: Address, limit_s: float) -> bool:
+async def refuses(address: Address, limit_s: float) -> bool | None:
     """Whether nothing listens at an address: the machine refuses a connection within `limit_s`.
 
-    For a name, all its addresses refuse. False if it cannot be resolved, or does not answer.
+    For a name, all its addresses refuse. None if it cannot be resolved, or does not answer.
     """
     try:
         async with asyncio.timeout(limit_s):
@@ -205,7 +205,7 @@ async def refuses(address: Address, limit_s: float) -> bool:
                 if not await _refuses(each):
                     return False
     except (OSError, TimeoutError, UnicodeError, RuntimeError):
-        return False
+        return None
     return True
 
 

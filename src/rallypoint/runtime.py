@@ -79,7 +79,7 @@ class Runtime(Hashable, Protocol):
     def wall_s(self) -> float:
         """Unix time, in seconds. It is only shown to people, because it may jump."""
 
-    async def refuses(self, address: Address, limit_s: float) -> bool:
+    async def refuses(self, address: Address, limit_s: float) -> bool | None:
         """See net.refuses."""
 
     async def is_own(self, host: str) -> bool:
@@ -123,7 +123,7 @@ class SystemRuntime:
         """See Runtime."""
         return time.time()
 
-    async def refuses(self, address: Address, limit_s: float) -> bool:
+    async def refuses(self, address: Address, limit_s: float) -> bool | None:
         """See Runtime."""
         return await net.refuses(address, limit_s)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from rallypoint import errors, net
-from rallypoint.client import dialing, fixed
+from rallypoint import errors, net, runtime
+from rallypoint.client import dialing, fixed, network
 from rallypoint.client.dialing import Attempts, dial_first
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.coordinator.admission import Admission
@@ -333,6 +333,150 @@ def test_another_program_at_one_address_does_not_hide_a_coordinator(monkeypatch)
             async with opened(f"http://several.example:{port}") as a:
                 assert a.is_connected
             await hosted.aclose()
+
+    run_clean(main)
+
+
+NOWHERE = "127.9.9.9"
+"""Where these tests let a dial hang, as in a network that drops packets."""
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOWHERE does not answer, and is no address of this machine."""
+    connect, is_this_host = network.SOCKETS.connect, net.is_this_host
+
+    async def connecting(address: Address, *args: Any) -> Any:
+        if address.host == NOWHERE:
+            await asyncio.sleep(3_600)
+        return await connect(address, *args)
+
+    async def refuses(self: object, address: Address, limit_s: float) -> bool | None:
+        return None if address.host == NOWHERE else await net.refuses(address, limit_s)
+
+    monkeypatch.setattr(network.SOCKETS, "connect", connecting, raising=False)
+    monkeypatch.setattr(runtime.SystemRuntime, "refuses", refuses)
+    monkeypatch.setattr(net, "is_this_host", lambda host: host != NOWHERE and is_this_host(host))
+    monkeypatch.setattr(network, "is_this_host", net.is_this_host)
+
+
+@pytest.mark.usefixtures("silent")
+def test_an_address_that_is_silent_delays_the_others_only_a_little(monkeypatch) -> None:
+    resolving(monkeypatch, NOWHERE, "127.0.0.1")
+
+    async def main() -> None:
+        async with served() as (_, port):
+            target = Address("several.example", port)
+            async with asyncio.timeout(dialing.ADDRESS_TIMEOUT_S):
+                found = await dialing.dial(target, "", Attempts(target))
+            assert found is not None
+            assert found.address == Address("127.0.0.1", port)
+            found.abort("the test is over")
+
+    run_clean(main)
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_elected_coordinator_is_reached_at_any_of_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(network, "is_this_host", lambda host: False)  # another machine's
+
+    async def main() -> None:
+        async with served() as (_, port):
+            both = (Address(NOWHERE, port), Address("127.0.0.1", port))
+            attempts = Attempts(both[0])
+            found = await dialing.dial_elected([both[each] for each in order], "", attempts, 60.0)
+            assert found is not None
+            assert found.target == both[1]
+            found.abort("the test is over")
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("own", "dialled"),
+    [
+        ((), ("10.0.0.1", "10.0.1.1", "172.17.0.1")),
+        (("172.17.0.1",), ("10.0.0.1", "10.0.1.1")),
+        (("10.0.0.1", "10.0.1.1", "172.17.0.1"), ("10.0.0.1", "10.0.1.1", "172.17.0.1")),
+    ],
+)
+def test_an_address_that_each_machine_has_is_not_dialled(
+    monkeypatch: pytest.MonkeyPatch, own: tuple[str, ...], dialled: tuple[str, ...]
+) -> None:
+    """Such as that of a bridge of guests: there may be another coordinator at it, on each one."""
+    asked: list[str] = []
+
+    async def connecting(address: Address, *args: Any) -> Any:
+        asked.append(address.host)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(network.SOCKETS, "connect", connecting, raising=False)
+    monkeypatch.setattr(network, "is_this_host", lambda host: host in own)
+    places = [Address(each, 29400) for each in ("10.0.0.1", "10.0.1.1", "172.17.0.1")]
+
+    async def main() -> None:
+        attempts = Attempts(places[0])
+        assert await dialing.dial_elected(places, "", attempts, 1.0) is None
+        assert attempts.only_refused
+        assert tuple(each.host for each in attempts.refusals) == tuple(asked) == dialled
+
+    run_clean(main)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_stale_address_of_the_name_does_not_stop_hosting(monkeypatch) -> None:
+    monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 0.2)
+    resolving(monkeypatch, NOWHERE, "127.0.0.1")
+
+    async def main() -> None:
+        endpoint = f"several.example:{free_port()}"
+        async with opened(endpoint, TWO, insecure=True) as host:
+            assert host.hosted is not None
+
+    run_clean(main)
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize(("chosen", "hosts"), [("auto", False), ("yes", True)])
+def test_a_name_with_stale_addresses_alone_is_hosted_only_if_asked_for(
+    monkeypatch, chosen: str, hosts: bool
+) -> None:
+    """Such as that of a pod with a new address."""
+    monkeypatch.setattr(dialing, "ADDRESS_TIMEOUT_S", 0.2)
+    resolving(monkeypatch, NOWHERE)
+    monkeypatch.setattr(net, "is_own_name", lambda host: True)
+
+    async def main() -> None:
+        port = free_port()
+        endpoint = f"several.example:{port}"
+        if not hosts:
+            message = await fails(endpoint, errors.UnreachableError, insecure=True)
+            assert f"{NOWHERE}:{port}: no answer" in message
+            return
+        async with opened(endpoint, TWO, insecure=True, host_coordinator=chosen) as host:
+            assert host.hosted is not None
+
+    run_clean(main)
+
+
+def test_a_name_that_is_known_late_is_hosted_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a pod's own: it is asked for again at each try."""
+    tries: list[str] = []
+
+    def known_late(host: str) -> bool:
+        tries.append(host)
+        return len(tries) > 3
+
+    monkeypatch.setattr(network, "is_this_host", known_late)
+    resolving(monkeypatch, "127.0.0.1")
+
+    async def main() -> None:
+        async with opened(f"several.example:{free_port()}", TWO, insecure=True) as host:
+            assert host.hosted is not None
+            assert tries[:4] == ["several.example"] * 4
 
     run_clean(main)
 

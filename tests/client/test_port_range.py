@@ -102,7 +102,7 @@ def test_a_candidate_listens_in_the_range(tmp_path: Path) -> None:
             async with opened(where, ONE, port_range=ports, local_addr="127.0.0.1") as found:
                 assert await found.next_round(BOOTSTRAP)
                 assert found.hosted is not None
-                assert found.hosted.advertised.port == first + 1
+                assert found.hosted.advertised[0].port == first + 1
 
     run_clean(main)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from rallypoint.core.addresses import (
+    ADDRESSES_MAX,
     Interface,
     OwnAddress,
     interface_of,
+    interface_problem,
     local_addr_problem,
     named,
-    own_address,
+    own_addresses,
     with_zone,
 )
 
@@ -55,12 +57,59 @@ APIPA = Interface("eth0", "169.254.3.4")
 def test_the_address_that_others_get(
     name: str, sources: list[str], interfaces: list[Interface], told: str
 ) -> None:
-    assert str(own_address(sources, interfaces)) == told
+    assert str(own_addresses(sources, interfaces)[0]) == told
 
 
 @pytest.mark.parametrize("interfaces", [[], [*LO], [*LO, DOWN]])
 def test_loopback_is_not_advertised(interfaces: list[Interface]) -> None:
-    assert own_address(["127.0.0.1", "::1", "0.0.0.0"], interfaces) is None
+    assert own_addresses(["127.0.0.1", "::1", "0.0.0.0"], interfaces) == ()
+
+
+def test_all_addresses_are_given_the_best_first() -> None:
+    has = [*LO, DOCKER, DOWN, LINK, ETH1, SIX, ETH0]
+    found = own_addresses(["10.0.0.5", "10.0.0.5"], has)
+    assert list(map(str, found)) == [
+        "10.0.0.5 (eth0)",
+        "192.168.7.5 (eth1)",
+        "2001:db8:1::5 (eth0)",
+        "172.17.0.1 (docker0)",
+    ]
+    many = [Interface(f"eth{number}", f"10.0.{number}.1") for number in range(100)]
+    assert len(own_addresses([], many)) == ADDRESSES_MAX
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("eth1", ["192.168.7.5 (eth1)"]),
+        ("eth0", ["10.0.0.5 (eth0)", "2001:db8:1::5 (eth0)"]),
+        ("192.168.0.0/16", ["192.168.7.5 (eth1)"]),
+        ("192.168.7.9/24", ["192.168.7.5 (eth1)"]),
+        ("10.0.0.5", ["10.0.0.5 (eth0)"]),
+        ("2001:db8:1::/48", ["2001:db8:1::5 (eth0)"]),
+        ("ib0", []),
+        ("eth7", []),
+    ],
+)
+def test_an_interface_or_a_network_limits_them(wanted: str, told: list[str]) -> None:
+    has = [*LO, DOWN, ETH1, ETH0, SIX]
+    assert list(map(str, own_addresses(["10.0.0.5"], has, wanted))) == told
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ("eth0", ""),
+        ("10.0.0.0/8", ""),
+        ("eth7", "does not exist on this machine"),
+        ("11.0.0.0/8", "has no address of this machine"),
+        ("ib0", "is down"),
+        ("lo", "has no address that other machines can reach"),
+    ],
+)
+def test_an_interface_that_cannot_be_used(wanted: str, problem: str) -> None:
+    assert interface_problem(wanted, [*LO, DOWN, ETH0]) == problem
+    assert interface_problem(wanted, []) == ""
 
 
 def test_a_zone_is_added_only_where_one_is_needed() -> None:

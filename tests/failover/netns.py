@@ -47,6 +47,16 @@ class Host:
             finally:
                 _enter(own)
 
+    def add_dead_interface(self, name: str, address: str, *, has_default_route: bool) -> None:
+        """A second interface that is up, in a network of its own to which no other host belongs."""
+        inside = ("ip", "-n", self.namespace)
+        run(*inside, "link", "add", "name", name, "type", "veth", "peer", "name", f"{name}-end")
+        run(*inside, "link", "set", f"{name}-end", "up")
+        run(*inside, "address", "add", f"{address}/24", "dev", name)
+        run(*inside, "link", "set", name, "up")
+        if has_default_route:
+            run(*inside, "route", "add", "default", "dev", name)
+
     def drop_incoming(self, *match: str) -> None:
         """A firewall that throws away packets that come from other hosts and match, silently.
 

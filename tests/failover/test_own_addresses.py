@@ -49,18 +49,20 @@ class Fleet:
         self.agents: list[subprocess.Popen[str]] = []
         (tmp_path / "meet.py").write_text(MEET)
 
-    def start(self, host: Host, *options: str, hosts: str = "", nnodes: str = "2") -> None:
-        """`hosts`: what this host has in place of /etc/hosts."""
+    def start(
+        self, host: Host, *options: str, hosts: str = "", named: str = "", nnodes: str = "2"
+    ) -> None:
+        """`hosts`: what this host has in place of /etc/hosts. `named`: its host name."""
         command = [
             *(sys.executable, "-m", "rallypoint", "run", "--nnodes", nnodes, "--run-id", "run"),
             *("--node-name", host.name, "--join-timeout", "40s", *options),
             str(self.tmp_path / "meet.py"),
         ]
-        if hosts:
+        if hosts or named:
             path = self.tmp_path / f"hosts-{host.name}"
-            path.write_text(hosts)
-            script = f'mount --bind {path} /etc/hosts && exec "$@"'
-            command = ["unshare", "-m", "sh", "-c", script, "sh", *command]
+            path.write_text(hosts or "127.0.0.1 localhost\n")
+            script = f'mount --bind {path} /etc/hosts && hostname {named or "host"} && exec "$@"'
+            command = ["unshare", "-mu", "sh", "-c", script, "sh", *command]
         with host.inside():
             agent = subprocess.Popen(
                 command,
@@ -75,15 +77,15 @@ class Fleet:
         assert [agent.returncode for agent in self.agents] == list(codes), said
         return said
 
-    def meets_at(self, *hosts: str) -> None:
-        """All workers met at one of these."""
+    def meets_at(self, *hosts: str, jobs: int = 1) -> None:
+        """All workers met at one of these; each job at one."""
         found = {
             line.partition("meets at ")[2]
             for text in self.end(*[0 for _ in self.agents])
             for line in text.splitlines()
             if "meets at " in line
         }
-        assert len(found) == 1
+        assert 1 <= len(found) <= jobs
         assert found <= set(hosts), found
 
     def close(self) -> None:
@@ -168,6 +170,97 @@ def test_nodes_meet_without_ipv4(net: Network, fleet: Fleet, where: str) -> None
 @pytest.mark.parametrize("where", ["host", "ledger"])
 def test_nodes_meet_over_link_local_addresses(net: Network, fleet: Fleet, where: str) -> None:
     two_that_have_only(link_local_only, net, fleet, where)
+
+
+def places(net: Network, fleet: Fleet) -> tuple[Host, Host, dict[str, str]]:
+    """Two hosts, and the kinds of endpoints at which they can meet."""
+    one, other = net.host("one"), net.host("other")
+    named = f"{one.address}:{PORT}"
+    return one, other, {"host": named, "ledger": f"file://{fleet.tmp_path}/ledger"}
+
+
+@pytest.mark.parametrize(
+    ("where", "has_default_route"), [("host", False), ("host", True), ("ledger", False)]
+)
+def test_nodes_meet_beside_a_dead_second_interface(
+    net: Network, fleet: Fleet, where: str, has_default_route: bool
+) -> None:
+    one, other, endpoints = places(net, fleet)
+    for number, host in enumerate((one, other), 1):
+        dead = f"10.200.{number}.1"
+        host.add_dead_interface("eth1", dead, has_default_route=has_default_route)
+        fleet.start(host, "--endpoint", endpoints[where])
+    fleet.meets_at(one.address, other.address)
+
+
+def test_an_interface_can_be_chosen_by_its_name_or_its_network(net: Network, fleet: Fleet) -> None:
+    one, other, endpoints = places(net, fleet)
+    for host, chosen in ((one, "eth0"), (other, f"{other.address}/24")):
+        host.add_dead_interface("eth1", "10.200.0.1", has_default_route=True)
+        fleet.start(host, "--endpoint", endpoints["ledger"], "--interface", chosen)
+    fleet.meets_at(one.address, other.address)
+
+
+def test_an_interface_that_does_not_exist_is_refused_with_those_that_do(
+    net: Network, fleet: Fleet
+) -> None:
+    one, _, endpoints = places(net, fleet)
+    fleet.start(one, "--endpoint", endpoints["ledger"], "--interface", "ib0")
+    (said,) = fleet.end(2)
+    assert "interface 'ib0' does not exist on this machine" in said
+    assert f"this machine has {one.address} (eth0)" in said.splitlines()[-1]
+    assert "--interface" in said.splitlines()[-1]
+
+
+def test_nodes_meet_at_one_of_several_hosts_without_any_names(net: Network, fleet: Fleet) -> None:
+    """No host knows its own name, as on a node without DNS; one name is of a host that is off."""
+    one, other, _ = places(net, fleet)
+    endpoint = f"{net.host('off').address},gone.invalid,{one.address},{other.address}"
+    for host, chosen in ((one, "yes"), (other, "no")):
+        options = ("--endpoint", endpoint, "--host-coordinator", chosen)
+        fleet.start(host, *options, named=host.name)
+    fleet.meets_at(one.address, other.address)
+
+
+def test_nodes_meet_at_a_host_that_does_not_know_its_own_name(net: Network, fleet: Fleet) -> None:
+    one, other, _ = places(net, fleet)
+    endpoint = ("--endpoint", f"node0:{PORT}")
+    fleet.start(one, *endpoint, named="node0")
+    fleet.start(other, *endpoint, hosts=f"127.0.0.1 localhost\n{one.address} node0\n")
+    fleet.meets_at("node0", other.address)
+
+
+def test_nodes_meet_at_a_name_with_a_stale_address(net: Network, fleet: Fleet) -> None:
+    one, other, _ = places(net, fleet)
+    stale = f"{one.address.rpartition('.')[0]}.99"
+    hosts = f"127.0.0.1 localhost\n{stale} node0\n{one.address} node0\n"
+    for host in (one, other):
+        fleet.start(host, "--endpoint", f"node0:{PORT}", hosts=hosts)
+    fleet.meets_at("node0", other.address)
+
+
+@pytest.mark.parametrize("where", ["host", "ledger"])
+def test_nodes_meet_behind_a_firewall_within_a_range_of_ports(
+    net: Network, fleet: Fleet, where: str
+) -> None:
+    one, other, endpoints = places(net, fleet)
+    place = one.address if where == "host" else endpoints["ledger"]
+    for host in (one, other):
+        host.drop_incoming("tcp dport != 29400-29410 ct state new")
+        fleet.start(host, "--endpoint", place, "--port-range", "29400:29410")
+    fleet.meets_at(one.address, other.address)
+
+
+def test_two_jobs_share_the_ports_of_a_host(net: Network, fleet: Fleet) -> None:
+    one, other, _ = places(net, fleet)
+    for run_id in ("job-41", "job-42"):
+        for host, chosen in ((one, "yes"), (other, "no")):
+            fleet.start(
+                host,
+                *("--endpoint", f"{one.address},{other.address}", "--run-id", run_id),
+                *("--port-range", "29400:29403", "--host-coordinator", chosen),
+            )
+    fleet.meets_at(one.address, other.address, jobs=2)
 
 
 def test_a_host_with_only_loopback_reports_it(net: Network, fleet: Fleet) -> None:

@@ -88,6 +88,10 @@ def run(
         str | None,
         _text("--local-addr", "ADDR", "The address at which other nodes reach this one."),
     ] = None,
+    interface: Annotated[
+        str | None,
+        _text("--interface", "NAME|CIDR", "The interface by which other nodes reach this one."),
+    ] = None,
     port_range: Annotated[
         str | None,
         _text("--port-range", "A:B", "The ports for this node's coordinator and for rank 0."),

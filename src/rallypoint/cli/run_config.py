@@ -192,6 +192,7 @@ _OPTIONS: Final = (
     "run_id",
     "node_name",
     "local_addr",
+    "interface",
     "port_range",
     "host_coordinator",
     "token_file",

@@ -229,8 +229,8 @@ def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
 
 def _own_address() -> str:
     sources = [each for each in map(source_towards, NOWHERE) if each]
-    own = addresses.own_address(sources, interfaces())
-    return own.host if own is not None else "127.0.0.1"
+    own = addresses.own_addresses(sources, interfaces())
+    return own[0].host if own else "127.0.0.1"
 
 
 def is_everywhere(host: str) -> bool:

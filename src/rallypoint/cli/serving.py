@@ -24,7 +24,7 @@ from rallypoint._version import __version__
 from rallypoint.cli import output
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.reloading import Reloader
-from rallypoint.client.identity import may_be_one_machine, own_address
+from rallypoint.client.identity import may_be_one_machine, own_addresses
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
@@ -118,14 +118,14 @@ async def _serve_ledger(
         memory_bytes_max=memory_bytes_max,
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
-    own = None if advertised else await own_address(place)
-    host = advertised or (own.host if own is not None else "127.0.0.1")
-    if is_loopback(host) and not may_be_one_machine(place):
+    own = () if advertised else await own_addresses(place)
+    hosts = [advertised] if advertised else [each.host for each in own] or ["127.0.0.1"]
+    if is_loopback(hosts[0]) and not may_be_one_machine(place):
         output.warn(
-            f"nodes on other machines cannot reach {host}, which is loopback: "
+            f"nodes on other machines cannot reach {hosts[0]}, which is loopback: "
             "give --host, or --advertise with an address of this machine"
         )
-    addresses = (Address(host, sock.getsockname()[1]),)
+    addresses = tuple(Address(each, sock.getsockname()[1]) for each in hosts)
     try:
         async with open_ledger(place, settings.etcd_password(place)) as ledger:
             server = CoordinatorServer(config, ledger=ledger)

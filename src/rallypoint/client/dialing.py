@@ -13,13 +13,15 @@ import errno
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.network import Connection
+from rallypoint.core.addresses import telling
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
@@ -42,8 +44,14 @@ A coordinator that thousands of nodes dial at once needs some seconds for all ha
 node gave up after the same 5 s, the coordinator would spend them on connections that are closed by
 then.
 """
+STALE_S: Final = 1.0
+"""How long, in seconds, an address of the host's name that was silent may take to accept."""
 PASSING_STATUSES: Final = (404, 429)
 """Besides 5xx, the answers of a proxy that has no coordinator behind it or is overloaded."""
+ADDRESS_STAGGER_S: Final = 0.25
+"""The pause between the dials of several addresses of one coordinator, in seconds, as RFC 8305
+recommends it: most coordinators answer within it, so that few have to end a second connection.
+"""
 STAGGER_S: Final = 0.03
 """The pause between the dials of several coordinators while none has answered, in seconds."""
 FIRST_PAUSE_S: Final = 0.01
@@ -70,6 +78,10 @@ class Attempts:
         self.address_limit_s = ADDRESS_TIMEOUT_S
         """How long an address may take at the next dial, in seconds."""
         self.only_refused = False
+        self.refusals: list[Address] = []
+        """The addresses that have refused a connection."""
+        self.silent: list[Address] = []
+        """The addresses that have not answered, or to which no route leads."""
         self.unresolved = False
         self.is_other = False
         """Whether something else listens there than a coordinator that accepts this node's token.
@@ -99,7 +111,7 @@ class Attempts:
     def record(self, tried: Attempts) -> None:
         """Record the results of one try at each address."""
         self.answers, self.stranger = tried.answers, tried.stranger
-        self.refused = tried.refused
+        self.refused, self.refusals, self.silent = tried.refused, tried.refusals, tried.silent
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
         self.is_other = tried.is_other
 
@@ -190,61 +202,99 @@ async def _dial(
     attempts.only_refused = True
     shown.doing = f"{target.host}: the name is being looked up"
     limit_s = min(limit_s, shown.address_limit_s)
-    not_ours: NotACoordinatorError | None = None
-    for address in await _resolve(target, attempts, limit_s):
-        where = Address(address.host, target.port)
-        shown.doing = f"{where}: no answer yet"
-        try:
-            async with asyncio.timeout(limit_s):
-                return await network.here().connect(where, address, token)
-        except TimeoutError:
-            attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
+    found = await _resolve(target, attempts, limit_s)
+    dials = [
+        partial(_dial_one, target.port, each, token, attempts, limit_s, patience, shown)
+        for each in found
+    ]
+    connection = await first_answer(dials, ADDRESS_STAGGER_S)
+    not_ours, attempts.stranger = attempts.stranger, None
+    if connection is None and not_ours is not None:
+        if not patience.allows(not_ours):
+            raise not_ours
+        attempts.stranger = not_ours if patience is Patience.PROXY else None
+    return connection
+
+
+async def _dial_one(
+    port: int,
+    address: SocketAddress,
+    token: str,
+    attempts: Attempts,
+    limit_s: float,
+    patience: Patience,
+    shown: Attempts,
+) -> Connection | None:
+    """Dial one address of a name, and record its answer."""
+    where = Address(address.host, port)
+    shown.doing = f"{where}: no answer yet"
+    try:
+        async with asyncio.timeout(limit_s):
+            return await network.here().connect(where, address, token)
+    except TimeoutError:
+        attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
+        attempts.only_refused = False
+        attempts.silent.append(where)
+        # Random, so that many nodes do not give up at the same time.
+        longer_s = shown.address_limit_s * runtime.here().chance.uniform(1.6, 2.0)
+        shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
+    except OSError as error:
+        attempts.answers[str(where)] = describe_os_error(error)
+        if error.errno == errno.ECONNREFUSED:
+            attempts.refusals.append(where)
+        else:
             attempts.only_refused = False
-            # Random, so that many nodes do not give up at the same time.
-            longer_s = shown.address_limit_s * runtime.here().chance.uniform(1.6, 2.0)
-            shown.address_limit_s = min(longer_s, ADDRESS_TIMEOUT_MAX_S)
-        except OSError as error:
-            attempts.answers[str(where)] = describe_os_error(error)
-            attempts.only_refused &= error.errno == errno.ECONNREFUSED
-        except TokenError as error:
-            attempts.refused, attempts.is_other = error, True
-            if patience is not Patience.ANY:
-                raise
-            attempts.answers[str(where)] = error.message
-            attempts.only_refused = False
-        except NotACoordinatorError as error:
-            attempts.answers[str(where)] = error.message
-            attempts.only_refused, attempts.is_other = False, True
-            not_ours = error
-    if not_ours is not None and not patience.allows(not_ours):
-        raise not_ours
-    attempts.stranger = not_ours if patience is Patience.PROXY else None
+            attempts.silent.append(where)
+    except TokenError as error:
+        attempts.refused, attempts.is_other = error, True
+        if patience is not Patience.ANY:
+            raise
+        attempts.answers[str(where)] = error.message
+        attempts.only_refused = False
+    except NotACoordinatorError as error:
+        attempts.answers[str(where)] = error.message
+        attempts.only_refused, attempts.is_other = False, True
+        attempts.stranger = error
     return None
 
 
 async def dial_elected(
     addresses: Sequence[Address], token: str, attempts: Attempts, limit_s: float
 ) -> Connection | None:
-    """Try each address of an elected coordinator once. None if no coordinator answered.
+    """Dial an elected coordinator at its addresses. None if no coordinator answered.
 
-    Raises nothing, because the coordinator may have ended and another program may have its port.
-    `attempts` has the answers.
+    They are tried as by `first_answer`, the best first. Raises nothing, because the coordinator may
+    have ended and another program may have its port. `attempts` has the answers.
     """
-    answers: dict[str, str] = {}
-    refused: TokenError | None = None
-    only_refused = bool(addresses)
-    for address in addresses:
-        each = Attempts(address)
-        connection = await dial(address, token, each, limit_s, Patience.ANY)
+    places = await _elsewhere(addresses)
+    each = [Attempts(address) for address in places]
+
+    async def dial_one(own: Attempts, address: Address) -> Connection | None:
+        connection = await dial(address, token, own, limit_s, Patience.ANY)
         if connection is not None:
             connection.target = address
-            return connection
-        answers |= each.answers
-        refused = refused or each.refused
-        only_refused &= each.only_refused
-    attempts.answers, attempts.refused = answers, refused
-    attempts.only_refused = only_refused
+        return connection
+
+    works = [partial(dial_one, own, address) for own, address in zip(each, places, strict=True)]
+    connection = await first_answer(works, ADDRESS_STAGGER_S)
+    if connection is not None:
+        return connection
+    attempts.answers = {where: said for own in each for where, said in own.answers.items()}
+    attempts.refused = next((own.refused for own in each if own.refused is not None), None)
+    attempts.refusals = [where for own in each for where in own.refusals]
+    attempts.only_refused = bool(each) and all(own.only_refused for own in each)
     return None
+
+
+async def _elsewhere(addresses: Sequence[Address]) -> Sequence[Address]:
+    """Without those of this machine, such as that of a bridge of guests, which each machine has.
+
+    If all are of this machine, so is the coordinator.
+    """
+    if len(addresses) < 2:
+        return addresses
+    own = [each for each in addresses if await network.here().is_this_host(each.host)]
+    return telling(addresses, own)
 
 
 async def dial_first(
@@ -252,22 +302,38 @@ async def dial_first(
 ) -> Connection | None:
     """Dial several coordinators, and return the first that answers within `limit_s`, or None.
 
-    `places`: the addresses and the token of each, the likeliest first. As in RFC 8305, each dial
-    begins STAGGER_S after the one before, which goes on, because a connection to a machine that is
-    down takes seconds to fail.
+    `places`: the addresses and the token of each, the likeliest first.
     """
     each = [Attempts(attempts.target) for _ in places]
-    left = deque(zip(places, each, strict=True))
+    works = [
+        partial(dial_elected, addresses, token, own, limit_s)
+        for (addresses, token), own in zip(places, each, strict=True)
+    ]
+    connection = await first_answer(works, STAGGER_S)
+    if connection is None:
+        attempts.answers |= {where: said for own in each for where, said in own.answers.items()}
+    return connection
+
+
+async def first_answer(
+    dials: Sequence[Callable[[], Coroutine[Any, Any, Connection | None]]], stagger_s: float
+) -> Connection | None:
+    """The connection of the first dial that succeeds, or None. Raises the first error of a dial.
+
+    As in RFC 8305, each dial begins `stagger_s` after the one before, which goes on, because a
+    connection to a machine that is down takes seconds to fail.
+    """
+    if len(dials) == 1:
+        return await dials[0]()
+    left = deque(dials)
     dialling: set[asyncio.Task[Connection | None]] = set()
     try:
         while left or dialling:
             if left:
-                (addresses, token), own = left.popleft()
-                work = dial_elected(addresses, token, own, limit_s)
-                dialling.add(asyncio.get_running_loop().create_task(work))
+                dialling.add(asyncio.get_running_loop().create_task(left.popleft()()))
             done, _ = await asyncio.wait(
                 dialling,
-                timeout=STAGGER_S if left else None,
+                timeout=stagger_s if left else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             for task in done:
@@ -277,7 +343,6 @@ async def dial_first(
                     return connection
     finally:
         await _give_up(dialling)
-    attempts.answers |= {where: said for own in each for where, said in own.answers.items()}
     return None
 
 
@@ -324,6 +389,23 @@ def target_of(settings: NodeSettings) -> Address:
             f"endpoint {settings.endpoint} has no address to dial", hint="name a host"
         )
     return Address(settings.endpoint.host, settings.endpoint.port)
+
+
+async def is_free(attempts: Attempts, settings: NodeSettings) -> bool:
+    """Whether no coordinator is at the endpoint, so that this node may host it if it is the host.
+
+    Each of its addresses refuses connections. But a name may still have an address that nothing has
+    any more: if one of this machine refuses, others may be silent. With `host_coordinator` yes, all
+    of them may be.
+    """
+    if attempts.only_refused or attempts.unresolved:
+        return True
+    here = network.here()
+    own = [each for each in attempts.refusals if await here.is_this_host(each.host)]
+    if attempts.is_other or not (own or settings.host_coordinator == "yes"):
+        return False
+    answers = [await runtime.here().refuses(each, STALE_S) for each in attempts.silent]
+    return False not in answers  # one that accepts connections is alive, but slow
 
 
 async def may_host(settings: NodeSettings) -> bool:

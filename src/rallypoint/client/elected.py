@@ -19,7 +19,7 @@ from rallypoint.client.discovery import Search
 from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.core.addresses import telling
 from rallypoint.core.election import AttachTo, BecomeCandidate, Lease, RunOver
-from rallypoint.core.values import CloseRecord, EndedOwner, RunSettings, Stamp
+from rallypoint.core.values import Address, CloseRecord, EndedOwner, RunSettings, Stamp
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -248,11 +248,9 @@ class ElectedCoordinator:
         if owner.stamp.term != self._run.term:
             self._lost = None  # It was another owner's.
             return False
-        if not (attempts.only_refused and str(lost.address) in attempts.answers):
+        if lost.address not in attempts.refusals:
             return False
-        here = network.here()
-        own = [each for each in owner.lease.addresses if await here.is_this_host(each.host)]
-        has_ended = lost.target in telling(owner.lease.addresses, own)
+        has_ended = await _tells(owner.lease, lost.target)
         if has_ended:
             self._lost = None  # Once a term is enough.
         return has_ended
@@ -262,6 +260,13 @@ class ElectedCoordinator:
             return await self._dial_own(attempts)
         self.owner_ttl_s = owner.ttl_s or self.settings.lease_ttl_s
         token = self._credentials.for_lease(owner)
+        lost = self._lost
+        if lost is not None and len(owner.addresses) > 1 and await _tells(owner, lost.target):
+            # If it refuses, the others need no dial: a dead one would take seconds.
+            place = (lost.target,)
+            connection = await dial_elected(place, token, attempts, ELECTED_DIAL_S)
+            if connection is not None or attempts.only_refused:
+                return connection
         return await dial_elected(owner.addresses, token, attempts, ELECTED_DIAL_S)
 
     async def _dial_own(self, attempts: Attempts) -> Connection | None:
@@ -277,3 +282,10 @@ class ElectedCoordinator:
         own = self.settings.token
         dialled = [(each.addresses, own or each.token) for each in leases]
         return await dial_first(dialled, attempts, ELECTED_DIAL_S)
+
+
+async def _tells(owner: Lease, place: Address) -> bool:
+    """Whether a refusal at this address of the owner tells that its process has ended."""
+    here = network.here()
+    own = [each for each in owner.addresses if await here.is_this_host(each.host)]
+    return place in telling(owner.addresses, own)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
-from rallypoint.client.dialing import STAGGER_S, Attempts, Patience, Pauses, may_host
+from rallypoint.client.dialing import STAGGER_S, Attempts, Patience, Pauses, is_free, may_host
 from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.client.port_range import HINT, holder
@@ -91,8 +91,7 @@ class FixedCoordinator:
                 return connection
             if attempts.stranger is not None and not pauses.is_used:
                 _log.warning("%s: waiting for a coordinator", attempts.stranger.message)
-            is_free = attempts.only_refused or attempts.unresolved
-            is_host = is_free and await self._may_host()
+            is_host = await is_free(attempts, self.settings) and await self._may_host()
             if is_host and await self._own.serve_endpoint(self._credentials, attempts, target):
                 continue
             is_too_long = _now_s() - began_s >= PROXY_READY_S

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rallypoint import tokens
 from rallypoint.client import network
@@ -33,9 +33,9 @@ class EmbeddedCoordinator:
     `address` is for this process, `advertised` for other nodes. They differ for a candidate.
     """
 
-    def __init__(self, front: Front, address: Address, advertised: Address | None = None) -> None:
+    def __init__(self, front: Front, address: Address, advertised: Sequence[Address] = ()) -> None:
         self.address = address
-        self.advertised = advertised or address
+        self.advertised = tuple(advertised) or (address,)
         self.token = front.driver.config.token
         self._front = front
 
@@ -80,13 +80,13 @@ class EmbeddedCoordinator:
         settings: NodeSettings,
         node: NodeId,
         ledger: Ledger,
-        host: str,
+        hosts: Sequence[str],
     ) -> EmbeddedCoordinator:
         """Become a candidate for the run: serve on all addresses with a lease. `claim` follows.
 
-        `host`: where other machines reach this one. Nodes without a token use the one in this
-        coordinator's lease. Raises OSError, such as PortsTakenError, or LedgerError. An error or a
-        cancellation leaves nothing open.
+        `hosts`: where other machines reach this one, the best first. Nodes without a token use the
+        one in this coordinator's lease. Raises OSError, such as PortsTakenError, or LedgerError. An
+        error or a cancellation leaves nothing open.
         """
         token = settings.token or tokens.draw()
         config = CoordinatorConfig(
@@ -102,12 +102,12 @@ class EmbeddedCoordinator:
         )
 
         async def serve(port: int) -> Front:
-            return await network.here().serve(config, port=port, ledger=ledger, advertised=host)
+            return await network.here().serve(config, port=port, ledger=ledger, advertised=hosts)
 
         ports = settings.port_range
         front = await (serve(0) if ports is None else serve_in(ports, serve))
         port = front.port
-        return cls(front, Address("127.0.0.1", port), Address(host, port))
+        return cls(front, Address("127.0.0.1", port), [Address(each, port) for each in hosts])
 
     def claim(self, seen: Seen | None = None, ended: EndedOwner | None = None) -> None:
         """Own the run as soon as nobody else does.

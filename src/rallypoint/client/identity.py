@@ -31,15 +31,16 @@ MEETING_HOSTS: Final = 8
 """How many hosts of an endpoint are looked up, to find the address towards them."""
 
 
-async def own_address(endpoint: Endpoint) -> OwnAddress | None:
-    """An address of this machine that other machines can use. None if it has only loopback.
+async def own_addresses(endpoint: Endpoint, wanted: str | None = None) -> tuple[OwnAddress, ...]:
+    """The addresses of this machine that other machines can use. Empty if it has only loopback.
 
-    It is the source address of packets to the endpoint's hosts, or else to any network, or else the
-    address of an interface that is up. Sends nothing.
+    First the source addresses of packets to the endpoint's hosts, then that of packets to any
+    network, then those of the interfaces that are up. `wanted`: the setting `interface`. Sends
+    nothing.
     """
     hosts = [*await _meeting_hosts(endpoint), *((host, 0) for host in NOWHERE)]
     sources = [source_towards(host, scope) for host, scope in hosts]
-    return addresses.own_address([each for each in sources if each], interfaces())
+    return addresses.own_addresses([each for each in sources if each], interfaces(), wanted or "")
 
 
 def own_address_of(host: str) -> OwnAddress:
@@ -48,7 +49,12 @@ def own_address_of(host: str) -> OwnAddress:
 
 
 async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
-    """Check that other machines can reach this one at `local_addr`. Raises UsageError."""
+    """Check that other machines can reach this one at `local_addr`, and `interface`.
+
+    Raises UsageError.
+    """
+    if settings.interface is not None:
+        _check_interface(settings.interface)
     given, endpoint = settings.local_addr, settings.endpoint
     if given is None:
         return
@@ -65,6 +71,17 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
             f"local address {given!r} {problem}",
             hint="give an address of this machine that other machines can reach: it has "
             f"{addresses.named(has)}; without --local-addr the node chooses one",
+        )
+
+
+def _check_interface(wanted: str) -> None:
+    has = interfaces()
+    problem = addresses.interface_problem(wanted, has)
+    if problem:
+        raise UsageError(
+            f"interface {wanted!r} {problem}",
+            hint=f"--interface is the name of an interface, or a network such as 10.0.0.0/8: this "
+            f"machine has {addresses.named(has)}",
         )
 
 

@@ -32,6 +32,7 @@ NODE_OPTIONS = (
     "node_name",
     "node_index",
     "local_addr",
+    "interface",
     "port_range",
     "token_file",
     "insecure",

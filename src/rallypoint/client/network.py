@@ -6,7 +6,7 @@ place. Which address to dial, and when to serve, is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rallypoint import runtime
@@ -93,8 +93,8 @@ class Network(Protocol):
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See identity.check_local_addr."""
 
-    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
-        """See identity.own_address."""
+    async def own_addresses(self, endpoint: Endpoint, wanted: str | None) -> tuple[OwnAddress, ...]:
+        """See identity.own_addresses."""
 
     def own_address_of(self, host: str) -> OwnAddress:
         """See identity.own_address_of."""
@@ -109,12 +109,12 @@ class Network(Protocol):
         loopback: str | None = None,
         port: int = 0,
         ledger: Ledger | None = None,
-        advertised: str | None = None,
+        advertised: Sequence[str] = (),
     ) -> Front:
         """Bind a port and serve a coordinator on it.
 
         `loopback`: the only host to bind, which is this machine; None: all addresses. `port` 0: any
-        port. `ledger`: where its runs are kept; the lease then names `advertised` as its host.
+        port. `ledger`: where its runs are kept; the lease then names `advertised` as its hosts.
         Raises OSError, such as EADDRINUSE, or LedgerError; then nothing is left open.
         """
 
@@ -134,9 +134,9 @@ class SocketNetwork:
         """See Network."""
         await identity.check_local_addr(settings, max_nodes)
 
-    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
+    async def own_addresses(self, endpoint: Endpoint, wanted: str | None) -> tuple[OwnAddress, ...]:
         """See Network."""
-        return await identity.own_address(endpoint)
+        return await identity.own_addresses(endpoint, wanted)
 
     def own_address_of(self, host: str) -> OwnAddress:
         """See Network."""
@@ -153,7 +153,7 @@ class SocketNetwork:
         loopback: str | None = None,
         port: int = 0,
         ledger: Ledger | None = None,
-        advertised: str | None = None,
+        advertised: Sequence[str] = (),
     ) -> Front:
         """See Network."""
         # Loaded only when a node hosts a coordinator, because it loads the server's libraries.
@@ -162,7 +162,7 @@ class SocketNetwork:
         sockets = [bind(None, port)] if loopback is None else bind_loopback(loopback, port)
         bound_port = sockets[0].getsockname()[1]
         server = CoordinatorServer(config, ledger=ledger)
-        await server.start(sockets, (Address(advertised, bound_port),) if advertised else ())
+        await server.start(sockets, tuple(Address(each, bound_port) for each in advertised))
         fork_safety.close_all_in_children(server)
         return server
 

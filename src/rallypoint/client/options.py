@@ -15,6 +15,7 @@ class JoinOptions(TypedDict, total=False):
     node_name: str | None
     node_index: int | str | None
     local_addr: str | None
+    interface: str | None
     port_range: str | None
     token_file: str | None
     insecure: bool | str | None

@@ -38,8 +38,9 @@ class OwnCoordinator:
         self.run = run
         self.node = node
         self.hosted: EmbeddedCoordinator | None = None
-        self.address: OwnAddress | None = None
-        """The address where other machines reach this one; None if not searched or not found.
+        self.addresses: tuple[OwnAddress, ...] = ()
+        """The addresses where other machines reach this one, the best first; empty if not searched
+        or not found.
         """
         self.is_starting = False
         self._is_named_by_endpoint = False
@@ -59,18 +60,25 @@ class OwnCoordinator:
             self.settings.host_coordinator != "yes"  # `auto` has compared the addresses before
             or await network.here().is_this_host(endpoint.host)
         )
+        wanted = self.settings.interface
         if self.settings.local_addr:
-            self.address = network.here().own_address_of(self.settings.local_addr)
+            self.addresses = (network.here().own_address_of(self.settings.local_addr),)
         elif endpoint.kind is not EndpointKind.LOCAL and not endpoint.is_loopback:
-            if connection is not None and not addresses.is_loopback(connection.local_host):
-                self.address = network.here().own_address_of(connection.local_host)
+            reached = connection.local_host if connection is not None and not wanted else ""
+            if reached and not addresses.is_loopback(reached):
+                self.addresses = (network.here().own_address_of(reached),)
             else:
-                self.address = await network.here().own_address(endpoint)
+                self.addresses = await network.here().own_addresses(endpoint, wanted)
             if self.address is None and self.run.max_nodes > 1:
                 _log.warning(
                     "this machine has no address but loopback, so nodes on other machines cannot "
-                    "reach it (--local-addr gives another address)"
+                    "reach it (--local-addr or --interface gives another address)"
                 )
+
+    @property
+    def address(self) -> OwnAddress | None:
+        """The best of them; None if there is none."""
+        return self.addresses[0] if self.addresses else None
 
     @property
     def advertised_host(self) -> str:
@@ -81,6 +89,8 @@ class OwnCoordinator:
         """An address of this machine that the other nodes of the run can reach."""
         if self.settings.local_addr:
             return self.settings.local_addr
+        if self.settings.interface and self.address is not None:
+            return self.address.host
         if self.hosted is not None and self._is_named_by_endpoint:
             return self.settings.endpoint.host
         host = connection.local_host if connection else "127.0.0.1"
@@ -96,10 +106,11 @@ class OwnCoordinator:
         is_elected = self.settings.endpoint.kind is EndpointKind.LEDGER
         if self.hosted is None or not is_elected or self.run.max_nodes == 1:
             return ""
-        own = self.address if self.address is not None else "which only this machine reaches"
+        where = " or ".join(map(str, self.hosted.advertised))
+        own = ", ".join(map(str, self.addresses)) or "which only this machine reaches"
         return (
-            f"start the missing nodes; they come to this one at {self.hosted.advertised}, {own}: "
-            "--local-addr gives another address"
+            f"start the missing nodes; they come to this one at {where}, {own}: --local-addr gives "
+            "another address, --interface those of one interface"
         )
 
     # -- hosting -----------------------------------------------------------------------------------
@@ -167,7 +178,10 @@ class OwnCoordinator:
 
         try:
             self.hosted = await EmbeddedCoordinator.as_candidate(
-                self.settings, self.node, ledger, self.advertised_host
+                self.settings,
+                self.node,
+                ledger,
+                [each.host for each in self.addresses] or [self.advertised_host],
             )
         except PortsTakenError as error:
             attempts.not_hosting = f"{error.strerror}; --port-range gives other ports"
@@ -176,8 +190,8 @@ class OwnCoordinator:
             attempts.not_hosting = describe_os_error(error)
             return False
         self.hosted.claim(seen, ended)
-        own = str(self.address or "loopback only")
-        where, run_id = self.hosted.advertised, self.settings.run_id
+        own = ", ".join(map(str, self.addresses)) or "loopback only"
+        where, run_id = self.hosted.advertised[0], self.settings.run_id
         _log.info("this node is a candidate to coordinate run %s, at %s (%s)", run_id, where, own)
         return True
 
@@ -189,7 +203,7 @@ class OwnCoordinator:
         """Whether the connection is to the hosted coordinator."""
         if self.hosted is None or connection is None:
             return False
-        return connection.address in (self.hosted.address, self.hosted.advertised)
+        return connection.address in (self.hosted.address, *self.hosted.advertised)
 
     def retire(self) -> None:
         """Close the hosted coordinator in the background, because another one has the run."""

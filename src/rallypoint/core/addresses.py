@@ -74,6 +74,8 @@ def needs_zone(text: str) -> bool:
 
 # -- which address to give to others -------------------------------------------------------------
 
+ADDRESSES_MAX: Final = 8
+"""How many of its addresses a machine gives to others."""
 _VIRTUAL: Final = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|lxc|lxd|podman|vmnet)")
 """Interfaces to guests of this machine, and not to other machines."""
 
@@ -100,14 +102,20 @@ class OwnAddress(FrozenStruct, frozen=True):
         return f"{self.host} ({self.interface})" if self.interface else self.host
 
 
-def own_address(sources: Sequence[str], interfaces: Sequence[Interface]) -> OwnAddress | None:
-    """The address to give to other machines; None if this machine has only loopback addresses.
+def own_addresses(
+    sources: Sequence[str], interfaces: Sequence[Interface], wanted: str = ""
+) -> tuple[OwnAddress, ...]:
+    """The addresses to give to other machines, the best first; empty if there is only loopback.
 
+    There are at most ADDRESSES_MAX. `wanted`: an interface or a network, to which they then belong.
     `sources`: the addresses from which packets would leave, towards peers first, then towards the
     network at large; without zones. Where no route leads anywhere, the address of an interface that
-    is up. An address that means something else on each link is the last choice.
+    is up. An address that means something else on each link is given only if there is no other.
     """
     up = [each for each in interfaces if each.is_up]
+    if wanted:
+        up = list(matching(wanted, up))
+        sources = [each for each in sources if any(each == own.address for own in up)]
     by_address = {each.address: each for each in reversed(up)}
     routed = [by_address.get(source, Interface("", source)) for source in sources]
     # In the system's order, which is that in which they were set up.
@@ -116,11 +124,38 @@ def own_address(sources: Sequence[str], interfaces: Sequence[Interface]) -> OwnA
         outer, key=lambda each: (_VIRTUAL.match(each.name) is not None, ":" in each.address)
     )
     usable = [each for each in (*routed, *rest) if _is_for_others(each.address)]
-    usable.sort(key=lambda each: _is_link_local(each.address))
-    if not usable:
-        return None
-    first = usable[0]
-    return OwnAddress(with_zone(first.address, first.name), first.name)
+    global_ones = [each for each in usable if not _is_link_local(each.address)]
+    own = [
+        OwnAddress(with_zone(each.address, each.name), each.name) for each in global_ones or usable
+    ]
+    return tuple(dict.fromkeys(own))[:ADDRESSES_MAX]
+
+
+def matching(wanted: str, interfaces: Sequence[Interface]) -> list[Interface]:
+    """The addresses of an interface, by its name, or in a network, as ADDRESS/BITS."""
+    try:
+        network = ipaddress.ip_network(wanted, strict=False)
+    except ValueError:
+        return [each for each in interfaces if each.name == wanted]
+    return [each for each in interfaces if _is_in(each.address, network)]
+
+
+def interface_problem(wanted: str, interfaces: Sequence[Interface]) -> str:
+    """Why the interface or network that a user gave cannot be used; "" if it can."""
+    found = matching(wanted, interfaces)
+    if not interfaces or any(each.is_up and _is_for_others(each.address) for each in found):
+        return ""  # Some systems list no addresses.
+    if any(each.is_up for each in found):
+        return "has no address that other machines can reach"
+    if found:
+        return "is down"
+    is_network = "/" in wanted or literal(wanted) is not None
+    return "has no address of this machine" if is_network else "does not exist on this machine"
+
+
+def _is_in(text: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    address = literal(text)
+    return address is not None and address.version == network.version and address in network
 
 
 def interface_of(host: str, interfaces: Sequence[Interface]) -> str:

@@ -33,8 +33,8 @@ LEASE_TTL_MAX_S: Final = 300.0
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node's own settings; other nodes may have others. Durations in seconds.
 
-    `node_name` and `local_addr`: None lets the node find its own. `port_range` None: the endpoint's
-    port for a coordinator, and any for rank 0.
+    `node_name`, `local_addr` and `interface`: None lets the node find its own. `port_range` None:
+    the endpoint's port for a coordinator, and any for rank 0.
     `token`: the one that was given; "" if none was (see `tokens`). `token_place`: where it was
     found, for people. `insecure`: without a given token, a `host:port` node has none.
     `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
@@ -51,6 +51,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str | None = None
     node_index: int | None = None
     local_addr: str | None = None
+    interface: str | None = None
     port_range: PortRange | None = None
     token: str = ""
     token_place: str = ""
@@ -73,7 +74,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        for name in ("run_id", "node_name", "local_addr", "token", "host_coordinator"):
+        for name in ("run_id", "node_name", "local_addr", "interface", "token", "host_coordinator"):
             value = getattr(self, name)
             if value is not None and (name, value) != ("token", ""):
                 read(BY_NAME[name], value, name)

@@ -22,6 +22,7 @@ from rallypoint.settings.values import (
     parse_candidates,
     parse_duration_s,
     parse_fraction,
+    parse_interface,
     parse_memory,
     parse_name,
     parse_nnodes,
@@ -101,6 +102,12 @@ SETTINGS: Final = (
         "this node's place among those that were started, from 0 on; for the rank policy index",
     ),
     _setting("local_addr", parse_address, None, "the address at which other nodes reach this one"),
+    _setting(
+        "interface",
+        parse_interface,
+        None,
+        "the interface or the network, as NAME or CIDR, by which other nodes reach this one",
+    ),
     _setting(
         "port_range",
         parse_port_range,

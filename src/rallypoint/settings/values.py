@@ -7,6 +7,7 @@ reads.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -102,6 +103,20 @@ def whole(text: str, what: str = "a whole number") -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
         raise ValueError(f"must be {what}, not {text!r}")
     return int(text)
+
+
+def parse_interface(text: str) -> str:
+    """The name of an interface, or a network as ADDRESS/BITS. Raises ValueError."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        # Source: dev_valid_name in net/core/dev.c of Linux.
+        if not re.fullmatch(r"[^\s/:]{1,15}", text) or text in (".", ".."):
+            raise ValueError(
+                "must be the name of an interface (eth0) or a network (10.0.0.0/8), not "
+                f"{shortened(text)!r}"
+            ) from None
+    return text
 
 
 def parse_node_index(text: str) -> int:

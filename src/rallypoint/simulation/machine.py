@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -68,7 +68,7 @@ class SimulatedRuntime:
         """See Runtime."""
         return self.process.clock_s() + self.process.clock.wall_offset_s
 
-    async def refuses(self, address: Address, limit_s: float) -> bool:
+    async def refuses(self, address: Address, limit_s: float) -> bool | None:
         """See Runtime."""
         try:
             async with asyncio.timeout(limit_s):
@@ -76,7 +76,7 @@ class SimulatedRuntime:
         except ConnectionRefusedError:
             return True
         except TimeoutError:
-            return False
+            return None
         return False
 
     async def is_own(self, host: str) -> bool:
@@ -118,9 +118,9 @@ class SimulatedNetwork:
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See Network: each is good."""
 
-    async def own_address(self, endpoint: Endpoint) -> OwnAddress | None:
-        """See Network."""
-        return self.own_address_of(self._host)
+    async def own_addresses(self, endpoint: Endpoint, wanted: str | None) -> tuple[OwnAddress, ...]:
+        """See Network: a host has one."""
+        return (self.own_address_of(self._host),)
 
     def own_address_of(self, host: str) -> OwnAddress:
         """See Network."""
@@ -153,7 +153,7 @@ class SimulatedNetwork:
         loopback: str | None = None,
         port: int = 0,
         ledger: Ledger | None = None,
-        advertised: str | None = None,
+        advertised: Sequence[str] = (),
     ) -> client_network.Front:
         """See Network."""
         most = self._network.unlogged_bytes_max
@@ -165,7 +165,7 @@ class SimulatedNetwork:
         front.listen(port or self._network.free_port(self._host))
         self._network.on_front(self._process, front)
         try:
-            await driver.start((Address(advertised, front.port),) if advertised else ())
+            await driver.start(tuple(Address(each, front.port) for each in advertised))
         except BaseException:
             await front.aclose()
             raise

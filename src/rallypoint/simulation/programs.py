@@ -265,7 +265,7 @@ async def serve(scene: Scene, here: StartedNode) -> None:
             empty_run_keep_s=scene.plan.empty_run_keep_s,
         )
         try:
-            front = await network.here().serve(config, ledger=ledger, advertised=here.host)
+            front = await network.here().serve(config, ledger=ledger, advertised=(here.host,))
         except LedgerError as error:
             scene.say(here.name, f"cannot serve yet: {error.message}")
             await ledger.aclose()
