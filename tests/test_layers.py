@@ -47,6 +47,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
+    "torch": frozenset({"client", "errors", "rendezvous"}),
     # rendezvous: a World's store is torch's too, and only _torch_bridge.py imports torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
@@ -83,6 +84,8 @@ CORE_MAY_IMPORT = frozenset(
 
 # What torch's classes look like is known in one file, so that all else runs and is tested without.
 TORCH_FILE = "rendezvous/_torch_bridge.py"
+# Adapters, each for programs with its framework. No layer may import them.
+ADAPTERS = {"torch.py": "torch"}
 # A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
 TORCH_PROGRAM = "bench/ddp_worker.py"
 
@@ -176,8 +179,10 @@ def _import_problem(package: Path, layer: str, where: Path, each: Import) -> str
         return (
             f"core imports {top}; outside itself it may import {', '.join(sorted(CORE_MAY_IMPORT))}"
         )
-    if top == "torch" and where.as_posix() not in (TORCH_FILE, TORCH_PROGRAM):
-        return f"{layer} imports torch; only {TORCH_FILE} may"
+    if top in ("torch", "jax") and ADAPTERS.get(where.as_posix()) != top:
+        if top == "torch" and where.as_posix() in (TORCH_FILE, TORCH_PROGRAM):
+            return None
+        return f"{layer} imports {top}; only {TORCH_FILE} and {top}.py may"
     return None
 
 
@@ -327,7 +332,7 @@ def test_the_table_is_ordered_so_no_layer_can_import_one_above_it() -> None:
 
 @pytest.mark.processes
 def test_importing_the_package_imports_little() -> None:
-    heavy = ["aiohttp", "websockets", "typer", "rich", "torch", "numpy"]
+    heavy = ["aiohttp", "websockets", "typer", "rich", "torch", "jax", "numpy"]
     program = (
         "import json, sys, rallypoint\n"
         "print(json.dumps([rallypoint.__file__, sorted(sys.modules)]))"
@@ -404,6 +409,9 @@ def _check(tmp_path: Path, **sources: str) -> list[str]:
             "imports a computed name",
         ),
         ("client__node", "import torch", "client imports torch"),
+        ("client__node", "import jax", "client imports jax"),
+        ("client__node", "import rallypoint.torch", "client imports torch"),
+        ("torch", "import jax", "torch imports jax"),
         ("cli__doctor", "def f():\n    from torch import distributed", "cli imports torch"),
         ("launch__agent", "import torch.distributed", "launch imports torch"),
         ("rendezvous__api", "import torch", "rendezvous imports torch"),
@@ -435,6 +443,7 @@ def test_the_checker_allows_what_the_layers_allow(tmp_path: Path) -> None:
         client__node="def f():\n    from rallypoint.coordinator import server",
         rendezvous__api="import rallypoint.core\nfrom rallypoint import endpoints, ledger, wire",
         rendezvous___torch_bridge="def f():\n    import torch.distributed",
+        torch="import torch.distributed\nfrom rallypoint.client import blocking",
         launch__worker_env="import os\nos.environ.copy()\nos.getpid()",
         cli__main="import typer\nfrom rallypoint import join\nfrom ..launch import agent",
     )

@@ -43,6 +43,7 @@ ALLOWED: dict[str, str] = {
     "settings/node.py": "draws the id of a run of one process, before it has a loop",
     "net.py": "compares a name with the machine's own; a simulated network has its own names",
     "line_limits.py": "limits the log lines of all threads of a process, in real time",
+    "torch.py": "torch blocks its caller's thread, and another one has to free it",
     "tokens.py": "reads and writes the token's file, which is not simulated",
     "client/blocking.py": "the loop's thread, for callers that block",
     "client/dialing.py": _WAITS,

@@ -12,6 +12,7 @@ TASKS = {
     "docs/from-torch.md": "torchrun and torch",
     "docs/native.md": "The native API",
     "docs/clusters.md": "Clusters",
+    "docs/frameworks.md": "Frameworks",
     "docs/operations.md": "Operations",
     "docs/simulate.md": "How would my job fare",
     "SECURITY.md": "Security",
