@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.clusters.hosts import Hosts
+from tests.clusters.programs import STEADY
 from tests.clusters.slurm import Slurm
 from tests.waiting import wait_until
 
@@ -76,6 +78,46 @@ class TestBatchScripts:
         slurm.finish()
         wait_until(lambda: output().count("has succeeded: finished") == 3, says=output)
         job.ends("CANCELLED")
+
+
+class TestReplicasBehindOneName:
+    """As serve.yaml has them: a Service is one name for all. The ledger is a folder here."""
+
+    @pytest.fixture
+    def made(self, make_hosts: Callable[..., Hosts]) -> Hosts:
+        hosts = make_hosts("s1", "s2", "n1", "n2")
+        (hosts.folder / "steady.py").write_text(STEADY)
+        hosts.run("s1", "rallypoint", "token", "new", "token")
+        for each in hosts:
+            with (hosts.folder / each.name / "hosts").open("a") as names:
+                names.writelines(f"{hosts[name].address} rallypoint\n" for name in ("s1", "s2"))
+        return hosts
+
+    def test_the_owner_is_powered_off_and_the_round_goes_on(self, made: Hosts) -> None:
+        made.env["RALLYPOINT_TOKEN_FILE"] = str(made.folder / "token")
+        common = ("--host=0.0.0.0", f"--ledger=file:{made.folder}/ledger")
+        replicas = {
+            name: made.start(
+                name, "rallypoint", "serve", f"--advertise={made[name].address}", *common
+            )
+            for name in ("s1", "s2")
+        }
+        for each in replicas.values():
+            each.line("is ready at")
+        where = ("--endpoint", "http://rallypoint:29400", "--run-id", "job", "--nnodes", "2")
+        agents = [
+            made.start(name, "rallypoint", "run", *where, "steady.py") for name in ("n1", "n2")
+        ]
+        for agent in agents:
+            agent.line("of 2 works in round 1")
+        owns = "run job: coordinated here from term 1 on"
+        [owner] = [name for name, each in replicas.items() if owns in each.text]
+        made[owner].power_off()
+        [other] = [each for name, each in replicas.items() if name != owner]
+        other.line("run job: coordinated here from term 2 on")
+        (made.folder / "finish").touch()
+        for agent in agents:
+            assert "round 2" not in agent.ends(0)
 
 
 @pytest.mark.parametrize("name", ["deploy/slurm/*.sbatch", ".ci/run"])

@@ -99,7 +99,7 @@ def test_a_requeued_job_does_not_meet_its_old_self(make_slurm: Make) -> None:
 
 def test_term_to_a_step_is_one_departure_of_each_node(make_slurm: Make) -> None:
     slurm = make_slurm(3)
-    line = f"srun rallypoint run --nnodes 2:3 --stop-timeout 5 {slurm.steady}"
+    line = f"srun rallypoint run --nnodes 2:3 {slurm.steady}"
     job = slurm.submit(batch(line, sbatch="--nodes=3"))
     for number in range(3):
         job.says(f"worker {number} of 3 works in round 1")
@@ -108,6 +108,7 @@ def test_term_to_a_step_is_one_departure_of_each_node(make_slurm: Make) -> None:
     for number in range(3):
         assert f"worker {number} has TERM" in text
         assert re.search(rf"worker {number} sees .* left: its agent got SIGTERM", text)
+        assert f"worker {number} has left" in text
     assert "restart" not in text
 
 
