@@ -308,6 +308,15 @@ def test_too_few_nodes_for_the_run_are_an_error_at_once(script: str) -> None:
     assert _config(script, slurm_task(1), nnodes="60:64", endpoint="h:1").run.min_nodes == 60
 
 
+def test_the_end_of_the_job_is_used_unless_the_user_gives_a_stop_time(script: str) -> None:
+    environ = slurm_task(1) | {"SLURM_JOB_END_TIME": "1796000000"}
+    assert _config(script, environ).ends_at_s == 1_796_000_000
+    assert _config(script, environ, nnodes="1").ends_at_s == 1_796_000_000
+    assert _config(script, slurm_task(1)).ends_at_s is None
+    assert _config(script, environ, stop_timeout="25").ends_at_s is None
+    assert _config(script, environ | {"RALLYPOINT_STOP_TIMEOUT": "25"}).ends_at_s is None
+
+
 def test_several_tasks_on_a_node_may_not_have_several_workers(script: str) -> None:
     environ = slurm_task(1, nodes=2, per_node=2)
     with pytest.raises(UsageError, match="several tasks on a node") as caught:

@@ -99,8 +99,10 @@ def test_a_requeued_job_does_not_meet_its_old_self(make_slurm: Make) -> None:
 
 def test_term_to_a_step_is_one_departure_of_each_node(make_slurm: Make) -> None:
     slurm = make_slurm(3)
+    # Slurm 22.05 does not tell the end of the job; later releases do.
+    end = "export SLURM_JOB_END_TIME=$(($(date +%s) + 400))"
     line = f"srun rallypoint run --nnodes 2:3 {slurm.steady}"
-    job = slurm.submit(batch(line, sbatch="--nodes=3"))
+    job = slurm.submit(batch(end, line, sbatch="--nodes=3"))
     for number in range(3):
         job.says(f"worker {number} of 3 works in round 1")
     slurm.hosts.run("ctl", "scancel", "--signal=TERM", f"{job.id}.0")
@@ -109,6 +111,9 @@ def test_term_to_a_step_is_one_departure_of_each_node(make_slurm: Make) -> None:
         assert f"worker {number} has TERM" in text
         assert re.search(rf"worker {number} sees .* left: its agent got SIGTERM", text)
         assert f"worker {number} has left" in text
+    given = re.findall(r"the workers have (\d+) s to stop, because the job ends in (\d+) s", text)
+    assert given
+    assert all(int(left_s) <= 400 and int(grace_s) == int(left_s) - 5 for grace_s, left_s in given)
     assert "restart" not in text
 
 

@@ -80,6 +80,16 @@ def test_a_requeued_job_and_another_step_are_other_runs() -> None:
     assert ids == ["slurm-2.0", "slurm-2.0-r1", "slurm-2.0-r2", "slurm-2.1"]
 
 
+@pytest.mark.parametrize(
+    ("text", "ends_at_s"), [("1796000000", 1_796_000_000), ("", None), ("0", None), ("soon", None)]
+)
+def test_the_end_of_the_job_is_known_where_slurm_tells_it(
+    text: str, ends_at_s: float | None
+) -> None:
+    found = detect(slurm_task(0) | {"SLURM_JOB_END_TIME": text})
+    assert (found.ends_at_s, found.problems) == (ends_at_s, {})
+
+
 def test_tasks_that_share_a_node_have_names_of_their_own() -> None:
     found = detect(slurm_task(3, nodes=2, per_node=2))
     assert texts(found)["node_name"] == "n2-1"

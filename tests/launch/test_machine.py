@@ -511,6 +511,38 @@ def test_the_workers_get_the_agents_signal_and_a_second_one_kills_them() -> None
     assert played.actions[-1] == do.CloseNode("its agent got SIGHUP", linger=False)
 
 
+@pytest.mark.parametrize(
+    ("left_s", "grace_s"), [(None, 25), (120, 115), (20, 25), (30, 25), (-5, 25), (901, 25)]
+)
+def test_the_workers_may_use_the_time_until_the_end_of_the_job(
+    left_s: float | None, grace_s: float
+) -> None:
+    """But never less than the stop time, because the end is one of another host's clock (R9)."""
+    new = Played().working().take(on.Signalled(signal.SIGTERM, left_s))
+    assert new[-1] == do.StopWorkers(grace_s, signal.SIGTERM)
+    said = f"got SIGTERM: leaving the run; the workers have {grace_s} s to stop"
+    because = f", because the job ends in {left_s} s" if grace_s != 25 else ""
+    assert do.Say(said + because) in new
+
+
+def test_a_signal_while_the_workers_stop_to_regroup_gives_them_its_time() -> None:
+    played = in_phase(Phase.STOPPING)
+    new = played.take(on.Signalled(signal.SIGTERM, 120.0))
+    assert new[-1] == do.LengthenStop(115.0)
+    assert played.look() == []
+    new = played.take(on.Stopped(()))
+    assert played.machine.end == End(128 + signal.SIGTERM)
+    assert not any(isinstance(each, do.AskRound) for each in new)
+
+
+def test_a_failure_that_is_looked_into_when_the_signal_comes_is_part_of_the_departure() -> None:
+    played = in_phase(Phase.EXPLAINING)
+    played.take(on.Signalled(signal.SIGTERM))
+    new = played.take(on.FailuresFound((a_failure(),)))
+    assert new[-1] == do.StopWorkers(25.0, signal.SIGTERM)
+    assert not any(isinstance(each, do.ReportFailure) for each in played.actions)
+
+
 def test_two_signals_in_one_turn_kill_the_workers_at_once() -> None:
     played = Played().working()
     new = played.take(on.Signalled(signal.SIGINT), on.Signalled(signal.SIGINT))

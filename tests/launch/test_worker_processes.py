@@ -301,6 +301,23 @@ def test_a_second_stop_cuts_the_grace_short_but_never_lengthens_it() -> None:
     asyncio.run(scenario())
 
 
+def test_the_grace_of_a_stop_can_be_lengthened() -> None:
+    async def scenario() -> None:
+        async with Setup(spec(IGNORES_TERM)) as setup:
+            await setup.output.line()
+            setup.group.lengthen_stop(60)  # No stop is under way: no effect.
+            start = time.monotonic()
+            stopping = asyncio.create_task(setup.group.stop(0.2))
+            await asyncio.sleep(0)
+            setup.group.lengthen_stop(1.0)
+            setup.group.lengthen_stop(0.1)  # It is never shortened so.
+            assert await stopping == ()
+            assert time.monotonic() - start >= 1.0
+            assert setup.exits.seen[0].signal == signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_stop_continues() -> None:
     async def scenario() -> None:
         async with Setup(spec(IGNORES_TERM)) as setup:

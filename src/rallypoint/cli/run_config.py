@@ -99,6 +99,7 @@ def build_config(
         prefix_template=options.get("log_line_prefix_template"),
         role=_role(options.get("role")),
         virtual_local_rank=bool(options.get("virtual_local_rank")),
+        ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
 
@@ -110,6 +111,10 @@ def _duration_s(name: str, given: Mapping[str, Any], environ: Mapping[str, str] 
     seconds: float = settings.resolve(name, given.get(name), environ).value
     settings.check_duration_s(name, seconds)
     return seconds
+
+
+def _is_default(name: str, given: Mapping[str, Any], environ: Mapping[str, str] | None) -> bool:
+    return settings.resolve(name, given.get(name), environ).source == "default"
 
 
 def _check_can_meet(endpoint: Endpoint, run: RunSettings) -> None:

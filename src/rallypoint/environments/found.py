@@ -49,6 +49,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     setting with a value has no problem. `labels`: by their names. `warnings`: for the user.
     `nodes`: how many nodes the launcher has started; 0 if that is not known. `crowded`: raised if
     this node has more than one worker, because the launcher has started several nodes on one host.
+    `ends_at_s`: when the launcher ends the job, as Unix time; None if that is not known.
     `is_id_of_endpoint`: the run's id is only good for the coordinator at the endpoint, which has no
     other run.
     """
@@ -60,6 +61,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     nodes: int = 0
     crowded: Problem | None = None
+    ends_at_s: float | None = None
     is_id_of_endpoint: bool = False
 
     def without(self, names: Collection[str]) -> Found:

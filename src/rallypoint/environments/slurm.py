@@ -26,6 +26,7 @@ from rallypoint.environments.places import Place, endpoint, of_index
 NAME: Final = "Slurm"
 _NO_STEP_MIN: Final = 0xFFFF_FFF0
 """From here on, step ids are those of a batch script, of an interactive shell, and the like."""
+_UNIX_TIME_MAX: Final = 10**11
 _JOB_COUNTS: Final = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
 
 
@@ -102,6 +103,14 @@ def labels(variables: Variables) -> dict[str, Value]:
     return {"topology": variables.value(text, "SLURM_TOPOLOGY_ADDR")}
 
 
+def ends_at_s(variables: Variables) -> float | None:
+    """When Slurm ends the job: at its time limit. Releases before 23.02 do not tell it."""
+    try:
+        return variables.number("SLURM_JOB_END_TIME", most=_UNIX_TIME_MAX) or None
+    except BadVariablesError:
+        return None  # Its only use is a longer time to stop.
+
+
 # -- inside and outside of a step ----------------------------------------------------------------
 
 
@@ -162,6 +171,7 @@ def _step(variables: Variables) -> Found:
         labels=labels(variables),
         nodes=tasks,
         crowded=_crowded(tasks, nodes) if is_shared else None,
+        ends_at_s=ends_at_s(variables),
     )
 
 

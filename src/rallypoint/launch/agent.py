@@ -59,7 +59,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     the console. `prefix`: whether each line there begins with `prefix_template`, in torch's syntax
     ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
     ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines of a
-    failed worker are sent to other nodes; 0: no output is sent.
+    failed worker are sent to other nodes; 0: no output is sent. `ends_at_s`: when the launcher ends
+    the job, as Unix time, if that is known and the user has not given a stop time.
     """
 
     node: settings.NodeSettings
@@ -76,6 +77,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefix_template: str | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+    ends_at_s: float | None = None
 
 
 def main(config: AgentConfig) -> int:
@@ -145,7 +147,7 @@ class Agent:
 
     async def run(self) -> int:
         """Join, work and leave. Returns the exit code."""
-        self._system.handle_signals(lambda number: self._take(on.Signalled(number)), self._forward)
+        self._system.handle_signals(self._signalled, self._forward)
         with self._system.loggers(self._log):
             try:
                 await self._until(lambda: self._machine.is_over)
@@ -339,6 +341,10 @@ class Agent:
         self._work = None
         return on.Stopped(left)
 
+    def _lengthen_stop(self, action: do.LengthenStop) -> None:
+        if self._work is not None:
+            self._work.group.lengthen_stop(action.grace_s)
+
     def _kill_workers(self, action: do.KillWorkers) -> None:
         if self._work is not None:
             self._spawn(self._kill(self._work))
@@ -390,6 +396,11 @@ class Agent:
 
     # -- signals -------------------------------------------------------------------------------
 
+    def _signalled(self, number: int) -> None:
+        ends_at_s = self._config.ends_at_s
+        left_s = None if ends_at_s is None else ends_at_s - self._system.wall_s()
+        self._take(on.Signalled(number, left_s))
+
     def _forward(self, number: int) -> None:
         if self._work is not None:
             self._work.group.signal_leaders(number)
@@ -424,6 +435,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.GiveUpStart: Agent._give_up_start,
     do.FindFailures: Agent._find_failures,
     do.StopWorkers: Agent._stop_workers,
+    do.LengthenStop: Agent._lengthen_stop,
     do.KillWorkers: Agent._kill_workers,
     do.ReportFailure: Agent._report_failure,
     do.ReportDone: Agent._report_done,

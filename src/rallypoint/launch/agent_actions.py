@@ -56,6 +56,12 @@ class StopWorkers(msgspec.Struct, frozen=True):
     first_signal: int
 
 
+class LengthenStop(msgspec.Struct, frozen=True):
+    """Give the StopWorkers that is under way `grace_s` seconds from now, if it has less."""
+
+    grace_s: float
+
+
 class KillWorkers(msgspec.Struct, frozen=True):
     """End the grace of the StopWorkers that is under way."""
 
@@ -125,6 +131,7 @@ Action: TypeAlias = (
     | GiveUpStart
     | FindFailures
     | StopWorkers
+    | LengthenStop
     | KillWorkers
     | ReportFailure
     | ReportDone

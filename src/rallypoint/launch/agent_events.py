@@ -104,9 +104,13 @@ class Gone(msgspec.Struct, frozen=True):
 
 
 class Signalled(msgspec.Struct, frozen=True):
-    """The agent has got a signal that asks it to stop."""
+    """The agent has got a signal that asks it to stop.
+
+    `left_s`: in how many seconds the launcher ends the job, if that is known.
+    """
 
     number: int
+    left_s: float | None = None
 
 
 class RegroupAsked(msgspec.Struct, frozen=True):

@@ -24,9 +24,10 @@ def of_change(change: Change, before: Change | None) -> str:
     return reasons.describe_end_of_round(change, before)
 
 
-def of_departure(number: int, grace_s: float) -> str:
-    """A signal ends this node's part."""
-    return f"{of_leaving(number)}; the workers have {grace_s:g} s to stop"
+def of_departure(number: int, grace_s: float, left_s: float | None = None) -> str:
+    """A signal ends this node's part. `left_s`: in how many seconds the job ends, if it counts."""
+    text = f"{of_leaving(number)}; the workers have {grace_s:.3g} s to stop"
+    return text if left_s is None else f"{text}, because the job ends in {left_s:.0f} s"
 
 
 def of_leaving(number: int) -> str:

@@ -30,6 +30,12 @@ from rallypoint.launch.worker_processes import WorkerExit
 
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+END_MARGIN_S: Final = 5.0
+"""How many seconds before the end of the job the workers have stopped: for the goodbye."""
+NOTICE_S_MAX: Final = 900.0
+"""A signal so long before the end of the job is the notice of that end, and may leave all the time
+until then. An earlier one is a cancellation, after which a launcher does not wait long.
+"""
 _WORST_FIRST: Final = tuple(FailureKind)
 
 
@@ -83,6 +89,8 @@ class AgentMachine:
         """How the agent ends when its workers have stopped; None: the next round follows."""
         self._signals: list[int] = []
         self._signals_seen = 0
+        self._left_s: float | None = None
+        """How long after the first signal the launcher ends the job, if that is known."""
         self._goodbye = "its agent has ended"
         self._change: Change | None = None
         self._told_change: Change | None = None
@@ -139,8 +147,8 @@ class AgentMachine:
                 return [do.TellRunClosed(close)]
             case on.Gone(error=error, orphan_left_s=left_s):
                 return self._on_gone(error, left_s)
-            case on.Signalled(number=number):
-                return self._on_signal(number)
+            case on.Signalled(number=number, left_s=left_s):
+                return self._on_signal(number, left_s)
             case on.RegroupAsked():
                 self._wants_regroup = True
             case on.LeaveAsked(reason=reason):
@@ -198,11 +206,12 @@ class AgentMachine:
             return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
         return []
 
-    def _on_signal(self, number: int) -> list[do.Action]:
+    def _on_signal(self, number: int, left_s: float | None) -> list[do.Action]:
         """The first signal makes this node departing at once, so that the others regroup."""
         self._signals.append(number)
         if len(self._signals) > 1:
             return []
+        self._left_s = left_s
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
 
@@ -366,6 +375,10 @@ class AgentMachine:
         if not isinstance(answer, on.FailuresFound):
             return []
         self.phase = Phase.WORKING
+        if self._signals:
+            # Slurm and systemd signal the workers as well: this is one departure, and no failure
+            # of the program.
+            return []
         early = next((exit.rank for exit in self._exits if exit.returncode == 0), None)
         new = [
             each if early is None else failures.after_finish(each, early)
@@ -413,9 +426,19 @@ class AgentMachine:
 
     def _stop_by_signal(self) -> list[do.Action]:
         """Stop because of a signal. The other nodes were told; the workers get the signal."""
-        number, grace_s = self._signals[0], self._rules.stop_timeout_s
-        said = do.Say(agent_messages.of_departure(number, grace_s))
-        return [said, *self._stop(grace_s, self._end_by_signal(), number)]
+        grace_s, said = self._notice()
+        return [said, *self._stop(grace_s, self._end_by_signal(), self._signals[0])]
+
+    def _notice(self) -> tuple[float, do.Say]:
+        """How many seconds the workers have after the first signal, and the line about it."""
+        number, grace_s, left_s = self._signals[0], self._rules.stop_timeout_s, self._left_s
+        # R9 compares no clocks, and this end is one of another clock: a wrong one makes the time
+        # longer than it should be, and never shorter.
+        if left_s is None or not grace_s + END_MARGIN_S < left_s <= NOTICE_S_MAX:
+            left_s = None
+        else:
+            grace_s = left_s - END_MARGIN_S
+        return grace_s, do.Say(agent_messages.of_departure(number, grace_s, left_s))
 
     def _stop_to_leave(self, reason: str) -> list[do.Action]:
         """Leave the run at a worker's request."""
@@ -459,6 +482,12 @@ class AgentMachine:
         if self._is_hurried and not self._is_given_up:
             self._is_given_up = True
             return [do.Say("second signal: killing the workers"), do.KillWorkers()]
+        if self._signals and self._after_stop is None:
+            # A signal to all nodes reaches some first, and their departure ends the round of this
+            # one. Its workers save their state now, and must have the same time for it.
+            self._after_stop = self._end_by_signal()
+            grace_s, said = self._notice()
+            return [said, do.LengthenStop(grace_s)]
         return []
 
     def _go_on(self) -> list[do.Action]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,6 +46,9 @@ class Workers(Protocol):
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """End every worker. Returns the local ranks of those that cannot be killed."""
+
+    def lengthen_stop(self, grace_s: float) -> None:
+        """Give the stop that is under way `grace_s` seconds from now, if it has less."""
 
     def signal_leaders(self, number: int) -> None:
         """Send a signal to the workers and not to their children."""
@@ -139,6 +143,9 @@ class System(Protocol):
     def may_read_stdin(self) -> bool:
         """Whether this job may read the standard input."""
 
+    def wall_s(self) -> float:
+        """Unix time, in seconds. It may jump."""
+
     def handle_signals(
         self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
     ) -> None:
@@ -208,6 +215,10 @@ class LocalSystem:
             return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
         except OSError:
             return False
+
+    def wall_s(self) -> float:
+        """See System."""
+        return time.time()
 
     def handle_signals(
         self, stopping: Callable[[int], None], forwarded: Callable[[int], None]

@@ -219,9 +219,9 @@ class WorkerGroup:
 
         Each group gets `first_signal`, and SIGKILL after `grace_s` seconds, with all processes that
         its leader has left. A call while a stop is under way may shorten its grace, never lengthens
-        it, and sends no further first signal. Idempotent. A cancellation only ends the waiting.
-        Returns the local ranks with a process that could not be killed within `kill_wait_s` (one in
-        uninterruptible sleep), normally none.
+        it (see `lengthen_stop`), and sends no further first signal. Idempotent. A cancellation only
+        ends the waiting. Returns the local ranks with a process that could not be killed within
+        `kill_wait_s` (one in uninterruptible sleep), normally none.
         """
         kill_at = asyncio.get_running_loop().time() + grace_s
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
@@ -231,6 +231,15 @@ class WorkerGroup:
             self.signal_all(signal.SIGCONT)  # a stopped process cannot end on a signal
             self._stopping = asyncio.create_task(self._finish(kill_wait_s))
         return await asyncio.shield(self._stopping)
+
+    def lengthen_stop(self, grace_s: float) -> None:
+        """Give the stop that is under way `grace_s` seconds from now, if it has less.
+
+        It has no effect once the grace is over, because the workers have been killed then.
+        """
+        if self._kill_at is not None:
+            self._kill_at = max(self._kill_at, asyncio.get_running_loop().time() + grace_s)
+            self._changed.set()
 
     # -- starting: in the group's thread ---------------------------------------------------------
 

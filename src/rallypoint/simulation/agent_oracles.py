@@ -163,6 +163,7 @@ class FailuresAreReported(Oracle):
         self._unreported: dict[str, int] = {}
         self._has_reason: dict[str, None] = {}
         """Agents that have another reason to stop the workers of their present round."""
+        self._signalled: dict[str, None] = {}
         self._worst: dict[str, Failure] = {}
         """The likeliest cause that an agent knows in its round, and has not reported."""
         self._told: dict[str, int] = {}
@@ -176,6 +177,10 @@ class FailuresAreReported(Oracle):
                 self._has_reason.pop(here.name, None)
                 self._worst.pop(here.name, None)
                 self._told.pop(here.name, None)
+            case on.Signalled():
+                self._signalled[here.name] = self._has_reason[here.name] = None
+            case on.FailuresFound() if here.name in self._signalled:
+                """It departs, and the signal may have reached its workers first."""
             case on.FailuresFound(failures=found) if _is_explaining(here):
                 worst = min(found, key=_badness)
                 if _badness(worst) < self._told.get(here.name, len(WORST_FIRST)):
@@ -183,14 +188,7 @@ class FailuresAreReported(Oracle):
             case on.WorkerExited(exit=exit) if here.system.machine.phase in _JUDGES:
                 if exit.returncode != 0 and here.name not in self._has_reason:
                     self._unreported[here.name] = exit.rank
-            case (
-                on.RoundEnded()
-                | on.RunClosed()
-                | on.Signalled()
-                | on.LeaveAsked()
-                | on.RegroupAsked()
-                | on.Gone()
-            ):
+            case on.RoundEnded() | on.RunClosed() | on.LeaveAsked() | on.RegroupAsked() | on.Gone():
                 self._has_reason[here.name] = None
 
     def agent_acted(

@@ -107,21 +107,28 @@ class WorkersAreStopped(Oracle):
 
 
 class StopsAreShort(Oracle):
-    """A stopped worker has ended within the stop time, and at once after a second signal."""
+    """A stopped worker has ended within the stop time, and at once after a second signal.
+
+    The stop time may be longer if the launcher ends the job anyway: then it ends before that.
+    """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._ends_s: dict[str, float] = {}
         """When the workers of an agent must have ended, which stops them."""
         self._signals: dict[str, int] = {}
+        self._left_s: dict[str, float] = {}
+        """How long after its first signal the launcher ends an agent's job, if that is known."""
         self._leaves: dict[str, None] = {}
         """Agents that stop their workers because they leave the run, or because it has ended."""
 
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
         match event:
-            case on.Signalled():
+            case on.Signalled(left_s=left_s):
                 count = self._signals[here.name] = self._signals.get(here.name, 0) + 1
+                if count == 1 and left_s is not None:
+                    self._left_s[here.name] = left_s
                 self._leaves[here.name] = None
                 if count > 1 and here.name in self._ends_s:
                     ends_s = here.process.awake_s()
@@ -136,8 +143,8 @@ class StopsAreShort(Oracle):
     ) -> None:
         """See Oracle."""
         for action in actions:
-            if isinstance(action, do.StopWorkers):
-                grace_s = here.system.stop_timeout_s
+            if isinstance(action, do.StopWorkers | do.LengthenStop):
+                grace_s = max(here.system.stop_timeout_s, self._left_s.get(here.name, 0.0))
                 if here.name not in self._leaves:
                     grace_s = self.scene.plan.stop_s
                 if self._signals.get(here.name, 0) > 1:

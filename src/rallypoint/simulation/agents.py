@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from rallypoint import runtime
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import left_run
 from rallypoint.core.values import Change, CloseRecord
@@ -157,6 +159,8 @@ class SimulatedSystem:
         self.guard: EndGuard = SimulatedGuard()
         self.environment: dict[str, str] = {}
         self.stop_timeout_s = 25.0
+        self.ends_at_s: float | None = None
+        """When the launcher ends the job, by this host's wall clock."""
         self.is_stubborn = False
         self.cannot_start = False
         self.signals: list[int] = []
@@ -186,6 +190,20 @@ class SimulatedSystem:
             self.signals.append(number)
             self.process.soon(self._stopping, number)
 
+    def end_at(self, ends_at_s: float) -> None:
+        """The launcher sends a notice some time before, and SIGKILL in the end."""
+        self.ends_at_s = ends_at_s
+        draw = random.Random(f"{self.scene.world.seed}/{self.here.name}/notice")
+        notice_s = draw.uniform(*NOTICE_S)
+        left_s = ends_at_s - self.wall_s()
+        self.scene.world.after(left_s - notice_s, lambda: self._get_notice(notice_s))
+
+    def _get_notice(self, notice_s: float) -> None:
+        if self.scene.is_chaotic and self.process.is_alive:
+            self.scene.say(self.here.name, f"its job ends in {notice_s:.1f} s")
+            self.signal(signal.SIGTERM)
+            self.scene.world.after(notice_s, self.process.kill)
+
     def _agent_ended(self) -> None:
         """The guard, or the parent-death signal, ends the workers of a dead agent."""
         for worker in self.living:
@@ -193,6 +211,10 @@ class SimulatedSystem:
             self.scene.world.after(within_s, partial(worker.signalled, signal.SIGKILL))
 
     # -- launch.system.System ----------------------------------------------------------------------
+
+    def wall_s(self) -> float:
+        """See System."""
+        return self.process.clock_s() + self.process.clock.wall_offset_s
 
     def handle_signals(
         self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
@@ -329,6 +351,12 @@ class WatchedAgent(Agent):
             self._scene.tell(Oracle.agent_acted, self._here, self._machine, actions)
 
 
+ENDED_AGENTS: Final = 0.1
+"""The part of the agents whose job has a known end."""
+ENDED_AFTER_S: Final = (10.0, 30.0)
+"""How long after its start such a job ends, in seconds."""
+NOTICE_S: Final = (0.5, 10.0)
+"""How long before the end of its job an agent gets SIGTERM."""
 STARTS_AGAIN_S: Final = 3.0
 """How long after its end a scheduler starts an agent again, on average, in seconds."""
 
@@ -345,8 +373,11 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         workers=draw.choice((1, 1, 2, 3)),
         stop_timeout_s=draw.choice((1.0, 25.0)),
         regroup_stop_timeout_s=scene.plan.stop_s,
+        ends_at_s=_end_of_the_job(scene, here),
     )
     system.stop_timeout_s = config.stop_timeout_s
+    if config.ends_at_s is not None:
+        system.end_at(config.ends_at_s)
     agent = WatchedAgent(config, system)
     node = here.node = agent.node
     scene.tell(Oracle.joins, here, node)
@@ -369,6 +400,14 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         scene.world.after(
             draw.expovariate(1.0 / STARTS_AGAIN_S), partial(_start_again, scene, here)
         )
+
+
+def _end_of_the_job(scene: Scene, here: StartedNode) -> float | None:
+    """When the launcher ends this agent, whatever it does; for few agents, and in the chaos."""
+    draw = random.Random(f"{scene.world.seed}/{here.name}/end")
+    if not scene.is_chaotic or draw.random() >= ENDED_AGENTS:
+        return None
+    return runtime.here().wall_s() + draw.uniform(*ENDED_AFTER_S)
 
 
 def _start_again(scene: Scene, here: StartedNode) -> None:

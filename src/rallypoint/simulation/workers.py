@@ -160,6 +160,13 @@ class SimulatedWorkers:
             self._stopping = asyncio.get_running_loop().create_task(self._finish())
         return await asyncio.shield(self._stopping)
 
+    def lengthen_stop(self, grace_s: float) -> None:
+        """See Workers."""
+        if self._kill_at_s is not None:
+            kill_at_s = asyncio.get_running_loop().time() + grace_s
+            self._kill_at_s = max(self._kill_at_s, kill_at_s)
+            self._changed.set()
+
     def signal_leaders(self, number: int) -> None:
         """See Workers."""
         for worker in self.living:
