@@ -371,7 +371,7 @@ class FailoversAreCheap(Oracle):
     """So many times `candidates` may be candidates at once: it is an average."""
     REQUESTS: Final = 60
     """What a takeover may cost: so many requests, and some for each node and each second."""
-    PER_NODE_S: Final = 5
+    PER_NODE_S: Final = 15
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
