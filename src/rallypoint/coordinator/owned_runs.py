@@ -71,6 +71,8 @@ class OwnedRuns:
         self._taking_over: dict[str, _TakeOver] = {}
         self._unreadable: dict[str, str] = {}
         """Why runs could not be taken over, as last logged."""
+        self._begun: dict[str, int] = {}
+        """The term in which a run was last begun here."""
 
     async def aclose(self) -> None:
         """Cancel all takeovers that are under way. Idempotent."""
@@ -88,6 +90,23 @@ class OwnedRuns:
         work = self._take_over(run_id, register, former_host)
         task = self._tasks.spawn(work, partial(self._task_failed, run_id))
         self._taking_over[run_id] = _TakeOver(register.term, task)
+
+    def goes_on(self, register: RunRegister, former_host: NodeId | None) -> bool:
+        """Whether this owned run is here, or begins now, if it could not be begun before.
+
+        If not, it has been here in this term, and was deposed since: by a seal in its log, say.
+        """
+        run = self._run(register.run_id)
+        if run is not None and run.is_claimed and run.membership.term == register.term:
+            return True
+        if self._begun.get(register.run_id) == register.term:
+            return False
+        self.won(register.run_id, register, former_host)
+        return True
+
+    def forget(self, run_id: str) -> None:
+        """The claim to this run is dropped."""
+        self._begun.pop(run_id, None)
 
     def stop_taking_over(self, run_id: str) -> None:
         """Cancel the takeover, so that an old term neither begins the run nor refuses its nodes."""
@@ -118,6 +137,7 @@ class OwnedRuns:
                     store_lost=left.store_lost,
                     unsure_s=register.unsure_s,
                 )
+                self._begun[run_id] = register.term
                 self._unreadable.pop(run_id, None)
                 _log.info("run %s: coordinated here from term %d on", run_id, register.term)
         except (UnreadableError, UnreadableLogError) as error:

@@ -274,9 +274,9 @@ class RunOwnership:
             return
         if claim.state is e.ClaimState.ELSEWHERE and claimed.elsewhere is not None:
             self._runs.send_elsewhere(run_id, claimed.elsewhere)
-        if claim.state is e.ClaimState.OWNED and claim.register is not None:
-            # The claim was won, but the run could not be begun.
-            self._runs.won(run_id, claim.register, claim.former_host)
+        if claimed.is_owned and not self._runs.goes_on(claimed.register, claim.former_host):
+            # R5: a write of it may be under way, so it is taken over anew, in the next term.
+            claim.deposed(now_s)
         if claim.state is e.ClaimState.RESIGNING:
             claimed.is_wanted_again = True
         self._do(claimed, claim.begin(now_s, seen))
@@ -396,6 +396,7 @@ class RunOwnership:
     def _forget(self, run_id: str) -> None:
         self._claims.pop(run_id, None)
         self._tables.forget(run_id)
+        self._runs.forget(run_id)
         self._resigning.lost(run_id)
 
     # -- the election's actions ----------------------------------------------------------------

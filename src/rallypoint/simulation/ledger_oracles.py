@@ -46,14 +46,15 @@ class LedgerKeepsRules(Oracle):
         self._checker = ElectionChecker()
         self._leases: dict[str, tuple[e.Lease, float]] = {}
         """Each lease that serves, and when it was written."""
-        self._fronts: list[SimulatedFront] = []
+        self._fronts: dict[SimulatedFront, str] = {}
+        """Each coordinator, and its host. Its process may have ended since."""
         self._mistaken_s = math.inf
         """Since when the ledger has a mistake."""
         self._is_broken = False
 
     def serves(self, front: SimulatedFront) -> None:
         """See Oracle."""
-        self._fronts.append(front)
+        self._fronts[front] = self.scene.network.host_of(front.process)
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
@@ -138,13 +139,15 @@ class LedgerKeepsRules(Oracle):
         if now_s - self._mistaken_s > ASKED_WITHIN_S:
             told = f"{lease.revoked_by} revoked the lease of {lease.process} early after a mistake"
             raise InvariantViolation("R9", told)
-        revokers = [each for each in self._fronts if self._is_of(each, lease.revoked_by)]
-        source = network.host_of(revokers[0].process) if revokers else ""
-        for front in self._fronts:
+        revokers = (
+            host for each, host in self._fronts.items() if self._is_of(each, lease.revoked_by)
+        )
+        source = next(revokers, "")
+        for front, host in self._fronts.items():
             process, is_it = front.process, self._is_of(front, lease.process)
             if not (is_it and process.is_alive and network.listens(process)):
                 continue
-            if not network.was_refused(network.host_of(process), source, ASKED_WITHIN_S):
+            if not network.was_refused(host, source, ASKED_WITHIN_S):
                 told = f"{lease.revoked_by} revoked early the lease of {lease.process}: it listens"
                 raise InvariantViolation("R9", told)
 
@@ -228,6 +231,8 @@ def record_of(value: bytes) -> Record:
 class LogsKeepRules(Oracle):
     """R5: after a seal, no earlier term writes to a log; without one, no later term does.
 
+    A term seals no log of its own.
+
     Budget: a run has the log of its round, and leaves no others.
     """
 
@@ -238,6 +243,8 @@ class LogsKeepRules(Oracle):
         super().__init__(scene)
         self._terms: dict[str, int] = {}
         """The last term that wrote to a log. It has the logs that exist."""
+        self._sealed: dict[str, None] = {}
+        """The logs that have a seal."""
 
     def at_end(self) -> None:
         """See Oracle."""
@@ -252,11 +259,16 @@ class LogsKeepRules(Oracle):
         """See Oracle."""
         if value is None:
             self._terms.pop(log, None)
+            self._sealed.pop(log, None)
             return
         record = record_of(value)
         last = self._terms.get(log)
         if last is not None and record.term < last:
             self.scene.broke("R5", f"term {record.term} wrote to {log} after term {last}")
+        if last == record.term and record.is_seal and log not in self._sealed:
+            self.scene.broke("R5", f"term {record.term} sealed {log}, to which it has written")
+        if record.is_seal:
+            self._sealed[log] = None
         if last is not None and record.term > last and not record.is_seal:
             self.scene.broke("R5", f"term {record.term} wrote to {log} of term {last}, unsealed")
         self._terms[log] = record.term

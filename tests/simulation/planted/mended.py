@@ -52,6 +52,13 @@ def _waits_for_the_ttl(original: Any, self: Any, lease: Any, version: Any) -> bo
     return False
 
 
+@replaces("rallypoint.coordinator.owned_runs:OwnedRuns.goes_on")
+def _begins_again(original: Any, self: Any, register: Any, former_host: Any) -> bool:
+    """An owner that is asked for its run takes it over from itself."""
+    self.won(register.run_id, register, former_host)
+    return True
+
+
 # -- a coordinator that was replaced alive ---------------------------------------------------------
 
 
@@ -66,6 +73,7 @@ def _mended(name: str, rule: str, *parts: Any) -> Bug:
 
 MENDED = (
     _mended("waits-for-the-ttl", "R7", _waits_for_the_ttl),
+    _mended("takes-over-from-itself", "R5", _begins_again),
     _mended("resigns-to-and-fro", "R7", _waits_no_longer, _resigns_to_anyone),
     _mended("keeps-a-run-of-one", "R7", _keeps_a_run_of_one),
     _mended("all-wait-after-resigning", "R7", _waits_for_nobody, _waits_no_longer),
