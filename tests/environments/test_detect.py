@@ -39,6 +39,24 @@ def test_a_worker_of_an_agent_was_not_started_by_the_launcher(
     assert detect(environ | {agent: "x"}) == environments.NOTHING
 
 
+@pytest.mark.parametrize(
+    "environ",
+    [
+        slurm_task(1),
+        mpi_in_slurm(1),
+        pod(1),
+        {"PET_NNODES": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h"},
+        {"PBS_NUM_NODES": "2"},
+        {"PMIX_RANK": "0"},
+    ],
+)
+def test_without_its_variables_a_launcher_is_not_found(environ: dict[str, str]) -> None:
+    assert detect(environ).launcher
+    rest = {name: text for name, text in environ.items() if not environments.is_launchers(name)}
+    assert detect(rest) == environments.NOTHING
+
+
 # -- Slurm ---------------------------------------------------------------------------------------
 
 
@@ -72,6 +90,11 @@ def test_all_tasks_agree_on_the_run() -> None:
     assert [each["host_coordinator"] for each in all_found] == ["yes", "no", "no", "no"]
 
 
+def test_two_tasks_are_a_run_of_two() -> None:
+    assert texts(detect(slurm_task(1, nodes=2)))["endpoint"] == "n1,10.77.0.1,n2"
+    assert texts(detect(mpi_process(1, size=2)))["endpoint"].endswith(",n1,n2")
+
+
 def test_a_requeued_job_and_another_step_are_other_runs() -> None:
     ids = [
         texts(detect(slurm_task(0, **more)))["run_id"]
@@ -102,7 +125,7 @@ def test_tasks_that_share_a_node_have_names_of_their_own() -> None:
 
 def test_a_step_of_one_task_is_one_node() -> None:
     found = detect(slurm_job(4) | slurm_task(0, nodes=1) | {"SLURM_JOB_NUM_NODES": "4"})
-    assert texts(found) == {"nnodes": "1", "node_name": "n1"}
+    assert texts(found) == {"nnodes": "1"}
     assert not found.problems
 
 
@@ -291,6 +314,7 @@ def test_torchruns_variables_are_laid_over_a_launchers() -> None:
     found = detect(slurm_task(1) | {"PET_NNODES": "2:4", "PET_RDZV_ID": "mine"})
     assert found.launcher == "torchrun, Slurm"
     assert texts(found)["nnodes"] == "2:4"
+    assert texts(found)["expected_nodes"] == "4"
     assert texts(found)["run_id"] == "mine"
     assert texts(found)["endpoint"].startswith("n1,")
     assert texts(found)["host_coordinator"] == "no"

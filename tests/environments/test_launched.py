@@ -81,8 +81,8 @@ def test_a_problem_is_raised_only_where_the_value_is_needed() -> None:
             "endpoint nnodes expected_nodes host_coordinator rank_policy node_index node_name",
         ),
         ({"endpoint": "h", "run_id": "r"}, "nnodes rank_policy node_index node_name"),
-        ({"max_nodes": 1}, "node_name"),
-        ({"nnodes": "1"}, "node_name"),
+        ({"max_nodes": 1}, ""),
+        ({"nnodes": "1"}, ""),
         (
             {"min_nodes": 2, "max_nodes": 4},
             "endpoint run_id expected_nodes host_coordinator rank_policy node_index node_name",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
+from rallypoint import environments
 from rallypoint.bench import child, sweeper
 
 PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
@@ -43,8 +44,15 @@ class BenchError(Exception):
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without any setting of Rallypoint's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RALLYPOINT_")}
+    """This process's environment without any setting of Rallypoint's, and without a launcher's.
+
+    What is measured on one machine has nodes of its own.
+    """
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("RALLYPOINT_") and not environments.is_launchers(name)
+    }
     path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [kept.get("PYTHONPATH")])])
     return kept | {"PYTHONPATH": path} | more
 

@@ -20,6 +20,7 @@ import msgspec
 
 from rallypoint import tokens
 from rallypoint.cli import api, output
+from rallypoint.environments import is_launchers
 from rallypoint.errors import RallypointError
 from rallypoint.launch.worker_env import inherited_environment
 from rallypoint.settings import Endpoint
@@ -163,9 +164,13 @@ class Nodes:
 
 
 def _environment(directory: Path) -> dict[str, str]:
-    """The user's environment without Rallypoint's variables, with one thread per worker."""
+    """The user's environment without Rallypoint's and a launcher's variables; few threads."""
     # TMPDIR is the demo's directory, because a killed agent may leave its scratch directory behind.
-    kept = {k: v for k, v in inherited_environment().items() if not k.startswith("RALLYPOINT_")}
+    kept = {
+        name: text
+        for name, text in inherited_environment().items()
+        if not name.startswith("RALLYPOINT_") and not is_launchers(name)
+    }
     own = {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**kept, **own}
 

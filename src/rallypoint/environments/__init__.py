@@ -20,7 +20,7 @@ from rallypoint.environments.found import (
     Value,
 )
 
-__all__ = ["NOTHING", "Environ", "Files", "Found", "Problem", "Value", "detect"]
+__all__ = ["NOTHING", "Environ", "Files", "Found", "Problem", "Value", "detect", "is_launchers"]
 
 _LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
     openmpi.detect,
@@ -32,6 +32,16 @@ _LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
 """The innermost comes first: mpirun inside a job of Slurm keeps the job's variables."""
 _AGENTS: Final = ("RALLYPOINT_AGENT", "TORCHELASTIC_RUN_ID")
 """What an agent sets in its workers. The launcher has started the agent, not the worker."""
+
+
+_PREFIXES: Final = ("SLURM_", "SLURMD_", "OMPI_", "PMIX_", "PMI_", "PET_", "JOB_COMPLETION_INDEX")
+_NAMES: Final = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_launchers(name: str) -> bool:
+    """Whether a variable is one that makes a process a node of a launcher's run."""
+    of_others = (each for each, _, _ in others.COUNTS)
+    return name.startswith(_PREFIXES) or name in (*_NAMES, *of_others)
 
 
 def detect(environ: Environ, files: Files) -> Found:

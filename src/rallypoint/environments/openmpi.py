@@ -53,15 +53,13 @@ def _process(variables: Variables) -> Found:
     rank = variables.below(_RANK, _SIZE)
     size = variables.needed(_SIZE, _RANK)
     local_size = variables.number(_LOCAL_SIZE) or 1
-    values = {
-        "nnodes": variables.value(size, _SIZE),
-        **_node_name(variables, is_shared=local_size > 1),
-    }
+    values = {"nnodes": variables.value(size, _SIZE)}
     problems: dict[str, Problem] = {}
     if size > 1:
         values["expected_nodes"] = values["nnodes"]
         values |= of_index(variables, rank, _RANK)
         values |= _run_id(variables)
+        values |= _node_name(variables, is_shared=local_size > 1)
         try:
             values["endpoint"] = endpoint(variables, _places(variables))
         except BadVariablesError as error:

@@ -10,7 +10,7 @@ from typing import Final
 
 from rallypoint.environments.found import Environ, Files, Found, refused, shown
 
-_COUNTS: Final = (
+COUNTS: Final = (
     ("MV2_COMM_WORLD_SIZE", "processes", "MVAPICH"),
     ("PMI_SIZE", "processes", "PMI"),
     ("JSM_NAMESPACE_SIZE", "processes", "JSM"),
@@ -24,7 +24,7 @@ _COUNTS: Final = (
 def detect(environ: Environ, files: Files) -> Found | None:
     """A launcher whose variable shows several nodes or processes; None if there is none."""
     del files
-    for name, what, launcher in _COUNTS:
+    for name, what, launcher in COUNTS:
         text = environ.get(name, "").strip()
         if text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 1:
             return _several(launcher, f"{name}={text}: there are several {what}")

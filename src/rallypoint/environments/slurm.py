@@ -151,14 +151,12 @@ def _step(variables: Variables) -> Found:
         )
     index = variables.below("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
     is_shared = tasks > nodes
-    values = {
-        "nnodes": variables.value(tasks, "SLURM_STEP_NUM_TASKS"),
-        **node_name(variables, "SLURM_LOCALID", is_shared=is_shared),
-    }
+    values = {"nnodes": variables.value(tasks, "SLURM_STEP_NUM_TASKS")}
     problems: dict[str, Problem] = {}
     if tasks > 1:
         values["expected_nodes"] = values["nnodes"]
         values["run_id"] = run_id(variables)
+        values |= node_name(variables, "SLURM_LOCALID", is_shared=is_shared)
         values |= of_index(variables, index, "SLURM_PROCID")
         try:
             values["endpoint"] = endpoint(variables, _places(variables, nodes))

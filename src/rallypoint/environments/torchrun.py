@@ -54,8 +54,6 @@ def overlaid(environ: Environ, below: Found) -> Found:
         below = below.without(
             ["host_coordinator", *(["run_id"] if below.is_id_of_endpoint else [])]
         )
-    if "nnodes" in found.values:
-        below = below.without(["expected_nodes"])
     values = {**below.values, **found.values}
     problems = {**below.problems, **found.problems}
     return msgspec.structs.replace(
@@ -64,7 +62,6 @@ def overlaid(environ: Environ, below: Found) -> Found:
         values=values,
         problems={name: each for name, each in problems.items() if name not in values},
         warnings=(*found.warnings, *below.warnings),
-        nodes=0 if "nnodes" in found.values else below.nodes,
         is_id_of_endpoint=(found if "run_id" in found.values else below).is_id_of_endpoint,
     )
 

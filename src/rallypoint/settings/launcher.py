@@ -22,10 +22,10 @@ FROM_LAUNCHER: Final = frozenset(
 )
 """The settings that a launcher can give. For the others the environment is not searched."""
 _OF_SEVERAL: Final = (
-    *("endpoint", "run_id", "expected_nodes", "node_index"),
+    *("nnodes", "endpoint", "run_id", "expected_nodes", "node_name", "node_index"),
     *("host_coordinator", "rank_policy"),
 )
-"""Values that would make this node meet the others."""
+"""Values that are about this node and the others."""
 
 
 def launched(environ: Environ | None = None, **given: Any) -> Found:
@@ -40,7 +40,7 @@ def launched(environ: Environ | None = None, **given: Any) -> Found:
     if not found.launcher:
         return found
     if _is_alone(given, environ):
-        alone = found.without(("nnodes", *_OF_SEVERAL))
+        alone = found.without(_OF_SEVERAL)
         return msgspec.structs.replace(alone, nodes=0, crowded=None)
     mine = {name for name in FROM_LAUNCHER if _given(name, given, environ) is not None}
     left_out = set()
