@@ -56,7 +56,7 @@ class Sight:
         """Whether the owner has ended, after this answer at its address."""
         attempts = Attempts(OWNER)
         attempts.answers = {str(OWNER): answer}
-        attempts.only_refused = answer == "refused"
+        attempts.refusals = [OWNER] if answer == "refused" else []
         owner = AttachTo(Lease(FORMAT, "owner", 1, addresses=(OWNER,)), Stamp("ledger", term, 0))
         return asyncio.run(self.elected._has_seen_end(owner, attempts))
 

@@ -179,9 +179,8 @@ def places(net: Network, fleet: Fleet) -> tuple[Host, Host, dict[str, str]]:
     return one, other, {"host": named, "ledger": f"file://{fleet.tmp_path}/ledger"}
 
 
-@pytest.mark.parametrize(
-    ("where", "has_default_route"), [("host", False), ("host", True), ("ledger", False)]
-)
+@pytest.mark.parametrize("where", ["host", "ledger"])
+@pytest.mark.parametrize("has_default_route", [False, True])
 def test_nodes_meet_beside_a_dead_second_interface(
     net: Network, fleet: Fleet, where: str, has_default_route: bool
 ) -> None:
@@ -249,6 +248,37 @@ def test_nodes_meet_behind_a_firewall_within_a_range_of_ports(
         host.drop_incoming("tcp dport != 29400-29410 ct state new")
         fleet.start(host, "--endpoint", place, "--port-range", "29400:29410")
     fleet.meets_at(one.address, other.address)
+
+
+def test_a_firewall_in_between_is_an_error_with_address_interface_and_option(
+    net: Network, fleet: Fleet
+) -> None:
+    one, other, _ = places(net, fleet)
+    one.drop_incoming(f"tcp dport {PORT}")
+    options = ("--endpoint", f"{one.address}:{PORT}", "--set", "connect_timeout=5s")
+    fleet.start(other, *options)
+    (said,) = fleet.end(3)
+    last = "\n".join(said.splitlines()[-2:])
+    assert f"{one.address}:{PORT}: no answer within" in last
+    assert f"from {other.address} (eth0)" in last
+    assert "--port-range" in last
+
+
+def test_an_elected_node_behind_a_firewall_is_named_with_the_options(
+    net: Network, fleet: Fleet
+) -> None:
+    one, other, endpoints = places(net, fleet)
+    one.drop_incoming("ct state new")
+    options = ("--endpoint", endpoints["ledger"], "--join-timeout", "12s")
+    fleet.start(one, *options)
+    fleet.start(other, *options, "--host-coordinator", "no", "--set", "connect_timeout=8s")
+    hosting, said = fleet.end(3, 3)
+    last = "\n".join(said.splitlines()[-2:])
+    assert f"{one.address}:" in last
+    assert f"from {other.address} (eth0)" in last
+    assert "--interface" in last
+    assert "--port-range" in last
+    assert f"{one.address} (eth0)" in hosting.splitlines()[-1]
 
 
 def test_two_jobs_share_the_ports_of_a_host(net: Network, fleet: Fleet) -> None:

@@ -90,6 +90,9 @@ class ConnectedNode(LedgerReader, Protocol):
     def disconnected(self) -> None:
         """The connection has ended."""
 
+    def reached_at(self, host: str, before: str) -> None:
+        """Others reach this machine at `host`, and perhaps not at `before`."""
+
     def searching(self, since_s: float) -> None:
         """There has been no coordinator since this time of the loop's clock."""
 
@@ -133,6 +136,7 @@ class Connector:
     ) -> None:
         self.settings = settings
         self.own = OwnCoordinator(settings, run, info.id)
+        self.own.on_reached = lambda host, before: node.reached_at(host, before)
         self.credentials = Credentials(settings)
         self.fixed = FixedCoordinator(settings, self.own, self.credentials)
         """How the coordinator of any endpoint but a ledger is found."""
@@ -252,7 +256,8 @@ class Connector:
         return errors.UnreachableError(
             f"{text} {tried_s:.1f} s: the coordinator cannot be reached from here "
             f"({self._redirect_failed.listed()})",
-            hint="the node that hosts it gave that address: start it with another --local-addr",
+            hint="the node that hosts it gave that address: start it with another --interface or "
+            "--local-addr, or with a --port-range that the firewall lets through",
         )
 
     def _at_another_run(self, refusal: Refusal) -> str:

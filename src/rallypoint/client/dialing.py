@@ -21,7 +21,7 @@ from typing import Any, Final
 from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.network import Connection
-from rallypoint.core.addresses import telling
+from rallypoint.core.addresses import is_loopback, telling
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
@@ -129,16 +129,21 @@ class Attempts:
         if self.unresolved and isinstance(self.target, Address):
             return f"check the spelling of {self.target.host!r}, or use an address"
         if isinstance(self.target, Address):
-            return "check that the coordinator runs there, and that no firewall is in between"
+            return (
+                "check that the coordinator runs there, and that no firewall is in between "
+                "(--port-range limits the ports); if that machine has several networks, give the "
+                "address of another one as --endpoint"
+            )
         if not self._is_elected:
             return (
                 "check that the node that hosts the coordinator has started (--host-coordinator), "
                 "that this node reaches it at one of these addresses, and that all nodes have the "
-                "same --run-id and the same --port-range"
+                "same --run-id, --port-range and --endpoint"
             )
         return (
             "check that a node or a `rallypoint serve` is elected, and that this node reaches its "
-            "address; --local-addr there (serve: --advertise) gives another address"
+            "address; --interface or --local-addr there (serve: --advertise) gives another address "
+            "and --port-range other ports"
         )
 
 
@@ -232,7 +237,7 @@ async def _dial_one(
         async with asyncio.timeout(limit_s):
             return await network.here().connect(where, address, token)
     except TimeoutError:
-        attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s"
+        attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s{_from_here(where)}"
         attempts.only_refused = False
         attempts.silent.append(where)
         # Random, so that many nodes do not give up at the same time.
@@ -243,6 +248,7 @@ async def _dial_one(
         if error.errno == errno.ECONNREFUSED:
             attempts.refusals.append(where)
         else:
+            attempts.answers[str(where)] += _from_here(where)
             attempts.only_refused = False
             attempts.silent.append(where)
     except TokenError as error:
@@ -256,6 +262,14 @@ async def _dial_one(
         attempts.only_refused, attempts.is_other = False, True
         attempts.stranger = error
     return None
+
+
+def _from_here(where: Address) -> str:
+    """From which address and interface of this machine it was dialled, in words."""
+    own = network.here().own_address_towards(where.host)
+    if own is None:
+        return ", because no route leads there"
+    return "" if is_loopback(own.host) else f" from {own}"
 
 
 async def dial_elected(

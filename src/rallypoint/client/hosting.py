@@ -119,6 +119,13 @@ class EmbeddedCoordinator:
         if only_run is not None:
             self._front.driver.ownership.claim(only_run, seen, ended)
 
+    def on_attach(self, callback: Callable[[Address | None], None] | None) -> None:
+        """Call this for each node that attaches, with the address from which it comes.
+
+        The address is None if the node does not tell it. `callback` None: no longer.
+        """
+        self._front.driver.coordinator.on_attach = callback
+
     @property
     def process(self) -> str:
         """The name of its lease; "" without a ledger."""

@@ -48,6 +48,12 @@ def own_address_of(host: str) -> OwnAddress:
     return OwnAddress(host, addresses.interface_of(host, interfaces()))
 
 
+def own_address_towards(host: str) -> OwnAddress | None:
+    """The address of this machine from which packets to an address leave; None without a route."""
+    source = source_towards(host)
+    return None if source is None else own_address_of(source)
+
+
 async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     """Check that other machines can reach this one at `local_addr`, and `interface`.
 

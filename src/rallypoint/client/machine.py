@@ -436,6 +436,13 @@ class NodeMachine:
         self._ready = self._ready_message(bootstrap, workers)
         return self._say(self._ready)
 
+    def reached_at(self, host: str, before: str) -> list[Action]:
+        """Others reach this node at `host`: offer that for rank 0, if it has offered `before`."""
+        said = self._ready
+        if self.desired is not DesiredState.READY or said is None or said.bootstrap.host != before:
+            return []
+        return self.ready(Address(host, said.bootstrap.port), said.workers)
+
     def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
         """It has the reason why the last round ended, for a coordinator that was elected later."""
         # R13: a successor learns that the round has ended.

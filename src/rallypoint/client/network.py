@@ -99,6 +99,9 @@ class Network(Protocol):
     def own_address_of(self, host: str) -> OwnAddress:
         """See identity.own_address_of."""
 
+    def own_address_towards(self, host: str) -> OwnAddress | None:
+        """See identity.own_address_towards."""
+
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See transport.connect."""
 
@@ -141,6 +144,10 @@ class SocketNetwork:
     def own_address_of(self, host: str) -> OwnAddress:
         """See Network."""
         return identity.own_address_of(host)
+
+    def own_address_towards(self, host: str) -> OwnAddress | None:
+        """See Network."""
+        return identity.own_address_towards(host)
 
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See Network."""

@@ -55,8 +55,7 @@ WHY_TIMEOUT_S: Final = 1.0
 LET_IN_S: Final = 5.0
 """The least time for a coordinator to attach the node after it was reached, in seconds."""
 STANDBY_LOOK_S: Final = 1.0
-"""The pause between a standby's questions whether the round is active, after its deadline.
-"""
+"""The pause between a standby's questions whether the round is active, after its deadline."""
 ASK_TIMEOUT_S: Final = 30.0
 """How long the coordinator may take for a question that it can answer at once, in seconds."""
 ANSWER_MARGIN_S: Final = 5.0
@@ -240,6 +239,10 @@ class Node:
         if self._connector.elected is not None:
             self._connector.watch_lease(self._machine.heartbeats.beat_stood_still_s)
 
+    def reached_at(self, host: str, before: str) -> None:
+        """Others reach this machine at `host`, and perhaps not at `before`."""
+        self._act(self._machine.reached_at(host, before))
+
     def searching(self, since_s: float) -> None:
         """There has been no coordinator since this time."""
         self.orphan.start(since_s)
@@ -351,8 +354,7 @@ class Node:
         Leaves the node's present round, which ends that round for all. A round that was formed
         after an earlier call timed out or was cancelled is returned, if it is still active.
         `timeout_s`: None means the settings' `join_timeout_s`. A standby has no deadline while a
-        round is active without it. `whole_s`: the whole time of which `timeout_s` is the rest, for
-        the error.
+        round is active without it. `whole_s`: for the error, the time of which `timeout_s` is left.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """

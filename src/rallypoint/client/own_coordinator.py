@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rallypoint import errors, runtime
@@ -41,6 +42,10 @@ class OwnCoordinator:
         self.addresses: tuple[OwnAddress, ...] = ()
         """The addresses where other machines reach this one, the best first; empty if not searched
         or not found.
+        """
+        self.on_reached: Callable[[str, str], None] = lambda host, before: None
+        """Called when another node has come to the hosted coordinator at another address of this
+        machine than the best one: with the new best one, and the one before.
         """
         self.is_starting = False
         self._is_named_by_endpoint = False
@@ -190,10 +195,29 @@ class OwnCoordinator:
             attempts.not_hosting = describe_os_error(error)
             return False
         self.hosted.claim(seen, ended)
+        if len(self.addresses) > 1:
+            self.hosted.on_attach(self._attached)
         own = ", ".join(map(str, self.addresses)) or "loopback only"
         where, run_id = self.hosted.advertised[0], self.settings.run_id
         _log.info("this node is a candidate to coordinate run %s, at %s (%s)", run_id, where, own)
         return True
+
+    def _attached(self, source: Address | None) -> None:
+        """A node has attached to the hosted coordinator, from this address.
+
+        Packets to it leave from an address that others reach. The workers of rank 0's node listen
+        there. Which one that is cannot be known before: the default route may lead elsewhere.
+        """
+        if source is None or addresses.is_loopback(source.host) or self.hosted is None:
+            return
+        found = network.here().own_address_towards(source.host)
+        if found not in self.addresses or source.host in (each.host for each in self.addresses):
+            return
+        self.hosted.on_attach(None)
+        before = self.advertised_host
+        self.addresses = (found, *(each for each in self.addresses if each != found))
+        if found.host != before:
+            self.on_reached(found.host, before)
 
     def is_of(self, lease: Lease) -> bool:
         """Whether this is the lease of the hosted coordinator."""

@@ -123,6 +123,8 @@ class Coordinator:
         """
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed."""
+        self.on_attach: Callable[[Address | None], None] | None = None
+        """Called when a node attaches, with its address as it sees it."""
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -223,6 +225,8 @@ class Coordinator:
     def run_for(self, session: Session, run_id: str) -> HostedRun:
         """The run of this name. It counts for the session's account if it had no account."""
         run = self.open_run(run_id)
+        if self.on_attach is not None:
+            self.on_attach(session.source)
         if run.account is NOBODY:
             self.admission.count_for(run, session.account)
         return run

@@ -100,6 +100,12 @@ class Resigning:
             return
         if resignation.should_resign(others, heard, asyncio.get_running_loop().time()):
             reason = "no other node reaches this coordinator: it resigns"
-            _log.warning("run %s: %s", run_id, reason)
+            _log.warning(
+                "run %s: %s; its addresses are %s, and --interface, --local-addr and --port-range "
+                "(serve: --advertise and --port) give others",
+                run_id,
+                reason,
+                ", ".join(map(str, self._lease.addresses)) or "unknown",
+            )
             self._resign(claimed, resignation.pause_s())
             self._runs.deposed(run_id, reason)

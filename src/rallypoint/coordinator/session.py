@@ -302,6 +302,11 @@ class Session:
         else:
             host.call_at(host.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
 
+    @property
+    def source(self) -> Address | None:
+        """The address of the node's side, as the node sees it; None before it has told one."""
+        return self._source
+
     def _enter_in_turn(self, message: wire.Attach, asked: on.NodeAttached) -> None:
         if self._is_over:
             return
@@ -529,7 +534,7 @@ def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> Non
     if host != session.good_host:
         problem = naming.host_problem("bootstrap host", host)
         if problem:
-            hint = "check --local-addr of this node"
+            hint = "check --interface and --local-addr of this node"
             session.refuse(Refusal(RefusalCode.MALFORMED, problem, hint))
             return
         session.good_host = host

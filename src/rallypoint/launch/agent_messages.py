@@ -64,7 +64,7 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
     by = f"{told_by} by its interface {own_interface}" if own_interface else told_by
     return (
         f"hint: the workers met at {found.head.bootstrap}, an address of {by}; if the others "
-        "cannot reach it, give that node another one with --local-addr"
+        "cannot reach it, give that node another one with --interface or --local-addr"
     )
 
 

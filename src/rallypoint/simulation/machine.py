@@ -126,6 +126,10 @@ class SimulatedNetwork:
         """See Network."""
         return OwnAddress(host, "eth0")
 
+    def own_address_towards(self, host: str) -> OwnAddress | None:
+        """See Network: a host has one."""
+        return self.own_address_of(self._host)
+
     async def connect(
         self, address: Address, found: SocketAddress, token: str
     ) -> client_network.Connection:
