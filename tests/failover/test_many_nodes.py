@@ -51,6 +51,8 @@ def test_all_nodes_are_attached_again_in_time(three_etcd: EtcdCluster, tmp_path:
     fleet = etcd_fleet(three_etcd, tmp_path)
     # Attached are the nodes, so a coordinator in one of them would do; `serve` is what is asked.
     fleet.machine.env["RALLYPOINT_HOST_COORDINATOR"] = "no"
+    # So that the bounds fail if a killed owner is succeeded only when its lease has run out.
+    fleet.machine.env["RALLYPOINT_LEASE_TTL"] = "60"
     try:
         fleet.serve()
         fleet.serve()
