@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.core.store.store import RoundStore
+from rallypoint.simulation import store_oracles
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.plan import Plan, PlannedFault
 from rallypoint.simulation.scene import Oracle
@@ -120,6 +121,12 @@ def test_a_call_that_is_applied_twice_is_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(RoundStore, "apply", forgetful)
     found = problems_with(range(200))
     assert any("R10/R11" in each or "KeyError" in each for each in found), found
+
+
+def test_a_search_that_is_given_up_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the calls of that key would not have been checked, and nobody would know."""
+    monkeypatch.setattr(store_oracles, "STATES_MAX", 3)
+    assert any(store_oracles.UNDECIDED in each for each in problems_with(range(6)))
 
 
 def test_an_error_in_a_log_is_found_though_logging_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

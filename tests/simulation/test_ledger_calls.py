@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rallypoint.ledger.file.disk import Disk, LinkResult
+from rallypoint.simulation import ledger_calls
 from rallypoint.simulation.ledger_calls import LedgerCalls
 
 ENGINES = ("etcd", "file", "file-local")
@@ -28,6 +29,13 @@ def test_one_order_explains_all_outcomes(engine: str, seed: int) -> None:
     assert calls.problems == []
     assert calls.counts["swapped"] > 10
     assert calls.counts["created"] > 5
+
+
+def test_a_search_that_is_given_up_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nothing of that key would have been checked, and nobody would know."""
+    monkeypatch.setattr(ledger_calls, "STATES_MAX", 3)
+    calls = LedgerCalls(0, "etcd").run()
+    assert any(ledger_calls.UNDECIDED in each for each in calls.problems)
 
 
 @pytest.mark.verify

@@ -66,6 +66,19 @@ def test_it_says_when_it_does_not_know() -> None:
     assert explained(impossible, 0, register, states_max=50) is None
 
 
+def test_many_calls_without_an_answer_do_not_hide_the_order() -> None:
+    """Most sets of them lead to the same values."""
+    lost = [Call(f"l{i}", 0.1, math.inf, ("write", 10 + i), None) for i in range(20)]
+    answered = [
+        call("a", 0, 9, "write", 1, 1),
+        call("b", 5, 6, "read", 0, 29),
+        call("c", 7, 8, "read", 0, 1),
+    ]
+    assert explained([*answered, *lost], 0, register, states_max=1_000)
+    never = call("d", 8.5, 9, "read", 0, 99)
+    assert explained([*answered, never, *lost], 0, register, states_max=1_000) is False
+
+
 def by_all_orders(calls: list[Call]) -> bool:
     known = [each for each in calls if not each.is_unknown]
     unknown = [each for each in calls if each.is_unknown]

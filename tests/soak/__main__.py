@@ -82,6 +82,7 @@ MEASURES = (
     Measure("revisions a round", 0.05, 1.0),
 )
 
+UNCLEAR = "unclear"
 Sample = dict[str, float]
 
 
@@ -210,13 +211,18 @@ class Verdict(msgspec.Struct, frozen=True):
     def grows(self) -> bool:
         return self.line.grows_by_more_than(self.allowed)
 
+    @property
+    def is_unclear(self) -> bool:
+        """Whether the measurements are too noisy to tell."""
+        return not self.grows and not self.line.is_flat(self.allowed)
+
     def row(self) -> str:
         """For a person."""
         mean, growth, error, allowed = (
             each / self.unit
             for each in (self.line.mean, self.line.growth, self.line.error, self.allowed)
         )
-        says = "GROWS" if self.grows else "flat" if self.line.is_flat(self.allowed) else "unclear"
+        says = "GROWS" if self.grows else UNCLEAR if self.is_unclear else "flat"
         return f"{self.name:20}{mean:12.2f}{growth:+12.3f} ± {error:8.3f}{allowed:12.2f}  {says}"
 
 
@@ -236,6 +242,16 @@ def verdicts(samples: list[Sample]) -> list[Verdict]:
             line = fitted(rounds, values)
             found.append(Verdict(measure.name, line, measure.allowed(line), measure.unit))
     return found
+
+
+def summary(found: list[Verdict]) -> str:
+    """The last line: what the exit code is for, and what it does not tell."""
+    grow = [each.name for each in found if each.grows]
+    unclear = [each.name for each in found if each.is_unclear]
+    lines = f"GROWS: {', '.join(grow)}" if grow else "nothing grows for certain"
+    if unclear:
+        lines += f"; {UNCLEAR}, too noisy to tell, so no failure: {', '.join(unclear)}"
+    return lines
 
 
 def table(found: list[Verdict], samples: list[Sample]) -> str:
@@ -269,7 +285,7 @@ def soaking(
 
 
 def main() -> int:
-    """0: all is flat. 1: something grows."""
+    """0: nothing certainly grows; the last line names what is unclear. 1: something grows."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--ledger", choices=("etcd", "file"), default="etcd")
@@ -286,7 +302,7 @@ def main() -> int:
         if options.samples is not None:
             options.samples.write_bytes(msgspec.json.encode(soak.samples))
         found = verdicts(soak.samples)
-        print(f"{options.ledger}: {table(found, soak.samples)}")
+        print(f"{options.ledger}: {table(found, soak.samples)}\n{summary(found)}")
         return int(any(each.grows for each in found))
 
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.soak.__main__ import Verdict, summary
 from tests.soak.flat import fitted
 
 AT = [100.0 * number for number in range(80)]
@@ -42,3 +43,13 @@ def test_a_series_may_be_too_noisy_to_decide() -> None:
     lines = [fitted(AT, noisy(seed, noise=30.0)) for seed in range(200)]
     unclear = [each for each in lines if not each.grows_by_more_than(1.0) and not each.is_flat(1.0)]
     assert len(unclear) > 150
+
+
+def test_the_last_line_names_what_is_unclear() -> None:
+    """It does not fail, so the exit code says nothing of it."""
+    series = {"steady": noisy(0), "leaks": noisy(1, 0.001), "jumps": noisy(2, noise=30.0)}
+    found = [Verdict(name, fitted(AT, values), 1.0, 1.0) for name, values in series.items()]
+    last = "unclear, too noisy to tell, so no failure: jumps"
+    assert summary(found) == f"GROWS: leaks; {last}"
+    assert summary([found[0], found[2]]) == f"nothing grows for certain; {last}"
+    assert summary(found[:1]) == "nothing grows for certain"

@@ -43,6 +43,9 @@ from rallypoint.simulation.world import Process, World
 
 KEYS: Final = ("runs/a", "runs/b", "floor")
 LOGS: Final = ("stores/a/1.1.0.1", "stores/b/1.1.0.1")
+STATES_MAX: Final = 300_000
+"""How long to look for an order of one key's calls."""
+UNDECIDED: Final = "the search for an order was too long (STATES_MAX)"
 ENDS_S: Final = 60.0
 """How long after the last fault the calls may take."""
 
@@ -283,12 +286,14 @@ class LedgerCalls:
     def _check(self, key: str, calls: list[Call]) -> None:
         step, initial = (_log_step, ()) if key in LOGS else (_register_step, None)
         state: Any = initial
-        if explained(calls, state, step, states_max=300_000) is False:
+        found = explained(calls, state, step, states_max=STATES_MAX)
+        if not found:
+            why = "no order explains" if found is False else UNDECIDED
             told = "\n    ".join(
                 f"{c.caller} {c.began_s:.4f}-{c.ended_s:.4f} {c.operation} = {c.result}"
                 for c in calls
             )
-            self.problems.append(f"{key}: no order explains\n    {told}")
+            self.problems.append(f"{key}: {why}\n    {told}")
 
     # -- faults --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rallypoint.core.values import FrozenStruct
 
@@ -89,46 +89,97 @@ def _unlift(entry: _Entry) -> None:
             each.next.before = each
 
 
+class _Seen(Generic[State]):
+    """Where the search has been: by which calls it came to a state.
+
+    Calls with an unknown outcome need not have a place in the order. So what follows after some of
+    them can follow after fewer, too, if the state and the calls with an outcome are the same.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._places: dict[tuple[int, State], dict[int, int]] = {}
+        """For the known calls and the state: sets of unknown calls, each with the last limit."""
+
+    def is_new(self, known: int, state: State, unknown: int, limit: int) -> bool:
+        """Whether this was not seen with this limit, nor with fewer unknown calls. Sets are bits.
+
+        With a lower limit, fewer calls were left to try after the same set, but not after a
+        smaller one.
+        """
+        places = self._places.get((known, state), {})
+        return not any(
+            each & unknown == each and (each != unknown or last == limit)
+            for each, last in places.items()
+        )
+
+    def add(self, known: int, state: State, unknown: int, limit: int) -> None:
+        """It is searched now, with this limit."""
+        self._places.setdefault((known, state), {})[unknown] = limit
+        self.count += 1
+
+
 def explained(
     calls: Sequence[Call], initial: State, step: Step[State], *, states_max: int = 1_000_000
 ) -> bool | None:
     """Whether one order explains all results. None if `states_max` states were not enough to say.
 
-    `calls`: of one key. Calls with an unknown outcome need not have a place in the order.
+    `calls`: of one key. Calls with an unknown outcome need not have a place in the order. Orders
+    with few of them are tried first, because each of them multiplies the others.
     """
+    seen: _Seen[State] = _Seen()
+    unknown = sum(call.is_unknown for call in calls)
+    for limit in range(unknown + 1):
+        found, is_cut = _search(calls, initial, step, limit, seen, states_max)
+        if found is not False or not is_cut:
+            return found
+    return False
+
+
+def _search(
+    calls: Sequence[Call],
+    initial: State,
+    step: Step[State],
+    limit: int,
+    seen: _Seen[State],
+    states_max: int,
+) -> tuple[bool | None, bool]:
+    """Look for an order with at most `limit` unknown calls; and whether the limit mattered."""
     head = _entries(calls)
-    seen: set[tuple[int, State]] = set()
-    done = 0
+    done, is_cut = 0, False
     must = sum(1 << index for index, call in enumerate(calls) if not call.is_unknown)
     state = initial
     stack: list[tuple[_Entry, State]] = []
     entry = head.next
     while True:
         if done & must == must:
-            return True
+            return True, is_cut
         assert entry is not None
         if entry.match is not None:
             assert entry.call is not None
             call = entry.call
             result = None if call.is_unknown else call.result
             can_be, after = step(state, call.operation, result)
-            key = (done | 1 << entry.index, after)
-            if can_be and key not in seen:
-                if len(seen) >= states_max:
-                    return None
-                seen.add(key)
-                stack.append((entry, state))
-                state, done = after, key[0]
-                _lift(entry)
-                entry = head.next
-                continue
+            now = done | 1 << entry.index
+            place = (now & must, after, now & ~must, limit)
+            if can_be and seen.is_new(*place):
+                if place[2].bit_count() <= limit:
+                    if seen.count >= states_max:
+                        return None, is_cut
+                    seen.add(*place)
+                    stack.append((entry, state))
+                    state, done = after, now
+                    _lift(entry)
+                    entry = head.next
+                    continue
+                is_cut = True
             following = entry.next
             if following is not None:
                 entry = following
                 continue
         # The end of a call that has no place yet, or of the list: the last choice was wrong.
         if not stack:
-            return False
+            return False, is_cut
         entry, state = stack.pop()
         done &= ~(1 << entry.index)
         _unlift(entry)

@@ -37,6 +37,9 @@ from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.store_history import NOTHING, family, is_free, shown, step
 from rallypoint.wire import messages as wire
 
+STATES_MAX: Final = 200_000
+"""How long to look for an order of one key's calls."""
+UNDECIDED: Final = "the search for an order was too long (STATES_MAX):"
 WAKES_WITHIN_S: Final = 1.0
 """How long a call may wait for a key that has been set."""
 MEET_WITHIN_S: Final = 0.5
@@ -90,10 +93,12 @@ class StoreIsOne(Oracle):
         for (run_id, token, key), by_call in self._calls.items():
             # A read that nobody has an answer of may have any place, so it has none here.
             calls = [each for each in by_call.values() if not is_free(each)]
-            if explained(calls, NOTHING, step, states_max=200_000) is False:
-                told = "; ".join(map(shown, calls))
-                what = f"run {run_id}, round {token}, key {key}: no order explains {told}"
-                self.scene.broke("R10/R11", what)
+            found = explained(calls, NOTHING, step, states_max=STATES_MAX)
+            if found:
+                continue
+            told = "; ".join(map(shown, calls))
+            why = "no order explains" if found is False else UNDECIDED
+            self.scene.broke("R10/R11", f"run {run_id}, round {token}, key {key}: {why} {told}")
 
 
 class WaitsEnd(Oracle):
