@@ -250,7 +250,11 @@ def test_a_pod_is_told_the_lines_that_it_needs() -> None:
     problems = detect(pod(2), pod_hosts(2)).problems
     assert set(problems) == {"nnodes", "run_id"}
     assert "JOB_COMPLETION_INDEX=2" in problems["nnodes"].message
-    assert "RALLYPOINT_NNODES" in problems["nnodes"].hint
+    for problem in problems.values():
+        assert "RALLYPOINT_NNODES" in problem.hint
+        assert "RALLYPOINT_RUN_ID" in problem.hint
+    half = detect(pod(2) | {"RALLYPOINT_NNODES": "3"}, pod_hosts(2)).problems["run_id"]
+    assert "RALLYPOINT_NNODES" not in half.hint
     assert "metadata.labels['batch.kubernetes.io/controller-uid']" in problems["run_id"].hint
     assert "restart-attempt" not in problems["run_id"].hint
 

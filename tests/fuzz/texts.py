@@ -120,6 +120,8 @@ def _environment(value: str, rng: Random) -> None:
         must(bool(problem.hint), f"no hint: {problem.message}")
     with contextlib.suppress(errors.UsageError):
         settings.run_settings(environ=environ)
+    with contextlib.suppress(errors.UsageError):
+        settings.node_settings(environ=environ, insecure=True)
 
 
 def _worker(value: str, rng: Random) -> None:

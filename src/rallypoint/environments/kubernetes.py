@@ -63,9 +63,10 @@ def _pod(variables: Variables, files: Files) -> Found:
     name = variables.text("HOSTNAME") or (files("/etc/hostname") or "").strip()
     host = name.partition(".")[0]
     values = of_index(variables, index, _INDEX)
+    lines = _lines(variables, host)
     problems = {
-        "nnodes": _untold("how many pods there are", index, _COUNT_LINES),
-        "run_id": _untold("the Job's uid", index, _uid_lines(host)),
+        "nnodes": _untold("how many pods there are", index, "--nnodes", lines),
+        "run_id": _untold("the Job's uid", index, "--run-id", lines),
     }
     if host:
         values["node_name"] = variables.value(host, source)
@@ -95,17 +96,21 @@ def _first_pod(host: str, index: int, hosts: str) -> str:
     return ""
 
 
-def _untold(what: str, index: int, lines: str) -> Problem:
-    setting = "--nnodes" if lines is _COUNT_LINES else "--run-id"
+def _untold(what: str, index: int, option: str, lines: str) -> Problem:
     return Problem(
         f"{_INDEX}={index}: this is one pod of an Indexed Job, and Kubernetes does not tell a pod "
         f"{what}",
-        f"give {setting}, or add this to the container's `env`:\n{lines}",
+        f"give {option}, or add this to the container's `env`:\n{lines}",
         NAME,
     )
 
 
-def _uid_lines(host: str) -> str:
-    """A JobSet's pods are named JOBSET-JOB-REPLICA-INDEX, and it counts its restarts."""
+def _lines(variables: Variables, host: str) -> str:
+    """All lines that are missing, so that one correction is enough."""
+    # A JobSet's pods are named JOBSET-JOB-REPLICA-INDEX, and it counts its restarts.
     is_jobset = re.fullmatch(r".+-[0-9]+-[0-9]+", host) is not None
-    return _JOBSET_LINES if is_jobset else _UID_LINES
+    lines = {
+        "RALLYPOINT_NNODES": _COUNT_LINES,
+        "RALLYPOINT_RUN_ID": _JOBSET_LINES if is_jobset else _UID_LINES,
+    }
+    return "\n".join(text for name, text in lines.items() if not variables.text(name))
