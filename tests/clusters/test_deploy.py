@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint import environments, settings
 from tests.clusters.hosts import Hosts
 from tests.clusters.programs import STEADY
 from tests.clusters.slurm import Slurm
@@ -46,6 +48,22 @@ class TestBatchScripts:
         job.says(f"of 3 works in round 1 of slurm-{job.id}.0-r1")
         slurm.finish()
         job.ends("COMPLETED")
+
+    def test_term_reaches_the_workers_and_the_step_waits_for_them(self, make_slurm: Make) -> None:
+        """As --signal=TERM@120 sends it: to all processes of the step, the shells too."""
+        slurm = make_slurm(2)
+        slurm.hosts.env.update(QUICK | {"MAY_BE_LOST": "0"})
+        job = slurm.submit(
+            DEPLOY / "slurm/elastic.sbatch", slurm.steady, options=["--nodes=2", "--no-requeue"]
+        )
+        for number in range(2):
+            job.says(f"worker {number} of 2 works in round 1")
+        slurm.hosts.run("ctl", "scancel", "--signal=TERM", f"{job.id}.0")
+        text = job.ends("FAILED")
+        for number in range(2):
+            assert f"worker {number} has TERM" in text
+            assert f"worker {number} has left" in text
+        assert slurm.show(job.id)["ExitCode"] == f"{128 + signal.SIGTERM}:0"
 
     def test_spares_step_in(self, make_slurm: Make) -> None:
         slurm = make_slurm(3)
@@ -161,6 +179,45 @@ class TestManifests:
         job["spec"]["subdomain"] = "train"  # belongs into the pod's spec
         with pytest.raises(validator.ValidationError):
             validator.validate(job, VERSIONS[0], strict=True)
+
+    @pytest.mark.parametrize(
+        ("name", "job"), [("indexed-job", "train"), ("jobset", "train-node-0")]
+    )
+    def test_a_pod_of_them_knows_its_run(self, name: str, job: str) -> None:
+        """The second pod of four: what Kubernetes does not tell, the manifest does."""
+        [made] = [each for each in documents(name) if each["kind"] in ("Job", "JobSet")]
+        [container] = as_kubernetes_has_it(made)["spec"]["template"]["spec"]["containers"]
+        environ = container_environ(container["env"]) | {
+            "HOSTNAME": f"{job}-1",
+            "JOB_COMPLETION_INDEX": "1",
+        }
+        domain = "train.default.svc.cluster.local"
+        files = {"/etc/hosts": f"10.0.0.7\t{job}-1.{domain}\t{job}-1\n"}
+        found = environments.detect(environ, files.get)
+        assert found.values["endpoint"].text == f"{job}-0.{domain}"
+        assert set(found.problems) == {"nnodes", "run_id"}
+        assert settings.resolve("nnodes", None, environ).value == settings.NodeRange(3, 4)
+        run_id = settings.resolve("run_id", None, environ).value
+        assert run_id == ("a-uid-2" if name == "jobset" else "a-uid")
+
+
+FIELDS = {
+    "metadata.labels['batch.kubernetes.io/controller-uid']": "a-uid",
+    "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']": "2",
+}
+"""What Kubernetes puts in place of a reference to a field."""
+
+
+def container_environ(env: list[Any]) -> dict[str, str]:
+    """The environment of a container, as the kubelet makes it."""
+    found: dict[str, str] = {}
+    for each in env:
+        if "value" in each:
+            replaced = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], each["value"])
+            found[each["name"]] = replaced
+        else:
+            found[each["name"]] = FIELDS[each["valueFrom"]["fieldRef"]["fieldPath"]]
+    return found
 
 
 def documents(name: str) -> list[Any]:

@@ -15,7 +15,6 @@ from tests.clusters.slurm import slurm as a_slurm
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(240)]
 Make = Callable[[int], Slurm]
 
-SCRIPTS = Path(__file__).parents[2] / "deploy/slurm"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = f"{EXAMPLES}/train_digits.py --checkpoints checkpoints --epochs 5 --pause 0.05"
 DDP = f"{EXAMPLES}/train_ddp.py --checkpoint ddp.pt --epochs 1"
@@ -38,7 +37,7 @@ def batch(*lines: str, sbatch: str = "") -> str:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     with a_slurm(tmp_path_factory.mktemp("power") / "slurm", 10) as made:
-        made.hosts.env.update(QUICK | {"WORKERS_PER_NODE": "1"})
+        made.hosts.env.update(QUICK)
         yield made
 
 
@@ -48,11 +47,17 @@ def jobs(large: Slurm) -> dict[str, Job]:
     options = ("--exclusive", "--nodes=3")
     run = f"srun --kill-on-bad-exit=0 rallypoint run --nnodes 2:3 {large.steady}"
     jobs = {
-        "both": large.submit(SCRIPTS / "elastic.sbatch", *DIGITS.split(), options=options),
+        "both": large.submit(
+            batch(
+                f"{KEEP} rallypoint run --nnodes 2:3 --nproc-per-node 2 {DIGITS}",
+                sbatch="--no-kill --signal=TERM@120",
+            ),
+            options=options,
+        ),
         "sbatch": large.submit(batch(run, sbatch="--no-kill --no-requeue"), options=options),
         "none": large.submit(batch(run, sbatch="--requeue"), options=options),
     }
-    jobs["both"].says("round 1: 3 workers go on from epoch 0")
+    jobs["both"].says("round 1: 6 workers go on from epoch 0")
     jobs["sbatch"].says(f"of 3 works in round 1 of slurm-{jobs['sbatch'].id}.0")
     jobs["none"].says(f"of 3 works in round 1 of slurm-{jobs['none'].id}.0")
     for hosts, job in zip(("n[1-3]", "n[4-6]", "n[7-9]"), jobs.values(), strict=True):
@@ -66,7 +71,7 @@ class TestAHostOfAJobIsPoweredOff:
     """Three jobs of three hosts at the same time, because Slurm needs a while to notice it."""
 
     def test_no_kill_for_both_the_run_goes_on(self, jobs: dict[str, Job]) -> None:
-        jobs["both"].says("round 2: 2 workers go on")
+        jobs["both"].says("round 2: 4 workers go on")
         jobs["both"].says("srun: error: Node failure on n3")
         assert "test accuracy" in jobs["both"].ends("COMPLETED")
 
