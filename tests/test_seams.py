@@ -60,6 +60,7 @@ ALLOWED: dict[str, str] = {
     "launch/guard.py": _PROCESSES,
     "launch/guard_process.py": _PROCESSES,
     "launch/logs.py": _PROCESSES,
+    "launch/orphans.py": _PROCESSES,
     "launch/output_streams.py": _PROCESSES,
     "launch/system.py": "what an agent uses of its machine: a simulator has its own",
     "launch/worker_processes.py": _PROCESSES,

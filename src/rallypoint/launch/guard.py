@@ -55,6 +55,13 @@ class Guard:
         """The guard's pid; None before the start, between two guards and after close()."""
         return self._process.popen.pid if self._process is not None else None
 
+    def children(self) -> set[int]:
+        """The guard itself, and the leaders of the registered groups. From any thread."""
+        with self._lock:
+            process = self._process
+            guards = {process.popen.pid} if process is not None else set()
+            return guards | self._start_times.keys()
+
     def start(self) -> None:
         """Start the guard process; a second call does nothing. Raises OSError if it cannot."""
         if self._process is None and not self._closing:

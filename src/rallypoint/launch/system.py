@@ -26,6 +26,7 @@ from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.machine import STOPPING_SIGNALS
 from rallypoint.launch.oom import OomCounter
+from rallypoint.launch.orphans import OrphanReaper, is_first
 from rallypoint.launch.worker_env import inherited_environment
 from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 from rallypoint.ledger.contract import Ledger
@@ -149,7 +150,10 @@ class System(Protocol):
     def handle_signals(
         self, stopping: Callable[[int], None], forwarded: Callable[[int], None]
     ) -> None:
-        """Call these with the numbers of signals, from the event loop."""
+        """Call these with the numbers of signals, from the event loop.
+
+        From then on, the first process of a container waits for the orphans that it inherits.
+        """
 
     def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
         """In this block, the records of all loggers are lines of the agent."""
@@ -198,6 +202,8 @@ class LocalSystem:
         self.guard: EndGuard = self._guard
         self._oom = OomCounter()
         self._pump: LogPump | None = None
+        self._reaping: asyncio.Task[None] | None = None
+        """Ends with the event loop."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -231,6 +237,8 @@ class LocalSystem:
                 loop.add_signal_handler(number, stopping, int(number))
         for number in FORWARDED_SIGNALS:
             loop.add_signal_handler(number, forwarded, int(number))
+        if is_first():
+            self._reaping = loop.create_task(OrphanReaper(self._guard.children).run())
 
     def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
         """See System."""

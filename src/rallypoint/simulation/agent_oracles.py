@@ -179,6 +179,7 @@ class FailuresAreReported(Oracle):
                 self._told.pop(here.name, None)
             case on.Signalled():
                 self._signalled[here.name] = self._has_reason[here.name] = None
+                self._worst.pop(here.name, None)
             case on.FailuresFound() if here.name in self._signalled:
                 """It departs, and the signal may have reached its workers first."""
             case on.FailuresFound(failures=found) if _is_explaining(here):
