@@ -317,6 +317,14 @@ def test_the_end_of_the_job_is_used_unless_the_user_gives_a_stop_time(script: st
     assert _config(script, environ | {"RALLYPOINT_STOP_TIMEOUT": "25"}).ends_at_s is None
 
 
+def test_a_worker_sees_all_devices_or_its_own(script: str) -> None:
+    assert not _config(script, {}).sees_own_device
+    assert not _config(script, {}, visible_devices="all").sees_own_device
+    assert _config(script, {}, visible_devices="own").sees_own_device
+    with pytest.raises(UsageError, match="must be all or own, not 'mine'"):
+        _config(script, {}, visible_devices="mine")
+
+
 def test_several_tasks_on_a_node_may_not_have_several_workers(script: str) -> None:
     environ = slurm_task(1, nodes=2, per_node=2)
     with pytest.raises(UsageError, match="several tasks on a node") as caught:

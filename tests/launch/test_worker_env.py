@@ -115,6 +115,51 @@ def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, g
     assert worker_environment(CONTEXT, base)["LOCAL_RANK"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("base", "local_rank", "cuda", "hip", "oneapi"),
+    [
+        ({}, 1, "1", "1", "level_zero:1"),
+        ({"CUDA_VISIBLE_DEVICES": "4, 6"}, 1, "6", "6", "level_zero:1"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, 0, "GPU-a", "GPU-a", "level_zero:0"),
+        ({"HIP_VISIBLE_DEVICES": "4,6"}, 1, "6", "6", "level_zero:1"),
+        ({"CUDA_VISIBLE_DEVICES": "4,6"}, 2, "", "", "level_zero:2"),
+        ({"ONEAPI_DEVICE_SELECTOR": "opencl:2,3"}, 1, "1", "1", "opencl:3"),
+        ({"ONEAPI_DEVICE_SELECTOR": "level_zero:*"}, 1, "1", "1", "level_zero:1"),
+        ({"ONEAPI_DEVICE_SELECTOR": "level_zero:gpu;opencl:cpu"}, 1, "1", "1", "level_zero:1"),
+        # HIP and oneAPI number what these leave, so they stay.
+        ({"ROCR_VISIBLE_DEVICES": "2,3", "ZE_AFFINITY_MASK": "2,3"}, 1, "1", "1", "level_zero:1"),
+    ],
+)
+def test_a_worker_may_see_its_own_device_alone(
+    base: dict[str, str], local_rank: int, cuda: str, hip: str, oneapi: str
+) -> None:
+    context = msgspec.structs.replace(CONTEXT, local_rank=local_rank, sees_own_device=True)
+    env = worker_environment(context, base)
+    assert (env["CUDA_VISIBLE_DEVICES"], env["HIP_VISIBLE_DEVICES"]) == (cuda, hip)
+    assert env["ONEAPI_DEVICE_SELECTOR"] == oneapi
+    assert env["LOCAL_RANK"] == str(local_rank)
+    for name in ("ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        assert env.get(name) == base.get(name)
+    assert "ASCEND_RT_VISIBLE_DEVICES" not in env
+
+
+def test_a_vendors_variable_is_narrowed_where_it_is_set() -> None:
+    context = msgspec.structs.replace(CONTEXT, sees_own_device=True)
+    env = worker_environment(context, {"ASCEND_RT_VISIBLE_DEVICES": "4,5"})
+    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "5"
+
+
+def test_gloo_uses_the_interface_of_the_address_that_others_have() -> None:
+    context = msgspec.structs.replace(CONTEXT, interface="eth1")
+    env = worker_environment(context, {})
+    assert env["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert "NCCL_SOCKET_IFNAME" not in env
+    wanted = msgspec.structs.replace(context, is_interface_wanted=True)
+    assert worker_environment(wanted, {})["NCCL_SOCKET_IFNAME"] == "=eth1"
+    own = {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "ib"}
+    assert worker_environment(wanted, own).items() >= own.items()
+
+
 def test_a_role_has_the_variables_of_torchrun() -> None:
     env = worker_environment(msgspec.structs.replace(CONTEXT, role="trainer"), {})
     assert env["ROLE_NAME"] == "trainer"

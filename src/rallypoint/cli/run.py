@@ -156,6 +156,15 @@ def run(
             _WORKERS,
         ),
     ] = None,
+    visible_devices: Annotated[
+        str | None,
+        _text(
+            "--visible-devices",
+            "WHICH",
+            "Which devices a worker sees: all (default), or own, the one of its local rank.",
+            _WORKERS,
+        ),
+    ] = None,
     stdin: Annotated[
         str | None,
         _text(

@@ -99,6 +99,7 @@ def build_config(
         prefix_template=options.get("log_line_prefix_template"),
         role=_role(options.get("role")),
         virtual_local_rank=bool(options.get("virtual_local_rank")),
+        sees_own_device=_sees_own_device(options.get("visible_devices")),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
@@ -186,6 +187,15 @@ def _role(text: str | None) -> str:
     if not text or not text.isprintable():
         raise UsageError(f"--role must be a printable name, not {text!r}")
     return text
+
+
+def _sees_own_device(text: str | None) -> bool:
+    if text not in (None, "all", "own"):
+        raise UsageError(
+            f"--visible-devices must be all or own, not {text!r}",
+            hint="all: every worker sees all devices; own: only that of its local rank",
+        )
+    return text == "own"
 
 
 # -- the given options ---------------------------------------------------------------------------

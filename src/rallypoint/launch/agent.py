@@ -58,9 +58,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     reads the agent's standard input; None for none. `console`: which output of the workers goes to
     the console. `prefix`: whether each line there begins with `prefix_template`, in torch's syntax
     ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
-    ROLE_NAME. `virtual_local_rank`: see WorkerContext. `share_lines`: how many last lines of a
-    failed worker are sent to other nodes; 0: no output is sent. `ends_at_s`: when the launcher ends
-    the job, as Unix time, if that is known and the user has not given a stop time.
+    ROLE_NAME. `virtual_local_rank`, `sees_own_device`: see WorkerContext. `share_lines`: how many
+    last lines of a failed worker are sent to other nodes; 0: no output is sent. `ends_at_s`: when
+    the launcher ends the job, as Unix time, if that is known and the user has not given a stop
+    time.
     """
 
     node: settings.NodeSettings
@@ -77,6 +78,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefix_template: str | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+    sees_own_device: bool = False
     ends_at_s: float | None = None
 
 
@@ -300,6 +302,7 @@ class Agent:
         self._begin(self._start(work), given_up=on.Started(()))
 
     def _assignment(self, found: Round) -> Assignment:
+        own = self._node.own_address
         return Assignment(
             argv=self._config.argv,
             run_id=self._config.node.run_id,
@@ -312,6 +315,9 @@ class Agent:
             stdin=self._config.stdin if self._system.may_read_stdin else None,
             role=self._config.role,
             virtual_local_rank=self._config.virtual_local_rank,
+            sees_own_device=self._config.sees_own_device,
+            interface=own.interface if own is not None else "",
+            is_interface_wanted=self._config.node.interface is not None,
         )
 
     async def _start(self, work: RoundWorkers) -> on.Started | on.StartFailed:

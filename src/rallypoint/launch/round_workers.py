@@ -40,7 +40,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of a round get besides the round.
 
     `scratch`: a directory of this agent for torch's error files; None if there is none. `stdin`:
-    the local rank that reads the agent's standard input; None for none.
+    the local rank that reads the agent's standard input; None for none. The last three: see
+    WorkerContext.
     """
 
     argv: tuple[str, ...]
@@ -54,6 +55,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     stdin: int | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+    sees_own_device: bool = False
+    interface: str = ""
+    is_interface_wanted: bool = False
 
     def __repr__(self) -> str:
         return repr_without(self, "agent_secret", "base")
@@ -135,6 +139,9 @@ class RoundWorkers:
             error_file=str(error_file) if error_file is not None else None,
             role=given.role,
             virtual_local_rank=given.virtual_local_rank,
+            sees_own_device=given.sees_own_device,
+            interface=given.interface,
+            is_interface_wanted=given.is_interface_wanted,
         )
         env = worker_environment(context, given.base)
         return WorkerSpec(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from rallypoint.core.values import repr_without
+from rallypoint.launch import devices
 
 ROLE = "default"
 
@@ -28,6 +29,9 @@ class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
     """The place of one worker in its round. Ranks and world sizes count workers, not nodes.
 
     `virtual_local_rank`: the worker can use only one GPU and has LOCAL_RANK 0, as in torchrun.
+    `sees_own_device`: the worker sees one device, that of its local rank. `interface`: has the
+    address that this node tells the others; "" if unknown. `is_interface_wanted`: whether the user
+    has chosen it.
     """
 
     run_id: str
@@ -51,6 +55,9 @@ class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
     error_file: str | None = None
     role: str = ROLE
     virtual_local_rank: bool = False
+    sees_own_device: bool = False
+    interface: str = ""
+    is_interface_wanted: bool = False
 
     def __repr__(self) -> str:
         return repr_without(self, "agent_secret")
@@ -65,20 +72,12 @@ def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[
     """The whole environment of a worker. `base` replaces defaults, but never ranks and sizes."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
     facts = {**_torchrun(context), **_rallypoint(context)}
+    if context.sees_own_device:
+        facts |= devices.own(context.local_rank, base)
     if context.virtual_local_rank:
-        facts |= _one_gpu(context.local_rank, base.get("CUDA_VISIBLE_DEVICES"))
+        gpu = devices.nth(context.local_rank, base.get("CUDA_VISIBLE_DEVICES"))
+        facts |= {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu}
     return {**_defaults(context), **kept, **facts}
-
-
-def _one_gpu(local_rank: int, visible: str | None) -> dict[str, str]:
-    """The GPU for this local rank, out of those that the agent may use."""
-    if visible is None:
-        gpu = str(local_rank)
-    else:
-        # More workers than GPUs: the others get none, and their programs report it.
-        gpus = [gpu.strip() for gpu in visible.split(",")]
-        gpu = (gpus + [""] * (local_rank + 1))[local_rank]
-    return {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu}
 
 
 def _is_kept_back(name: str) -> bool:
@@ -93,6 +92,12 @@ def _defaults(context: WorkerContext) -> dict[str, str]:
     }
     if context.local_world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
+    if context.interface:
+        # gloo takes the address of the host's name, which may be 127.0.1.1, or none.
+        defaults["GLOO_SOCKET_IFNAME"] = context.interface
+        if context.is_interface_wanted:
+            # NCCL searches well by itself, and may use several. "=": the exact name, no prefix.
+            defaults["NCCL_SOCKET_IFNAME"] = f"={context.interface}"
     return defaults
 
 
