@@ -129,7 +129,7 @@ class TestReplicasBehindOneName:
         for agent in agents:
             agent.line("of 2 works in round 1")
         owns = "run job: coordinated here from term 1 on"
-        [owner] = [name for name, each in replicas.items() if owns in each.text]
+        [owner] = wait_until(lambda: [name for name, each in replicas.items() if owns in each.text])
         made[owner].power_off()
         [other] = [each for name, each in replicas.items() if name != owner]
         other.line("run job: coordinated here from term 2 on")
