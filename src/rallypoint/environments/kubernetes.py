@@ -65,8 +65,8 @@ def _pod(variables: Variables, files: Files) -> Found:
     values = of_index(variables, index, _INDEX)
     lines = _lines(variables, host)
     problems = {
-        "nnodes": _untold("how many pods there are", index, "--nnodes", lines),
-        "run_id": _untold("the Job's uid", index, "--run-id", lines),
+        "nnodes": _untold("how many pods there are", index, lines),
+        "run_id": _untold("the Job's uid", index, lines),
     }
     if host:
         values["node_name"] = variables.value(host, source)
@@ -96,11 +96,11 @@ def _first_pod(host: str, index: int, hosts: str) -> str:
     return ""
 
 
-def _untold(what: str, index: int, option: str, lines: str) -> Problem:
+def _untold(what: str, index: int, lines: str) -> Problem:
     return Problem(
         f"{_INDEX}={index}: this is one pod of an Indexed Job, and Kubernetes does not tell a pod "
         f"{what}",
-        f"give {option}, or add this to the container's `env`:\n{lines}",
+        f"give --nnodes and --run-id, or add this to the container's `env`:\n{lines}",
         NAME,
     )
 
