@@ -48,6 +48,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
     "torch": frozenset({"client", "errors", "rendezvous"}),
+    "jax": frozenset({"client", "settings"}),
     # rendezvous: a World's store is torch's too, and only _torch_bridge.py imports torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(
@@ -85,7 +86,7 @@ CORE_MAY_IMPORT = frozenset(
 # What torch's classes look like is known in one file, so that all else runs and is tested without.
 TORCH_FILE = "rendezvous/_torch_bridge.py"
 # Adapters, each for programs with its framework. No layer may import them.
-ADAPTERS = {"torch.py": "torch"}
+ADAPTERS = {"torch.py": "torch", "jax.py": "jax"}
 # A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
 TORCH_PROGRAM = "bench/ddp_worker.py"
 

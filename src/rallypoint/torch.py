@@ -7,8 +7,6 @@ torch is imported when a function here needs it.
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
@@ -16,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from rallypoint import errors
 from rallypoint.client.blocking import World
-from rallypoint.client.peer_sockets import PeerSockets
+from rallypoint.client.peer_sockets import PeerSockets, freed
 from rallypoint.rendezvous import _torch_bridge
 
 TIMEOUT_S: Final = 120.0
@@ -79,7 +77,6 @@ def process_group(
     store = _torch_bridge.round_store_of(world._portal, world._world.store)
     store.set_timeout(timeout)
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
-    ended = threading.Event()
     try:
         dist.init_process_group(
             backend,
@@ -90,35 +87,21 @@ def process_group(
             **options,
         )
         if "gloo" in backend:
-            _learn(sockets, store, prefix, world)
-        world.on_change(lambda change: _start(ended, unwind_s, backend, sockets))
-        yield dist.group.WORLD
+            sockets.meet(store, prefix, world.rank, world.size)
+        with freed(world, unwind_s, lambda: _free(backend, sockets)):
+            yield dist.group.WORLD
     except BaseException:
         # Before the group is destroyed: that would wait for NCCL's open collectives.
         _abort(backend)
         raise
     finally:
-        ended.set()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _learn(sockets: PeerSockets, store: Any, prefix: str, world: World) -> None:
-    """Learn which connections gloo has opened, from the ports at which all workers listen."""
-    keys = [f"{prefix}/listening/{rank}" for rank in range(world.size)]
-    store.set(keys[world.rank], json.dumps(sockets.listening()))
-    sockets.keep(end for told in store.multi_get(keys) for end in json.loads(told))
-
-
-def _start(ended: threading.Event, unwind_s: float, backend: str, sockets: PeerSockets) -> None:
-    """Free the collective, unless the block ends first. Called in Rallypoint's thread."""
-
-    def free() -> None:
-        if not ended.wait(unwind_s):
-            _abort(backend)
-            sockets.shut_down()
-
-    threading.Thread(target=free, name="rallypoint-unwind", daemon=True).start()
+def _free(backend: str, sockets: PeerSockets) -> None:
+    _abort(backend)
+    sockets.shut_down()
 
 
 def _abort(backend: str) -> None:

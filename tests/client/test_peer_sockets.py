@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -49,38 +50,41 @@ def text(server: socket.socket) -> str:
     return f"{host}:{port}"
 
 
-def test_only_connections_between_the_listed_ports_are_shut_down(stack: ExitStack) -> None:
+def test_only_connections_at_ports_of_the_library_are_shut_down(stack: ExitStack) -> None:
     elsewhere = listening(stack)
     earlier = connected(stack, elsewhere)
     sockets = PeerSockets()
     own, peers = listening(stack), listening(stack)
     idle = stack.enter_context(socket.socket())
     foreign = connected(stack, elsewhere)
-    accepted, dialled = connected(stack, own), connected(stack, peers)
+    accepted = connected(stack, own)
     assert sorted(sockets.listening()) == sorted([text(own), text(peers)])
-    # All ends are in this process, so each connection counts twice.
-    assert sockets.keep([text(own), text(peers)]) == 4
-    later = connected(stack, own)
+    assert sockets.shut_down() == 0, "no port is known yet"
+    sockets.learn([text(own), text(peers)])
+    dialled = connected(stack, peers)
 
     assert sockets.shut_down() >= 2  # the first end to be shut down may take the other with it
     assert [is_open(each) for each in (accepted, dialled)] == [False, False]
-    assert [is_open(each) for each in (earlier, foreign, later)] == [True, True, True]
+    assert [is_open(each) for each in (earlier, foreign)] == [True, True]
     assert idle.fileno() >= 0
     assert is_open(connected(stack, own)), "a listening socket was shut down"
 
 
-def test_a_descriptor_that_is_used_again_is_another_socket(stack: ExitStack) -> None:
-    sockets = PeerSockets()
+def test_each_worker_learns_the_ports_of_all(stack: ExitStack) -> None:
+    class Told(dict[str, str]):
+        set = dict.__setitem__
+
+        def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+            return [self[each].encode() for each in keys]
+
     server = listening(stack)
-    old = connected(stack, server)
-    assert sockets.keep([text(server)]) == 2
-    numbers = {each.fileno() for each in old}
-    for each in old:
-        each.close()
-    new = connected(stack, server)
-    assert {each.fileno() for each in new} == numbers
-    assert sockets.shut_down() == 0
-    assert is_open(new)
+    sockets = PeerSockets()  # here nothing listens since
+    told = Told({"job/listening/1": json.dumps([text(server)])})
+    sockets.meet(told, "job", 0, 2)
+    assert told["job/listening/0"] == "[]"
+    pair = connected(stack, server)
+    assert sockets.shut_down() >= 1
+    assert not is_open(pair)
 
 
 def test_where_the_system_lists_no_descriptors_nothing_is_shut_down(
@@ -90,5 +94,6 @@ def test_where_the_system_lists_no_descriptors_nothing_is_shut_down(
     sockets = PeerSockets()
     server = listening(stack)
     pair = connected(stack, server)
-    assert (sockets.listening(), sockets.keep([text(server)]), sockets.shut_down()) == ([], 0, 0)
+    sockets.learn([text(server)])
+    assert (sockets.listening(), sockets.shut_down()) == ([], 0)
     assert is_open(pair)

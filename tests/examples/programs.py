@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -105,12 +105,13 @@ class Programs:
         self.directory = directory
         self.port = free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
+        self.interpreter = sys.executable
         self._mark = uuid.uuid4().hex
         self._started: list[Program] = []
         self._agents: set[int] = set()
 
     def python(self, *arguments: str, **env: str) -> Program:
-        """Start this Python with these arguments, in an environment that is the test's own."""
+        """Start Python with these arguments, in an environment that is the test's own."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RALLYPOINT_")}
         own = {
             "PYTHONPATH": str(ROOT / "src"),
@@ -119,7 +120,7 @@ class Programs:
             "TMPDIR": str(self.directory),
             MARK: self._mark,
         }
-        program = Program([sys.executable, *arguments], {**inherited, **own, **env})
+        program = Program([self.interpreter, *arguments], {**inherited, **own, **env})
         self._started.append(program)
         return program
 
@@ -127,12 +128,22 @@ class Programs:
         """Start a `rallypoint` command."""
         return self.python("-m", "rallypoint.cli", *arguments, **env)
 
-    def node(self, name: str, options: str, *program: str, is_host: bool = False) -> Program:
+    def node(
+        self,
+        name: str,
+        options: str,
+        *program: str,
+        is_host: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> Program:
         """Start one node of this test's run with `rallypoint run`."""
         hosts = "yes" if is_host else "no"
         common = f"--endpoint {self.endpoint} --run-id test --node-name {name}"
         return self.cli(
-            "run", *f"{common} --host-coordinator {hosts} {options}".split(), *map(str, program)
+            "run",
+            *f"{common} --host-coordinator {hosts} {options}".split(),
+            *map(str, program),
+            **({} if env is None else env),
         )
 
     def wait_for_coordinator(self) -> None:

@@ -9,6 +9,7 @@ MODULES = {
     "rallypoint": "The native API, blocking.",
     "rallypoint.aio": "The native API for asyncio.",
     "rallypoint.torch": "torch's process group over the worlds of a run.",
+    "rallypoint.jax": "JAX over the worlds of a run.",
     "rallypoint.rendezvous": "torch's elastic rendezvous, name for name.",
     "rallypoint.ledger.contract": "What a ledger must offer.",
     "rallypoint.testing": "What the author of a ledger runs against it.",

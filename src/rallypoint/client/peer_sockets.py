@@ -10,29 +10,52 @@ What must not be here: knowledge of torch or JAX.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
+
+from rallypoint.client.blocking import World
+from rallypoint.core.values import Change
 
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 """Only Linux has it. Elsewhere nothing is found, so nothing is shut down."""
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
+class KeyValues(Protocol):
+    """What is used of a world's store, or of torch's."""
+
+    def set(self, key: str, value: str) -> None:
+        """Store a value."""
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """Wait until all keys exist, and return their values."""
+
+
 class PeerSockets:
-    """The sockets that this process opens from now on, until `keep` is called.
+    """The connections of a library that begins to listen after this object was made.
 
     Other threads open sockets at the same time. So a connection counts only if one of its ends is a
-    port at which the library listens, here or at another worker. Each worker tells the others
-    `listening()`, and passes what they all said to `keep`.
+    port at which the library listens, here or at another worker.
     """
 
     def __init__(self) -> None:
         self._before = {inode for inode, _ in _sockets()}
-        self._kept: frozenset[int] = frozenset()
+        self._ports: frozenset[str] = frozenset()
+
+    def meet(self, store: KeyValues, prefix: str, rank: int, size: int) -> None:
+        """Learn the ports of the library in all workers: each calls it once its own listens.
+
+        `prefix`: of the keys that it uses in the store. Raises the errors of the store.
+        """
+        keys = [f"{prefix}/listening/{each}" for each in range(size)]
+        store.set(keys[rank], json.dumps(self.listening()))
+        self.learn(port for told in store.multi_get(keys) for port in json.loads(told))
 
     def listening(self) -> list[str]:
         """Where this process listens since this object was made, as `host:port`."""
@@ -42,28 +65,44 @@ class PeerSockets:
             if inode not in self._before and _listens(sock)
         ]
 
-    def keep(self, listening: Iterable[str]) -> int:
-        """Remember the connections that were opened since. Returns how many there are."""
-        ends = frozenset(listening)
-        self._kept = frozenset(
-            inode
-            for inode, sock in _sockets()
-            if inode not in self._before and not _listens(sock) and not ends.isdisjoint(_ends(sock))
-        )
-        return len(self._kept)
+    def learn(self, ports: Iterable[str]) -> None:
+        """Remember at which ports the library listens, in this process and in the others."""
+        self._ports = frozenset(ports)
 
     def shut_down(self) -> int:
-        """End what is still open of the kept connections. Any thread may call it, at any time.
+        """End the library's connections. Any thread may call it, at any time.
 
         Returns how many they were.
         """
         count = 0
         for inode, sock in _sockets():
-            if inode in self._kept:
+            if inode not in self._before and not self._ports.isdisjoint(_ends(sock)):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
                     count += 1
         return count
+
+
+@contextlib.contextmanager
+def freed(world: World, unwind_s: float, free: Callable[[], object]) -> Iterator[None]:
+    """A block that may hang when the world ends. If it has not ended `unwind_s` later, call `free`.
+
+    `free` is called in a thread of its own.
+    """
+    has_ended = threading.Event()
+
+    def wait() -> None:
+        if not has_ended.wait(unwind_s):
+            free()
+
+    def start(change: Change) -> None:
+        threading.Thread(target=wait, name="rallypoint-unwind", daemon=True).start()
+
+    world.on_change(start)
+    try:
+        yield
+    finally:
+        has_ended.set()
 
 
 def _sockets() -> Iterator[tuple[int, socket.socket]]:
@@ -78,8 +117,7 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
         return
     for number in numbers:
         try:
-            what = os.fstat(number)
-            if not stat.S_ISSOCK(what.st_mode):
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
             copy = os.dup(number)
         except OSError:  # closed meanwhile
@@ -90,8 +128,8 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
             os.close(copy)
             continue
         with sock:
-            if sock.family in _INTERNET and os.fstat(copy).st_ino == what.st_ino:
-                yield what.st_ino, sock
+            if sock.family in _INTERNET:
+                yield os.fstat(copy).st_ino, sock
 
 
 def _listens(sock: socket.socket) -> bool:
@@ -99,7 +137,7 @@ def _listens(sock: socket.socket) -> bool:
 
 
 def _ends(sock: socket.socket) -> set[str]:
-    """Both addresses of a connection; empty if it is not connected."""
+    """Both addresses of a connection; empty if it is not connected, as one that listens."""
     try:
         return {_text(sock.getsockname()), _text(sock.getpeername())}
     except OSError:
