@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from rallypoint import runtime
 from rallypoint.client import network
@@ -33,6 +33,7 @@ from rallypoint.errors import (
 from rallypoint.net import SocketAddress, describe_os_error
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
+_Dial: TypeAlias = Callable[[], Coroutine[Any, Any, Connection | None]]
 _log = logging.getLogger("rallypoint.client")
 
 ADDRESS_TIMEOUT_S: Final = 5.0
@@ -212,7 +213,7 @@ async def _dial(
         partial(_dial_one, target.port, each, token, attempts, limit_s, patience, shown)
         for each in found
     ]
-    connection = await first_answer(dials, ADDRESS_STAGGER_S)
+    connection = await _answer_of(dials)
     not_ours, attempts.stranger = attempts.stranger, None
     if connection is None and not_ours is not None:
         if not patience.allows(not_ours):
@@ -290,7 +291,7 @@ async def dial_elected(
         return connection
 
     works = [partial(dial_one, own, address) for own, address in zip(each, places, strict=True)]
-    connection = await first_answer(works, ADDRESS_STAGGER_S)
+    connection = await _answer_of(works)
     if connection is not None:
         return connection
     attempts.answers = {where: said for own in each for where, said in own.answers.items()}
@@ -329,16 +330,19 @@ async def dial_first(
     return connection
 
 
-async def first_answer(
-    dials: Sequence[Callable[[], Coroutine[Any, Any, Connection | None]]], stagger_s: float
-) -> Connection | None:
+async def _answer_of(dials: Sequence[_Dial]) -> Connection | None:
+    """As `first_answer`, for the addresses of one coordinator: one of them needs no task."""
+    if len(dials) == 1:
+        return await dials[0]()
+    return await first_answer(dials, ADDRESS_STAGGER_S)
+
+
+async def first_answer(dials: Sequence[_Dial], stagger_s: float) -> Connection | None:
     """The connection of the first dial that succeeds, or None. Raises the first error of a dial.
 
     As in RFC 8305, each dial begins `stagger_s` after the one before, which goes on, because a
     connection to a machine that is down takes seconds to fail.
     """
-    if len(dials) == 1:
-        return await dials[0]()
     left = deque(dials)
     dialling: set[asyncio.Task[Connection | None]] = set()
     try:
