@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rallypoint import errors
 from rallypoint.client.node import Round
+from rallypoint.client.reaching import Unreached
 from rallypoint.core import reasons
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import (
@@ -165,6 +166,10 @@ NEWS: list[on.Event] = [
     on.Gone(LOST, 5.0),
     on.Gone(SUPERSEDED),
     on.Signalled(signal.SIGTERM),
+    on.Rank0Dialled(Address("10.0.0.1", 29_500), None),
+    on.Rank0Dialled(
+        Address("10.0.0.1", 29_500), Unreached(Address("10.0.0.1", 29_500), "no answer")
+    ),
     on.RegroupAsked(),
     on.LeaveAsked("enough"),
     on.CloseAsked(Outcome.SUCCEEDED, "trained"),
@@ -490,6 +495,63 @@ def test_no_start_is_an_error_with_its_reason_as_the_goodbye() -> None:
     assert played.actions[-1] == do.CloseNode(
         f"its workers cannot be started: {error.message}", linger=True
     )
+
+
+# -- rank 0's address -----------------------------------------------------------------------------
+
+
+def as_node_1(number: int = 1, host: str = "10.0.0.1", port: int = 29_500) -> Round:
+    head = RoundHead(number, 1, 2, 2 * WORKERS, Address(host, port), "digest")
+    return Round(head, Seat(1, WORKERS, WORKERS))
+
+
+def started(played: Played, found: Round) -> list[do.Action]:
+    if played.machine.phase is Phase.WORKING:
+        played.take(on.RoundEnded(a_change(found.head.number - 1)))
+        played.take(on.Stopped(()))
+    new = played.take(on.RoundFound(found))
+    played.take(on.Started((0, 1)))
+    return new
+
+
+def test_each_host_of_rank_0_is_dialled_once_beside_the_start() -> None:
+    played = in_phase(Phase.GATHERING)
+    first = as_node_1()
+    assert started(played, first)[-2:] == [
+        do.StartWorkers(first),
+        do.DialRank0(first.head.bootstrap),
+    ]
+    assert played.take(on.Rank0Dialled(first.head.bootstrap, None)) == []
+    assert do.StartWorkers(as_node_1(2, port=2)) == started(played, as_node_1(2, port=2))[-1]
+    other = as_node_1(3, host="10.0.0.7")
+    assert started(played, other)[-1] == do.DialRank0(other.head.bootstrap)
+
+
+def test_the_node_of_rank_0_does_not_dial_itself() -> None:
+    played = in_phase(Phase.GATHERING)
+    assert not any(isinstance(each, do.DialRank0) for each in started(played, a_round()))
+
+
+def test_a_host_that_is_not_reached_is_said_and_dialled_again() -> None:
+    played = in_phase(Phase.GATHERING)
+    address = as_node_1().head.bootstrap
+    started(played, as_node_1())
+    unreached = Unreached(address, "no answer within 10 s", "eth1")
+    assert played.take(on.Rank0Dialled(address, unreached)) == [
+        do.Say(
+            "error: this node cannot reach rank 0 at 10.0.0.1:29500 from eth1: no answer within "
+            "10 s; see --port-range, --interface"
+        )
+    ]
+    assert do.DialRank0(address) in started(played, as_node_1(2))
+
+
+def test_a_host_that_is_not_reached_in_a_round_that_has_ended_may_have_died() -> None:
+    played = in_phase(Phase.GATHERING)
+    address = as_node_1().head.bootstrap
+    started(played, as_node_1())
+    played.take(on.RoundEnded(a_change()))
+    assert played.take(on.Rank0Dialled(address, Unreached(address, "no answer"))) == []
 
 
 # -- signals -------------------------------------------------------------------------------------

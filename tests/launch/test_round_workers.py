@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallypoint.core.values import Failure, FailureKind
-from rallypoint.launch.machine import outranks, worst_first
+from rallypoint.launch.failures import outranks, worst_first
 
 
 def failure(kind: FailureKind, message: str = "") -> Failure:

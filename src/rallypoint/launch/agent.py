@@ -46,6 +46,8 @@ _T = TypeVar("_T")
 
 FILE_SYSTEM_TIMEOUT_S: Final = 10.0
 """How many seconds a file system may take at the start before it counts as hanging."""
+RANK_0_WITHIN_S: Final = 10.0
+"""How many seconds rank 0's machine has to answer: Linux tries three times in 7 s."""
 LAST_WORDS_S: Final = 1.0
 """How many seconds the end waits for a hanging console, and for the removal of the agent's files.
 """
@@ -327,6 +329,13 @@ class Agent:
             return on.StartFailed(error)
         return on.Started(work.group.running)
 
+    def _dial_rank_0(self, action: do.DialRank0) -> None:
+        self._spawn(self._dial(action.address))
+
+    async def _dial(self, address: Address) -> None:
+        unreached = await self._system.unreached(address, RANK_0_WITHIN_S)
+        self._take(on.Rank0Dialled(address, unreached))
+
     def _give_up_start(self, action: do.GiveUpStart) -> None:
         assert self._present is not None
         self._present.cancel()
@@ -438,6 +447,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.AskRound: Agent._ask_round,
     do.GiveUpWait: Agent._give_up_wait,
     do.StartWorkers: Agent._start_workers,
+    do.DialRank0: Agent._dial_rank_0,
     do.GiveUpStart: Agent._give_up_start,
     do.FindFailures: Agent._find_failures,
     do.StopWorkers: Agent._stop_workers,

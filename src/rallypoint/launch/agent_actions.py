@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from rallypoint.client.node import Round
-from rallypoint.core.values import Change, CloseRecord, Failure, Outcome
+from rallypoint.core.values import Address, Change, CloseRecord, Failure, Outcome
 from rallypoint.launch.worker_processes import WorkerExit
 
 
@@ -37,6 +37,12 @@ class StartWorkers(msgspec.Struct, frozen=True):
     """Start the workers of this round. Started or StartFailed follows."""
 
     found: Round
+
+
+class DialRank0(msgspec.Struct, frozen=True):
+    """Look whether rank 0's address can be reached. Rank0Dialled follows; nothing waits for it."""
+
+    address: Address
 
 
 class GiveUpStart(msgspec.Struct, frozen=True):
@@ -128,6 +134,7 @@ Action: TypeAlias = (
     | AskRound
     | GiveUpWait
     | StartWorkers
+    | DialRank0
     | GiveUpStart
     | FindFailures
     | StopWorkers

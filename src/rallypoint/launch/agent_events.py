@@ -7,8 +7,9 @@ from typing import TypeAlias
 import msgspec
 
 from rallypoint.client.node import Round
+from rallypoint.client.reaching import Unreached
 from rallypoint.core.addresses import OwnAddress
-from rallypoint.core.values import Change, CloseRecord, Failure, Outcome
+from rallypoint.core.values import Address, Change, CloseRecord, Failure, Outcome
 from rallypoint.errors import CoordinatorError, WorkerStartError
 from rallypoint.launch.worker_processes import WorkerExit
 
@@ -113,6 +114,13 @@ class Signalled(msgspec.Struct, frozen=True):
     left_s: float | None = None
 
 
+class Rank0Dialled(msgspec.Struct, frozen=True):
+    """Rank 0's address was dialled. `unreached`: why it was not reached, if so."""
+
+    address: Address
+    unreached: Unreached | None
+
+
 class RegroupAsked(msgspec.Struct, frozen=True):
     """A worker asks for the next round."""
 
@@ -158,6 +166,7 @@ Event: TypeAlias = (
     | RunClosed
     | Gone
     | Signalled
+    | Rank0Dialled
     | RegroupAsked
     | LeaveAsked
     | CloseAsked

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 
 from rallypoint.client.node import Round
+from rallypoint.client.reaching import Unreached
 from rallypoint.core import reasons
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.printable import escaped
@@ -65,6 +66,23 @@ def of_meeting(found: Round, own: OwnAddress | None, close: CloseRecord) -> str:
     return (
         f"hint: the workers met at {found.head.bootstrap}, an address of {by}; if the others "
         "cannot reach it, give that node another one with --interface or --local-addr"
+    )
+
+
+def of_unreached(unreached: Unreached) -> str:
+    """This node's workers cannot connect to rank 0."""
+    by = f" from {unreached.interface}" if unreached.interface else ""
+    return (
+        f"error: this node cannot reach rank 0 at {unreached.address}{by}: {unreached.problem}; "
+        "see --port-range, --interface"
+    )
+
+
+def of_unkillable(left: tuple[int, ...]) -> str:
+    """The workers of these local ranks have survived SIGKILL."""
+    return (
+        f"warning: workers of local rank {', '.join(map(str, left))} cannot be killed: "
+        "they hang in the kernel (a driver or a file system)"
     )
 
 

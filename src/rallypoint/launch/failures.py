@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ from rallypoint.core.values import Failure, FailureKind
 from rallypoint.launch.worker_processes import WorkerExit
 
 MESSAGE_CHARACTERS_MAX: Final = 500
+_WORST_FIRST: Final = tuple(FailureKind)
 
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?")  # torch's excepthook puts it before each line
 _FRAME = re.compile(r'^Traceback \(most recent call last\)|^  File "')
@@ -76,6 +77,17 @@ def _without_words(message: str) -> str:
 def signal_of(exit: WorkerExit) -> int | None:
     """The signal that ended the worker, or a shell's program in it; None if none."""
     return exit.signal or _signal_of_shell(exit.returncode)
+
+
+def worst_first(found: Iterable[Failure]) -> list[Failure]:
+    """Failures in the order of their precedence as a cause, and within a kind in time order."""
+    return sorted(found, key=lambda failure: _WORST_FIRST.index(failure.kind))
+
+
+def outranks(failure: Failure, others: Iterable[Failure]) -> bool:
+    """Whether a failure is a more likely cause than all others."""
+    rank = _WORST_FIRST.index(failure.kind)
+    return all(rank < _WORST_FIRST.index(other.kind) for other in others)
 
 
 def after_finish(failure: Failure, rank: int) -> Failure:

@@ -12,19 +12,29 @@ sockets and tasks belong to `agent.py`, which executes the actions and brings th
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, assert_never
 
 import msgspec
 
 from rallypoint import errors
 from rallypoint.client.node import Round
+from rallypoint.client.reaching import Unreached
 from rallypoint.core.addresses import OwnAddress
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Failure, FailureKind, Outcome
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Failure,
+    FailureKind,
+    Outcome,
+)
 from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.failures import outranks, worst_first
 from rallypoint.launch.phases import WAITS_FOR, Phase
 from rallypoint.launch.worker_processes import WorkerExit
 
@@ -36,9 +46,9 @@ NOTICE_S_MAX: Final = 900.0
 """A signal so long before the end of the job is the notice of that end, and may leave all the time
 until then. An earlier one is a cancellation, after which a launcher does not wait long.
 """
-_WORST_FIRST: Final = tuple(FailureKind)
 
 
+_STARTED: Final = (Phase.STARTING, Phase.WORKING, Phase.EXPLAINING)
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
 _WITHOUT_WORKERS: Final = (Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.GATHERING, *_OVER)
 
@@ -89,6 +99,8 @@ class AgentMachine:
         """How the agent ends when its workers have stopped; None: the next round follows."""
         self._signals: list[int] = []
         self._signals_seen = 0
+        self._reached: dict[str, None] = {}
+        """The hosts of rank 0 that were reached, or are dialled now."""
         self._left_s: float | None = None
         """How long after the first signal the launcher ends the job, if that is known."""
         self._goodbye = "its agent has ended"
@@ -131,6 +143,7 @@ class AgentMachine:
             (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
             (self._wants_to_leave, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
+            tuple(self._reached),
         )
 
     # -- events ------------------------------------------------------------------------------------
@@ -149,6 +162,8 @@ class AgentMachine:
                 return self._on_gone(error, left_s)
             case on.Signalled(number=number, left_s=left_s):
                 return self._on_signal(number, left_s)
+            case on.Rank0Dialled(address=address, unreached=unreached):
+                return self._on_dialled(address, unreached)
             case on.RegroupAsked():
                 self._wants_regroup = True
             case on.LeaveAsked(reason=reason):
@@ -214,6 +229,16 @@ class AgentMachine:
         self._left_s = left_s
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
+
+    def _on_dialled(self, address: Address, unreached: Unreached | None) -> list[do.Action]:
+        """An address that was not reached counts while its round lasts: its host may have died."""
+        if unreached is None:
+            return []
+        self._reached.pop(address.host, None)
+        is_present = self.found is not None and self.found.head.bootstrap == address
+        if self.phase not in _STARTED or not is_present or self._is_round_over:
+            return []
+        return [do.Say(agent_messages.of_unreached(unreached))]
 
     def _on_let_go(self) -> list[do.Action]:
         """Leave the run. A host stays for the other nodes, unless another signal arrives."""
@@ -295,7 +320,14 @@ class AgentMachine:
         self._wants_regroup = False
         self._exits, self._unreported, self._failures = [], [], []
         self._judged_from_s = self._patience_ends_s = 0.0
-        return [do.Say(agent_messages.of_round(found)), do.StartWorkers(found)]
+        said = do.Say(agent_messages.of_round(found))
+        actions: list[do.Action] = [said, do.StartWorkers(found)]
+        rank_0 = found.head.bootstrap
+        if found.seat.node_rank > 0 and rank_0.host not in self._reached:
+            # Beside the start, as gloo would hang there for minutes in silence.
+            self._reached[rank_0.host] = None
+            actions.append(do.DialRank0(rank_0))
+        return actions
 
     def _start(self, now_s: float) -> list[do.Action]:
         """Wait for the start, unless the round ends before, because a start can take long."""
@@ -376,9 +408,7 @@ class AgentMachine:
             return []
         self.phase = Phase.WORKING
         if self._signals:
-            # Slurm and systemd signal the workers as well: this is one departure, and no failure
-            # of the program.
-            return []
+            return []  # Slurm and systemd signal the workers as well: this is one departure.
         early = next((exit.rank for exit in self._exits if exit.returncode == 0), None)
         new = [
             each if early is None else failures.after_finish(each, early)
@@ -478,7 +508,8 @@ class AgentMachine:
         """Stop the workers with a grace. A second signal to the agent ends the grace."""
         answer = self._take_answer()
         if isinstance(answer, on.Stopped):
-            return [*_warning_of(answer.left), *self._go_on()]
+            left = [do.Say(agent_messages.of_unkillable(answer.left))] if answer.left else []
+            return [*left, *self._go_on()]
         if self._is_hurried and not self._is_given_up:
             self._is_given_up = True
             return [do.Say("second signal: killing the workers"), do.KillWorkers()]
@@ -549,29 +580,6 @@ class AgentMachine:
             text = "second signal: stopping the coordinator hosted here too"
             return [do.Say(text), do.CutLinger()]
         return []
-
-
-def worst_first(found: Iterable[Failure]) -> list[Failure]:
-    """Failures in the order of their precedence as a cause, and within a kind in time order."""
-    return sorted(found, key=lambda failure: _WORST_FIRST.index(failure.kind))
-
-
-def outranks(failure: Failure, others: Iterable[Failure]) -> bool:
-    """Whether a failure is a more likely cause than all others."""
-    rank = _WORST_FIRST.index(failure.kind)
-    return all(rank < _WORST_FIRST.index(other.kind) for other in others)
-
-
-def _warning_of(left: tuple[int, ...]) -> list[do.Action]:
-    if not left:
-        return []
-    local_ranks = ", ".join(map(str, left))
-    return [
-        do.Say(
-            f"warning: workers of local rank {local_ranks} cannot be killed: "
-            "they hang in the kernel (a driver or a file system)"
-        )
-    ]
 
 
 _DECISIONS: Final[dict[Phase, Callable[[AgentMachine, float], list[do.Action]]]] = {

@@ -19,7 +19,8 @@ from typing import Final, Protocol
 
 from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
-from rallypoint.core.values import Change, CloseRecord
+from rallypoint.client.reaching import Unreached, unreached
+from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.guard import Guard
@@ -179,6 +180,9 @@ class System(Protocol):
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """A port for rank 0: see client/bootstrap_port.py. Raises LaunchError."""
 
+    async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
+        """See client/reaching.py."""
+
     async def check_log_dir(self, path: Path) -> None:
         """Try to write there. May hang. Raises LogDirectoryError."""
 
@@ -279,6 +283,10 @@ class LocalSystem:
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""
         return reserve_for_rank_0(ports, last)
+
+    async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
+        """See System."""
+        return await unreached(address, limit_s)
 
     async def check_log_dir(self, path: Path) -> None:
         """See System."""

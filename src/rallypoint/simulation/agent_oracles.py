@@ -233,6 +233,56 @@ def _badness(failure: Failure) -> int:
     return WORST_FIRST.index(failure.kind)
 
 
+class RankZeroIsDialled(Oracle):
+    """Each node looks whether rank 0 can be reached: once for each host, and beside the start.
+
+    If it cannot, and the round goes on, the node says so.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._asked: dict[tuple[str, str], None] = {}
+        """Nodes and the hosts that they dial, or that have answered them."""
+        self._stops: dict[str, None] = {}
+        """Agents whose round has ended, or that leave."""
+        self._to_say: dict[str, str] = {}
+
+    def agent_told(self, here: StartedNode, event: on.Event) -> None:
+        """See Oracle."""
+        match event:
+            case on.RoundFound():
+                self._stops.pop(here.name, None)
+            case on.RoundEnded() | on.RunClosed() | on.Signalled() | on.LeaveAsked() | on.Gone():
+                self._stops[here.name] = None
+            case on.Rank0Dialled(address=address, unreached=unreached) if unreached is not None:
+                self._asked.pop((here.name, address.host), None)
+                machine: AgentMachine = here.system.machine
+                is_present = machine.found is not None and machine.found.head.bootstrap == address
+                works = is_present and machine.phase is Phase.WORKING
+                if works and here.name not in self._stops:
+                    self._to_say[here.name] = address.host
+
+    def agent_acted(
+        self, here: StartedNode, agent: AgentMachine, actions: Sequence[do.Action]
+    ) -> None:
+        """See Oracle."""
+        for action in actions:
+            if isinstance(action, do.DialRank0):
+                asked = here.name, action.address.host
+                if asked in self._asked:
+                    self.scene.broke("dial", f"{here.name} dials {asked[1]} again")
+                self._asked[asked] = None
+        for action in actions:
+            if isinstance(action, do.StartWorkers) and action.found.seat.node_rank > 0:
+                host = action.found.head.bootstrap.host
+                if (here.name, host) not in self._asked:
+                    self.scene.broke("dial", f"{here.name} has not looked whether {host} answers")
+        host = self._to_say.pop(here.name, "")
+        texts = [each.text for each in actions if isinstance(each, do.Say)]
+        if host and not any("cannot reach rank 0" in text for text in texts):
+            self.scene.broke("dial", f"{here.name} does not say that {host} does not answer")
+
+
 class RestartsAreCounted(Oracle):
     """The restart budget: each round that a worker's failure ended is charged at most once."""
 
@@ -337,6 +387,7 @@ AGENT_ORACLES: Final[tuple[type[Oracle], ...]] = (
     WorkersAgree,
     AgentsEndRightly,
     FailuresAreReported,
+    RankZeroIsDialled,
     RestartsAreCounted,
     OutcomesAreTrue,
     AgentsDoNotWaitForNothing,

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from rallypoint import runtime
 from rallypoint.client.node import Node, Round
+from rallypoint.client.reaching import Unreached
 from rallypoint.client.waiting import left_run
-from rallypoint.core.values import Change, CloseRecord
+from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.errors import (
     CoordinatorError,
     JoinTimeoutError,
@@ -244,6 +245,11 @@ class SimulatedSystem:
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""
         return SimulatedPort(next(self._ports))
+
+    async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
+        """See System."""
+        has_answered = await runtime.here().refuses(address, limit_s) is not None
+        return None if has_answered else Unreached(address, f"no answer within {limit_s:g} s")
 
     async def check_log_dir(self, path: Path) -> None:
         """See System."""

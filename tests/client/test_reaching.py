@@ -1,0 +1,45 @@
+"""Whether rank 0's machine can be reached, though nothing listens there yet."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from rallypoint.client.bootstrap_port import reserve_port
+from rallypoint.client.reaching import unreached
+from rallypoint.core.values import Address
+
+pytestmark = pytest.mark.sockets
+
+
+def test_a_reserved_port_is_reached_and_stays_reserved() -> None:
+    with reserve_port() as reservation:
+        address = Address("127.0.0.1", reservation.port)
+        assert asyncio.run(unreached(address, 20)) is None
+        reservation.hand_over()
+        assert asyncio.run(unreached(address, 20)) is None
+        with socket.create_server(("127.0.0.1", reservation.port)):
+            assert asyncio.run(unreached(address, 20)) is None
+
+
+def test_a_name_that_nobody_knows_is_said() -> None:
+    address = Address("no-such-host.invalid", 1)
+    found = asyncio.run(unreached(address, 20))
+    assert found is not None
+    assert found.address == address
+    assert found.problem
+
+
+def test_an_address_without_a_way_to_it_is_said_with_the_interface() -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(3600)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().sock_connect = never  # type: ignore[method-assign,assignment]
+        found = await unreached(Address("127.0.0.1", 9), 0.1)
+        assert found is not None
+        assert (found.problem, found.interface) == ("no answer within 0.1 s", "lo")
+
+    asyncio.run(scenario())
