@@ -135,7 +135,7 @@ def test_every_option_of_torchrun_is_accepted(
         "--start-method=spawn --event-log-handler=null --role=trainer --run-path "
         f"--log-dir={tmp_path} -r 3 -t 3 --local-ranks-filter=0 --duplicate-stdout-filters=a "
         "--duplicate-stderr-filters=b --node-rank=0 --master-addr=127.0.0.1 --master-port=29500 "
-        "--local-addr=127.0.0.1 --logs-specs=x --numa-binding=node --signals-to-handle=SIGTERM "
+        "--local-addr=127.0.0.1 --logs-specs=x --signals-to-handle=SIGTERM "
         "--shutdown-timeout=30 --virtual-local-rank"
     )
     for words in (line, line.replace("-", "_").replace("__", "--").replace(" _", " -")):

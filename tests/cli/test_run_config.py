@@ -11,6 +11,7 @@ import pytest
 from rallypoint.cli.run_config import build_config, program_argv
 from rallypoint.core.values import RunSettings
 from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
+from rallypoint.launch import affinity
 from rallypoint.launch.agent import AgentConfig
 from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
 from rallypoint.settings import EndpointKind, parse_endpoint
@@ -325,6 +326,24 @@ def test_a_worker_sees_all_devices_or_its_own(script: str) -> None:
         _config(script, {}, visible_devices="mine")
 
 
+def test_workers_are_bound_near_their_gpus(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology = affinity.Topology(
+        gpu_nodes=(1, 0),
+        node_cpus={0: frozenset({0, 1}), 1: frozenset({2, 3})},
+        sockets=dict.fromkeys(range(4), 0),
+        cores={cpu: cpu for cpu in range(4)},
+        caches={cpu: cpu for cpu in range(4)},
+    )
+    monkeypatch.setattr(affinity, "read_topology", lambda environ: topology)
+    config = _config(script, {}, nproc_per_node="2", numa_binding="node")
+    assert config.cpus == (frozenset({2, 3}), frozenset({0, 1}))
+    assert _config(script, {}, nproc_per_node="2").cpus == ()
+    with pytest.raises(UsageError, match="no GPU for local rank 2; the workers see 2 GPUs"):
+        _config(script, {}, nproc_per_node="3", numa_binding="node")
+    with pytest.raises(UsageError, match="must be node, socket, exclusive, core-complex, not 'x'"):
+        _config(script, {}, numa_binding="x")
+
+
 def test_several_tasks_on_a_node_may_not_have_several_workers(script: str) -> None:
     environ = slurm_task(1, nodes=2, per_node=2)
     with pytest.raises(UsageError, match="several tasks on a node") as caught:
@@ -415,7 +434,7 @@ def test_roles_and_timeouts_of_torchrun(script: str) -> None:
 def test_each_option_without_effect_gets_a_line(script: str) -> None:
     said: list[str] = []
     without = ("monitor_interval", "start_method", "signals_to_handle", "event_log_handler")
-    more = ("logs_specs", "numa_binding", "duplicate_stdout_filters", "duplicate_stderr_filters")
+    more = ("logs_specs", "duplicate_stdout_filters", "duplicate_stderr_filters")
     agreed = ("node_rank", "master_addr", "master_port")
     options: dict[str, Any] = dict.fromkeys((*without, *more, *agreed), "1")
     options |= {"program": [script], "endpoint": "a:1", "run_id": "j", "run_path": True}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rallypoint.errors import ProgramNotFoundError, WorkerStartError
@@ -233,6 +234,18 @@ def test_the_environment_and_directory_are_those_given(tmp_path: Path) -> None:
         worker = WorkerSpec(argv=argv, env={"A": "1"}, cwd=str(tmp_path), local_rank=0, rank=0)
         async with Setup(worker) as setup:
             assert await setup.output.line() == f"['A'] {tmp_path.resolve()}"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes")
+def test_a_worker_is_bound_to_its_cpus() -> None:
+    cpu = min(os.sched_getaffinity(0))
+
+    async def scenario() -> None:
+        worker = spec("import os; print(sorted(os.sched_getaffinity(0)), flush=True)")
+        async with Setup(msgspec.structs.replace(worker, cpus=frozenset({cpu}))) as setup:
+            assert await setup.output.line() == f"[{cpu}]"
 
     asyncio.run(scenario())
 

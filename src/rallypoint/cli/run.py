@@ -265,7 +265,15 @@ def run(
     signals_to_handle: Annotated[str | None, _without_effect("--signals-to-handle")] = None,
     event_log_handler: Annotated[str | None, _without_effect("--event-log-handler")] = None,
     logs_specs: Annotated[str | None, _without_effect("--logs-specs")] = None,
-    numa_binding: Annotated[str | None, _without_effect("--numa-binding")] = None,
+    numa_binding: Annotated[
+        str | None,
+        _text(
+            "--numa-binding",
+            "MODE",
+            "CPUs near the worker's GPU: node, socket, exclusive or core-complex.",
+            _TORCHRUN,
+        ),
+    ] = None,
     duplicate_stdout_filters: Annotated[
         str | None, _without_effect("--duplicate-stdout-filters")
     ] = None,

@@ -31,6 +31,7 @@ from rallypoint.launch.console_rule import (
 )
 from rallypoint.launch.worker_env import ROLE
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
+from rallypoint.settings.environment import variables
 
 if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
@@ -100,6 +101,7 @@ def build_config(
         role=_role(options.get("role")),
         virtual_local_rank=bool(options.get("virtual_local_rank")),
         sees_own_device=_sees_own_device(options.get("visible_devices")),
+        cpus=_cpus(options.get("numa_binding"), workers, environ),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
@@ -196,6 +198,19 @@ def _sees_own_device(text: str | None) -> bool:
             hint="all: every worker sees all devices; own: only that of its local rank",
         )
     return text == "own"
+
+
+def _cpus(
+    text: str | None, workers: int, environ: Mapping[str, str] | None
+) -> tuple[frozenset[int], ...]:
+    """The CPUs of each worker; empty without --numa-binding."""
+    if text is None:
+        return ()
+    from rallypoint.launch import affinity
+
+    mode = affinity.parse(text)
+    topology = affinity.read_topology(variables(environ))
+    return tuple(affinity.cpus_of(mode, local_rank, topology) for local_rank in range(workers))
 
 
 # -- the given options ---------------------------------------------------------------------------
@@ -331,7 +346,6 @@ _WITHOUT_EFFECT: Final = {
     "SIGUSR1 and SIGUSR2 are passed on to them",
     "event_log_handler": "`rallypoint status --json` and /api/v1 show what happened",
     "logs_specs": "--log-dir, --redirects and --tee say where output goes",
-    "numa_binding": "workers are not bound to processors",
     "duplicate_stdout_filters": "--log-dir keeps every line",
     "duplicate_stderr_filters": "--log-dir keeps every line",
     "run_path": "the script is run by Python as it is",

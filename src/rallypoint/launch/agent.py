@@ -60,10 +60,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     reads the agent's standard input; None for none. `console`: which output of the workers goes to
     the console. `prefix`: whether each line there begins with `prefix_template`, in torch's syntax
     ($ and {role_name}, {local_rank} or {rank}); None: with `[node:rank]`. `role`: the workers'
-    ROLE_NAME. `virtual_local_rank`, `sees_own_device`: see WorkerContext. `share_lines`: how many
-    last lines of a failed worker are sent to other nodes; 0: no output is sent. `ends_at_s`: when
-    the launcher ends the job, as Unix time, if that is known and the user has not given a stop
-    time.
+    ROLE_NAME. `virtual_local_rank`, `sees_own_device`: see WorkerContext. `cpus`: see
+    Assignment. `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no
+    output is sent. `ends_at_s`: when the launcher ends the job, as Unix time, if that is known and
+    the user has not given a stop time.
     """
 
     node: settings.NodeSettings
@@ -81,6 +81,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     role: str = ROLE
     virtual_local_rank: bool = False
     sees_own_device: bool = False
+    cpus: tuple[frozenset[int], ...] = ()
     ends_at_s: float | None = None
 
 
@@ -318,6 +319,7 @@ class Agent:
             role=self._config.role,
             virtual_local_rank=self._config.virtual_local_rank,
             sees_own_device=self._config.sees_own_device,
+            cpus=self._config.cpus,
             interface=own.interface if own is not None else "",
             is_interface_wanted=self._config.node.interface is not None,
         )

@@ -40,8 +40,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of a round get besides the round.
 
     `scratch`: a directory of this agent for torch's error files; None if there is none. `stdin`:
-    the local rank that reads the agent's standard input; None for none. The last three: see
-    WorkerContext.
+    the local rank that reads the agent's standard input; None for none. `cpus`: those of
+    each worker, by its local rank; empty: the agent's. The other ones: see WorkerContext.
     """
 
     argv: tuple[str, ...]
@@ -58,6 +58,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     sees_own_device: bool = False
     interface: str = ""
     is_interface_wanted: bool = False
+    cpus: tuple[frozenset[int], ...] = ()
 
     def __repr__(self) -> str:
         return repr_without(self, "agent_secret", "base")
@@ -151,6 +152,7 @@ class RoundWorkers:
             local_rank=index,
             rank=context.rank,
             has_stdin=index == given.stdin,
+            cpus=given.cpus[index] if given.cpus else None,
         )
 
     def _error_file(self, local_rank: int) -> Path | None:

@@ -42,7 +42,8 @@ _PR_SET_PDEATHSIG = 1
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A worker to start. `env`: its whole environment. `cwd` None: the agent's folder.
 
-    `has_stdin`: whether it reads the agent's standard input; otherwise it has none.
+    `has_stdin`: whether it reads the agent's standard input; otherwise it has none. `cpus`: on
+    which it may run; None: on the agent's.
     """
 
     argv: tuple[str, ...]
@@ -51,6 +52,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     local_rank: int
     rank: int
     has_stdin: bool = False
+    cpus: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.argv:
@@ -446,7 +448,7 @@ def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=functools.partial(_before_exec, os.getpid(), _OPEN_FILES),
+            preexec_fn=functools.partial(_before_exec, os.getpid(), _OPEN_FILES, spec.cpus),
         )
 
 
@@ -459,9 +461,11 @@ _KILL = int(signal.SIGKILL)
 _OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def _before_exec(parent: int, open_files: tuple[int, int]) -> None:
+def _before_exec(parent: int, open_files: tuple[int, int], cpus: frozenset[int] | None) -> None:
     """Runs in the child, between fork and exec."""
     resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+    if cpus is not None and sys.platform == "linux":
+        os.sched_setaffinity(0, cpus)
     if _libc is None:
         return
     _libc.prctl(_PR_SET_PDEATHSIG, _KILL, 0, 0, 0)
