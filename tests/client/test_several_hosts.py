@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -131,6 +133,58 @@ def test_two_runs_over_one_range_of_ports_take_one_port_each() -> None:
             await each.aclose(linger=False)
 
     run_clean(main)
+
+
+BOTH_DIAL_FIRST = """
+import sys
+import rallypoint
+from rallypoint.client.own_coordinator import OwnCoordinator
+
+serve, waited = OwnCoordinator.serve_endpoint, []
+
+
+async def serve_later(*args):
+    if not waited:
+        waited.append(True)
+        print("refused", flush=True)
+        sys.stdin.readline()
+    return await serve(*args)
+
+
+OwnCoordinator.serve_endpoint = serve_later
+name, ports = sys.argv[1:]
+with rallypoint.join(
+    "job-42", "127.0.0.1", min_nodes=2, max_nodes=2, port_range=ports, node_name=name,
+    join_timeout_s=60,
+) as run:
+    print(run.next_world().size, flush=True)
+"""
+
+
+def test_two_processes_that_start_together_host_one_run_and_not_two() -> None:
+    """Both find nothing at the first port; then one binds it."""
+    first = free_port()
+    command = [sys.executable, "-c", BOTH_DIAL_FIRST]
+    with contextlib.ExitStack() as ended:
+        both = []
+        for name in "ab":
+            each = subprocess.Popen(
+                [*command, name, f"{first}:{first + 3}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            ended.callback(each.communicate)
+            ended.callback(each.kill)
+            both.append(each)
+        for each in both:
+            assert each.stdout is not None
+            assert each.stdout.readline() == "refused\n"
+        for each in both:
+            assert each.stdin is not None
+            each.stdin.write("go on\n")
+            each.stdin.flush()
+        assert [each.communicate(timeout=60)[0] for each in both] == ["2\n", "2\n"]
 
 
 def test_a_range_that_is_used_up_is_an_error_that_names_what_holds_its_ports(

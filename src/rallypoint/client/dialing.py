@@ -88,6 +88,8 @@ class Attempts:
         """Whether something else listens there than a coordinator that accepts this node's token.
         """
         self.not_hosting = ""
+        self.is_port_in_use = False
+        """Whether this node cannot host because something on this machine has bound the port."""
         self.problem = ""
         """Why the ledger cannot be read, so that the coordinator's address is unknown."""
 

@@ -36,6 +36,10 @@ PROXY_READY_S: Final = 10.0
 """How long, in seconds, a joining node waits for a proxy that answers 404, 429 or 5xx. After that
 the address is probably wrong, so the node does not wait for the whole `connect_timeout`.
 """
+IN_USE_S: Final = 2.0
+"""How long, in seconds, a node goes on dialling an own port that something has bound meanwhile.
+It may be another node of the run, whose coordinator answers only after a moment.
+"""
 TAKEN_AGAIN_S: Final = 2.0
 """How many seconds after the last time a node asks another run's coordinator again, if there are
 other addresses.
@@ -182,9 +186,36 @@ class FixedCoordinator:
             if await self._own.serve_endpoint(self._credentials, attempts, place):
                 attempts.not_hosting = ""
                 return await self._dial(walk, place, self._own.target, attempts, limit_s)
-            held = await runtime.in_thread(functools.partial(holder, place.port))
-            self._note_taken(walk, place, f"{attempts.not_hosting} ({held})")
+            connection = await self._bound_meanwhile(walk, place, here, attempts, ends_s)
+            if connection is not None:
+                attempts.not_hosting = ""
+                return connection
         attempts.not_hosting = _taken(self._own_places)
+        return None
+
+    async def _bound_meanwhile(
+        self, walk: Walk, place: Address, here: Address, attempts: Attempts, ends_s: float
+    ) -> Connection | None:
+        """Dial an own port that refused, and that could not be bound just after.
+
+        Nodes that start together on one machine all dial it first, and one of them binds it. The
+        others must not host the run at the next port. None: `place` is taken.
+        """
+        until_s = min(_now_s() + IN_USE_S, ends_s)
+        pauses = Pauses()
+        while attempts.is_port_in_use:
+            limit_s = max(ends_s - _now_s(), DIAL_MIN_S)
+            connection = await self._dial(walk, place, here, attempts, limit_s)
+            if connection is not None:
+                return connection
+            if place in walk.taken:
+                return None
+            left_s = until_s - _now_s()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(pauses.next_s(), left_s))
+        held = await runtime.in_thread(functools.partial(holder, place.port))
+        self._note_taken(walk, place, f"{attempts.not_hosting} ({held})")
         return None
 
     async def _find_own_places(self, walk: Walk) -> list[Address]:

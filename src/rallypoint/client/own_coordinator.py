@@ -7,6 +7,7 @@ they are loaded only if a node hosts one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -134,6 +135,7 @@ class OwnCoordinator:
             await self._start(credentials, place.host, place.port)
         except OSError as error:
             attempts.not_hosting = describe_os_error(error)
+            attempts.is_port_in_use = error.errno == errno.EADDRINUSE
             return False
         finally:
             self.is_starting = False
