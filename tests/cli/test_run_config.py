@@ -446,6 +446,18 @@ def test_each_option_without_effect_gets_a_line(script: str) -> None:
 # -- the program ---------------------------------------------------------------------------------
 
 
+def test_an_export_comes_before_the_program(script: str) -> None:
+    before = (sys.executable, "-m", "rallypoint.launch.exports")
+    assert _config(script, export="tf").argv == (
+        *before,
+        sys.executable,
+        "-u",
+        *_config(script).argv[2:],
+    )
+    with pytest.raises(UsageError, match="--export must be tf, not 'jax'"):
+        _config(script, export="jax")
+
+
 def test_a_module_and_an_executable() -> None:
     assert program_argv({"program": ["pkg.train", "-x"], "module": True}) == (
         *(sys.executable, "-u", "-m"),

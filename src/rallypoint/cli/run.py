@@ -129,6 +129,10 @@ def run(
         str | None,
         _text("--python", "PATH", "The Python that runs it (default: this one).", _WORKERS),
     ] = None,
+    export: Annotated[
+        str | None,
+        _text("--export", "tf", "Give each worker TF_CONFIG, for TensorFlow.", _WORKERS),
+    ] = None,
     max_restarts: Annotated[
         str | None,
         _text(

@@ -74,7 +74,7 @@ def build_config(
     _note_agreed(options, node.endpoint, note)
     regroup_stop_timeout_s = _duration_s("regroup_stop_timeout_s", given, environ)
     node = msgspec.structs.replace(node, stop_s=min(regroup_stop_timeout_s, STOP_S_MAX))
-    argv = program_argv(options)
+    argv = _exported(program_argv(options), options.get("export"))
     wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ, found).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
     if workers > 1 and found.crowded is not None:
@@ -436,6 +436,15 @@ def program_argv(options: Options) -> tuple[str, ...]:
         return (python, "-u", "-m", *program)
     _check_script(program[0])
     return (python, "-u", *program)
+
+
+def _exported(argv: tuple[str, ...], export: str | None) -> tuple[str, ...]:
+    """The command of a worker that first gets the variables of `--export`."""
+    if export is None:
+        return argv
+    if export != "tf":
+        raise UsageError(f"--export must be tf, not {export!r}")
+    return (sys.executable, "-m", "rallypoint.launch.exports", *argv)
 
 
 def _executable_argv(program: tuple[str, ...], options: Options) -> tuple[str, ...]:
