@@ -274,6 +274,27 @@ def test_more_than_one_node_needs_an_endpoint() -> None:
     _made(endpoint="", nnodes=1)
 
 
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "file:///tmp", "etcd://127.0.0.1:1"])
+def test_the_id_of_a_job_without_one_is_asked_for_where_others_meet(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun and `accelerate launch` pass on `none` then: two such jobs would be one."""
+    params = RendezvousParameters("rallypoint", endpoint, "none", 1, 2, local_addr="127.0.0.1")
+    with pytest.raises(ValueError, match="needs a run id"):
+        create_handler(params)
+    monkeypatch.setenv("RALLYPOINT_RUN_ID", "own")
+    assert create_handler(params).get_run_id() == "own"
+
+
+def test_the_id_of_a_job_with_its_own_port_may_be_torchruns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = RendezvousParameters("rallypoint", "127.0.0.1:1", "none", 1, 2)
+    assert create_handler(params).get_run_id() == "none"
+    monkeypatch.setenv("RALLYPOINT_RUN_ID", "own")
+    assert create_handler(params).get_run_id() == "own"
+
+
 def test_one_node_may_have_any_port() -> None:
     """torch documents `--rdzv-endpoint=localhost:0` for a single node."""
     handler = _made(endpoint="localhost:0", nnodes=1)

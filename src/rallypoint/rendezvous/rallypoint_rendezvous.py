@@ -97,7 +97,7 @@ def create_handler(
     node = settings.node_settings(
         found=found,
         endpoint=endpoint,
-        run_id=_run_id(params, found),
+        run_id=_run_id(params, endpoint, found),
         local_addr=params.local_addr,
         token_file=_token_file(params.config),
         stop_s=stop_s(given.pop("stop_s", None)),
@@ -158,10 +158,14 @@ def _nodes(params: RendezvousParameters, endpoint: str | None, found: Found) -> 
     return nodes.min, nodes.max
 
 
-def _run_id(params: RendezvousParameters, found: Found) -> str | None:
-    if params.run_id == _NO_ID and "run_id" in {**found.values, **found.problems}:
-        return None
-    return params.run_id or None
+def _run_id(params: RendezvousParameters, endpoint: str | None, found: Found) -> str | None:
+    if params.run_id != _NO_ID:
+        return params.run_id or None
+    place = settings.resolve("endpoint", endpoint, None, found).value
+    # Other jobs without an id may meet at the same place: two of them must not become one.
+    is_shared = place.kind in (EndpointKind.SERVED, EndpointKind.LEDGER)
+    has_other = settings.resolve("run_id", None, None, found).value is not None
+    return None if is_shared or has_other else _NO_ID
 
 
 def _refuse_unknown(config: dict[str, Any]) -> None:
