@@ -58,6 +58,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "core",
             "wire",
             "coordinator",
+            "environments",
             "errors",
             "ledger",
             "settings",

@@ -385,6 +385,12 @@ def test_a_process_that_is_no_worker_has_no_agent() -> None:
     assert settings.worker_channel(without) is None
 
 
+def test_the_agent_of_another_launch_is_no_agent_of_this_process() -> None:
+    job = {"RALLYPOINT_LAUNCH": "slurm/1", "SLURM_JOB_ID": "2"}
+    assert settings.worker_channel(WORKER | job) is None
+    assert settings.worker_channel(WORKER | job | {"SLURM_JOB_ID": "1"}) is not None
+
+
 @pytest.mark.parametrize("name", [name for name in WORKER if name != "RALLYPOINT_AGENT"])
 def test_a_worker_names_the_missing_variable(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is not set"):

@@ -227,6 +227,8 @@ def test_a_bad_variable_is_named(script: str) -> None:
         {"PET_NNODES": "1:4"},
         slurm_job(),
         slurm_job() | {"SLURM_STEP_NUM_NODES": "2"},
+        slurm_task(1) | {"TORCHELASTIC_RUN_ID": "outer"},
+        slurm_task(1) | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
         {"SLURM_NNODES": "4", "SLURM_PROCID": "0"},
         {"OMPI_COMM_WORLD_SIZE": "4"},
         {"PMI_SIZE": "2"},
@@ -274,6 +276,18 @@ def test_the_launcher_gives_what_is_not_given(script: str) -> None:
     assert config.node.host_coordinator == "no"
     assert (config.node.node_index, config.run.rank_policy) == (1, "index")
     assert _config(script, slurm_task(0)).node.host_coordinator == "yes"
+
+
+def test_a_job_that_a_worker_has_submitted_is_a_run_of_its_own(script: str) -> None:
+    """sbatch passes on what the agent of another job has set."""
+    outer = {
+        "RALLYPOINT_LAUNCH": "slurm/1",
+        "RALLYPOINT_AGENT": "/run/agent.sock",
+        "RALLYPOINT_RUN_ID": "slurm-1.0",
+        "TORCHELASTIC_RUN_ID": "slurm-1.0",
+    }
+    config = _config(script, slurm_task(1) | outer)
+    assert (config.node.run_id, config.run.min_nodes) == ("slurm-2.0", 4)
 
 
 def test_a_range_of_nodes_leaves_the_rest_to_the_launcher(script: str) -> None:

@@ -57,6 +57,96 @@ def test_without_its_variables_a_launcher_is_not_found(environ: dict[str, str]) 
     assert detect(rest) == environments.NOTHING
 
 
+# -- workers of an agent -------------------------------------------------------------------------
+
+
+def _worker_of(environ: dict[str, str]) -> dict[str, str]:
+    """What a worker of `rallypoint run` has, and passes on to what it starts."""
+    return environ | {
+        "RALLYPOINT_LAUNCH": environments.launch_of(environ),
+        "RALLYPOINT_AGENT": "/run/agent.sock",
+        "RALLYPOINT_RUN_ID": "outer",
+        "TORCHELASTIC_RUN_ID": "outer",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "h",
+    }
+
+
+NEXT_JOB = slurm_task(1) | {"SLURM_JOB_ID": "78", "SLURM_JOBID": "78"}
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        ({}, NEXT_JOB),
+        (slurm_task(1), NEXT_JOB),
+        (slurm_job(), slurm_task(1)),
+        (slurm_task(1), slurm_task(1, step=1)),
+        (slurm_task(1), slurm_task(1, restarts=1)),
+        (slurm_job(1), mpi_in_slurm(1)),
+        (mpi_process(1), mpi_process(1) | {"OMPI_MCA_orte_precondition_transports": "other"}),
+    ],
+)
+def test_an_agent_of_another_launch_hides_no_launcher(
+    outer: dict[str, str], inner: dict[str, str]
+) -> None:
+    """sbatch, called in a worker, passes the worker's environment on to the next job."""
+    passed_on = {**_worker_of(outer), **inner}
+    assert detect(passed_on) == detect(inner) != environments.NOTHING
+    assert "RALLYPOINT_RUN_ID" not in environments.without_stale(passed_on)
+    mine = passed_on | {"RALLYPOINT_RUN_ID": "mine"}
+    assert environments.without_stale(mine)["RALLYPOINT_RUN_ID"] == "mine"
+
+
+@pytest.mark.parametrize("environ", [{}, slurm_job(), slurm_task(1), mpi_in_slurm(1), pod(1)])
+def test_a_worker_of_this_launch_keeps_its_agent(environ: dict[str, str]) -> None:
+    worker = _worker_of(environ)
+    assert environments.without_stale(worker) is worker
+    assert detect(worker) == environments.NOTHING
+    # Programs remove variables of the launcher, to be alone.
+    for prefix in ("SLURM", "SLURM_STEP", "OMPI_", "PMIX"):
+        rest = {name: text for name, text in worker.items() if not name.startswith(prefix)}
+        assert environments.without_stale(rest) is rest
+
+
+def test_a_job_of_one_node_has_no_ranks_of_the_agent_that_submitted_it() -> None:
+    assert detect(_worker_of({}) | slurm_job(1)) == environments.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        (slurm_task(1), "SLURM_STEP_NUM_TASKS=4"),
+        (slurm_job(), "SLURM_JOB_NUM_NODES=4"),
+        (mpi_process(1), "OMPI_COMM_WORLD_SIZE=4"),
+    ],
+)
+def test_a_node_is_not_alone_because_of_an_agent_that_tells_no_launch(
+    environ: dict[str, str], told: str
+) -> None:
+    worker = environ | {"TORCHELASTIC_RUN_ID": "outer"}
+    found = environments.detect(worker, nothing, is_node=True)
+    assert set(found.problems) == {"nnodes"}
+    problem = found.problems["nnodes"]
+    assert told in problem.message
+    assert "TORCHELASTIC_RUN_ID=outer" in problem.message
+    assert "unset TORCHELASTIC_RUN_ID" in problem.hint
+    assert "--nnodes 1" in problem.hint
+    # A worker of torchrun, which joins.
+    assert environments.detect(worker, nothing) == environments.NOTHING
+    ours = _worker_of(environ)
+    assert environments.detect(ours, nothing, is_node=True) == environments.NOTHING
+
+
+def test_one_process_of_mpirun_in_each_of_several_tasks() -> None:
+    one = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}
+    message = detect(slurm_task(1) | one).problems["nnodes"].message
+    assert "OMPI_COMM_WORLD_SIZE=1 and SLURM_STEP_NUM_TASKS=4" in message
+    assert detect(slurm_task(0, nodes=1) | one).nodes == 1
+    assert detect(slurm_job() | one).nodes == 1
+
+
 # -- Slurm ---------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,7 @@ OURS = {
     "RALLYPOINT_MAX_NODES": "4",
     "RALLYPOINT_AGENT": "/tmp/agent.sock",
     "RALLYPOINT_AGENT_SECRET": "secret",
+    "RALLYPOINT_LAUNCH": "none",
 }
 
 

@@ -55,7 +55,7 @@ def build_config(
         ProgramNotFoundError: the program does not exist here.
     """
     given = _given(options, note)
-    found = settings.launched(environ, **given)
+    found = settings.launched(environ, is_node=True, **given)
     run = settings.run_settings(
         environ=environ, found=found, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
     )

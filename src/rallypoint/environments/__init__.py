@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from rallypoint.environments import kubernetes, openmpi, others, slurm, torchrun
+from rallypoint.environments import agents, kubernetes, openmpi, others, slurm, torchrun
+from rallypoint.environments.agents import LAUNCH, launch_of, without_stale
 from rallypoint.environments.found import (
     NOTHING,
     Environ,
@@ -20,7 +21,19 @@ from rallypoint.environments.found import (
     Value,
 )
 
-__all__ = ["NOTHING", "Environ", "Files", "Found", "Problem", "Value", "detect", "is_launchers"]
+__all__ = [
+    "LAUNCH",
+    "NOTHING",
+    "Environ",
+    "Files",
+    "Found",
+    "Problem",
+    "Value",
+    "detect",
+    "is_launchers",
+    "launch_of",
+    "without_stale",
+]
 
 _LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
     openmpi.detect,
@@ -30,10 +43,6 @@ _LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
     others.detect,
 )
 """The innermost comes first: mpirun inside a job of Slurm keeps the job's variables."""
-_AGENTS: Final = ("RALLYPOINT_AGENT", "TORCHELASTIC_RUN_ID")
-"""What an agent sets in its workers. The launcher has started the agent, not the worker."""
-
-
 _PREFIXES: Final = ("SLURM_", "SLURMD_", "OMPI_", "PMIX_", "PMI_", "PET_", "JOB_COMPLETION_INDEX")
 _NAMES: Final = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -44,9 +53,14 @@ def is_launchers(name: str) -> bool:
     return name.startswith(_PREFIXES) or name in (*_NAMES, *of_others)
 
 
-def detect(environ: Environ, files: Files) -> Found:
-    """What the launcher of this process says; NOTHING without one, and in a worker of an agent."""
-    if any(environ.get(name) for name in _AGENTS):
-        return NOTHING
+def detect(environ: Environ, files: Files, *, is_node: bool = False) -> Found:
+    """What the launcher of this process says; NOTHING without one, and in a worker of an agent.
+
+    `is_node`: this process is to be a node, as `rallypoint run`, and no worker. Then a count of
+    several nodes beside an agent's variables is a problem.
+    """
+    environ = without_stale(environ)
+    if agents.is_worker(environ):
+        return (agents.doubt(environ, files) if is_node else None) or NOTHING
     found = next(filter(None, (each(environ, files) for each in _LAUNCHERS)), NOTHING)
     return torchrun.overlaid(environ, found)

@@ -27,21 +27,22 @@ from rallypoint.environments.found import (
 from rallypoint.environments.places import Place, endpoint, of_index
 
 NAME: Final = "Open MPI"
-_SIZE: Final = "OMPI_COMM_WORLD_SIZE"
-_RANK: Final = "OMPI_COMM_WORLD_RANK"
+SIZE: Final = "OMPI_COMM_WORLD_SIZE"
+RANK: Final = "OMPI_COMM_WORLD_RANK"
 _LOCAL_RANK: Final = "OMPI_COMM_WORLD_LOCAL_RANK"
 _LOCAL_SIZE: Final = "OMPI_COMM_WORLD_LOCAL_SIZE"
 _NODES: Final = "OMPI_MCA_orte_node_regex"
 _MPIRUN: Final = "OMPI_MCA_orte_hnp_uri"
-_KEY: Final = "OMPI_MCA_orte_precondition_transports"
-_NAMESPACES: Final = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
+_TASKS: Final = "SLURM_STEP_NUM_TASKS"
+KEY: Final = "OMPI_MCA_orte_precondition_transports"
+NAMESPACES: Final = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
 
 
 def detect(environ: Environ, files: Files) -> Found | None:
     """What mpirun says to its processes; None outside of it."""
     del files
     variables = Variables(NAME, environ)
-    if not variables.text(_SIZE) and not variables.text(_RANK):
+    if not variables.text(SIZE) and not variables.text(RANK):
         return None
     try:
         return _process(variables)
@@ -50,14 +51,20 @@ def detect(environ: Environ, files: Files) -> Found | None:
 
 
 def _process(variables: Variables) -> Found:
-    rank = variables.below(_RANK, _SIZE)
-    size = variables.needed(_SIZE, _RANK)
+    rank = variables.below(RANK, SIZE)
+    size = variables.needed(SIZE, RANK)
+    tasks = variables.number(_TASKS) if size == 1 and slurm.is_step(variables) else None
+    if tasks is not None and tasks > 1:
+        raise BadVariablesError(
+            f"{SIZE}=1 and {_TASKS}={tasks}: mpirun has started one process, and Slurm several, so "
+            "each would run alone"
+        )
     local_size = variables.number(_LOCAL_SIZE) or 1
-    values = {"nnodes": variables.value(size, _SIZE)}
+    values = {"nnodes": variables.value(size, SIZE)}
     problems: dict[str, Problem] = {}
     if size > 1:
         values["expected_nodes"] = values["nnodes"]
-        values |= of_index(variables, rank, _RANK)
+        values |= of_index(variables, rank, RANK)
         values |= _run_id(variables)
         values |= _node_name(variables, is_shared=local_size > 1)
         try:
@@ -76,15 +83,15 @@ def _process(variables: Variables) -> Found:
 
 def _run_id(variables: Variables) -> dict[str, Value]:
     """The id of this call of mpirun."""
-    name = next((each for each in _NAMESPACES if variables.text(each)), "")
+    name = next((each for each in NAMESPACES if variables.text(each)), "")
     if not name:
         return {}
     # A namespace is a number of 16 bits on each machine, so that it may come again. The key is
     # drawn for each call of mpirun; it is a secret of MPI, so only a hash of it is used.
     parts, names = [re.sub(r"[^A-Za-z0-9_.@-]", "-", variables.text(name))[:100]], [name]
-    if variables.text(_KEY):
-        names.append(_KEY)
-        parts.append(_hash(variables.text(_KEY)))
+    if variables.text(KEY):
+        names.append(KEY)
+        parts.append(_hash(variables.text(KEY)))
     if variables.text("SLURM_JOB_ID") or variables.text("SLURM_JOBID"):
         job = slurm.run_id(variables, has_step=False)
         parts.insert(0, job.text)

@@ -35,7 +35,7 @@ def detect(environ: Environ, files: Files) -> Found | None:
     del files
     variables = Variables(NAME, environ)
     try:
-        return _step(variables) if _is_step(variables) else _allocation(variables)
+        return _step(variables) if is_step(variables) else _allocation(variables)
     except BadVariablesError as error:
         return broken(NAME, str(error))
 
@@ -114,7 +114,7 @@ def ends_at_s(variables: Variables) -> float | None:
 # -- inside and outside of a step ----------------------------------------------------------------
 
 
-def _is_step(variables: Variables) -> bool:
+def is_step(variables: Variables) -> bool:
     step = variables.number("SLURM_STEP_ID", most=0xFFFF_FFFF)
     return step is not None and step < _NO_STEP_MIN
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from rallypoint.core.values import repr_without
+from rallypoint.environments import LAUNCH, launch_of
 from rallypoint.launch import devices
 
 ROLE = "default"
@@ -71,7 +72,7 @@ def inherited_environment() -> dict[str, str]:
 def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a worker. `base` replaces defaults, but never ranks and sizes."""
     kept = {name: value for name, value in base.items() if not _is_kept_back(name)}
-    facts = {**_torchrun(context), **_rallypoint(context)}
+    facts = {**_torchrun(context), **_rallypoint(context), LAUNCH: launch_of(base)}
     if context.sees_own_device:
         facts |= devices.own(context.local_rank, base)
     if context.virtual_local_rank:

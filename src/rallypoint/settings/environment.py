@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from rallypoint.environments import without_stale
 from rallypoint.errors import PlatformError
 
 Environ = Mapping[str, str]
 
 
 def variables(environ: Environ | None) -> Environ:
-    if environ is not None:
-        return environ
-    return ChainMap(os.environ, _withheld) if _withheld else os.environ
+    """The variables, without those of an agent of another launch; None: of this process."""
+    if environ is None:
+        environ = ChainMap(os.environ, _withheld) if _withheld else os.environ
+    return without_stale(environ)
 
 
 _withheld: Final[dict[str, str]] = {}

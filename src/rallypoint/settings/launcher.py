@@ -28,15 +28,15 @@ _OF_SEVERAL: Final = (
 """Values that are about this node and the others."""
 
 
-def launched(environ: Environ | None = None, **given: Any) -> Found:
+def launched(environ: Environ | None = None, *, is_node: bool = False, **given: Any) -> Found:
     """What the launcher of this process says, without what the user's own settings replace.
 
     `given`: explicit arguments by the settings' names, and `min_nodes` and `max_nodes`; None counts
-    as not given. A node that is to be alone gets nothing with which it would meet others. A user's
-    own endpoint has no host that the launcher knows, and a user's own run may have other nodes than
-    the launcher's.
+    as not given. `is_node`: see environments.detect. A node that is to be alone gets nothing with
+    which it would meet others. A user's own endpoint has no host that the launcher knows, and a
+    user's own run may have other nodes than the launcher's.
     """
-    found = environments.detect(variables(environ), small_file)
+    found = environments.detect(variables(environ), small_file, is_node=is_node)
     if not found.launcher:
         return found
     if _is_alone(given, environ):
