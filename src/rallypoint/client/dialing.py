@@ -283,7 +283,7 @@ async def dial_elected(
     They are tried as by `first_answer`, the best first. Raises nothing, because the coordinator may
     have ended and another program may have its port. `attempts` has the answers.
     """
-    places = await _elsewhere(addresses)
+    places = await _own_last(addresses)
     each = [Attempts(address) for address in places]
 
     async def dial_one(own: Attempts, address: Address) -> Connection | None:
@@ -303,15 +303,16 @@ async def dial_elected(
     return None
 
 
-async def _elsewhere(addresses: Sequence[Address]) -> Sequence[Address]:
-    """Without those of this machine, such as that of a bridge of guests, which each machine has.
+async def _own_last(addresses: Sequence[Address]) -> Sequence[Address]:
+    """Those of this machine last, such as that of a bridge of guests, which each machine has.
 
-    If all are of this machine, so is the coordinator.
+    They are dialled, too: the coordinator may be on this machine, and one of the others may have
+    left its interface since.
     """
     if len(addresses) < 2:
         return addresses
     own = [each for each in addresses if await network.here().is_this_host(each.host)]
-    return telling(addresses, own)
+    return tuple(dict.fromkeys((*telling(addresses, own), *own)))
 
 
 async def dial_first(
