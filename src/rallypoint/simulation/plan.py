@@ -403,3 +403,25 @@ def _faults(draw: random.Random, kinds: Sequence[str]) -> tuple[PlannedFault, ..
         kind = draw.choice(kinds)
         faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))
     return tuple(faults)
+
+
+def some_faults(
+    draw: random.Random,
+    kinds: Sequence[str],
+    count: int,
+    calm_s: float,
+    moments: Sequence[str] = ("",),
+    at_s: float = 2.0,
+) -> tuple[PlannedFault, ...]:
+    """So many faults of these kinds, from `at_s` on, on average `calm_s` apart, in seconds."""
+    faults = []
+    for _ in range(count):
+        at_s += draw.expovariate(1.0 / calm_s)
+        kind, moment = draw.choice(kinds), draw.choice(moments)
+        faults.append(PlannedFault(round(at_s, 3), kind, draw.getrandbits(32), moment))
+    return tuple(faults)
+
+
+def merged(*faults: Sequence[PlannedFault]) -> tuple[PlannedFault, ...]:
+    """All of them, in the order in which they begin."""
+    return in_order([each for some in faults for each in some])
