@@ -283,10 +283,7 @@ PROTOCOL_FAULTS = (
     _fault(9, "log-grows", "budget", _no_snapshot),
     _fault(10, "append-after-drop", "R5", _append_after_drop, _answers_always),
     _fault(11, "herd", "budget", _all_at_once),
-    _fault(
-        *(12, "queue-without-bound", "budget", _no_bound),
-        tests=("tests/coordinator/test_store_log.py",),
-    ),
+    _fault(12, "queue-without-bound", "budget", _no_bound),
     _fault(13, "stalls-count", "R8", _counts_stalls),
     _fault(
         *(13, "deadlines-before-input", "R8", _judges_at_once),
