@@ -24,6 +24,9 @@ Step = Callable[[State, Any, Any], tuple[bool, State]]
 `result` is None for a call whose outcome is unknown: then anything can be."""
 
 
+IsRead = Callable[[Any, Any], bool]
+
+
 class Call(FrozenStruct, frozen=True):
     """One call. `began_s` and `ended_s` are the world's time; `ended_s` is infinite if unknown."""
 
@@ -120,17 +123,23 @@ class _Seen(Generic[State]):
 
 
 def explained(
-    calls: Sequence[Call], initial: State, step: Step[State], *, states_max: int = 1_000_000
+    calls: Sequence[Call],
+    initial: State,
+    step: Step[State],
+    *,
+    states_max: int = 1_000_000,
+    is_read: IsRead = lambda operation, result: False,
 ) -> bool | None:
     """Whether one order explains all results. None if `states_max` states were not enough to say.
 
     `calls`: of one key. Calls with an unknown outcome need not have a place in the order. Orders
-    with few of them are tried first, because each of them multiplies the others.
+    with few of them are tried first, because each of them multiplies the others. `is_read`:
+    whether an operation with this result has changed nothing, whatever was there before.
     """
     seen: _Seen[State] = _Seen()
     unknown = sum(call.is_unknown for call in calls)
     for limit in range(unknown + 1):
-        found, is_cut = _search(calls, initial, step, limit, seen, states_max)
+        found, is_cut = _search(calls, initial, step, limit, seen, states_max, is_read)
         if found is not False or not is_cut:
             return found
     return False
@@ -143,46 +152,62 @@ def _search(
     limit: int,
     seen: _Seen[State],
     states_max: int,
+    is_read: IsRead,
 ) -> tuple[bool | None, bool]:
     """Look for an order with at most `limit` unknown calls; and whether the limit mattered."""
     head = _entries(calls)
     done, is_cut = 0, False
     must = sum(1 << index for index, call in enumerate(calls) if not call.is_unknown)
     state = initial
-    stack: list[tuple[_Entry, State]] = []
+    placed: list[tuple[_Entry, State, list[_Entry]]] = []
+    """The calls in their order, with the state before each, and the other choices in its place."""
+    choices = _next(head, state, step, is_read)
+    while done & must != must:
+        while not choices:  # The last choice was wrong.
+            if not placed:
+                return False, is_cut
+            entry, state, choices = placed.pop()
+            done &= ~(1 << entry.index)
+            _unlift(entry)
+        entry = choices.pop()
+        can_be, after = _applied(entry, state, step)
+        now = done | 1 << entry.index
+        place = (now & must, after, now & ~must, limit)
+        if not can_be or not seen.is_new(*place):
+            continue
+        if place[2].bit_count() > limit:
+            is_cut = True
+            continue
+        if seen.count >= states_max:
+            return None, is_cut
+        seen.add(*place)
+        placed.append((entry, state, choices))
+        state, done = after, now
+        _lift(entry)
+        choices = _next(head, state, step, is_read)
+    return True, is_cut
+
+
+def _next(head: _Entry, state: State, step: Step[State], is_read: IsRead) -> list[_Entry]:
+    """The calls that may come next, the best last: those that end soonest.
+
+    A read that can be here is the only choice: if it fits later, it fits here, too.
+    """
+    found: list[_Entry] = []
     entry = head.next
-    while True:
-        if done & must == must:
-            return True, is_cut
-        assert entry is not None
-        if entry.match is not None:
-            assert entry.call is not None
-            call = entry.call
-            result = None if call.is_unknown else call.result
-            can_be, after = step(state, call.operation, result)
-            now = done | 1 << entry.index
-            place = (now & must, after, now & ~must, limit)
-            if can_be and seen.is_new(*place):
-                if place[2].bit_count() <= limit:
-                    if seen.count >= states_max:
-                        return None, is_cut
-                    seen.add(*place)
-                    stack.append((entry, state))
-                    state, done = after, now
-                    _lift(entry)
-                    entry = head.next
-                    continue
-                is_cut = True
-            following = entry.next
-            if following is not None:
-                entry = following
-                continue
-        # The end of a call that has no place yet, or of the list: the last choice was wrong.
-        if not stack:
-            return False, is_cut
-        entry, state = stack.pop()
-        done &= ~(1 << entry.index)
-        _unlift(entry)
-        following = entry.next
-        assert following is not None
-        entry = following
+    while entry is not None and entry.match is not None:
+        assert entry.call is not None
+        call = entry.call
+        is_known_read = not call.is_unknown and is_read(call.operation, call.result)
+        if is_known_read and _applied(entry, state, step)[0]:
+            return [entry]
+        found.append(entry)
+        entry = entry.next
+    found.sort(key=lambda each: each.call.ended_s if each.call else 0.0, reverse=True)
+    return found
+
+
+def _applied(entry: _Entry, state: State, step: Step[State]) -> tuple[bool, State]:
+    call = entry.call
+    assert call is not None
+    return step(state, call.operation, None if call.is_unknown else call.result)

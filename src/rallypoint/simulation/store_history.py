@@ -41,6 +41,16 @@ def is_free(call: Call) -> bool:
     return call.is_unknown and type(call.operation) in READS
 
 
+def changes_nothing(operation: StoreOp, result: StoreValue) -> bool:
+    """Whether a call with this answer has changed nothing, whatever was stored before."""
+    match operation:
+        case CompareSet(desired=desired):
+            return result.value != desired
+        case DeleteKey():
+            return result.value is False
+    return type(operation) in READS
+
+
 def step(stored: Stored, operation: Any, result: StoreValue | None) -> tuple[bool, Stored]:
     """One family of keys: (whether the answer can be, what is stored after it)."""
     match operation:

@@ -34,7 +34,14 @@ from rallypoint.ledger.keys import log_of
 from rallypoint.simulation.ledger_oracles import record_of
 from rallypoint.simulation.linearizability import Call, explained
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
-from rallypoint.simulation.store_history import NOTHING, family, is_free, shown, step
+from rallypoint.simulation.store_history import (
+    NOTHING,
+    changes_nothing,
+    family,
+    is_free,
+    shown,
+    step,
+)
 from rallypoint.wire import messages as wire
 
 STATES_MAX: Final = 200_000
@@ -93,7 +100,7 @@ class StoreIsOne(Oracle):
         for (run_id, token, key), by_call in self._calls.items():
             # A read that nobody has an answer of may have any place, so it has none here.
             calls = [each for each in by_call.values() if not is_free(each)]
-            found = explained(calls, NOTHING, step, states_max=STATES_MAX)
+            found = explained(calls, NOTHING, step, states_max=STATES_MAX, is_read=changes_nothing)
             if found:
                 continue
             told = "; ".join(map(shown, calls))
