@@ -557,6 +557,17 @@ def test_a_host_that_is_not_reached_in_a_round_that_has_ended_may_have_died() ->
 # -- signals -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_users_signal_is_no_notice_of_the_end_of_the_job(number: int) -> None:
+    new = Played().working().take(on.Signalled(number, 900.0))
+    assert new[-1] == do.StopWorkers(25.0, number)
+    assert "because the job ends" not in str(new)
+    # The workers stop to regroup when the signal arrives.
+    played = Played().working()
+    played.take(on.RoundEnded(a_change()))
+    assert do.LengthenStop(25.0) in played.take(on.Signalled(number, 900.0))
+
+
 def test_the_workers_get_the_agents_signal_and_a_second_one_kills_them() -> None:
     played = Played().working()
     departed, told, said, stopped = played.take(on.Signalled(signal.SIGHUP))

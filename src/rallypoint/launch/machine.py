@@ -43,7 +43,7 @@ STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 END_MARGIN_S: Final = 5.0
 """How many seconds before the end of the job the workers have stopped: for the goodbye."""
 NOTICE_S_MAX: Final = 900.0
-"""A signal so long before the end of the job is the notice of that end, and may leave all the time
+"""SIGTERM so long before the end of the job is the notice of that end, and may leave all the time
 until then. An earlier one is a cancellation, after which a launcher does not wait long.
 """
 
@@ -226,7 +226,8 @@ class AgentMachine:
         self._signals.append(number)
         if len(self._signals) > 1:
             return []
-        self._left_s = left_s
+        # A launcher's notice is SIGTERM. Ctrl-C and a lost terminal are of a user, who waits.
+        self._left_s = left_s if number == signal.SIGTERM else None
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
 

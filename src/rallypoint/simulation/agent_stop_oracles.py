@@ -6,6 +6,7 @@ what the agent believes of them.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Final
 
@@ -125,9 +126,9 @@ class StopsAreShort(Oracle):
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
         match event:
-            case on.Signalled(left_s=left_s):
+            case on.Signalled(number=number, left_s=left_s):
                 count = self._signals[here.name] = self._signals.get(here.name, 0) + 1
-                if count == 1 and left_s is not None:
+                if count == 1 and number == signal.SIGTERM and left_s is not None:
                     self._left_s[here.name] = left_s
                 self._leaves[here.name] = None
                 if count > 1 and here.name in self._ends_s:
