@@ -248,6 +248,10 @@ class SimulatedSystem:
 
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See System."""
+        draw = random.Random(f"{self.scene.world.seed}/{self.here.name}/{address}/wall")
+        if draw.random() < WALLED_PORTS:
+            await asyncio.sleep(limit_s)
+            return Unreached(address, f"no answer within {limit_s:g} s")
         has_answered = await runtime.here().refuses(address, limit_s) is not None
         return None if has_answered else Unreached(address, f"no answer within {limit_s:g} s")
 
@@ -357,6 +361,8 @@ class WatchedAgent(Agent):
             self._scene.tell(Oracle.agent_acted, self._here, self._machine, actions)
 
 
+WALLED_PORTS: Final = 0.1
+"""The part of rank 0's ports that a firewall keeps from a node."""
 ENDED_AGENTS: Final = 0.1
 """The part of the agents whose job has a known end."""
 ENDED_AFTER_S: Final = (10.0, 30.0)
