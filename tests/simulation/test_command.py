@@ -19,7 +19,8 @@ from rallypoint.simulation.plan import Plan
 from rallypoint.simulation.seeds import Progress
 
 COUNTS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rallypoint.simulation import __main__ as command, seeds
 seeds.SLICE = 1
 add = seeds.Progress.add
@@ -103,6 +104,9 @@ def test_an_interrupted_run_tells_what_it_has_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(seeds, "SLICE", 1)
+    # Where these tests run in the background, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    of_term = signal.getsignal(signal.SIGTERM)
 
     def play(seed: int) -> tuple[list[str], int]:
         if seed == 2:
@@ -110,10 +114,13 @@ def test_an_interrupted_run_tells_what_it_has_found(
         return (found if seed == 1 else [], 10)
 
     monkeypatch.setattr(seeds, "play", play)
-    assert main(["--seeds", "0:9", "--jobs", "1"]) == code
+    try:
+        assert main(["--seeds", "0:9", "--jobs", "1"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"2 of 9 seeds played, from 0 on: {len(found)} with problems; ")
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is of_term
 
 
 @pytest.mark.processes
