@@ -34,9 +34,10 @@ TEXT_LENGTH_MAX: Final = 4_000
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]
 """A text from outside: a reason or an error message."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=4_096)]
+"""How many workers a node has."""
 NODE_INDEX_MAX: Final = 999_999_999
 NodeIndex = Annotated[int, msgspec.Meta(ge=0, le=NODE_INDEX_MAX)]
-"""How many workers a node has."""
+"""A node's place among the nodes that a scheduler started."""
 ProcessName = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z_-]{1,64}\\Z")]
 """The name of a coordinator process. It is a part of the name of its lease's register."""
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
