@@ -125,6 +125,7 @@ FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.WaitingIs(5, WAITING, ""),
     local.Ended(CHANGE),
     local.RunClosed(CLOSE),
+    local.Departing("preempted"),
 )
 
 
