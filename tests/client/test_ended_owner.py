@@ -52,8 +52,8 @@ class Sight:
         self.elected.attached()
         self.elected.has_closed(a_connection(OWNER), was_attached=True)
 
-    def dials(self, answer: str = "refused", *, term: int = 1) -> bool:
-        """Whether the owner has ended, after this answer at its address."""
+    def dials(self, answer: str = "refused", *, term: int = 1) -> Address | None:
+        """The address by which the owner has ended, after this answer at it."""
         attempts = Attempts(OWNER)
         attempts.answers = {str(OWNER): answer}
         attempts.refusals = [OWNER] if answer == "refused" else []
@@ -63,7 +63,7 @@ class Sight:
 
 def test_an_owner_that_refuses_after_its_side_has_ended_the_connection_has_ended() -> None:
     sight = Sight()
-    assert sight.dials()
+    assert sight.dials() == OWNER
     assert not sight.dials(), "once a term is enough"
 
 

@@ -53,5 +53,9 @@ def test_an_owner_has_ended_if_an_address_refuses_and_none_accepts(
         assert isinstance(written, Swapped)
         owner = EndedOwner("process", written.version)
         assert await has_ended(ledger, owner) is ended
+        for refused, answer in zip(ADDRESSES, answers, strict=True):
+            told = EndedOwner("process", written.version, refused)
+            tells = ADDRESSES.index(refused) not in own or len(own) == len(ADDRESSES)
+            assert await has_ended(ledger, told) is (ended and tells and answer is True)
 
     run_virtual(main())

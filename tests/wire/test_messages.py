@@ -198,9 +198,19 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
 def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-1] == ["process", 7]
+    assert fields[-1] == ["process", 7, None]
     older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
     assert older == msgspec.structs.replace(attach, ended=None)
+
+
+def test_an_ended_owner_without_the_address_that_refused_is_understood():
+    ended = EndedOwner("process", 7, Address("10.0.0.1", 29400))
+    fields = msgspec.msgpack.decode(
+        wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN, ended=ended))
+    )
+    assert fields[-1].pop() == ["10.0.0.1", 29400]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields))
+    assert older == wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
 
 
 def test_a_node_of_a_release_without_indexes_is_understood_and_understands():

@@ -19,7 +19,7 @@ import msgspec
 from rallypoint import runtime
 from rallypoint.core import election as e
 from rallypoint.core.reasons import ledger_unreachable
-from rallypoint.core.values import Stamp
+from rallypoint.core.values import Address, Stamp
 from rallypoint.errors import (
     LedgerAccessError,
     LedgerCorruptError,
@@ -135,9 +135,9 @@ class Search:
         self._discovery.search_again(_now_s(), runtime.here().chance.random())
         return self._discovery.is_candidate_beside_owner(_now_s(), runtime.here().chance.random())
 
-    def owner_ended(self) -> bool:
+    def owner_ended(self, refused: Address) -> bool:
         """The owner that was found last has ended: see `Discovery.owner_ended`."""
-        return self._discovery.owner_ended(_now_s(), runtime.here().chance.random())
+        return self._discovery.owner_ended(_now_s(), runtime.here().chance.random(), refused)
 
     async def next(self, ends_s: float, *, is_new: bool = False) -> Finding | None:
         """The next finding; None if there is none by `ends_s`, or if the ledger was replaced.

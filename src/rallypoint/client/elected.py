@@ -224,7 +224,8 @@ class ElectedCoordinator:
         connection = await self._dial_owner(finding.lease, attempts)
         if connection is not None:
             return connection
-        if await self._has_seen_end(finding, attempts) and search.owner_ended():
+        refused = await self._has_seen_end(finding, attempts)
+        if refused is not None and search.owner_ended(refused):
             return None
         if search.again() and self._own.hosted is None:
             await self._own.become_candidate(search.ledger, attempts, None)
@@ -236,24 +237,22 @@ class ElectedCoordinator:
         self.was_messenger = True
         return await self._dial_replicas(attempts, finding.lease.process)
 
-    async def _has_seen_end(self, owner: AttachTo, attempts: Attempts) -> bool:
-        """Whether the owner's process has ended, as far as this node can see: see EndedOwner.
+    async def _has_seen_end(self, owner: AttachTo, attempts: Attempts) -> Address | None:
+        """The address by which this node sees that the owner's process has ended: see EndedOwner.
 
         Its side has ended the connection, and now the same address refuses a new one. It may do so
         only at a later dial: a process that is being killed has its port for a moment more.
         """
         lost = self._lost
         if lost is None:
-            return False
+            return None
         if owner.stamp.term != self._run.term:
             self._lost = None  # It was another owner's.
-            return False
-        if lost.address not in attempts.refusals:
-            return False
-        has_ended = await _tells(owner.lease, lost.target)
-        if has_ended:
-            self._lost = None  # Once a term is enough.
-        return has_ended
+            return None
+        if lost.address not in attempts.refusals or not await _tells(owner.lease, lost.target):
+            return None
+        self._lost = None  # Once a term is enough.
+        return lost.target
 
     async def _dial_owner(self, owner: Lease, attempts: Attempts) -> Connection | None:
         if self._own.is_of(owner):

@@ -40,7 +40,7 @@ MISTAKE_TRIES: Final = 3_000
 
 
 async def has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
-    """Whether the lease is as the node has read it, and the process's addresses refuse connections.
+    """Whether the lease is as the node has read it, and the address that refused it refuses again.
 
     False if that cannot be found out: the lease cannot be read, or no thread is left for a look-up.
     """
@@ -79,8 +79,11 @@ async def _has_ended(ledger: Ledger, owner: EndedOwner) -> bool:
     asked = telling(lease.addresses, own)
     answers = await asyncio.gather(*map(_refuses, asked))
     # An address that is silent tells nothing: it may be in a network that is not reached from here.
-    # One that accepts is that of a process that is alive.
-    return True in answers and False not in answers
+    # One that accepts is that of a process that is alive. Not every address of a lease is the
+    # process's alone, such as that of a bridge of guests: so the one that refused the node counts.
+    refusing = [each for each, refuses in zip(asked, answers, strict=True) if refuses]
+    is_confirmed = owner.refused in refusing if owner.refused is not None else bool(refusing)
+    return is_confirmed and False not in answers
 
 
 async def _refuses(address: Address) -> bool | None:

@@ -496,11 +496,17 @@ class EndedOwner(FrozenStruct, frozen=True):
 
     The node's connection to it has ended, and the address of that connection refuses a new one.
     `version`: of the coordinator's lease, as the node read it just before. A lease that was renewed
-    since is that of a process that is alive.
+    since is that of a process that is alive. `refused`: that address; None from a node of an older
+    release, which does not tell it.
     """
 
     process: ProcessName
     version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    refused: Address | None = None
+
+    def is_of(self, process: str, version: int) -> bool:
+        """Whether this is about this version of the process's lease."""
+        return (self.process, self.version) == (process, version)
 
 
 class Stamp(FrozenStruct, frozen=True):

@@ -147,10 +147,11 @@ class Discovery:
         self._open = None
         self._rest(now_s, jitter)
 
-    def owner_ended(self, now_s: float, jitter: float) -> bool:
+    def owner_ended(self, now_s: float, jitter: float, refused: Address | None = None) -> bool:
         """The owner that was found last has ended, as far as this node has seen: see EndedOwner.
 
         Look again at once, and become a candidate soon if its lease has not been renewed since.
+        `refused`: its address that refused this node.
         Returns False, and does nothing, if an owner of this term was contested before.
         """
         register, seen = self._register, self._still.last
@@ -159,7 +160,7 @@ class Discovery:
         if register.term <= self._contested_term:
             return False
         self._contested_term = register.term
-        self._ended = EndedOwner(seen.process, seen.version)
+        self._ended = EndedOwner(seen.process, seen.version, refused)
         self._candidate_s = None
         if self._nobody(now_s, jitter, seen):
             self._look_again_s = now_s
@@ -238,7 +239,7 @@ class Discovery:
         # R7: a dead owner is succeeded.
         if now_s >= self._lease_ends_s:
             return self._nobody(now_s, jitter, seen)
-        if self._ended == EndedOwner(seen.process, seen.version):
+        if self._ended is not None and self._ended.is_of(seen.process, seen.version):
             return self._nobody(now_s, jitter, seen, self._ended)
         self._ended = self._candidate_s = self._look_again_s = None
         return [AttachTo(lease, self._register.stamp)]

@@ -327,7 +327,7 @@ class Claim:
     def _may_contest(self, lease: Lease, version: int) -> bool:
         """Whether this version of the lease may be revoked early: once in a term."""
         # R5: not a lease that was renewed since.
-        is_ended = self._ended == EndedOwner(lease.process, version)
+        is_ended = self._ended is not None and self._ended.is_of(lease.process, version)
         return is_ended and self.register is not None and self.register.term > self._contested_term
 
     def _record_end(self, lease: Lease) -> None:
