@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ def is_open(pair: tuple[socket.socket, socket.socket]) -> bool:
 
 
 def text(server: socket.socket) -> str:
-    host, port = server.getsockname()
+    host, port = server.getsockname()[:2]
     return f"{host}:{port}"
 
 
@@ -68,6 +69,22 @@ def test_only_connections_at_ports_of_the_library_are_shut_down(stack: ExitStack
     assert [is_open(each) for each in (earlier, foreign)] == [True, True]
     assert idle.fileno() >= 0
     assert is_open(connected(stack, own)), "a listening socket was shut down"
+
+
+def test_a_default_timeout_of_the_program_changes_no_socket(stack: ExitStack) -> None:
+    """A library's blocking calls would fail with "Resource temporarily unavailable"."""
+    server = listening(stack)
+    pair = connected(stack, server)
+    for each in pair:
+        each.settimeout(None)
+    stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+    socket.setdefaulttimeout(30)
+    sockets = PeerSockets()
+    own = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
+    own.setblocking(True)
+    assert sockets.listening() == [text(own)]
+    sockets.shut_down()
+    assert all(os.get_blocking(each.fileno()) for each in (own, *pair))
 
 
 def test_each_worker_learns_the_ports_of_all(stack: ExitStack) -> None:

@@ -2,7 +2,9 @@
 
 A collective waits for a frozen peer for as long as the library's own timeout, and gloo has no call
 that ends it earlier. It ends with an error as soon as its connections are shut down. They belong to
-the library, so this file only asks the kernel about descriptors, and never closes one of them.
+the library, so this file only asks the kernel about descriptors, and never closes one of them. It
+asks by the C library: if the program has set a default timeout (socket.setdefaulttimeout), one of
+Python's socket objects would make the connection non-blocking, for the library too.
 
 What must not be here: knowledge of torch or JAX.
 """
@@ -10,10 +12,13 @@ What must not be here: knowledge of torch or JAX.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +29,9 @@ from rallypoint.core.values import Change
 
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 """Only Linux has it. Elsewhere nothing is found, so nothing is shut down."""
-_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+_ADDRESS_BYTES: Final = {socket.AF_INET: slice(4, 8), socket.AF_INET6: slice(8, 24)}
+"""Where sockaddr_in and sockaddr_in6 have the address. Source: Linux, ip(7) and ipv6(7)."""
+_ADDRESS_BYTES_MAX: Final = 128
 
 
 class KeyValues(Protocol):
@@ -60,9 +67,9 @@ class PeerSockets:
     def listening(self) -> list[str]:
         """Where this process listens since this object was made, as `host:port`."""
         return [
-            _text(sock.getsockname())
-            for inode, sock in _sockets()
-            if inode not in self._before and _listens(sock)
+            _own_end(number)
+            for inode, number in _sockets()
+            if inode not in self._before and _listens(number)
         ]
 
     def learn(self, ports: Iterable[str]) -> None:
@@ -75,11 +82,9 @@ class PeerSockets:
         Returns how many they were.
         """
         count = 0
-        for inode, sock in _sockets():
-            if inode not in self._before and not self._ports.isdisjoint(_ends(sock)):
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-                    count += 1
+        for inode, number in _sockets():
+            if inode not in self._before and not self._ports.isdisjoint(_ends(number)):
+                count += _kernel().shutdown(number, int(socket.SHUT_RDWR)) == 0
         return count
 
 
@@ -105,11 +110,11 @@ def freed(world: World, unwind_s: float, free: Callable[[], object]) -> Iterator
         has_ended.set()
 
 
-def _sockets() -> Iterator[tuple[int, socket.socket]]:
-    """(inode, socket) of each Internet socket of this process.
+def _sockets() -> Iterator[tuple[int, int]]:
+    """(inode, descriptor) of each Internet socket of this process.
 
-    The socket is a copy of the descriptor, and closed after its turn. So the library may close its
-    own meanwhile, and a descriptor with the same number does not take its place.
+    The descriptor is a copy, and closed after its turn. So the library may close its own meanwhile,
+    and a descriptor with the same number does not take its place.
     """
     try:
         numbers = [int(each.name) for each in _DESCRIPTORS.iterdir()]
@@ -123,26 +128,42 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
         except OSError:  # closed meanwhile
             continue
         try:
-            sock = socket.socket(fileno=copy)
-        except OSError:
+            if _own_end(copy):
+                yield os.fstat(copy).st_ino, copy
+        finally:
             os.close(copy)
-            continue
-        with sock:
-            if sock.family in _INTERNET:
-                yield os.fstat(copy).st_ino, sock
 
 
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+@functools.cache
+def _kernel() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
-def _ends(sock: socket.socket) -> set[str]:
+def _listens(number: int) -> bool:
+    value, size = ctypes.c_int(0), ctypes.c_uint32(ctypes.sizeof(ctypes.c_int))
+    option = (int(socket.SOL_SOCKET), int(socket.SO_ACCEPTCONN))
+    _kernel().getsockopt(number, *option, ctypes.byref(value), ctypes.byref(size))
+    return bool(value.value)
+
+
+def _ends(number: int) -> set[str]:
     """Both addresses of a connection; empty if it is not connected, as one that listens."""
-    try:
-        return {_text(sock.getsockname()), _text(sock.getpeername())}
-    except OSError:
-        return set()
+    peer = _address(_kernel().getpeername, number)
+    return {_own_end(number), peer} if peer else set()
 
 
-def _text(address: tuple[str, int]) -> str:
-    return f"{address[0]}:{address[1]}"
+def _own_end(number: int) -> str:
+    return _address(_kernel().getsockname, number)
+
+
+def _address(asked: Callable[..., int], number: int) -> str:
+    """`host:port` of one end; "" without one, and for a socket that is not of the Internet."""
+    found = ctypes.create_string_buffer(_ADDRESS_BYTES_MAX)
+    size = ctypes.c_uint32(_ADDRESS_BYTES_MAX)
+    if asked(number, found, ctypes.byref(size)) != 0:
+        return ""
+    (family,), (port,) = struct.unpack_from("=H", found), struct.unpack_from("!H", found, 2)
+    if family not in _ADDRESS_BYTES:
+        return ""
+    host = socket.inet_ntop(family, found.raw[_ADDRESS_BYTES[family]])
+    return f"{host}:{port}"
