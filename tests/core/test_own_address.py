@@ -72,10 +72,22 @@ def test_all_addresses_are_given_the_best_first() -> None:
         "10.0.0.5 (eth0)",
         "192.168.7.5 (eth1)",
         "2001:db8:1::5 (eth0)",
-        "172.17.0.1 (docker0)",
     ]
     many = [Interface(f"eth{number}", f"10.0.{number}.1") for number in range(100)]
     assert len(own_addresses([], many)) == ADDRESSES_MAX
+
+
+def test_the_address_of_a_bridge_of_guests_is_given_only_if_there_is_a_reason() -> None:
+    """Each machine may have the same one, so another machine may answer at it."""
+    has = [*LO, DOCKER, ETH0]
+    for sources, wanted, told in (
+        ([], "", ["10.0.0.5 (eth0)"]),
+        (["10.0.0.5"], "", ["10.0.0.5 (eth0)"]),
+        (["172.17.0.1"], "", ["172.17.0.1 (docker0)", "10.0.0.5 (eth0)"]),
+        (["10.0.0.5"], "docker0", ["172.17.0.1 (docker0)"]),
+    ):
+        assert list(map(str, own_addresses(sources, has, wanted))) == told
+    assert list(map(str, own_addresses([], [*LO, DOCKER, LINK]))) == ["172.17.0.1 (docker0)"]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def own_addresses(
     There are at most ADDRESSES_MAX. `wanted`: an interface or a network, to which they then belong.
     `sources`: the addresses from which packets would leave, towards peers first, then towards the
     network at large; without zones. Where no route leads anywhere, the address of an interface that
-    is up. An address that means something else on each link is given only if there is no other.
+    is up. An address that means something else on each link, or that each machine may have for its
+    guests, is given only if there is no other. The latter also if `wanted`, or if it is a source.
     """
     up = [each for each in interfaces if each.is_up]
     if wanted:
@@ -125,9 +126,10 @@ def own_addresses(
     )
     usable = [each for each in (*routed, *rest) if _is_for_others(each.address)]
     global_ones = [each for each in usable if not _is_link_local(each.address)]
-    own = [
-        OwnAddress(with_zone(each.address, each.name), each.name) for each in global_ones or usable
-    ]
+    found = global_ones or usable
+    unique = [each for each in found if each in routed or not _VIRTUAL.match(each.name)]
+    given = found if wanted or not unique else unique
+    own = [OwnAddress(with_zone(each.address, each.name), each.name) for each in given]
     return tuple(dict.fromkeys(own))[:ADDRESSES_MAX]
 
 
