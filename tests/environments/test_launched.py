@@ -80,7 +80,7 @@ def test_a_problem_is_raised_only_where_the_value_is_needed() -> None:
             {"run_id": "r"},
             "endpoint nnodes expected_nodes host_coordinator rank_policy node_index node_name",
         ),
-        ({"endpoint": "h", "run_id": "r"}, "nnodes rank_policy node_index node_name"),
+        ({"endpoint": "h", "run_id": "r"}, "nnodes node_index"),
         ({"max_nodes": 1}, ""),
         ({"nnodes": "1"}, ""),
         (
@@ -100,6 +100,19 @@ def test_what_the_user_says_replaces_what_belongs_to_it(given: dict[str, Any], h
     if not {"min_nodes", "max_nodes"} & set(given):
         variables = {f"RALLYPOINT_{name.upper()}": text for name, text in given.items()}
         assert settings.launched(slurm_task(1) | variables).values == found.values
+
+
+def test_nodes_from_elsewhere_can_join_a_users_own_run() -> None:
+    """One that is started by hand, and a second step on the same host."""
+    own: dict[str, Any] = {"endpoint": "h:1", "run_id": "r"}
+    found = settings.launched(slurm_task(1), **own)
+    run = settings.run_settings(environ=slurm_task(1), found=found)
+    by_hand = settings.run_settings(environ={}, nnodes="4")
+    assert run.rank_policy == by_hand.rank_policy
+    assert settings.node_settings(environ=slurm_task(1), **own).node_name is None
+    # Pods are told no run id, so that one that is given is that of all of them.
+    pods = settings.launched(pod(1), **own)
+    assert {"rank_policy", "node_name"} <= set(pods.values)
 
 
 def test_an_id_that_holds_for_one_endpoint_is_not_used_for_another() -> None:

@@ -27,6 +27,9 @@ _OF_SEVERAL: Final = (
 )
 """Values that are about this node and the others."""
 
+_AGREED_AMONG_ITS_NODES: Final = frozenset({"rank_policy", "node_name"})
+"""Nodes from elsewhere have another policy, and other steps on a host have the same name there."""
+
 
 def launched(environ: Environ | None = None, *, is_node: bool = False, **given: Any) -> Found:
     """What the launcher of this process says, without what the user's own settings replace.
@@ -52,6 +55,9 @@ def launched(environ: Environ | None = None, *, is_node: bool = False, **given: 
             left_out.add("run_id")
         if "run_id" in mine:
             left_out.add("expected_nodes")
+            # A launcher that cannot tell the run's id, such as Kubernetes, has no run of its own.
+            if "run_id" not in found.problems:
+                left_out |= _AGREED_AMONG_ITS_NODES
     return found.without(mine | left_out)
 
 
