@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint import environments
+from rallypoint import environments, settings
 from rallypoint.environments import Found
 
 from .recorded import MPI_KEY, mpi_in_slurm, mpi_process, pod, pod_hosts, slurm_job, slurm_task
@@ -191,6 +191,15 @@ def test_a_requeued_job_and_another_step_are_other_runs() -> None:
         for more in ({}, {"restarts": 1}, {"restarts": 2}, {"step": 1})
     ]
     assert ids == ["slurm-2.0", "slurm-2.0-r1", "slurm-2.0-r2", "slurm-2.1"]
+
+
+def test_jobs_of_two_clusters_with_one_ledger_are_two_runs() -> None:
+    cluster = {"SLURM_CLUSTER_NAME": "a b"}
+    found = detect(slurm_task(0, restarts=1) | cluster)
+    assert texts(found)["run_id"] == "slurm-2.0-r1@a-b"
+    assert found.values["run_id"].origin.endswith(", SLURM_CLUSTER_NAME")
+    assert texts(detect(mpi_in_slurm(1) | cluster))["run_id"].startswith("mpi-slurm-2@a-b-")
+    assert settings.resolve("run_id", None, slurm_task(0) | cluster).value == "slurm-2.0@a-b"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ Files = Callable[[str], str | None]
 """Reads a small text file of this machine; None if it cannot be read."""
 
 _TEXT_SHOWN: Final = 120
+_ID_PART_LENGTH_MAX: Final = 100
 NUMBER_MAX: Final = 10_000_000
 
 
@@ -92,6 +94,10 @@ class Variables:
     def text(self, name: str) -> str:
         """The variable's text without space at its ends; "" if it is not set."""
         return self._environ.get(name, "").strip()
+
+    def id_part(self, name: str) -> str:
+        """The variable's text as a part of a run id: only with characters that one may have."""
+        return re.sub(r"[^A-Za-z0-9_.@-]", "-", self.text(name))[:_ID_PART_LENGTH_MAX]
 
     def number(self, name: str, *, most: int = NUMBER_MAX) -> int | None:
         """A whole number from 0 to `most`; None if the variable is not set."""

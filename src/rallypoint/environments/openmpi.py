@@ -9,7 +9,6 @@ Sources: Open MPI 4's orterun(1), "environment variables"; orte/util/regex for t
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Final
 
 from rallypoint.environments import node_list, slurm
@@ -88,7 +87,7 @@ def _run_id(variables: Variables) -> dict[str, Value]:
         return {}
     # A namespace is a number of 16 bits on each machine, so that it may come again. The key is
     # drawn for each call of mpirun; it is a secret of MPI, so only a hash of it is used.
-    parts, names = [re.sub(r"[^A-Za-z0-9_.@-]", "-", variables.text(name))[:100]], [name]
+    parts, names = [variables.id_part(name)], [name]
     if variables.text(KEY):
         names.append(KEY)
         parts.append(_hash(variables.text(KEY)))

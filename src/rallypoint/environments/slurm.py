@@ -56,6 +56,10 @@ def run_id(variables: Variables, *, has_step: bool = True) -> Value:
     if restarts:
         names.append("SLURM_RESTART_COUNT")
         text += f"-r{restarts}"
+    if variables.text("SLURM_CLUSTER_NAME"):
+        # Each cluster counts its jobs by itself, and several may share a ledger.
+        names.append("SLURM_CLUSTER_NAME")
+        text += f"@{variables.id_part('SLURM_CLUSTER_NAME')}"
     return variables.value(text, *names)
 
 
