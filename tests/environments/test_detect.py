@@ -160,7 +160,7 @@ def test_a_task_of_slurm_knows_its_run() -> None:
         "nnodes": "4",
         "expected_nodes": "4",
         "run_id": "slurm-2.0",
-        "endpoint": "n1,10.77.0.1,n2,n3,n4",
+        "endpoint": "n1,n2,n3,n4,10.77.0.1",
         "node_name": "n2",
         "node_index": "1",
         "rank_policy": "index",
@@ -181,7 +181,7 @@ def test_all_tasks_agree_on_the_run() -> None:
 
 
 def test_two_tasks_are_a_run_of_two() -> None:
-    assert texts(detect(slurm_task(1, nodes=2)))["endpoint"] == "n1,10.77.0.1,n2"
+    assert texts(detect(slurm_task(1, nodes=2)))["endpoint"] == "n1,n2,10.77.0.1"
     assert texts(detect(mpi_process(1, size=2)))["endpoint"].endswith(",n1,n2")
 
 

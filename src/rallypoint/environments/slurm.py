@@ -64,16 +64,17 @@ def run_id(variables: Variables, *, has_step: bool = True) -> Value:
 
 
 def places(variables: Variables, list_name: str) -> list[Place]:
-    """Where task 0 may be, the likeliest first: the first node, where srun is, all others.
+    """Where task 0 may be, the likeliest first: the first node, all others, where srun is.
+
+    srun may be on a login node, where other coordinators may be.
 
     Raises BadVariablesError for a list of nodes that cannot be read.
     """
     nodes = hosts_of(variables, list_name)
     launchers = ("SLURM_LAUNCH_NODE_IPADDR", "SLURM_SRUN_COMM_HOST")
     return [
-        *(Place(each, list_name) for each in nodes[:1]),
+        *(Place(each, list_name) for each in nodes),
         *(Place(variables.text(each), each) for each in launchers if variables.text(each)),
-        *(Place(each, list_name) for each in nodes[1:]),
     ]
 
 
