@@ -17,7 +17,7 @@ from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import NodeSettings, parse_endpoint
-from tests.loops import BOOTSTRAP, node, opened, run_clean, until
+from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port, free_ports
 
 from .test_dialing import greet, listening
@@ -60,6 +60,18 @@ def test_a_node_passes_a_stranger_another_run_and_another_token() -> None:
             no = {"host_coordinator": "no", "token": TOKENS[0]}
             async with opened(endpoint, TWO, "job-42", **no) as found:
                 assert found.is_connected
+                assert found._connector.connection is not None
+                assert found._connector.connection.target.port == ours
+
+    run_clean(main)
+
+
+def test_a_node_with_a_token_passes_a_coordinator_that_admits_everybody() -> None:
+    async def main() -> None:
+        ours = free_port()
+        async with served() as (_, everybody), carried("job-42", ours, TOKENS[0]):
+            no = {"host_coordinator": "no", "token": TOKENS[0]}
+            async with opened(at(everybody, ours), TWO, "job-42", **no) as found:
                 assert found._connector.connection is not None
                 assert found._connector.connection.target.port == ours
 

@@ -101,13 +101,18 @@ class Credentials:
             attempts=error.attempts,
         )
 
+    def is_open(self, connection: Connection) -> bool:
+        """Whether the coordinator admits everybody, although it should need this node's token."""
+        origin, host = self.keys.known.origin, connection.address.host
+        is_wanted = origin == tokens.Origin.GIVEN or not is_loopback(host)
+        return connection.asks_no_token and bool(self.keys.token) and is_wanted
+
     def warn_if_open(self, connection: Connection) -> None:
         """Log once that a coordinator admits everybody, although this node has a token."""
-        known = self.keys.known
-        is_wanted = known.origin == tokens.Origin.GIVEN or not is_loopback(connection.address.host)
-        if not (connection.asks_no_token and self.keys.token and is_wanted) or self._has_warned:
+        if not self.is_open(connection) or self._has_warned:
             return
         self._has_warned = True
+        known = self.keys.known
         _log.warning(
             "the coordinator at %s asks for no token: anyone who reaches it can join run %r and "
             "end it (this node's token is from %s)",

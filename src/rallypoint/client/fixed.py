@@ -232,6 +232,11 @@ class FixedCoordinator:
         """Dial one address of the endpoint, as `target`, and note its answer."""
         tried = Attempts(target)
         connection = await self._credentials.dial(target, tried, limit_s, Patience.ANY)
+        if connection is not None and self._credentials.is_open(connection):
+            # Another coordinator, such as a `rallypoint serve`, may admit any run.
+            connection.abort("it asks for no token")
+            self._note_taken(walk, place, "it asks for no token, and this node has one")
+            return None
         if connection is not None:
             connection.target = place
             return connection
