@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import subprocess
 import sys
@@ -74,6 +75,33 @@ def test_a_node_with_a_token_passes_a_coordinator_that_admits_everybody() -> Non
             async with opened(at(everybody, ours), TWO, "job-42", **no) as found:
                 assert found._connector.connection is not None
                 assert found._connector.connection.target.port == ours
+
+    run_clean(main)
+
+
+def test_a_coordinator_of_a_stranger_does_not_get_the_token(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent.append(await reader.readuntil(b"\r\n\r\n"))
+        body = b'{"error": "no token", "fingerprint": "0123456789ab"}'
+        head = f"HTTP/1.1 401 Unauthorized\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        writer.close()
+
+    async def main() -> None:
+        ours = free_port()
+        async with listening(refuse) as stranger, carried("job-42", ours, TOKENS[0]):
+            no = {"host_coordinator": "no", "token": TOKENS[0]}
+            async with opened(at(stranger, ours), TWO, "job-42", **no) as found:
+                assert found._connector.connection is not None
+                assert found._connector.connection.target.port == ours
+        assert sent
+        assert not any(TOKENS[0].encode() in each for each in sent)
+        said = [each for each in caplog.records if each.levelno >= logging.WARNING]
+        assert not any("was refused" in each.getMessage() for each in said)
 
     run_clean(main)
 

@@ -72,6 +72,24 @@ class Credentials:
             raise self.keys.explained(refused) from None
         return connection
 
+    async def dial_one_of_several(
+        self, target: Address, attempts: Attempts, limit_s: float
+    ) -> Connection | None:
+        """Dial an address where the coordinator of a stranger may be, which must not get the token.
+
+        It is sent only if the coordinator refuses a request without one and names its fingerprint.
+        (A token that can be guessed has none.)
+        """
+        if self.keys.token:
+            connection = await dial(target, "", attempts, limit_s, Patience.ANY)
+            refused = attempts.refused
+            if connection is not None or refused is None:
+                return connection
+            if refused.fingerprint != tokens.fingerprint(self.keys.token):
+                attempts.answers = {str(target): "it needs another token than this node's"}
+                return None
+        return await self.dial(target, attempts, limit_s, Patience.ANY)
+
     async def _takes_home(self, refused: errors.TokenError) -> bool:
         if not self.keys.needs_look:
             return False

@@ -231,7 +231,7 @@ class FixedCoordinator:
     ) -> Connection | None:
         """Dial one address of the endpoint, as `target`, and note its answer."""
         tried = Attempts(target)
-        connection = await self._credentials.dial(target, tried, limit_s, Patience.ANY)
+        connection = await self._credentials.dial_one_of_several(target, tried, limit_s)
         if connection is not None and self._credentials.is_open(connection):
             # Another coordinator, such as a `rallypoint serve`, may admit any run.
             connection.abort("it asks for no token")

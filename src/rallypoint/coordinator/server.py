@@ -232,7 +232,10 @@ class CoordinatorServer:
         if request.path == http_api.HEALTH_PATH:
             response = await handler(request)
         else:
-            login_refused(request.remote, http_api.why_unauthorized(request))
+            # A node with several addresses to dial asks without a token first.
+            is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
+            why = http_api.why_unauthorized(request)
+            login_refused(request.remote, why, logging.INFO if is_asking else logging.WARNING)
             response = http_api.unauthorized(request, self.tokens.first)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)

@@ -44,7 +44,8 @@ HTTP_LOG: Final = _http_logger()
 """The logger for aiohttp in a coordinator."""
 
 
-def login_refused(peer: str | None, why: str) -> None:
+def login_refused(peer: str | None, why: str, level: int) -> None:
     """Log a request without an accepted token. `peer`: its address, if it is known."""
     where = plain(peer) if peer else "a local peer"
-    _log.warning("a request from %s was refused: %s", where, why, extra=logs.limit(LINES_AT_ONCE))
+    limit = logs.limit(LINES_AT_ONCE)
+    _log.log(level, "a request from %s was refused: %s", where, why, extra=limit)
