@@ -270,7 +270,10 @@ PROTOCOL_FAULTS = (
     _fault(1, "late-append-suspends", "R7", _gap_is_theft),
     _fault(2, "committed-ignored", "R6", _forget_committed),
     _fault(3, "done-not-durable", "R8", _no_mark_of_done),
-    _fault(4, "answers-without-lease", "R10", _answers_always),
+    _fault(
+        *(4, "answers-without-lease", "R10", _answers_always),
+        tests=("tests/coordinator/test_stale_lease.py",),
+    ),
     _fault(4, "hostages", "R7", _stay_with_it),
     _fault(5, "candidates-by-rank", "R7", _by_rank),
     _fault(
