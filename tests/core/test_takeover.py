@@ -200,6 +200,7 @@ class TestTheAttachGraceIsOver:
         driver.lose_ledger()
         driver.advance(60.0)
         driver.restore_ledger()
+        assert not driver.checked.membership._takeover.is_grace_on
         driver.attach(*names[4:9])
         driver.advance(0.9)
         assert lost(driver) == []

@@ -463,8 +463,7 @@ class AgentMachine:
     def _notice(self) -> tuple[float, do.Say]:
         """How many seconds the workers have after the first signal, and the line about it."""
         number, grace_s, left_s = self._signals[0], self._rules.stop_timeout_s, self._left_s
-        # R9 compares no clocks, and this end is one of another clock: a wrong one makes the time
-        # longer than it should be, and never shorter.
+        # Another host's clock has told this end. A wrong one makes the time longer, never shorter.
         if left_s is None or not grace_s + END_MARGIN_S < left_s <= NOTICE_S_MAX:
             left_s = None
         else:
