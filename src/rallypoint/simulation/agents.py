@@ -204,6 +204,8 @@ class SimulatedSystem:
             self.scene.say(self.here.name, f"its job ends in {notice_s:.1f} s")
             self.signal(signal.SIGTERM)
             self.scene.world.after(notice_s, self.process.kill)
+            # The job is submitted again.
+            self.scene.start_again(self.here.index, notice_s + STARTS_AGAIN_S)
 
     def _agent_ended(self) -> None:
         """The guard, or the parent-death signal, ends the workers of a dead agent."""

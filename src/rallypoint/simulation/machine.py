@@ -306,6 +306,7 @@ class SimulatedFront:
         self._host = host
         self._network = network
         self._listener: Listener | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.has_ended = False
 
     def listen(self, port: int) -> None:
@@ -332,9 +333,16 @@ class SimulatedFront:
         end.on_end = ended
 
     async def aclose(self) -> None:
-        """See Front: as CoordinatorServer does."""
-        if self.has_ended:
-            return
+        """See Front: as CoordinatorServer does. If cancelled, it still waits for the end."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._close())
+        try:
+            await asyncio.shield(self._ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([self._ending])
+            raise
+
+    async def _close(self) -> None:
         self.has_ended = True
         self.driver.stop_ticking()
         await self.driver.ownership.before_close()
