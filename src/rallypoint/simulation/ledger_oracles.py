@@ -384,6 +384,8 @@ class FailoversAreCheap(Oracle):
     REQUESTS: Final = 60
     """What a takeover may cost: so many requests, and some for each node and each second."""
     PER_NODE_S: Final = 15
+    PER_RECORD: Final = 4
+    """The log of the round is read, by more than one owner if the first one dies."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -392,6 +394,15 @@ class FailoversAreCheap(Oracle):
         self._terms: dict[str, int] = {}
         self._lost: tuple[float, int] | None = None
         """Since when no process owns a run, and how many requests there were until then."""
+        self._records: dict[str, int] = {}
+        """How many records each log has."""
+
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """See Oracle."""
+        if value is None:
+            self._records.pop(log, None)
+        else:
+            self._records[log] = self._records.get(log, 0) + 1
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
@@ -432,7 +443,8 @@ class FailoversAreCheap(Oracle):
         lasted_s, count = self.scene.world.now_s - since_s, self.scene.ledger.requests() - before
         per_node = self.PER_NODE_S * (1 + lasted_s)
         places = self.scene.plan.nodes + self.scene.plan.replicas
-        if count > self.REQUESTS + per_node * places:
+        read = self.PER_RECORD * sum(self._records.values())
+        if count > self.REQUESTS + per_node * places + read:
             what = f"a takeover after {lasted_s:.1f} s cost {count} requests of {places} processes"
             self.scene.broke("budget", what)
 

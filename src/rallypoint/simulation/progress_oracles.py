@@ -162,8 +162,9 @@ class SilentAreSuspect(Oracle):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._runs: dict[HostedRun, tuple[SimulatedFront, _Acting]] = {}
-        self._silent: dict[tuple[HostedRun, str], float] = {}
-        """By run and process: how long its coordinator had acted when the process fell silent."""
+        self._silent: dict[tuple[HostedRun, str, float], float] = {}
+        """By run, process and its own time: how long its coordinator had acted when the process
+        fell silent. One that went on for a moment, between two looks, has another time."""
 
     def hosts(self, front: SimulatedFront, run: HostedRun) -> None:
         """See Oracle."""
@@ -179,8 +180,8 @@ class SilentAreSuspect(Oracle):
                 continue
             acting.look(run)
             for each in silent:
-                since_s = before.get((run, each.name), acting.acted_s)
-                self._silent[run, each.name] = since_s
+                key = run, each.name, each.process.awake_s()
+                since_s = self._silent[key] = before.get(key, acting.acted_s)
                 self._judge(front, run, each, acting.acted_s - since_s)
 
     def _judge(
