@@ -211,12 +211,23 @@ class LedgerIsSpared(Oracle):
     AT_ONCE: Final = 200
     PER_S: Final = 15.0
     """For each place. The most that a sound job has made is 7."""
+    PER_RECORD: Final = 2
+    """For each record of a log: it is written, and may be read."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._records = 0
+
+    def logged(self, log: str, index: int, value: bytes | None) -> None:
+        """See Oracle."""
+        self._records += value is not None
 
     def at_end(self) -> None:
         """See Oracle."""
         scene = self.scene
         places = len({each.index for each in scene.nodes})
         most = self.AT_ONCE + self.PER_S * places * scene.world.now_s
+        most += self.PER_RECORD * self._records
         if scene.ledger.requests() > most:
             what = f"{scene.ledger.requests()} requests in {scene.world.now_s:.0f} s"
             scene.broke("budget", f"{what} of {places} places, at most {most:.0f}")

@@ -180,6 +180,9 @@ class SilentAreSuspect(Oracle):
                 continue
             acting.look(run)
             for each in silent:
+                node = each.node_id
+                if node is None or run.membership.roster.living(node) is None:
+                    continue  # It may wait for its name, and is watched once it has it.
                 key = run, each.name, each.process.awake_s()
                 since_s = self._silent[key] = before.get(key, acting.acted_s)
                 self._judge(front, run, each, acting.acted_s - since_s)
