@@ -276,10 +276,7 @@ PROTOCOL_FAULTS = (
     ),
     _fault(4, "hostages", "R7", _stay_with_it),
     _fault(5, "candidates-by-rank", "R7", _by_rank),
-    _fault(
-        *(6, "status-is-final", "R7", _status_is_final),
-        tests=("tests/client/test_dialing.py", "tests/client/test_strange_answers.py"),
-    ),
+    _fault(6, "status-is-final", "R7", _status_is_final),
     _fault(7, "never-resumes", "R7", _stays_suspended),
     _fault(7, "table-in-one-piece", "budget", _one_piece, tests=("tests/core/test_tables.py",)),
     _fault(8, "tokens-go-back", "R13", _no_floor),
@@ -297,7 +294,7 @@ PROTOCOL_FAULTS = (
     _fault(16, "logs-leak", "budget", _leave_logs),
     _fault(16, "standby-not-told", "R7", _tell_no_standby),
     _fault(16, "store-emptied", "R10", _empty_store),
-    _fault(16, "same-name", "R8", _no_mark, tests=("tests/client/test_identity.py",)),
+    _fault(16, "same-name", "R7", _no_mark),
     _fault(16, "run-id-too-long", "R7", _no_cut, tests=("tests/ledger/test_keys.py",)),
     _fault(
         *(16, "newer-fields-lost", "R1", _newer_fields_lost),
