@@ -270,7 +270,7 @@ def test_the_launcher_gives_what_is_not_given(script: str) -> None:
     config = _config(script, slurm_task(1))
     assert (config.run.min_nodes, config.run.max_nodes, config.run.expected_nodes) == (4, 4, 4)
     hosts = [each.host for each in config.node.endpoint.hosts]
-    assert hosts == ["n1", "10.77.0.1", "n2", "n3", "n4"]
+    assert hosts == ["n1", "n2", "n3", "n4", "10.77.0.1"]
     assert config.node.endpoint.spare_ports == 15
     assert (config.node.run_id, config.node.node_name) == ("slurm-2.0", "n2")
     assert config.node.host_coordinator == "no"
