@@ -415,27 +415,18 @@ def target_of(settings: NodeSettings) -> Address:
 async def is_free(attempts: Attempts, settings: NodeSettings) -> bool:
     """Whether no coordinator is at the endpoint, so that this node may host it if it is the host.
 
-    Each of its addresses refuses connections. But this machine's own name may still have an address
-    that nothing has any more: if one of this machine refuses, others may be silent. Any other name
-    may be that of several machines, of which a silent one may have the coordinator. With
-    `host_coordinator` yes, all of them may be silent.
+    Each of its addresses refuses connections. But a name may still have an address that nothing has
+    any more: if one of this machine refuses, others may be silent. With `host_coordinator` yes, all
+    of them may be.
     """
     if attempts.only_refused or attempts.unresolved:
         return True
     here = network.here()
-    is_asked = settings.host_coordinator == "yes"
-    if attempts.is_other or not (is_asked or _is_own_name(settings.endpoint.host)):
-        return False
     own = [each for each in attempts.refusals if await here.is_this_host(each.host)]
-    if not (own or is_asked):
+    if attempts.is_other or not (own or settings.host_coordinator == "yes"):
         return False
     answers = [await runtime.here().refuses(each, STALE_S) for each in attempts.silent]
     return False not in answers  # one that accepts connections is alive, but slow
-
-
-def _is_own_name(host: str) -> bool:
-    own = runtime.here().host_name
-    return host.lower().partition(".")[0] == own.lower().partition(".")[0]
 
 
 async def may_host(settings: NodeSettings) -> bool:
