@@ -160,6 +160,8 @@ def test_a_fork_of_the_host_hides_no_death(programs):
     programs.children.append(int(line(forking).removeprefix("child ")))
     forking.kill()
     forking.wait()
+    peer.kill()  # Else it may come to the next coordinator, which would wait for it.
+    peer.wait()
     # The port is free: the next one to bind it is the coordinator.
     other = programs.start("ends_alone", endpoint, "c")
     assert lines(other) == ["joined"]

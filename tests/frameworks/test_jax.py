@@ -9,8 +9,15 @@ import pytest
 
 from tests.examples.programs import Programs
 from tests.frameworks.environments import python_with
+from tests.kinds import LONG
 
-pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.verify,
+    pytest.mark.timeout(600),
+    # At the end of a run, JAX sometimes aborts a process whose rank 0 has ended a moment before.
+    pytest.mark.skipif(not LONG, reason="JAX may abort at the end: make verify LONG=1 runs it"),
+]
 
 JAX = ("jax==0.10.2",)
 PROGRAM = str(Path(__file__).with_name("jax_program.py"))
