@@ -11,17 +11,22 @@ from pathlib import Path
 import rallypoint
 
 name = f"worker {os.environ['GROUP_RANK']}"
-signal.signal(signal.SIGTERM, lambda *_: print(name, "has TERM", flush=True))
+
+def say(*words):
+    # In one write: mpirun does not keep lines apart.
+    print(" ".join(map(str, (name, *words))) + "\\n", end="", flush=True)
+
+signal.signal(signal.SIGTERM, lambda *_: say("has TERM"))
 with rallypoint.join() as run:
     for world in run.worlds():
         world.barrier("met")
-        print(name, f"of {world.size} works in round {world.number} of {run.run_id}", flush=True)
+        say(f"of {world.size} works in round {world.number} of {run.run_id}")
         while not world.change and not Path("finish").exists():
             time.sleep(0.05)
         if world.change:
-            print(name, "sees", world.change, flush=True)
+            say("sees", world.change)
         else:
             run.close("finished")
-print(name, "has left", flush=True)
+say("has left")
 """
 """Works until there is a file `finish` where the job was submitted."""

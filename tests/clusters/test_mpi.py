@@ -36,9 +36,8 @@ def test_they_meet(made: Hosts) -> None:
     said = [job.line("of 3 works in round 1 of").string for _ in range(3)]
     (made.folder / "finish").touch()
     job.ends(0)
-    # mpirun passes on what each has said, but not always the last lines of who ends.
     for number in range(3):
-        assert any(f"worker {number} of 3 works" in each for each in said)
+        assert any(f"worker {number} of 3 works" in each for each in said), said
 
 
 class TestAHostIsKilled:
