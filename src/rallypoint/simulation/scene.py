@@ -354,8 +354,10 @@ class Scene:
     def lose_power(self, victim: StartedNode) -> list[StartedNode]:
         """The machine of a process goes without a word. Returns what ran there."""
         is_all = self.ledger.is_on_one_machine
-        lost = [each for each in self.living if is_all or each is victim]
-        for host in {each.host: None for each in self.nodes if is_all or each is victim}:
+        hosts = dict.fromkeys(each.host for each in self.nodes) if is_all else {victim.host: None}
+        # Another node may have started there while the victim was ending.
+        lost = [each for each in self.living if each.host in hosts]
+        for host in hosts:
             self.network.lose(host)
         self.ledger.lost_power(victim.host)
         return lost
