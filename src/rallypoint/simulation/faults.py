@@ -278,11 +278,7 @@ def _part(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
 
 def owners_of_runs(scene: Scene) -> list[StartedNode]:
     """The processes whose coordinators own runs, or believe so."""
-    owners = [
-        front.process
-        for front in scene.fronts
-        if any(run.is_claimed for run in front.driver.coordinator.runs.values())
-    ]
+    owners = [front.process for front in scene.fronts if front.is_owner]
     return [each for each in scene.living if each.process in owners]
 
 

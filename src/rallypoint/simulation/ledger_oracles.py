@@ -431,7 +431,10 @@ class FailoversAreCheap(Oracle):
 
     def looked(self) -> None:
         """See Oracle."""
-        if any(_is_owning(front) for front in self.scene.fronts):
+        serving = [
+            each for each in self.scene.fronts if each.process.is_alive and not each.has_ended
+        ]
+        if any(each.is_owner for each in serving):
             self._lost = None
         elif self._lost is None:
             self._lost = self.scene.world.now_s, self.scene.ledger.requests()
@@ -458,9 +461,3 @@ class FailoversAreCheap(Oracle):
         if count > self.REQUESTS + per_node * places + read:
             what = f"a takeover after {lasted_s:.1f} s cost {count} requests of {places} processes"
             self.scene.broke("budget", what)
-
-
-def _is_owning(front: SimulatedFront) -> bool:
-    if front.has_ended or not front.process.is_alive:
-        return False
-    return any(run.is_claimed for run in front.driver.coordinator.runs.values())

@@ -309,6 +309,11 @@ class SimulatedFront:
         self._ending: asyncio.Task[None] | None = None
         self.has_ended = False
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether its coordinator owns a run, or believes so."""
+        return any(run.is_claimed for run in self.driver.coordinator.runs.values())
+
     def listen(self, port: int) -> None:
         """Accept connections. Raises OSError if the port is taken."""
         self._listener = self._network.listen(self.process, self._host, port, self._accept)
