@@ -13,7 +13,7 @@ import errno
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeAlias
@@ -363,11 +363,12 @@ async def first_answer(dials: Sequence[_Dial], stagger_s: float) -> Connection |
                 if connection is not None:
                     return connection
     finally:
-        await _give_up(dialling)
+        await give_up(dialling)
     return None
 
 
-async def _give_up(dialling: set[asyncio.Task[Connection | None]]) -> None:
+async def give_up(dialling: Collection[asyncio.Task[Connection | None]]) -> None:
+    """Cancel all these dials, and close what they have opened."""
     for task in dialling:
         task.cancel()
     for made in await asyncio.gather(*dialling, return_exceptions=True):

@@ -17,7 +17,15 @@ from typing import Any, Final
 from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
-from rallypoint.client.dialing import STAGGER_S, Attempts, Patience, Pauses, is_free, may_host
+from rallypoint.client.dialing import (
+    STAGGER_S,
+    Attempts,
+    Patience,
+    Pauses,
+    give_up,
+    is_free,
+    may_host,
+)
 from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.client.port_range import HINT, holder
@@ -308,12 +316,8 @@ class _Dials:
                 return None
 
     async def give_up(self) -> None:
-        """Cancel all dials, and close what they have opened."""
-        for task in self.under_way:
-            task.cancel()
-        for made in await asyncio.gather(*self.under_way, return_exceptions=True):
-            if made is not None and not isinstance(made, BaseException):
-                made.abort("another coordinator answered first")
+        """See dialing.give_up."""
+        await give_up(self.under_way)
         self.under_way.clear()
 
 

@@ -34,11 +34,6 @@ class Walk:
         self._spare_ports = endpoint.spare_ports
         self._next = cycle(self._all())
 
-    @property
-    def count(self) -> int:
-        """How many addresses there are."""
-        return len(self._hosts) * (1 + self._spare_ports)
-
     def ports_of(self, host: Address) -> list[Address]:
         """A host at each of its ports, in the order in which it takes them."""
         return [Address(host.host, host.port + spare) for spare in range(1 + self._spare_ports)]
