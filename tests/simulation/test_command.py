@@ -144,6 +144,18 @@ def test_a_run_on_several_processes_is_interrupted() -> None:
     assert " of 100,000 seeds played, from 0 on: 0 with problems; " in out
 
 
+@pytest.mark.processes
+def test_other_processes_never_see_ctrl_c() -> None:
+    """Not even while they start: a KeyboardInterrupt would end one in the middle of an import."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with seeds.processes(1) as pool:
+            assert pool.apply(signal.getsignal, (signal.SIGINT,)) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_run_over_seeds_stops_after_its_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

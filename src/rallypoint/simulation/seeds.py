@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.pool import Pool
 from pathlib import Path
 from types import FrameType
 
@@ -138,7 +139,7 @@ def digests(seeds: range, jobs: int) -> Iterator[tuple[int, str]]:
     if jobs <= 1:
         yield from zip(seeds, map(digest, seeds), strict=True)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with processes(jobs) as pool:
         yield from zip(seeds, pool.imap(digest, seeds, chunksize=SLICE), strict=True)
 
 
@@ -179,13 +180,21 @@ def _slices(seeds: range, jobs: int) -> Iterator[Slice]:
     if jobs <= 1 or len(parts) <= 1:
         yield from map(play_slice, parts)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_leave_to_parent) as pool:
+    with processes(jobs) as pool:
         yield from pool.imap(play_slice, parts)
 
 
-def _leave_to_parent() -> None:
-    """Ctrl-C is for all processes of a terminal: the parent ends the others, and tells."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def processes(count: int) -> Pool:
+    """So many processes that ignore SIGINT from their first instruction on.
+
+    Ctrl-C is for all processes of a terminal: the parent ends the others, and tells. Only an
+    inherited SIG_IGN holds while a process starts; so a Ctrl-C in this call, too, has no effect.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return multiprocessing.get_context("spawn").Pool(count)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
