@@ -16,6 +16,7 @@ from rallypoint import errors
 from rallypoint.client import fixed
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
+from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import NodeSettings, parse_endpoint
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
@@ -75,6 +76,50 @@ def test_a_node_with_a_token_passes_a_coordinator_that_admits_everybody() -> Non
             async with opened(at(everybody, ours), TWO, "job-42", **no) as found:
                 assert found._connector.connection is not None
                 assert found._connector.connection.target.port == ours
+
+    run_clean(main)
+
+
+def test_a_node_passes_a_coordinator_that_admits_any_run() -> None:
+    """A `rallypoint serve` at a listed host, whether it asks for no token or for this node's."""
+
+    async def main(token: str) -> None:
+        ours = free_port()
+        config = CoordinatorConfig(token=token)
+        async with served(config) as (_, of_any), carried("job-ü 42", ours, token):
+            no = {"host_coordinator": "no", "token": token}
+            async with opened(at(of_any, ours), TWO, "job-ü 42", **no) as found:
+                assert found._connector.connection is not None
+                assert found._connector.connection.target.port == ours
+
+    run_clean(lambda: main(""))
+    run_clean(lambda: main(TOKENS[0]))
+
+
+def test_a_host_takes_the_next_port_beside_one_that_admits_any_run() -> None:
+    async def main() -> None:
+        async with served() as (_, taken):
+            host, other = (
+                over(taken, taken + 3, run_id="job-42", host_coordinator=each)
+                for each in ("yes", "no")
+            )
+            await asyncio.gather(host.open(), other.open())
+            assert host.hosted is not None
+            assert taken < host.hosted.address.port <= taken + 3
+            await other.aclose(linger=False)
+            await host.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_the_error_says_how_to_use_one_that_admits_any_run() -> None:
+    async def main() -> None:
+        async with served() as (_, of_any):
+            no = {"host_coordinator": "no", "connect_timeout_s": 1.0}
+            coming = node(at(of_any, free_port()), TWO, "job-42", **no)
+            with pytest.raises(errors.UnreachableError) as caught:
+                await coming.open()
+            assert f"--endpoint http://127.0.0.1:{of_any}" in str(caught.value)
 
     run_clean(main)
 

@@ -240,10 +240,9 @@ class FixedCoordinator:
         """Dial one address of the endpoint, as `target`, and note its answer."""
         tried = Attempts(target)
         connection = await self._credentials.dial_one_of_several(target, tried, limit_s)
-        if connection is not None and self._credentials.is_open(connection):
-            # Another coordinator, such as a `rallypoint serve`, may admit any run.
-            connection.abort("it asks for no token")
-            self._note_taken(walk, place, "it asks for no token, and this node has one")
+        if connection is not None and (what := self._why_not_ours(connection, place)):
+            connection.abort(what)
+            self._note_taken(walk, place, what)
             return None
         if connection is not None:
             connection.target = place
@@ -256,6 +255,21 @@ class FixedCoordinator:
             walk.note_free(place)
             self._note(place, answer)
         return None
+
+    def _why_not_ours(self, connection: Connection, place: Address) -> str:
+        """Why this cannot be the coordinator of this node's run; "" if it can.
+
+        The nodes of a run look at several addresses at different times. If some stayed at a
+        coordinator that admits any run, the others would meet at a listed host without them.
+        """
+        if not connection.has_one_run:
+            return (
+                "it is a `rallypoint serve`, which admits any run: "
+                f"--endpoint http://{place} would use it"
+            )
+        if self._credentials.is_open(connection):
+            return "it asks for no token, and this node has one"
+        return ""
 
     def _note_taken(self, walk: Walk, place: Address, what: str) -> None:
         if not walk.taken:

@@ -33,6 +33,8 @@ class Connection(Protocol):
     on_closed: Callable[[str], None]
     """Called once, with the reason, whichever side closed."""
     asks_no_token: bool
+    has_one_run: bool
+    """Whether the coordinator is one that a node hosts for its run, and no `rallypoint serve`."""
 
     @property
     def local_host(self) -> str:

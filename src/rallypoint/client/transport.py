@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._was_answered = False
         self._speaks_tls = False
         self.asks_no_token = False
+        self.has_one_run = False
         """Whether the coordinator has announced that it admits everybody."""
         self.was_ended_by_peer = False
         """Whether the coordinator's kernel has ended it, by a FIN or a reset."""
@@ -209,6 +210,7 @@ class Connection(asyncio.Protocol):
         for event in self._websocket.events_received():
             if isinstance(event, Response):
                 self.asks_no_token = headers.NO_TOKEN in event.headers.get_all(headers.TOKEN)
+                self.has_one_run = headers.ONE_RUN in event.headers
                 self._finish_handshake()
             elif isinstance(event, Frame):
                 self._take_frame(event)

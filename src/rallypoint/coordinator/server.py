@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
+from urllib.parse import quote
 
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
@@ -277,6 +278,9 @@ class CoordinatorServer:
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
         if not len(self.tokens):
             ws.headers[headers.TOKEN] = headers.NO_TOKEN
+        only_run = self.coordinator.config.only_run
+        if only_run is not None:
+            ws.headers[headers.ONE_RUN] = quote(only_run, safe="")
         session = self.coordinator.connected(outlet)
 
         def ended(end: ConnectionEnd) -> None:

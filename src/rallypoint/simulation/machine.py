@@ -189,6 +189,7 @@ class SimulatedConnection:
     """A node's side of a connection: see client.network.Connection."""
 
     asks_no_token = False
+    has_one_run = True
 
     def __init__(self, end: End, address: Address) -> None:
         self.was_ended_by_peer = False

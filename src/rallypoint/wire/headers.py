@@ -10,6 +10,9 @@ CLIENT: Final = "Sec-Rallypoint-Client"
 TOKEN: Final = "Rallypoint-Token"
 """A coordinator that needs no token sends it, with the value NO_TOKEN, to a node that attaches."""
 NO_TOKEN: Final = "none"
+ONE_RUN: Final = "Rallypoint-One-Run"
+"""A node's coordinator, which admits one run, sends it to a node that attaches: the run's id,
+percent-encoded (RFC 3986). `rallypoint serve` does not, because it admits any run."""
 
 ONLY_OWN: Final = "Rallypoint-Only-Own"
 """Asks a coordinator to answer without asking others. A coordinator that forwards a request sends
