@@ -22,7 +22,7 @@ from rallypoint.settings import NodeSettings, parse_endpoint
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
 from tests.ports import free_port, free_ports
 
-from .test_dialing import greet, listening
+from .test_dialing import greet, listening, say_nothing
 
 pytestmark = pytest.mark.sockets
 
@@ -214,6 +214,31 @@ def test_two_runs_over_one_range_of_ports_take_one_port_each() -> None:
         ports = {run[1].hosted.address.port for run in runs if run[1].hosted is not None}
         assert ports == {first, first + 1}
         for each in every:
+            each.goodbye("the test is over")
+            await each.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_a_node_joins_its_run_at_a_later_port_though_an_earlier_one_is_free_by_now() -> None:
+    async def main() -> None:
+        first = free_port()
+        ports = range(first, first + 4)
+
+        def one(**own: object) -> Node:
+            return over(ports[0], ports[-1], run_id="job-42", host_coordinator="yes", **own)
+
+        async with carried("job-41", first):
+            host = one()
+            await host.open()
+        # Another program that listens there, and says nothing, is no obstacle.
+        async with listening(say_nothing, port=ports[-1]):
+            sibling = one()
+            await sibling.open()
+        assert host.hosted is not None
+        assert sibling.hosted is None
+        assert all(await asyncio.gather(*(e.next_round(BOOTSTRAP) for e in (host, sibling))))
+        for each in (sibling, host):
             each.goodbye("the test is over")
             await each.aclose(linger=False)
 

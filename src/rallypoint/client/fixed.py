@@ -52,6 +52,11 @@ TAKEN_AGAIN_S: Final = 2.0
 """How many seconds after the last time a node asks another run's coordinator again, if there are
 other addresses.
 """
+LATER_PORTS: Final = 16
+LATER_S: Final = 1.0
+"""At how many of the ports behind a free own one a node looks for its run, before it hosts it, and
+how many seconds each may take to answer.
+"""
 
 
 class FixedCoordinator:
@@ -183,14 +188,15 @@ class FixedCoordinator:
         again = [each for each in self._taken_to_ask(walk) if each in self._own_places]
         for place in (*free, *again):
             limit_s = max(ends_s - _now_s(), DIAL_MIN_S)
-            # A machine may be unable to resolve its own name, or to reach its own address.
-            own = place.host if is_loopback(place.host) else "127.0.0.1"
-            here = Address(own, place.port)
+            here = _on_this_machine(place)
             connection = await self._dial(walk, place, here, attempts, limit_s)
             if connection is not None:
                 return connection
             if place in walk.taken:
                 continue
+            connection = await self._at_later_port(walk, place, attempts)
+            if connection is not None:
+                return connection
             if await self._own.serve_endpoint(self._credentials, attempts, place):
                 attempts.not_hosting = ""
                 return await self._dial(walk, place, self._own.target, attempts, limit_s)
@@ -199,6 +205,27 @@ class FixedCoordinator:
                 attempts.not_hosting = ""
                 return connection
         attempts.not_hosting = _taken(self._own_places)
+        return None
+
+    async def _at_later_port(
+        self, walk: Walk, place: Address, attempts: Attempts
+    ) -> Connection | None:
+        """Look for the run behind a free own port, where another node of this machine may host it.
+
+        That node has passed this port if another run had it then.
+        """
+        later = self._own_places[self._own_places.index(place) + 1 :]
+        dials = _Dials()
+        try:
+            for each in later[:LATER_PORTS]:
+                here = _on_this_machine(each)
+                dials.begin(each, self._dial(walk, each, here, attempts, LATER_S))
+            while dials.under_way:  # each ends after LATER_S
+                connection = await dials.first(LATER_S, is_enough=True)
+                if connection is not None:
+                    return connection
+        finally:
+            await dials.give_up()
         return None
 
     async def _bound_meanwhile(
@@ -333,6 +360,11 @@ class _Dials:
         """See dialing.give_up."""
         await give_up(self.under_way)
         self.under_way.clear()
+
+
+def _on_this_machine(place: Address) -> Address:
+    """An own address as this machine reaches it: it may be unable to resolve its own name."""
+    return Address(place.host if is_loopback(place.host) else "127.0.0.1", place.port)
 
 
 def _taken(places: Sequence[Address]) -> str:
