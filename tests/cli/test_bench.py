@@ -200,6 +200,11 @@ def test_a_picture_needs_matplotlib(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     assert "pip install" in done.err
 
 
+draws = pytest.mark.processes
+"""matplotlib runs fc-list when a user draws for the first time."""
+
+
+@draws
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -220,6 +225,7 @@ def test_a_picture_that_cannot_be_drawn_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
+@draws
 @pytest.mark.skipif(sys.platform != "linux", reason="where nobody may write, not even root: /proc")
 @pytest.mark.parametrize("path", ["/proc/figures.png", "/proc/version.png"])
 def test_a_picture_in_an_unwritable_place_is_an_error(cli: Cli, path: str) -> None:
@@ -230,6 +236,7 @@ def test_a_picture_in_an_unwritable_place_is_an_error(cli: Cli, path: str) -> No
     assert "a folder where you may write" in done.err.splitlines()[-1]
 
 
+@draws
 @pytest.mark.usefixtures("measured")
 def test_an_existing_picture_is_kept_until_the_new_one_is_drawn(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -241,6 +248,7 @@ def test_an_existing_picture_is_kept_until_the_new_one_is_drawn(cli: Cli, tmp_pa
     assert "<svg" in path.read_text()
 
 
+@draws
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("scenario", ["meet", "model"])
 def test_a_picture_is_drawn(cli: Cli, tmp_path: Path, scenario: str) -> None:
