@@ -434,10 +434,13 @@ async def may_host(settings: NodeSettings) -> bool:
     """Whether this node may host the coordinator of its `host:port` endpoint."""
     if settings.endpoint.kind is not EndpointKind.HOST or settings.host_coordinator == "no":
         return False
-    if settings.host_coordinator == "yes":
-        return True
+    return settings.host_coordinator == "yes" or await is_known_as_own(settings.endpoint.host)
+
+
+async def is_known_as_own(host: str) -> bool:
+    """Whether this host is this machine, as far as its name is resolved within the limit."""
     try:
         async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-            return await network.here().is_this_host(settings.endpoint.host)
+            return await network.here().is_this_host(host)
     except TimeoutError:
         return False

@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 from collections.abc import Coroutine, Sequence
+from itertools import compress
 from typing import Any, Final
 
 from rallypoint import runtime
@@ -24,6 +25,7 @@ from rallypoint.client.dialing import (
     Pauses,
     give_up,
     is_free,
+    is_known_as_own,
     may_host,
 )
 from rallypoint.client.network import Connection
@@ -258,7 +260,8 @@ class FixedCoordinator:
         hosts = self.settings.endpoint.hosts
         own = [hosts[0]]
         if len({each.port for each in hosts}) > 1:
-            own = [each for each in hosts if await network.here().is_this_host(each.host)] or own
+            are_own = await asyncio.gather(*(is_known_as_own(each.host) for each in hosts))
+            own = list(compress(hosts, are_own)) or own
         return [place for host in own for place in walk.ports_of(host)]
 
     async def _dial(
