@@ -16,7 +16,6 @@ from itertools import compress
 from typing import Any, Final
 
 from rallypoint import runtime
-from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import (
     STAGGER_S,
