@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
 from rallypoint.client.bootstrap_port import reserve_port
-from rallypoint.client.reaching import unreached
+from rallypoint.client.reaching import a_kernel_port, unreached
 from rallypoint.core.values import Address
+from rallypoint.settings import PortRange
 
 pytestmark = pytest.mark.sockets
 
@@ -43,3 +45,26 @@ def test_an_address_without_a_way_to_it_is_said_with_the_interface() -> None:
         assert (found.problem, found.interface) == ("no answer within 0.1 s", "lo")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("told", "ports", "found"),
+    [
+        ("32768\t60999\n", PortRange(29_400, 29_410), range(32_768, 61_000)),
+        ("29400\t29411\n", PortRange(29_400, 29_410), range(29_411, 29_412)),
+        ("29399\t29410\n", PortRange(29_400, 29_410), range(29_399, 29_400)),
+        ("29402\t29408\n", PortRange(29_400, 29_410), range(0)),
+        ("40000 40001\n", PortRange(1, 39_999), range(40_000, 40_002)),
+        ("another system", PortRange(29_400, 29_410), range(0)),
+    ],
+)
+def test_a_port_of_the_kernels_is_outside_of_the_range(
+    tmp_path: Path, told: str, ports: PortRange, found: range
+) -> None:
+    path = tmp_path / "range"
+    path.write_text(told)
+    assert {a_kernel_port(ports, str(path)) for _ in range(64)} <= {
+        *found,
+        *([] if found else [None]),
+    }
+    assert a_kernel_port(ports, str(tmp_path / "none")) is None

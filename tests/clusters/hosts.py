@@ -46,7 +46,7 @@ class Host:
     def __init__(self, network: Network, plug: NetworkHost, folder: Path) -> None:
         self.name = plug.name
         self.address = plug.address
-        self._network, self._plug, self._folder = network, plug, folder
+        self._network, self.plug, self._folder = network, plug, folder
         self._init: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class Host:
         with self._log.open("wb") as log:
             self._init = subprocess.Popen(
                 [
-                    *("nsenter", f"--net=/run/netns/{self._plug.namespace}", "--", "unshare"),
+                    *("nsenter", f"--net=/run/netns/{self.plug.namespace}", "--", "unshare"),
                     *(*namespaces, "--", "sh", "-c", INSIDE, "sh", self.name, str(self._folder)),
                     *(*PYTHON, str(HERE / "init.py"), str(self.socket)),
                 ],
@@ -89,13 +89,13 @@ class Host:
     def pids(self, *words: str) -> list[int]:
         """Its processes whose command line has all of these words, as this machine numbers them."""
         listed = subprocess.run(
-            ["ip", "netns", "pids", self._plug.namespace], capture_output=True, check=True
+            ["ip", "netns", "pids", self.plug.namespace], capture_output=True, check=True
         )
         return [pid for pid in map(int, listed.stdout.split()) if set(words) <= _words(pid)]
 
     def pull_cable(self) -> None:
         """Packets from and to it are lost, silently."""
-        self._network.part(self._plug)
+        self._network.part(self.plug)
 
     def power_off(self) -> None:
         """No word from it any more; then all its processes are gone."""

@@ -546,6 +546,21 @@ def test_a_host_that_is_not_reached_is_said_and_dialled_again() -> None:
     assert do.DialRank0(address) in started(played, as_node_1(2))
 
 
+def test_a_host_that_is_reached_only_at_some_ports_is_said_once() -> None:
+    played = in_phase(Phase.GATHERING)
+    address = as_node_1().head.bootstrap
+    started(played, as_node_1())
+    walled = Unreached(Address(address.host, 40_000), "no answer within 10 s", "eth1")
+    [said] = played.take(on.Rank0Dialled(address, None, walled))
+    assert isinstance(said, do.Say)
+    assert said.text.startswith(
+        "warning: this node reaches rank 0 at 10.0.0.1:29500, but not at 10.0.0.1:40000 from eth1: "
+        "no answer within 10 s. "
+    )
+    assert all(each in said.text for each in ("--port-range", "--interface"))
+    assert do.DialRank0(address) not in started(played, as_node_1(2))
+
+
 def test_a_host_that_is_not_reached_in_a_round_that_has_ended_may_have_died() -> None:
     played = in_phase(Phase.GATHERING)
     address = as_node_1().head.bootstrap

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import socket
+from pathlib import Path
+from typing import Final
 
 from rallypoint.client.interfaces import interfaces, source_towards
 from rallypoint.core.addresses import interface_of
 from rallypoint.core.values import Address, FrozenStruct
 from rallypoint.net import SocketAddress, describe_os_error, look_up
+from rallypoint.settings import PortRange
+
+_KERNEL_PORTS: Final = "/proc/sys/net/ipv4/ip_local_port_range"
+"""Of IPv6, too. Source: Documentation/networking/ip-sysctl.rst of Linux."""
 
 
 class Unreached(FrozenStruct, frozen=True):
@@ -35,6 +42,21 @@ async def unreached(address: Address, limit_s: float) -> Unreached | None:
         return None
     source = source_towards(str(found[0].sockaddr[0])) or ""
     return Unreached(address, problems[0], interface_of(source, interfaces()))
+
+
+def a_kernel_port(ports: PortRange, path: str = _KERNEL_PORTS) -> int | None:
+    """One of the ports that the kernel gives to a program that asks for any, outside of `ports`.
+
+    None if there is none, or if this system does not tell its own. Other hosts may have others.
+    """
+    try:
+        first, last = map(int, Path(path).read_text().split())
+    except (OSError, ValueError):
+        return None
+    below = range(first, min(last + 1, ports.first))
+    above = range(max(first, ports.last + 1), last + 1)
+    outside = [*below, *above]
+    return random.choice(outside) if outside else None
 
 
 async def _problem(address: SocketAddress, limit_s: float) -> str:

@@ -335,8 +335,14 @@ class Agent:
         self._spawn(self._dial(action.address))
 
     async def _dial(self, address: Address) -> None:
-        unreached = await self._system.unreached(address, RANK_0_WITHIN_S)
-        self._take(on.Rank0Dialled(address, unreached))
+        # The ports that gloo and NCCL choose are another matter than rank 0's, if that is limited.
+        ports = self._config.node.port_range
+        other = self._system.a_kernel_port(ports) if ports is not None else None
+        dialled = [address] if other is None else [address, Address(address.host, other)]
+        unreached, *walled = await asyncio.gather(
+            *(self._system.unreached(each, RANK_0_WITHIN_S) for each in dialled)
+        )
+        self._take(on.Rank0Dialled(address, unreached, walled[0] if walled else None))
 
     def _give_up_start(self, action: do.GiveUpStart) -> None:
         assert self._present is not None

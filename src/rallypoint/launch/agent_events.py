@@ -115,10 +115,14 @@ class Signalled(msgspec.Struct, frozen=True):
 
 
 class Rank0Dialled(msgspec.Struct, frozen=True):
-    """Rank 0's address was dialled. `unreached`: why it was not reached, if so."""
+    """Rank 0's address was dialled. `unreached`: why it was not reached, if so.
+
+    `walled`: a port of the kernel's that was not reached there, although rank 0's own was.
+    """
 
     address: Address
     unreached: Unreached | None
+    walled: Unreached | None = None
 
 
 class RegroupAsked(msgspec.Struct, frozen=True):

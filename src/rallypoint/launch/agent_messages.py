@@ -12,7 +12,7 @@ from rallypoint.client.reaching import Unreached
 from rallypoint.core import reasons
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.printable import escaped
-from rallypoint.core.values import Change, CloseRecord, FailureKind
+from rallypoint.core.values import Address, Change, CloseRecord, FailureKind
 
 
 def of_round(found: Round) -> str:
@@ -75,6 +75,17 @@ def of_unreached(unreached: Unreached) -> str:
     return (
         f"error: this node cannot reach rank 0 at {unreached.address}{by}: {unreached.problem}; "
         "see --port-range, --interface"
+    )
+
+
+def of_walled(rank_0: Address, walled: Unreached) -> str:
+    """This node's workers can connect to rank 0, but not to the ports that a library opens."""
+    by = f" from {walled.interface}" if walled.interface else ""
+    return (
+        f"warning: this node reaches rank 0 at {rank_0}, but not at {walled.address}{by}: "
+        f"{walled.problem}. gloo and NCCL listen on such ports, which the kernel chooses "
+        "(net.ipv4.ip_local_port_range), outside of --port-range: let the hosts reach each other "
+        "there, or at all ports by another --interface, or set that range to ports that are open"
     )
 
 

@@ -19,10 +19,8 @@ import msgspec
 
 from rallypoint import errors
 from rallypoint.client.node import Round
-from rallypoint.client.reaching import Unreached
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import (
-    Address,
     Change,
     ChangeKind,
     CloseRecord,
@@ -162,8 +160,8 @@ class AgentMachine:
                 return self._on_gone(error, left_s)
             case on.Signalled(number=number, left_s=left_s):
                 return self._on_signal(number, left_s)
-            case on.Rank0Dialled(address=address, unreached=unreached):
-                return self._on_dialled(address, unreached)
+            case on.Rank0Dialled():
+                return self._on_dialled(event)
             case on.RegroupAsked():
                 self._wants_regroup = True
             case on.LeaveAsked(reason=reason):
@@ -231,15 +229,19 @@ class AgentMachine:
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
 
-    def _on_dialled(self, address: Address, unreached: Unreached | None) -> list[do.Action]:
+    def _on_dialled(self, event: on.Rank0Dialled) -> list[do.Action]:
         """An address that was not reached counts while its round lasts: its host may have died."""
-        if unreached is None:
+        if event.unreached is None and event.walled is None:
             return []
-        self._reached.pop(address.host, None)
-        is_present = self.found is not None and self.found.head.bootstrap == address
+        if event.unreached is not None:
+            self._reached.pop(event.address.host, None)
+        is_present = self.found is not None and self.found.head.bootstrap == event.address
         if self.phase not in _STARTED or not is_present or self._is_round_over:
             return []
-        return [do.Say(agent_messages.of_unreached(unreached))]
+        if event.unreached is not None:
+            return [do.Say(agent_messages.of_unreached(event.unreached))]
+        assert event.walled is not None
+        return [do.Say(agent_messages.of_walled(event.address, event.walled))]
 
     def _on_let_go(self) -> list[do.Action]:
         """Leave the run. A host stays for the other nodes, unless another signal arrives."""

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
-from rallypoint.client.reaching import Unreached, unreached
+from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
 from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
@@ -183,6 +183,9 @@ class System(Protocol):
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See client/reaching.py."""
 
+    def a_kernel_port(self, ports: PortRange) -> int | None:
+        """See client/reaching.py."""
+
     async def check_log_dir(self, path: Path) -> None:
         """Try to write there. May hang. Raises LogDirectoryError."""
 
@@ -287,6 +290,10 @@ class LocalSystem:
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See System."""
         return await unreached(address, limit_s)
+
+    def a_kernel_port(self, ports: PortRange) -> int | None:
+        """See System."""
+        return a_kernel_port(ports)
 
     async def check_log_dir(self, path: Path) -> None:
         """See System."""

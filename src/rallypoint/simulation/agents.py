@@ -257,6 +257,10 @@ class SimulatedSystem:
         has_answered = await runtime.here().refuses(address, limit_s) is not None
         return None if has_answered else Unreached(address, f"no answer within {limit_s:g} s")
 
+    def a_kernel_port(self, ports: PortRange) -> int | None:
+        """See System. Simulated workers open no ports."""
+        return None
+
     async def check_log_dir(self, path: Path) -> None:
         """See System."""
 
