@@ -97,6 +97,10 @@ class Host:
         """Packets from and to it are lost, silently."""
         self._network.part(self.plug)
 
+    def plug_in(self) -> None:
+        """The cables of all hosts are in again."""
+        self._network.heal()
+
     def power_off(self) -> None:
         """No word from it any more; then all its processes are gone."""
         self.pull_cable()
