@@ -186,23 +186,37 @@ class TestManifests:
     def test_a_pod_of_them_knows_its_run(self, name: str, job: str) -> None:
         """The second pod of four: what Kubernetes does not tell, the manifest does."""
         [made] = [each for each in documents(name) if each["kind"] in ("Job", "JobSet")]
-        [container] = as_kubernetes_has_it(made)["spec"]["template"]["spec"]["containers"]
-        environ = container_environ(container["env"]) | {
-            "HOSTNAME": f"{job}-1",
-            "JOB_COMPLETION_INDEX": "1",
-        }
+        environ = pod_environ(made, job)
         domain = "train.default.svc.cluster.local"
         files = {"/etc/hosts": f"10.0.0.7\t{job}-1.{domain}\t{job}-1\n"}
         found = environments.detect(environ, files.get)
         assert found.values["endpoint"].text == f"{job}-0.{domain}"
-        assert set(found.problems) == {"nnodes", "run_id"}
         assert settings.resolve("nnodes", None, environ).value == settings.NodeRange(3, 4)
-        run_id = settings.resolve("run_id", None, environ).value
-        assert run_id == ("a-uid-2" if name == "jobset" else "a-uid")
+        run_id = settings.resolve("run_id", None, environ, found).value
+        assert run_id == ("train-node-set-uid-2" if name == "jobset" else "a-uid")
+
+    def test_a_pod_of_another_job_of_the_jobset_has_the_same_run(self) -> None:
+        [made] = documents("jobset")
+        domain = "train.default.svc.cluster.local"
+        environ = pod_environ(made, "train-node-1") | {"JOBSET_JOB_INDEX": "1"}
+        files = {"/etc/hosts": f"10.0.0.7\ttrain-node-1-1.{domain}\ttrain-node-1-1\n"}
+        found = environments.detect(environ, files.get)
+        assert found.values["endpoint"].text == f"train-node-0-0.{domain}"
+        assert found.values["run_id"].text == "train-node-set-uid-2"
+        assert set(found.problems) == {"nnodes"}
+
+
+def pod_environ(made: Any, job: str) -> dict[str, str]:
+    """The variables of the second pod of this Job."""
+    [container] = as_kubernetes_has_it(made)["spec"]["template"]["spec"]["containers"]
+    own = {"HOSTNAME": f"{job}-1", "JOB_COMPLETION_INDEX": "1"}
+    return container_environ(container["env"]) | own
 
 
 FIELDS = {
     "metadata.labels['batch.kubernetes.io/controller-uid']": "a-uid",
+    "metadata.annotations['jobset.sigs.k8s.io/jobset-uid']": "set-uid",
+    "metadata.annotations['jobset.sigs.k8s.io/job-index']": "0",
     "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']": "2",
 }
 """What Kubernetes puts in place of a reference to a field."""

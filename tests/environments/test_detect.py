@@ -9,6 +9,7 @@ import pytest
 
 from rallypoint import environments, settings
 from rallypoint.environments import Found
+from rallypoint.errors import LauncherError
 
 from .recorded import MPI_KEY, mpi_in_slurm, mpi_process, pod, pod_hosts, slurm_job, slurm_task
 
@@ -358,11 +359,83 @@ def test_a_pod_is_told_the_lines_that_it_needs() -> None:
     assert "restart-attempt" not in problems["run_id"].hint
 
 
-def test_a_pod_of_a_jobset_is_told_of_its_restarts() -> None:
+def test_a_pod_of_a_jobset_is_told_the_lines_that_it_needs() -> None:
     job = "set-workers-0"
     found = detect(pod(3, job), pod_hosts(3, job, "set"))
     assert texts(found)["endpoint"] == "set-workers-0-0.set.default.svc.cluster.local"
-    assert "jobset.sigs.k8s.io/restart-attempt" in found.problems["run_id"].hint
+    for what in ("jobset-uid", "job-index", "restart-attempt"):
+        assert f"metadata.annotations['jobset.sigs.k8s.io/{what}']" in found.problems["run_id"].hint
+    assert "replicas * completions" in found.problems["nnodes"].hint
+
+
+JOBSET = {"JOBSET_UID": "u-1", "JOBSET_RESTART_ATTEMPT": "2"}
+
+
+def jobset_pod(number: int, index: int, **variables: str) -> Found:
+    job = f"set-workers-{number}"
+    environ = pod(index, job) | JOBSET | {"JOBSET_JOB_INDEX": str(number)} | variables
+    return detect(environ, pod_hosts(index, job, "set"))
+
+
+def test_all_jobs_of_a_jobset_are_one_run() -> None:
+    found = {(n, i): texts(jobset_pod(n, i)) for n in (0, 1, 10) for i in (0, 1)}
+    assert {each["endpoint"] for each in found.values()} == {
+        "set-workers-0-0.set.default.svc.cluster.local"
+    }
+    assert {each["run_id"] for each in found.values()} == {"set-workers-u-1-2"}
+    hosts = [place for place, each in found.items() if each["host_coordinator"] == "yes"]
+    assert hosts == [(0, 0)]
+    places = [int(each["node_index"]) for each in found.values()]
+    assert places == sorted(set(places))
+    assert set(jobset_pod(1, 0).problems) == {"nnodes"}
+    assert jobset_pod(1, 0).values["node_index"].origin == "JOBSET_JOB_INDEX, JOB_COMPLETION_INDEX"
+
+
+def test_a_pod_of_a_later_job_of_a_jobset_does_not_begin_a_run_of_its_own() -> None:
+    """Whatever is given beside its number: each Job of the JobSet has a pod 0."""
+    job = "js-workers-3"
+    given = {
+        "RALLYPOINT_NNODES": "8",
+        "RALLYPOINT_RUN_ID": "u",
+        "RALLYPOINT_ENDPOINT": "http://h:1",
+    }
+    environ = pod(0, job) | given
+    found = detect(environ, pod_hosts(0, job, "js"))
+    problem = found.problems["node_index"]
+    assert "js-workers-3" in problem.message
+    for name in ("JOBSET_UID", "JOBSET_JOB_INDEX", "JOBSET_RESTART_ATTEMPT"):
+        assert f"- name: {name}\n" in problem.hint
+    assert "remove RALLYPOINT_RUN_ID" in problem.hint
+    with pytest.raises(LauncherError, match="js-workers-3"):
+        settings.node_settings(environ=environ, found=found)
+    # A user says so: each Job is a run of its own.
+    mine = {**environ, "RALLYPOINT_NODE_INDEX": "0"}
+    assert settings.node_settings(environ=mine, found=found).node_index == 0
+
+
+def test_a_job_whose_name_has_a_number_is_no_job_of_a_jobset() -> None:
+    for job, subdomain in (("train-2", "train"), ("exp-lr-3", "exp-lr-3")):
+        found = detect(pod(1, job), pod_hosts(1, job, subdomain))
+        assert set(found.problems) == {"nnodes", "run_id"}
+        assert "JOBSET" not in found.problems["run_id"].hint
+    # The lines of a JobSet have no text there.
+    empty = dict.fromkeys(("JOBSET_UID", "JOBSET_JOB_INDEX", "JOBSET_RESTART_ATTEMPT"), "")
+    found = detect(pod(1, "exp-lr-3") | empty, pod_hosts(1, "exp-lr-3", "exp"))
+    assert set(found.problems) == {"nnodes", "run_id"}
+    assert "controller-uid" in found.problems["run_id"].hint
+    assert texts(found)["endpoint"] == "exp-lr-3-0.exp.default.svc.cluster.local"
+
+
+def test_what_a_jobset_does_not_tell_is_asked_for() -> None:
+    old = jobset_pod(1, 0, JOBSET_UID="")
+    assert "0.9" in old.problems["run_id"].hint
+    wrong = jobset_pod(1, 0, JOBSET_JOB_INDEX="2")
+    assert "JOBSET_JOB_INDEX=2" in wrong.problems["run_id"].message
+    assert "contradict" in wrong.problems["run_id"].message
+    job = "set-workers-1"
+    alone = detect(pod(0, job) | {"JOBSET_JOB_INDEX": "1"}, pod_hosts(0, job, "set"))
+    assert "- name: JOBSET_UID" in alone.problems["run_id"].hint
+    assert "JOBSET_JOB_INDEX" not in alone.problems["run_id"].hint
 
 
 @pytest.mark.parametrize("hosts", [None, pod_hosts(1, subdomain="")])

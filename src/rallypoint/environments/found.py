@@ -95,6 +95,10 @@ class Variables:
         """The variable's text without space at its ends; "" if it is not set."""
         return self._environ.get(name, "").strip()
 
+    def has(self, name: str) -> bool:
+        """Whether the variable is set, perhaps to nothing."""
+        return name in self._environ
+
     def id_part(self, name: str) -> str:
         """The variable's text as a part of a run id: only with characters that one may have."""
         return re.sub(r"[^A-Za-z0-9_.@-]", "-", self.text(name))[:_ID_PART_LENGTH_MAX]
