@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint import settings
 from rallypoint.cli.run_config import build_config, program_argv
 from rallypoint.core.values import RunSettings
 from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
@@ -15,7 +16,8 @@ from rallypoint.launch import affinity
 from rallypoint.launch.agent import AgentConfig
 from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
 from rallypoint.settings import EndpointKind, parse_endpoint
-from tests.environments.recorded import pod, slurm_job, slurm_task
+from rallypoint.settings.launcher import FROM_LAUNCHER
+from tests.environments.recorded import mpi_process, pod, slurm_job, slurm_task
 
 
 def _config(script: str, environ: dict[str, str] | None = None, **options: Any) -> AgentConfig:
@@ -374,10 +376,58 @@ def test_a_node_list_that_cannot_be_read_is_overridden_by_an_endpoint(script: st
     assert _config(script, environ, endpoint="n1").node.endpoint.host == "n1"
 
 
-def test_a_value_of_torchrun_that_cannot_be_read_names_its_variable(script: str) -> None:
-    with pytest.raises(UsageError, match="PET_NNODES must be a number of nodes") as caught:
-        _config(script, {"PET_NNODES": "some"})
-    assert "RALLYPOINT_NNODES overrides it" in caught.value.hint
+@pytest.mark.parametrize(
+    ("variable", "text", "override"),
+    [
+        ("PET_NNODES", "abc", "--nnodes (RALLYPOINT_NNODES) overrides it"),
+        ("PET_NPROC_PER_NODE", "abc", "--nproc-per-node (RALLYPOINT_NPROC_PER_NODE) overrides it"),
+        ("PET_RDZV_ENDPOINT", "h:x", "--endpoint (RALLYPOINT_ENDPOINT) overrides it"),
+        ("PET_RDZV_ID", " a\x07", "--run-id (RALLYPOINT_RUN_ID) overrides it"),
+    ],
+)
+def test_a_value_of_torchrun_that_cannot_be_read_names_its_variable_and_the_option(
+    script: str, variable: str, text: str, override: str
+) -> None:
+    environ = {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "h:1", "PET_RDZV_ID": "r", variable: text}
+    with pytest.raises(UsageError, match=variable) as caught:
+        _config(script, environ)
+    assert override in caught.value.hint
+
+
+def test_each_setting_that_a_launcher_gives_has_the_option_that_overrides_it(script: str) -> None:
+    texts = {"host_coordinator": "yes", "rank_policy": "index", "nnodes": "2", "endpoint": "h:1"}
+    base = {"nnodes": "2", "endpoint": "h:1", "run_id": "r"}
+    for name in sorted(FROM_LAUNCHER):
+        option = settings.setting(name).option
+        text = texts.get(name, "2")
+        if option.startswith("--set "):
+            given: dict[str, Any] = {"set": [option.removeprefix("--set ").replace("...", text)]}
+        else:
+            given = {option.removeprefix("--").replace("-", "_"): text}
+        _config(script, **base | given)
+
+
+@pytest.mark.parametrize(
+    "alone", [{"PET_NNODES": "1"}, {"PET_NNODES": "1:1"}, {"PET_STANDALONE": "1"}]
+)
+@pytest.mark.parametrize("launcher", [slurm_task(1), slurm_job(), mpi_process(1), pod(1)])
+def test_one_node_by_torchruns_variables_is_alone_in_any_launcher(
+    script: str, alone: dict[str, str], launcher: dict[str, str]
+) -> None:
+    """As with the option --nnodes 1: it must not wait for the others' coordinator."""
+    config = _config(script, launcher | alone)
+    by_option = _config(script, launcher, nnodes="1")
+    for made in (config, by_option):
+        assert made.run.max_nodes == 1
+        assert made.node.endpoint.kind is EndpointKind.LOCAL
+        assert made.node.run_id.startswith("local-")
+        assert made.node.host_coordinator == "auto"
+    assert (
+        _config(script, launcher | alone, nnodes="2", endpoint="h:1", run_id="r").run.max_nodes == 2
+    )
+    own = alone | {"PET_RDZV_ENDPOINT": "127.0.0.1:1", "PET_RDZV_ID": "r"}
+    if "PET_NNODES" in alone:
+        assert _config(script, launcher | own).node.endpoint.port == 1
 
 
 def test_what_has_no_effect_is_noted(script: str) -> None:

@@ -60,7 +60,7 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
     Raises UsageError.
     """
     if settings.interface is not None:
-        _check_interface(settings.interface)
+        check_interface(settings.interface)
     given, endpoint = settings.local_addr, settings.endpoint
     if given is None:
         return
@@ -76,18 +76,23 @@ async def check_local_addr(settings: NodeSettings, max_nodes: int) -> None:
         raise UsageError(
             f"local address {given!r} {problem}",
             hint="give an address of this machine that other machines can reach: it has "
-            f"{addresses.named(has)}; without --local-addr the node chooses one",
+            f"{addresses.named(has)}; without --local-addr (RALLYPOINT_LOCAL_ADDR) the node "
+            "chooses one",
         )
 
 
-def _check_interface(wanted: str) -> None:
+def check_interface(wanted: str) -> None:
+    """Check that other machines can reach this one by this interface or network: see `interface`.
+
+    Raises UsageError.
+    """
     has = interfaces()
     problem = addresses.interface_problem(wanted, has)
     if problem:
         raise UsageError(
             f"interface {wanted!r} {problem}",
-            hint=f"--interface is the name of an interface, or a network such as 10.0.0.0/8: this "
-            f"machine has {addresses.named(has)}",
+            hint="--interface (RALLYPOINT_INTERFACE) is the name of an interface, or a network "
+            f"such as 10.0.0.0/8: this machine has {addresses.named(has)}",
         )
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from rallypoint import environments
 from rallypoint.environments import Found
+from rallypoint.environments.torchrun import NAME as TORCHRUN
 from rallypoint.settings.environment import Environ, small_file, variables
 from rallypoint.settings.table import BY_NAME
 from rallypoint.settings.values import NodeRange, parse_nnodes
@@ -42,9 +43,10 @@ def launched(environ: Environ | None = None, *, is_node: bool = False, **given: 
     found = environments.detect(variables(environ), small_file, is_node=is_node)
     if not found.launcher:
         return found
-    if _is_alone(given, environ):
-        alone = found.without(_OF_SEVERAL)
-        return msgspec.structs.replace(alone, nodes=0, crowded=None)
+    if _is_alone(_nnodes(given, environ)):
+        return _alone(found.without(_OF_SEVERAL))
+    if _nnodes(given, environ) is None and _is_alone_by_torchruns_variables(found):
+        found = _alone(found.without(_of_launcher_below(found)))
     mine = {name for name in FROM_LAUNCHER if _given(name, given, environ) is not None}
     left_out = set()
     if given.get("min_nodes") is not None and given.get("max_nodes") is not None:
@@ -70,13 +72,41 @@ def _given(name: str, given: dict[str, Any], environ: Environ | None) -> Any:
     return variables(environ).get(known.variable) or None
 
 
-def _is_alone(given: dict[str, Any], environ: Environ | None) -> bool:
-    """Whether the user asks for one node."""
+def _nnodes(given: dict[str, Any], environ: Environ | None) -> Any:
+    """The most nodes that the user asks for, or the range as text; None if not given."""
     if given.get("max_nodes") is not None:
-        return bool(given["max_nodes"] == 1)
-    nnodes = _given("nnodes", given, environ)
+        return given["max_nodes"]
+    return _given("nnodes", given, environ)
+
+
+def _is_alone(nnodes: Any) -> bool:
+    """Whether this number, range, or text of a range is one node."""
     try:
         nodes = parse_nnodes(nnodes) if isinstance(nnodes, str) else nnodes
     except ValueError:
         return False  # The text is refused where it is read.
-    return isinstance(nodes, NodeRange) and nodes.max == 1
+    return bool((nodes.max if isinstance(nodes, NodeRange) else nodes) == 1)
+
+
+def _is_alone_by_torchruns_variables(found: Found) -> bool:
+    """Whether PET_NNODES or PET_STANDALONE asks for one node, as options of torchrun do."""
+    nnodes = found.values.get("nnodes")
+    return nnodes is not None and nnodes.launcher == TORCHRUN and _is_alone(nnodes.text)
+
+
+def _alone(found: Found) -> Found:
+    """The same for a node that runs alone beside the launcher's others."""
+    return msgspec.structs.replace(found, nodes=0, crowded=None)
+
+
+def _of_launcher_below(found: Found) -> list[str]:
+    """The settings about this node and the others that are not given by torchrun's variables.
+
+    Those are as options: `--nnodes 1 --endpoint HOST:PORT` has an endpoint, too.
+    """
+    return [
+        name
+        for name in _OF_SEVERAL
+        for each in (found.values.get(name), found.problems.get(name))
+        if each is not None and each.launcher != TORCHRUN
+    ]

@@ -83,7 +83,7 @@ def _from_launcher(known: Setting, found: Found) -> Resolved:
     try:
         return Resolved(known.name, read(known, value.text, value.origin), value.source)
     except UsageError as error:
-        hint = f"{error.hint}; {known.variable} overrides it"
+        hint = f"{error.hint}; {known.option} ({known.variable}) overrides it"
         raise LauncherError(error.message, hint=hint, source=value.source) from None
 
 

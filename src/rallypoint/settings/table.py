@@ -56,7 +56,16 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its value must never be shown."""
         return self.name in SECRETS
 
+    @property
+    def option(self) -> str:
+        """The option of `rallypoint run` that sets it."""
+        if self.name in _SET_ONLY:
+            return f"--set {self.name}=..."
+        return f"--{self.name.removesuffix('_s').replace('_', '-')}"
 
+
+_SET_ONLY: Final = ("node_index",)
+"""Settings that a launcher can give, and that have no option of their own."""
 SECRETS: Final = ("token", "etcd_password")
 
 
