@@ -20,6 +20,7 @@ from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.coordinator.admission import Admission
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
+from rallypoint.endpoints import parse_endpoint
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
 from tests.ports import free_port
 
@@ -150,6 +151,25 @@ def test_a_slow_address_gets_more_time_each_time(monkeypatch: pytest.MonkeyPatch
             assert given_s[2:] == [0.12, 0.12]
 
     run_clean(main)
+
+
+def test_a_machine_that_does_not_answer_has_the_options_of_a_firewall_in_its_error() -> None:
+    """Not an address of this machine: no firewall is in between."""
+    for target in (
+        Address("10.0.0.1", 1),
+        parse_endpoint("10.0.0.1,10.0.0.2"),
+        parse_endpoint("file:///x"),
+    ):
+        tried = Attempts(target)
+        tried.answers = {"10.0.0.1:1": "no answer within 5 s from 10.0.0.9 (eth0)"}
+        assert "another network" not in tried.error(1.0).hint
+        tried.silent = [Address("127.0.0.1", 1)]
+        assert not tried.is_cut_off
+        tried.silent = [Address("10.0.0.1", 1)]
+        error = tried.error(1.0)
+        assert "10.0.0.1:1: no answer within 5 s from 10.0.0.9 (eth0)" in error.message
+        assert "(--port-range, or that of --endpoint)" in error.hint
+        assert "(--interface)" in error.hint
 
 
 def test_a_listener_that_stays_silent_is_reported():

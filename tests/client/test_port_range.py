@@ -16,7 +16,7 @@ from rallypoint.client.bootstrap_port import reserve_for_rank_0, reserve_port
 from rallypoint.client.port_range import PortsTakenError, holder, reserve_in, serve_in
 from rallypoint.core.values import RunSettings
 from rallypoint.settings import PortRange, parse_endpoint, with_ports
-from tests.loops import BOOTSTRAP, node, opened, run_clean
+from tests.loops import BOOTSTRAP, node, opened, run_clean, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.sockets
@@ -119,10 +119,40 @@ def test_a_candidate_without_a_free_port_names_the_range(tmp_path: Path) -> None
             await node(
                 where, ONE, local_addr="127.0.0.1", port_range=ports, connect_timeout_s=1.0
             ).open()
-        assert f"port {first} is taken on this machine" in caught.value.message
-        assert "--port-range gives other ports" in caught.value.message
+        assert f"(hosting a coordinator here: port {first} is taken on this machine (" in (
+            caught.value.message
+        )
+        assert caught.value.hint.startswith("--port-range A:B (RALLYPOINT_PORT_RANGE) gives other")
 
     run_clean(main)
+
+
+def test_a_candidate_without_a_free_port_says_so_while_it_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        first = free_port()
+        ports = PortRange(first, first)
+        where = f"file://{tmp_path}/ledger"
+        with socket.create_server(("0.0.0.0", first)):
+            coming = node(where, ONE, local_addr="127.0.0.1", port_range=ports)
+            task = asyncio.create_task(coming.open())
+            why = f"this node cannot host it: port {first} is taken on this machine ("
+            await until(lambda: why in coming.looking, "the reason is not told")
+            assert coming.looking.endswith("; see --port-range")
+            task.cancel()
+            await asyncio.wait({task})
+
+    run_clean(main)
+
+
+@linux
+def test_what_holds_all_ports_is_told_only_if_something_listens_at_each() -> None:
+    first = free_port()
+    with socket.create_server(("127.0.0.1", first)), socket.socket() as bound:
+        held = port_range.all_held([first])
+        assert held == f"{first}: {holder(first)}"
+        bound.bind(("127.0.0.1", 0))
+        assert port_range.all_held([first, bound.getsockname()[1]]) == ""
+    assert port_range.all_held([]) == ""
 
 
 def test_the_range_is_for_an_endpoint_without_a_port() -> None:

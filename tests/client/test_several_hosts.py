@@ -319,6 +319,27 @@ def test_a_range_that_is_used_up_is_an_error_that_names_what_holds_its_ports(
     run_clean(main, 120.0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
+def test_a_range_that_silent_programs_hold_is_told_before_a_dial_has_ended() -> None:
+    async def main() -> None:
+        first = free_port()
+        with (
+            socket.create_server(("127.0.0.1", first)),
+            socket.create_server(("127.0.0.1", first + 1)),
+        ):
+            coming = over(first, first + 1, run_id="job-42", connect_timeout_s=500.0)
+            task = asyncio.create_task(coming.open())
+            why = f"this node cannot host it: ports {first} to {first + 1} of this machine are all"
+            # The first dial takes 5 s.
+            await until(lambda: why in coming.looking, "the reason is not told", 4.0)
+            assert f"{first + 1}: " in coming.looking
+            assert coming.looking.endswith("; see --port-range")
+            task.cancel()
+            await asyncio.wait({task})
+
+    run_clean(main)
+
+
 def test_ranks_follow_the_indexes_of_a_scheduler() -> None:
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"

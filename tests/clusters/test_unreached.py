@@ -24,11 +24,50 @@ tcp dport 29400-29410 accept
 """
 
 
+WALL = """
+table inet wall {
+chain input {
+type filter hook input priority 0; policy drop
+iif lo accept
+ct state established,related accept
+}
+}
+"""
+
+
+@pytest.mark.parametrize("where", ["n1:29400", "n1", "file"])
+def test_a_silent_coordinator_is_told_with_address_interface_and_options(
+    make_hosts: Make, where: str
+) -> None:
+    need({"nft": "nftables"})
+    made = make_hosts("n1", "n2")
+    wall = made.folder / "wall.nft"
+    wall.write_text(WALL)
+    made.run("n1", "nft", "-f", str(wall))
+    made.env["RALLYPOINT_CONNECT_TIMEOUT"] = "8"
+    endpoint = f"file://{made.folder}/ledger" if where == "file" else where
+    options = ("--endpoint", endpoint, "--port-range", "29400:29401")
+    n1 = made.start("n1", *command(made, *options, "--host-coordinator", "yes"))
+    n1.line("waiting: ")
+    n2 = made.start("n2", *command(made, *options, "--host-coordinator", "no"))
+    # By its name if the endpoint has several ports, as the user knows it.
+    address = "n1" if where == "n1" else made["n1"].address
+    n2.line(
+        rf"waiting: .*{address}:2940\d: no answer within [\d.]+ s from \S+ \(eth0\).*"
+        "; see --port-range, --interface"
+    )
+    text = n2.ends(3)
+    assert f"{address}:2940" in text
+    assert "(--port-range, or that of --endpoint)" in text
+    assert "(--interface)" in text
+
+
 def command(made: Hosts, *options: str) -> list[str]:
     program = made.folder / "steady.py"
     program.write_text(STEADY)
-    where = ("--endpoint", "n1:29400", "--nnodes", "2", "--run-id", "wall")
-    return ["rallypoint", "run", *where, *options, str(program)]
+    where = () if "--endpoint" in options else ("--endpoint", "n1:29400")
+    run = ("--nnodes", "2", "--run-id", "wall")
+    return ["rallypoint", "run", *where, *run, *options, str(program)]
 
 
 @pytest.mark.parametrize(

@@ -174,12 +174,24 @@ class Connector:
         is_only_host = self.own.hosted is not None and self.elected is None
         if self.is_joining and (self.own.is_starting or is_only_host):
             return ""
-        tried = self._attempts.listed() or self._attempts.doing
         if self.other_run is not None and not self._attempts.answers:
             return self._at_another_run(self.other_run)
-        silent = f"the coordinator at {self.settings.endpoint} does not answer"
         problem = self.elected.problem if self.elected is not None else ""
-        return problem or (f"{silent} ({tried})" if tried else silent)
+        return problem or f"the coordinator at {self.settings.endpoint} {self._silence()}"
+
+    def _silence(self) -> str:
+        """What was tried, and what a user may have to change."""
+        attempts = self._attempts
+        tried = attempts.listed() or attempts.doing
+        text = f"does not answer ({tried})" if tried else "does not answer"
+        held = self.fixed.not_hosting if self.is_joining and not attempts.not_hosting else ""
+        if held or attempts.not_hosting:
+            text = f"{text}; this node cannot host it: {held or attempts.not_hosting}"
+        if held or attempts.is_port_in_use:
+            endpoint = self.settings.endpoint
+            is_fixed = endpoint.kind is EndpointKind.HOST and endpoint.has_port
+            return f"{text}; see {'--endpoint' if is_fixed else '--port-range'}"
+        return f"{text}; see --port-range, --interface" if attempts.is_cut_off else text
 
     @property
     def gives_up_s(self) -> float:

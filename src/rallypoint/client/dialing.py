@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 from rallypoint import runtime
 from rallypoint.client import network
 from rallypoint.client.network import Connection
+from rallypoint.client.port_range import HINT as PORTS_HINT
 from rallypoint.core.addresses import is_loopback, telling
 from rallypoint.core.values import Address
 from rallypoint.errors import (
@@ -59,6 +60,11 @@ FIRST_PAUSE_S: Final = 0.01
 """About the time from a host's bind to its first answer, in seconds, as nodes often start together.
 """
 LONGEST_PAUSE_S: Final = 1.0
+CUT_OFF_HINT: Final = (
+    "a machine that does not answer may be behind a firewall or in another network: use ports that "
+    "the firewall lets through (--port-range, or that of --endpoint), and a network that all nodes "
+    "have (--interface)"
+)
 ANSWERS_SHOWN: Final = 8
 """How many addresses an error lists with their answers."""
 
@@ -101,13 +107,14 @@ class Attempts:
         if self.problem:
             answers[str(self.target)] = self.problem
         if self.not_hosting:
-            answers["hosting a coordinator here"] = self.not_hosting
+            here = {"hosting a coordinator here": self.not_hosting}
+            answers = here | answers if self.is_port_in_use else answers | here
         listed = _listed(answers)
         where = "through" if self._is_elected else "at"
+        text = f"no coordinator answered {where} {self.target} for {tried_s:.1f} s"
         return UnreachableError(
-            f"no coordinator answered {where} {self.target} for {tried_s:.1f} s"
-            + (f" ({listed})" if listed else ""),
-            hint=self._hint(),
+            f"{text} ({listed})" if listed else text,
+            hint=f"{self._cause_hint()}{self._hint()}",
             attempts=tuple(answers.items()),
         )
 
@@ -119,6 +126,11 @@ class Attempts:
         self.is_other = tried.is_other
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether an address of another machine has not answered, perhaps behind a firewall."""
+        return any(not is_loopback(each.host) for each in self.silent)
+
+    @property
     def _is_elected(self) -> bool:
         return isinstance(self.target, Endpoint) and self.target.kind is EndpointKind.LEDGER
 
@@ -126,16 +138,24 @@ class Attempts:
         """Each address with its answer."""
         return _listed(self.answers)
 
+    def _cause_hint(self) -> str:
+        """What to do about a cause that is known."""
+        if self.problem:
+            return ""
+        if self.is_port_in_use and self._is_elected:
+            return f"{PORTS_HINT}; else "
+        return f"{CUT_OFF_HINT}; else " if self.is_cut_off else ""
+
     def _hint(self) -> str:
         if self.problem:
             return "check that the ledger runs, and that this node may use it"
         if self.unresolved and isinstance(self.target, Address):
             return f"check the spelling of {self.target.host!r}, or use an address"
         if isinstance(self.target, Address):
+            wall = ", and that no firewall is in between (--port-range limits the ports)"
             return (
-                "check that the coordinator runs there, and that no firewall is in between "
-                "(--port-range limits the ports); if that machine has several networks, give the "
-                "address of another one as --endpoint"
+                f"check that the coordinator runs there{'' if self.is_cut_off else wall}; if that "
+                "machine has several networks, give the address of another one as --endpoint"
             )
         if not self._is_elected:
             return (
@@ -299,6 +319,7 @@ async def dial_elected(
     attempts.answers = {where: said for own in each for where, said in own.answers.items()}
     attempts.refused = next((own.refused for own in each if own.refused is not None), None)
     attempts.refusals = [where for own in each for where in own.refusals]
+    attempts.silent = [where for own in each for where in own.silent]
     attempts.only_refused = bool(each) and all(own.only_refused for own in each)
     return None
 

@@ -16,6 +16,7 @@ from itertools import compress
 from typing import Any, Final
 
 from rallypoint import runtime
+from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import (
     STAGGER_S,
@@ -53,6 +54,8 @@ TAKEN_AGAIN_S: Final = 2.0
 """How many seconds after the last time a node asks another run's coordinator again, if there are
 other addresses.
 """
+HELD_S: Final = 5.0
+"""How many seconds the answer is kept whether something listens at each own port."""
 LATER_PORTS: Final = 16
 LATER_S: Final = 1.0
 """At how many of the ports behind a free own one a node looks for its run, before it hosts it, and
@@ -81,11 +84,29 @@ class FixedCoordinator:
         self._own_places: list[Address] = []
         self._found: Address | None = None
         """Which of several addresses is the coordinator's."""
+        self._silent: dict[Address, list[Address]] = {}
+        """The addresses of each place that have not answered its last dial."""
+        self._held = ""
+        self._held_until_s = -math.inf
 
     @property
     def target(self) -> Address:
         """The address to dial after the coordinator was found once."""
         return self._own.target if self._own.hosted or self._found is None else self._found
+
+    @property
+    def not_hosting(self) -> str:
+        """Why this node cannot host the coordinator at any of its own ports now; "" if it may.
+
+        It is known before the first of them was dialled, which may take seconds.
+        """
+        if not self._own_places or self._own.hosted is not None:
+            return ""
+        if _now_s() >= self._held_until_s:
+            held = network.here().held(sorted({each.port for each in self._own_places}))
+            self._held = f"{_taken(self._own_places)} ({held})" if held else ""
+            self._held_until_s = _now_s() + HELD_S
+        return self._held
 
     # -- joining -----------------------------------------------------------------------------------
 
@@ -146,6 +167,7 @@ class FixedCoordinator:
                 else:
                     connection = await self._one_round(walk, attempts, ends_s, dials)
                 attempts.answers = self._listed(walk)
+                attempts.silent = [each for some in self._silent.values() for each in some]
                 left_s = ends_s - _now_s()
                 if connection is None and left_s > 0:
                     connection = await dials.first(min(self._pauses.next_s(), left_s))
@@ -278,6 +300,7 @@ class FixedCoordinator:
             return connection
         answer = "; ".join(tried.answers.values())
         attempts.refused = tried.refused or attempts.refused
+        self._silent[place] = tried.silent
         if tried.is_other:
             self._note_taken(walk, place, answer)
         else:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rallypoint import runtime
-from rallypoint.client import fork_safety, identity, transport
+from rallypoint.client import fork_safety, identity, port_range, transport
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
@@ -104,6 +104,9 @@ class Network(Protocol):
     def own_address_towards(self, host: str) -> OwnAddress | None:
         """See identity.own_address_towards."""
 
+    def held(self, ports: Sequence[int]) -> str:
+        """See port_range.all_held."""
+
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See transport.connect."""
 
@@ -150,6 +153,10 @@ class SocketNetwork:
     def own_address_towards(self, host: str) -> OwnAddress | None:
         """See Network."""
         return identity.own_address_towards(host)
+
+    def held(self, ports: Sequence[int]) -> str:
+        """See Network."""
+        return port_range.all_held(ports)
 
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See Network."""

@@ -191,11 +191,12 @@ class OwnCoordinator:
                 [each.host for each in self.addresses] or [self.advertised_host],
             )
         except PortsTakenError as error:
-            attempts.not_hosting = f"{error.strerror}; --port-range gives other ports"
+            attempts.not_hosting, attempts.is_port_in_use = str(error.strerror), True
             return False
         except (OSError, errors.LedgerError) as error:
             attempts.not_hosting = describe_os_error(error)
             return False
+        attempts.not_hosting, attempts.is_port_in_use = "", False
         self.hosted.claim(seen, ended)
         if len(self.addresses) > 1:
             self.hosted.on_attach(self._attached)

@@ -81,6 +81,14 @@ def holders(ports: Iterable[int]) -> str:
     return "; ".join(shown)
 
 
+def all_held(ports: Iterable[int]) -> str:
+    """As `holders`, if something listens at each of these ports; else "", and without Linux."""
+    sockets = _sockets()
+    ports = list(ports)
+    listened = [any(state == _LISTENS for state, _ in sockets.get(port, [])) for port in ports]
+    return holders(ports) if ports and all(listened) else ""
+
+
 def holder(port: int) -> str:
     """What holds a port of this machine: see `holders`."""
     return holders([port]).partition(": ")[2]

@@ -130,6 +130,10 @@ class SimulatedNetwork:
         """See Network: a host has one."""
         return self.own_address_of(self._host)
 
+    def held(self, ports: Sequence[int]) -> str:
+        """See Network: nothing is known of a host's other programs."""
+        return ""
+
     async def connect(
         self, address: Address, found: SocketAddress, token: str
     ) -> client_network.Connection:
