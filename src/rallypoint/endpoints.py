@@ -133,10 +133,12 @@ def asks_for_any_port(text: str) -> bool:
     return _ANY_PORT.fullmatch(text.strip()) is not None
 
 
-def parse_endpoint(text: str | None) -> Endpoint:
+def parse_endpoint(text: str | None, *, may_end_here: bool = False) -> Endpoint:
     """Where a run meets, from what a user wrote. Raises EndpointError.
 
     None or "" is this machine alone. The port is DEFAULT_PORT unless given, etcd's ETCD_PORT.
+    `may_end_here`: this machine may be the last of several hosts, as in a launcher's list. There,
+    only its first node hosts the coordinator.
     """
     if not text:
         return Endpoint(EndpointKind.LOCAL)
@@ -144,7 +146,7 @@ def parse_endpoint(text: str | None) -> Endpoint:
         return _file(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return _hosts(text)
+        return _hosts(text, may_end_here=may_end_here)
     match scheme.lower():
         case "http":
             # RFC 6874: within a URL the % before a zone is written as %25.
@@ -269,13 +271,14 @@ def _check_tls(text: str, options: dict[str, str], tls: bool) -> None:
 # -- hosts ---------------------------------------------------------------------------------------
 
 
-def _hosts(text: str) -> Endpoint:
+def _hosts(text: str, *, may_end_here: bool) -> Endpoint:
     parts = text.split(",")
     first, *others = dict.fromkeys(Address(*_host_and_port(each, text)) for each in parts)
-    own = [each.host for each in (first, *others) if is_loopback(each.host)]
-    if 0 < len(own) <= len(others):
+    own = [is_loopback(each.host) for each in (first, *others)]
+    if any(own) and not all(own) and not (may_end_here and own == sorted(own)):
+        here = next(each.host for each in (first, *others) if is_loopback(each.host))
         raise EndpointError(
-            f"endpoint {text!r}: {own[0]} means each machine itself, so it cannot stand among "
+            f"endpoint {text!r}: {here} means each machine itself, so it cannot stand among "
             "other hosts",
             hint="remove it, or give the name or address that other machines use",
         )

@@ -1,7 +1,8 @@
 """What launchers put into the environment: the variables that matter, as real ones set them.
 
 Recorded with Slurm 22.05 (srun in a batch script, on four hosts), Open MPI 4.1.4 (mpirun -N 1 on
-four hosts, and inside a job of Slurm), and as Kubernetes 1.29 documents a pod of an Indexed Job.
+four hosts, and inside a job of Slurm) and 5.0.11, MPICH 5 and Intel MPI 2021 on one host, and as
+Kubernetes 1.29 documents a pod of an Indexed Job.
 """
 
 from __future__ import annotations
@@ -113,3 +114,28 @@ def pod_hosts(index: int, job: str = "train", subdomain: str = "train") -> str:
         "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n"
         f"10.244.0.{index + 5}\t{full}{name}\n"
     )
+
+
+def mpi5_process(rank: int, size: int = 4) -> dict[str, str]:
+    """A process of Open MPI 5's `mpirun -N 1`, called on n1. Recorded with 5.0.11."""
+    return {
+        "OMPI_COMM_WORLD_SIZE": str(size),
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+        "PMIX_HOSTNAME": f"n{rank + 1}",
+        "PMIX_NAMESPACE": "prterun-n1-18230@1",
+        "PMIX_RANK": str(rank),
+        "PMIX_SERVER_URI2": f"prterun-n1-18230@0.{rank};tcp4://127.0.0.1:47313",
+    }
+
+
+def hydra_process(rank: int, size: int = 4, per_host: int = 1) -> dict[str, str]:
+    """A process of mpiexec of MPICH 5 or Intel MPI 2021. Recorded with both."""
+    return {
+        "MPI_LOCALNRANKS": str(per_host),
+        "MPI_LOCALRANKID": str(rank % per_host),
+        "PMI_FD": "9",
+        "PMI_RANK": str(rank),
+        "PMI_SIZE": str(size),
+    }

@@ -262,7 +262,8 @@ def test_the_switches_are_a_label() -> None:
 
 def test_all_nodes_on_one_host_meet_over_loopback() -> None:
     local = {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_SRUN_COMM_HOST": "127.0.0.1"}
-    assert texts(detect(slurm_task(0) | local))["endpoint"] == "n1,n2,n3,n4"
+    # The names may not resolve, and on other clusters the loopback address is another machine.
+    assert texts(detect(slurm_task(0) | local))["endpoint"] == "n1,n2,n3,n4,127.0.0.1"
 
 
 # -- Open MPI ------------------------------------------------------------------------------------
@@ -593,23 +594,6 @@ def test_a_node_list_that_cannot_be_read_is_a_problem_of_the_endpoint(
     assert told in found.problems["endpoint"].message
     assert "--endpoint" in found.problems["endpoint"].hint
     assert "nnodes" in found.values
-
-
-@pytest.mark.parametrize(
-    ("environ", "told"),
-    [
-        ({"PMI_SIZE": "2"}, "PMI_SIZE=2: there are several processes"),
-        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
-        ({"PBS_NUM_NODES": "3"}, "PBS_NUM_NODES=3: there are several nodes"),
-        ({"FLUX_JOB_NNODES": "3"}, "FLUX_JOB_NNODES=3: there are several nodes"),
-    ],
-)
-def test_a_launcher_that_is_not_known_is_not_overlooked(environ: dict[str, str], told: str) -> None:
-    found = detect(environ)
-    assert set(found.problems) == {"nnodes"}
-    assert told in found.problems["nnodes"].message
-    assert "--nnodes" in found.problems["nnodes"].hint
-    assert detect(slurm_task(1) | environ).launcher == "Slurm"
 
 
 def test_a_value_and_a_problem_exclude_each_other() -> None:

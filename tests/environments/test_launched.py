@@ -130,6 +130,18 @@ def test_the_launchers_labels_are_beside_the_users() -> None:
     assert both.labels == {"topology": "t", "a": "b"}
 
 
+def test_the_nodes_of_a_launcher_may_all_be_on_this_machine() -> None:
+    local = {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_SRUN_COMM_HOST": "127.0.0.1"}
+    environ = slurm_task(1) | local
+    assert [each.host for each in settings.node_settings(environ=environ).endpoint.hosts] == [
+        *("n1", "n2", "n3", "n4"),
+        "127.0.0.1",
+    ]
+    # A user's list with this machine is a mistake.
+    with pytest.raises(UsageError, match=r"127.0.0.1 means each machine itself"):
+        settings.resolve("endpoint", None, environ | {"RALLYPOINT_ENDPOINT": "n1,127.0.0.1"})
+
+
 # -- join() --------------------------------------------------------------------------------------
 
 

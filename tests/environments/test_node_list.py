@@ -25,6 +25,17 @@ from rallypoint.environments.node_list import HOSTS_MAX, expand
         ("ctl,n[1:1-4]", "ctl n1 n2 n3 n4"),
         ("n1,n1,n[1-2]", "n1 n2"),
         ("10.0.0.[1-2]", "10.0.0.1 10.0.0.2"),
+        ("[1-3]", "1 2 3"),
+        # As Slurm's `scontrol show hostnames` reads them.
+        ("n[0000000001-0000000003]", "n0000000001 n0000000002 n0000000003"),
+        ("n[999999999-1000000001]", "n999999999 n1000000000 n1000000001"),
+        ("n[1-2],", "n1 n2"),
+        (",n1", "n1"),
+        ("n1,,n2", "n1 n2"),
+        ("n1, n2", "n1 n2"),
+        ("n1 n2", "n1 n2"),
+        ("n[1-2][3-4][5-6]", "n135 n136 n235 n236 n145 n146 n245 n246"),
+        ("n1,n1,n[2-4]", "n1 n2 n3 n4"),
     ],
 )
 def test_a_list_is_expanded(text: str, hosts: str) -> None:
@@ -34,8 +45,8 @@ def test_a_list_is_expanded(text: str, hosts: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "an empty name"),
-        ("n1,,n2", "an empty name"),
+        ("", "has no name"),
+        (", ", "has no name"),
         ("n[1-4", "not closed"),
         ("n1-4]", "not open"),
         ("n[1-[2]]", "within brackets"),
@@ -45,8 +56,9 @@ def test_a_list_is_expanded(text: str, hosts: str) -> None:
         ("n[1;2]", "'1;2' in brackets"),
         ("n[\u0661]", "in brackets"),
         ("n[4-1]", "4-1, which runs backwards"),
-        ("n 1", "'n 1', which is not part of a host name"),
-        ("n1 n2", "not part of a host name"),
+        ("n1;n2", "'n1;n2', which is not part of a host name"),
+        ("n[1-2, 4]", "' 4' in brackets"),
+        ("n[1-9999999999999999999]", "in brackets, which is not a number"),
         ("(null)", "not part of a host name"),
         ("n[1-999999999]", f"more than {HOSTS_MAX} hosts"),
         ("n[1-1000]m[1-1000]", f"more than {HOSTS_MAX} hosts"),

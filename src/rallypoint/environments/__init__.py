@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from rallypoint.environments import agents, kubernetes, openmpi, others, slurm, torchrun
+from rallypoint.environments import agents, kubernetes, openmpi, others, script, slurm, torchrun
 from rallypoint.environments.agents import LAUNCH, launch_of, without_stale
 from rallypoint.environments.found import (
     NOTHING,
@@ -39,18 +39,17 @@ _LAUNCHERS: Final[tuple[Callable[[Environ, Files], Found | None], ...]] = (
     openmpi.detect,
     slurm.detect,
     kubernetes.detect,
-    torchrun.detect,
+    script.detect,
     others.detect,
 )
 """The innermost comes first: mpirun inside a job of Slurm keeps the job's variables."""
 _PREFIXES: Final = ("SLURM_", "SLURMD_", "OMPI_", "PMIX_", "PMI_", "PET_", "JOB_COMPLETION_INDEX")
-_NAMES: Final = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+_NAMES: Final = others.NAMES | script.NAMES
 
 
 def is_launchers(name: str) -> bool:
     """Whether a variable is one that makes a process a node of a launcher's run."""
-    of_others = (each for each, _, _ in others.COUNTS)
-    return name.startswith(_PREFIXES) or name in (*_NAMES, *of_others)
+    return name.startswith(_PREFIXES) or name in _NAMES
 
 
 def detect(environ: Environ, files: Files, *, is_node: bool = False) -> Found:

@@ -76,12 +76,23 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING: Final = Found()
+OVERRIDES: Final = (
+    "give --nnodes, --endpoint and --run-id on every node (RALLYPOINT_NNODES, RALLYPOINT_ENDPOINT, "
+    "RALLYPOINT_RUN_ID); or --nnodes 1 if this process is to run alone"
+)
 PLACE: Final = ("nnodes", "endpoint", "run_id")
 """The settings without which nodes cannot meet."""
 
 
 class BadVariablesError(Exception):
-    """Variables of a launcher cannot be read, or contradict each other. Becomes a Problem."""
+    """Variables of a launcher cannot be read, or contradict each other. Becomes a Problem.
+
+    `hint`: what to do, if there is better advice than to unset the launcher's variables.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class Variables:
@@ -89,15 +100,15 @@ class Variables:
 
     def __init__(self, launcher: str, environ: Environ) -> None:
         self.launcher = launcher
-        self._environ = environ
+        self.environ = environ
 
     def text(self, name: str) -> str:
         """The variable's text without space at its ends; "" if it is not set."""
-        return self._environ.get(name, "").strip()
+        return self.environ.get(name, "").strip()
 
     def has(self, name: str) -> bool:
         """Whether the variable is set, perhaps to nothing."""
-        return name in self._environ
+        return name in self.environ
 
     def id_part(self, name: str) -> str:
         """The variable's text as a part of a run id: only with characters that one may have."""
@@ -136,13 +147,10 @@ class Variables:
         return int(text)
 
 
-def broken(launcher: str, message: str, names: Iterable[str] = PLACE) -> Found:
+def broken(launcher: str, error: BadVariablesError, names: Iterable[str] = PLACE) -> Found:
     """A launcher whose variables cannot be used: each of these settings has the same problem."""
-    hint = (
-        f"unset the variables of {launcher} if it did not start this process; or give --nnodes, "
-        "--endpoint and --run-id, which override them (--nnodes 1: this process alone)"
-    )
-    return refused(launcher, message, hint, names)
+    unset = f"unset the variables of {launcher} if it did not start this process"
+    return refused(launcher, str(error), f"{error.hint or unset}; or {OVERRIDES}", names)
 
 
 def refused(launcher: str, message: str, hint: str, names: Iterable[str] = PLACE) -> Found:

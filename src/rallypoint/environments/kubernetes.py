@@ -70,7 +70,7 @@ def detect(environ: Environ, files: Files) -> Found | None:
     try:
         return _pod(variables, files)
     except BadVariablesError as error:
-        return broken(NAME, str(error))
+        return broken(NAME, error)
 
 
 def _pod(variables: Variables, files: Files) -> Found:

@@ -1,13 +1,16 @@
 """Node lists as Slurm and Open MPI write them: `n[01-16,20],login`. Pure.
 
-    list   = part {"," part}
+    list   = {separator} part {separator {separator} part} {separator}
     part   = {text | "[" [WIDTH ":"] range {"," range} "]"}
     range  = NUMBER ["-" NUMBER]
 
-A number that begins with zeros has a fixed width. Open MPI writes the width before the ranges.
-A part with several brackets has all combinations, the last bracket first to change.
+A separator is a comma or a space: Slurm reads `n1, n2,` too. A number that begins with zeros has a
+fixed width. Open MPI writes the width before the ranges. A part with several brackets has all
+combinations in Slurm's order: the last bracket changes first, then the first, the second, and so
+on.
 
-Sources: Slurm's man page of scontrol (show hostlist); Open MPI 4, orte/util/regex.
+Sources: Slurm's man page of scontrol (show hostnames) and src/common/hostlist.c; Open MPI 4,
+orte/util/regex.
 """
 
 from __future__ import annotations
@@ -19,29 +22,33 @@ from typing import Final
 
 HOSTS_MAX: Final = 100_000
 _TEXT_MAX: Final = 1_000_000
+_SEPARATORS: Final = ", \t\n"
 _TEXT: Final = re.compile(r"[A-Za-z0-9_.-]*")
 _PIECE: Final = re.compile(r"([^\[\]]*)(?:\[([^\[\]]*)\])?")
-_RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_RANGE: Final = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _WIDTH: Final = re.compile(r"([0-9]{1,2}):(.*)", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=16)
 def expand(text: str) -> tuple[str, ...]:
-    """The names of the hosts in their order, each once.
+    """The names of the hosts in their order, each once: a host that is listed twice is one place.
 
     Raises ValueError, with a sentence that can follow the list, if this is no list of hosts, or if
     it has more than HOSTS_MAX of them.
     """
     if len(text) > _TEXT_MAX:
         raise ValueError(f"has more than {_TEXT_MAX} characters")
+    parts = [each for each in _parts(text) if each]
+    if not parts:
+        raise ValueError("has no name")
     hosts: list[str] = []
-    for part in _parts(text):
+    for part in parts:
         hosts += _expanded(part, HOSTS_MAX - len(hosts))
     return tuple(dict.fromkeys(hosts))
 
 
 def _parts(text: str) -> list[str]:
-    """The text, split at the commas that are outside of brackets."""
+    """The text, split at the separators that are outside of brackets; some may be empty."""
     parts, start, is_inside = [], 0, False
     for at, each in enumerate(text):
         match each:
@@ -51,7 +58,7 @@ def _parts(text: str) -> list[str]:
                 raise ValueError("closes a bracket that is not open")
             case "[" | "]":
                 is_inside = each == "["
-            case "," if not is_inside:
+            case _ if each in _SEPARATORS and not is_inside:
                 parts.append(text[start:at])
                 start = at + 1
     if is_inside:
@@ -60,21 +67,22 @@ def _parts(text: str) -> list[str]:
 
 
 def _expanded(part: str, most: int) -> list[str]:
-    if not part:
-        raise ValueError("has an empty name")
-    choices: list[list[str]] = []
+    form, choices = "", []
     count = 1
     for found in _PIECE.finditer(part):
         literal, numbers = found[1], found[2]
         if _TEXT.fullmatch(literal) is None:
             raise ValueError(f"has {literal!a}, which is not part of a host name")
-        choices.append([literal])
+        form += literal
         if numbers is not None:
+            form += "%s"
             choices.append(_numbers(numbers, most // count))
             count *= len(choices[-1])
     if count > most:
         raise ValueError(f"has more than {HOSTS_MAX} hosts")
-    return ["".join(each) for each in itertools.product(*choices)]
+    # product() changes its last argument first.
+    slowest_first = [*reversed(choices[:-1]), *choices[-1:]]
+    return [form % (*reversed(each[:-1]), *each[-1:]) for each in itertools.product(*slowest_first)]
 
 
 def _numbers(text: str, most: int) -> list[str]:

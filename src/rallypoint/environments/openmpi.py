@@ -3,15 +3,18 @@
 mpirun inside a job of Slurm starts its daemons by srun, one on each node but the first. So the
 variables of Slurm's step count those daemons, and the first node has none. Those of the job hold.
 
-Sources: Open MPI 4's orterun(1), "environment variables"; orte/util/regex for the list of nodes.
+Sources: Open MPI 4's orterun(1), "environment variables"; orte/util/regex for the list of nodes. Of
+Open MPI 5: PRRTE 3.0, src/mca/plm/base/plm_base_jobid.c for the namespace.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
-from rallypoint.environments import node_list, slurm
+from rallypoint.endpoints import is_ip
+from rallypoint.environments import slurm
 from rallypoint.environments.found import (
     BadVariablesError,
     Environ,
@@ -23,7 +26,7 @@ from rallypoint.environments.found import (
     broken,
     shown,
 )
-from rallypoint.environments.places import Place, endpoint, of_index
+from rallypoint.environments.places import Place, endpoint, listed, of_index
 
 NAME: Final = "Open MPI"
 SIZE: Final = "OMPI_COMM_WORLD_SIZE"
@@ -33,20 +36,53 @@ _LOCAL_SIZE: Final = "OMPI_COMM_WORLD_LOCAL_SIZE"
 _NODES: Final = "OMPI_MCA_orte_node_regex"
 _MPIRUN: Final = "OMPI_MCA_orte_hnp_uri"
 _TASKS: Final = "SLURM_STEP_NUM_TASKS"
+_OWN_NAME: Final = "/proc/sys/kernel/hostname"
+_NAMESPACE: Final = re.compile(r"(?:prterun|prte|mpirun|mpiexec)-(.+)-[0-9]+@[0-9]+")
 KEY: Final = "OMPI_MCA_orte_precondition_transports"
 NAMESPACES: Final = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
 
 
 def detect(environ: Environ, files: Files) -> Found | None:
     """What mpirun says to its processes; None outside of it."""
-    del files
     variables = Variables(NAME, environ)
     if not variables.text(SIZE) and not variables.text(RANK):
         return None
     try:
+        _check(variables, files)
         return _process(variables)
     except BadVariablesError as error:
-        return broken(NAME, str(error))
+        return broken(NAME, error)
+
+
+def _check(variables: Variables, files: Files) -> None:
+    """Raises BadVariablesError for variables that are of a former mpirun."""
+    rank, size = variables.below(RANK, SIZE), variables.needed(SIZE, RANK)
+    local_size = variables.number(_LOCAL_SIZE)
+    if local_size is not None and local_size > size:
+        raise _stale(variables, _LOCAL_SIZE, SIZE)
+    if variables.text(_LOCAL_RANK) and local_size is not None:
+        variables.below(_LOCAL_RANK, _LOCAL_SIZE)
+    if variables.number("PMIX_RANK") not in (None, rank):
+        raise _stale(variables, RANK, "PMIX_RANK")
+    host = variables.text("PMIX_HOSTNAME")
+    if host and slurm.is_step(variables) and variables.text("SLURMD_NODENAME"):
+        # A machine may call itself something else than Slurm does.
+        own = (variables.text("SLURMD_NODENAME"), (files(_OWN_NAME) or "").strip())
+        if _short(host) not in map(_short, own):
+            raise _stale(variables, "PMIX_HOSTNAME", "SLURMD_NODENAME")
+
+
+def _stale(variables: Variables, *names: str) -> BadVariablesError:
+    texts = (f"{name}={shown(variables.text(name))}" for name in names)
+    return BadVariablesError(
+        f"{' and '.join(texts)} contradict each other",
+        f"unset {SIZE}, {RANK} and PMIX_RANK if they are of a former mpirun, and this one did not "
+        "start this process",
+    )
+
+
+def _short(host: str) -> str:
+    return host if is_ip(host, 4) else host.partition(".")[0]
 
 
 def _process(variables: Variables) -> Found:
@@ -67,9 +103,9 @@ def _process(variables: Variables) -> Found:
         values |= _run_id(variables)
         values |= _node_name(variables, is_shared=local_size > 1)
         try:
-            values["endpoint"] = endpoint(variables, _places(variables))
+            values["endpoint"] = _endpoint(variables)
         except BadVariablesError as error:
-            problems = broken(NAME, str(error), ("endpoint",)).problems
+            problems = broken(NAME, error, ("endpoint",)).problems
     return Found(
         launcher=NAME,
         values=values,
@@ -102,25 +138,31 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _places(variables: Variables) -> list[Place]:
+def _endpoint(variables: Variables) -> Value:
     """Where rank 0 may be: in the job's first node, in mpirun's own, in any of its nodes."""
-    listed = [Place(each, _NODES) for each in _listed(variables)]
-    job = slurm.places(variables, "SLURM_JOB_NODELIST")
-    return [*job[:1], *listed[:1], *_mpirun(variables), *listed[1:], *job[1:]]
-
-
-def _listed(variables: Variables) -> tuple[str, ...]:
-    text = variables.text(_NODES)
-    try:
-        # What follows the @ numbers the daemons.
-        return node_list.expand(text.partition("@")[0]) if text else ()
-    except ValueError as error:
-        raise BadVariablesError(f"the node list {_NODES}={shown(text)} {error}") from None
+    # What follows the @ numbers the daemons.
+    nodes = listed(_NODES, variables.text(_NODES).partition("@")[0])
+    of_mpirun = [Place(each, _NODES) for each in nodes]
+    of_job = slurm.places(variables, "SLURM_JOB_NODELIST")
+    found = [*of_job[:1], *of_mpirun[:1], *_mpirun(variables), *of_mpirun[1:], *of_job[1:]]
+    if not found:
+        raise BadVariablesError(
+            "the variables of Open MPI do not say on which host the first node is: neither "
+            f"{_NODES} nor {_MPIRUN} is set, and PMIX_NAMESPACE="
+            f"{shown(variables.text('PMIX_NAMESPACE'))} has no host in it",
+            "give --endpoint HOST (RALLYPOINT_ENDPOINT), where HOST is the host of rank 0",
+        )
+    return endpoint(variables, found)
 
 
 def _mpirun(variables: Variables) -> list[Place]:
-    """The addresses of mpirun: JOB.VPID;tcp://A,B:PORT;tcp6://[C],[D]:PORT."""
-    found = []
+    """The host of mpirun, whose nodes usually begin with it.
+
+    Open MPI 5 has it in the namespace: TOOL-HOST-PID@JOB. Open MPI 4 has its addresses:
+    JOB.VPID;tcp://A,B:PORT;tcp6://[C],[D]:PORT.
+    """
+    namespace = _NAMESPACE.fullmatch(variables.text("PMIX_NAMESPACE"))
+    found = [Place(namespace[1], "PMIX_NAMESPACE")] if namespace else []
     for part in variables.text(_MPIRUN).split(";")[1:]:
         hosts = part.partition("://")[2].rpartition(":")[0]
         found += [Place(each.strip("[]"), _MPIRUN) for each in hosts.split(",") if each]

@@ -9,7 +9,6 @@ from typing import Final
 
 from rallypoint.core import naming
 from rallypoint.core.values import NAME_LENGTH_MAX
-from rallypoint.environments import node_list
 from rallypoint.environments.found import (
     BadVariablesError,
     Environ,
@@ -21,13 +20,14 @@ from rallypoint.environments.found import (
     broken,
     shown,
 )
-from rallypoint.environments.places import Place, endpoint, of_index
+from rallypoint.environments.places import Place, endpoint, listed, of_index
+from rallypoint.environments.slurm_checks import check_job, check_step, several_nodes
 
 NAME: Final = "Slurm"
 _NO_STEP_MIN: Final = 0xFFFF_FFF0
 """From here on, step ids are those of a batch script, of an interactive shell, and the like."""
 _UNIX_TIME_MAX: Final = 10**11
-_JOB_COUNTS: Final = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+_LIST: Final = "SLURM_STEP_NODELIST"
 
 
 def detect(environ: Environ, files: Files) -> Found | None:
@@ -37,11 +37,12 @@ def detect(environ: Environ, files: Files) -> Found | None:
     try:
         return _step(variables) if is_step(variables) else _allocation(variables)
     except BadVariablesError as error:
-        return broken(NAME, str(error))
+        return broken(NAME, error)
 
 
 def run_id(variables: Variables, *, has_step: bool = True) -> Value:
     """The id of the step, or of the job: another one each time that Slurm starts the job again."""
+    check_job(variables)
     names = ["SLURM_JOB_ID" if variables.text("SLURM_JOB_ID") else "SLURM_JOBID"]
     job = variables.number(names[0])
     if job is None:
@@ -70,21 +71,12 @@ def places(variables: Variables, list_name: str) -> list[Place]:
 
     Raises BadVariablesError for a list of nodes that cannot be read.
     """
-    nodes = hosts_of(variables, list_name)
+    nodes = listed(list_name, variables.text(list_name))
     launchers = ("SLURM_LAUNCH_NODE_IPADDR", "SLURM_SRUN_COMM_HOST")
     return [
         *(Place(each, list_name) for each in nodes),
         *(Place(variables.text(each), each) for each in launchers if variables.text(each)),
     ]
-
-
-def hosts_of(variables: Variables, name: str) -> tuple[str, ...]:
-    """The hosts of a node list; none if it is not set. Raises BadVariablesError."""
-    text = variables.text(name)
-    try:
-        return node_list.expand(text) if text else ()
-    except ValueError as error:
-        raise BadVariablesError(f"the node list {name}={shown(text)} {error}") from None
 
 
 def node_name(variables: Variables, local_name: str, *, is_shared: bool) -> dict[str, Value]:
@@ -129,32 +121,24 @@ def _allocation(variables: Variables) -> Found | None:
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
         if not variables.text("SLURM_STEP_ID") and (variables.number(name) or 0) > 1:
             variables.needed("SLURM_STEP_ID", name)
-    for name in _JOB_COUNTS:
-        nodes = variables.number(name) or 0
-        if nodes > 1:
-            message = (
-                f"{name}={nodes}: the job has {nodes} nodes, but this process is in no step of it, "
-                "so it would run alone"
-            )
-            srun = "put srun in front of the command, which starts it on every node; or give"
-            alone = f"{srun} --nnodes 1 (RALLYPOINT_NNODES=1) if it is to run alone"
-            problems = {
-                "nnodes": Problem(message, alone, NAME),
-                "endpoint": Problem(message, f"{srun} --endpoint", NAME),
-            }
-            return Found(launcher=NAME, problems=problems)
-    return None
+    sign = several_nodes(variables)
+    if not sign:
+        return None
+    message = f"{sign}, but this process is in no step of it, so it would run alone"
+    srun = "put srun in front of the command, which starts it on every node; or give"
+    alone = f"{srun} --nnodes 1 (RALLYPOINT_NNODES=1) if it is to run alone"
+    problems = {
+        "nnodes": Problem(message, alone, NAME),
+        "endpoint": Problem(message, f"{srun} --endpoint", NAME),
+    }
+    return Found(launcher=NAME, problems=problems)
 
 
 def _step(variables: Variables) -> Found:
     tasks = variables.needed("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
     nodes = variables.needed("SLURM_STEP_NUM_NODES", "SLURM_STEP_ID")
-    if (variables.number("SLURM_HET_SIZE") or 0) > 1:
-        raise BadVariablesError(
-            f"SLURM_HET_SIZE={variables.text('SLURM_HET_SIZE')}: this is a job of several "
-            "components, whose nodes Slurm does not count together"
-        )
     index = variables.below("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    check_step(variables, tasks, nodes, index)
     is_shared = tasks > nodes
     values = {"nnodes": variables.value(tasks, "SLURM_STEP_NUM_TASKS")}
     problems: dict[str, Problem] = {}
@@ -163,10 +147,13 @@ def _step(variables: Variables) -> Found:
         values["run_id"] = run_id(variables)
         values |= node_name(variables, "SLURM_LOCALID", is_shared=is_shared)
         values |= of_index(variables, index, "SLURM_PROCID")
-        try:
-            values["endpoint"] = endpoint(variables, _places(variables, nodes))
-        except BadVariablesError as error:
-            problems = broken(NAME, str(error), ("endpoint",)).problems
+    try:
+        if tasks > 1 or variables.text(_LIST):
+            found = _places(variables, nodes)
+        if tasks > 1:
+            values["endpoint"] = endpoint(variables, found)
+    except BadVariablesError as error:
+        problems = broken(NAME, error, ("endpoint",)).problems
     return Found(
         launcher=NAME,
         values=values,
@@ -179,12 +166,12 @@ def _step(variables: Variables) -> Found:
 
 
 def _places(variables: Variables, nodes: int) -> list[Place]:
-    found = places(variables, "SLURM_STEP_NODELIST")
-    listed = len({each.host for each in found if each.variable == "SLURM_STEP_NODELIST"})
-    if listed != nodes:
+    found = places(variables, _LIST)
+    count = len({each.host for each in found if each.variable == _LIST})
+    if count != nodes:
         raise BadVariablesError(
-            f"SLURM_STEP_NODELIST={shown(variables.text('SLURM_STEP_NODELIST'))} has {listed} "
-            f"nodes, and SLURM_STEP_NUM_NODES={nodes}: they contradict each other"
+            f"{_LIST}={shown(variables.text(_LIST))} has {count} nodes, and "
+            f"SLURM_STEP_NUM_NODES={nodes}: they contradict each other"
         )
     return found
 

@@ -1,8 +1,7 @@
-"""The variables by which torchrun's options are given: PET_*, and MASTER_ADDR and its friends.
+"""The variables by which torchrun's options are given: PET_*.
 
-PET_* are what a user or an operator (such as Kubeflow's) gives in place of options. So they are
-laid over what the launcher says. MASTER_ADDR, RANK and WORLD_SIZE alone often come from a user's
-own script, so they count only where there is no launcher.
+They are what a user or an operator (such as Kubeflow's) gives in place of options. So they are laid
+over what the launcher says.
 
 Sources: torch 2.13, torch.distributed.run; Kubeflow's PyTorchJob and TrainJob.
 """
@@ -13,11 +12,9 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.endpoints import DEFAULT_PORT, is_ip
 from rallypoint.environments.found import (
     BadVariablesError,
     Environ,
-    Files,
     Found,
     Problem,
     Value,
@@ -25,6 +22,7 @@ from rallypoint.environments.found import (
     broken,
 )
 from rallypoint.environments.places import of_index
+from rallypoint.environments.script import master, several
 
 NAME: Final = "torchrun"
 _SAME: Final = {
@@ -35,9 +33,6 @@ _SAME: Final = {
 }
 """Settings that have the same form as the option of torchrun."""
 _BACKENDS: Final = ("", "static", "c10d", "rallypoint")
-_RANKED: Final = ("WORLD_SIZE", "RANK", "MASTER_ADDR")
-
-
 _NO_VALUE: Final = Value("", "", "")
 
 
@@ -47,15 +42,18 @@ def overlaid(environ: Environ, below: Found) -> Found:
     try:
         found = _options(variables)
     except BadVariablesError as error:
-        return broken(NAME, str(error))
+        return broken(NAME, error)
     if not found.values and not found.problems:
         return below
+    # PET_NNODES wins over WORLD_SIZE without an error: that often counts workers, not nodes.
     if "endpoint" in found.values or "endpoint" in found.problems:
         below = below.without(
             ["host_coordinator", *(["run_id"] if below.is_id_of_endpoint else [])]
         )
     values = {**below.values, **found.values}
     problems = {**below.problems, **found.problems}
+    if "nnodes" not in {**values, **problems} and variables.number("PET_NODE_RANK"):
+        problems |= several(variables, ["PET_NODE_RANK"], ["PET_NNODES"]).problems
     return msgspec.structs.replace(
         below,
         launcher=f"{NAME}, {below.launcher}" if below.launcher else NAME,
@@ -64,28 +62,6 @@ def overlaid(environ: Environ, below: Found) -> Found:
         warnings=(*found.warnings, *below.warnings),
         is_id_of_endpoint=(found if "run_id" in found.values else below).is_id_of_endpoint,
     )
-
-
-def detect(environ: Environ, files: Files) -> Found | None:
-    """What MASTER_ADDR, RANK and WORLD_SIZE say; None unless all are set, for several processes."""
-    del files
-    variables = Variables("environment", environ)
-    if not all(variables.text(name) for name in _RANKED):
-        return None
-    try:
-        size = variables.needed("WORLD_SIZE", "RANK")
-        if size < 2:
-            return None
-        rank = variables.below("RANK", "WORLD_SIZE")
-        values = {
-            "nnodes": variables.value(size, "WORLD_SIZE"),
-            "expected_nodes": variables.value(size, "WORLD_SIZE"),
-            **of_index(variables, rank, "RANK"),
-            **_master(variables, "MASTER_ADDR", "MASTER_PORT"),
-        }
-    except BadVariablesError as error:
-        return broken("environment", str(error))
-    return Found(launcher="environment", values=values, nodes=size, is_id_of_endpoint=True)
 
 
 def _options(variables: Variables) -> Found:
@@ -108,9 +84,14 @@ def _options(variables: Variables) -> Found:
         text = variables.text("PET_RDZV_ENDPOINT")
         values["endpoint"] = variables.value(text, "PET_RDZV_ENDPOINT")
     elif variables.text("PET_MASTER_ADDR"):
-        values = {**_master(variables, "PET_MASTER_ADDR", "PET_MASTER_PORT"), **values}
+        values = {**master(variables, "PET_MASTER_ADDR", "PET_MASTER_PORT"), **values}
     if variables.text("PET_NODE_RANK"):
         rank = variables.number("PET_NODE_RANK") or 0
+        most = values["nnodes"].text.rpartition(":")[2] if "nnodes" in values else ""
+        if most.isascii() and most.isdigit() and rank >= int(most):
+            raise BadVariablesError(
+                f"PET_NODE_RANK={rank} and PET_NNODES={values['nnodes'].text} contradict each other"
+            )
         found = of_index(variables, rank, "PET_NODE_RANK")
         if "endpoint" not in values or "PET_MASTER_ADDR" not in values["endpoint"].origin:
             # Only a static rendezvous says that the first node is the host.
@@ -126,16 +107,3 @@ def _options(variables: Variables) -> Found:
         warnings=warnings,
         is_id_of_endpoint="PET_MASTER_ADDR" in values.get("run_id", _NO_VALUE).origin,
     )
-
-
-def _master(variables: Variables, host: str, port: str) -> dict[str, Value]:
-    """The endpoint of a static rendezvous, and an id for the only run that it can have."""
-    name = variables.text(host)
-    number = variables.number(port, most=65_535) or DEFAULT_PORT
-    where = f"[{name}]:{number}" if is_ip(name, 6) else f"{name}:{number}"
-    names = [host, port] if variables.text(port) else [host]
-    return {
-        "endpoint": variables.value(where, *names),
-        # Not the host: the first node often has another name for itself.
-        "run_id": variables.value(f"torch-{number}", *names),
-    }

@@ -5,6 +5,7 @@ A variable that is set to nothing counts as not set.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rallypoint.core.sizes import size_text
+from rallypoint.endpoints import parse_endpoint
 from rallypoint.environments import Found
 from rallypoint.errors import EndpointError, LauncherError, UsageError
 from rallypoint.settings.environment import Environ, variables
@@ -80,6 +82,10 @@ def _from_launcher(known: Setting, found: Found) -> Resolved:
         raise LauncherError(problem.message, hint=problem.hint, source=problem.source)
     if value is None:
         return Resolved(known.name, known.default, "default")
+    if known.name == "endpoint":
+        # All nodes may be on this machine, and its launcher says which of them is the host.
+        parse = functools.partial(parse_endpoint, may_end_here=True)
+        known = msgspec.structs.replace(known, parse=parse)
     try:
         return Resolved(known.name, read(known, value.text, value.origin), value.source)
     except UsageError as error:
