@@ -48,7 +48,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
     "torch": frozenset({"client", "errors", "rendezvous"}),
-    "jax": frozenset({"client", "settings"}),
+    "jax": frozenset({"client", "errors", "settings"}),
     # rendezvous: a World's store is torch's too, and only _torch_bridge.py imports torch.
     ROOT: frozenset({"aio", "client", "core", "errors", "rendezvous", "settings", "_version"}),
     "launch": frozenset(

@@ -46,6 +46,7 @@ ALLOWED: dict[str, str] = {
     "tokens.py": "reads and writes the token's file, which is not simulated",
     "client/blocking.py": "the loop's thread, for callers that block",
     "client/peer_sockets.py": "frees callers that a library blocks",
+    "client/kept_service.py": "waits for the clients of a library's service, in real time",
     "client/dialing.py": _WAITS,
     "client/fixed.py": _WAITS,
     "coordinator/ledger_view.py": _WAITS,

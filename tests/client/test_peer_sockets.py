@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from rallypoint.client.peer_sockets import PeerSockets
+from rallypoint.client.peer_sockets import PeerSockets, ServicePort
 
 pytestmark = [
     pytest.mark.sockets,
@@ -114,3 +114,35 @@ def test_where_the_system_lists_no_descriptors_nothing_is_shut_down(
     sockets.learn([text(server)])
     assert (sockets.listening(), sockets.shut_down()) == ([], 0)
     assert is_open(pair)
+
+
+def test_only_what_the_library_dialled_at_the_service_is_hung_up(stack: ExitStack) -> None:
+    server = listening(stack)
+    port = server.getsockname()[1]
+    elsewhere = stack.enter_context(socket.create_server(("127.0.0.2", port)))
+    earlier = connected(stack, server)
+    service = ServicePort(port)
+    foreign = connected(stack, listening(stack))
+    library = connected(stack, server)
+    service.learn()
+    later = connected(stack, elsewhere), connected(stack, server)
+
+    service.hang_up()
+    assert [is_open(each) for each in (earlier, foreign, library)] == [True, True, False]
+    assert [is_open(each) for each in later] == [True, False], "the library may dial again"
+
+
+def test_a_service_is_used_while_a_client_is_connected(stack: ExitStack) -> None:
+    server = listening(stack)
+    service = ServicePort(server.getsockname()[1])
+    assert not service.is_used(), "it only listens"
+    dialled, accepted = connected(stack, server)
+    assert service.is_used()
+    accepted.close()
+    assert not service.is_used()
+    dialled.close()
+
+    pair = connected(stack, server)
+    service.cut()
+    assert not is_open(pair)
+    assert is_open(connected(stack, server)), "a listening socket was shut down"

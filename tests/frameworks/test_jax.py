@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.examples.programs import Programs
+from tests.examples.programs import Program, Programs
 from tests.frameworks.environments import python_with
-from tests.kinds import LONG
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.verify,
     pytest.mark.timeout(600),
-    # At the end of a run, JAX sometimes aborts a process whose rank 0 has ended a moment before.
-    pytest.mark.skipif(not LONG, reason="JAX may abort at the end: make verify LONG=1 runs it"),
 ]
 
 JAX = ("jax==0.10.2",)
@@ -49,11 +48,19 @@ def test_a_node_of_two_processes_is_replaced(jax: Programs) -> None:
     assert len(re.findall(r"\btrained\b", host.text + replacement.text)) == 4
 
 
-def test_processes_go_on_without_one_that_is_killed(jax: Programs) -> None:
+@pytest.fixture
+def served(jax: Programs) -> Iterator[Programs]:
+    """With a coordinator that outlives all nodes."""
     serve = jax.cli("serve", "--port", str(jax.port))
     jax.wait_for_coordinator()
+    yield jax
+    serve.process.terminate()
+    serve.end()
+
+
+def test_processes_go_on_without_one_that_is_killed(served: Programs) -> None:
     nodes = [
-        jax.python(PROGRAM, "worlds", f"http://{jax.endpoint}", f"n{each}", **ON_CPU)
+        served.python(PROGRAM, "worlds", f"http://{served.endpoint}", f"n{each}", **ON_CPU)
         for each in range(3)
     ]
     ranks = {each.wait_for(r"round 1: rank (\d) of 3 trains, pid (\d+)")[1]: each for each in nodes}
@@ -64,5 +71,49 @@ def test_processes_go_on_without_one_that_is_killed(jax: Programs) -> None:
         found = each.wait_for(r"round 2: rank \d of 2 trains, pid (\d+)")
         assert found[1] == str(each.process.pid)
         assert each.end() == 0
-    serve.process.terminate()
-    serve.end()
+
+
+def late(served: Programs, name: str, *fails: str) -> Program:
+    """A node of a run in which rank 0 ends JAX before the others: see jax_program.py."""
+    where = (f"http://{served.endpoint}", name, str(served.directory))
+    port = free_port()
+    range_of_one = {"RALLYPOINT_PORT_RANGE": f"{port}:{port}"}
+    return served.python(PROGRAM, "late", *where, *fails, **ON_CPU, **range_of_one)
+
+
+def test_no_process_is_aborted_because_rank_0_ends_first(served: Programs) -> None:
+    """It leaves a round for a newcomer, ends by an error, and ends as all do, always the first.
+
+    In the next round it has the same port again, since it has no other.
+    """
+    nodes = [late(served, name, "2", "outside") for name in ("a", "b")]
+    for each in nodes:
+        each.wait_for(r"round 1: rank \d of 2 trains")
+    nodes.append(late(served, "c", "2", "outside"))
+    ranks = {each.wait_for(r"round 2: rank (\d) of 3 trains")[1]: each for each in nodes}
+    text = "\n".join(each.text for each in nodes)
+    assert [ranks[each].end() for each in "012"] == [1, 0, 0], text
+    ranks["0"].wait_for("RuntimeError: rank 0 fails")
+    for rank in "12":
+        ranks[rank].wait_for("round 3 ended")
+
+
+def test_a_process_that_ends_as_rank_0_serves_the_others_to_their_end(served: Programs) -> None:
+    """Its program leaves neither the run nor the loop: the end of the interpreter does."""
+    nodes = [late(served, name, "1", "inside") for name in ("a", "b")]
+    ranks = {each.wait_for(r"round 1: rank (\d) of 2 trains")[1]: each for each in nodes}
+    assert ranks["1"].end() == 0, ranks["1"].text
+    ranks["1"].wait_for("round 1 ended")
+    assert ranks["0"].end() == 1
+    ranks["0"].wait_for("RuntimeError: rank 0 fails")
+
+
+def test_a_world_that_ends_before_all_have_initialized_is_an_error(served: Programs) -> None:
+    """JAX would wait for the others for a minute, and then abort."""
+    where = f'"job", "http://{served.endpoint}", min_nodes=2, last_call_s=0.1'
+    waiting = served.python(PROGRAM, "alone", f"http://{served.endpoint}", **ON_CPU)
+    leaving = served.python(
+        "-c", f"import rallypoint\nwith rallypoint.join({where}) as run: run.next_world()"
+    )
+    waiting.wait_for("not initialized: .*round 1")
+    assert [waiting.end(), leaving.end()] == [0, 0]

@@ -124,7 +124,7 @@ _kept_for_ever: list[object] = []
 os.register_at_fork(after_in_child=_in_forked_child)
 
 
-def _at_exit() -> None:
+def leave_open_runs() -> None:
     """Say goodbye for a program that ends without leaving, so that the others learn it at once."""
     error = _what_ended_the_program()
     for run in list(_open_runs):
@@ -142,7 +142,7 @@ def _what_ended_the_program() -> BaseException | None:
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
-atexit.register(_at_exit)
+atexit.register(leave_open_runs)
 
 
 class Store:

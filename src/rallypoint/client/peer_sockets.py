@@ -84,8 +84,53 @@ class PeerSockets:
         count = 0
         for inode, number in _sockets():
             if inode not in self._before and not self._ports.isdisjoint(_ends(number)):
-                count += _kernel().shutdown(number, int(socket.SHUT_RDWR)) == 0
+                count += _shut_down(number)
         return count
+
+
+class ServicePort:
+    """The port at which rank 0 runs a service of a library, for the clients of all workers.
+
+    Make it before the library connects.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._end = f":{port}"
+        self._before = {inode for inode, _ in _sockets()}
+        self._dialled: set[str] = set()
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether this system tells who is connected. If not, nobody seems to be."""
+        return _DESCRIPTORS.is_dir()
+
+    def learn(self) -> None:
+        """Remember the address that the library has dialled in this process."""
+        peers = (_peer(number) for inode, number in _sockets() if inode not in self._before)
+        self._dialled = {each for each in peers if each.endswith(self._end)}
+
+    def hang_up(self) -> None:
+        """End this process's connections to the service. Its client must be shut down.
+
+        The library ends them only with the last object that uses the client, which the program may
+        keep.
+        """
+        for inode, number in _sockets():
+            if inode not in self._before and _peer(number) in self._dialled:
+                _shut_down(number)
+
+    def is_used(self) -> bool:
+        """At rank 0: whether a client is connected to the service of this process."""
+        return any(self._serves(number) for _, number in _sockets())
+
+    def cut(self) -> None:
+        """At rank 0: end the connections of all clients."""
+        for _, number in _sockets():
+            if self._serves(number):
+                _shut_down(number)
+
+    def _serves(self, number: int) -> bool:
+        return _own_end(number).endswith(self._end) and bool(_peer(number))
 
 
 @contextlib.contextmanager
@@ -148,12 +193,21 @@ def _listens(number: int) -> bool:
 
 def _ends(number: int) -> set[str]:
     """Both addresses of a connection; empty if it is not connected, as one that listens."""
-    peer = _address(_kernel().getpeername, number)
+    peer = _peer(number)
     return {_own_end(number), peer} if peer else set()
 
 
 def _own_end(number: int) -> str:
     return _address(_kernel().getsockname, number)
+
+
+def _peer(number: int) -> str:
+    """The other end of a connection; "" if it is not connected."""
+    return _address(_kernel().getpeername, number)
+
+
+def _shut_down(number: int) -> bool:
+    return bool(_kernel().shutdown(number, int(socket.SHUT_RDWR)) == 0)
 
 
 def _address(asked: Callable[..., int], number: int) -> str:
