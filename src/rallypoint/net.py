@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -217,6 +218,24 @@ async def _refuses(address: SocketAddress) -> bool:
         except ConnectionRefusedError:
             return True
     return False
+
+
+def bind_name(name: str) -> socket.socket | None:
+    """A socket with a name that no other on this machine has; None if another one has it.
+
+    The machine is its network namespace, as for ports. Only Linux has such names (unix(7), abstract
+    sockets); elsewhere the socket has none.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        if sys.platform == "linux":
+            sock.bind(f"\0{name}")
+    except OSError as error:
+        sock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return sock
 
 
 def is_this_host(host: str) -> bool:

@@ -236,11 +236,34 @@ def test_a_node_joins_its_run_at_a_later_port_though_an_earlier_one_is_free_by_n
             sibling = one()
             await sibling.open()
         assert host.hosted is not None
+        assert host.hosted.address.port > first
+        assert host.hosted is not None
         assert sibling.hosted is None
         assert all(await asyncio.gather(*(e.next_round(BOOTSTRAP) for e in (host, sibling))))
         for each in (sibling, host):
             each.goodbye("the test is over")
             await each.aclose(linger=False)
+
+    run_clean(main)
+
+
+def test_a_node_that_is_alone_on_its_machine_does_not_dial_other_programs() -> None:
+    """Such as the worker of another job that waits for one connection."""
+    dialled: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.append(await reader.read(1))
+
+    async def main() -> None:
+        first = free_port()
+        async with listening(note, port=first + 1), carried("job-41", first + 2):
+            host = over(first, first + 3, run_id="job-42", host_coordinator="yes")
+            await host.open()
+            assert host.hosted is not None
+            assert host.hosted.address.port == first
+            host.goodbye("the test is over")
+            await host.aclose(linger=False)
+        assert dialled == []
 
     run_clean(main)
 

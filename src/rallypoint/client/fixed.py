@@ -57,10 +57,7 @@ other addresses.
 HELD_S: Final = 5.0
 """How many seconds the answer is kept whether something listens at each own port."""
 LATER_PORTS: Final = 16
-LATER_S: Final = 1.0
-"""At how many of the ports behind a free own one a node looks for its run, before it hosts it, and
-how many seconds each may take to answer.
-"""
+"""At how many own ports a node looks for its run if another node of its machine hosts it."""
 
 
 class FixedCoordinator:
@@ -217,10 +214,12 @@ class FixedCoordinator:
                 return connection
             if place in walk.taken:
                 continue
-            connection = await self._at_later_port(walk, place, attempts)
-            if connection is not None:
-                return connection
-            if await self._own.serve_endpoint(self._credentials, attempts, place):
+            claim = network.here().claim(self.settings.run_id)
+            if claim is None:
+                connection = await self._at_later_port(walk, place, attempts, ends_s)
+                if connection is not None:
+                    return connection
+            if await self._own.serve_endpoint(self._credentials, attempts, place, claim):
                 attempts.not_hosting = ""
                 return await self._dial(walk, place, self._own.target, attempts, limit_s)
             connection = await self._bound_meanwhile(walk, place, here, attempts, ends_s)
@@ -231,20 +230,23 @@ class FixedCoordinator:
         return None
 
     async def _at_later_port(
-        self, walk: Walk, place: Address, attempts: Attempts
+        self, walk: Walk, place: Address, attempts: Attempts, ends_s: float
     ) -> Connection | None:
-        """Look for the run behind a free own port, where another node of this machine may host it.
+        """Look for the run behind a free own port: another node of this machine says it hosts it.
 
-        That node has passed this port if another run had it then.
+        That node has passed this port if another run had it then. Its coordinator answers after a
+        moment. Without its word nobody dials there: other programs may listen, such as workers.
         """
-        later = self._own_places[self._own_places.index(place) + 1 :]
-        dials = _Dials()
+        later = self._own_places[self._own_places.index(place) :][:LATER_PORTS]
+        until_s = min(_now_s() + IN_USE_S, ends_s)
+        dials, pauses = _Dials(), Pauses()
         try:
-            for each in later[:LATER_PORTS]:
-                here = _on_this_machine(each)
-                dials.begin(each, self._dial(walk, each, here, attempts, LATER_S))
-            while dials.under_way:  # each ends after LATER_S
-                connection = await dials.first(LATER_S, is_enough=True)
+            while (left_s := until_s - _now_s()) > 0:
+                for each in later:
+                    if each not in dials.under_way.values():
+                        here = _on_this_machine(each)
+                        dials.begin(each, self._dial(walk, each, here, attempts, left_s))
+                connection = await dials.first(min(pauses.next_s(), left_s))
                 if connection is not None:
                     return connection
         finally:

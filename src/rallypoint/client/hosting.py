@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rallypoint import tokens
 from rallypoint.client import network
-from rallypoint.client.network import Front
+from rallypoint.client.network import Claim, Front
 from rallypoint.client.port_range import serve_in
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.election import Seen
@@ -37,6 +37,8 @@ class EmbeddedCoordinator:
         self.address = address
         self.advertised = tuple(advertised) or (address,)
         self.token = front.driver.config.token
+        self.claim_of_run: Claim | None = None
+        """What says on this machine that this process hosts the run. Closed with this."""
         self._front = front
 
     @classmethod
@@ -163,6 +165,8 @@ class EmbeddedCoordinator:
 
     async def aclose(self) -> None:
         """Close all connections and release the port. Idempotent, and bounded in time."""
+        if self.claim_of_run is not None:
+            self.claim_of_run.close()
         await self._front.aclose()
 
 

@@ -6,6 +6,7 @@ place. Which address to dial, and when to serve, is decided elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -14,7 +15,7 @@ from rallypoint.client import fork_safety, identity, port_range, transport
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
-from rallypoint.net import SocketAddress, bind, bind_loopback, is_this_host, look_up
+from rallypoint.net import SocketAddress, bind, bind_loopback, bind_name, is_this_host, look_up
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ class Front(Protocol):
         """Stop serving, and end the coordinator. Idempotent, and bounded in time."""
 
 
+class Claim(Protocol):
+    """What a process says on its machine, until it closes this or ends."""
+
+    def close(self) -> None:
+        """Say it no longer. Idempotent."""
+
+
 class Network(Protocol):
     """See above. Everything is for the process's event loop."""
 
@@ -91,6 +99,9 @@ class Network(Protocol):
 
     async def is_this_host(self, host: str) -> bool:
         """See net.is_this_host."""
+
+    def claim(self, run_id: str) -> Claim | None:
+        """Say on this machine that this process hosts the run. None if another one says so."""
 
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See identity.check_local_addr."""
@@ -137,6 +148,14 @@ class SocketNetwork:
     async def is_this_host(self, host: str) -> bool:
         """See Network."""
         return await runtime.in_thread(lambda: is_this_host(host))
+
+    def claim(self, run_id: str) -> Claim | None:
+        """See Network."""
+        name = hashlib.sha256(run_id.encode()).hexdigest()[:32]
+        sock = bind_name(f"rallypoint/host/{name}")
+        if sock is not None:
+            fork_safety.close_in_children(sock)
+        return sock
 
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See Network."""

@@ -7,6 +7,7 @@ they are loaded only if a node hosts one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rallypoint import errors, runtime
 from rallypoint.client import network
 from rallypoint.client.credentials import Credentials
 from rallypoint.client.dialing import Attempts, target_of
-from rallypoint.client.network import Connection
+from rallypoint.client.network import Claim, Connection
 from rallypoint.client.port_range import PortsTakenError
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress, is_unspecified
@@ -127,12 +128,24 @@ class OwnCoordinator:
         return self.hosted.address if self.hosted else target_of(self.settings)
 
     async def serve_endpoint(
-        self, credentials: Credentials, attempts: Attempts, place: Address
+        self,
+        credentials: Credentials,
+        attempts: Attempts,
+        place: Address,
+        claim: Claim | None = None,
     ) -> bool:
-        """Host the coordinator of `host:port`, which is `place`. False if the port is taken."""
+        """Host the coordinator of `host:port`, which is `place`. False if the port is taken.
+
+        `claim`: is closed with the coordinator, or at once if this fails.
+        """
         self.is_starting = True
         try:
-            await self._start(credentials, place.host, place.port)
+            with contextlib.ExitStack() as failed:
+                if claim is not None:
+                    failed.callback(claim.close)
+                hosted = await self._start(credentials, place.host, place.port)
+                failed.pop_all()
+            hosted.claim_of_run = claim
         except OSError as error:
             attempts.not_hosting = describe_os_error(error)
             attempts.is_port_in_use = error.errno == errno.EADDRINUSE
@@ -152,10 +165,10 @@ class OwnCoordinator:
                 hint="a run without an endpoint needs a free port of 127.0.0.1, and a descriptor",
             ) from error
 
-    async def _start(self, credentials: Credentials, host: str, port: int) -> None:
+    async def _start(self, credentials: Credentials, host: str, port: int) -> EmbeddedCoordinator:
         from rallypoint.client.hosting import EmbeddedCoordinator
 
-        self.hosted = await EmbeddedCoordinator.start(
+        self.hosted = hosted = await EmbeddedCoordinator.start(
             self.settings.run_id,
             credentials.keys.token,
             host,
@@ -163,6 +176,7 @@ class OwnCoordinator:
             insecure=self.settings.insecure,
             token_origin=credentials.keys.known.origin,
         )
+        return hosted
 
     async def become_candidate(
         self,

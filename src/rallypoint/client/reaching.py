@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import socket
 from pathlib import Path
 from typing import Final
 
+from rallypoint import runtime
 from rallypoint.client.interfaces import interfaces, source_towards
 from rallypoint.core.addresses import interface_of
 from rallypoint.core.values import Address, FrozenStruct
@@ -44,7 +44,9 @@ async def unreached(address: Address, limit_s: float) -> Unreached | None:
     return Unreached(address, problems[0], interface_of(source, interfaces()))
 
 
-def a_kernel_port(ports: PortRange, path: str = _KERNEL_PORTS) -> int | None:
+def a_kernel_port(
+    ports: PortRange, chance: runtime.Chance, path: str = _KERNEL_PORTS
+) -> int | None:
     """One of the ports that the kernel gives to a program that asks for any, outside of `ports`.
 
     None if there is none, or if this system does not tell its own. Other hosts may have others.
@@ -56,7 +58,7 @@ def a_kernel_port(ports: PortRange, path: str = _KERNEL_PORTS) -> int | None:
     below = range(first, min(last + 1, ports.first))
     above = range(max(first, ports.last + 1), last + 1)
     outside = [*below, *above]
-    return random.choice(outside) if outside else None
+    return outside[chance.randrange(len(outside))] if outside else None
 
 
 async def _problem(address: SocketAddress, limit_s: float) -> str:

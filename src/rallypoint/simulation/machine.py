@@ -115,6 +115,10 @@ class SimulatedNetwork:
         """See Network."""
         return host in (self._host, "127.0.0.1", "localhost")
 
+    def claim(self, run_id: str) -> client_network.Claim:
+        """See Network: a simulated endpoint has one port, so nobody asks."""
+        raise NotImplementedError
+
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See Network: each is good."""
 
