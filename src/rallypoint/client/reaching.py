@@ -45,11 +45,12 @@ async def unreached(address: Address, limit_s: float) -> Unreached | None:
 
 
 def a_kernel_port(
-    ports: PortRange, chance: runtime.Chance, path: str = _KERNEL_PORTS
+    ports: PortRange, chance: runtime.Chance | None = None, path: str = _KERNEL_PORTS
 ) -> int | None:
     """One of the ports that the kernel gives to a program that asks for any, outside of `ports`.
 
     None if there is none, or if this system does not tell its own. Other hosts may have others.
+    `chance`: by default the runtime's.
     """
     try:
         first, last = map(int, Path(path).read_text().split())
@@ -58,7 +59,9 @@ def a_kernel_port(
     below = range(first, min(last + 1, ports.first))
     above = range(max(first, ports.last + 1), last + 1)
     outside = [*below, *above]
-    return outside[chance.randrange(len(outside))] if outside else None
+    if not outside:
+        return None
+    return outside[(chance or runtime.here().chance).randrange(len(outside))]
 
 
 async def _problem(address: SocketAddress, limit_s: float) -> str:

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
-from rallypoint import runtime
 from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
@@ -294,7 +293,7 @@ class LocalSystem:
 
     def a_kernel_port(self, ports: PortRange) -> int | None:
         """See System."""
-        return a_kernel_port(ports, runtime.here().chance)
+        return a_kernel_port(ports)
 
     async def check_log_dir(self, path: Path) -> None:
         """See System."""
