@@ -58,10 +58,11 @@ def a_kernel_port(
         return None
     below = range(first, min(last + 1, ports.first))
     above = range(max(first, ports.last + 1), last + 1)
-    outside = [*below, *above]
+    outside: list[int] = [*below, *above]
     if not outside:
         return None
-    return outside[(chance or runtime.here().chance).randrange(len(outside))]
+    drawn = runtime.here().chance if chance is None else chance
+    return outside[drawn.randrange(len(outside))]
 
 
 async def _problem(address: SocketAddress, limit_s: float) -> str:
