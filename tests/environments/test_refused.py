@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rallypoint import environments
 from rallypoint.environments import Found
@@ -33,6 +35,30 @@ def refuses(found: Found, *told: str) -> None:
     assert "--nnodes 1" in problem.hint
     assert "RALLYPOINT_NNODES" in problem.hint
     assert "nnodes" not in found.values
+
+
+SHOW_SEVERAL = {
+    "SLURM_JOB_NUM_NODES SLURM_NNODES SLURM_JOB_NODELIST SLURM_NODELIST SLURM_NTASKS SLURM_NPROCS "
+    "SLURM_PROCID SLURM_NODEID SLURM_STEP_ID SLURM_STEP_NUM_NODES SLURM_STEP_NUM_TASKS "
+    "SLURM_STEP_NODELIST SLURM_STEP_TASKS_PER_NODE": slurm_task(1),
+    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK PMIX_RANK": mpi_process(1),
+    "PMI_SIZE PMI_RANK": hydra_process(1),
+    "RANK": {"WORLD_SIZE": "4", "RANK": "1", "MASTER_ADDR": "n1"},
+    "PET_NNODES PET_NODE_RANK": {"PET_NNODES": "4", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "n1"},
+    "JOB_COMPLETION_INDEX": pod(1),
+}
+"""Which variables of the second one of four nodes show that there are others."""
+
+
+@pytest.mark.parametrize("names", SHOW_SEVERAL)
+@given(st.data())
+def test_no_part_of_a_nodes_variables_makes_it_run_alone(names: str, data: st.DataObject) -> None:
+    """As in a container that gets only some of them."""
+    environ = SHOW_SEVERAL[names]
+    sign = data.draw(st.sampled_from(names.split()))
+    kept = data.draw(st.sets(st.sampled_from(sorted(environ)))) | {sign}
+    found = detect({name: environ[name] for name in kept})
+    assert "nnodes" in found.problems or found.values["nnodes"].text == "4"
 
 
 # -- a script's own variables, and torchrun's ----------------------------------------------------
@@ -114,6 +140,8 @@ def test_torchruns_count_wins_over_a_number_of_workers(nnodes: str) -> None:
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "SLURM_PROCID=1: this is not the first"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "SLURM_NTASKS=4: the job has 4 tasks"),
         ({"SLURM_NODEID": "1"}, "SLURM_NODEID=1"),
+        ({"SLURM_STEP_NODELIST": "n[1-4]"}, "SLURM_STEP_NODELIST=n[1-4]: the job has 4 nodes"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, "SLURM_STEP_TASKS_PER_NODE=1(x4): the job has 4"),
         ({"SLURM_LOCALID": "1"}, "SLURM_LOCALID=1"),
         (slurm_job(1) | {"SLURM_PROCID": "1"}, "SLURM_PROCID=1"),
     ],
@@ -141,7 +169,7 @@ def test_a_job_of_several_components_is_told_what_holds(environ: Environ) -> Non
     more = {"SLURM_HET_SIZE": "2", "SLURM_JOB_NUM_NODES_HET_GROUP_1": "3"}
     found = detect(environ | more)
     refuses(found, "SLURM_HET_SIZE=2: this is a job of several components")
-    assert "srun --het-group" in found.problems["nnodes"].hint
+    assert "srun --het-group=0,1), and give --nnodes" in found.problems["nnodes"].hint
     assert detect(environ | {"SLURM_HET_SIZE": "1"}).problems == detect(environ).problems
 
 
@@ -328,6 +356,7 @@ def test_without_a_host_open_mpi_says_what_is_missing(namespace: str) -> None:
         ({"PMI_RANK": "0"}, "PMI_RANK=0: there may be several"),
         ({"PMI_RANK": "3", "PMI_SIZE": "1"}, "PMI_RANK=3 and PMI_SIZE=1 contradict"),
         ({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}, "MPI_LOCALNRANKS=2"),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "OMPI_COMM_WORLD_LOCAL_SIZE=2: there are several"),
         ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
         (
             {"FLUX_JOB_SIZE": "4", "FLUX_JOB_NNODES": "1"},

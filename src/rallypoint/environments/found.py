@@ -87,7 +87,8 @@ PLACE: Final = ("nnodes", "endpoint", "run_id")
 class BadVariablesError(Exception):
     """Variables of a launcher cannot be read, or contradict each other. Becomes a Problem.
 
-    `hint`: what to do, if there is better advice than to unset the launcher's variables.
+    `hint`: what to do, if there is better advice than to unset the launcher's variables. It goes
+    on with how to override them.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -149,8 +150,8 @@ class Variables:
 
 def broken(launcher: str, error: BadVariablesError, names: Iterable[str] = PLACE) -> Found:
     """A launcher whose variables cannot be used: each of these settings has the same problem."""
-    unset = f"unset the variables of {launcher} if it did not start this process"
-    return refused(launcher, str(error), f"{error.hint or unset}; or {OVERRIDES}", names)
+    unset = f"unset the variables of {launcher} if it did not start this process; or"
+    return refused(launcher, str(error), f"{error.hint or unset} {OVERRIDES}", names)
 
 
 def refused(launcher: str, message: str, hint: str, names: Iterable[str] = PLACE) -> Found:

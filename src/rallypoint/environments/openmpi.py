@@ -76,8 +76,8 @@ def _stale(variables: Variables, *names: str) -> BadVariablesError:
     texts = (f"{name}={shown(variables.text(name))}" for name in names)
     return BadVariablesError(
         f"{' and '.join(texts)} contradict each other",
-        f"unset {SIZE}, {RANK} and PMIX_RANK if they are of a former mpirun, and this one did not "
-        "start this process",
+        f"unset {SIZE}, {RANK} and PMIX_RANK if they are of a former mpirun, which did not start "
+        "this process; or",
     )
 
 
@@ -150,7 +150,7 @@ def _endpoint(variables: Variables) -> Value:
             "the variables of Open MPI do not say on which host the first node is: neither "
             f"{_NODES} nor {_MPIRUN} is set, and PMIX_NAMESPACE="
             f"{shown(variables.text('PMIX_NAMESPACE'))} has no host in it",
-            "give --endpoint HOST (RALLYPOINT_ENDPOINT), where HOST is the host of rank 0",
+            "give --endpoint HOST (RALLYPOINT_ENDPOINT), where HOST is the host of rank 0; or",
         )
     return endpoint(variables, found)
 

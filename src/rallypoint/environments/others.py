@@ -49,6 +49,12 @@ PROCESSES: Final = (
 )
 """Launchers that start and number each process. Their variables may be set in a step of Slurm."""
 _NODES: Final = (
+    Group(
+        "Open MPI",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "processes on this host",
+    ),
     Group("Hydra", "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "processes on this host"),
     Group("Flux", "FLUX_JOB_NNODES", what="nodes"),
     Group("PBS", "PBS_NUM_NODES", "PBS_NODENUM", "nodes"),

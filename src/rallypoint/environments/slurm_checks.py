@@ -17,10 +17,11 @@ from rallypoint.environments.places import listed
 from rallypoint.environments.script import rank_above_first
 
 _NODES: Final = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
-_LISTS: Final = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
+_LISTS: Final = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_NODELIST")
 _TASKS: Final = ("SLURM_NTASKS", "SLURM_NPROCS")
+_TASKS_LISTS: Final = ("SLURM_TASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE")
 _RANKS: Final = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
-_TASKS_PER_NODE: Final = re.compile(r"[0-9]+(?:\(x([0-9]{1,7})\))?")
+_TASKS_OF_NODES: Final = re.compile(r"[0-9]+(?:\(x([0-9]{1,7})\))?")
 
 
 def several_nodes(variables: Variables) -> str:
@@ -33,7 +34,7 @@ def several_nodes(variables: Variables) -> str:
     _refuse_components(variables)
     counts = {name: variables.number(name) or 0 for name in _NODES}
     counts |= {name: len(listed(name, variables.text(name))) for name in _LISTS}
-    counts["SLURM_TASKS_PER_NODE"] = _nodes_of_tasks(variables, "SLURM_TASKS_PER_NODE")
+    counts |= {name: _nodes_of_tasks(variables, name) for name in _TASKS_LISTS}
     for name, count in counts.items():
         if count > 1:
             return f"{_set(variables, name)}: the job has {count} nodes"
@@ -92,7 +93,7 @@ def _refuse_components(variables: Variables) -> None:
         raise BadVariablesError(
             f"{_set(variables, 'SLURM_HET_SIZE')}: this is a job of several components, whose "
             "nodes Slurm does not count together",
-            "start the command on every node, as by srun --het-group=0,1",
+            "start the command in all components (srun --het-group=0,1), and",
         )
 
 
@@ -110,14 +111,14 @@ def _check_launchers_inside(variables: Variables, tasks: int, index: int) -> Non
                 "SLURM_STEP_NUM_TASKS",
                 "SLURM_PROCID",
                 hint=f"start the processes by srun alone, or unset {' and '.join(names)} if "
-                f"{group.launcher} did not start this process",
+                f"{group.launcher} did not start this process; or",
             )
 
 
 def _nodes_of_tasks(variables: Variables, name: str) -> int:
     """How many nodes a list such as 2(x3),1 has; 0 if it is not set."""
     parts = [each for each in variables.text(name).split(",") if each]
-    found = [_TASKS_PER_NODE.fullmatch(each) for each in parts]
+    found = [_TASKS_OF_NODES.fullmatch(each) for each in parts]
     if None in found:
         raise BadVariablesError(f"{_set(variables, name)} is not a list of numbers of tasks")
     return sum(int(each[1] or 1) for each in found if each is not None)
