@@ -9,10 +9,11 @@ import pytest
 from rallypoint import settings
 from rallypoint.client.join_plan import JoinPlan, plan
 from rallypoint.endpoints import EndpointKind
+from rallypoint.environments import Found
 from rallypoint.errors import LauncherError, UsageError
 from rallypoint.rendezvous._node_handler import HandlerPlan
 from rallypoint.rendezvous.api import RendezvousParameters
-from rallypoint.rendezvous.rallypoint_rendezvous import create_handler
+from rallypoint.rendezvous.rallypoint_rendezvous import create_handler, torchrun_handler
 
 from .recorded import pod, slurm_job, slurm_task
 
@@ -212,6 +213,54 @@ def test_torchrun_in_a_pod_is_told_what_to_add(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(LauncherError) as caught:
         handled("h:1", "none", 2, 2)
     assert "RALLYPOINT_RUN_ID" in caught.value.hint
+
+
+def test_several_agents_of_torchrun_on_a_host_have_one_worker_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torch")
+    start_as(slurm_task(1, nodes=2, per_node=2), monkeypatch)
+    for options in (["--nproc-per-node=2"], ["--nproc_per_node", "2"], ["--nproc-per-node", "cpu"]):
+        monkeypatch.setattr("sys.argv", ["/usr/bin/torchrun", *options, "train.py", "--x"])
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+        with pytest.raises(LauncherError, match="several tasks on a node") as caught:
+            handled("", "none", 1, 1)
+        assert "srun --ntasks-per-node=1" in caught.value.hint
+    monkeypatch.setattr("sys.argv", ["torchrun", "train.py", "--nproc-per-node=2"])
+    assert handled("", "none", 1, 1).run.max_nodes == 4
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
+    with pytest.raises(LauncherError, match="several tasks on a node"):
+        handled("", "none", 1, 1)
+    assert handled("h:1", "r", 1, 1).run.max_nodes == 1
+
+
+def test_what_torchruns_backend_cannot_know_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_as(slurm_task(1, nodes=2, per_node=2), monkeypatch)
+    # torchrun has read it.
+    monkeypatch.setenv("PET_RDZV_CONF", "last_call=1")
+    handled("", "none", 1, 1)
+    [warning] = caplog.messages
+    assert "several tasks on a node" in warning
+    assert "srun --ntasks-per-node=1" in warning
+
+
+def test_a_launchers_warning_is_shown_by_torchruns_backend(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = Found(launcher="Some", warnings=("SOME_SIZE is odd",))
+    monkeypatch.setattr("rallypoint.environments.detect", lambda *_, **__: found)
+    handled("", "none", 1, 1)
+    assert caplog.messages == ["SOME_SIZE is odd"]
+
+
+def test_an_agent_of_torchrun_in_a_worker_that_tells_no_launch_is_no_silent_run_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start_as(slurm_task(1) | {"TORCHELASTIC_RUN_ID": "outer"}, monkeypatch)
+    with pytest.raises(LauncherError, match="TORCHELASTIC_RUN_ID=outer"):
+        torchrun_handler()(RendezvousParameters("rallypoint", "", "none", 1, 1))
 
 
 def test_torchrun_without_a_launcher_is_as_before() -> None:

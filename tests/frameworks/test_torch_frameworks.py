@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.agent.processes import Process
 from tests.examples.programs import Programs
 from tests.frameworks.environments import python_with
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.processes,
@@ -21,6 +25,27 @@ pytestmark = [
 LIGHTNING_AND_ACCELERATE = ("lightning==2.6.6", "accelerate==1.15.0")
 DEEPSPEED = ("deepspeed==0.19.8",)
 HERE = Path(__file__).parent
+
+
+def test_two_jobs_of_accelerate_launch_do_not_become_one(tmp_path: Path) -> None:
+    """It passes on torchrun's id `none`, and has no option for another one."""
+    program = tmp_path / "program.py"
+    program.write_text("import os; print('worker', os.environ['RANK'], flush=True)\n")
+    command = (python_with(*LIGHTNING_AND_ACCELERATE), "-m", "accelerate.commands.launch", "--multi_gpu")
+    port = free_port()
+    where = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
+    size = ("--num_machines", "2", "--num_processes", "2", "--rdzv_backend", "rallypoint")
+    with contextlib.ExitStack() as stack:
+
+        def start(machine: int, **variables: str) -> Process:
+            argv = [*command, *where, *size, "--machine_rank", str(machine), str(program)]
+            started = Process(argv, dict(os.environ) | variables, tmp_path, f"machine {machine}")
+            stack.callback(started.close)
+            return started
+
+        assert "needs a run id: torchrun's default, 'none'" in start(0).ends(1)
+        job = [start(machine, RALLYPOINT_RUN_ID="mine") for machine in range(2)]
+        assert sorted(each.ends(0).count("worker ") for each in job) == [1, 1]
 
 
 @pytest.mark.parametrize(

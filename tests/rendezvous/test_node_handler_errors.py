@@ -27,7 +27,7 @@ from rallypoint.rendezvous import (
     _held_node,
 )
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
-from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler
+from rallypoint.rendezvous.rallypoint_rendezvous import OPTIONS, create_handler, torchrun_handler
 from tests.loops import open_sockets
 from tests.ports import free_port
 from tests.rendezvous.backends import takes_at_most
@@ -287,12 +287,37 @@ def test_the_id_of_a_job_without_one_is_asked_for_where_others_meet(
 
 
 def test_the_id_of_a_job_with_its_own_port_may_be_torchruns(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = RendezvousParameters("rallypoint", "127.0.0.1:1", "none", 1, 2)
     assert create_handler(params).get_run_id() == "none"
+    [warning] = caplog.messages
+    assert "all nodes at 127.0.0.1:1 without --rdzv-id are one job" in warning
     monkeypatch.setenv("RALLYPOINT_RUN_ID", "own")
     assert create_handler(params).get_run_id() == "own"
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "127.0.0.1"])
+def test_another_program_that_calls_torchrun_needs_an_id_at_any_place(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` has no option for it, and one port for all jobs by default."""
+    params = RendezvousParameters("rallypoint", endpoint, "none", 2, 2, quiet=True)
+    with pytest.raises(ValueError, match="needs a run id") as caught:
+        torchrun_handler()(params)
+    assert "RALLYPOINT_RUN_ID" in str(caught.value)
+    monkeypatch.setattr("sys.argv", ["/usr/bin/torchrun", "train.py"])
+    assert torchrun_handler()(params).get_run_id() == "none"
+
+
+def test_an_id_is_asked_for_where_two_jobs_may_have_a_port_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for endpoint, ports in (("127.0.0.1", "29400:29401"), ("127.0.0.1:1,127.0.0.2:1", "1:2")):
+        monkeypatch.setenv("RALLYPOINT_PORT_RANGE", ports)
+        with pytest.raises(ValueError, match="needs a run id"):
+            create_handler(RendezvousParameters("rallypoint", endpoint, "none", 2, 2))
 
 
 def test_one_node_may_have_any_port() -> None:

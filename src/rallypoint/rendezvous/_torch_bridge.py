@@ -7,12 +7,14 @@ Under torchrun, which imports torch first, errors and stores are torch's own cla
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rallypoint import errors
@@ -56,6 +58,34 @@ def require(what: str) -> None:
             f"{what} needs PyTorch, which is not installed; install it (pip install torch), or use "
             "the backend `rallypoint`, `etcd` or `static`, which need none"
         )
+
+
+# -- torchrun itself -------------------------------------------------------------------------------
+
+_TORCHRUN: Final = "torch.distributed.run"
+
+
+def is_torchrun() -> bool:
+    """Whether this process is torchrun, so that its command line is torchrun's.
+
+    Other programs may call it: `accelerate launch` does.
+    """
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    is_module = spec is not None and spec.name == _TORCHRUN
+    return is_module or Path(sys.argv[0]).stem in ("torchrun", "torchrun-script")
+
+
+def workers_of_torchrun() -> int | None:
+    """How many workers this process, torchrun, starts; None if it is another program.
+
+    torch tells a rendezvous backend no number. The command line and PET_NPROC_PER_NODE are read by
+    torchrun's own functions, which have read them before.
+    """
+    if not is_torchrun():
+        return None
+    run = importlib.import_module(_TORCHRUN)
+    workers: int = run.determine_local_world_size(run.parse_args(sys.argv[1:]).nproc_per_node)
+    return workers
 
 
 # -- stores of torch's own -----------------------------------------------------------------------

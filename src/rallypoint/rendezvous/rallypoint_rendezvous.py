@@ -9,15 +9,19 @@ options of torch's backends with the same meaning. `OPTIONS` lists them all.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from rallypoint import errors, settings
 from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import EndpointKind, asks_for_any_port
+from rallypoint.rendezvous import _torch_bridge
 from rallypoint.rendezvous._node_handler import HandlerPlan, NodeRendezvousHandler, stop_s
 from rallypoint.rendezvous._telling import show_on_stderr
 from rallypoint.rendezvous.api import RendezvousHandlerCreator, RendezvousParameters
 from rallypoint.settings import Found, NodeSettings
+
+_log = logging.getLogger("rallypoint.rendezvous")
 
 __all__ = ["OPTIONS", "create_handler", "torchrun_handler"]
 
@@ -92,12 +96,13 @@ def create_handler(
     # torch documents HOST:0 for a single node, where no other node needs the port.
     is_any_port = params.max_nodes == 1 and asks_for_any_port(params.endpoint or "")
     endpoint = "" if is_any_port else params.endpoint or None
-    found = _launched(params, endpoint, given)
+    found = _launched(params, endpoint, given, is_node=ends_process)
+    _refuse_if_crowded(found)
     min_nodes, max_nodes = _nodes(params, endpoint, found)
     node = settings.node_settings(
         found=found,
         endpoint=endpoint,
-        run_id=_run_id(params, endpoint, found),
+        run_id=_run_id(params, endpoint, found, given, is_agent=ends_process),
         local_addr=params.local_addr,
         token_file=_token_file(params.config),
         stop_s=stop_s(given.pop("stop_s", None)),
@@ -119,6 +124,7 @@ def create_handler(
     close_timeout_s = _seconds(params.config, "close_timeout")
     if ends_process and not params.get_as_bool("quiet"):
         show_on_stderr()
+    _tell_warnings(params, node, max_nodes, found)
     return NodeRendezvousHandler(
         HandlerPlan(
             backend=params.backend,
@@ -134,10 +140,13 @@ _NO_ID: Final = "none"
 """torchrun's --rdzv-id if none is given."""
 
 
-def _launched(params: RendezvousParameters, endpoint: str | None, given: dict[str, Any]) -> Found:
+def _launched(
+    params: RendezvousParameters, endpoint: str | None, given: dict[str, Any], *, is_node: bool
+) -> Found:
     """What the launcher says beside torchrun's options."""
     is_default = _is_default(params, endpoint)
     return settings.launched(
+        is_node=is_node,
         endpoint=endpoint,
         run_id=None if params.run_id == _NO_ID else params.run_id or None,
         min_nodes=None if is_default else params.min_nodes,
@@ -158,14 +167,61 @@ def _nodes(params: RendezvousParameters, endpoint: str | None, found: Found) -> 
     return nodes.min, nodes.max
 
 
-def _run_id(params: RendezvousParameters, endpoint: str | None, found: Found) -> str | None:
+def _refuse_if_crowded(found: Found) -> None:
+    """Raises LauncherError if several agents of a host start several workers each."""
+    workers = _torch_bridge.workers_of_torchrun() if found.crowded is not None else None
+    if found.crowded is not None and workers is not None and workers > 1:
+        raise errors.LauncherError(found.crowded.message, hint=found.crowded.hint)
+
+
+def _tell_warnings(
+    params: RendezvousParameters, node: NodeSettings, max_nodes: int, found: Found
+) -> None:
+    for warning in found.warnings:
+        if not warning.startswith(_READ_BY_TORCHRUN):
+            _log.warning("%s", warning)
+    if found.crowded is not None and _torch_bridge.workers_of_torchrun() is None:
+        _log.warning("%s (%s)", found.crowded.message, found.crowded.hint)
+    if node.run_id == _NO_ID == params.run_id and max_nodes > 1:
+        _log.warning(
+            "this run has torchrun's default id, %r: all nodes at %s without --rdzv-id are one "
+            "job, whatever they run",
+            _NO_ID,
+            node.endpoint,
+        )
+
+
+_READ_BY_TORCHRUN: Final = "PET_"
+"""torchrun reads these variables itself, and passes their values on as options."""
+
+
+def _run_id(
+    params: RendezvousParameters,
+    endpoint: str | None,
+    found: Found,
+    given: dict[str, Any],
+    *,
+    is_agent: bool,
+) -> str | None:
     if params.run_id != _NO_ID:
         return params.run_id or None
-    place = settings.resolve("endpoint", endpoint, None, found).value
-    # Other jobs without an id may meet at the same place: two of them must not become one.
-    is_shared = place.kind in (EndpointKind.SERVED, EndpointKind.LEDGER)
-    has_other = settings.resolve("run_id", None, None, found).value is not None
-    return None if is_shared or has_other else _NO_ID
+    if settings.resolve("run_id", None, None, found).value is not None:
+        return None
+    ports = settings.resolve("port_range", given.get("port_range")).value
+    place = settings.with_ports(settings.resolve("endpoint", endpoint, None, found), ports)
+    # Other jobs without an id may meet at the same place: two of them must not become one. At one
+    # port there is one job, as in torch's c10d, and a user of torchrun can give an id. A user of
+    # `accelerate launch` has no option for it.
+    is_shared = place.kind in (EndpointKind.SERVED, EndpointKind.LEDGER) or place.has_choice
+    is_of_another = is_agent and not _torch_bridge.is_torchrun()
+    if place.kind is EndpointKind.LOCAL or not (is_shared or is_of_another):
+        return _NO_ID
+    raise errors.UsageError(
+        f"a run that meets at {place} needs a run id: torchrun's default, {_NO_ID!r}, is the same "
+        "in all jobs, so two of them would become one",
+        hint="give every node the same --rdzv-id; or, as with `accelerate launch`, which has no "
+        "option for it, the same RALLYPOINT_RUN_ID",
+    )
 
 
 def _refuse_unknown(config: dict[str, Any]) -> None:
