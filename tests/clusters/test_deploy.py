@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ class TestBatchScripts:
         job = slurm.submit(script, slurm.steady, options=["--nodes=3"])
         job.says("this node is on standby")
         job.says("of 2 works in round 1")
+        # As the page says it: without the id, which it shows.
+        shown = slurm.hosts.run("ctl", "rallypoint", "status", "--endpoint", "n1")
+        assert f"slurm-{job.id}.0@test" in shown
         at_work = [name for name in ("n2", "n3") if f"[{name}] round 1:" in job.text]
         kill_agent(slurm, at_work[0])
         job.says("of 2 works in round 2")
@@ -91,11 +95,28 @@ class TestBatchScripts:
         batch_host = slurm.show(job.id)["BatchHost"]
         slurm.hosts[batch_host].power_off()
         wait_until(lambda: "of 3 works in round 2" in output(), says=output)
-        down = ("sinfo", "--noheader", "--nodes", batch_host, "--states", "down")
-        wait_until(lambda: slurm.hosts.run("ctl", *down), every_s=0.1)
+        state = ("sinfo", "--noheader", "--nodes", batch_host, "--format", "%T")
+        wait_until(lambda: slurm.hosts.run("ctl", *state).startswith("down"), every_s=0.1)
         slurm.finish()
         wait_until(lambda: output().count("has succeeded: finished") == 3, says=output)
         job.ends("CANCELLED")
+
+    def test_the_end_of_the_job_is_told_to_the_agents(self, make_slurm: Make) -> None:
+        """Slurm before 23.02 does not tell it, and workers would have 25 s of the notice of 120."""
+        slurm = make_slurm(2)
+        slurm.hosts.env.update(QUICK | {"MAY_BE_LOST": "0", "SPARES": "0"})
+        tells = slurm.folder / "tells.py"
+        tells.write_text("import os; print('the end:', os.environ.get('SLURM_JOB_END_TIME'))")
+        for name, limit in (("elastic", 10), ("spares", 10), ("file-ledger", 10), ("elastic", 0)):
+            script = DEPLOY / f"slurm/{name}.sbatch"
+            options = ["--nodes=2", f"--time={limit or 'UNLIMITED'}"]
+            job = slurm.submit(script, str(tells), options=options)
+            text = job.ends("COMPLETED")
+            of_tasks = slurm.folder.glob(f"*-{job.id}-*.out")
+            text += "".join(path.read_text() for path in of_tasks)
+            said = set(re.findall(r"the end: (\w+)", text))
+            begin = datetime.fromisoformat(slurm.show(job.id)["StartTime"]).timestamp()
+            assert said == {f"{begin + 60 * limit:.0f}" if limit else "None"}, name
 
 
 class TestReplicasBehindOneName:

@@ -31,7 +31,12 @@ def test_two_jobs_of_accelerate_launch_do_not_become_one(tmp_path: Path) -> None
     """It passes on torchrun's id `none`, and has no option for another one."""
     program = tmp_path / "program.py"
     program.write_text("import os; print('worker', os.environ['RANK'], flush=True)\n")
-    command = (python_with(*LIGHTNING_AND_ACCELERATE), "-m", "accelerate.commands.launch", "--multi_gpu")
+    command = (
+        python_with(*LIGHTNING_AND_ACCELERATE),
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+    )
     port = free_port()
     where = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
     size = ("--num_machines", "2", "--num_processes", "2", "--rdzv_backend", "rallypoint")
