@@ -92,6 +92,47 @@ def test_what_the_launcher_says_has_its_variables(
     assert rows["label topology"]["value"] == "s0"
 
 
+def test_what_run_would_warn_of_or_refuse_is_told_here_too(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_as(slurm_task(1, nodes=2, per_node=2), monkeypatch)
+    start_as({"PET_MAX_RESTARTS": "3", "PET_RDZV_CONF": "last_call=1"}, monkeypatch)
+    done = cli("env", "--json")
+    assert done.code == 0
+    assert "warning: PET_RDZV_CONF has no effect" in done.err
+
+    monkeypatch.setenv("RALLYPOINT_NPROC_PER_NODE", "2")
+    done = cli("env", "--json")
+    assert done.code == 2
+    assert "several tasks on a node" in done.err
+    assert "srun --ntasks-per-node=1" in done.err
+    [row] = [each for each in json.loads(done.out) if each["error"]]
+    assert (row["name"], row["value"]) == ("nproc_per_node", "2")
+    monkeypatch.setenv("RALLYPOINT_NNODES", "1")
+    assert cli("env").code == 0
+
+
+def test_an_interface_that_this_machine_has_not_is_an_error(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_INTERFACE", "nope0")
+    done = cli("env")
+    assert done.code == 2
+    assert "interface 'nope0' does not exist on this machine" in done.err
+    assert "--interface (RALLYPOINT_INTERFACE)" in done.err
+    assert "nope0" in done.out
+
+
+def test_a_doubt_about_an_outer_agent_is_told_as_run_does(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_as(slurm_task(1) | {"TORCHELASTIC_RUN_ID": "outer"}, monkeypatch)
+    done = cli("env")
+    assert done.code == 2
+    assert "TORCHELASTIC_RUN_ID=outer" in done.err
+    assert "unset TORCHELASTIC_RUN_ID" in done.err
+
+
 def test_what_the_launcher_does_not_say_is_an_error(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

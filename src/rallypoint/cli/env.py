@@ -8,18 +8,18 @@ import msgspec
 import typer
 
 from rallypoint import settings, tokens
-from rallypoint.cli import output
+from rallypoint.cli import devices, output
 from rallypoint.core.sizes import size_text
 from rallypoint.errors import LauncherError, UsageError
 from rallypoint.memory import default_budget
-from rallypoint.settings import Resolved, Setting
+from rallypoint.settings import Found, Resolved, Setting
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One setting as a row. `error`: why its value cannot be read, with its hint; "" if it can."""
+    """One setting as a row. `error`: why its value cannot be used, with its hint; "" if it can."""
 
     name: str
     variable: str
@@ -39,12 +39,15 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every setting, its value here and the origin of the value. Never shows a secret."""
-    rows = [*map(_row, settings.SETTINGS), *_labels()]
+    found = settings.launched(is_node=True)
+    rows = [*(_row(each, found) for each in settings.SETTINGS), *_labels(found)]
     if as_json:
         output.print_json([msgspec.to_builtins(each) for each in rows])
     else:
         headings = ("setting", "value", "from", "variable")
         output.show(output.table(headings, [_cells(each) for each in rows]))
+    for warning in found.warnings:
+        output.warn(warning)
     wrong = [each for each in rows if each.error]
     if wrong:
         raise UsageError("; ".join(dict.fromkeys(each.error for each in wrong)), hint=_hint(wrong))
@@ -52,35 +55,56 @@ def env(
 
 def _hint(wrong: list[Row]) -> str:
     of_users = "correct the variables named, or unset them"
-    is_launcher = [each.source != f"environment {each.variable}" for each in wrong]
-    hints = [
-        row.hint if is_its else of_users for row, is_its in zip(wrong, is_launcher, strict=True)
-    ]
-    return "\n".join(dict.fromkeys(hints))
+    return "\n".join(dict.fromkeys(row.hint or of_users for row in wrong))
 
 
-def _row(setting: Setting) -> Row:
+def _row(setting: Setting, found: Found) -> Row:
     try:
         is_token = setting.name == "token"
-        resolved = _token() if is_token else settings.resolve(setting.name)
+        resolved = _token() if is_token else settings.resolve(setting.name, found=found)
     except UsageError as error:
-        source = f"environment {setting.variable}"
+        source, hint = f"environment {setting.variable}", ""
         if isinstance(error, LauncherError):
-            source = error.source
-        texts = (source, setting.help, error.message, error.hint)
+            source, hint = error.source, error.hint
+        texts = (source, setting.help, error.message, hint)
         return Row(setting.name, setting.variable, "?", *texts)
     shown = resolved.shown
     if setting.name == "memory" and resolved.value is None:
         # The default depends on this machine: the limit that `serve` would use here.
         shown = size_text(default_budget(is_embedded=False).bytes)
-    return Row(setting.name, setting.variable, shown, resolved.source, setting.help)
+    row = Row(setting.name, setting.variable, shown, resolved.source, setting.help)
+    try:
+        _check(resolved, found)
+    except UsageError as error:
+        return msgspec.structs.replace(row, error=error.message, hint=error.hint)
+    return row
 
 
-def _labels() -> list[Row]:
+def _check(resolved: Resolved, found: Found) -> None:
+    """Raises the UsageError of `rallypoint run` if this machine or its launcher has no such value.
+
+    What depends on other settings is not checked, because options may give those.
+    """
+    if resolved.value is None or resolved.source == "default":
+        return
+    match resolved.name:
+        case "nproc_per_node":
+            workers = devices.count_workers(resolved.value, note=lambda text: None)
+            if workers > 1 and found.crowded is not None:
+                raise LauncherError(found.crowded.message, hint=found.crowded.hint)
+        case "interface":
+            from rallypoint.client.identity import check_interface  # loads the client
+
+            check_interface(resolved.value)
+
+
+def _labels(found: Found) -> list[Row]:
     """The labels that the launcher gives to this node."""
-    found = settings.launched().labels
     about = "a label of this node: --label replaces it"
-    return [Row(f"label {name}", "", each.text, each.source, about) for name, each in found.items()]
+    return [
+        Row(f"label {name}", "", each.text, each.source, about)
+        for name, each in found.labels.items()
+    ]
 
 
 def _token() -> Resolved:
