@@ -7,7 +7,6 @@ Under torchrun, which imports torch first, errors and stores are torch's own cla
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections import deque
@@ -62,8 +61,6 @@ def require(what: str) -> None:
 
 # -- torchrun itself -------------------------------------------------------------------------------
 
-_TORCHRUN: Final = "torch.distributed.run"
-
 
 def is_torchrun() -> bool:
     """Whether this process is torchrun, so that its command line is torchrun's.
@@ -71,7 +68,7 @@ def is_torchrun() -> bool:
     Other programs may call it: `accelerate launch` does.
     """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    is_module = spec is not None and spec.name == _TORCHRUN
+    is_module = spec is not None and spec.name == "torch.distributed.run"
     return is_module or Path(sys.argv[0]).stem in ("torchrun", "torchrun-script")
 
 
@@ -83,7 +80,8 @@ def workers_of_torchrun() -> int | None:
     """
     if not is_torchrun():
         return None
-    run = importlib.import_module(_TORCHRUN)
+    from torch.distributed import run
+
     workers: int = run.determine_local_world_size(run.parse_args(sys.argv[1:]).nproc_per_node)
     return workers
 
