@@ -258,7 +258,7 @@ def test_a_world_of_one_among_several_is_refused(script: str, environ: dict[str,
         {"PET_NNODES": "1", "SLURM_NNODES": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
         slurm_job() | slurm_task(0, nodes=1),
-        {"PET_NNODES": "", "PMI_SIZE": "many"},
+        {"PET_NNODES": "", "PMI_SIZE": "1"},
         {"WORLD_SIZE": "8"},
         # A worker of another agent, which starts a job of its own.
         {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "j"},
