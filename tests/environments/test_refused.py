@@ -109,6 +109,11 @@ def test_torchs_variables_of_one_node_are_not_refused(environ: Environ) -> None:
     assert detect(environ) == environments.NOTHING
 
 
+def test_a_number_of_nodes_of_any_length_is_left_to_the_setting() -> None:
+    text = "9" * 5000
+    assert detect({"PET_NNODES": text, "PET_NODE_RANK": "1"}).values["nnodes"].text == text
+
+
 def test_the_number_of_nodes_may_come_from_elsewhere() -> None:
     rank = {"PET_NODE_RANK": "2"}
     assert not detect(slurm_task(2) | rank).problems

@@ -8,6 +8,7 @@ Sources: torch 2.13, torch.distributed.run; Kubeflow's PyTorchJob and TrainJob.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ from rallypoint.environments.found import (
     Value,
     Variables,
     broken,
+    shown,
 )
 from rallypoint.environments.places import of_index
 from rallypoint.environments.script import master, several
@@ -88,10 +90,9 @@ def _options(variables: Variables) -> Found:
     if variables.text("PET_NODE_RANK"):
         rank = variables.number("PET_NODE_RANK") or 0
         most = values["nnodes"].text.rpartition(":")[2] if "nnodes" in values else ""
-        if most.isascii() and most.isdigit() and rank >= int(most):
-            raise BadVariablesError(
-                f"PET_NODE_RANK={rank} and PET_NNODES={values['nnodes'].text} contradict each other"
-            )
+        if re.fullmatch("[0-9]{1,9}", most) and rank >= int(most):
+            told = f"PET_NODE_RANK={rank} and PET_NNODES={shown(variables.text('PET_NNODES'))}"
+            raise BadVariablesError(f"{told} contradict each other")
         found = of_index(variables, rank, "PET_NODE_RANK")
         if "endpoint" not in values or "PET_MASTER_ADDR" not in values["endpoint"].origin:
             # Only a static rendezvous says that the first node is the host.
