@@ -108,9 +108,9 @@ def test_a_node_does_not_search_the_coordinator_that_it_hosts(
 
         start = coming._connector.own._start
 
-        async def starting(*arguments: Any) -> None:
+        async def starting(*arguments: Any) -> Any:
             seen.append(coming.looking)
-            await start(*arguments)
+            return await start(*arguments)
 
         monkeypatch.setattr(network.SOCKETS, "connect", slow)
         monkeypatch.setattr(coming._connector.own, "_start", starting)
