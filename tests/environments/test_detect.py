@@ -512,6 +512,7 @@ def test_torchruns_own_rendezvous_with_etcd_is_refused() -> None:
 
 def test_options_of_the_rendezvous_are_not_taken_over_in_silence() -> None:
     assert "PET_RDZV_CONF" in detect({"PET_NNODES": "2", "PET_RDZV_CONF": "a=b"}).warnings[0]
+    assert "PET_RDZV_CONF" in detect({"PET_RDZV_CONF": "a=b"}).warnings[0]
 
 
 RANKED = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}

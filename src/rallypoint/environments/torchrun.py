@@ -45,7 +45,7 @@ def overlaid(environ: Environ, below: Found) -> Found:
         found = _options(variables)
     except BadVariablesError as error:
         return broken(NAME, error)
-    if not found.values and not found.problems:
+    if not (found.values or found.problems or found.warnings):
         return below
     # PET_NNODES wins over WORLD_SIZE without an error: that often counts workers, not nodes.
     if "endpoint" in found.values or "endpoint" in found.problems:
