@@ -49,7 +49,12 @@ def test_two_jobs_of_accelerate_launch_do_not_become_one(tmp_path: Path) -> None
             return started
 
         assert "needs a run id: torchrun's default, 'none'" in start(0).ends(1)
-        job = [start(machine, RALLYPOINT_RUN_ID="mine") for machine in range(2)]
+        # On one machine, machine 1 would take the port before accelerate has seen that it is free.
+        hosts = ("yes", "no")
+        job = [
+            start(machine, RALLYPOINT_RUN_ID="mine", RALLYPOINT_HOST_COORDINATOR=hosts[machine])
+            for machine in range(2)
+        ]
         assert sorted(each.ends(0).count("worker ") for each in job) == [1, 1]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from rallypoint.core.values import FrozenStruct
 
@@ -92,6 +92,10 @@ def _unlift(entry: _Entry) -> None:
             each.next.before = each
 
 
+WORK_MAX: Final = 20
+"""So much work may each place cost, on average, before a search is too long."""
+
+
 class _Seen(Generic[State]):
     """Where the search has been: by which calls it came to a state.
 
@@ -101,6 +105,10 @@ class _Seen(Generic[State]):
 
     def __init__(self) -> None:
         self.count = 0
+        self.work = 0
+        """How many choices were found, and sets compared: with many unknown calls, far more than
+        places.
+        """
         self._places: dict[tuple[int, State], dict[int, int]] = {}
         """For the known calls and the state: sets of unknown calls, each with the last limit."""
 
@@ -111,6 +119,7 @@ class _Seen(Generic[State]):
         smaller one.
         """
         places = self._places.get((known, state), {})
+        self.work += 1 + len(places)
         return not any(
             each & unknown == each and (each != unknown or last == limit)
             for each, last in places.items()
@@ -173,18 +182,19 @@ def _search(
         can_be, after = _applied(entry, state, step)
         now = done | 1 << entry.index
         place = (now & must, after, now & ~must, limit)
+        if seen.count >= states_max or seen.work >= WORK_MAX * states_max:
+            return None, is_cut
         if not can_be or not seen.is_new(*place):
             continue
         if place[2].bit_count() > limit:
             is_cut = True
             continue
-        if seen.count >= states_max:
-            return None, is_cut
         seen.add(*place)
         placed.append((entry, state, choices))
         state, done = after, now
         _lift(entry)
         choices = _next(head, state, step, is_read)
+        seen.work += len(choices)
     return True, is_cut
 
 

@@ -44,7 +44,7 @@ from rallypoint.simulation.store_history import (
 )
 from rallypoint.wire import messages as wire
 
-STATES_MAX: Final = 200_000
+STATES_MAX: Final = 10_000
 """How long to look for an order of one key's calls."""
 UNDECIDED: Final = "the search for an order was too long (STATES_MAX):"
 WAKES_WITHIN_S: Final = 1.0
