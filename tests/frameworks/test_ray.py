@@ -12,8 +12,14 @@ import pytest
 
 from tests.examples.programs import Program, Programs
 from tests.frameworks.environments import python_with
+from tests.kinds import LONG
 
-pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.verify,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not LONG, reason="Ray has 274 MB: make verify LONG=1 runs it"),
+]
 
 RAY = ("ray==2.60.0",)
 PROGRAM = str(Path(__file__).with_name("ray_program.py"))

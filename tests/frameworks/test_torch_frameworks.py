@@ -13,6 +13,7 @@ import pytest
 from tests.agent.processes import Process
 from tests.examples.programs import Programs
 from tests.frameworks.environments import python_with
+from tests.kinds import LONG
 from tests.ports import free_port
 
 pytestmark = [
@@ -63,7 +64,11 @@ def test_two_jobs_of_accelerate_launch_do_not_become_one(tmp_path: Path) -> None
     [
         ("lightning", LIGHTNING_AND_ACCELERATE, 2),
         ("accelerate", LIGHTNING_AND_ACCELERATE, 2),
-        ("deepspeed", DEEPSPEED, 1),  # each process loads for seven seconds
+        # Each process loads for seven seconds.
+        pytest.param(
+            *("deepspeed", DEEPSPEED, 1),
+            marks=pytest.mark.skipif(not LONG, reason="it is slow: make verify LONG=1 runs it"),
+        ),
     ],
     ids=["lightning", "accelerate", "deepspeed"],
 )
