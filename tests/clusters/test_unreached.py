@@ -6,44 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clusters.hosts import Hosts, need
+from tests.clusters.hosts import Hosts
 from tests.clusters.programs import STEADY
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 Make = Callable[..., Hosts]
-
-FIREWALL = """
-table inet wall {
-chain input {
-type filter hook input priority 0; policy drop
-iif lo accept
-ct state established,related accept
-tcp dport 29400-29410 accept
-}
-}
-"""
-
-
-WALL = """
-table inet wall {
-chain input {
-type filter hook input priority 0; policy drop
-iif lo accept
-ct state established,related accept
-}
-}
-"""
 
 
 @pytest.mark.parametrize("where", ["n1:29400", "n1", "file"])
 def test_a_silent_coordinator_is_told_with_address_interface_and_options(
     make_hosts: Make, where: str
 ) -> None:
-    need({"nft": "nftables"})
     made = make_hosts("n1", "n2")
-    wall = made.folder / "wall.nft"
-    wall.write_text(WALL)
-    made.run("n1", "nft", "-f", str(wall))
+    made["n1"].plug.drop_incoming("ct state new")
     made.env["RALLYPOINT_CONNECT_TIMEOUT"] = "8"
     endpoint = f"file://{made.folder}/ledger" if where == "file" else where
     options = ("--endpoint", endpoint, "--port-range", "29400:29401")
@@ -76,11 +51,8 @@ def command(made: Hosts, *options: str) -> list[str]:
 def test_a_port_of_rank_0_behind_a_firewall(
     make_hosts: Make, options: tuple[str, ...], is_reached: bool
 ) -> None:
-    need({"nft": "nftables"})
     made = make_hosts("n1", "n2")
-    wall = made.folder / "wall.nft"
-    wall.write_text(FIREWALL)
-    made.run("n1", "nft", "-f", str(wall))
+    made["n1"].plug.drop_incoming("tcp dport != 29400-29410 ct state new")
     n1 = made.start("n1", *command(made, *options))
     n2 = made.start("n2", *command(made, *options))
     n2.line("works in round 1")
