@@ -224,7 +224,7 @@ def bind_name(name: str) -> socket.socket | None:
     """A socket with a name that no other on this machine has; None if another one has it.
 
     The machine is its network namespace, as for ports. Only Linux has such names (unix(7), abstract
-    sockets); elsewhere the socket has none.
+    sockets); elsewhere the socket has none. Raises OSError, for example without a free descriptor.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:

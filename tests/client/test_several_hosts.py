@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rallypoint import errors
-from rallypoint.client import fixed
+from rallypoint.client import fixed, network
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -245,6 +246,28 @@ def test_a_node_joins_its_run_at_a_later_port_though_an_earlier_one_is_free_by_n
             await each.aclose(linger=False)
 
     run_clean(main)
+
+
+def test_only_one_process_says_that_it_hosts_a_run() -> None:
+    first = network.here().claim("job-42")
+    assert first is not None
+    assert network.here().claim("job-42") is None
+    other = network.here().claim("job-43")
+    assert other is not None
+    other.close()
+    first.close()
+    again = network.here().claim("job-42")
+    assert again is not None
+    again.close()
+
+
+def test_without_a_free_descriptor_nobody_says_that_it_hosts_a_run() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert network.here().claim("job-42") is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_node_that_is_alone_on_its_machine_does_not_dial_other_programs() -> None:

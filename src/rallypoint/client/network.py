@@ -101,7 +101,10 @@ class Network(Protocol):
         """See net.is_this_host."""
 
     def claim(self, run_id: str) -> Claim | None:
-        """Say on this machine that this process hosts the run. None if another one says so."""
+        """Say on this machine that this process hosts the run.
+
+        None if another one says so, or if it cannot be said: another one may host it then.
+        """
 
     async def check_local_addr(self, settings: NodeSettings, max_nodes: int) -> None:
         """See identity.check_local_addr."""
@@ -152,7 +155,10 @@ class SocketNetwork:
     def claim(self, run_id: str) -> Claim | None:
         """See Network."""
         name = hashlib.sha256(run_id.encode()).hexdigest()[:32]
-        sock = bind_name(f"rallypoint/host/{name}")
+        try:
+            sock = bind_name(f"rallypoint/host/{name}")
+        except OSError:
+            return None
         if sock is not None:
             fork_safety.close_in_children(sock)
         return sock
