@@ -4,9 +4,10 @@
     python -m tools.journey --calls     also each call, in order, under the name of its file
 
 Each journey runs with a coordinator, a node and its program in this process. A profile function
-logs each call of a Python function of `rallypoint`. A file is entered when a call goes to it from
-another file. An entry into a file that was entered before is a return. The smallest of several
-runs counts, because a timer may be in one of them.
+logs each call of a Python function of `rallypoint`. A file is entered when a call of a thread goes
+to it from another file. An entry into a file that was entered before is a return. The calls are
+taken thread by thread, because the order between threads differs from run to run. The smallest of
+several runs counts, because a timer may be in one of them.
 
 This file must not have limits for the counts; tests/test_journey.py has them.
 """
@@ -50,6 +51,7 @@ _PACKAGE = f"{Path(rallypoint.__file__).parent}/"
 
 @dataclass(frozen=True)
 class Call:
+    thread: int
     file: str  # as client/node.py
     function: str
 
@@ -87,18 +89,30 @@ class Recorder:
             code = frame.f_code
             file = code.co_filename.removeprefix(_PACKAGE)
             if file != code.co_filename:
-                self._calls.append(Call(file, code.co_qualname))
+                self._calls.append(Call(threading.get_ident(), file, code.co_qualname))
 
 
 @dataclass(frozen=True)
 class Journey:
-    """The calls of one run of a journey, in order."""
+    """The calls of one run of a journey, in the order of their time."""
 
     calls: list[Call]
 
+    def by_thread(self) -> list[tuple[str, list[Call]]]:
+        """Each file that is entered, as often as it is, with the calls there until it is left.
+
+        The thread with the first call comes first.
+        """
+        first: dict[int, int] = {}
+        for number, call in enumerate(self.calls):
+            first.setdefault(call.thread, number)
+        ordered = sorted(self.calls, key=lambda call: first[call.thread])
+        places = groupby(ordered, key=lambda call: (call.thread, call.file))
+        return [(file, list(calls)) for (_, file), calls in places]
+
     def entered(self) -> list[str]:
         """Each file that is entered, as often as it is."""
-        return [file for file, _ in groupby(call.file for call in self.calls)]
+        return [file for file, _ in self.by_thread()]
 
     @property
     def files(self) -> int:
@@ -200,7 +214,7 @@ def main() -> None:
     found = list(journeys())
     for name, journey in found if shows_calls else ():
         print(name)
-        for file, calls in groupby(journey.calls, key=lambda call: call.file):
+        for file, calls in journey.by_thread():
             print(f"  {file}")
             print("".join(f"      {call.function}\n" for call in calls), end="")
         print()
