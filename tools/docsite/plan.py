@@ -17,6 +17,7 @@ TASKS = {
     "docs/simulate.md": "How would my job fare",
     "SECURITY.md": "Security",
     "docs/status.md": "Output of status",
+    "docs/events.md": "Events",
     "docs/compatibility.md": "Compatibility",
     "examples/README.md": "Examples",
 }

@@ -15,6 +15,7 @@ from rallypoint.clock import TICK_S, StallProofClock
 from rallypoint.coordinator import hosted_run
 from rallypoint.coordinator.admission import Admission
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.event_log import Events
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.idle_runs import IdleRuns
 from rallypoint.coordinator.other_runs import looking_alike
@@ -99,6 +100,8 @@ class Coordinator:
         """The memory of all runs together."""
         self.unattached = self.budget.share("connections that have not attached yet")
         self.people = self.budget.share("requests of people")
+        self.events = Events(config.clock_host)
+        """The events of all runs, for people."""
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
         """Connections with a backlog, by their ids."""

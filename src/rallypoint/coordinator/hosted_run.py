@@ -19,10 +19,13 @@ from rallypoint import runtime
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import SOFTWARE, CoordinatorConfig
 from rallypoint.coordinator.connections import Connections
+from rallypoint.coordinator.event_log import EventLog, Events
 from rallypoint.coordinator.event_queue import EventQueue
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.member_table import MemberTable
+from rallypoint.coordinator.observer import WATCHED, Observer
+from rallypoint.coordinator.run_events import EventKind
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
 from rallypoint.coordinator.session import Session
@@ -38,7 +41,7 @@ from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import may_call
 from rallypoint.core.membership import Membership
-from rallypoint.core.past import Past
+from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
@@ -117,6 +120,7 @@ class Host(Protocol):
     clock: StallProofClock
     budget: MemoryBudget
     ledger_id: str
+    events: Events
 
     @property
     def sessions(self) -> Mapping[int, Session]:
@@ -186,6 +190,9 @@ class HostedRun:
         term = 0 if self.is_leased else membership.term
         self.stamp = Stamp(host.ledger_id, term, membership.number if term else 0)
         """The stamp of every message of this run."""
+        self.events = EventLog(host.events, run_id, membership.term)
+        """What happened, for people."""
+        self._observer = Observer(self.events, host.events, membership, self.history, now_s)
         self._host = host
         self._ownership = ownership
         self.connections = Connections(membership, self.post, host.listen, self._now_s)
@@ -236,17 +243,23 @@ class HostedRun:
     def _step(self, event: on.Event) -> None:
         now_s = self._now_s()
         phase = self.membership.phase_of_work
+        before = self._observer.before(event, now_s) if type(event) in WATCHED else None
         effects = self.membership.step(event, now_s)
         is_empty = not len(self.membership.roster)
         if is_empty != (self.empty_since_s is not None):
             self.empty_since_s = now_s if is_empty else None
             if not is_empty:
+                if not self.events.last_seq:
+                    self._observer.record(EventKind.BEGAN)
                 self.history.first_arrival(now_s)
         if effects:
             loss = self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
             if loss is not None:
                 when = reasons.when_lost(loss)
                 _log.info("run %s: %s, %s", self.run_id, loss.text, when)
+        if effects or before is not None:
+            self._observer.after(event, before, effects, now_s)
+        if effects:
             self._refresh_stamp()
             for effect in effects:
                 _EXECUTE[type(effect)](self, effect)
@@ -285,9 +298,12 @@ class HostedRun:
             store_lost=store_lost,
         )
         self._refresh_stamp()
+        self.events.term, self.events.round = state.term, state.number
         last = state.round if state.close is None else None
         ended = state.marks.ended if state.marks.round == state.number else None
         self.history.restored(last, state.past, ended, now_s)
+        if last is not None or state.close is not None or state.past != NO_PAST:
+            self._observer.record(EventKind.TOOK_OVER)
         if last is not None:
             self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
@@ -318,6 +334,7 @@ class HostedRun:
         if self.has_failed:
             return
         self.has_failed = True
+        self._observer.record(EventKind.GAVE_UP, detail=error_text(error))
         _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {error_text(error)}"
         refusal = Refusal(RefusalCode.MOVED, what)
@@ -352,6 +369,7 @@ class HostedRun:
         self.connections.close()
         self.store.close()
         self.share.close()
+        self.events.close()
 
     # -- connections ---------------------------------------------------------------------------
 

@@ -159,13 +159,14 @@ class Forget(Effect, frozen=True):
 
     Close its connection, too, unless `keeps_connection`: then a Dismiss follows. `loss`: why the
     node was lost, if its loss ended no round (none was active, or the node was not in it); else
-    None.
+    None. `change`: why it is no member any more; `reason` is its text.
     """
 
     node: NodeId
     reason: str
     keeps_connection: bool = False
     loss: Change | None = None
+    change: Change | None = None
 
 
 class StepDown(Effect, frozen=True):

@@ -108,7 +108,7 @@ def take_out(
         reason,
         is_being_written=run._committing.is_writing(member),
     )
-    run._do(do.Forget(member.id, reason, waits, change if is_loss else None))
+    run._do(do.Forget(member.id, reason, waits, change if is_loss else None, change))
 
 
 def end_attach_grace(run: MembershipState) -> None:

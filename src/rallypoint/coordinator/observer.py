@@ -1,0 +1,418 @@
+"""Makes the events of one run for people, from the input, the effects and the state of its core.
+
+It only reads, and an error in it ends nothing. It runs at each step of the core, so it looks only
+at the member that an event names, and in a large run it only counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from rallypoint.coordinator.event_log import SUMMARISED_ABOVE, EventLog, Events
+from rallypoint.coordinator.history import History
+from rallypoint.coordinator.run_events import LINE_MAX, LINES_MAX, EventKind
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.effects import Effect
+from rallypoint.core.membership import Membership
+from rallypoint.core.printable import shortened
+from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.values import (
+    NAMES_SHOWN_MAX,
+    Change,
+    ChangeKind,
+    Failure,
+    MemberState,
+    Phase,
+    Reachability,
+    RoundRecord,
+)
+
+WAITED_MIN_S: Final = 1.0
+"""A shorter wait before a round is no event."""
+
+# Each of a thousand nodes that are ready uses it. To find a member in its class takes longer.
+_IS_READY: Final = MemberState.READY
+_COMMITTING: Final = Phase.COMMITTING
+_ABOUT_A_MEMBER: Final = frozenset(
+    {
+        on.NodeReady,
+        on.NodeDone,
+        on.NodeDeparting,
+        on.NodeSilent,
+        on.NodeHeard,
+        on.ConnectionLost,
+        on.WorkerFailed,
+    }
+)
+_ABOUT_THE_LEDGER: Final = frozenset({on.LedgerLost, on.LedgerRestored})
+WATCHED: Final = _ABOUT_A_MEMBER | _ABOUT_THE_LEDGER | {on.Committed}
+"""The events of the core for which `before` is called. The others need only their effects."""
+
+
+class Before(msgspec.Struct, frozen=True):
+    """What a step may change: the state of the member, or of the run."""
+
+    state: MemberState | None = None
+    reachability: Reachability | None = None
+    trouble_since_s: float = 0.0
+    number: int = 0
+    phase: Phase = Phase.GATHERING
+    causes: tuple[SuspensionCause, ...] = ()
+    suspended_s: float = 0.0
+
+
+class Observer:
+    """The events of one run. `history` has seen each step before this."""
+
+    def __init__(
+        self, log: EventLog, events: Events, membership: Membership, history: History, now_s: float
+    ) -> None:
+        self.log = log
+        self._events = events
+        self._membership = membership
+        self._history = history
+        self._last_ready = ""
+        self._ready_s = now_s
+        """When that node was ready, or the gathering began."""
+        self._ready_before_s = now_s
+        self._active_s = now_s
+
+    # -- a step of the core --------------------------------------------------------------------
+
+    def before(self, event: Any, now_s: float) -> Before | None:
+        """What to compare after the step of a WATCHED event. None: its effects say all."""
+        try:
+            return self._before(event, now_s)
+        except Exception as error:  # noqa: BLE001 - no event for people ends a run
+            self._events.failed(error)
+            return None
+
+    def _before(self, event: Any, now_s: float) -> Before | None:
+        membership = self._membership
+        roster, log = membership.roster, self.log
+        kind = type(event)
+        if kind is on.NodeReady:
+            member = roster.get(event.node.name)
+            if member is None or member.state is _IS_READY:
+                return None
+            if not log.is_large:
+                return Before(state=member.state)
+            # In a large run this is called a thousand times in some milliseconds. A request that
+            # the core does not take counts, too.
+            self._ready(event.node.name, now_s)
+            return None
+        if kind in _ABOUT_A_MEMBER:
+            member = roster.get(event.node.name)
+            if member is None:
+                return None
+            return Before(
+                state=member.state,
+                reachability=member.reachability,
+                trouble_since_s=member.trouble_since_s,
+                number=membership.number,
+            )
+        if kind is on.Committed:
+            return Before(phase=membership.phase_of_work)
+        suspension = membership.suspension
+        return Before(causes=suspension.causes, suspended_s=now_s - suspension.since_s)
+
+    def after(
+        self, event: Any, before: Before | None, effects: Sequence[Effect], now_s: float
+    ) -> None:
+        """Record what this step has changed. `effects`: what the core has returned."""
+        try:
+            if before is not None:
+                handler = _AFTER.get(type(event))
+                if handler is not None:
+                    handler(self, event, before, now_s)
+            if effects:
+                self._see(event, effects, now_s)
+            if before is not None and before.phase is _COMMITTING:
+                self._see_not_begun()
+            # Members that attach or go change it, and both have effects.
+            self.log.is_large = len(self._membership.roster) > SUMMARISED_ABOVE
+        except Exception as error:  # noqa: BLE001 - no event for people ends a run
+            self._events.failed(error)
+
+    def record(self, kind: EventKind, **fields: Any) -> None:
+        """Record an event that is no step of the core."""
+        try:
+            self.log.add(kind, **fields)
+        except Exception as error:  # noqa: BLE001 - no event for people ends a run
+            self._events.failed(error)
+
+    # -- what became of the member that an event names -----------------------------------------
+
+    def _after_ready(self, event: on.NodeReady, before: Before, now_s: float) -> None:
+        member = self._membership.roster.living(event.node)
+        if member is not None and member.state is not before.state:
+            self._ready(event.node.name, now_s)
+
+    def _ready(self, name: str, now_s: float) -> None:
+        self._ready_before_s, self._ready_s, self._last_ready = self._ready_s, now_s, name
+        self.log.add_node(EventKind.READY, name, now_s)
+
+    def _after_done(self, event: on.NodeDone, before: Before, now_s: float) -> None:
+        member = self._membership.roster.living(event.node)
+        if member is not None and member.state is MemberState.DONE is not before.state:
+            self.log.add_node(EventKind.DONE, event.node.name, now_s)
+
+    def _after_departing(self, event: on.NodeDeparting, before: Before, now_s: float) -> None:
+        member = self._membership.roster.living(event.node)
+        if member is not None and member.state is MemberState.DEPARTING is not before.state:
+            self.log.add_node(EventKind.DEPARTING, event.node.name, now_s, detail=event.reason)
+
+    def _after_silent(self, event: on.NodeSilent, before: Before, now_s: float) -> None:
+        member = self._membership.roster.living(event.node)
+        if before.reachability is Reachability.CONNECTED and (
+            member is not None and member.reachability is Reachability.SILENT
+        ):
+            self.log.add_node(EventKind.SUSPECT, event.node.name, now_s, event.silent_s)
+
+    def _after_heard(self, event: on.NodeHeard, before: Before, now_s: float) -> None:
+        member = self._membership.roster.living(event.node)
+        if before.reachability is Reachability.SILENT and (
+            member is not None and member.reachability is Reachability.CONNECTED
+        ):
+            silent_s = now_s - before.trouble_since_s
+            self.log.add_node(EventKind.HEARD, event.node.name, now_s, silent_s)
+
+    def _after_lost_connection(
+        self, event: on.ConnectionLost, before: Before, now_s: float
+    ) -> None:
+        roster = self._membership.roster
+        member = roster.living(event.node)
+        is_new = before.reachability is not Reachability.DISCONNECTED
+        # A member that was removed in this step has a LOST or LEFT event.
+        if is_new and member is not None and member.reachability is Reachability.DISCONNECTED:
+            name = event.node.name
+            self.log.add_node(EventKind.DISCONNECTED, name, now_s, detail=event.how.value)
+
+    def _after_failed(self, event: on.WorkerFailed, before: Before, now_s: float) -> None:
+        if event.round != before.number:
+            return
+        log, failure, name = self.log, event.failure, event.node.name
+        if log.is_large:
+            log.add_node(EventKind.WORKER_FAILED, name, now_s, detail=str(failure))
+            return
+        log.add(
+            EventKind.WORKER_FAILED,
+            node=name,
+            cause=failure.kind.value,
+            detail=str(failure),
+            last_lines=_last_lines(failure),
+        )
+
+    def _after_ledger(self, event: Any, before: Before, now_s: float) -> None:
+        suspension = self._membership.suspension
+        new = [each for each in suspension.causes if each not in before.causes]
+        # A deposed coordinator has a DEPOSED event.
+        if new and new[0] is not SuspensionCause.DEPOSED:
+            self.log.add(EventKind.SUSPENDED, cause=new[0].value, detail=suspension.reasons[0])
+        elif before.causes and not suspension.causes:
+            self.log.add(EventKind.RESTORED, seconds=before.suspended_s)
+
+    def _see_not_begun(self) -> None:
+        """A round was written, and is not published."""
+        membership = self._membership
+        rounds = self._history.rounds
+        if membership.phase_of_work is Phase.GATHERING and rounds and not rounds[-1].published:
+            why = str(membership.case.change) if membership.case is not None else ""
+            self.log.round = membership.number
+            self.log.add(EventKind.NOT_BEGUN, detail=why)
+
+    # -- effects -------------------------------------------------------------------------------
+
+    def _see(self, event: Any, effects: Sequence[Effect], now_s: float) -> None:
+        gone: list[Change] = []
+        superseded = False
+        for effect in effects:
+            kind = type(effect)
+            if kind is do.Forget:
+                assert isinstance(effect, do.Forget)
+                if effect.change is not None and not superseded:
+                    gone.append(effect.change)
+                superseded = False
+                continue
+            if gone and kind in _ENDINGS:
+                # Who is gone comes before what follows from it.
+                self._see_gone(gone)
+                gone = []
+            superseded = kind is do.Supersede
+            handler = _SEE.get(kind)
+            if handler is not None:
+                handler(self, event, effect, now_s)
+        if gone:
+            self._see_gone(gone)
+
+    def _see_gone(self, gone: list[Change]) -> None:
+        """Members were removed: one event for those that went for the same reason."""
+        alike: dict[tuple[ChangeKind, str], list[Change]] = {}
+        for change in gone:
+            alike.setdefault((change.kind, change.detail), []).append(change)
+        for (kind, detail), changes in alike.items():
+            names = [name for each in changes[:NAMES_SHOWN_MAX] for name in each.nodes]
+            is_one = len(changes) == 1
+            is_loss = kind is ChangeKind.NODE_LOST
+            self.log.add(
+                EventKind.LOST if is_loss else EventKind.LEFT,
+                node=names[0] if is_one else "",
+                nodes=() if is_one else tuple(names),
+                count=0 if is_one else len(changes),
+                seconds=max(each.since_s for each in changes) if is_loss else None,
+                detail=detail,
+            )
+
+    def _see_welcome(self, event: Any, effect: do.Welcome, now_s: float) -> None:
+        name = effect.node.name
+        member = self._membership.roster.get(name)
+        if len(self._membership.roster) == 1 and not effect.resumed:
+            self._ready_s = self._ready_before_s = now_s
+        host = member.info.host if member is not None else ""
+        kind = EventKind.RESUMED if effect.resumed else EventKind.ATTACHED
+        away_s = now_s - member.trouble_since_s if member and member.trouble_since_s else None
+        self.log.add_node(
+            kind,
+            name,
+            now_s,
+            away_s if effect.resumed else None,
+            detail="" if effect.resumed or host == name else host,
+        )
+
+    def _see_refusal(self, event: Any, effect: do.Refuse, now_s: float) -> None:
+        is_its = isinstance(event, on.NodeAttached) and event.connection_id == effect.connection_id
+        refusal = effect.refusal
+        self.log.add(
+            EventKind.REFUSED,
+            node=event.node.name if is_its else "",
+            cause=refusal.code.value,
+            detail=refusal.message,
+        )
+
+    def _see_superseded(self, event: Any, effect: do.Supersede, now_s: float) -> None:
+        self.log.add(EventKind.SUPERSEDED, node=effect.node.name)
+
+    def _see_standby(self, event: Any, effect: do.Notify, now_s: float) -> None:
+        if effect.standby:
+            self.log.add_node(EventKind.STANDBY, effect.node.name, now_s)
+
+    def _see_timer(self, event: Any, effect: do.SetTimer, now_s: float) -> None:
+        kind, delay_s = effect.timer.kind, effect.delay_s
+        membership = self._membership
+        if kind is do.TimerKind.LAST_CALL:
+            ready = membership.roster.ready_count
+            self.log.add(EventKind.LAST_CALL, count=ready, seconds=delay_s)
+        elif kind is do.TimerKind.PACE:
+            self.log.add(EventKind.HELD_BACK, seconds=delay_s)
+        elif kind is do.TimerKind.MASS:
+            names = membership.roster.troubled_names
+            first = tuple(islice(names, NAMES_SHOWN_MAX))
+            self.log.add(EventKind.GUARDED, nodes=first, count=len(names), seconds=delay_s)
+
+    def _see_commit(self, event: Any, effect: do.Commit, now_s: float) -> None:
+        if not isinstance(effect.record, RoundRecord):
+            return
+        waited_s = self._ready_s - self._ready_before_s
+        if waited_s >= WAITED_MIN_S:
+            detail = "it was ready last"
+            self.log.add(EventKind.WAITED, node=self._last_ready, seconds=waited_s, detail=detail)
+        idle_s = now_s - self._ready_s
+        waiting = self._membership.waiting(now_s)
+        if idle_s >= WAITED_MIN_S and waiting is not None:
+            self.log.add(
+                EventKind.WAITED,
+                nodes=waiting.missing,
+                count=waiting.missing_count,
+                seconds=idle_s,
+                detail="they did not come" if waiting.missing_count else "none came",
+            )
+
+    def _see_round(self, event: Any, effect: do.Publish, now_s: float) -> None:
+        record = effect.record
+        head, rounds = record.head, self._history.rounds
+        log = self.log
+        if log.waits:
+            log.flush()
+        log.round = head.number
+        self._active_s = now_s
+        log.add(
+            EventKind.FORMED,
+            nodes=tuple(member.name for member in record.members[:NAMES_SHOWN_MAX]),
+            count=head.nodes,
+            seconds=rounds[-1].gathering_s if rounds else None,
+        )
+
+    def _see_end(self, event: Any, effect: do.Break, now_s: float) -> None:
+        change = effect.change
+        if change.kind is ChangeKind.NODES_JOINED:
+            is_one = change.count == 1
+            self.log.add(
+                EventKind.LET_IN,
+                node=change.nodes[0] if is_one else "",
+                nodes=() if is_one else change.nodes,
+                count=0 if is_one else change.count,
+            )
+        rounds = self._history.rounds
+        active_s = rounds[-1].active_s if rounds and rounds[-1].number == change.round else None
+        self._ready_s = self._ready_before_s = now_s
+        self.log.add(EventKind.BROKEN, seconds=active_s, **_fields_of(change))
+
+    def _see_verdict(self, event: Any, effect: do.Verdict, now_s: float) -> None:
+        self.log.add(EventKind.CAUSE, **_fields_of(effect.change))
+
+    def _see_close(self, event: Any, effect: do.Announce, now_s: float) -> None:
+        close = effect.close
+        self.log.add(EventKind.CLOSED, cause=close.outcome.value, detail=str(close))
+
+    def _see_step_down(self, event: Any, effect: do.StepDown, now_s: float) -> None:
+        kind = EventKind.HANDED_OVER if effect.is_voluntary else EventKind.DEPOSED
+        self.log.add(kind, detail=effect.reason)
+
+
+def _fields_of(change: Change) -> dict[str, Any]:
+    return {
+        "round": change.round,
+        "nodes": change.nodes,
+        "count": change.count,
+        "cause": change.kind.value,
+        "detail": str(change),
+        "last_lines": _last_lines(change.failure),
+    }
+
+
+def _last_lines(failure: Failure | None) -> tuple[str, ...]:
+    if failure is None:
+        return ()
+    return tuple(shortened(line, LINE_MAX) for line in failure.last_lines[-LINES_MAX:])
+
+
+_ENDINGS: Final = frozenset({do.Break, do.Verdict, do.Commit, do.Announce})
+_AFTER: Final[dict[type[on.Event], Callable[..., None]]] = {
+    on.NodeReady: Observer._after_ready,
+    on.NodeDone: Observer._after_done,
+    on.NodeDeparting: Observer._after_departing,
+    on.NodeSilent: Observer._after_silent,
+    on.NodeHeard: Observer._after_heard,
+    on.ConnectionLost: Observer._after_lost_connection,
+    on.WorkerFailed: Observer._after_failed,
+    on.LedgerLost: Observer._after_ledger,
+    on.LedgerRestored: Observer._after_ledger,
+}
+_SEE: Final[dict[type[Effect], Callable[..., None]]] = {
+    do.Welcome: Observer._see_welcome,
+    do.Refuse: Observer._see_refusal,
+    do.Supersede: Observer._see_superseded,
+    do.Notify: Observer._see_standby,
+    do.SetTimer: Observer._see_timer,
+    do.Commit: Observer._see_commit,
+    do.Publish: Observer._see_round,
+    do.Break: Observer._see_end,
+    do.Verdict: Observer._see_verdict,
+    do.Announce: Observer._see_close,
+    do.StepDown: Observer._see_step_down,
+}
