@@ -56,6 +56,7 @@ ALLOWED: dict[str, str] = {
     "coordinator/hosts.py": "reads the Host header of HTTP, which is not simulated",
     "coordinator/listener.py": _SOCKETS,
     "coordinator/server.py": _SOCKETS,
+    "doctor/": "looks at this real machine and its network",
     "launch/agent.py": "keeps its tasks, and cancels them when it ends",
     "launch/channel.py": _SOCKETS,
     "launch/guard.py": _PROCESSES,

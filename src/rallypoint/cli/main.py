@@ -19,6 +19,7 @@ from rallypoint.cli import (
     close,
     demo,
     descriptors,
+    doctor,
     env,
     output,
     run,
@@ -47,7 +48,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for _module in (run, serve, status, close, token, env, demo, simulate, bench):
+for _module in (run, serve, status, close, doctor, token, env, demo, simulate, bench):
     _module.add_to(app)
 
 

@@ -391,6 +391,10 @@ def check_call(op: StoreOp) -> StoreFailure | None:
     return None
 
 
+_ACCEPTS: Final = "the coordinator accepts "
+UPDATE_HINT: Final = "nodes and coordinator may be at most one release apart: update the older one"
+
+
 def version_refusal(version: int) -> Refusal | None:
     """Why a node with this wire version is refused; None if it is not."""
     if VERSION_MIN <= version <= VERSION:
@@ -398,6 +402,16 @@ def version_refusal(version: int) -> Refusal | None:
     accepted = str(VERSION) if VERSION_MIN == VERSION else f"{VERSION_MIN} to {VERSION}"
     return Refusal(
         RefusalCode.VERSION,
-        f"this node uses wire version {version}; the coordinator accepts {accepted}",
-        hint="nodes and coordinator may be at most one release apart: update the older one",
+        f"this node uses wire version {version}; {_ACCEPTS}{accepted}",
+        hint=UPDATE_HINT,
     )
+
+
+def accepted_versions(message: FromCoordinator | None) -> range | None:
+    """The wire versions that a coordinator accepts, from the refusal above; None if unknown."""
+    if not isinstance(message, Refused) or message.refusal.code is not RefusalCode.VERSION:
+        return None
+    numbers = message.refusal.message.partition(_ACCEPTS)[2].split(" to ")
+    if not all(each.isascii() and each.isdigit() and len(each) < 9 for each in numbers):
+        return None
+    return range(int(numbers[0]), int(numbers[-1]) + 1)

@@ -137,6 +137,22 @@ class EtcdLedger(Ledger):
             raise self._foreign(result.range(1).kvs)
         return self._marker_in(found[0]), found[0].value
 
+    async def find(self) -> str:
+        """The id of the ledger under the prefix; "" if `open` would make a new one.
+
+        Writes nothing. Raises as `open`. Close the ledger afterwards, as after `open`.
+        """
+        await self._client.open()
+        found = (await self._client.range(self._marker)).kvs
+        if found:
+            return self._marker_in(found[0])
+        others = await self._client.range(
+            self._root, prefix_end(self._root), limit=1, keys_only=True
+        )
+        if others.kvs:
+            raise self._foreign(others.kvs)
+        return ""
+
     async def aclose(self) -> None:
         """See Ledger.aclose."""
         self.ledger_id = ""

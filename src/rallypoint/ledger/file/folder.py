@@ -40,22 +40,9 @@ def open_folder(root: Path, disk: Disk) -> str:
 
     Raises LedgerError, and OSError for errors of the system.
     """
-    if not disk.is_folder(root.parent):
-        # No parent is made, because a disk that is not mounted must not look like an empty one.
-        raise LedgerUnreachableError(
-            f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
-            hint="is the disk mounted? Rallypoint creates only the last folder; create its parents",
-        )
-    if disk.exists(root) and not disk.is_folder(root):
-        raise LedgerForeignError(
-            f"{str(root)!r} is not a folder", hint="name a folder that is empty or does not exist"
-        )
+    _refuse_place(root, disk)
     disk.make_folder(root)
-    _refuse_shared(root, disk)
-    marker = _marker(root, disk)
-    if marker is None:
-        _refuse_foreign(root, disk)
-    probe.probe(root, disk.system)
+    marker = _checked(root, disk)
     if marker is None:
         _make(root, disk)
         marker = _marker(root, disk)
@@ -83,6 +70,39 @@ def open_folder(root: Path, disk: Disk) -> str:
             hint="restore the whole folder from a backup, or name another folder for a new ledger",
         )
     return marker.ledger_id
+
+
+def find(root: Path, disk: Disk) -> str:
+    """The id of the ledger in this folder; "" if there is none, and `open_folder` can make one.
+
+    Makes nothing that stays. Raises as `open_folder`.
+    """
+    _refuse_place(root, disk)
+    marker = _checked(root, disk) if disk.exists(root) else None
+    return "" if marker is None else marker.ledger_id
+
+
+def _refuse_place(root: Path, disk: Disk) -> None:
+    if not disk.is_folder(root.parent):
+        # No parent is made, because a disk that is not mounted must not look like an empty one.
+        raise LedgerUnreachableError(
+            f"there is no folder {str(root.parent)!r} for the ledger {root.name!r}",
+            hint="is the disk mounted? Rallypoint creates only the last folder; create its parents",
+        )
+    if disk.exists(root) and not disk.is_folder(root):
+        raise LedgerForeignError(
+            f"{str(root)!r} is not a folder", hint="name a folder that is empty or does not exist"
+        )
+
+
+def _checked(root: Path, disk: Disk) -> Marker | None:
+    """The marker of a folder that can hold a ledger; None if it has no ledger yet."""
+    _refuse_shared(root, disk)
+    marker = _marker(root, disk)
+    if marker is None:
+        _refuse_foreign(root, disk)
+    probe.probe(root, disk.system)
+    return marker
 
 
 def place_of(root: Path, ledger_id: str) -> Path:

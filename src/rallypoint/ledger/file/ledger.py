@@ -31,7 +31,7 @@ from rallypoint.ledger.contract import (
 from rallypoint.ledger.file.disk import Disk, Scratch, as_ledger_error
 from rallypoint.ledger.file.entries import Entries
 from rallypoint.ledger.file.file_system import POSIX, FileSystem
-from rallypoint.ledger.file.folder import open_folder, place_of, replaced
+from rallypoint.ledger.file.folder import find, open_folder, place_of, replaced
 from rallypoint.ledger.file.index import FileIndex, Kind
 from rallypoint.ledger.file.logs import Logs
 from rallypoint.ledger.file.registers import Registers
@@ -89,6 +89,13 @@ class FileLedger(Ledger):
         if self._files is None:
             self._files = await self._run(self._open)
             self.ledger_id = self._files.ledger_id
+
+    async def find(self) -> str:
+        """The id of the ledger in the folder; "" if `open` would make a new one.
+
+        Makes nothing that stays. Raises as `open`.
+        """
+        return await self._run(lambda: find(self._root, self._disk))
 
     async def aclose(self) -> None:
         """See Ledger.aclose. No file stays open between calls."""

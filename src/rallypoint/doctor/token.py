@@ -1,0 +1,81 @@
+"""The token of this node: where it comes from, and whether the coordinators accept it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from rallypoint import settings, tokens
+from rallypoint.doctor.answering import Answer
+from rallypoint.doctor.case import Case
+from rallypoint.doctor.findings import Finding, Notes, skipped
+from rallypoint.doctor.ports import Asked, ask_all
+from rallypoint.errors import TokenError
+from rallypoint.settings import EndpointKind
+
+CHECK: Final = "token"
+
+
+def check(case: Case, asked: Sequence[Asked]) -> Finding:
+    """Compare this node's token with those that coordinators ask for, and show it to those."""
+    if case.keys is None:
+        notes = Notes(CHECK)
+        notes.fail(*case.no_keys)
+        return notes.finding("")
+    found = [each for one in asked for each in one.answers if each.is_coordinator]
+    if case.endpoint.kind is EndpointKind.LOCAL:
+        return skipped(CHECK, "without an endpoint each process makes its own token")
+    notes = Notes(CHECK)
+    _check_own(case, notes)
+    for each in found:
+        _compare(case.keys, each, notes)
+    if found:
+        return notes.finding("the coordinator accepts this node's token")
+    return notes.finding(
+        f"this node's token is from {case.keys.known.place}"
+        if case.keys.token
+        else "this node has no token; no coordinator has asked for one"
+    )
+
+
+def _check_own(case: Case, notes: Notes) -> None:
+    known = case.keys.known if case.keys is not None else tokens.NONE
+    mark = tokens.fingerprint(known.token) if known.token else ""
+    notes.facts |= {"origin": known.origin, "place": known.place, "fingerprint": mark}
+    if not known.token:
+        return
+    notes.saw(f"own token: from {known.place}, {f'fingerprint {mark}' if mark else 'guessable'}")
+    if not mark:
+        bits = settings.TOKEN_BITS_MIN
+        advice = f"make another one: {settings.DRAW_A_TOKEN}"
+        notes.warn(f"the token can be guessed: it has fewer than {bits} bits", advice)
+    path = settings.resolve("token_file", case.token_file).value
+    if path is not None and settings.is_readable_by_others(path):
+        notes.warn(f"the token file {path} can be read by other users", f"chmod 600 {path}")
+
+
+def _compare(keys: tokens.Keys, answer: Answer, notes: Notes) -> None:
+    where = answer.where
+    if not answer.is_locked:
+        if keys.token:
+            notes.warn(
+                f"the coordinator at {where} asks for no token, although this node has one",
+                "start it with --token-file: everybody who reaches it can join and end runs",
+            )
+        else:
+            notes.saw(f"the coordinator at {where} asks for none")
+        return
+    refused = tokens.token_error(answer.message, answer.hint, answer.fingerprint, answer.origin)
+    if (keys.token or keys.takes_home(refused)) and _is_accepted(answer, keys.token):
+        notes.saw(f"the coordinator at {where} accepts the token from {keys.known.place}")
+        notes.facts["accepted"] = True
+        return
+    error: TokenError = keys.explained(refused)
+    notes.facts |= {"accepted": False, "wanted_fingerprint": answer.fingerprint}
+    own = tokens.compared(refused, keys.known)
+    notes.fail(f"the coordinator at {where} refuses this node's token: {own}", error.hint)
+
+
+def _is_accepted(answer: Answer, token: str) -> bool:
+    again = [each for one in ask_all([answer.where], token) for each in one.answers]
+    return any(each.is_coordinator and not each.is_locked for each in again)
