@@ -66,7 +66,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "_version",
         }
     ),
-    "doctor": frozenset({"client", "core", "endpoints", "errors", "ledger", "memory", "net"})
+    "doctor": frozenset({"aio", "client", "core", "endpoints", "errors", "ledger", "memory", "net"})
     | {"rendezvous", "runtime", "settings", "threads", "tokens", "wire", "_version"},
     "checkers": frozenset({"core", "wire", "client", "coordinator"}),
     "testing": frozenset({"ledger", "errors", "settings"}),

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from rallypoint import settings, tokens
-from rallypoint.cli import output
+from rallypoint.cli import doctor_pairs, output
 from rallypoint.cli.common import TokenFileOption
 from rallypoint.errors import ExitCode, UsageError
 from rallypoint.settings import Endpoint
@@ -25,6 +25,7 @@ Examples:
   rallypoint doctor head:29400                 where a node will host the coordinator
   rallypoint doctor http://head:29400 --json   for scripts
   rallypoint doctor etcd://a:2379,b:2379/jobs  the ledger, and the coordinators in it
+  srun rallypoint doctor --all-pairs           each connection between the nodes of a job
 
 \b
 Exit codes: 0 nothing failed, 1 a check failed, 2 usage.
@@ -60,6 +61,30 @@ def doctor(
         str | None,
         typer.Option("--port-range", metavar="A:B", help="As for `rallypoint run`."),
     ] = None,
+    all_pairs: Annotated[
+        bool,
+        typer.Option(
+            "--all-pairs", help="Started on all nodes: meet, and try each connection among them."
+        ),
+    ] = False,
+    nnodes: Annotated[
+        str | None,
+        typer.Option(
+            "--nnodes", metavar="N", help="--all-pairs: how many nodes (default: the launcher's)."
+        ),
+    ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id", metavar="ID", help="--all-pairs: the same on all nodes, and of no job."
+        ),
+    ] = None,
+    timeout: Annotated[
+        str,
+        typer.Option(
+            "--timeout", metavar="TIME", help="--all-pairs: how long to wait for the nodes."
+        ),
+    ] = "2m",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check what keeps nodes from meeting: names, ports, token, ledger, limits, clocks, versions.
@@ -67,6 +92,10 @@ def doctor(
     Each check prints its verdict, what it has seen, and what to do. Nothing is changed.
     """
     case = _case(endpoint, token_file, interface, local_addr, port_range)
+    if all_pairs:
+        given = doctor_pairs.Given(endpoint, token_file, interface, local_addr, port_range)
+        doctor_pairs.run(case, given, nnodes, run_id, timeout, as_json=as_json)
+        return
     from rallypoint.doctor.examination import examine
 
     report = examine(case)
