@@ -11,6 +11,7 @@ import pytest
 
 from rallypoint.coordinator import event_log, run_events
 from rallypoint.coordinator.event_log import EventLog, Events
+from rallypoint.coordinator.events_api import EventPage
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.observer import Observer
 from rallypoint.coordinator.run_events import ABOUT, FIELDS, EventKind, RunEvent, position_of, shown
@@ -339,6 +340,8 @@ def test_json_has_every_field() -> None:
     assert set(shown(event)) == {"id", "text", *RunEvent.__struct_fields__}
 
 
-def test_the_page_has_the_table_of_the_code() -> None:
+def test_the_page_has_every_field_and_the_table_of_the_code() -> None:
     page = DOC.read_text()
+    for name in (*RunEvent.__struct_fields__, *EventPage.__struct_fields__, "id", "text"):
+        assert f"`{name}`" in page, name
     assert run_events.table() in page, "run python -m rallypoint.coordinator.run_events"

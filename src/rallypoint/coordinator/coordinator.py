@@ -21,6 +21,7 @@ from rallypoint.coordinator.idle_runs import IdleRuns
 from rallypoint.coordinator.other_runs import looking_alike
 from rallypoint.coordinator.outgoing import Outlet
 from rallypoint.coordinator.session import Session
+from rallypoint.coordinator.supervision import guarded
 from rallypoint.coordinator.timers import ScheduledCall, Timers
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core.budget import MemoryBudget
@@ -311,6 +312,9 @@ class Coordinator:
         self.floor_number = max(self.floor_number, run.membership.number)
 
     def close(self, reason: str) -> None:
-        """Close every connection."""
+        """Close every connection, and end the streams of events."""
         for session in list(self.sessions.values()):
             session.close(reason)
+        self.events.is_over = True
+        for run in list(self.runs.values()):
+            guarded(self.events.failed, run.events.end)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
-
 from rallypoint import runtime
+from rallypoint.coordinator.past_events import PastEvent
 from rallypoint.coordinator.run_events import TEXT_MAX, EventKind, RunEvent
 from rallypoint.core.printable import shortened
 from rallypoint.core.values import NAMES_SHOWN_MAX
@@ -51,6 +50,8 @@ class Events:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.sinks: list[Sink] = []
+        self.is_over = False
+        """Whether the coordinator ends."""
         self.failures = 0
         """How many events could not be recorded, because of an unexpected error."""
 
@@ -91,6 +92,8 @@ class EventLog:
         self.is_large = False
         """Whether events of single nodes are collected."""
         self.round = 0
+        self.gather: Callable[[], None] | None = None
+        """Called before the events are read: it may add some."""
         self.listeners: dict[Callable[[], None], None] = {}
         """Called after each new event."""
         self._events = events
@@ -109,6 +112,15 @@ class EventLog:
             self.flush()
         here = runtime.here()
         self._append(kind, here.wall_s(), here.monotonic_s() - self._events.started_s, fields)
+
+    def add_late(self, past: PastEvent) -> None:
+        """Record an event that the run's head has, and that no coordinator wrote elsewhere.
+
+        It has the time and the host of that coordinator.
+        """
+        fields = dict(past.fields)
+        offset_s = runtime.here().monotonic_s() - self._events.started_s
+        self._append(past.kind, fields.pop("at"), offset_s, fields | {"is_late": True})
 
     def add_node(
         self,
@@ -136,6 +148,16 @@ class EventLog:
         if seconds is not None and (some.seconds is None or seconds > some.seconds):
             some.seconds = seconds
 
+    def add_nodes(self, kind: EventKind, names: Collection[str], now_s: float) -> None:
+        """Record events of one kind of these nodes, the first of them at about `now_s`."""
+        some = self._collected.get(kind)
+        if some is None:
+            some = self._collected[kind] = self._begin(now_s)
+        some.count += len(names)
+        room = NAMES_SHOWN_MAX - len(some.names)
+        if room > 0:
+            some.names += islice(names, room)
+
     def _begin(self, now_s: float) -> _Collected:
         here = runtime.here()
         offset_s = here.monotonic_s() - self._events.started_s
@@ -157,6 +179,8 @@ class EventLog:
             self._append(kind, some.at, some.offset_s, fields)
 
     def _append(self, kind: EventKind, at: float, offset_s: float, fields: dict[str, Any]) -> None:
+        if self.is_over:
+            return
         self.last_seq += 1
         fields.setdefault("round", self.round)
         detail = fields.get("detail")
@@ -168,7 +192,7 @@ class EventLog:
             kind=kind,
             at=at,
             offset_s=offset_s,
-            on=self._events.host,
+            on=fields.pop("on", self._events.host),
             **fields,
         )
         self._keep(event)
@@ -212,6 +236,8 @@ class EventLog:
 
     def after(self, position: tuple[int, int], most: int, now_s: float) -> list[RunEvent]:
         """The events after this place, at most `most`. `now_s`: the coordinator's time."""
+        if self.gather is not None:
+            self.gather()
         if self._collected:
             oldest_s = min(each.begun_s for each in self._collected.values())
             if now_s - oldest_s >= SHOWN_AFTER_S:
@@ -251,21 +277,17 @@ class EventLog:
         return self._ring[-1].position if self._ring else (self.term, self.last_seq)
 
     def end(self) -> None:
-        """No event follows: tell the readers. The memory stays counted until `close`."""
+        """No event follows: tell the readers. Idempotent."""
         if not self.is_over:
+            if self.gather is not None:
+                self.gather()
             if self._collected:
                 self.flush()
             self.is_over = True
             self._tell()
 
     def close(self) -> None:
-        """The run is forgotten: release the memory."""
+        """The run is forgotten: its memory counts no more. Readers may still take the rest."""
         self.end()
         self._count(-self._bytes)
-        self._ring.clear()
-        self.listeners.clear()
-
-
-def with_term(event: RunEvent, term: int, seq: int) -> RunEvent:
-    """The event at another place."""
-    return msgspec.structs.replace(event, term=term, seq=seq)
+        self.gather = None  # Its reference to the run would keep the run's memory.

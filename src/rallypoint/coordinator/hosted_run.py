@@ -304,6 +304,7 @@ class HostedRun:
         self.history.restored(last, state.past, ended, now_s)
         if last is not None or state.close is not None or state.past != NO_PAST:
             self._observer.record(EventKind.TOOK_OVER)
+            self._observer.recall(state)
         if last is not None:
             self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
@@ -369,7 +370,7 @@ class HostedRun:
         self.connections.close()
         self.store.close()
         self.share.close()
-        self.events.close()
+        guarded(self._host.events.failed, self.events.close)
 
     # -- connections ---------------------------------------------------------------------------
 

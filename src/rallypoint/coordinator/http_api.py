@@ -8,6 +8,7 @@ except `/healthz` needs it, as nodes do. server.py checks it before it calls the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -19,12 +20,14 @@ from rallypoint.coordinator import ledger_view, sending, status
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.hosts import KnownHosts
+from rallypoint.coordinator.nearest import did_you_mean, nearest
 from rallypoint.coordinator.paging import Page, page_of
 from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
 from rallypoint.core.budget import HOW_TO_RAISE
+from rallypoint.core.quotas import Account
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
@@ -35,6 +38,8 @@ from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
 SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
 """The token of a request, if the coordinator has one."""
+ACCOUNT: web.RequestKey[Account] = web.RequestKey("account", Account)
+"""The account of a request that was admitted."""
 REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 """Only on a shared ledger."""
 
@@ -103,7 +108,7 @@ def for_another(request: web.Request) -> web.Response:
     return json_error(421, message, hint)
 
 
-def json_error(code: int, message: str, hint: str = "", **more: str) -> web.Response:
+def json_error(code: int, message: str, hint: str = "", **more: Any) -> web.Response:
     """An error in JSON: {"error": ..., "hint": ...} and the fields of `more`."""
     return _json({"error": message, "hint": hint, **more}, code)
 
@@ -153,11 +158,11 @@ async def _runs(request: web.Request) -> web.StreamResponse:
         if not number % MEMBERS_AT_ONCE:
             await asyncio.sleep(0)  # Let other tasks run.
     problem: str | None = None
-    replicas = _replicas(request)
+    replicas = replicas_of(request)
     if replicas is not None and ONLY_OWN not in request.headers:
         try:
             ids = [run.run_id for run in own]
-            others = await replicas.summaries(ids, _shown(request), page)
+            others = await replicas.summaries(ids, shown_token(request), page)
             lines += others
             lines += _not_claimed(coordinator, {str(line["run_id"]) for line in others}, page)
         except LOOK_ERRORS as error:
@@ -211,21 +216,21 @@ async def _run(request: web.Request) -> web.StreamResponse:
         shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
     except ValueError:
         return json_error(400, "members must be a whole number")
-    replicas, run = _replicas(request), coordinator.runs.get(run_id)
+    replicas, run = replicas_of(request), coordinator.runs.get(run_id)
     if replicas is not None and (run is None or not run.is_claimed):
         try:
             kept = await replicas.look(run_id)
             if kept is not None:
                 may_ask = ONLY_OWN not in request.headers
-                said = await replicas.status(kept, shown, _shown(request), may_ask=may_ask)
+                said = await replicas.status(kept, shown, shown_token(request), may_ask=may_ask)
                 return _passed_on(said)
         except LOOK_ERRORS as error:
-            return _unreadable(run_id, error)
+            return unreadable(run_id, error)
         run = coordinator.runs.get(
             run_id
         )  # The run may still wait for its claim, and is then not in the ledger.
     if run is None:
-        return _no_such_run(coordinator, run_id)
+        return await no_such_run(request, run_id)
     members = status.members_of(coordinator, run, shown)
     first = list(islice(members, MEMBERS_AT_ONCE))
     if len(first) < MEMBERS_AT_ONCE:
@@ -268,7 +273,7 @@ async def _close(request: web.Request) -> web.Response:
             return other
         run = coordinator.runs.get(run_id)
     if run is None:
-        return _no_such_run(coordinator, run_id)
+        return await no_such_run(request, run_id)
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
     was_closed = run.is_closed
     by = f"operator at {_asked_from(request)}"
@@ -295,14 +300,14 @@ async def _close_elsewhere(
     If the run has no owner, or its owner does not answer, claim it here. None: this coordinator
     owns it now.
     """
-    replicas = _replicas(request)
+    replicas = replicas_of(request)
     if replicas is None:
         return None
     problem = ledger_view.NO_COORDINATOR
     try:
         kept = await replicas.look(run_id)
     except LOOK_ERRORS as error:
-        return _unreadable(run_id, error)
+        return unreadable(run_id, error)
     if kept is None:
         return None
     # R6: a closed run stays closed, whether or not its owner answers.
@@ -312,7 +317,7 @@ async def _close_elsewhere(
         if ONLY_OWN in request.headers:
             return json_error(503, f"another coordinator owns run {run_id!r} now", _ASK_AGAIN)
         try:
-            path, shown = api_paths.close_path(run_id), _shown(request)
+            path, shown = api_paths.close_path(run_id), shown_token(request)
             by = plain(request.remote or "")
             return _passed_on(await replicas.ask(kept.lease, shown, path, data or b"{}", by))
         except NoAnswerError as error:
@@ -358,16 +363,27 @@ async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
     return ""
 
 
-def _no_such_run(coordinator: Coordinator, run_id: str) -> web.Response:
-    known = ", ".join(list(coordinator.runs)[:8]) or "none"
-    return json_error(404, f"no run {run_id!r} here", f"runs on this coordinator: {known}")
+async def no_such_run(request: web.Request, run_id: str) -> web.Response:
+    """The answer about a run that does not exist: the names that are most like it."""
+    coordinator = request.app[COORDINATOR]
+    known = dict.fromkeys(coordinator.runs)
+    replicas = replicas_of(request)
+    if replicas is not None:
+        # Without the ledger's names the answer is still right.
+        with contextlib.suppress(*LOOK_ERRORS):
+            known |= dict.fromkeys(await replicas.names())
+    alike = nearest(run_id, known)
+    listed = ", ".join(list(coordinator.runs)[:8]) or "none"
+    hint = f"{did_you_mean(alike)}runs on this coordinator: {listed}"
+    return json_error(404, f"no run {run_id!r} here", hint, nearest=alike)
 
 
-def _replicas(request: web.Request) -> Replicas | None:
+def replicas_of(request: web.Request) -> Replicas | None:
+    """The other coordinators of the ledger; None in memory."""
     return request.app.get(REPLICAS)
 
 
-def _shown(request: web.Request) -> str:
+def shown_token(request: web.Request) -> str:
     """The Authorization header of a request whose token was accepted."""
     return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
 
@@ -389,7 +405,8 @@ def _passed_on(said: Answer | status.RunStatus) -> web.Response:
     )
 
 
-def _unreadable(run_id: str, error: Exception) -> web.Response:
+def unreadable(run_id: str, error: Exception) -> web.Response:
+    """The answer if the ledger cannot be read."""
     message = f"cannot find the coordinator of run {run_id!r}: {_why(error)}"
     return json_error(503, message, _ASK_AGAIN)
 

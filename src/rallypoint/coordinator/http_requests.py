@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 
 from rallypoint.coordinator import sending
 from rallypoint.coordinator.coordinator import Coordinator
-from rallypoint.coordinator.http_api import json_error
+from rallypoint.coordinator.http_api import ACCOUNT, json_error
 from rallypoint.core.quotas import Account, Holdings
 
 OPEN_MAX: Final = 256
@@ -42,6 +42,7 @@ class Requests:
             refused.force_close()
             return refused
         self._open.take(account)
+        request[ACCOUNT] = account
         try:
             if request.transport is not None:
                 # With this limit, sending ends only when the kernel has the whole answer.

@@ -6,7 +6,8 @@ at the member that an event names, and in a large run it only counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -14,10 +15,12 @@ import msgspec
 
 from rallypoint.coordinator.event_log import SUMMARISED_ABOVE, EventLog, Events
 from rallypoint.coordinator.history import History
-from rallypoint.coordinator.run_events import LINE_MAX, LINES_MAX, EventKind
+from rallypoint.coordinator.past_events import past_events
+from rallypoint.coordinator.run_events import LINE_MAX, LINES_MAX, EventKind, RunEvent
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
+from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.printable import shortened
 from rallypoint.core.suspension import SuspensionCause
@@ -35,8 +38,9 @@ from rallypoint.core.values import (
 WAITED_MIN_S: Final = 1.0
 """A shorter wait before a round is no event."""
 
-# Each of a thousand nodes that are ready uses it. To find a member in its class takes longer.
-_IS_READY: Final = MemberState.READY
+READIES_KEPT: Final = 10_000
+"""Of a large run, how many requests for a round wait until they become one event."""
+_NODE_READY: Final = on.NodeReady
 _COMMITTING: Final = Phase.COMMITTING
 _ABOUT_A_MEMBER: Final = frozenset(
     {
@@ -80,12 +84,19 @@ class Observer:
         self._ready_s = now_s
         """When that node was ready, or the gathering began."""
         self._ready_before_s = now_s
-        self._active_s = now_s
+        self._readied: deque[tuple[float, str]] = deque(maxlen=READIES_KEPT)
+        """When which nodes of a large run were ready: they are not in the log yet."""
+        log.gather = self._gather
 
     # -- a step of the core --------------------------------------------------------------------
 
     def before(self, event: Any, now_s: float) -> Before | None:
         """What to compare after the step of a WATCHED event. None: its effects say all."""
+        if type(event) is _NODE_READY and self.log.is_large:
+            # Of a thousand nodes that are ready at once, each costs this and no more. A request
+            # that the core does not take counts, too.
+            self._readied.append((now_s, event.node.name))
+            return None
         try:
             return self._before(event, now_s)
         except Exception as error:  # noqa: BLE001 - no event for people ends a run
@@ -94,18 +105,8 @@ class Observer:
 
     def _before(self, event: Any, now_s: float) -> Before | None:
         membership = self._membership
-        roster, log = membership.roster, self.log
+        roster = membership.roster
         kind = type(event)
-        if kind is on.NodeReady:
-            member = roster.get(event.node.name)
-            if member is None or member.state is _IS_READY:
-                return None
-            if not log.is_large:
-                return Before(state=member.state)
-            # In a large run this is called a thousand times in some milliseconds. A request that
-            # the core does not take counts, too.
-            self._ready(event.node.name, now_s)
-            return None
         if kind in _ABOUT_A_MEMBER:
             member = roster.get(event.node.name)
             if member is None:
@@ -131,6 +132,8 @@ class Observer:
                 if handler is not None:
                     handler(self, event, before, now_s)
             if effects:
+                if self._readied:
+                    self._gather()
                 self._see(event, effects, now_s)
             if before is not None and before.phase is _COMMITTING:
                 self._see_not_begun()
@@ -146,16 +149,32 @@ class Observer:
         except Exception as error:  # noqa: BLE001 - no event for people ends a run
             self._events.failed(error)
 
+    def recall(self, state: RunState, known: Collection[RunEvent] = ()) -> None:
+        """Record what the run's head has of earlier coordinators, besides the `known` events."""
+        try:
+            ended = state.marks.ended if state.marks.round == state.number else None
+            for each in past_events(state.past, state.number, ended, state.close, known):
+                self.log.add_late(each)
+        except Exception as error:  # noqa: BLE001 - no event for people ends a run
+            self._events.failed(error)
+
     # -- what became of the member that an event names -----------------------------------------
 
     def _after_ready(self, event: on.NodeReady, before: Before, now_s: float) -> None:
         member = self._membership.roster.living(event.node)
-        if member is not None and member.state is not before.state:
-            self._ready(event.node.name, now_s)
+        if member is not None and member.state is MemberState.READY is not before.state:
+            name = event.node.name
+            self._ready_before_s, self._ready_s, self._last_ready = self._ready_s, now_s, name
+            self.log.add_node(EventKind.READY, name, now_s)
 
-    def _ready(self, name: str, now_s: float) -> None:
-        self._ready_before_s, self._ready_s, self._last_ready = self._ready_s, now_s, name
-        self.log.add_node(EventKind.READY, name, now_s)
+    def _gather(self) -> None:
+        """Put the nodes of a large run that are ready into the log."""
+        readied, self._readied = self._readied, deque(maxlen=READIES_KEPT)
+        if readied:
+            self._ready_before_s = readied[-2][0] if len(readied) > 1 else self._ready_s
+            self._ready_s, self._last_ready = readied[-1]
+            names = dict.fromkeys([name for _, name in readied])
+            self.log.add_nodes(EventKind.READY, names, readied[0][0])
 
     def _after_done(self, event: on.NodeDone, before: Before, now_s: float) -> None:
         member = self._membership.roster.living(event.node)
@@ -339,7 +358,6 @@ class Observer:
         if log.waits:
             log.flush()
         log.round = head.number
-        self._active_s = now_s
         log.add(
             EventKind.FORMED,
             nodes=tuple(member.name for member in record.members[:NAMES_SHOWN_MAX]),

@@ -11,8 +11,10 @@ that token is in its lease.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import aiohttp
@@ -27,6 +29,7 @@ from rallypoint.core import election as e
 from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
+from rallypoint.ledger.keys import RUNS
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
@@ -39,6 +42,8 @@ ASKED_AT_ONCE: Final = 16
 ASKED_AT_ONE: Final = 8
 """How many requests to one coordinator are open at once. One that hangs does not block the others.
 """
+STREAMS_MAX: Final = 128
+"""How many streams of events are open at once."""
 _BEING_TAKEN: Final = "the coordinator that answered takes it over"
 
 
@@ -68,11 +73,13 @@ class Replicas:
         self._only_run = only_run
         self._host = host
         self._http: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
-        if self._http is not None:
-            await self._http.close()
+        for session in (self._http, self._streams):
+            if session is not None:
+                await session.close()
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -82,6 +89,17 @@ class Replicas:
             return None
         async with asyncio.timeout(LEDGER_WITHIN_S):
             return await ledger_view.look(self._ledger, run_id)
+
+    async def names(self) -> list[str]:
+        """The ids of all runs in the ledger; long ones are cut. Raises LedgerError, TimeoutError.
+
+        None for a coordinator of one run: its nodes must not learn of the others.
+        """
+        if self._only_run is not None:
+            return []
+        async with asyncio.timeout(LEDGER_WITHIN_S):
+            keys = await self._ledger.keys(RUNS)
+        return [urllib.parse.unquote(key.removeprefix(RUNS)) for key in keys]
 
     async def status(
         self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool
@@ -183,6 +201,40 @@ class Replicas:
                         problem = _problem(error)
         except TimeoutError:
             problem = f"no answer within {ANSWER_WITHIN_S:g} s"
+        raise NoAnswerError(problem)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, lease: e.Lease, authorization: str, path: str, last_id: str, quiet_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A stream of events of the process with this lease. Raises NoAnswerError.
+
+        `last_id`: the last event that the client has. The stream ends if nothing comes for
+        `quiet_s`.
+        """
+        if self._streams is None:
+            self._streams = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=STREAMS_MAX, force_close=True),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        headers = _headers(lease, authorization, "") | {"Accept": "text/event-stream"}
+        if last_id:
+            headers["Last-Event-ID"] = last_id
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_WITHIN_S, sock_read=quiet_s)
+        problem = "its lease names no address"
+        for address in lease.addresses:
+            url = URL(f"http://{address}{path}", encoded=True)
+            try:
+                answer = await self._streams.get(
+                    url, headers=headers, timeout=limits, allow_redirects=False
+                )
+            except (aiohttp.ClientError, OSError) as error:
+                problem = _problem(error)
+                continue
+            async with answer:
+                yield answer
+            return
         raise NoAnswerError(problem)
 
     async def _ask(

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
-from rallypoint.coordinator import http_api
+from rallypoint.coordinator import events_api, http_api
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S, WebSocketOutlet
@@ -110,6 +110,7 @@ class CoordinatorServer:
         if self._replicas is not None:
             app[http_api.REPLICAS] = self._replicas
         http_api.add_routes(app)
+        events_api.add_routes(app)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         app.on_response_prepare.append(_name_the_server)
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)

@@ -19,6 +19,11 @@ def close_path(run_id: str) -> str:
     return f"{run_path(run_id)}/close"
 
 
+def events_path(run_id: str) -> str:
+    """The events of a run; GET."""
+    return f"{run_path(run_id)}/events"
+
+
 def quoted(run_id: str) -> str:
     """A run id as a part of a path, or as a value in a query."""
     return quote(run_id, safe="")

@@ -1,0 +1,390 @@
+"""`/api/v1/runs/X/events`: the events of a run, as pages of JSON or as a stream (SSE).
+
+A stream has no queue: it is a place in the run's log, and writes what is behind it. A client that
+does not read costs one batch; it misses what the log drops meanwhile, and is told how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import ClientError, StreamReader, web
+
+from rallypoint import runtime
+from rallypoint.coordinator import http_api, ledger_view, sending
+from rallypoint.coordinator.event_log import SHOWN_AFTER_S, EventLog
+from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.coordinator.http_api import COORDINATOR, json_error
+from rallypoint.coordinator.ledger_view import Kept
+from rallypoint.coordinator.past_events import at_places, past_events
+from rallypoint.coordinator.replicas import LOOK_ERRORS, NoAnswerError, Replicas, no_answer
+from rallypoint.coordinator.run_events import RunEvent, position_of, shown
+from rallypoint.core.quotas import Holdings
+from rallypoint.wire import api_paths
+from rallypoint.wire.headers import ONLY_OWN
+
+EVENTS_SHOWN: Final = 200
+EVENTS_SHOWN_MAX: Final = 1_000
+"""How many events an answer has: the default, and the most."""
+STREAMS_MAX: Final = 128
+"""The most open streams of all accounts. They are half of all requests, so that others find room.
+"""
+HEARTBEAT_S: Final = 15.0
+LOOK_S: Final = 0.4
+"""A stream without an event sends a comment, and one of a large run looks for events, so often, in
+seconds."""
+BATCH: Final = 100
+"""How many events a stream encodes at once."""
+COALESCE_S: Final = 0.05
+"""How long a stream waits after an event for others that happen together."""
+RETRY_MS: Final = 1_000
+"""When a client connects again after a stream has ended."""
+_STREAM: Final = "text/event-stream"
+_STREAMS: web.AppKey[Holdings] = web.AppKey("streams", Holdings)
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a request asks for: events after the place `since`, at most `most`.
+
+    `last`: the newest ones instead. `is_new`: the request names no place.
+    """
+
+    since: tuple[int, int]
+    most: int
+    last: int | None
+    is_new: bool
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer. `next`: the value of `?since=` for the events that follow.
+
+    `more`: whether there are more events now. `missing`: how many events after `since` are not kept
+    any more; null: unknown. `source`: "coordinator", or "ledger" if the run has no coordinator
+    that answers. `problem`: why events may be missing; null if none are.
+    """
+
+    run_id: str
+    ledger_id: str
+    source: str
+    events: list[dict[str, Any]]
+    next: str
+    more: bool
+    missing: int | None
+    problem: str | None
+    shown_at: float
+    shown_on: str
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the events to the API of a coordinator."""
+    app[_STREAMS] = Holdings()
+    app.router.add_get(f"{api_paths.RUNS}/{{run_id:[^/]+}}/events", _events)
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
+    try:
+        asked = _asked(request.query, request.headers)
+    except ValueError as error:
+        return json_error(400, str(error))
+    is_stream = _STREAM in request.headers.get("Accept", "")
+    replicas, run = http_api.replicas_of(request), coordinator.runs.get(run_id)
+    if replicas is not None and (run is None or not run.is_claimed):
+        try:
+            kept = await replicas.look(run_id)
+        except LOOK_ERRORS as error:
+            return http_api.unreadable(run_id, error)
+        if kept is not None:
+            return await _elsewhere(request, replicas, kept, asked, is_stream)
+        run = coordinator.runs.get(run_id)
+    if run is None:
+        return await http_api.no_such_run(request, run_id)
+    if is_stream:
+        return await _limited(request, run, asked)
+    return _page(request, run, asked)
+
+
+def _asked(query: Mapping[str, str], headers: Mapping[str, str]) -> Asked:
+    """Raises ValueError with a text that names the fault."""
+    since = headers.get("Last-Event-ID") or query.get("since", "")
+    numbers: dict[str, int | None] = {"limit": EVENTS_SHOWN, "last": None}
+    for name in numbers:
+        text = query.get(name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
+            raise ValueError(f"{name} must be a whole number above 0")
+        numbers[name] = min(int(text), EVENTS_SHOWN_MAX)
+    most = numbers["limit"]
+    assert most is not None
+    return Asked(position_of(since) if since else (0, 0), most, numbers["last"], not since)
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def _page(request: web.Request, run: HostedRun, asked: Asked) -> web.Response:
+    coordinator, log = request.app[COORDINATOR], run.events
+    since = _within(log, asked.since)
+    if asked.last is not None:
+        log.after(log.last_position, 1, coordinator.now_s())  # what was collected
+        found = log.last(asked.last)
+    else:
+        found = log.after(since, asked.most, coordinator.now_s())
+    last = found[-1].position if found else since
+    page = EventPage(
+        run_id=run.run_id,
+        ledger_id=coordinator.ledger_id,
+        source="coordinator",
+        events=[shown(event) for event in found],
+        next=_text_of(last),
+        more=bool(found) and log.last_position > last,
+        missing=0 if asked.last is not None else _missing(log, since, found),
+        problem=None,
+        shown_at=runtime.here().wall_s(),
+        shown_on=coordinator.config.clock_host,
+    )
+    return _json(page)
+
+
+def _within(log: EventLog, since: tuple[int, int]) -> tuple[int, int]:
+    """The place, or the beginning if the log has not come so far.
+
+    Then a coordinator in memory was started again, and the place is one of its predecessor.
+    """
+    return since if since <= log.last_position else (0, 0)
+
+
+def _missing(log: EventLog, since: tuple[int, int], found: list[RunEvent]) -> int | None:
+    """How many events between the place and the first one found are not kept."""
+    if not found:
+        return 0
+    term, seq = found[0].position
+    if since[0] == term:
+        return seq - since[1] - 1
+    # The events of a term begin with 1. How many others a former coordinator made is unknown.
+    return seq - 1 if since == (0, 0) else None if seq > 1 else 0
+
+
+def _text_of(position: tuple[int, int]) -> str:
+    return f"{position[0]}.{position[1]}"
+
+
+def _json(page: EventPage) -> web.Response:
+    return web.Response(body=msgspec.json.encode(page) + b"\n", content_type="application/json")
+
+
+# -- runs of other coordinators --------------------------------------------------------------------
+
+
+async def _elsewhere(
+    request: web.Request, replicas: Replicas, kept: Kept, asked: Asked, is_stream: bool
+) -> web.StreamResponse:
+    """The answer of the run's owner; if there is none, what the ledger has."""
+    run_id, problem = kept.register.run_id, ledger_view.NO_COORDINATOR
+    lease = kept.lease if kept.register.close is None else None
+    if lease is not None and ONLY_OWN not in request.headers:
+        path = api_paths.events_path(run_id)
+        if request.query_string:
+            path += f"?{request.query_string}"
+        token = http_api.shown_token(request)
+        try:
+            if is_stream:
+                return await _relayed(request, replicas, kept, token, path)
+            said = await replicas.ask(lease, token, path)
+            if said.status != 404:
+                return web.Response(
+                    body=msgspec.json.encode(said.body) + b"\n",
+                    status=said.status,
+                    content_type="application/json",
+                )
+            problem = no_answer(lease, "it does not own the run any more")
+        except NoAnswerError as error:
+            problem = no_answer(lease, str(error))
+    if is_stream:
+        hint = "try again in a few seconds; without a stream, the ledger's events are shown"
+        return json_error(503, f"run {run_id!r} has no events now: {problem}", hint)
+    return await _kept_page(request, replicas, kept, asked, problem)
+
+
+async def _kept_page(
+    request: web.Request, replicas: Replicas, kept: Kept, asked: Asked, problem: str
+) -> web.Response:
+    """The events that the ledger has."""
+    register, coordinator = kept.register, request.app[COORDINATOR]
+    ended = register.marks.ended if register.marks.round == register.number else None
+    past = past_events(register.past, register.number, ended, register.close)
+    every = at_places(past, register.term)
+    after = [event for event in every if event.position > asked.since]
+    found = every[-asked.last :] if asked.last is not None else after[: asked.most]
+    last = found[-1].position if found else asked.since
+    is_over = register.close is not None
+    page = EventPage(
+        run_id=register.run_id,
+        ledger_id=register.ledger_id,
+        source="ledger",
+        events=[shown(event) for event in found],
+        next=_text_of(last),
+        more=bool(found) and every[-1].position > last,
+        missing=None,
+        problem="the ledger has only the last rounds" if is_over else problem,
+        shown_at=runtime.here().wall_s(),
+        shown_on=coordinator.config.clock_host,
+    )
+    return _json(page)
+
+
+async def _relayed(
+    request: web.Request, replicas: Replicas, kept: Kept, token: str, path: str
+) -> web.StreamResponse:
+    """Pass on the owner's stream. Raises NoAnswerError if there is none."""
+    assert kept.lease is not None
+    streams, account = request.app[_STREAMS], request[http_api.ACCOUNT]
+    if not streams.has_room(account, STREAMS_MAX):
+        return _too_many(streams)
+    streams.take(account)
+    try:
+        last_id = request.headers.get("Last-Event-ID", "")
+        async with replicas.stream(kept.lease, token, path, last_id, 3 * HEARTBEAT_S) as owner:
+            if owner.status != 200 or owner.content_type != _STREAM:
+                raise NoAnswerError(f"it answers with status {owner.status}")
+            response = await _begun(request)
+            try:
+                while await _passed_on(request, response, owner.content):
+                    pass
+            except (TimeoutError, OSError, ClientError):
+                """The owner has ended, or the client does not read: the client asks again."""
+                if request.transport is not None:
+                    request.transport.abort()
+            return response
+    finally:
+        streams.give_back(account)
+
+
+async def _passed_on(
+    request: web.Request, response: web.StreamResponse, owner: StreamReader
+) -> bool:
+    """Pass on what has come. False: the stream has ended, or the client or this coordinator has."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            piece = await owner.readany()
+    except TimeoutError:
+        is_here = request.transport is not None and not request.transport.is_closing()
+        return is_here and not request.app[COORDINATOR].events.is_over
+    if piece:
+        await _write(response, piece)
+    return bool(piece)
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def _too_many(streams: Holdings) -> web.Response:
+    said = f"too many streams of events: {streams.total}"
+    return json_error(
+        503, said, "try again later, or read pages: without Accept: text/event-stream"
+    )
+
+
+async def _limited(request: web.Request, run: HostedRun, asked: Asked) -> web.StreamResponse:
+    streams, account = request.app[_STREAMS], request[http_api.ACCOUNT]
+    if not streams.has_room(account, STREAMS_MAX):
+        return _too_many(streams)
+    streams.take(account)
+    try:
+        return await _stream(request, run, asked)
+    finally:
+        streams.give_back(account)
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    # Proxies must pass on each event at once.
+    headers = {"Content-Type": _STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    response.force_close()
+    async with asyncio.timeout(sending.SEND_S):
+        await response.prepare(request)
+        await response.write(f"retry: {RETRY_MS}\n\n".encode())
+    return response
+
+
+async def _stream(request: web.Request, run: HostedRun, asked: Asked) -> web.StreamResponse:
+    """Write each event behind the place, until the run is over here or the client goes."""
+    log = run.events
+    news = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    written_s = loop.time()
+    log.listeners[news.set] = None
+    response = web.StreamResponse()
+    try:
+        response = await _begun(request)
+        place = _within(log, asked.since)
+        if asked.is_new and asked.last is not None:
+            last = log.last(asked.last)
+            place = (last[0].term, last[0].seq - 1) if last else place
+        while True:
+            news.clear()
+            before = place
+            place = await _write_new(request, response, log, place)
+            if place != before:
+                written_s = loop.time()
+            if log.is_over:
+                await _write(response, _message("end", {"reason": "the run is not here any more"}))
+                return response
+            if await _has_news(news, log):
+                continue
+            if loop.time() - written_s >= HEARTBEAT_S:
+                await _write(response, b": heartbeat\n\n")
+                written_s = loop.time()
+    except TimeoutError:
+        """The client does not read."""
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+    finally:
+        log.listeners.pop(news.set, None)
+
+
+async def _has_news(news: asyncio.Event, log: EventLog) -> bool:
+    """Wait for an event, and for others that happen together. False: it is time for a heartbeat."""
+    try:
+        # A large run does not tell when nodes are ready: look for them.
+        async with asyncio.timeout(LOOK_S if log.is_large else HEARTBEAT_S):
+            await news.wait()
+            # Events that are being collected are shown after this time.
+            await asyncio.sleep(SHOWN_AFTER_S if log.waits else COALESCE_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _write_new(
+    request: web.Request, response: web.StreamResponse, log: EventLog, place: tuple[int, int]
+) -> tuple[int, int]:
+    """Write all events behind the place. Returns the place of the last one."""
+    coordinator = request.app[COORDINATOR]
+    while True:
+        found = log.after(place, BATCH, coordinator.now_s())
+        if not found:
+            return place
+        parts = []
+        missing = _missing(log, place, found)
+        if missing:
+            parts.append(_message("missing", {"count": missing}))
+        parts += [_message(each.kind.value, shown(each), each.id) for each in found]
+        await _write(response, b"".join(parts))
+        place = found[-1].position
+
+
+async def _write(response: web.StreamResponse, payload: bytes) -> None:
+    async with asyncio.timeout(sending.SEND_S):
+        await response.write(payload)
+
+
+def _message(kind: str, body: object, event_id: str = "") -> bytes:
+    """One event of a stream. JSON has no line break, so it is one line of data."""
+    place = f"id: {event_id}\n" if event_id else ""
+    return f"{place}event: {kind}\ndata: ".encode() + msgspec.json.encode(body) + b"\n\n"
