@@ -7,11 +7,13 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import json
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from rallypoint.core.values import Address
@@ -29,6 +31,9 @@ from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 256 * 1024**2
+QUIET_S: Final = 45.0
+"""A stream of events sends a comment three times in this time."""
+EVENT_BYTES_MAX: Final = 1024**2
 PAGES_MAX: Final = 1_000
 """The most pages of runs to read, with 1,000 runs each, because another program may send pages
 without end.
@@ -74,6 +79,61 @@ def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str,
     return request(endpoint, token, "POST", api_paths.close_path(run_id), {"reason": reason})
 
 
+def events(endpoint: Endpoint, token: str, path: str) -> dict[str, Any]:
+    """A page of the events of a run. Raises NoSuchRunError, and the errors of `request`."""
+    body = request(endpoint, token, "GET", path)
+    found = body.get("events")
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise _not_ours(endpoint, "its answer lists no events")
+    return body
+
+
+def stream(
+    endpoint: Endpoint, token: str, path: str, last_id: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The messages of a stream of events: the kind and the body of each.
+
+    It is open when this returns. It ends when the coordinator ends it, or when nothing has come for
+    QUIET_S. Raises the errors of `request`, also while it is read.
+    """
+    headers = _headers(token, only_own=False) | {"Accept": "text/event-stream"}
+    if last_id:
+        headers["Last-Event-ID"] = last_id
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
+    with _as_ours(endpoint):
+        try:
+            connection.request("GET", path, headers=headers)
+            sock = connection.sock
+            response = connection.getresponse()
+            if response.status != 200:
+                _checked(endpoint, response.status, _read(response))
+            sock.settimeout(QUIET_S)
+        except BaseException:
+            connection.close()
+            raise
+    return _messages(endpoint, connection, response)
+
+
+def _messages(
+    endpoint: Endpoint, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Server-sent events (WHATWG HTML, 9.2), as far as a coordinator sends them."""
+    kind = ""
+    with contextlib.closing(connection), contextlib.closing(response), _as_ours(endpoint):
+        while line := response.readline(EVENT_BYTES_MAX):
+            name, _, value = line.decode(errors="replace").rstrip("\r\n").partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                try:
+                    body = json.loads(value)
+                except (ValueError, RecursionError):
+                    body = None
+                if not isinstance(body, dict):
+                    raise _not_ours(endpoint, "its events are not JSON")
+                yield kind, body
+
+
 def request(
     endpoint: Endpoint,
     token: str,
@@ -91,8 +151,16 @@ def request(
         TokenError: the coordinator requires another token.
         NoSuchRunError: the coordinator has no such run.
     """
-    try:
+    with _as_ours(endpoint):
         status, answer = _exchange(endpoint, token, method, path, body, only_own)
+    return _checked(endpoint, status, answer)
+
+
+@contextlib.contextmanager
+def _as_ours(endpoint: Endpoint) -> Iterator[None]:
+    """Raise errors of the connection as those of `request`."""
+    try:
+        yield
     except TimeoutError as error:
         raise _unreachable(endpoint, f"no answer within {TIMEOUT_S:g} s", error) from error
     except ConnectionResetError as error:
@@ -102,7 +170,11 @@ def request(
         raise _unreachable(endpoint, error.strerror or str(error), error) from error
     except http.client.HTTPException as error:
         raise _not_ours(endpoint, "its answer is not HTTP") from error
-    return _checked(endpoint, status, answer)
+
+
+def _headers(token: str, *, only_own: bool) -> dict[str, str]:
+    headers = {CLIENT: "command"} | ({ONLY_OWN: "1"} if only_own else {})
+    return headers | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _exchange(
@@ -110,9 +182,7 @@ def _exchange(
 ) -> tuple[int, bytes]:
     until_s = time.monotonic() + TIMEOUT_S
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
-    headers = {CLIENT: "command"} | ({ONLY_OWN: "1"} if only_own else {})
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+    headers = _headers(token, only_own=only_own)
     payload = None if body is None else json.dumps(body).encode()
     if payload is not None:
         headers["Content-Type"] = "application/json"

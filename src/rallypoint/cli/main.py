@@ -21,6 +21,7 @@ from rallypoint.cli import (
     descriptors,
     doctor,
     env,
+    events,
     output,
     run,
     serve,
@@ -48,7 +49,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for _module in (run, serve, status, close, doctor, token, env, demo, simulate, bench):
+for _module in (run, serve, status, events, close, doctor, token, env, demo, simulate, bench):
     _module.add_to(app)
 
 

@@ -32,6 +32,7 @@ from rallypoint.tokens import Keys
 if TYPE_CHECKING:
     from rallypoint.coordinator.ledger_view import Kept, Unread
     from rallypoint.core.election import Lease
+    from rallypoint.ledger.contract import Ledger
 
 T = TypeVar("T")
 
@@ -116,13 +117,15 @@ class LedgerRun(msgspec.Struct, frozen=True):
     """A run in a ledger: how it ended, and its owner, if that has a valid lease.
 
     `status`: the run's status with the fields of a coordinator's own answer. Its argument is the
-    reason why that coordinator has not answered.
+    reason why that coordinator has not answered. `events`: what the ledger has of them, as a
+    coordinator answers: after the event with an id, with the same reason.
     """
 
     run_id: str
     close: CloseRecord | None
     owner: CoordinatorClient | None
     status: Callable[[str], dict[str, Any]]
+    events: Callable[[str, str], dict[str, Any]]
 
 
 # -- finding the coordinator ---------------------------------------------------------------------
@@ -148,14 +151,16 @@ def coordinators(endpoint: Endpoint, keys: Keys) -> tuple[list[CoordinatorClient
     return list(by_process.values()), found
 
 
-def find(endpoint: Endpoint, keys: Keys, run_id: str, members_shown: int = 0) -> LedgerRun:
+def find(
+    endpoint: Endpoint,
+    keys: Keys,
+    run_id: str,
+    members_shown: int = 0,
+    *,
+    with_events: bool = False,
+) -> LedgerRun:
     """One run in a ledger. Raises NoSuchRunError if there is none, and LedgerError."""
-    found = _runs_of(endpoint, keys.token, run_id, members_shown)
-    if not found:
-        raise NoSuchRunError(
-            f"ledger {endpoint} has no run {run_id!r}",
-            hint="`rallypoint status` without a run lists them",
-        )
+    found = _runs_of(endpoint, keys.token, run_id, members_shown, with_events=with_events)
     return found[0]
 
 
@@ -173,7 +178,12 @@ def owner_of(run: LedgerRun) -> CoordinatorClient:
 
 
 def _runs_of(
-    endpoint: Endpoint, token: str, run_id: str | None, members_shown: int
+    endpoint: Endpoint,
+    token: str,
+    run_id: str | None,
+    members_shown: int,
+    *,
+    with_events: bool = False,
 ) -> list[LedgerRun]:
     """One run in detail, or a line for each. Raises UsageError and LedgerError."""
     place = endpoint.place
@@ -185,13 +195,14 @@ def _runs_of(
         raise UsageError(f"there is no ledger at {endpoint}: no such folder", hint=hint)
     import asyncio
 
-    return asyncio.run(_read(endpoint, token, run_id, members_shown))
+    return asyncio.run(_read(endpoint, token, run_id, members_shown, with_events))
 
 
 async def _read(
-    endpoint: Endpoint, token: str, run_id: str | None, members_shown: int
+    endpoint: Endpoint, token: str, run_id: str | None, members_shown: int, with_events: bool
 ) -> list[LedgerRun]:
-    from rallypoint.coordinator import ledger_view
+    from rallypoint.coordinator import events_api, ledger_view
+    from rallypoint.coordinator.kept_events import kept_events
     from rallypoint.ledger.open import open_ledger
 
     async with open_ledger(endpoint, settings.etcd_password(endpoint)) as ledger:
@@ -199,7 +210,7 @@ async def _read(
             return [_summary(each, token) for each in await ledger_view.look_at_all(ledger)]
         kept = await ledger_view.look(ledger, run_id)
         if kept is None:
-            return []
+            raise await _no_such_run(ledger, endpoint, run_id)
         shown = await ledger_view.detail(ledger, kept, members_shown, socket.gethostname())
 
         def status(problem: str) -> dict[str, Any]:
@@ -207,7 +218,30 @@ async def _read(
             reason = kept.summary(problem).reason
             return _as_dict(msgspec.structs.replace(shown, reason=reason))
 
-        return [_ledger_run(kept, token, status)]
+        known = await kept_events(ledger, kept.register) if with_events else ([], "")
+
+        def events(problem: str, after: str) -> dict[str, Any]:
+            asked = events_api.asked({"since": after, "limit": "1000"})
+            return _as_dict(
+                events_api.kept_page(kept.register, *known, asked, problem, socket.gethostname())
+            )
+
+        return [_ledger_run(kept, token, status, events)]
+
+
+async def _no_such_run(ledger: Ledger, endpoint: Endpoint, run_id: str) -> NoSuchRunError:
+    """With the names that are most like it, and the same hint as if it could not list them."""
+    import urllib.parse
+
+    from rallypoint.coordinator.nearest import did_you_mean, nearest
+    from rallypoint.ledger.keys import RUNS
+
+    try:
+        names = [urllib.parse.unquote(key.removeprefix(RUNS)) for key in await ledger.keys(RUNS)]
+    except NotImplementedError:
+        names = []
+    hint = f"{did_you_mean(nearest(run_id, names))}`rallypoint status` without a run lists them"
+    return NoSuchRunError(f"ledger {endpoint} has no run {run_id!r}", hint=hint)
 
 
 def _summary(each: Kept | Unread, token: str) -> LedgerRun:
@@ -217,13 +251,22 @@ def _summary(each: Kept | Unread, token: str) -> LedgerRun:
         return _as_dict(each.summary(problem))
 
     if isinstance(each, Unread):
-        return LedgerRun(each.run_id, None, None, status)
+        return LedgerRun(each.run_id, None, None, status, _no_events)
     return _ledger_run(each, token, status)
 
 
-def _ledger_run(kept: Kept, token: str, status: Callable[[str], dict[str, Any]]) -> LedgerRun:
+def _no_events(problem: str, after: str) -> dict[str, Any]:
+    return {"events": [], "problem": problem}
+
+
+def _ledger_run(
+    kept: Kept,
+    token: str,
+    status: Callable[[str], dict[str, Any]],
+    events: Callable[[str, str], dict[str, Any]] = _no_events,
+) -> LedgerRun:
     owner = None if kept.lease is None else _client_of(kept.lease, token)
-    return LedgerRun(kept.register.run_id, kept.register.close, owner, status)
+    return LedgerRun(kept.register.run_id, kept.register.close, owner, status, events)
 
 
 def _client_of(lease: Lease, token: str) -> CoordinatorClient:

@@ -19,9 +19,9 @@ from rallypoint.coordinator.event_log import SHOWN_AFTER_S, EventLog
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, json_error
 from rallypoint.coordinator.ledger_view import Kept
-from rallypoint.coordinator.past_events import at_places, past_events
 from rallypoint.coordinator.replicas import LOOK_ERRORS, NoAnswerError, Replicas, no_answer
 from rallypoint.coordinator.run_events import RunEvent, position_of, shown
+from rallypoint.core.election.records import RunRegister
 from rallypoint.core.quotas import Holdings
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ONLY_OWN
@@ -87,7 +87,7 @@ def add_routes(app: web.Application) -> None:
 async def _events(request: web.Request) -> web.StreamResponse:
     coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
     try:
-        asked = _asked(request.query, request.headers)
+        asking = asked(request.query, request.headers.get("Last-Event-ID"))
     except ValueError as error:
         return json_error(400, str(error))
     is_stream = _STREAM in request.headers.get("Accept", "")
@@ -98,18 +98,21 @@ async def _events(request: web.Request) -> web.StreamResponse:
         except LOOK_ERRORS as error:
             return http_api.unreadable(run_id, error)
         if kept is not None:
-            return await _elsewhere(request, replicas, kept, asked, is_stream)
+            return await _elsewhere(request, replicas, kept, asking, is_stream)
         run = coordinator.runs.get(run_id)
     if run is None:
         return await http_api.no_such_run(request, run_id)
     if is_stream:
-        return await _limited(request, run, asked)
-    return _page(request, run, asked)
+        return await _limited(request, run, asking)
+    return _page(request, run, asking)
 
 
-def _asked(query: Mapping[str, str], headers: Mapping[str, str]) -> Asked:
-    """Raises ValueError with a text that names the fault."""
-    since = headers.get("Last-Event-ID") or query.get("since", "")
+def asked(query: Mapping[str, str], last_id: str | None = None) -> Asked:
+    """What a query asks for. `last_id`: the last event that the client has, if it says so.
+
+    Raises ValueError with a text that names the fault.
+    """
+    since = last_id or query.get("since", "")
     numbers: dict[str, int | None] = {"limit": EVENTS_SHOWN, "last": None}
     for name in numbers:
         text = query.get(name)
@@ -126,14 +129,14 @@ def _asked(query: Mapping[str, str], headers: Mapping[str, str]) -> Asked:
 # -- pages -----------------------------------------------------------------------------------------
 
 
-def _page(request: web.Request, run: HostedRun, asked: Asked) -> web.Response:
+def _page(request: web.Request, run: HostedRun, asking: Asked) -> web.Response:
     coordinator, log = request.app[COORDINATOR], run.events
-    since = _within(log, asked.since)
-    if asked.last is not None:
+    since = _within(log, asking.since)
+    if asking.last is not None:
         log.after(log.last_position, 1, coordinator.now_s())  # what was collected
-        found = log.last(asked.last)
+        found = log.last(asking.last)
     else:
-        found = log.after(since, asked.most, coordinator.now_s())
+        found = log.after(since, asking.most, coordinator.now_s())
     last = found[-1].position if found else since
     page = EventPage(
         run_id=run.run_id,
@@ -142,7 +145,7 @@ def _page(request: web.Request, run: HostedRun, asked: Asked) -> web.Response:
         events=[shown(event) for event in found],
         next=_text_of(last),
         more=bool(found) and log.last_position > last,
-        missing=0 if asked.last is not None else _missing(log, since, found),
+        missing=0 if asking.last is not None else _missing(log, since, found),
         problem=None,
         shown_at=runtime.here().wall_s(),
         shown_on=coordinator.config.clock_host,
@@ -181,7 +184,7 @@ def _json(page: EventPage) -> web.Response:
 
 
 async def _elsewhere(
-    request: web.Request, replicas: Replicas, kept: Kept, asked: Asked, is_stream: bool
+    request: web.Request, replicas: Replicas, kept: Kept, asking: Asked, is_stream: bool
 ) -> web.StreamResponse:
     """The answer of the run's owner; if there is none, what the ledger has."""
     run_id, problem = kept.register.run_id, ledger_view.NO_COORDINATOR
@@ -207,22 +210,29 @@ async def _elsewhere(
     if is_stream:
         hint = "try again in a few seconds; without a stream, the ledger's events are shown"
         return json_error(503, f"run {run_id!r} has no events now: {problem}", hint)
-    return await _kept_page(request, replicas, kept, asked, problem)
+    try:
+        every, gaps = await replicas.events(kept)
+    except LOOK_ERRORS as error:
+        return http_api.unreadable(run_id, error)
+    host = request.app[COORDINATOR].config.clock_host
+    return _json(kept_page(kept.register, every, gaps, asking, problem, host))
 
 
-async def _kept_page(
-    request: web.Request, replicas: Replicas, kept: Kept, asked: Asked, problem: str
-) -> web.Response:
-    """The events that the ledger has."""
-    register, coordinator = kept.register, request.app[COORDINATOR]
-    ended = register.marks.ended if register.marks.round == register.number else None
-    past = past_events(register.past, register.number, ended, register.close)
-    every = at_places(past, register.term)
-    after = [event for event in every if event.position > asked.since]
-    found = every[-asked.last :] if asked.last is not None else after[: asked.most]
-    last = found[-1].position if found else asked.since
-    is_over = register.close is not None
-    page = EventPage(
+def kept_page(
+    register: RunRegister,
+    every: list[RunEvent],
+    gaps: str,
+    asking: Asked,
+    problem: str,
+    host: str,
+) -> EventPage:
+    """The events that the ledger has. `gaps`: why some may be missing; `problem`: why no
+    coordinator has answered; `host`: of this process.
+    """
+    after = [event for event in every if event.position > asking.since]
+    found = every[-asking.last :] if asking.last is not None else after[: asking.most]
+    last = found[-1].position if found else asking.since
+    return EventPage(
         run_id=register.run_id,
         ledger_id=register.ledger_id,
         source="ledger",
@@ -230,11 +240,10 @@ async def _kept_page(
         next=_text_of(last),
         more=bool(found) and every[-1].position > last,
         missing=None,
-        problem="the ledger has only the last rounds" if is_over else problem,
+        problem="; ".join(filter(None, (problem if register.close is None else "", gaps))) or None,
         shown_at=runtime.here().wall_s(),
-        shown_on=coordinator.config.clock_host,
+        shown_on=host,
     )
-    return _json(page)
 
 
 async def _relayed(
@@ -289,13 +298,13 @@ def _too_many(streams: Holdings) -> web.Response:
     )
 
 
-async def _limited(request: web.Request, run: HostedRun, asked: Asked) -> web.StreamResponse:
+async def _limited(request: web.Request, run: HostedRun, asking: Asked) -> web.StreamResponse:
     streams, account = request.app[_STREAMS], request[http_api.ACCOUNT]
     if not streams.has_room(account, STREAMS_MAX):
         return _too_many(streams)
     streams.take(account)
     try:
-        return await _stream(request, run, asked)
+        return await _stream(request, run, asking)
     finally:
         streams.give_back(account)
 
@@ -311,7 +320,7 @@ async def _begun(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _stream(request: web.Request, run: HostedRun, asked: Asked) -> web.StreamResponse:
+async def _stream(request: web.Request, run: HostedRun, asking: Asked) -> web.StreamResponse:
     """Write each event behind the place, until the run is over here or the client goes."""
     log = run.events
     news = asyncio.Event()
@@ -321,9 +330,9 @@ async def _stream(request: web.Request, run: HostedRun, asked: Asked) -> web.Str
     response = web.StreamResponse()
     try:
         response = await _begun(request)
-        place = _within(log, asked.since)
-        if asked.is_new and asked.last is not None:
-            last = log.last(asked.last)
+        place = _within(log, asking.since)
+        if asking.is_new and asking.last is not None:
+            last = log.last(asking.last)
             place = (last[0].term, last[0].seq - 1) if last else place
         while True:
             news.clear()

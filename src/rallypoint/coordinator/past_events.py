@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rallypoint.coordinator.run_events import EventKind, RunEvent
+from rallypoint.coordinator.run_events import FROM_HEAD, EventKind, RunEvent
 from rallypoint.core.past import Past, PastLoss, PastRound
 from rallypoint.core.values import Change, CloseRecord
 
@@ -51,10 +51,13 @@ def past_events(
 
 
 def at_places(found: Sequence[PastEvent], term: int) -> list[RunEvent]:
-    """The events as a process shows them that only reads the ledger. Its own clock has no part."""
+    """The events as a process shows them that only reads the ledger. Its own clock has no part.
+
+    Their numbers begin with FROM_HEAD, behind all that the owner of this term has made.
+    """
     return [
         RunEvent(term=term, seq=seq, kind=each.kind, offset_s=0.0, is_late=True, **each.fields)
-        for seq, each in enumerate(found, 1)
+        for seq, each in enumerate(found, FROM_HEAD)
     ]
 
 

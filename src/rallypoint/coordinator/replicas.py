@@ -22,8 +22,10 @@ import msgspec
 from yarl import URL
 
 from rallypoint.coordinator import ledger_view, status
+from rallypoint.coordinator.kept_events import kept_events
 from rallypoint.coordinator.ledger_view import Kept, Unread
 from rallypoint.coordinator.paging import Page
+from rallypoint.coordinator.run_events import RunEvent
 from rallypoint.coordinator.supervision import cancelled
 from rallypoint.core import election as e
 from rallypoint.core.values import Address
@@ -100,6 +102,14 @@ class Replicas:
         async with asyncio.timeout(LEDGER_WITHIN_S):
             keys = await self._ledger.keys(RUNS)
         return [urllib.parse.unquote(key.removeprefix(RUNS)) for key in keys]
+
+    async def events(self, kept: Kept) -> tuple[list[RunEvent], str]:
+        """What the ledger has of the run's events, and why some may be missing.
+
+        Raises LedgerError, TimeoutError.
+        """
+        async with asyncio.timeout(LEDGER_WITHIN_S):
+            return await kept_events(self._ledger, kept.register)
 
     async def status(
         self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool

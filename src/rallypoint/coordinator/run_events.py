@@ -256,8 +256,8 @@ ABOUT: Final[dict[EventKind, About]] = {
 
 FIELDS: Final = ("node", "nodes", "count", "seconds", "cause", "detail", "last_lines")
 """The fields that only some kinds of events have."""
-OF_ROUNDS: Final = frozenset({EventKind.FORMED, EventKind.BROKEN, EventKind.CLOSED})
-"""The kinds that the head of a run has, too: they are never lost on a ledger."""
+FROM_HEAD: Final = 1_000_000_000
+"""The first number of events that a process makes from the run's head without owning the run."""
 
 
 class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,106 @@
+"""`rallypoint events`, against real coordinators."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import rallypoint
+from rallypoint.cli import events as command
+from rallypoint.coordinator import run_events
+
+from .conftest import COMMAND, Cli, Served
+
+pytestmark = pytest.mark.processes
+
+
+def joined(endpoint: str, run_id: str = "job-42") -> rallypoint.Run:
+    return rallypoint.join(
+        run_id, endpoint, min_nodes=1, max_nodes=2, node_name="node0", last_call_s=0.01
+    )
+
+
+@pytest.fixture
+def endpoint(serve: Callable[..., Served]) -> Iterator[str]:
+    """A coordinator with a run in its first round."""
+    endpoint = serve().endpoint
+    with joined(endpoint) as run:
+        next(iter(run.worlds()))
+        yield endpoint
+
+
+def test_the_events_are_lines_with_their_times(cli: Cli, endpoint: str) -> None:
+    done = cli("events", "job-42", "--endpoint", endpoint)
+    assert (done.code, done.err) == (0, "")
+    day, *lines = done.out.splitlines()
+    assert day.startswith("-- 20")
+    texts = [line.partition("  ")[2] for line in lines]
+    assert texts[0] == "the run began"
+    assert texts[1].startswith("node0 attached")
+    assert texts[-1] == "round 1 formed with 1 node"
+    assert all(line[2] == line[5] == ":" and line[8] == "." for line in lines)
+
+
+def test_json_is_a_line_for_each_event(cli: Cli, endpoint: str) -> None:
+    done = cli("events", "job-42", "--endpoint", endpoint, "--json")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [each["seq"] for each in found] == list(range(1, len(found) + 1))
+    assert set(found[0]) == {"id", "text", *run_events.RunEvent.__struct_fields__}
+
+
+def test_since_leaves_out_what_is_older(cli: Cli, endpoint: str) -> None:
+    assert "formed" in cli("events", "job-42", "--endpoint", endpoint, "--since", "10m").out
+    done = cli("events", "job-42", "--endpoint", endpoint, "--since", "0s")
+    assert (done.code, done.out) == (0, "")
+    wrong = cli("events", "job-42", "--endpoint", endpoint, "--since", "soon")
+    assert wrong.code == 2
+    assert "--since must be a duration such as" in wrong.err
+
+
+def test_an_unknown_run_is_an_error_with_the_nearest_name(cli: Cli, endpoint: str) -> None:
+    for name in ("events", "status", "close"):
+        done = cli(name, "jb-42", "--endpoint", endpoint)
+        assert done.code == 2, name
+        assert "hint: did you mean 'job-42'?" in done.err
+
+
+def test_follow_shows_each_event_and_ends_with_the_run(
+    endpoint: str, cli: Cli, tmp_path: Path
+) -> None:
+    arguments = ["events", "job-42", "--follow", "--json", "--endpoint", endpoint]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        kinds: list[str] = []
+        while "formed" not in kinds:
+            kinds.append(json.loads(following.stdout.readline())["kind"])
+        assert cli("close", "job-42", "--endpoint", endpoint, "--reason", "enough").code == 0
+        out, err = following.communicate(timeout=30)
+    closed = [json.loads(line) for line in out.splitlines()][-1]
+    assert closed["kind"] == "closed"
+    assert "enough" in closed["text"]
+    assert (following.returncode, err) == (0, "")
+
+
+def test_the_events_of_a_closed_run_are_read_from_the_ledger(cli: Cli, tmp_path: Path) -> None:
+    ledger = f"file://{tmp_path}/ledger"
+    with joined(ledger) as run:
+        next(iter(run.worlds()))
+        run.close("trained")
+    done = cli("events", "job-42", "--endpoint", ledger)
+    assert done.code == 0
+    assert "round 1 formed with 1 node" in done.out
+    assert "the run was closed: succeeded: trained" in done.out
+    followed = cli("events", "job-42", "--endpoint", ledger, "--follow")
+    assert followed.out == done.out
+    unknown = cli("events", "jo-42", "--endpoint", ledger)
+    assert "hint: did you mean 'job-42'?" in unknown.err
+
+
+def test_the_command_knows_the_numbers_of_late_events() -> None:
+    assert command.FROM_HEAD == run_events.FROM_HEAD
