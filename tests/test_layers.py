@@ -61,6 +61,8 @@ LAYERS: dict[str, frozenset[str]] = {
             "environments",
             "errors",
             "ledger",
+            "logs",
+            "runtime",
             "settings",
             "threads",
             "_version",

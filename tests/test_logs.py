@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -124,3 +125,64 @@ def test_refused_logins_are_logged_with_their_address_and_limited(caplog):
     assert "the token is wrong" in refused[0]
     assert secret not in caplog.text
     assert wrong not in caplog.text
+
+
+# -- fields and forms ------------------------------------------------------------------------------
+
+
+def test_a_record_about_a_run_has_the_run(caplog):
+    logger = logs.tidy("rallypoint.coordinator")
+    with caplog.at_level(logging.INFO):
+        logger.info("run %s: round %d", "job", 3)
+        logger.info("run %s: ended", "job", extra=logs.fields("job", 2, 3))
+        logger.info("the ledger answers again")
+    places = [(each.run, each.term, each.round, each.node) for each in caplog.records]
+    assert places == [("job", None, None, None), ("job", 2, 3, None), (None, None, None, None)]
+
+
+@pytest.mark.sockets
+def test_records_of_a_program_carry_its_run_and_node(caplog):
+    """A native program configures its own logging; the fields are attributes of the records."""
+
+    async def main() -> None:
+        async with served() as (server, port), opened(f"http://127.0.0.1:{port}") as a:
+            assert await a.next_round(BOOTSTRAP) is not None
+            logging.getLogger("rallypoint.client").info("hello")
+            run = server.coordinator.runs["run"]
+            await a.close_run(Outcome.SUCCEEDED, "done", 10.0)
+            await until(lambda: run.is_closed, "the run is open")
+
+    with caplog.at_level(logging.INFO):
+        run_clean(main)
+    [hello] = [each for each in caplog.records if each.getMessage() == "hello"]
+    assert (hello.run, hello.term, hello.round) == ("run", 1, 1)
+    assert hello.node
+    closed = next(each for each in caplog.records if "run run closed" in each.getMessage())
+    assert (closed.run, closed.term, closed.round) == ("run", 1, 1)
+
+
+def test_json_has_every_field_and_the_exception_in_one_line():
+    record = logging.makeLogRecord({"msg": "it failed", "levelname": "ERROR", "name": "x"})
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        record.exc_info = (type(error), error, error.__traceback__)
+    line = logs.JsonFormatter().format(record)
+    assert line.isascii()
+    assert "\n" not in line
+    found = json.loads(line)
+    assert list(found) == [
+        *("time", "level", "run", "term", "round", "node", "message", "hint", "logger"),
+        "exception",
+    ]
+    assert found["exception"]["type"] == "ValueError"
+    assert "Traceback" in found["exception"]["traceback"]
+    assert all(each.isprintable() for each in found["exception"]["message"].split("\n"))
+
+
+def test_text_has_the_known_fields():
+    record = logging.makeLogRecord(
+        {"msg": "run %s: round %d", "args": ("job", 3), "levelname": "INFO", "name": "x"}
+    )
+    logs.locate(record, logs.Place("job", "n1", lambda: (2, 0)))
+    assert logs.TextFormatter().format(record).endswith(" INFO [term=2 node=n1] run job: round 3")

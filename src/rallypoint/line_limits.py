@@ -191,9 +191,15 @@ def _tell(kinds: list[_Kind], now_s: float) -> None:
             "and %s more of this kind in %.0f s, the last one: %s",
             (f"{kind.unsaid:,}", max(1.0, within_s), _text(kind.last)),
             None,
-            extra={_IS_COUNT: True},
+            extra={_IS_COUNT: True, **_fields_of(kind.last)},
         )
         logger.handle(record)
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """The fields of `logs` that the record was given."""
+    names = ("run", "term", "round", "node")
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
 def _in_a_thread(seconds: float, work: Callable[[], None]) -> None:

@@ -1,19 +1,28 @@
-"""Log lines in which text from another machine cannot move the cursor or forge a line.
+"""Log records: clean text, the fields of docs/logs.md, and their form as text or JSON.
 
 Names, reasons and failures come from nodes, and some texts from any process that connects. `tidy`
-cleans all lines of a logger in one place, and limits the number of lines of one kind
-(`line_limits`). This file must not add a handler or set a level; the program does that.
+cleans all lines of a logger in one place, so that text from another machine cannot move the cursor
+or forge a line. It limits the number of lines of one kind (`line_limits`), and adds the fields
+`run`, `term`, `round` and `node` to each record. This file must not add a handler or set a level;
+the program does that.
 """
 
 from __future__ import annotations
 
+import contextvars
+import json
 import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from rallypoint.core.printable import escaped
 from rallypoint.line_limits import LIMITS
 from rallypoint.line_limits import limit as limit
 
+FIELDS: Final = ("run", "term", "round", "node")
+"""The attributes of each record of this package; None where the value is not known."""
+_OF_A_RUN: Final = ("run %s", "run %r")
 _NUMBERS: Final = (bool, int, float, type(None))
 _PLAIN: Final = logging.Formatter()
 
@@ -45,6 +54,7 @@ class _Cleaning(logging.Filter):
             record.msg = escaped(record.msg, lines=self._lines)
         if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
             record.exc_text = _indented(_PLAIN.formatException(record.exc_info))
+        _locate(record)
         return True
 
     def _cleaned(self, argument: Any) -> Any:
@@ -94,3 +104,117 @@ def _indented(trace: str) -> str:
     """The trace, indented, so that no line of an error's message can look like a log line."""
     lines = escaped(trace, lines=True).split("\n")
     return "\n".join(f"  {line}" for line in lines)
+
+
+# -- the fields of a record ------------------------------------------------------------------------
+
+
+class Place:
+    """Where the records of one node come from. `stamp`: its present term and round; 0 is none."""
+
+    def __init__(self, run: str, node: str, stamp: Callable[[], tuple[int, int]]) -> None:
+        self.run = run
+        self.node = node
+        self._stamp = stamp
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a record that is made now."""
+        term, number = self._stamp()
+        return fields(self.run, term, number, self.node)
+
+
+def fields(
+    run: str | None = None,
+    term: int | None = None,
+    round: int | None = None,
+    node: str | None = None,
+) -> dict[str, Any]:
+    """The fields of a record, for `extra`. A term or round of 0 is none."""
+    return {"run": run, "term": term or None, "round": round or None, "node": node}
+
+
+_place: contextvars.ContextVar[Place | None] = contextvars.ContextVar("place", default=None)
+
+
+def enter(place: Place) -> None:
+    """Records of this task and of those that it starts come from this place from now on."""
+    _place.set(place)
+
+
+def locate(record: logging.LogRecord, place: Place | None) -> None:
+    """Add the fields to a record. Those that it has stay."""
+    known = fields() if place is None else place.fields()
+    run = getattr(record, "run", None)
+    if run is None and str(record.msg).startswith(_OF_A_RUN) and isinstance(record.args, tuple):
+        run = str(record.args[0]) if record.args else None
+    if run is not None and run != known["run"]:
+        known = fields(run, node=known["node"])
+    for name, value in known.items():
+        if getattr(record, name, None) is None:
+            setattr(record, name, value)
+
+
+def _locate(record: logging.LogRecord) -> None:
+    locate(record, _place.get())
+
+
+# -- forms -----------------------------------------------------------------------------------------
+
+
+class TextFormatter(CleanFormatter):
+    """One line a record: time, level, the known fields, the message. A traceback is indented."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(place)s%(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        known = [(name, getattr(record, name, None)) for name in FIELDS]
+        # The run is not written twice.
+        shown = [
+            f"{name}={value}"
+            for name, value in known
+            if value is not None and not (name == "run" and str(record.msg).startswith(_OF_A_RUN))
+        ]
+        record.place = f"[{' '.join(shown)}] " if shown else ""
+        return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object in one line for each record: see docs/logs.md."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, in ASCII, without its end."""
+        return as_json(
+            record.getMessage(),
+            level=record.levelname.lower(),
+            at_s=record.created,
+            logger=record.name,
+            exception=_exception(record),
+            **{name: getattr(record, name, None) for name in FIELDS},
+        )
+
+
+def as_json(message: str, *, level: str, at_s: float, logger: str, **more: Any) -> str:
+    """A line of the log. `more`: other fields of docs/logs.md; those that are left out are null."""
+    time = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
+    body = {
+        "time": time.replace("+00:00", "Z"),
+        "level": level,
+        **dict.fromkeys(FIELDS),
+        "message": escaped(message, lines=True),
+        "hint": None,
+        "logger": logger,
+        "exception": None,
+    }
+    return json.dumps(body | more)
+
+
+def _exception(record: logging.LogRecord) -> dict[str, str] | None:
+    if not record.exc_info or record.exc_info[0] is None:
+        return None
+    kind, error, _ = record.exc_info
+    return {
+        "type": kind.__name__,
+        "message": escaped(str(error), lines=True),
+        "traceback": escaped(_PLAIN.formatException(record.exc_info), lines=True),
+    }

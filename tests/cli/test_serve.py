@@ -382,3 +382,24 @@ def test_a_bad_ledger_is_reported_before_serve_listens(
     done = cli("serve", "--port", "0", *options)
     assert done.code == 2
     assert told in done.err
+
+
+def test_the_log_may_be_json(serve: Callable[..., Served]) -> None:
+    served = serve("--log-format", "json", "--insecure")
+    with socket.create_connection(("127.0.0.1", served.port), 10) as sock:
+        sock.sendall(b"GET /nowhere HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n")
+        assert sock.recv(1000)
+    code, err, _ = served.stop()
+    assert code == 0
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert any("is ready at" in each["message"] for each in lines)
+    assert {each["level"] for each in lines} <= {"info", "warning"}
+
+
+def test_quiet_says_only_what_is_wrong(serve: Callable[..., Served]) -> None:
+    served = serve("-q", env={"RALLYPOINT_INSECURE": "yes"})
+    assert "ready" not in served.stop()[1]
+
+
+def test_verbose_and_quiet_contradict_each_other(cli: Cli) -> None:
+    assert "contradict" in cli("serve", "-v", "-q").err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
+import msgspec
 import typer
 
 from rallypoint import settings, tokens
@@ -37,6 +39,41 @@ InsecureOption = Annotated[
         help="Use no token if none is given: everybody can join [RALLYPOINT_INSECURE].",
     ),
 ]
+
+
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Log more: for developers, and what few nodes say."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Log only warnings and errors.")]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        metavar="text|json",
+        help="The form of the log: text, or a JSON object a line [RALLYPOINT_LOG_FORMAT].",
+    ),
+]
+
+
+class LogChoice(msgspec.Struct, frozen=True):
+    """How a command logs: the lowest level, and whether each line is a JSON object."""
+
+    level: int
+    is_json: bool
+
+
+def log_choice(log_format: str | None, *, verbose: bool, quiet: bool) -> LogChoice:
+    """What the options say. From now on the command's own messages have this form, too.
+
+    Raises UsageError.
+    """
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet contradict each other", hint="give one of them")
+    form = settings.resolve("log_format", log_format).value
+    output.set_log(is_json=form == "json", is_quiet=quiet)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    return LogChoice(level, form == "json")
 
 
 def tokens_of(token_file: str | None) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def exit_code_of(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; expected errors are printed on stderr."""
+    output.set_log()
     try:
         code: Any = app(args=list(arguments), prog_name="rallypoint", standalone_mode=False)
         sys.stdout.flush()

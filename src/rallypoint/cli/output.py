@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +27,30 @@ folding.
 """
 
 
+_log_as_json = _is_quiet = False
+
+
+def set_log(*, is_json: bool = False, is_quiet: bool = False) -> None:
+    """Choose the form of messages on stderr from now on.
+
+    `is_json`: lines of JSON, see docs/logs.md. `is_quiet`: only warnings and errors.
+    """
+    global _log_as_json, _is_quiet
+    _log_as_json, _is_quiet = is_json, is_quiet
+
+
+def _say_json(level: str, message: str, hint: str = "") -> None:
+    from rallypoint import logs
+
+    more = {"hint": clean(hint, lines=True)} if hint else {}
+    _say(logs.as_json(message, level=level, at_s=time.time(), logger="rallypoint.cli", **more))
+
+
 def print_error(message: str, hint: str = "") -> None:
     """ "error: ..." on stderr, and last, if there is one, the line "hint: ..."."""
+    if _log_as_json:
+        _say_json("error", message, hint)
+        return
     _say(f"error: {clean(message, lines=True)}")
     if hint:
         _say(f"hint: {clean(hint, lines=True)}")
@@ -48,12 +71,20 @@ def print_failure(error: RallypointError) -> None:
 
 def note(message: str) -> None:
     """Print a message for people, beside the data."""
-    _say(f"rallypoint: {clean(message)}")
+    if _is_quiet:
+        return
+    if _log_as_json:
+        _say_json("info", message)
+    else:
+        _say(f"rallypoint: {clean(message)}")
 
 
 def warn(message: str) -> None:
     """Print a warning of a possible mistake."""
-    note(f"warning: {message}")
+    if _log_as_json:
+        _say_json("warning", message)
+    else:
+        _say(f"rallypoint: {clean(f'warning: {message}')}")
 
 
 def tell_result(text: str) -> None:

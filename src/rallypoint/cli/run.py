@@ -14,7 +14,11 @@ from rallypoint.cli import limits, output
 from rallypoint.cli.common import (
     EndpointOption,
     InsecureOption,
+    LogFormatOption,
+    QuietOption,
     TokenFileOption,
+    VerboseOption,
+    log_choice,
     warn_if_exposed,
 )
 from rallypoint.cli.run_config import build_config
@@ -181,6 +185,9 @@ def run(
     log_dir: Annotated[
         str | None, _text("--log-dir", "DIR", "Write each worker's output to files.", _OUTPUT)
     ] = None,
+    log_format: LogFormatOption = None,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
     share_lines: Annotated[
         str | None,
         _text(
@@ -288,6 +295,7 @@ def run(
 ) -> None:
     """Meet the other nodes of a run, start this node's workers, and regroup when one is lost."""
     settings.check_platform()
+    log = log_choice(log_format, verbose=verbose, quiet=quiet)
     config = build_config(context.params)
     warn_if_exposed(token_file)
     has_files = config.log_dir is not None or config.console.needs_files
@@ -296,7 +304,10 @@ def run(
         limits.agent_files(config.workers, has_log_files=has_files),
     )
     from rallypoint.launch import agent
+    from rallypoint.launch.agent_log import LogOptions
 
+    options = LogOptions(is_json=log.is_json, level=log.level)
+    config = msgspec.structs.replace(config, log=options)
     if config.console.needs_files and config.log_dir is None:
         config = msgspec.structs.replace(
             config, log_dir=tempfile.mkdtemp(prefix="rallypoint-logs-")

@@ -16,7 +16,14 @@ import typer
 
 from rallypoint import settings
 from rallypoint.cli import limits
-from rallypoint.cli.common import TokenFileOption, tokens_of
+from rallypoint.cli.common import (
+    LogFormatOption,
+    QuietOption,
+    TokenFileOption,
+    VerboseOption,
+    log_choice,
+    tokens_of,
+)
 from rallypoint.cli.hangups import Hangups
 from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
 from rallypoint.core import addresses
@@ -76,12 +83,16 @@ def serve(
             "of its cgroup or machine).",
         ),
     ] = None,
+    log_format: LogFormatOption = None,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
     On SIGHUP it reads the token file again. Each line of the file is an accepted token.
     """
     settings.check_platform()
+    log = log_choice(log_format, verbose=verbose, quiet=quiet)
     limits.check("`rallypoint serve`", limits.SERVE_FILES)
     host = written_out(host)
     hangups = Hangups()
@@ -103,6 +114,7 @@ def serve(
             advertise or (None if is_everywhere(host) else host),
             serving.Reloads(hangups, _rereading(token_file, exposure)),
             memory_bytes_max,
+            log,
         )
 
 

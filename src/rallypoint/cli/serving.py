@@ -22,6 +22,7 @@ import msgspec
 from rallypoint import logs, settings
 from rallypoint._version import __version__
 from rallypoint.cli import output
+from rallypoint.cli.common import LogChoice
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.reloading import Reloader
 from rallypoint.client.identity import may_be_one_machine, own_addresses
@@ -56,18 +57,16 @@ def run(
     advertised: str | None,
     reloads: Reloads,
     memory_bytes_max: int | None = None,
+    log: LogChoice | None = None,
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
     `tokens`: the accepted ones; without any, everybody is admitted. `place`: the ledger of the
     runs, if any; `advertised`: the host where its nodes reach this process, if known.
-    `memory_bytes_max`: the memory for all runs; None: half of the process's limit. Raises
-    LedgerError.
+    `memory_bytes_max`: the memory for all runs; None: half of the process's limit. `log`: how it
+    logs. Raises LedgerError.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # loggers of libraries, too, which repeat received text
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(logs.CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
+    _set_up_logging(log or LogChoice(logging.INFO, False))
     allow_many_descriptors()
     memory = _memory(memory_bytes_max)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -84,6 +83,15 @@ def run(
             runner.run(_serve(CoordinatorServer(config), sock, endpoint, reloads))
         else:
             runner.run(_serve_ledger(place, advertised, sock, endpoint, tokens, reloads, memory))
+
+
+def _set_up_logging(log: LogChoice) -> None:
+    """Write all records to stderr, also those of libraries, which repeat received text."""
+    # -v is about this program: at DEBUG the libraries log each of their steps.
+    logging.basicConfig(level=max(log.level, logging.INFO))
+    logging.getLogger("rallypoint").setLevel(log.level)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logs.JsonFormatter() if log.is_json else logs.TextFormatter())
 
 
 def _memory(given: int | None) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rallypoint import errors, runtime
+from rallypoint import errors, logs, runtime
 from rallypoint._version import __version__
 from rallypoint.client import actions as act
 from rallypoint.client import machine as m
@@ -103,6 +104,9 @@ class Node:
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
             resume_secret=runtime.here().token_bytes(SECRET_BYTES),
         )
+        machine = weakref.ref(self._machine)  # A record's context may live longer than the node.
+        self.place = logs.Place(settings.run_id, self.info.name, lambda: _stamp_of(machine()))
+        """Where the log records of this node come from."""
         self._connector = Connector(settings, run, self.info, self._machine, self, ledger)
         self.gone: errors.CoordinatorError | None = None
         """The error that ended this node: refused, superseded, or the coordinator is lost."""
@@ -188,6 +192,7 @@ class Node:
         RefusedError, NotACoordinatorError, any other LedgerError, and UsageError for a token that
         cannot be read or is too weak for a host. An error or a cancellation leaves nothing open.
         """
+        logs.enter(self.place)
         check_own_token(self.settings)
         await network.here().check_local_addr(self.settings, self.run.max_nodes)
         await self._connector.credentials.find()  # A slow home must not use up `connect_timeout`.
@@ -358,6 +363,7 @@ class Node:
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
+        logs.enter(self.place)
         limit_s = self.settings.join_timeout_s if timeout_s is None else timeout_s
         self._ends_s = _now_s() + limit_s
         if not (self._has_untaken_round() and self.change is None):
@@ -598,3 +604,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     act.WaitingTold: Node._told,
     act.PlacedOnStandby: Node._on_standby,
 }
+
+
+def _stamp_of(machine: m.NodeMachine | None) -> tuple[int, int]:
+    return (0, 0) if machine is None else (machine.stamp.term, machine.stamp.round)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, logs
 from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
 from rallypoint.client.store_calls import StoreCalls
@@ -148,6 +148,7 @@ class NodeRunClient:
 
     async def open(self) -> None:
         """Attach. Raises the errors of Node.open."""
+        logs.enter(self._node.place)
         async with while_waiting(self._node, self._waits):
             await self._node.open()
 
@@ -161,6 +162,7 @@ class NodeRunClient:
             ports = self._node.settings.port_range
             self._reservation, self._was_given = reserve_for_rank_0(ports, last), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
+        logs.enter(self._node.place)
         try:
             async with while_waiting(self._node, self._waits):
                 found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
@@ -201,6 +203,7 @@ class NodeRunClient:
 
     async def is_explained(self, error: Exception, number: int) -> bool:
         """Report the error as this node's, and wait for the confirmed cause."""
+        logs.enter(self._node.place)
         found = self._node.round
         if found is None or found.head.number != number or self._has_left:
             return False

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rallypoint import runtime
+from rallypoint import logs, runtime
 from rallypoint.clock import StallProofClock
 from rallypoint.coordinator.config import SOFTWARE, CoordinatorConfig
 from rallypoint.coordinator.connections import Connections
@@ -256,13 +256,18 @@ class HostedRun:
             loss = self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
             if loss is not None:
                 when = reasons.when_lost(loss)
-                _log.info("run %s: %s, %s", self.run_id, loss.text, when)
+                _log.info("run %s: %s, %s", self.run_id, loss.text, when, extra=self._place())
         if effects or before is not None:
             self._observer.after(event, before, effects, now_s)
         if effects:
             self._refresh_stamp()
             for effect in effects:
                 _EXECUTE[type(effect)](self, effect)
+
+    def _place(self) -> dict[str, Any]:
+        """The fields of a log record about this run."""
+        membership = self.membership
+        return logs.fields(self.run_id, membership.term, membership.number)
 
     def _refresh_stamp(self) -> None:
         membership = self.membership
@@ -336,7 +341,8 @@ class HostedRun:
             return
         self.has_failed = True
         self._observer.record(EventKind.GAVE_UP, detail=error_text(error))
-        _log.error("run %s: ended here by an unexpected error", self.run_id, exc_info=error)
+        what = "run %s: ended here by an unexpected error"
+        _log.error(what, self.run_id, exc_info=error, extra=self._place())
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {error_text(error)}"
         refusal = Refusal(RefusalCode.MOVED, what)
         if not self.is_leased:
@@ -424,7 +430,9 @@ class HostedRun:
     def _set_timer(self, effect: do.SetTimer) -> None:
         if effect.timer.kind is do.TimerKind.PACE and not self.is_forgotten:
             what = "its rounds end too often, so the next one is held back"
-            _log.warning("run %s: %s for %.1f s", self.run_id, what, effect.delay_s)
+            _log.warning(
+                "run %s: %s for %.1f s", self.run_id, what, effect.delay_s, extra=self._place()
+            )
         self._timers.set(effect, self._now_s())
 
     def _welcome(self, effect: do.Welcome) -> None:
@@ -498,7 +506,8 @@ class HostedRun:
             if session is not None:
                 session.send(wire.encode(wire.EncodedFormed(stamp, head, seat)))
         nodes = "1 node" if len(members) == 1 else f"{len(members)} nodes"
-        _log.info("run %s: round %d with %s", self.run_id, record.head.number, nodes)
+        number = record.head.number
+        _log.info("run %s: round %d with %s", self.run_id, number, nodes, extra=self._place())
 
     def _open_store(
         self, record: RoundRecord, store: RoundStore | None = None, sealed: SealedLog | None = None
@@ -515,7 +524,8 @@ class HostedRun:
     def _break(self, effect: do.Break) -> None:
         text = str(effect.change)
         self.memory.past.ended(effect.change)
-        _log.info("run %s: round %d ended: %s", self.run_id, effect.change.round, text)
+        number = effect.change.round
+        _log.info("run %s: round %d ended: %s", self.run_id, number, text, extra=self._place())
         # A node would not recognise the end of a round that it never received.
         self._send_held_seats()
         self._tell_round(wire.encode(wire.Broken(self.stamp, effect.change)))
@@ -527,7 +537,7 @@ class HostedRun:
 
     def _announce(self, effect: do.Announce) -> None:
         text = str(effect.close)
-        _log.info("run %s closed: %s", self.run_id, text)
+        _log.info("run %s closed: %s", self.run_id, text, extra=self._place())
         self.connections.send_to_all(wire.encode(wire.Closed(self.stamp, effect.close)))
         self.store.end(f"the run was closed: {text}")
         self._has_fewer()
@@ -573,9 +583,8 @@ class HostedRun:
             what = "over" if self.is_closed else "handed over"
             _log.info("run %s: %s, and given up here: %s", self.run_id, what, effect.reason)
         else:
-            _log.warning(
-                "run %s: this coordinator has been deposed: %s", self.run_id, effect.reason
-            )
+            what = "run %s: this coordinator has been deposed: %s"
+            _log.warning(what, self.run_id, effect.reason, extra=self._place())
         message = f"this coordinator no longer owns the run: {effect.reason}"
         self._refuse_all(Refusal(RefusalCode.MOVED, message))
         self._host.drop_run(self)

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint import logs
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -139,7 +140,10 @@ class OwnedRuns:
                 )
                 self._begun[run_id] = register.term
                 self._unreadable.pop(run_id, None)
-                _log.info("run %s: coordinated here from term %d on", run_id, register.term)
+                place = logs.fields(run_id, register.term, register.number)
+                _log.info(
+                    "run %s: coordinated here from term %d on", run_id, register.term, extra=place
+                )
         except (UnreadableError, UnreadableLogError) as error:
             self.unreadable(run_id, str(error))
         finally:

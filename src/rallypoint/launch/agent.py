@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rallypoint import errors, settings
+from rallypoint import errors, logs, settings
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
@@ -30,7 +30,7 @@ from rallypoint.core.values import Address, RunSettings
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import round_workers
-from rallypoint.launch.agent_log import AgentLog
+from rallypoint.launch.agent_log import AgentLog, LogOptions
 from rallypoint.launch.channel import Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.machine import AgentMachine, Rules
@@ -63,7 +63,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     ROLE_NAME. `virtual_local_rank`, `sees_own_device`: see WorkerContext. `cpus`: see
     Assignment. `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no
     output is sent. `ends_at_s`: when the launcher ends the job, as Unix time, if that is known and
-    the user has not given a stop time.
+    the user has not given a stop time. `log`: which of its own lines the agent writes, and how.
     """
 
     node: settings.NodeSettings
@@ -83,6 +83,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     sees_own_device: bool = False
     cpus: tuple[frozenset[int], ...] = ()
     ends_at_s: float | None = None
+    log: LogOptions = LogOptions()
 
 
 def main(config: AgentConfig) -> int:
@@ -131,8 +132,17 @@ class Agent:
             shows=config.console.shows,
             prompting=config.stdin,
             lines_kept=max(LAST_LINES, config.share_lines),
+            node=self._node.info.name,
         )
-        self._log = AgentLog(self._node.info.name, self._pump.say)
+        self._log = AgentLog(
+            self._node.place,
+            self._pump.say,
+            keep=self._pump.keep if config.log_dir else None,
+            options=config.log,
+            nodes_max=config.run.max_nodes,
+            is_connected=lambda: self._node.is_connected,
+            hosts=lambda: self._node.hosts_run,
+        )
         self._channel = self._system.channel(
             self._node,
             Requests(
@@ -152,6 +162,7 @@ class Agent:
 
     async def run(self) -> int:
         """Join, work and leave. Returns the exit code."""
+        logs.enter(self._node.place)
         self._system.handle_signals(self._signalled, self._forward)
         with self._system.loggers(self._log):
             try:
@@ -192,6 +203,8 @@ class Agent:
             self._reservation.close()
         self._take(on.LetGo())
         await self._until(lambda: self._machine.phase is Phase.ENDED)
+        if self._machine.error is not None:
+            self._log.fails(self._machine.error)
         await self._system.guard.close()
         await self._pump.close(LAST_WORDS_S)
         if self._scratch is not None:
@@ -228,7 +241,7 @@ class Agent:
     # -- before the workers --------------------------------------------------------------------
 
     def _say(self, action: do.Say) -> None:
-        self._log.say(action.text)
+        self._log.say(action.text, is_common=action.is_common)
 
     def _prepare(self, action: do.Prepare) -> None:
         self._begin(self._prepare_files())
@@ -239,6 +252,7 @@ class Agent:
             async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
                 if self._config.log_dir is not None:
                     await self._system.check_log_dir(Path(self._config.log_dir))
+                self._log.may_keep()
                 await self._make_scratch()
         except TimeoutError:
             raise errors.LaunchError(
@@ -274,6 +288,8 @@ class Agent:
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
         async with while_waiting(self._node, self._log.waits):
             found = await self._node.next_round(bootstrap)
+        if found is not None:
+            self._log.has_met(found.head.nodes, found.seat.node_rank)
         return on.NoRound() if found is None else on.RoundFound(found)
 
     def _reserve(self) -> Port:
@@ -292,7 +308,6 @@ class Agent:
 
     def _start_workers(self, action: do.StartWorkers) -> None:
         found = action.found
-        self._log.has_met()
         work = self._work = RoundWorkers(
             found,
             self._assignment(found),

@@ -12,9 +12,10 @@ from rallypoint.launch.worker_processes import WorkerExit
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Write a line of the agent."""
+    """Write a line of the agent. `is_common`: the agents of all nodes write it alike."""
 
     text: str
+    is_common: bool = False
 
 
 class Prepare(msgspec.Struct, frozen=True):

@@ -71,8 +71,13 @@ def _hint_for(error: OSError) -> str:
 
 def round_log_dir(log_dir: Path, run_id: str, number: int) -> Path:
     """The folder of a round's files. A run_id cannot lead out of `log_dir`."""
+    return run_log_dir(log_dir, run_id) / f"round-{number}"
+
+
+def run_log_dir(log_dir: Path, run_id: str) -> Path:
+    """The folder of a run's files."""
     name = _UNSAFE.sub("_", run_id)
-    return log_dir / (name if name.strip(".") else "_" * max(len(name), 1)) / f"round-{number}"
+    return log_dir / (name if name.strip(".") else "_" * max(len(name), 1))
 
 
 class LogPump:
@@ -82,7 +87,7 @@ class LogPump:
     rank (files get the bytes unchanged). `log_dir` None: no files. `shows` returns whether the
     console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown. `lines_kept`:
     how many last lines of each worker are kept. `prompting`: a local rank that may prompt a user,
-    so its output is not held back until a line ends.
+    so its output is not held back until a line ends. `node`: the name of the agent's own file.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class LogPump:
         shows: Callable[[int, int], bool] = lambda local_rank, stream: True,
         prompting: int | None = None,
         lines_kept: int = LAST_LINES,
+        node: str = "",
         stdout_fd: int = 1,
         stderr_fd: int = 2,
     ) -> None:
@@ -106,6 +112,11 @@ class LogPump:
         self._stdout = Console(stdout_fd, self._stdout_full)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
+        self._own_file: LogFile | None = None
+        if log_dir is not None and node:
+            path = run_log_dir(log_dir, run_id) / f"agent-{_UNSAFE.sub('_', node)}.log"
+            self._own_file = LogFile(path, self._file_failed)
+        self._is_own_open = False
         self._kept: dict[int, LastLines] = {}
         self._streams: dict[int, list[Stream]] = {}  # of this round, by local rank
         self._file_problem_told = False
@@ -166,6 +177,15 @@ class LogPump:
             data = (text.rstrip("\n") + "\n").encode(errors="replace")
             self._command(lambda: self._stderr.write(data))
 
+    def keep(self, text: str) -> None:
+        """Write the agent's own line to its file, without waiting; without a folder, do nothing.
+
+        It is dropped as by `say`.
+        """
+        if self._own_file is not None and len(self._commands) < _COMMANDS_MAX:
+            data = (text.rstrip("\n") + "\n").encode(errors="replace")
+            self._command(lambda: self._keep(data))
+
     async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
         """Wait until the output of workers (or one) from before this call was passed on.
 
@@ -208,6 +228,13 @@ class LogPump:
                 elif key.data.open:  # a drain in this turn may have read the end of this pipe
                     key.data.read()
         self._end()
+
+    def _keep(self, data: bytes) -> None:
+        assert self._own_file is not None
+        if not self._is_own_open:
+            self._is_own_open = True
+            self._own_file.open()
+        self._own_file.write(data)
 
     def _close(self) -> None:
         self._closing = True
@@ -255,6 +282,8 @@ class LogPump:
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
                 key.data.close()
+        if self._own_file is not None:
+            self._own_file.close()
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

@@ -206,7 +206,7 @@ class AgentMachine:
         text = agent_messages.of_change(change, self._told_change)
         actions: list[do.Action] = [do.TellRoundEnded(change)]
         if text and change.kind is not ChangeKind.CLOSED:  # the end of the run is logged last
-            actions.append(do.Say(text))
+            actions.append(do.Say(text, is_common=True))
         self._change = self._told_change = change
         return actions
 
@@ -323,7 +323,7 @@ class AgentMachine:
         self._wants_regroup = False
         self._exits, self._unreported, self._failures = [], [], []
         self._judged_from_s = self._patience_ends_s = 0.0
-        said = do.Say(agent_messages.of_round(found))
+        said = do.Say(agent_messages.of_round(found), is_common=True)
         actions: list[do.Action] = [said, do.StartWorkers(found)]
         rank_0 = found.head.bootstrap
         if found.seat.node_rank > 0 and rank_0.host not in self._reached:

@@ -65,6 +65,9 @@ class Output(Protocol):
     def say(self, text: str) -> None:
         """Write the agent's own line."""
 
+    def keep(self, text: str) -> None:
+        """Write the agent's own line to its file."""
+
     async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
         """Wait until the output of workers (or one) from before this call was passed on."""
 
@@ -168,6 +171,7 @@ class System(Protocol):
         shows: Callable[[int, int], bool],
         prompting: int | None,
         lines_kept: int,
+        node: str,
     ) -> Output:
         """Open the console and the log files. Called once, before `workers`."""
 
@@ -260,6 +264,7 @@ class LocalSystem:
         shows: Callable[[int, int], bool],
         prompting: int | None,
         lines_kept: int,
+        node: str,
     ) -> Output:
         """See System."""
         self._pump = LogPump(
@@ -269,6 +274,7 @@ class LocalSystem:
             shows=shows,
             prompting=prompting,
             lines_kept=lines_kept,
+            node=node,
         )
         return self._pump
 

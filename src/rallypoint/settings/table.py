@@ -248,6 +248,12 @@ SETTINGS: Final = (
     ),
     _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
     _setting(
+        "log_format",
+        one_of("text", "json"),
+        "text",
+        "the form of the log of `run` and `serve`: text or json",
+    ),
+    _setting(
         "share_lines",
         parse_share_lines,
         20,

@@ -97,6 +97,9 @@ class SimulatedOutput:
         """See Output."""
         self.kept = {}
 
+    def keep(self, text: str) -> None:
+        """See Output. A simulated agent has no file."""
+
     async def drain(self, timeout_s: float, local_rank: int | None = None) -> bool:
         """See Output."""
         await asyncio.sleep(0)
