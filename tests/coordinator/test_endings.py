@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import struct
 import time
@@ -21,6 +22,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp
+from rallypoint.launch.guard import Guard
 from rallypoint.net import bind
 from rallypoint.wire import messages as wire
 from tests.loops import needs_ipv6, until
@@ -323,6 +325,92 @@ def test_r8_a_death_is_known_even_if_a_write_fails_first(run: Any, ends: Ends) -
             assert ends.said == ["last words"]
             for node in nodes:
                 node.connection.abort("the test is over")
+
+    run(main)
+
+
+# -- a live agent, of whose connection a guard has a copy ------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def guarded(port: int) -> AsyncIterator[tuple[Raw, Guard]]:
+    """An attached node, and a guard process that has a copy of its connection."""
+    guard = Guard()
+    guard.start()
+    try:
+        node = await attached(port)
+        node.connection.keep_with(guard)
+        await has_a_copy(guard, node)
+        yield node, guard
+    finally:
+        await guard.close(20.0)
+
+
+async def has_a_copy(guard: Guard, node: Raw) -> None:
+    name = os.readlink(f"/proc/self/fd/{node.sock.fileno()}")  # noqa: PTH115
+    await until(lambda: name in sockets_of(guard), "the guard has no copy")
+
+
+def sockets_of(guard: Guard) -> list[str]:
+    """Each descriptor of the guard that is a socket; none while there is no guard."""
+    found = []
+    for entry in Path(f"/proc/{guard.pid or 0}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))  # noqa: PTH115
+    return [each for each in found if each.startswith("socket:")]
+
+
+async def is_heard(node: Raw) -> None:
+    """The coordinator answers on this connection."""
+    node.heard.clear()
+    node.connection.send(wire.encode(wire.Heartbeat(Stamp())))
+    await node.says(wire.Beat)
+
+
+@pytest.mark.processes
+def test_r8_a_live_agent_drops_its_connection_by_a_reset_in_spite_of_its_guard(
+    run: Any, ends: Ends
+) -> None:
+    async def main() -> None:
+        async with served() as (_, port), guarded(port) as (node, guard):
+            node.connection.abort("silence")
+            assert await ends.of("a") is ConnectionEnd.RESET
+            await until(lambda: len(sockets_of(guard)) == 1, "the guard has kept its copy")
+
+    run(main)
+
+
+@pytest.mark.processes
+def test_r8_a_guard_that_reads_late_ends_no_connection_of_a_live_agent(
+    run: Any, ends: Ends
+) -> None:
+    async def main() -> None:
+        async with served() as (_, port), guarded(port) as (node, guard):
+            assert guard.pid is not None
+            os.kill(guard.pid, signal.SIGSTOP)
+            node.connection.abort("silence")
+            await until(lambda: node.sock.fileno() < 0, "the connection is not closed here")
+            os.kill(guard.pid, signal.SIGCONT)
+            assert await ends.of("a") is ConnectionEnd.RESET
+
+    run(main)
+
+
+@pytest.mark.processes
+def test_r8_the_end_of_a_guard_ends_no_connection_of_a_live_agent(run: Any, ends: Ends) -> None:
+    async def main() -> None:
+        async with served() as (_, port), guarded(port) as (node, guard):
+            first = guard.pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: guard.pid not in (None, first), "there is no new guard")
+            await has_a_copy(guard, node)
+            await is_heard(node)
+            await guard.close(20.0)
+            await is_heard(node)
+            assert ends.found == []
+            node.connection.abort("the test is over")
+            assert await ends.of("a") is ConnectionEnd.RESET
 
     run(main)
 

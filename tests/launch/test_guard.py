@@ -5,6 +5,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -187,6 +188,65 @@ def test_more_lines_than_the_pipe_holds_do_not_block(all_sent: bool) -> None:
             assert process.wait(DEADLINE_S) == -signal.SIGKILL
 
     asyncio.run(scenario())
+
+
+def test_a_guard_that_reads_nothing_delays_no_connection_and_keeps_none_too_long() -> None:
+    async def scenario() -> None:
+        guard = Guard()
+        guard.start()
+        pid = guard.pid
+        assert pid is not None
+        await until(lambda: bool(_sockets_of(pid)))
+        os.kill(pid, signal.SIGSTOP)
+        one, other = socket.socketpair()
+        with one, other:
+            for _ in range(3_000):  # more than the kernel lets be on their way
+                guard.keep(one)()
+            kept = guard.keep(other)
+            os.kill(pid, signal.SIGCONT)
+            await until(lambda: guard._process is not None and not guard._process.unsent)
+            await until(lambda: set(_sockets_of(pid)) >= {_name(other)})
+            await until(lambda: len(_sockets_of(pid)) == 2)
+            kept()
+            await until(lambda: len(_sockets_of(pid)) == 1)
+            await guard.close(DEADLINE_S)
+            assert guard.keep(one)() is None  # nothing to do any more
+
+    asyncio.run(scenario())
+
+
+def _sockets_of(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))  # noqa: PTH115
+    return [each for each in found if each.startswith("socket:")]
+
+
+def _name(sock: socket.socket) -> str:
+    return os.readlink(f"/proc/self/fd/{sock.fileno()}")  # noqa: PTH115
+
+
+def test_a_copy_belongs_to_its_line_however_the_lines_arrive() -> None:
+    one, other = socket.socketpair()
+    kept = guard_process.Kept()
+    with one, other:
+        copies = [os.dup(each.fileno()) for each in (one, other)]
+        for lost in (b"keep 1\n", b"ke", b"ep 4\n"):  # the guard had too many files
+            kept.read(lost, [])
+        kept.read(b"add 7 8\nk", copies[:1])
+        kept.read(b"eep", [])
+        kept.read(b" 2\ndrop 1\nkeep 3\n", copies[1:])
+        assert [(n, _name(each)) for n, each in kept.connections.items()] == [
+            (2, _name(one)),
+            (3, _name(other)),
+        ]
+        assert kept.groups == {7: 8}
+        kept.read(b"drop 2\ndrop 3\n", [])
+        assert kept.connections == {}
+        for copy in copies:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(copy)
 
 
 def test_a_group_registered_after_the_close_is_killed() -> None:

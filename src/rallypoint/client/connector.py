@@ -22,6 +22,7 @@ from rallypoint.client.elected import ELECTED_DIAL_S, ElectedCoordinator, Ledger
 from rallypoint.client.fixed import DIAL_MIN_S, FixedCoordinator
 from rallypoint.client.network import Connection
 from rallypoint.client.own_coordinator import OwnCoordinator
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.waiting import left_run
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Address, NodeInfo, RunSettings
@@ -123,6 +124,7 @@ class Connector:
     """One node's connection to its coordinator. All methods are for the event loop of `open`.
 
     `connection` is the present one; None while there is none. `ledger`: see ElectedCoordinator.
+    `keeper`: see Node.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Connector:
         state: NodeState,
         node: ConnectedNode,
         ledger: Ledger | None,
+        keeper: SocketKeeper | None = None,
     ) -> None:
         self.settings = settings
         self.own = OwnCoordinator(settings, run, info.id)
@@ -159,6 +162,7 @@ class Connector:
         self._name = info.name
         self._state = state
         self._node = node
+        self._keeper = keeper
         self._attempts = Attempts(settings.endpoint)
         self._reconnecting: asyncio.Task[None] | None = None
         self._beside: asyncio.Task[None] | None = None
@@ -286,6 +290,8 @@ class Connector:
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection
+        if self._keeper is not None:
+            connection.keep_with(self._keeper)
         self._outage.was_let_in = False
         self.credentials.warn_if_open(connection)
         connection.on_message = self._node.received

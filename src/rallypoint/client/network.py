@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rallypoint import runtime
 from rallypoint.client import fork_safety, identity, port_range, transport
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
@@ -55,6 +56,9 @@ class Connection(Protocol):
 
         False while it is open, and if this side has ended it.
         """
+
+    def keep_with(self, keeper: SocketKeeper) -> None:
+        """Give the keeper a copy of the socket until it is closed. Call it at most once."""
 
     def send(self, payload: bytes) -> None:
         """Queue one message. Does nothing if the connection is closed."""

@@ -25,6 +25,7 @@ from rallypoint.client.connector import Connector
 from rallypoint.client.identity import node_info
 from rallypoint.client.network import Connection
 from rallypoint.client.orphan import OrphanTimer
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.store_calls import COORDINATOR_LOST, SILENT, no_answer, round_ended
 from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
@@ -77,7 +78,8 @@ class Node:
     cause becomes known. `on_closed`: the run is closed. `on_gone`: the coordinator refused the node
     or is lost for good. `on_standby`: a round is active without this node.
 
-    `ledger`: the endpoint's ledger, if the caller has opened it and will close it.
+    `ledger`: the endpoint's ledger, if the caller has opened it and will close it. `keeper`: what
+    ends the node's connections if this process dies; None: only the kernel.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Node:
         *,
         workers: int = 1,
         ledger: Ledger | None = None,
+        keeper: SocketKeeper | None = None,
     ) -> None:
         self.settings = settings
         self.run = run
@@ -107,7 +110,7 @@ class Node:
         machine = weakref.ref(self._machine)  # A record's context may live longer than the node.
         self.place = logs.Place(settings.run_id, self.info.name, lambda: _stamp_of(machine()))
         """Where the log records of this node come from."""
-        self._connector = Connector(settings, run, self.info, self._machine, self, ledger)
+        self._connector = Connector(settings, run, self.info, self._machine, self, ledger, keeper)
         self.gone: errors.CoordinatorError | None = None
         """The error that ended this node: refused, superseded, or the coordinator is lost."""
         self.nodes_max = run.max_nodes

@@ -23,7 +23,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from rallypoint.client import fork_safety
-from rallypoint.client.sockets import ResettingSocket
+from rallypoint.client.sockets import ResettingSocket, SocketKeeper
 from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
@@ -96,6 +96,11 @@ class Connection(asyncio.Protocol):
     def was_closed_by_peer(self) -> bool:
         """Whether the coordinator closed it by a handshake, having read all earlier messages."""
         return self._websocket.close_rcvd is not None
+
+    def keep_with(self, keeper: SocketKeeper) -> None:
+        """See network.Connection."""
+        if not self._closed.done():
+            self._socket.keep_with(keeper)
 
     def send(self, payload: bytes) -> None:
         """Queue one binary message. Does nothing if the connection is closed."""

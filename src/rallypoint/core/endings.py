@@ -1,7 +1,8 @@
 """When the end of a connection proves that the node's process has ended (R8).
 
-However a process ends, its kernel closes its connections and sends a FIN. Broken networks send
-none. So a FIN is proof, unless something else may have sent it:
+However a process ends, its kernel closes its connections and sends a FIN, or a reset if something
+is unread. An agent's guard then sends the FIN (launch/guard_process.py). Broken networks send none.
+So a FIN is proof, unless something else may have sent it:
 
 * a proxy or an address translator between the two. So the connection must be *direct*: the local
   address and port that the node sends at attach are those that the coordinator sees;

@@ -120,7 +120,13 @@ class Agent:
             )
         )
         ledger = self._system.ledger
-        self._node = Node(config.node, config.run, workers=config.workers, ledger=ledger)
+        self._node = Node(
+            config.node,
+            config.run,
+            workers=config.workers,
+            ledger=ledger,
+            keeper=self._system.guard,
+        )
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
         self._node.on_gone = lambda error: self._take(on.Gone(error, self._node.orphan.left_s))

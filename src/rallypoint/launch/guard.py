@@ -1,24 +1,31 @@
 """Kills the workers' process groups if the agent ends in any way, even by `kill -9`.
 
 The agent cannot clean up after its own SIGKILL, and the kernel's parent-death signal reaches the
-workers but not their children. So a small process in its own session has the list of groups and the
-end of a pipe (guard_process.py). This file is the agent's side of it. It must not decide when
-workers stop; worker_processes.py does.
+workers but not their children. So a small process in its own session has the list of groups, a copy
+of each connection to a coordinator, and one of two connected sockets (guard_process.py). This file
+is the agent's side of it. It must not decide when workers stop; worker_processes.py does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import functools
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from rallypoint.client import fork_safety
 from rallypoint.launch import guard_process
 from rallypoint.launch.worker_env import inherited_environment
 
@@ -26,17 +33,19 @@ _IGNORED_BY_GUARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIVED_LONG_S = 10.0
 _RESTART_PAUSE_S_MAX = 5.0
 _REAP_PAUSE_S = 0.005
+_NO_ROOM = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM})
 # variables that the interpreter may need
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class Guard:
-    """Registers process groups with a guard process, and keeps one running.
+    """Registers process groups and connections with a guard process, and keeps one running.
 
     Use it from the thread of the running loop. Only `add` and `remove` may be called from the
     thread that starts a worker, because the loop may be busy while the agent is killed. No call
-    waits: lines go through a non-blocking pipe, and the rest is sent when there is room. `on_lost`,
-    if given, is called with the dead guard's pid each time a guard dies, before another is started.
+    waits: lines go through a non-blocking socket, and the rest is sent when there is room.
+    `on_lost`, if given, is called with the dead guard's pid each time a guard dies, before another
+    is started.
     """
 
     def __init__(self, *, on_lost: Callable[[int], None] | None = None) -> None:
@@ -44,6 +53,9 @@ class Guard:
         # for all state that a line changes; never held during a wait
         self._lock = threading.RLock()
         self._start_times: dict[int, int] = {}
+        self._connections: weakref.WeakValueDictionary[int, socket.socket]
+        self._connections = weakref.WeakValueDictionary()
+        self._numbers = itertools.count(1)
         self._scratch: Path | None = None
         self._process: _GuardProcess | None = None
         self._restart: asyncio.TimerHandle | None = None
@@ -70,6 +82,8 @@ class Guard:
                 self._process = process
                 for pgid, start_time in self._start_times.items():
                     process.send(f"add {pgid} {start_time}\n")
+                for number, connection in self._connections.items():
+                    process.keep(number, connection)
             if self._scratch is not None:
                 self.remove_in_the_end(self._scratch)
 
@@ -100,15 +114,35 @@ class Guard:
             if self._start_times.pop(pgid, None) is not None:
                 self._send(f"remove {pgid}\n")
 
+    def keep(self, connection: socket.socket) -> Callable[[], None]:
+        """See client.sockets.SocketKeeper."""
+        with self._lock:
+            if self._closing:
+                return lambda: None
+            number = next(self._numbers)
+            self._connections[number] = connection
+            if self._process is not None:
+                self._process.keep(number, connection)
+        return functools.partial(self._drop, number)
+
+    def _drop(self, number: int) -> None:
+        with self._lock:
+            self._connections.pop(number, None)
+            if self._process is not None:
+                self._process.drop(number)
+
     async def close(self, timeout_s: float = 2.0) -> None:
         """Kill the registered groups and end the guard, within `timeout_s` seconds.
 
-        A guard that needs longer, because a process does not die, ends later by itself. Idempotent.
+        A guard that needs longer, because a process does not die, ends later by itself. Connections
+        that are still open are left alone, because the agent is alive. Idempotent.
         """
         if self._restart is not None:
             self._restart.cancel()
         with self._lock:
             self._closing = True
+            for number in list(self._connections):
+                self._drop(number)
             process, self._process = self._process, None
             start_times = dict(self._start_times)
         # there is no guard now, or it does not have all groups
@@ -146,19 +180,31 @@ class Guard:
             self._start_again_after(0.0)
 
 
+class _Copy:
+    """A connection whose copy is to be sent. It must not be closed before it is sent or dropped."""
+
+    __slots__ = ("connection", "number")
+
+    def __init__(self, number: int, connection: socket.socket) -> None:
+        self.number = number
+        self.connection = connection
+
+
 class _GuardProcess:
-    """One guard process with two pipes: one for lines to it, and one that ends when it dies."""
+    """One guard process with a socket for lines to it, and a pipe that ends when it dies."""
 
     def __init__(self, on_death: Callable[[_GuardProcess], None], lock: threading.RLock) -> None:
         self.on_death = on_death
         self.lock = lock
-        self.unsent = bytearray()
+        self.unsent: deque[bytearray | _Copy] = deque()
         self.waits_for_room = False
+        self.is_writing = False
         self.started_at = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self.dead: asyncio.Future[None] = self.loop.create_future()
-        self.popen, self.lines_fd, self.life_fd = _spawn()
-        os.set_blocking(self.lines_fd, False)
+        self.popen, self.lines, self.life_fd = _spawn()
+        self.lines.setblocking(False)
+        fork_safety.close_in_children(self.lines)
         self.loop.add_reader(self.life_fd, self._ended)
 
     @property
@@ -168,34 +214,74 @@ class _GuardProcess:
     def send(self, line: str) -> None:
         """Send a line. May be called from any thread."""
         with self.lock:
-            self.unsent += line.encode()
-            if self.waits_for_room:
-                return
-            self._write()
-            if self.unsent:
-                self.waits_for_room = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has ended
-                    self.loop.call_soon_threadsafe(self._flush)
+            # One message for many lines, because each message uses up room.
+            if self.unsent and isinstance(self.unsent[-1], bytearray):
+                self.unsent[-1] += line.encode()
+            else:
+                self.unsent.append(bytearray(line.encode()))
+            self._send_what_fits()
+
+    def keep(self, number: int, connection: socket.socket) -> None:
+        """Send a copy of a connection's descriptor."""
+        with self.lock:
+            self.unsent.append(_Copy(number, connection))
+            self._send_what_fits()
+
+    def drop(self, number: int) -> None:
+        """Make the guard close its copy. The connection may be closed after this."""
+        with self.lock:
+            for item in self.unsent:
+                if isinstance(item, _Copy) and item.number == number:
+                    self.unsent.remove(item)
+                    return
+            self.send(f"drop {number}\n")
+
+    def _send_what_fits(self) -> None:
+        # A call within a call: the garbage collector has closed a connection, and its line is last.
+        if self.waits_for_room or self.is_writing:
+            return
+        self._write()
+        if self.unsent:
+            self.waits_for_room = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has ended
+                self.loop.call_soon_threadsafe(self._flush)
 
     def _write(self) -> None:
-        if self.lines_fd < 0:
-            self.unsent.clear()
-            return
+        self.is_writing = True
         try:
-            del self.unsent[: os.write(self.lines_fd, self.unsent)]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:  # the end of life_fd follows in a moment and means the same
-            self.unsent.clear()
+            while self.unsent:
+                rest = self._write_one(self.unsent.popleft())
+                if rest is not None:
+                    self.unsent.appendleft(rest)
+                    return
+        finally:
+            self.is_writing = False
+
+    def _write_one(self, item: bytearray | _Copy) -> bytearray | _Copy | None:
+        """Write a part of it, or nothing. Returns what is left if there is no more room."""
+        try:
+            if isinstance(item, _Copy):
+                # The kernel takes such a short message as a whole, or not at all.
+                line = f"keep {item.number}\n".encode()
+                socket.send_fds(self.lines, [line], [item.connection.fileno()])
+            else:
+                del item[: self.lines.send(item)]
+                return item or None
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                return item
+            # The guard has died, and the end of life_fd follows in a moment and means the same. Or
+            # a copy is refused, as too many are on their way: then the kernel alone ends that one.
+        return None
 
     def _flush(self) -> None:
         with self.lock:
             self._write()
             self.waits_for_room = bool(self.unsent)
             if self.unsent:
-                self.loop.add_writer(self.lines_fd, self._flush)
-            elif self.lines_fd >= 0:
-                self.loop.remove_writer(self.lines_fd)
+                self.loop.add_writer(self.lines, self._flush)
+            elif self.lines.fileno() >= 0:
+                self.loop.remove_writer(self.lines)
 
     def _ended(self) -> None:
         self.loop.remove_reader(self.life_fd)
@@ -213,28 +299,27 @@ class _GuardProcess:
 
     def _close_lines(self) -> None:
         with self.lock:
-            if self.lines_fd >= 0:
-                self.loop.remove_writer(self.lines_fd)
-                os.close(self.lines_fd)
-                self.lines_fd = -1
+            if self.lines.fileno() >= 0:
+                self.loop.remove_writer(self.lines)
+                self.lines.close()
 
     async def close(self, timeout_s: float) -> None:
         self._close_lines()
         await asyncio.wait([self.dead], timeout=timeout_s)
 
 
-def _spawn() -> tuple[subprocess.Popen[bytes], int, int]:
-    """Start the process. Returns it with the ends of the pipes to it and from it."""
-    lines_read, lines_write = os.pipe()
+def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+    """Start the process. Returns it with the socket of lines to it and the pipe from it."""
+    lines_read, lines_write = socket.socketpair()
     life_read, life_write = os.pipe()
     try:
-        popen = _spawn_with(lines_read, life_write)
+        popen = _spawn_with(lines_read.fileno(), life_write)
     except BaseException:
-        os.close(lines_write)
+        lines_write.close()
         os.close(life_read)
         raise
     finally:
-        os.close(lines_read)
+        lines_read.close()
         os.close(life_write)
     return popen, lines_write, life_read
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
@@ -78,7 +79,7 @@ class Output(Protocol):
         """Drain, and end."""
 
 
-class EndGuard(Protocol):
+class EndGuard(SocketKeeper, Protocol):
     """Ends what the agent leaves, however the agent ends: see guard.Guard."""
 
     def start(self) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import random
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -74,13 +75,21 @@ class SimulatedPort:
 
 
 class SimulatedGuard:
-    """See launch.system.EndGuard. The workers themselves know when their agent ends."""
+    """See launch.system.EndGuard. The workers themselves know when their agent ends.
+
+    It has no copy of a connection, so an agent that dies with unread data resets it. That is the
+    harder case, which a real guard leaves too if it is frozen or dies with its agent.
+    """
 
     def start(self) -> None:
         """See EndGuard."""
 
     def remove_in_the_end(self, path: Path) -> None:
         """See EndGuard."""
+
+    def keep(self, connection: socket.socket) -> Callable[[], None]:
+        """See EndGuard."""
+        return lambda: None
 
     async def close(self) -> None:
         """See EndGuard."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from rallypoint.client import network as client_network
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.transport import RETRIED_STATUSES
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.core.addresses import OwnAddress
@@ -221,6 +222,9 @@ class SimulatedConnection:
     def source(self) -> Address:
         """The address and port of this side."""
         return Address(*self._end.address)
+
+    def keep_with(self, keeper: SocketKeeper) -> None:
+        """See Connection. There is no socket."""
 
     def send(self, payload: bytes) -> None:
         """See Connection."""
