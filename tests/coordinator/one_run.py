@@ -6,6 +6,7 @@ What must not be here: a test.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -60,9 +61,18 @@ class Case:
         self._ticking = asyncio.ensure_future(self._tick())
 
     @classmethod
-    async def begun(cls, ledger: MemoryLedger, port: int, host: str) -> Case:
+    async def begun(
+        cls,
+        ledger: MemoryLedger,
+        port: int,
+        host: str,
+        started: Callable[[RunOwnership, Coordinator], None] | None = None,
+    ) -> Case:
+        """`started` is called before the run is claimed."""
         config = CoordinatorConfig(lease_ttl_s=0.3, clock_host=host)
         case = cls(*await new_coordinator(ledger, port, config))
+        if started is not None:
+            started(case.shared, case.coordinator)
         case.shared.claim("run")
         await has_begun(case.coordinator, "run")
         return case

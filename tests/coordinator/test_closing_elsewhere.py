@@ -28,7 +28,7 @@ def test_r6_a_closed_run_stays_closed_though_nobody_owns_it(
         claimed.append(run_id)
         return True
 
-    monkeypatch.setattr(http_api, "_replicas", lambda _: SimpleNamespace(look=look))
+    monkeypatch.setattr(http_api, "replicas_of", lambda _: SimpleNamespace(look=look))
     monkeypatch.setattr(http_api, "_taken_over", taken_over)
     request = make_mocked_request("POST", "/api/v1/runs/run/close")
     asking = http_api._close_elsewhere(request, cast(Any, None), "run", b"")

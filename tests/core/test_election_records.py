@@ -192,3 +192,15 @@ class TestTheTtlOfALease:
         made = e.LeaseHolder("me", HERE, e.Timing.of(30.0), node=NodeId("n", 5))
         lease = lease_in(swap_of(made.tick(0.0)))
         assert (lease.ttl_s, lease.node) == (30.0, NodeId("n", 5))
+
+
+def test_a_head_names_its_last_owners() -> None:
+    head = e.RunRegister(e.FORMAT, "ledger", "run", 1, "p0")
+    assert head.formers == ()
+    for number in range(1, 10):
+        head = head.sealed(f"p{number}", e.NO_FLOOR)
+    assert head.formers == ("p3", "p4", "p5", "p6", "p7", "p8")
+    assert head.freed().formers == ("p4", "p5", "p6", "p7", "p8", "p9")
+    again = head.freed().sealed("p5", e.NO_FLOOR)
+    assert again.formers == ("p4", "p5", "p6", "p7", "p8", "p9")
+    assert head.sealed("p9", e.NO_FLOOR).formers[-1] == "p9"

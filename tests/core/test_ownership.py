@@ -65,13 +65,13 @@ class TestAdopting:
     def test_its_own_run_is_sealed_again(self):
         # What it had tried in its former reign may still be under way: R5.
         swap = run_swap_of(Claimant().sees(register("me", 4, sequence=2), 0.0))
-        assert e.decode_run(swap.value) == register("me", 5)
+        assert e.decode_run(swap.value) == register("me", 5, formers=("me",))
 
     @pytest.mark.parametrize("owner", [None, revoked("other"), moving()])
     def test_a_run_whose_owner_is_gone_revoked_or_moving_is_adopted_at_once(self, owner):
         swap = run_swap_of(Claimant().judges(owner, 0.0))
         assert swap.expected == 7
-        assert e.decode_run(swap.value) == register("me", 5)
+        assert e.decode_run(swap.value) == register("me", 5, formers=("other",))
 
     def test_after_an_unknown_outcome_the_same_bytes_are_sent_again(self):
         me = Claimant()
@@ -214,7 +214,7 @@ class TestAnOwnerThatDoesNotRenew:
         swap = swap_of(self.never_renews(me, 3.0))
         adopt = run_swap_of(me.claim.lease_swapped(swap, e.Swapped(4), 3.1))
         assert adopt.expected == 7
-        assert e.decode_run(adopt.value) == register("me", 5)
+        assert e.decode_run(adopt.value) == register("me", 5, formers=("other",))
 
     def test_own_bytes_in_a_conflict_mean_a_revocation(self):
         me = Claimant()

@@ -250,7 +250,14 @@ def _without_owner(register: RunRegister) -> RunRegister:
     # added must stay, byte for byte.
     added = register.as_read[len(register.__struct_fields__) - 1 :]
     return msgspec.structs.replace(
-        register, format=0, term=0, owner="", sequence=0, unsure_s=0.0, as_read=added
+        register,
+        format=0,
+        term=0,
+        owner="",
+        sequence=0,
+        unsure_s=0.0,
+        formers=(),
+        as_read=added,
     )
 
 

@@ -202,6 +202,7 @@ async def _read(
     endpoint: Endpoint, token: str, run_id: str | None, members_shown: int, with_events: bool
 ) -> list[LedgerRun]:
     from rallypoint.coordinator import events_api, ledger_view
+    from rallypoint.coordinator.event_streams import EventReader
     from rallypoint.coordinator.kept_events import kept_events
     from rallypoint.ledger.open import open_ledger
 
@@ -218,7 +219,8 @@ async def _read(
             reason = kept.summary(problem).reason
             return _as_dict(msgspec.structs.replace(shown, reason=reason))
 
-        known = await kept_events(ledger, kept.register) if with_events else ([], "")
+        reader = EventReader(ledger)
+        known = await kept_events(reader, kept.register) if with_events else ([], "")
 
         def events(problem: str, after: str) -> dict[str, Any]:
             asked = events_api.asked({"since": after, "limit": "1000"})

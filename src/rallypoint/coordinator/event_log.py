@@ -15,6 +15,7 @@ from typing import Any, Final
 from rallypoint import runtime
 from rallypoint.coordinator.past_events import PastEvent
 from rallypoint.coordinator.run_events import TEXT_MAX, EventKind, RunEvent
+from rallypoint.core.election import RunState
 from rallypoint.core.printable import shortened
 from rallypoint.core.values import NAMES_SHOWN_MAX
 
@@ -52,6 +53,10 @@ class Events:
         self.sinks: list[Sink] = []
         self.is_over = False
         """Whether the coordinator ends."""
+        self.earlier: Callable[[Any, RunState, tuple[str, ...]], None] | None = None
+        """Finds the events of a run from before this coordinator: called with the run that it has
+        taken over, the state that it began with, and its former owners. None: only the run's head
+        has some."""
         self.failures = 0
         """How many events could not be recorded, because of an unexpected error."""
 

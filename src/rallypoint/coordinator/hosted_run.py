@@ -192,7 +192,7 @@ class HostedRun:
         """The stamp of every message of this run."""
         self.events = EventLog(host.events, run_id, membership.term)
         """What happened, for people."""
-        self._observer = Observer(self.events, host.events, membership, self.history, now_s)
+        self.observer = Observer(self.events, host.events, membership, self.history, now_s)
         self._host = host
         self._ownership = ownership
         self.connections = Connections(membership, self.post, host.listen, self._now_s)
@@ -243,14 +243,14 @@ class HostedRun:
     def _step(self, event: on.Event) -> None:
         now_s = self._now_s()
         phase = self.membership.phase_of_work
-        before = self._observer.before(event, now_s) if type(event) in WATCHED else None
+        before = self.observer.before(event, now_s) if type(event) in WATCHED else None
         effects = self.membership.step(event, now_s)
         is_empty = not len(self.membership.roster)
         if is_empty != (self.empty_since_s is not None):
             self.empty_since_s = now_s if is_empty else None
             if not is_empty:
                 if not self.events.last_seq:
-                    self._observer.record(EventKind.BEGAN)
+                    self.observer.record(EventKind.BEGAN)
                 self.history.first_arrival(now_s)
         if effects:
             loss = self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
@@ -258,7 +258,7 @@ class HostedRun:
                 when = reasons.when_lost(loss)
                 _log.info("run %s: %s, %s", self.run_id, loss.text, when, extra=self._place())
         if effects or before is not None:
-            self._observer.after(event, before, effects, now_s)
+            self.observer.after(event, before, effects, now_s)
         if effects:
             self._refresh_stamp()
             for effect in effects:
@@ -285,13 +285,15 @@ class HostedRun:
         *,
         store_lost: str = "",
         unsure_s: float = 0.0,
+        formers: tuple[str, ...] = (),
     ) -> None:
         """This process owns the run now: continue where the last owner left it (R5, R10).
 
         `sealed`: the log of its round's store. `former_host`: the node that hosted the last
         coordinator, if that one's lease ran out. `store_lost`: why the store is missing; then the
         round has ended. `unsure_s`: for so long a former owner may be alive, see
-        RunRegister. Raises UnreadableLogError, and then has changed nothing.
+        RunRegister. `formers`: the last processes that owned the run. Raises UnreadableLogError,
+        and then has changed nothing.
         """
         now_s = self._now_s()
         store = sealed.replay.store if sealed is not None else None
@@ -307,9 +309,13 @@ class HostedRun:
         last = state.round if state.close is None else None
         ended = state.marks.ended if state.marks.round == state.number else None
         self.history.restored(last, state.past, ended, now_s)
-        if last is not None or state.close is not None or state.past != NO_PAST:
-            self._observer.record(EventKind.TOOK_OVER)
-            self._observer.recall(state)
+        if formers or last is not None or state.close is not None or state.past != NO_PAST:
+            self.observer.record(EventKind.TOOK_OVER)
+            earlier = self._host.events.earlier
+            if earlier is None:
+                self.observer.recall(state)
+            else:
+                guarded(self._host.events.failed, earlier, self, state, formers)
         if last is not None:
             self.history.observe(effects, now_s, runtime.here().wall_s())
             if not store_lost:
@@ -340,7 +346,7 @@ class HostedRun:
         if self.has_failed:
             return
         self.has_failed = True
-        self._observer.record(EventKind.GAVE_UP, detail=error_text(error))
+        self.observer.record(EventKind.GAVE_UP, detail=error_text(error))
         what = "run %s: ended here by an unexpected error"
         _log.error(what, self.run_id, exc_info=error, extra=self._place())
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {error_text(error)}"

@@ -137,6 +137,7 @@ class OwnedRuns:
                     former_host,
                     store_lost=left.store_lost,
                     unsure_s=register.unsure_s,
+                    formers=register.formers,
                 )
                 self._begun[run_id] = register.term
                 self._unreadable.pop(run_id, None)

@@ -65,7 +65,9 @@ def _all(
     past: Past, number: int, ended: Change | None, close: CloseRecord | None
 ) -> Iterator[tuple[EventKind, int, float | None, dict[str, Any]]]:
     for each in past.rounds:
-        if not each.published:
+        # The last round is in the head before its members are told. It goes on, if it has no end.
+        is_present = each.number == number and ended is None
+        if not each.published and not is_present:
             yield EventKind.NOT_BEGUN, each.number, each.formed_at, {"on": each.formed_on}
             continue
         yield EventKind.FORMED, each.number, each.formed_at, _formed(each)

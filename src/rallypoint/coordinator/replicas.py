@@ -22,6 +22,7 @@ import msgspec
 from yarl import URL
 
 from rallypoint.coordinator import ledger_view, status
+from rallypoint.coordinator.event_streams import EventReader
 from rallypoint.coordinator.kept_events import kept_events
 from rallypoint.coordinator.ledger_view import Kept, Unread
 from rallypoint.coordinator.paging import Page
@@ -64,12 +65,18 @@ class Replicas:
     """The runs of a shared ledger that other coordinators own. Owned by one event loop.
 
     `only_run`: the one run whose nodes have this coordinator's token; None: any. `host`: the host
-    of this process. `process` returns the name of its lease.
+    of this process. `process` returns the name of its lease. `reader`: of the events in the ledger.
     """
 
     def __init__(
-        self, ledger: Ledger, only_run: str | None, host: str, process: Callable[[], str]
+        self,
+        ledger: Ledger,
+        only_run: str | None,
+        host: str,
+        process: Callable[[], str],
+        reader: EventReader,
     ) -> None:
+        self._reader = reader
         self._ledger = ledger
         self._process = process
         self._only_run = only_run
@@ -109,7 +116,7 @@ class Replicas:
         Raises LedgerError, TimeoutError.
         """
         async with asyncio.timeout(LEDGER_WITHIN_S):
-            return await kept_events(self._ledger, kept.register)
+            return await kept_events(self._reader, kept.register)
 
     async def status(
         self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool

@@ -22,6 +22,8 @@ from aiohttp.typedefs import Handler, Middleware
 from rallypoint.coordinator import events_api, http_api
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
+from rallypoint.coordinator.event_keeper import EventKeeper
+from rallypoint.coordinator.event_sweeper import ELECTED_LOOK_S, LOOK_S
 from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S, WebSocketOutlet
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
@@ -64,9 +66,15 @@ class CoordinatorServer:
         self.coordinator = self.driver.coordinator
         self.ownership = self.driver.ownership
         self._replicas: Replicas | None = None
+        self._keeper: EventKeeper | None = None
         if ledger is not None:
             own = self.config
-            self._replicas = Replicas(ledger, own.only_run, own.clock_host, self._process)
+            look_s = LOOK_S if own.only_run is None else ELECTED_LOOK_S
+            events = self.coordinator.events
+            self._keeper = EventKeeper(ledger, events, self._process, look_s=look_s)
+            self._replicas = Replicas(
+                ledger, own.only_run, own.clock_host, self._process, self._keeper.reader
+            )
         self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
         self._sockets: tuple[socket.socket, ...] = ()
@@ -99,6 +107,8 @@ class CoordinatorServer:
             self._known_hosts.add(each.host)
         try:
             await self.driver.start(addresses)
+            if self._keeper is not None:
+                self._keeper.start()
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -150,6 +160,8 @@ class CoordinatorServer:
             return
         await self.ownership.hand_over(CLOSE_TIMEOUT_S, reason)
         self.coordinator.close(reason)
+        if self._keeper is not None:
+            await self._keeper.aclose()
         if self._closing:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S)
         await self.ownership.aclose()

@@ -6,6 +6,7 @@
     stores/<run>/<number>.<term>.<segment>.<writer>
                                     a segment of the log of the store of a round of that term; the
                                     writer is the term of the coordinator that made it
+    events/<process>/<segment>      a segment of the events of that coordinator's runs: a log
     floor                           the highest term and number of all runs that were removed
     mistake                         a coordinator was alive when its lease was revoked early
 
@@ -29,6 +30,8 @@ RUNS: Final = "runs/"
 """The beginning of the names of all heads of runs."""
 LOGS: Final = "stores/"
 """The beginning of the names of all logs."""
+EVENTS: Final = "events/"
+"""The beginning of the names of all logs of events."""
 QUOTED_BYTES_MAX: Final = 160
 """A longer quoted id is cut, and its hash added, so that every engine accepts the name."""
 _CUT_BYTES: Final = 96
@@ -99,6 +102,27 @@ def log_of(name: str) -> tuple[int, int, int, int] | None:
             return number, term, segment, writer
         case _:
             return None
+
+
+def event_log_prefix(process: str) -> str:
+    """The beginning of the names of all segments of a coordinator's events."""
+    return f"{EVENTS}{process}/"
+
+
+def event_log_name(process: str, segment: int) -> str:
+    """A segment of a coordinator's events. Used only once."""
+    return f"{event_log_prefix(process)}{segment}"
+
+
+def process_of_events(name: str) -> str:
+    """The process in the name of a segment of events."""
+    return name.removeprefix(EVENTS).partition("/")[0]
+
+
+def segment_of(name: str) -> int:
+    """The number in the name of a segment of events; -1 if this is no such name."""
+    number = name.rpartition("/")[2]
+    return int(number) if _is_number(number) else -1
 
 
 def group_of(name: str) -> str:

@@ -27,6 +27,8 @@ from rallypoint.core.values import (
     repr_without,
 )
 
+FORMERS_KEPT: Final = 6
+"""How many of its former owners a head names."""
 FORMAT: Final = 2
 """The format that this release writes, and the only one that it reads."""
 
@@ -138,6 +140,8 @@ class RunRegister(Kept, frozen=True):
     `past`: the last rounds, for people.
     `unsure_s`: for so many seconds after it has begun, the owner of this term cannot rely on the
     time alone that no former owner answers reads; 0: it can. See `ownership`.
+    `formers`: the last processes that owned the run before, the newest last. Their events of it are
+    under their names, for people. No decision depends on it.
     """
 
     ledger_id: str
@@ -154,6 +158,7 @@ class RunRegister(Kept, frozen=True):
     marks: Marks = Marks()
     past: Past = NO_PAST
     unsure_s: float = 0.0
+    formers: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
 
     @property
     def number(self) -> int:
@@ -173,6 +178,7 @@ class RunRegister(Kept, frozen=True):
             # R5: above its own term and the ledger's floor.
             term=max(self.term, floor.term) + 1,
             owner=process,
+            formers=self._formers(),
             # R1: owner, term and sequence together are used once.
             sequence=0,
             # R1: rounds begin above all that were removed.
@@ -196,7 +202,14 @@ class RunRegister(Kept, frozen=True):
 
     def freed(self) -> RunRegister:
         """The head with which the owner resigns."""
-        return msgspec.structs.replace(self.following(self), owner="")
+        return msgspec.structs.replace(self.following(self), owner="", formers=self._formers())
+
+    def _formers(self) -> tuple[str, ...]:
+        """The former owners when the present one is none any more."""
+        if not self.owner:
+            return self.formers
+        others = (each for each in self.formers if each != self.owner)
+        return (*others, self.owner)[-FORMERS_KEPT:]
 
     def state(self, members: tuple[RoundMember, ...]) -> RunState:
         """The whole state of the run, given the rows of its member table."""
