@@ -249,6 +249,27 @@ def test_a_copy_belongs_to_its_line_however_the_lines_arrive() -> None:
                 os.fstat(copy)
 
 
+def test_no_reset_follows_the_fin_of_a_connection_with_unread_data() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall(b"unread" * 1_000)
+        guard_process.send_fins([ours])
+        assert theirs.recv(1) == b""
+        theirs.sendall(b"on its way")
+        began_s = time.monotonic()
+        guard_process.read_to_the_end([ours], 0.2)  # the peer does not end it
+        assert time.monotonic() - began_s >= 0.2
+        theirs.sendall(b"last words")
+        theirs.shutdown(socket.SHUT_WR)
+        guard_process.read_to_the_end([ours], DEADLINE_S)
+        ours.close()
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        guard_process.send_fins([theirs])  # its end is here already: no error
+
+
 def test_a_group_registered_after_the_close_is_killed() -> None:
     """As of a start that hung, and that the agent waited for no longer."""
 
