@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from rallypoint.doctor.case import Case
     from rallypoint.doctor.findings import Finding, Report
 
-_EXAMPLES: Final = """\b
-Examples:
-  rallypoint doctor                            this machine, and the launcher's endpoint
-  rallypoint doctor head:29400                 where a node will host the coordinator
-  rallypoint doctor http://head:29400 --json   for scripts
-  rallypoint doctor etcd://a:2379,b:2379/jobs  the ledger, and the coordinators in it
-  srun rallypoint doctor --all-pairs           each connection between the nodes of a job
-
-\b
-Exit codes: 0 nothing failed, 1 a check failed, 2 usage.
-"""
 EVIDENCE_SHOWN: Final = 4
 """How many lines of evidence a finding without trouble shows. All are in the JSON."""
 _STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
@@ -37,7 +26,7 @@ _STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "ski
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor", epilog=_EXAMPLES)(doctor)
+    app.command("doctor")(doctor)
 
 
 def doctor(
@@ -90,6 +79,8 @@ def doctor(
     """Check what keeps nodes from meeting: names, ports, token, ledger, limits, clocks, versions.
 
     Each check prints its verdict, what it has seen, and what to do. Nothing is changed.
+
+    Exit codes: 0 nothing failed, 1 a check failed, 2 usage.
     """
     case = _case(endpoint, token_file, interface, local_addr, port_range)
     if all_pairs:

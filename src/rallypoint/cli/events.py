@@ -39,13 +39,7 @@ Event = dict[str, Any]
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("events", epilog=_EXAMPLES)(events)
-
-
-_EXAMPLES: Final = (
-    "Examples: `rallypoint events job-42 --since 10m` shows the last ten minutes; "
-    "`rallypoint events job-42 --follow --json | jq .text` follows a run, one event a line."
-)
+    app.command("events")(events)
 
 
 def events(

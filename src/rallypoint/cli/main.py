@@ -17,17 +17,20 @@ from rallypoint._version import __version__
 from rallypoint.cli import (
     bench,
     close,
+    coordinators,
     demo,
     descriptors,
     doctor,
     env,
     events,
+    examples,
     output,
     run,
     serve,
     simulate,
     status,
     token,
+    wait,
 )
 from rallypoint.errors import ExitCode, RallypointError
 
@@ -41,7 +44,6 @@ app = typer.Typer(
     name="rallypoint",
     help="Elastic rendezvous for distributed Python jobs.",
     epilog=_EXIT_CODES,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={
         # Users write torchrun's options with underscores as often as with dashes.
@@ -49,7 +51,10 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
     },
 )
-for _module in (run, serve, status, events, close, doctor, token, env, demo, simulate, bench):
+for _module in (
+    *(run, serve, status, wait, events, close, coordinators, doctor, token, env, demo, simulate),
+    *(bench, examples),
+):
     _module.add_to(app)
 
 

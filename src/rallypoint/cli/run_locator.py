@@ -267,11 +267,12 @@ def _ledger_run(
     status: Callable[[str], dict[str, Any]],
     events: Callable[[str, str], dict[str, Any]] = _no_events,
 ) -> LedgerRun:
-    owner = None if kept.lease is None else _client_of(kept.lease, token)
+    owner = None if kept.lease is None else client_of(kept.lease, token)
     return LedgerRun(kept.register.run_id, kept.register.close, owner, status, events)
 
 
-def _client_of(lease: Lease, token: str) -> CoordinatorClient:
+def client_of(lease: Lease, token: str) -> CoordinatorClient:
+    """How to ask the coordinator with this lease. `token`: "" for the lease's own."""
     endpoints = (
         Endpoint(EndpointKind.SERVED, each.host, each.port, f"http://{each}")
         for each in lease.addresses

@@ -59,7 +59,7 @@ def status(
     def ask() -> Answer:
         if run_id is None:
             return Answer(_all_runs(where, keys, as_json, shown))
-        return _one_run(where, keys, run_id, shown)
+        return one_run(where, keys, run_id, shown)
 
     if watch:
         _watch(ask, as_json, until_ended=run_id is not None)
@@ -83,7 +83,7 @@ class Answer(msgspec.Struct, frozen=True):
         return not isinstance(self.error, api.NoSuchRunError)
 
 
-def _one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
+def one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
     """The run with all fields, even if it is only in the ledger, or unknown."""
     # Imported only here, because it loads the core.
     from rallypoint.coordinator import status as fields
@@ -144,7 +144,7 @@ def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> 
         if each.run_id not in runs
     }
     if len(runs) == 1 and not others and not as_json:
-        return _one_run(where, keys, next(iter(runs)), shown).status
+        return one_run(where, keys, next(iter(runs)), shown).status
     coordinator = told[0]["coordinator"] if told else None
     lines = [fields.filled(each, fields.RunSummary) for each in (*runs.values(), *others.values())]
     problem = next((each["problem"] for each in told if each.get("problem")), None)

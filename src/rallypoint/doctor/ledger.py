@@ -18,11 +18,11 @@ import aiohttp
 import msgspec
 
 from rallypoint import runtime
-from rallypoint.core import election
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Notes, skipped, took_text
+from rallypoint.doctor.leases import look_twice
 from rallypoint.endpoints import EtcdPlace, FilePlace
 from rallypoint.errors import LedgerError, LedgerFullError, RallypointError, UsageError
 from rallypoint.ledger.contract import Ledger
@@ -32,7 +32,6 @@ from rallypoint.ledger.etcd.options import EtcdOptions, tls_context
 from rallypoint.ledger.etcd.wire import Status
 from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.file.probe import PREFIX
-from rallypoint.ledger.keys import COORDINATORS
 from rallypoint.ledger.open import open_ledger
 
 CHECK: Final = "ledger"
@@ -42,8 +41,6 @@ SLOW_READ_S: Final = 0.5
 SLOW_SYNC_S: Final = 0.1
 """A lease of 5 s is renewed every 1.7 s, with one write."""
 FREE_BYTES_MIN: Final = 256 << 20
-_LEASES_MAX: Final = 16
-_RENEWED_WITHIN_S: Final = 4.0
 _METRICS_S: Final = 2.0
 _METRICS_BYTES_MAX: Final = 4 << 20
 
@@ -135,36 +132,21 @@ def _judge_time(took_s: float, slow_s: float, what: str, notes: Notes) -> None:
 
 
 async def _coordinators(ledger: Ledger, notes: Notes) -> tuple[Coordinator, ...]:
-    """Those whose lease is renewed between two looks. A killed one leaves its lease for an hour."""
-    first = await _leases(ledger)
-    if not first:
+    """Those that are alive. A killed one leaves its lease for an hour."""
+    found = await look_twice(ledger)
+    if not found:
         notes.saw("no coordinator has a lease in it")
-        return ()
-    pause_s = min(_RENEWED_WITHIN_S, 1.3 * max(each.ttl_s for each in first.values()) / 3)
-    await asyncio.sleep(pause_s)
-    second = await _leases(ledger)
     alive = []
-    for process, lease in first.items():
-        now = second.get(process)
-        if now is None or now.beat == lease.beat:
-            notes.saw(f"the lease of {process} was not renewed within {took_text(pause_s)}")
+    for each in found:
+        process, addresses = each.lease.process, each.lease.addresses
+        if not each.is_renewed:
+            notes.saw(f"the lease of {process} was not renewed within {took_text(each.pause_s)}")
             continue
-        where = ", ".join(map(str, lease.addresses)) or "no address"
+        where = ", ".join(map(str, addresses)) or "no address"
         notes.saw(f"coordinator {process} renews its lease: {where}")
-        alive.append(Coordinator(process, lease.addresses, lease.token))
+        alive.append(Coordinator(process, addresses, each.lease.token))
     notes.facts["coordinators"] = [each.process for each in alive]
     return tuple(alive)
-
-
-async def _leases(ledger: Ledger) -> dict[str, election.Lease]:
-    found = {}
-    for key in sorted(await ledger.keys(COORDINATORS))[-_LEASES_MAX:]:
-        value = await ledger.read(key)
-        with contextlib.suppress(election.UnreadableError):
-            lease = None if value is None else election.decode_lease(value.value)
-            if lease is not None and lease.state is election.LeaseState.SERVING:
-                found[lease.process] = lease
-    return found
 
 
 # -- a folder ------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""The examples at the end of each command's `--help`. tests/cli/test_examples.py checks them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import typer
+
+EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "run": (
+        ("--nproc-per-node 4 train.py", "this machine, 4 workers"),
+        ("--nnodes 2:4 --endpoint host0:29400 --run-id job-42 train.py", "the same on each node"),
+        ("--nnodes 4 --log-dir logs --log-format json train.py", "all nodes of a job of Slurm"),
+    ),
+    "serve": (
+        ("--host 0.0.0.0 --token-file token", "a coordinator for other machines"),
+        ("--ledger file:/var/lib/rallypoint", "runs survive a restart"),
+        ("--ledger etcd://a:2379,b:2379/rp --token-file token", "one of several replicas"),
+    ),
+    "status": (
+        ("--endpoint http://host0:29400", "all runs"),
+        ("job-42 --endpoint http://host0:29400 --watch", "one run, until it is over"),
+        ("job-42 --endpoint http://host0:29400 --json", "for programs: docs/status.md"),
+    ),
+    "wait": (
+        ("job-42 --endpoint http://host0:29400", "until a round has begun"),
+        ("job-42 --for closed --timeout 2h", "until it is over; 1 if it failed"),
+    ),
+    "events": (
+        ("job-42 --since 10m", "the last ten minutes"),
+        ("job-42 --follow --json", "each event as it happens, as JSON"),
+    ),
+    "close": (
+        ("job-42 --endpoint http://host0:29400 --reason 'wrong data'", "end it on all nodes"),
+    ),
+    "coordinators": (
+        ("--endpoint etcd://a:2379,b:2379/rp", "replicas, and nodes that host a run"),
+        ("--endpoint http://host0:29400 --json", "the one at an address"),
+    ),
+    "doctor": (
+        ("", "this machine, and the launcher's endpoint"),
+        ("head:29400", "where a node will host the coordinator"),
+        ("http://head:29400 --json", "for scripts: 1 if something failed"),
+        ("etcd://a:2379,b:2379/rp", "the ledger, and the coordinators in it"),
+        ("--all-pairs", "under srun: each connection between the nodes"),
+    ),
+    "env": (("", "each setting, and where its value comes from"), ("--json", "for programs")),
+    "token new": (("token", "a file that only you can read"),),
+    "token show": (("", "the token in use here, by its fingerprint"),),
+    "demo": (("--nodes 4", "four nodes train, and lose one"),),
+    "simulate": (("--nodes 256", "days of a job, in seconds"),),
+    "bench": (("join --nodes 64", "how fast 64 nodes meet here"), ("kill", "kill -9 of one of 8")),
+}
+"""By command: arguments, and what the command then does."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the examples to the commands of the app, and to those of its groups."""
+    _add(app, "rallypoint", "")
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            name = group.name or group.typer_instance.info.name
+            _add(group.typer_instance, f"rallypoint {name}", f"{name} ")
+
+
+def _add(app: typer.Typer, program: str, group: str) -> None:
+    for command in app.registered_commands:
+        lines = EXAMPLES.get(f"{group}{command.name}", ())
+        if lines:
+            command.epilog = _text(f"{program} {command.name}", lines)
+
+
+def _text(command: str, lines: tuple[tuple[str, str], ...]) -> Any:
+    """Each example is two lines, so that no terminal folds them."""
+    shown = [f"  {' '.join(filter(None, (command, line)))}\n      {what}" for line, what in lines]
+    # The first character keeps the line breaks of the paragraph.
+    return "\b\nExamples:\n" + "\n".join(shown)
