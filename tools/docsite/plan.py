@@ -20,6 +20,7 @@ TASKS = {
     "SECURITY.md": "Security",
     "docs/status.md": "Output of status",
     "docs/events.md": "Events",
+    "docs/metrics.md": "Metrics",
     "docs/compatibility.md": "Compatibility",
     "examples/README.md": "Examples",
 }

@@ -54,6 +54,10 @@ class Ownership(hosted_run.Ownership, Protocol):
     def addresses(self) -> tuple[Address, ...]:
         """The addresses in its lease, where nodes reach this process; none in memory."""
 
+    @property
+    def may_decide_now(self) -> bool:
+        """Whether this process may decide for the runs that it owns: its lease is valid."""
+
     async def start(self, coordinator: Coordinator, addresses: tuple[Address, ...]) -> None:
         """Reach the ledger, and take the lease. Raises LedgerError."""
 

@@ -57,6 +57,7 @@ class EventKeeper:
         self._is_started = True
         self._events.sinks.append(self.writer.take)
         self._events.earlier = self._find_earlier
+        self._events.waiting_bytes = lambda: self.writer.waiting_bytes
         self._tasks.spawn(self.writer.run(), self._failed)
         self._tasks.spawn(self._sweeper.run(), self._failed)
 

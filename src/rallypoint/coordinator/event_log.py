@@ -53,6 +53,8 @@ class Events:
         self.sinks: list[Sink] = []
         self.is_over = False
         """Whether the coordinator ends."""
+        self.waiting_bytes: Callable[[], int] = int
+        """How many bytes of events wait for the ledger."""
         self.earlier: Callable[[Any, RunState, tuple[str, ...]], None] | None = None
         """Finds the events of a run from before this coordinator: called with the run that it has
         taken over, the state that it began with, and its former owners. None: only the run's head

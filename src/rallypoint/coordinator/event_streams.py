@@ -106,6 +106,11 @@ class EventWriter:
             self.dropped += 1
         self._news.set()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """About how many bytes wait for the ledger."""
+        return self._bytes
+
     async def run(self) -> None:
         """Write until cancelled."""
         loop = asyncio.get_running_loop()

@@ -56,7 +56,9 @@ BODY_WITHIN_S = 10.0
 """The time limit for the body of a request, which has only a few bytes, in seconds."""
 REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
-"""The path that needs no token."""
+READY_PATH = "/readyz"
+OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH})
+"""The paths that need no token."""
 
 
 class _CloseBody(msgspec.Struct):
@@ -93,7 +95,7 @@ async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
 
     For a coordinator without a token.
     """
-    if CLIENT in request.headers or request.path == HEALTH_PATH:
+    if CLIENT in request.headers or request.path in OPEN_PATHS:
         return False
     for header in request.headers.getall("Host", ()):
         if not (known.knows_at_once(header) or await known.knows(header)):

@@ -30,6 +30,7 @@ class MemoryOwnership:
     """
 
     is_in_memory = True
+    may_decide_now = True
     process = ""
     addresses: tuple[Address, ...] = ()
     logs = None

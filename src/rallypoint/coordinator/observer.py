@@ -23,6 +23,7 @@ from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.printable import shortened
+from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
@@ -84,6 +85,8 @@ class Observer:
         self._ready_s = now_s
         """When that node was ready, or the gathering began."""
         self._ready_before_s = now_s
+        self._gathering_s = now_s
+        self._commit_s = now_s
         self._readied: deque[tuple[float, str]] = deque(maxlen=READIES_KEPT)
         """When which nodes of a large run were ready: they are not in the log yet."""
         log.gather = self._gather
@@ -291,7 +294,7 @@ class Observer:
         name = effect.node.name
         member = self._membership.roster.get(name)
         if len(self._membership.roster) == 1 and not effect.resumed:
-            self._ready_s = self._ready_before_s = now_s
+            self._ready_s = self._ready_before_s = self._gathering_s = now_s
         host = member.info.host if member is not None else ""
         kind = EventKind.RESUMED if effect.resumed else EventKind.ATTACHED
         away_s = now_s - member.trouble_since_s if member and member.trouble_since_s else None
@@ -306,6 +309,8 @@ class Observer:
     def _see_refusal(self, event: Any, effect: do.Refuse, now_s: float) -> None:
         is_its = isinstance(event, on.NodeAttached) and event.connection_id == effect.connection_id
         refusal = effect.refusal
+        if refusal.code is RefusalCode.MOVED:
+            return  # The node goes on at the next coordinator.
         self.log.add(
             EventKind.REFUSED,
             node=event.node.name if is_its else "",
@@ -336,6 +341,7 @@ class Observer:
     def _see_commit(self, event: Any, effect: do.Commit, now_s: float) -> None:
         if not isinstance(effect.record, RoundRecord):
             return
+        self._commit_s = now_s
         waited_s = self._ready_s - self._ready_before_s
         if waited_s >= WAITED_MIN_S:
             detail = "it was ready last"
@@ -358,11 +364,20 @@ class Observer:
         if log.waits:
             log.flush()
         log.round = head.number
+        gathering_s = rounds[-1].gathering_s if rounds else None
+        phases = {}
+        if gathering_s is not None:
+            phases = {
+                "ready_s": max(0.0, self._ready_s - self._gathering_s),
+                "forming_s": max(0.0, self._commit_s - self._ready_s),
+                "writing_s": now_s - self._commit_s,
+            }
         log.add(
             EventKind.FORMED,
             nodes=tuple(member.name for member in record.members[:NAMES_SHOWN_MAX]),
             count=head.nodes,
-            seconds=rounds[-1].gathering_s if rounds else None,
+            seconds=gathering_s,
+            phases=phases,
         )
 
     def _see_end(self, event: Any, effect: do.Break, now_s: float) -> None:
@@ -377,7 +392,7 @@ class Observer:
             )
         rounds = self._history.rounds
         active_s = rounds[-1].active_s if rounds and rounds[-1].number == change.round else None
-        self._ready_s = self._ready_before_s = now_s
+        self._ready_s = self._ready_before_s = self._gathering_s = now_s
         self.log.add(EventKind.BROKEN, seconds=active_s, **_fields_of(change))
 
     def _see_verdict(self, event: Any, effect: do.Verdict, now_s: float) -> None:

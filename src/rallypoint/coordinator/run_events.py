@@ -214,9 +214,10 @@ ABOUT: Final[dict[EventKind, About]] = {
     ),
     EventKind.FORMED: About(
         "round {round} formed with {count}",
-        ("nodes", "count", "seconds", "detail"),
+        ("nodes", "count", "seconds", "phases"),
         "The ledger has the round, and its members get their ranks. `nodes`: the first ones, by "
-        "rank. `seconds`: the time since the round before ended, or the first node arrived.",
+        "rank. `seconds`: from the end of the round before, or the arrival of the first node, "
+        "until the round was given to the ledger.",
     ),
     EventKind.NOT_BEGUN: About(
         "round {round} was written, and not begun",
@@ -254,7 +255,7 @@ ABOUT: Final[dict[EventKind, About]] = {
     ),
 }
 
-FIELDS: Final = ("node", "nodes", "count", "seconds", "cause", "detail", "last_lines")
+FIELDS: Final = ("node", "nodes", "count", "seconds", "cause", "detail", "last_lines", "phases")
 """The fields that only some kinds of events have."""
 FROM_HEAD: Final = 1_000_000_000
 """The first number of events that a process makes from the run's head without owning the run."""
@@ -266,8 +267,8 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `at`: seconds since 1970 by the clock of host `on`, for people only (R9). `offset_s`: seconds
     since that coordinator was started, by a monotonic clock: the difference of two events of one
     term is exact. `round`: the last round that was formed by then. `nodes`: at most eight names;
-    `count`: how many nodes there are. `is_late`: the event was read from the run's head, because
-    the coordinator that saw it could not write it.
+    `count`: how many nodes there are. `phases`: for what a round was waited, in seconds. `is_late`:
+    the event was read from the run's head, because the coordinator that saw it could not write it.
     """
 
     term: int
@@ -285,6 +286,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
     last_lines: tuple[str, ...] = ()
     is_late: bool = False
+    phases: dict[str, float] = {}
 
     @property
     def id(self) -> str:
@@ -311,7 +313,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             counted = "1 node" if count == 1 else f"{count} nodes"
         else:
             counted = "1 event" if count == 1 else f"{count or 'some'} events"
-        who = self.node or (some(self.nodes, count) if self.nodes or count else "nodes")
+        who = self.node or some(self.nodes, count)
         text = ABOUT[self.kind].text.format(
             who=who, round=self.round, count=counted, seconds=duration(self.seconds)
         )

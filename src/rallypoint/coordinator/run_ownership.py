@@ -223,6 +223,12 @@ class RunOwnership:
         # R5: an owner with a valid lease, and no other process.
         return claimed is not None and claimed.claim.may_decide(_now_s())
 
+    @property
+    def may_decide_now(self) -> bool:
+        """Whether the lease is valid now."""
+        lease = self.lease_manager
+        return not lease.is_suspended and lease.holder.may_decide(_now_s())
+
     def may_answer(self, run_id: str) -> bool:
         """Whether this process may answer calls of the run's store now."""
         if self.may_decide(run_id):  # R5: an answer is a promise.

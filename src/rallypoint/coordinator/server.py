@@ -19,7 +19,8 @@ from urllib.parse import quote
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
-from rallypoint.coordinator import events_api, http_api
+from rallypoint import runtime
+from rallypoint.coordinator import events_api, http_api, metrics
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.coordinator.event_keeper import EventKeeper
@@ -31,6 +32,9 @@ from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
 from rallypoint.coordinator.strangers import login_refused
+from rallypoint.coordinator.supervision import cancelled
+from rallypoint.coordinator.tallies import Tallies
+from rallypoint.coordinator.timed_ledger import TimedLedger
 from rallypoint.coordinator.tokens import Tokens
 from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
 from rallypoint.core.addresses import plain
@@ -62,9 +66,13 @@ class CoordinatorServer:
     ) -> None:
         self.config = config or CoordinatorConfig()
         self.tokens = Tokens((self.config.token, *self.config.more_tokens))
+        self.tallies = Tallies()
+        if ledger is not None:
+            ledger = TimedLedger(ledger, self.tallies.ledger_took)
         self.driver = CoordinatorDriver(self.config, ledger)
         self.coordinator = self.driver.coordinator
         self.ownership = self.driver.ownership
+        self.coordinator.events.sinks.append(self.tallies.take)
         self._replicas: Replicas | None = None
         self._keeper: EventKeeper | None = None
         if ledger is not None:
@@ -80,6 +88,7 @@ class CoordinatorServer:
         self._sockets: tuple[socket.socket, ...] = ()
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
+        self._lag: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self._known_hosts = KnownHosts(self.config.hosts)
 
@@ -109,6 +118,9 @@ class CoordinatorServer:
             await self.driver.start(addresses)
             if self._keeper is not None:
                 self._keeper.start()
+            self._lag = runtime.spawn(
+                metrics.measure_lag(self.tallies), self.coordinator.events.failed
+            )
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -121,6 +133,7 @@ class CoordinatorServer:
             app[http_api.REPLICAS] = self._replicas
         http_api.add_routes(app)
         events_api.add_routes(app)
+        metrics.add_routes(app, self.tallies)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
         app.on_response_prepare.append(_name_the_server)
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)
@@ -152,6 +165,8 @@ class CoordinatorServer:
 
     async def _close(self, reason: str) -> None:
         self.driver.stop_ticking()
+        if self._lag is not None:
+            await cancelled([self._lag])
         runner, self._runner = self._runner, None
         if runner is not None:
             await self.ownership.before_close()
@@ -226,7 +241,7 @@ class CoordinatorServer:
                 if await http_api.is_for_another(request, self._known_hosts):
                     return http_api.for_another(request)
             try:
-                if request.path in (wire.ATTACH_PATH, http_api.HEALTH_PATH):
+                if request.path == wire.ATTACH_PATH or request.path in http_api.OPEN_PATHS:
                     return await handler(request)
                 account = _account_of(request)
                 is_last = self._is_crowded()
@@ -243,12 +258,13 @@ class CoordinatorServer:
         return note
 
     async def _unauthorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path == http_api.HEALTH_PATH:
+        if request.path in http_api.OPEN_PATHS:
             response = await handler(request)
         else:
             # A node with several addresses to dial asks without a token first.
             is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
             why = http_api.why_unauthorized(request)
+            self.tallies.logins_refused += not is_asking
             login_refused(request.remote, why, logging.INFO if is_asking else logging.WARNING)
             response = http_api.unauthorized(request, self.tokens.first)
         # otherwise its connection would count as a stranger's for ever
