@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -273,3 +274,73 @@ def test_a_host_that_cannot_be_resolved_is_an_error_that_names_it(
     assert "nowhere.example" in done.err
     assert "Name or service not known" in done.err
     assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+# -- the log -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "is_json"),
+    [
+        ([], "INFO", False),
+        (["-v"], "DEBUG", False),
+        (["-q", "--log-format", "json"], "WARNING", True),
+    ],
+)
+def test_the_options_of_the_log(
+    cli: Cli,
+    started: list[agent.AgentConfig],
+    script: str,
+    words: list[str],
+    level: str,
+    is_json: bool,
+) -> None:
+    assert cli("run", *words, script).code == 5
+    [config] = started
+    assert (logging.getLevelName(config.log.level), config.log.is_json) == (level, is_json)
+
+
+def test_a_bad_format_is_a_usage_error(
+    cli: Cli, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", "--log-format", "xml", script).code == 2
+    monkeypatch.setenv("RALLYPOINT_LOG_FORMAT", "xml")
+    assert "RALLYPOINT_LOG_FORMAT" in cli("run", script).err
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_agent_keeps_its_own_log_beside_the_workers_output(tmp_path: Path, code: int) -> None:
+    """Each line of it, and of stderr, is an object with all fields."""
+    program = tmp_path / "train.py"
+    program.write_text(f"raise SystemExit({code})")
+    done = subprocess.run(
+        [
+            *COMMAND,
+            "run",
+            "--log-format",
+            "json",
+            "--log-dir",
+            "logs",
+            "--run-id",
+            "job",
+            "train.py",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert bool(done.returncode) == bool(code)
+    [file] = (tmp_path / "logs" / "job").glob("agent-*.log")
+    assert file.stat().st_mode & 0o777 == 0o600
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    shown = [json.loads(line) for line in done.stderr.splitlines()]
+    for lines in (kept, shown):
+        [began] = [each for each in lines if "1 node, 1 worker" in each["message"]]
+        assert (began["run"], began["term"], began["round"]) == ("job", 1, 1)
+        assert f"agent-{began['node']}.log" == file.name
+    assert any(each["logger"] == "rallypoint.coordinator" for each in kept)
+    if code:
+        assert any(each["level"] == "error" and "failed" in each["message"] for each in kept)

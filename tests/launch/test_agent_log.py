@@ -56,8 +56,9 @@ def test_quiet_hides_what_is_no_trouble_and_keeps_it() -> None:
     lines = Lines(level=logging.WARNING)
     lines.log.say("round 3: 4 nodes")
     lines.log.say("warning: no room")
-    assert lines.shown == ["[n1] warning: no room"]
-    assert len(lines.kept) == 2
+    lines.log.say("run 'job' has failed", is_trouble=True)
+    assert lines.shown == ["[n1] warning: no room", "[n1] run 'job' has failed"]
+    assert len(lines.kept) == 3
 
 
 def test_lines_from_before_the_test_of_the_folder_are_kept_afterwards() -> None:

@@ -423,7 +423,7 @@ def test_a_failure_is_reported_and_ends_the_round() -> None:
     exit = an_exit()
     assert played.take(on.WorkerExited(exit)) == [do.FindFailures((exit,))]
     said, reported, stopped = played.take(on.FailuresFound((a_failure(),)))
-    assert said == do.Say("round 1: rank 0 exited with code 1 (boom)")
+    assert said == do.Say("round 1: rank 0 exited with code 1 (boom)", is_trouble=True)
     assert reported == do.ReportFailure(a_failure())
     assert stopped == do.StopWorkers(5.0, signal.SIGTERM)
 

@@ -25,7 +25,7 @@ from rallypoint.settings import PortRange
 DIAL_S: Final = 3.0
 """How long one address may take to connect, and again to pass the bytes, in seconds."""
 SECRET_BYTES: Final = 16
-BULK_BYTES: Final = 256 << 10
+BULK_BYTES: Final = 64 << 10
 _LISTENER_S: Final = 10.0
 
 

@@ -247,7 +247,7 @@ class Agent:
     # -- before the workers --------------------------------------------------------------------
 
     def _say(self, action: do.Say) -> None:
-        self._log.say(action.text, is_common=action.is_common)
+        self._log.say(action.text, is_common=action.is_common, is_trouble=action.is_trouble)
 
     def _prepare(self, action: do.Prepare) -> None:
         self._begin(self._prepare_files())

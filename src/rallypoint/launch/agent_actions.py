@@ -12,10 +12,15 @@ from rallypoint.launch.worker_processes import WorkerExit
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Write a line of the agent. `is_common`: the agents of all nodes write it alike."""
+    """Write a line of the agent.
+
+    `is_common`: the agents of all nodes write it alike. `is_trouble`: it is an error, although its
+    text does not begin so.
+    """
 
     text: str
     is_common: bool = False
+    is_trouble: bool = False
 
 
 class Prepare(msgspec.Struct, frozen=True):

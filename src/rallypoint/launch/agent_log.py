@@ -79,10 +79,10 @@ class AgentLog:
         if nodes_max > LARGE:
             self._speaks = runtime.here().chance.random() < SPEAKERS / nodes_max
 
-    def say(self, text: str, *, is_common: bool = False) -> None:
-        """Write a message of the agent. `is_common`: all nodes of the round write the same."""
+    def say(self, text: str, *, is_common: bool = False, is_trouble: bool = False) -> None:
+        """Write a message of the agent. `is_common`, `is_trouble`: see agent_actions.Say."""
         begins = next((each for each in _LEVELS if text.startswith(each)), "")
-        level = _LEVELS.get(begins, logging.INFO)
+        level = _LEVELS.get(begins, logging.ERROR if is_trouble else logging.INFO)
         told = agent_messages.shown(text.removeprefix(begins))
         record = logging.LogRecord(LOGGER, level, "", 0, told, None, None)
         self._take(record, text, is_shown=not (is_common and self._is_quiet_in_round))

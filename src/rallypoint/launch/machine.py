@@ -421,7 +421,7 @@ class AgentMachine:
         self._failures = [*known, *new]
         actions: list[do.Action] = []
         for failure in worst_first(new):
-            actions.append(do.Say(f"round {self._number}: {failure}"))
+            actions.append(do.Say(f"round {self._number}: {failure}", is_trouble=True))
             if outranks(failure, known):
                 shared = failures.shared(failure, self._rules.share_lines)
                 actions.append(do.ReportFailure(shared))
@@ -569,7 +569,7 @@ class AgentMachine:
 
     def _end_with(self, end: End) -> list[do.Action]:
         self.phase, self.end, self._answer = Phase.ENDING, end, None
-        return [do.Say(end.message)] if end.message else []
+        return [do.Say(end.message, is_trouble=end.code != 0)] if end.message else []
 
     def _wait_for_let_go(self, now_s: float) -> list[do.Action]:
         return []
