@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,17 @@ from rallypoint.coordinator import run_events
 
 from .conftest import COMMAND, Cli, Served
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 
-def joined(endpoint: str, run_id: str = "job-42") -> rallypoint.Run:
-    return rallypoint.join(
-        run_id, endpoint, min_nodes=1, max_nodes=2, node_name="node0", last_call_s=0.01
-    )
+def joined(endpoint: str, **more: Any) -> rallypoint.Run:
+    chosen: dict[str, Any] = {
+        "min_nodes": 1,
+        "max_nodes": 2,
+        "node_name": "node0",
+        "last_call_s": 0.01,
+    }
+    return rallypoint.join("job-42", endpoint, **chosen | more)
 
 
 @pytest.fixture
@@ -104,3 +110,40 @@ def test_the_events_of_a_closed_run_are_read_from_the_ledger(cli: Cli, tmp_path:
 
 def test_the_command_knows_the_numbers_of_late_events() -> None:
     assert command.FROM_HEAD == run_events.FROM_HEAD
+
+
+def test_follow_goes_on_when_the_coordinator_was_killed(
+    cli: Cli, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    ledger = f"file://{tmp_path}/ledger"
+    first = serve("--ledger", ledger)
+    with joined(ledger, host_coordinator="no") as run:
+        next(iter(run.worlds()))
+        arguments = ["events", "job-42", "--follow", "--json", "--endpoint", ledger]
+        with subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as following:
+            assert following.stdout is not None
+            found: list[dict[str, Any]] = []
+            while not any(each["kind"] == "formed" for each in found):
+                found.append(json.loads(following.stdout.readline()))
+            serve("--ledger", ledger)
+            first.stop(signal.SIGKILL)
+            while not any(each["kind"] == "took_over" for each in found):
+                found.append(json.loads(following.stdout.readline()))
+            assert cli("close", "job-42", "--endpoint", ledger).code == 0
+            out, err = following.communicate(timeout=60)
+        found += [json.loads(line) for line in out.splitlines()]
+    assert following.returncode == 0
+    assert found[-1]["kind"] == "closed"
+    # Each event once, and in order.
+    places = [(each["term"], each["seq"]) for each in found]
+    assert places == sorted(set(places))
+    assert {each["term"] for each in found} == {1, 2}
+    assert err.startswith("rallypoint: ")
+    whole = cli("events", "job-42", "--endpoint", ledger, "--json").out.splitlines()
+    kinds = [json.loads(line)["kind"] for line in whole]
+    assert kinds[:2] == ["began", "attached"]
+    assert "closed" in kinds
+    again = cli("events", "job-42", "--endpoint", ledger, "--json", "--follow")  # It ends at once.
+    assert again.code == 0

@@ -153,7 +153,8 @@ def _show_pages(where: Endpoint, keys: Keys, run_id: str, shower: _Shower) -> bo
             shower.note(str(page["problem"]))
         for event in page["events"]:
             shower.show(event, float(page.get("shown_at") or 0.0))
-            is_over = event.get("kind") == "closed"
+            if event.get("kind") in ("closed", "began"):  # A closed run may begin again.
+                is_over = event["kind"] == "closed"
         if not page.get("more") or not page["events"]:
             break
     return is_over
@@ -200,12 +201,12 @@ def _follow(where: Endpoint, keys: Keys, run_id: str, shower: _Shower) -> None:
             # The run is closed, has no coordinator now, or another one: what is known by now?
             is_over = isinstance(error, RunClosedError)
             if not is_over:
-                shower.note(f"{error.message}; the events go on when a coordinator answers")
+                shower.note(error.message)
         try:
             if _show_pages(where, keys, run_id, shower) or is_over:
                 return
         except CoordinatorError as error:
-            shower.note(f"{error.message}; the events go on when a coordinator answers")
+            shower.note(error.message)
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, AGAIN_MAX_S)
 
