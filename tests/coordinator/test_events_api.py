@@ -129,7 +129,7 @@ def test_dropped_events_are_counted() -> None:
             for number in range(2_100):
                 log.add(EventKind.READY, node=f"n{number}")
             shown = await page(a, "?since=1.2&limit=3")
-            assert shown.missing == log.dropped - 2
+            assert shown.missing == log.dropped - 1  # one of them is before that place
             assert len(shown.events) == 3
             async with stream(a, Last_Event_ID="") as live:
                 assert (await live.next())["event"] == "missing"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.coordinator import event_log, run_events
+from rallypoint.coordinator import event_log, observer, run_events
 from rallypoint.coordinator.event_log import EventLog, Events
 from rallypoint.coordinator.events_api import EventPage
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -262,6 +262,44 @@ def test_all_runs_together_keep_a_bounded_number_of_bytes() -> None:
             log.add(EventKind.READY, node="n")
     assert events.bytes <= 1_000_000 + len(logs) * event_log.KEPT_FEW * 1_000
     assert all(len(log) >= event_log.KEPT_FEW for log in logs)
+
+
+def test_nodes_that_come_and_go_do_not_hide_the_rounds() -> None:
+    events = Events("h")
+    log = log_of(events)
+    for number in range(1, 11):
+        log.add(EventKind.FORMED, round=number)
+        log.add(EventKind.BROKEN, round=number, detail="x" * 100)
+    for number in range(10 * event_log.EVENTS_MAX):
+        log.add(EventKind.READY, node=f"n{number}")
+    assert len(log) == event_log.EVENTS_MAX
+    found = log.after(START, 10_000, 0.0)
+    assert len(found) == event_log.EVENTS_MAX
+    assert [each.round for each in found[:20:2]] == list(range(1, 11))
+    assert [each.seq for each in found] == sorted(each.seq for each in found)
+    assert log.after((1, 18), 3, 0.0)[:2] == found[18:20]
+    for number in range(2 * event_log.EVENTS_MAX):
+        log.add(EventKind.LOST, node=f"n{number}")
+    assert len(log) == event_log.EVENTS_MAX
+    assert sum(each.bytes for each in log.after(START, 10_000, 0.0)) == events.bytes
+    log.close()
+    assert events.bytes == 0
+
+
+def test_a_node_that_asks_again_and_again_is_told_once_a_minute() -> None:
+    one = OneCoordinator(new_runs_per_s=1e6)
+    one.attach("r", "a", min_nodes=2, max_nodes=2)
+    run = one.coordinator.runs["r"]
+    for _ in range(100):
+        one.attach("r", "b", min_nodes=3, max_nodes=3)
+    assert kinds(run).count("refused") == 1
+    one.pass_time(61.0)
+    one.attach("r", "b", min_nodes=3, max_nodes=3)
+    again = events_of(run)[-1]
+    assert (again.kind, again.node, again.count) == (EventKind.REFUSED, "b", 100)
+    for number in range(500):
+        one.attach("r", f"stranger-{number}", min_nodes=3, max_nodes=3)
+    assert kinds(run).count("refused") <= observer.REFUSALS_KEPT + 2
 
 
 def test_a_reader_gets_the_events_after_a_place_in_pages() -> None:

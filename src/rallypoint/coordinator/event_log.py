@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice
 from typing import Any, Final
 
 from rallypoint import runtime
@@ -27,6 +27,20 @@ EVENTS_BYTES_MAX: Final = 1024**2
 ALL_BYTES_MAX: Final = 64 * 1024**2
 """The most bytes of the events of all runs. Above it, each run that gets an event drops old ones of
 its own, down to KEPT_FEW."""
+LASTING_MAX: Final = 500
+"""How many events that say most about a run are kept longer than the others."""
+LASTING: Final = frozenset(
+    {
+        EventKind.BEGAN,
+        EventKind.TOOK_OVER,
+        EventKind.DROPPED,
+        EventKind.FORMED,
+        EventKind.BROKEN,
+        EventKind.CAUSE,
+        EventKind.LOST,
+        EventKind.CLOSED,
+    }
+)
 KEPT_FEW: Final = 16
 SUMMARISED_ABOVE: Final = 100
 """In a run with more members, events of single nodes are collected."""
@@ -105,11 +119,14 @@ class EventLog:
         """Called after each new event."""
         self._events = events
         self._ring: deque[RunEvent] = deque()
+        self._lasting: deque[RunEvent] = deque()
+        """Those before the ring that say most: single nodes that come and go must not hide them."""
         self._bytes = 0
+        self._lasting_bytes = 0
         self._collected: dict[EventKind, _Collected] = {}
 
     def __len__(self) -> int:
-        return len(self._ring)
+        return len(self._lasting) + len(self._ring)
 
     # -- new events ----------------------------------------------------------------------------
 
@@ -211,7 +228,7 @@ class EventLog:
     def _keep(self, event: RunEvent) -> None:
         self._ring.append(event)
         self._count(event.bytes)
-        while len(self._ring) > EVENTS_MAX or self._bytes > EVENTS_BYTES_MAX:
+        while self._ring and (len(self) > EVENTS_MAX or self._bytes > EVENTS_BYTES_MAX):
             self._drop()
         if self._events.bytes > self._events.bytes_max:
             # Two for one, so that many runs come below the limit again.
@@ -219,7 +236,20 @@ class EventLog:
                 self._drop()
 
     def _drop(self) -> None:
-        self._count(-self._ring.popleft().bytes)
+        """Drop the oldest event, or keep it among the lasting ones."""
+        oldest = self._ring.popleft()
+        if oldest.kind in LASTING:
+            self._lasting.append(oldest)
+            self._lasting_bytes += oldest.bytes
+            if (
+                len(self._lasting) <= LASTING_MAX
+                and self._lasting_bytes <= EVENTS_BYTES_MAX // 4
+                and self._events.bytes <= self._events.bytes_max
+            ):
+                return
+            oldest = self._lasting.popleft()
+            self._lasting_bytes -= oldest.bytes
+        self._count(-oldest.bytes)
         self.dropped += 1
 
     def _count(self, size: int) -> None:
@@ -234,7 +264,7 @@ class EventLog:
 
     def restored(self, earlier: list[RunEvent]) -> None:
         """Put events of earlier coordinators before those of this one, as far as there is room."""
-        for event in reversed(earlier):
+        for event in reversed(earlier if not self._lasting else ()):
             is_full = len(self._ring) >= EVENTS_MAX or self._bytes + event.bytes > EVENTS_BYTES_MAX
             if is_full or self._events.bytes > self._events.bytes_max:
                 break
@@ -259,14 +289,16 @@ class EventLog:
                 if event.position <= position:
                     break
                 new += 1
-            found = islice(ring, len(ring) - new, len(ring))
+            found: Iterator[RunEvent] = islice(ring, len(ring) - new, len(ring))
         else:
-            found = islice(ring, 0, None)
+            every = chain(self._lasting, ring)
+            found = (event for event in every if event.position > position)
         return list(islice(found, most))
 
     def last(self, most: int) -> list[RunEvent]:
         """The last events, at most `most`."""
-        return list(islice(self._ring, max(0, len(self._ring) - most), None))
+        every = chain(self._lasting, self._ring)
+        return list(islice(every, max(0, len(self) - most), None))
 
     @property
     def waits(self) -> bool:
@@ -276,7 +308,8 @@ class EventLog:
     @property
     def first_position(self) -> tuple[int, int] | None:
         """The place of the oldest event that is kept."""
-        return self._ring[0].position if self._ring else None
+        oldest = next(chain(self._lasting, self._ring), None)
+        return oldest.position if oldest is not None else None
 
     @property
     def last_position(self) -> tuple[int, int]:

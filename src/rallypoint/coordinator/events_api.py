@@ -145,7 +145,7 @@ def _page(request: web.Request, run: HostedRun, asking: Asked) -> web.Response:
         events=[shown(event) for event in found],
         next=_text_of(last),
         more=bool(found) and log.last_position > last,
-        missing=0 if asking.last is not None else _missing(log, since, found),
+        missing=0 if asking.last is not None else _missing(since, found),
         problem=None,
         shown_at=runtime.here().wall_s(),
         shown_on=coordinator.config.clock_host,
@@ -161,15 +161,18 @@ def _within(log: EventLog, since: tuple[int, int]) -> tuple[int, int]:
     return since if since <= log.last_position else (0, 0)
 
 
-def _missing(log: EventLog, since: tuple[int, int], found: list[RunEvent]) -> int | None:
-    """How many events between the place and the first one found are not kept."""
-    if not found:
-        return 0
-    term, seq = found[0].position
-    if since[0] == term:
-        return seq - since[1] - 1
-    # The events of a term begin with 1. How many others a former coordinator made is unknown.
-    return seq - 1 if since == (0, 0) else None if seq > 1 else 0
+def _missing(since: tuple[int, int], found: list[RunEvent]) -> int:
+    """How many events from the place to the last one found are not kept.
+
+    The numbers of a term begin with 1, and have no gaps.
+    """
+    missing, (term, seq) = 0, since
+    for event in found:
+        if event.term != term:
+            term, seq = event.term, 0
+        missing += event.seq - seq - 1
+        seq = event.seq
+    return missing
 
 
 def _text_of(position: tuple[int, int]) -> str:
@@ -380,7 +383,7 @@ async def _write_new(
         if not found:
             return place
         parts = []
-        missing = _missing(log, place, found)
+        missing = _missing(place, found)
         if missing:
             parts.append(_message("missing", {"count": missing}))
         parts += [_message(each.kind.value, shown(each), each.id) for each in found]

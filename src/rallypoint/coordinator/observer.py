@@ -41,6 +41,9 @@ WAITED_MIN_S: Final = 1.0
 
 READIES_KEPT: Final = 10_000
 """Of a large run, how many requests for a round wait until they become one event."""
+REFUSED_EVERY_S: Final = 60.0
+REFUSALS_KEPT: Final = 64
+"""How often refusals of one node for one reason are told, and for how many nodes that is known."""
 _NODE_READY: Final = on.NodeReady
 _COMMITTING: Final = Phase.COMMITTING
 _ABOUT_A_MEMBER: Final = frozenset(
@@ -71,6 +74,28 @@ class Before(msgspec.Struct, frozen=True):
     suspended_s: float = 0.0
 
 
+class _Refusals:
+    """Which refusals were told: a node that asks again and again is told once a minute."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        """Until when refusals of this node for this reason are only counted, and their number."""
+
+    def of(self, key: tuple[str, str], now_s: float) -> int:
+        """How many refusals to tell now, with those that were only counted; 0: none."""
+        told = self._told
+        if key not in told and len(told) >= REFUSALS_KEPT:
+            self._told = told = {each: kept for each, kept in told.items() if kept[0] > now_s}
+            if len(told) >= REFUSALS_KEPT:
+                key = ("", key[1])  # Too many names: only their number is told.
+        until_s, counted = told.get(key, (now_s, 0))
+        if now_s < until_s:
+            told[key] = until_s, counted + 1
+            return 0
+        told[key] = now_s + REFUSED_EVERY_S, 0
+        return counted + 1
+
+
 class Observer:
     """The events of one run. `history` has seen each step before this."""
 
@@ -89,6 +114,7 @@ class Observer:
         self._commit_s = now_s
         self._readied: deque[tuple[float, str]] = deque(maxlen=READIES_KEPT)
         """When which nodes of a large run were ready: they are not in the log yet."""
+        self._refusals = _Refusals()
         log.gather = self._gather
 
     # -- a step of the core --------------------------------------------------------------------
@@ -311,9 +337,14 @@ class Observer:
         refusal = effect.refusal
         if refusal.code is RefusalCode.MOVED:
             return  # The node goes on at the next coordinator.
+        name = event.node.name if is_its else ""
+        count = self._refusals.of((name, refusal.code.value), now_s)
+        if not count:
+            return
         self.log.add(
             EventKind.REFUSED,
-            node=event.node.name if is_its else "",
+            node=name,
+            count=count if count > 1 else 0,
             cause=refusal.code.value,
             detail=refusal.message,
         )

@@ -122,8 +122,9 @@ ABOUT: Final[dict[EventKind, About]] = {
     ),
     EventKind.REFUSED: About(
         "{who} refused",
-        ("node", "cause", "detail"),
-        "A node asked to attach, and was not admitted. `cause`: the code of the refusal.",
+        ("node", "count", "cause", "detail"),
+        "A node asked to attach, and was not admitted. `cause`: the code of the refusal. Refusals "
+        "of one node for one reason are told once a minute, with their number.",
         "`detail` says what to change. The node has the same text.",
     ),
     EventKind.READY: About(
