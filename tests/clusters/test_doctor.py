@@ -45,6 +45,31 @@ def test_a_host_without_a_network(make_hosts: Make) -> None:
     assert found["port"]["facts"]["answers"][0]["kind"] == "unreachable"
 
 
+def test_a_dead_dns_server(make_hosts: Make) -> None:
+    """A look-up takes longer than any check may: it is reported, and stops no other check."""
+    made = make_hosts("n1", "n2")
+    silent = f"nameserver {made['n1'].address}\noptions timeout:30 attempts:3\n"
+    made["n1"].plug.drop_incoming("udp dport 53")
+    (made.folder / "n2" / "resolv.conf").write_text(silent)
+    found = report(made, "n2", "nowhere.example:29400", code=1)
+    assert "has not ended within 15 s" in found["names"]["summary"]
+    assert "DNS" in found["names"]["summary"]
+    assert "no answer within" in found["port"]["summary"]
+    assert found["limits"]["verdict"] != "failed"
+    assert found["memory"]["facts"]["memory_bytes"]
+
+
+def test_a_dead_dns_server_prevents_the_end_of_no_command(make_hosts: Make) -> None:
+    made = make_hosts("n1", "n2")
+    silent = f"nameserver {made['n1'].address}\noptions timeout:30 attempts:3\n"
+    made["n1"].plug.drop_incoming("udp dport 53")
+    (made.folder / "n2" / "resolv.conf").write_text(silent)
+    where = ("--endpoint", "etcd://nowhere.example:2379/rp")
+    commands = [made.start("n2", "rallypoint", each, *where) for each in ("status", "coordinators")]
+    for command in commands:
+        assert "no endpoint of etcd answered" in command.ends(3)
+
+
 def tournament(made: Hosts, *options: str, code: int) -> dict[str, Any]:
     """The table of a tournament of all hosts, and each one's exit code."""
     arguments = ("n1:29400", "--run-id", "pairs", "--nnodes", str(len(list(made))), "--json")

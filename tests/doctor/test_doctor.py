@@ -193,7 +193,11 @@ def test_a_coordinator_with_this_token(cli: Cli, serve: Serve, tmp_path: Path) -
         cli("status", "--endpoint", served.endpoint, "--token-file", path).out.count("doctor") == 0
     )
     text = cli("doctor", served.endpoint, "--token-file", path)
-    assert "a coordinator that needs a token" in text.out
+    assert "which needs a token" in text.out
+    assert list(found["versions"]["facts"]["coordinators"].values()) == [
+        found["port"]["facts"]["answers"][0]["software"]
+    ]
+    assert " WARNING " not in served.stop()[1]
     assert Path(path).read_text().strip() not in str(text)
 
 

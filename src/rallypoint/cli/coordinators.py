@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rallypoint import settings
+from rallypoint import settings, threads
 from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.cli.run_locator import CoordinatorClient
@@ -56,9 +56,7 @@ def _at(where: Endpoint, keys: Keys) -> list[Row]:
 
 
 def _of_ledger(where: Endpoint, keys: Keys) -> list[Row]:
-    import asyncio  # so that other commands do not load it
-
-    return [_asked(each, keys) for each in asyncio.run(_look(where))]
+    return [_asked(each, keys) for each in threads.run(_look(where))]
 
 
 async def _look(where: Endpoint) -> list[Looked]:

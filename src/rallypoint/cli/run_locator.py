@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from rallypoint import settings
+from rallypoint import settings, threads
 from rallypoint.cli.api import NoSuchRunError
 from rallypoint.core import reasons
 from rallypoint.core.values import CloseRecord, repr_without
@@ -193,9 +193,7 @@ def _runs_of(
             "`rallypoint serve` creates the ledger"
         )
         raise UsageError(f"there is no ledger at {endpoint}: no such folder", hint=hint)
-    import asyncio
-
-    return asyncio.run(_read(endpoint, token, run_id, members_shown, with_events))
+    return threads.run(_read(endpoint, token, run_id, members_shown, with_events))
 
 
 async def _read(

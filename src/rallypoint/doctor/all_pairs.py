@@ -6,7 +6,6 @@ results. The node of rank 0 has the whole table at the end, and the others know 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import statistics
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint import aio, runtime
+from rallypoint import aio, runtime, threads
 from rallypoint.client.identity import own_addresses
 from rallypoint.client.world import World
 from rallypoint.core.values import RoundMember
@@ -217,4 +216,4 @@ def run(
     case: Case, endpoint: str | None, run_id: str, nodes: int, timeout_s: float, **options: Any
 ) -> Outcome:
     """As `try_all`, for a caller without an event loop."""
-    return asyncio.run(try_all(case, endpoint, run_id, nodes, timeout_s, **options))
+    return threads.run(try_all(case, endpoint, run_id, nodes, timeout_s, **options))

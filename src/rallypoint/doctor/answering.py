@@ -25,6 +25,7 @@ from rallypoint.net import SocketAddress, describe_os_error, resolve
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
+from rallypoint.wire.messages import ATTACH_PATH
 
 CONNECT_S: Final = 3.0
 """How long an address may take to accept a connection, in seconds."""
@@ -57,9 +58,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `where`: as the endpoint names it; `at`: the address that was dialled. `software`: what it calls
     itself; "" if unknown. `status`: of HTTP. `is_locked`: it asks for a token, of which
-    `fingerprint` and `origin` are known. `date_s`: its clock when it answered, in whole seconds of
-    Unix time, and `asked_s` and `heard_s`: this machine's clock before and after. `took_s`: to
-    connect.
+    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `date_s`: its
+    clock when it answered, in whole seconds of Unix time, and `asked_s` and `heard_s`: this
+    machine's clock before and after. `took_s`: to connect.
     """
 
     where: Address
@@ -69,6 +70,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     software: str = ""
     status: int = 0
     is_locked: bool = False
+    is_accepted: bool = False
     fingerprint: str = ""
     origin: str = ""
     message: str = ""
@@ -145,10 +147,14 @@ def ask(address: SocketAddress, where: Address, path: str, token: str = "") -> R
 
 
 def _of_http(where: Address, address: SocketAddress, token: str) -> Answer:
-    asked_s = time.time()
     answer = Answer(where=where, at=address.host, kind=Kind.OTHER)
     try:
-        reply = ask(address, where, f"{api_paths.RUNS}?limit=1", token)
+        asked_s = time.time()
+        # At the nodes' path, a coordinator expects a first question without a token.
+        reply = ask(address, where, ATTACH_PATH) if not token else None
+        if reply is None or reply.status != 401:
+            asked_s = time.time()
+            reply = ask(address, where, f"{api_paths.RUNS}?limit=1", token)
     except TimeoutError:
         text = f"it accepts connections, and answers nothing within {ANSWER_S:g} s"
         return msgspec.structs.replace(answer, kind=Kind.MUTE, detail=text)

@@ -69,7 +69,7 @@ ORDER: Final = (
 def examine(case: Case, within_s: float = WITHIN_S) -> Report:
     """Run all checks. Each has `within_s` seconds; those that hang are reported, and left behind.
 
-    Blocks for at most three times `within_s`. Raises RuntimeError if the system grants no thread.
+    Blocks for at most four times `within_s`. Raises RuntimeError if the system grants no thread.
     """
     began_s = time.monotonic()
     first = {name: call(partial(_timed, check, case)) for name, check in _FIRST.items()}
@@ -78,6 +78,8 @@ def examine(case: Case, within_s: float = WITHIN_S) -> Report:
     asking = call(partial(_asked, case, looked.coordinators))
     asked = _result(asking, within_s, time.monotonic(), [])
     case = _with_lease_token(case, looked.coordinators)
+    showing = call(partial(token.show, case, asked))
+    asked = _result(showing, within_s, time.monotonic(), asked)
     began_second_s = time.monotonic()
     second = {name: call(partial(_timed, check, case, asked)) for name, check in _SECOND.items()}
     found = {ledger.CHECK: looked.finding}

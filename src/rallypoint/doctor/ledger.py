@@ -17,7 +17,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from rallypoint import runtime
+from rallypoint import runtime, threads
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.doctor.case import Case
@@ -68,7 +68,7 @@ def look(case: Case) -> Looked:
     place = case.endpoint.place
     if place is None:
         return Looked(skipped(CHECK, "the endpoint is not a ledger"))
-    return asyncio.run(_look(case, place))
+    return threads.run(_look(case, place))
 
 
 async def _look(case: Case, place: EtcdPlace | FilePlace) -> Looked:

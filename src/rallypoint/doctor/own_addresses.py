@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
+from rallypoint import threads
 from rallypoint.client.identity import check_interface, own_addresses
 from rallypoint.client.interfaces import interfaces, source_towards
 from rallypoint.core import addresses
@@ -28,7 +28,7 @@ def check(case: Case) -> Finding:
             check_interface(case.interface)
     except UsageError as error:
         notes.fail(error.message, error.hint)
-    own = asyncio.run(own_addresses(case.endpoint, case.interface))
+    own = threads.run(own_addresses(case.endpoint, case.interface))
     seen = str(own[0]) if own else ""
     notes.facts |= {"seen_by_peers": seen, "own_addresses": [str(each) for each in own]}
     if case.local_addr is not None:

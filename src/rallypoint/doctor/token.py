@@ -1,9 +1,14 @@
-"""The token of this node: where it comes from, and whether the coordinators accept it."""
+"""The token of this node: where it comes from, and whether the coordinators accept it.
+
+`show` sends it to the coordinators that ask for one, and `check` judges what they answered.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+
+import msgspec
 
 from rallypoint import settings, tokens
 from rallypoint.doctor.answering import Answer
@@ -14,6 +19,34 @@ from rallypoint.errors import TokenError
 from rallypoint.settings import EndpointKind
 
 CHECK: Final = "token"
+
+
+def show(case: Case, asked: Sequence[Asked]) -> list[Asked]:
+    """The answers, with those of coordinators that were asked again with this node's token."""
+    return [
+        msgspec.structs.replace(one, answers=tuple(_shown(case, each) for each in one.answers))
+        for one in asked
+    ]
+
+
+def _shown(case: Case, answer: Answer) -> Answer:
+    keys = case.keys
+    if keys is None or not answer.is_locked:
+        return answer
+    if not keys.token and not keys.takes_home(_refusal(answer)):
+        return answer
+    again = [each for one in ask_all([answer.where], keys.token) for each in one.answers]
+    found = [each for each in again if each.is_coordinator and not each.is_locked]
+    if not found:
+        return answer
+    software = found[0].software
+    detail = f"{software}, which needs a token"
+    return msgspec.structs.replace(answer, software=software, detail=detail, is_accepted=True)
+
+
+def _refusal(answer: Answer) -> TokenError:
+    told = (answer.fingerprint, answer.origin)
+    return tokens.token_error(answer.message, answer.hint, *told)
 
 
 def check(case: Case, asked: Sequence[Asked]) -> Finding:
@@ -65,17 +98,12 @@ def _compare(keys: tokens.Keys, answer: Answer, notes: Notes) -> None:
         else:
             notes.saw(f"the coordinator at {where} asks for none")
         return
-    refused = tokens.token_error(answer.message, answer.hint, answer.fingerprint, answer.origin)
-    if (keys.token or keys.takes_home(refused)) and _is_accepted(answer, keys.token):
+    if answer.is_accepted:
         notes.saw(f"the coordinator at {where} accepts the token from {keys.known.place}")
         notes.facts["accepted"] = True
         return
-    error: TokenError = keys.explained(refused)
+    refused = _refusal(answer)
     notes.facts |= {"accepted": False, "wanted_fingerprint": answer.fingerprint}
     own = tokens.compared(refused, keys.known)
-    notes.fail(f"the coordinator at {where} refuses this node's token: {own}", error.hint)
-
-
-def _is_accepted(answer: Answer, token: str) -> bool:
-    again = [each for one in ask_all([answer.where], token) for each in one.answers]
-    return any(each.is_coordinator and not each.is_locked for each in again)
+    hint = keys.explained(refused).hint
+    notes.fail(f"the coordinator at {where} refuses this node's token: {own}", hint)

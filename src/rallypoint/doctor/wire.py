@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from rallypoint import threads
 from rallypoint.client import transport
 from rallypoint.core.values import Address, NodeInfo, RunSettings, Stamp
 from rallypoint.doctor.case import Case
@@ -30,7 +31,7 @@ def check(case: Case, asked: Sequence[Asked]) -> Finding:
     notes = Notes(CHECK)
     token = case.keys.token if case.keys is not None else ""
     for where in dict.fromkeys(each.where for each in found):
-        asyncio.run(_ask(where, token, notes))
+        threads.run(_ask(where, token, notes))
     return notes.finding(f"the coordinator speaks wire version {messages.VERSION}")
 
 
