@@ -98,6 +98,17 @@ def ledger(tmp_path: Path) -> str:
     return f"file://{tmp_path}/ledger"
 
 
+def test_a_run_in_a_ledger(cli: Cli, ledger: str) -> None:
+    """Its coordinator is elected, and ends with it."""
+    with join(ledger) as run:
+        next(iter(run.worlds()))
+        assert cli("wait", "job", "--endpoint", ledger, "--timeout", "60s").code == 0
+        run.close("trained")
+    done = cli("wait", "job", "--for", "closed", "--endpoint", ledger, "--timeout", "60s")
+    assert done.code == 0, done
+    assert "trained" in done.out
+
+
 def rows_of(cli: Cli, ledger: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(
         cli("coordinators", "--endpoint", ledger, "--json").out

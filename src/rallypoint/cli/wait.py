@@ -27,6 +27,8 @@ from rallypoint.tokens import Keys
 
 LOOK_EVERY_S: Final = 0.5
 """How often the run is looked at, in seconds."""
+LOOK_AT_LEDGER_EVERY_S: Final = 2.0
+"""The same in a ledger, which is opened and tested each time."""
 
 
 class State(enum.StrEnum):
@@ -94,6 +96,8 @@ def _wait(where: Endpoint, keys: Keys, run_id: str, wanted: State, limit_s: floa
     began_s = time.monotonic()
     told: object = None
     was_known = False
+    is_ledger = where.kind is EndpointKind.LEDGER
+    pause_s = LOOK_AT_LEDGER_EVERY_S if is_ledger else LOOK_EVERY_S
     while True:
         seen = _look(where, keys, run_id)
         code = _code_of(seen.status, wanted)
@@ -116,7 +120,7 @@ def _wait(where: Endpoint, keys: Keys, run_id: str, wanted: State, limit_s: floa
                 f"run {run_id!r} is not {wanted} after {limit_s:g} s: {seen.why}",
                 hint="`rallypoint status` shows more; --timeout gives more time",
             )
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(pause_s)
 
 
 def _look(where: Endpoint, keys: Keys, run_id: str) -> Seen:
