@@ -187,9 +187,32 @@ def test_above_a_hundred_nodes_single_nodes_are_summarised() -> None:
     attached = [event for event in found if event.kind is EventKind.ATTACHED]
     assert sum(event.count or 1 for event in attached) == nodes
     (were_ready,) = [event for event in found if event.kind is EventKind.READY]
-    assert (were_ready.count, were_ready.nodes[0]) == (nodes, "n0")
+    assert (were_ready.count, were_ready.nodes[0]) == (nodes, f"n{nodes - 1}")
     assert found[-1].kind is EventKind.FORMED
     assert found[-1].count == nodes
+
+
+def test_a_large_run_tells_which_node_was_waited_for_and_how_long() -> None:
+    one = OneCoordinator(new_runs_per_s=1e6)
+    nodes = 120
+    many: dict[str, Any] = {"min_nodes": nodes, "max_nodes": nodes}
+    peers = [one.attach("r", f"n{number}", **many) for number in range(nodes)]
+    run = one.coordinator.runs["r"]
+    for leaving in (0, 1):
+        for peer in peers:
+            if peer is not peers[7]:
+                ready(peer, leaving)
+        one.pass_time(5.0)
+        (partly,) = [each for each in events_of(run)[-2:] if each.kind is EventKind.READY]
+        assert partly.count == nodes - 1
+        ready(peers[7], leaving)
+        one.commit()
+        *_, waited, formed = events_of(run)
+        assert (waited.kind, waited.node) == (EventKind.WAITED, "n7")
+        assert waited.seconds == pytest.approx(5.0, abs=0.3)
+        assert formed.kind is EventKind.FORMED
+        assert formed.phases["ready_s"] == pytest.approx(5.0, abs=0.3)
+        assert formed.phases["forming_s"] == pytest.approx(0.0, abs=0.3)
 
 
 def test_one_node_of_a_large_run_is_still_named() -> None:

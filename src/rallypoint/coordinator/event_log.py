@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -172,15 +172,13 @@ class EventLog:
         if seconds is not None and (some.seconds is None or seconds > some.seconds):
             some.seconds = seconds
 
-    def add_nodes(self, kind: EventKind, names: Collection[str], now_s: float) -> None:
-        """Record events of one kind of these nodes, the first of them at about `now_s`."""
+    def add_nodes(self, kind: EventKind, names: list[str], count: int, now_s: float) -> None:
+        """Record that this has happened to `count` nodes; `names`: of some of them."""
         some = self._collected.get(kind)
         if some is None:
             some = self._collected[kind] = self._begin(now_s)
-        some.count += len(names)
-        room = NAMES_SHOWN_MAX - len(some.names)
-        if room > 0:
-            some.names += islice(names, room)
+        some.count += count
+        some.names += names[: NAMES_SHOWN_MAX - len(some.names)]
 
     def _begin(self, now_s: float) -> _Collected:
         here = runtime.here()

@@ -24,7 +24,7 @@ from rallypoint.coordinator.event_queue import EventQueue
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.member_table import MemberTable
-from rallypoint.coordinator.observer import WATCHED, Observer
+from rallypoint.coordinator.observer import Observer
 from rallypoint.coordinator.run_events import EventKind
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
@@ -243,7 +243,8 @@ class HostedRun:
     def _step(self, event: on.Event) -> None:
         now_s = self._now_s()
         phase = self.membership.phase_of_work
-        before = self.observer.before(event, now_s) if type(event) in WATCHED else None
+        observer = self.observer
+        before = observer.before(event, now_s) if type(event) in observer.watched else None
         effects = self.membership.step(event, now_s)
         is_empty = not len(self.membership.roster)
         if is_empty != (self.empty_since_s is not None):
@@ -258,7 +259,7 @@ class HostedRun:
                 when = reasons.when_lost(loss)
                 _log.info("run %s: %s, %s", self.run_id, loss.text, when, extra=self._place())
         if effects or before is not None:
-            self.observer.after(event, before, effects, now_s)
+            observer.after(event, before, effects, now_s)
         if effects:
             self._refresh_stamp()
             for effect in effects:

@@ -6,7 +6,6 @@ at the member that an event names, and in a large run it only counts.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -39,12 +38,9 @@ from rallypoint.core.values import (
 WAITED_MIN_S: Final = 1.0
 """A shorter wait before a round is no event."""
 
-READIES_KEPT: Final = 10_000
-"""Of a large run, how many requests for a round wait until they become one event."""
 REFUSED_EVERY_S: Final = 60.0
 REFUSALS_KEPT: Final = 64
 """How often refusals of one node for one reason are told, and for how many nodes that is known."""
-_NODE_READY: Final = on.NodeReady
 _COMMITTING: Final = Phase.COMMITTING
 _ABOUT_A_MEMBER: Final = frozenset(
     {
@@ -59,7 +55,7 @@ _ABOUT_A_MEMBER: Final = frozenset(
 )
 _ABOUT_THE_LEDGER: Final = frozenset({on.LedgerLost, on.LedgerRestored})
 WATCHED: Final = _ABOUT_A_MEMBER | _ABOUT_THE_LEDGER | {on.Committed}
-"""The events of the core for which `before` is called. The others need only their effects."""
+"""The events of the core that change what their effects do not tell."""
 
 
 class Before(msgspec.Struct, frozen=True):
@@ -112,8 +108,10 @@ class Observer:
         self._ready_before_s = now_s
         self._gathering_s = now_s
         self._commit_s = now_s
-        self._readied: deque[tuple[float, str]] = deque(maxlen=READIES_KEPT)
-        """When which nodes of a large run were ready: they are not in the log yet."""
+        self.watched = WATCHED
+        """For which events of the core `before` is to be called."""
+        self._told_ready = 0
+        """Of a large run, how many of the ready members are in the log."""
         self._refusals = _Refusals()
         log.gather = self._gather
 
@@ -121,11 +119,6 @@ class Observer:
 
     def before(self, event: Any, now_s: float) -> Before | None:
         """What to compare after the step of a WATCHED event. None: its effects say all."""
-        if type(event) is _NODE_READY and self.log.is_large:
-            # Of a thousand nodes that are ready at once, each costs this and no more. A request
-            # that the core does not take counts, too.
-            self._readied.append((now_s, event.node.name))
-            return None
         try:
             return self._before(event, now_s)
         except Exception as error:  # noqa: BLE001 - no event for people ends a run
@@ -161,13 +154,18 @@ class Observer:
                 if handler is not None:
                     handler(self, event, before, now_s)
             if effects:
-                if self._readied:
+                if self.log.is_large:
                     self._gather()
                 self._see(event, effects, now_s)
             if before is not None and before.phase is _COMMITTING:
                 self._see_not_begun()
             # Members that attach or go change it, and both have effects.
-            self.log.is_large = len(self._membership.roster) > SUMMARISED_ABOVE
+            is_large = len(self._membership.roster) > SUMMARISED_ABOVE
+            if is_large is not self.log.is_large:
+                self.log.is_large = is_large
+                # A thousand nodes that are ready at once cost nothing each: `_gather` counts them.
+                self.watched = WATCHED - {on.NodeReady} if is_large else WATCHED
+                self._told_ready = self._membership.roster.ready_count
         except Exception as error:  # noqa: BLE001 - no event for people ends a run
             self._events.failed(error)
 
@@ -197,13 +195,23 @@ class Observer:
             self.log.add_node(EventKind.READY, name, now_s)
 
     def _gather(self) -> None:
-        """Put the nodes of a large run that are ready into the log."""
-        readied, self._readied = self._readied, deque(maxlen=READIES_KEPT)
-        if readied:
-            self._ready_before_s = readied[-2][0] if len(readied) > 1 else self._ready_s
-            self._ready_s, self._last_ready = readied[-1]
-            names = dict.fromkeys([name for _, name in readied])
-            self.log.add_nodes(EventKind.READY, names, readied[0][0])
+        """Put the members of a large run that are ready by now into the log. O(1)."""
+        if not self.log.is_large:
+            return
+        membership = self._membership
+        count = membership.roster.ready_count
+        new, self._told_ready = count - self._told_ready, count
+        settings = membership.settings
+        if new <= 0 or settings is None:
+            return
+        latest = membership.roster.latest_ready(max(2, min(new, NAMES_SHOWN_MAX)))
+        # The core knows when a node may be let in, which is so long after it was ready.
+        asked_s = [member.eligible_s - settings.scale_up_delay_s for member in latest]
+        self._last_ready = latest[0].name
+        self._ready_before_s = asked_s[1] if new > 1 and len(latest) > 1 else self._ready_s
+        self._ready_s = max(self._ready_before_s, asked_s[0])
+        names = [member.name for member in latest[:new]]
+        self.log.add_nodes(EventKind.READY, names, new, self._ready_s)
 
     def _after_done(self, event: on.NodeDone, before: Before, now_s: float) -> None:
         member = self._membership.roster.living(event.node)
@@ -395,6 +403,7 @@ class Observer:
         if log.waits:
             log.flush()
         log.round = head.number
+        self._told_ready = self._membership.roster.ready_count
         gathering_s = rounds[-1].gathering_s if rounds else None
         phases = {}
         if gathering_s is not None:
@@ -424,6 +433,8 @@ class Observer:
         rounds = self._history.rounds
         active_s = rounds[-1].active_s if rounds and rounds[-1].number == change.round else None
         self._ready_s = self._ready_before_s = self._gathering_s = now_s
+        # Members on standby were told. Who ended the round by asking for the next was not.
+        self._told_ready = self._membership.roster.ready_count - isinstance(event, on.NodeReady)
         self.log.add(EventKind.BROKEN, seconds=active_s, **_fields_of(change))
 
     def _see_verdict(self, event: Any, effect: do.Verdict, now_s: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from itertools import islice
 
 from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import (
@@ -307,6 +308,13 @@ class Roster:
     def members(self, bucket: Bucket) -> list[Member]:
         """The members of a bucket. The caller may reindex them. O(its length)."""
         return [self._members[name] for name in self._buckets[bucket]]
+
+    def latest_ready(self, most: int) -> list[Member]:
+        """The ready members that asked last for a round, the latest first. O(most)."""
+        ready = (self._buckets[_READY_SURVIVOR], self._buckets[_NEWCOMER])
+        names = [name for bucket in ready for name in islice(reversed(bucket), most)]
+        latest = [self._members[name] for name in names]
+        return sorted(latest, key=lambda member: -member.arrival)[:most]
 
     def newcomers(self) -> list[Member]:
         """The newcomers, in the order in which they asked for a round. O(n log n)."""
