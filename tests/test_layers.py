@@ -36,14 +36,16 @@ LAYERS: dict[str, frozenset[str]] = {
     "logs": frozenset({"core", "line_limits"}),
     "wire": frozenset({"core", "errors", "_version"}),
     "endpoints": frozenset({"core", "errors"}),
+    "security": frozenset({"core"}),
     "ledger": frozenset({"core", "endpoints", "errors", "runtime", "threads"}),
     "environments": frozenset({"core", "endpoints", "errors"}),
-    "settings": frozenset({"core", "endpoints", "environments", "errors"}),
-    "tokens": frozenset({"core", "endpoints", "errors", "settings"}),
-    "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "settings"})
+    "settings": frozenset({"core", "endpoints", "environments", "errors", "security"}),
+    "tokens": frozenset({"core", "endpoints", "errors", "security", "settings"}),
+    "coordinator": frozenset({"core", "wire", "ledger", "errors", "logs", "security", "settings"})
     | {"_version", "clock", "net", "runtime", "threads", "tokens"},
     "client": frozenset({"core", "wire", "ledger", "coordinator", "endpoints", "errors", "logs"})
-    | {"memory", "net", "settings", "_version", "clock", "runtime", "threads", "tokens"},
+    | {"memory", "net", "security", "settings", "_version", "clock", "runtime", "threads"}
+    | {"tokens"},
     "aio": frozenset({"client", "core", "errors", "settings", "_version"}),
     "rendezvous": frozenset({"client", "core", "wire", "ledger", "coordinator", "endpoints"})
     | {"errors", "logs", "memory", "net", "settings", "_version", "threads"},
@@ -69,7 +71,7 @@ LAYERS: dict[str, frozenset[str]] = {
         }
     ),
     "doctor": frozenset({"aio", "client", "core", "endpoints", "errors", "ledger", "memory", "net"})
-    | {"rendezvous", "runtime", "settings", "threads", "tokens", "wire", "_version"},
+    | {"rendezvous", "runtime", "security", "settings", "threads", "tokens", "wire", "_version"},
     "checkers": frozenset({"core", "wire", "client", "coordinator"}),
     "testing": frozenset({"ledger", "errors", "settings"}),
     "simulation": frozenset(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from rallypoint import settings
@@ -214,6 +215,21 @@ def test_a_weak_token_is_refused_where_others_reach_the_port(token: str) -> None
 def test_a_node_that_may_host_has_a_strong_token_or_none(
     endpoint: str | None, host_coordinator: str, is_refused: bool
 ) -> None:
+    strong = NodeSettings(
+        endpoint=parse_endpoint(endpoint),
+        run_id="a",
+        token="VQ2t9qk0X5cM1sB7nJ4eRw",
+        host_coordinator=host_coordinator,
+    )
+    if endpoint is None or strong.endpoint.is_loopback:
+        settings.check_own_token(strong)
+    else:
+        with pytest.raises(UsageError, match="names no certificate authority"):
+            settings.check_own_token(strong)
+    settings.check_own_token(msgspec.structs.replace(strong, insecure=True))
+    settings.check_own_token(
+        msgspec.structs.replace(strong, token=f"rlp1.{'0' * 64}.VQ2t9qk0X5cM1sB7nJ4eRw")
+    )
     node = NodeSettings(
         endpoint=parse_endpoint(endpoint),
         run_id="a",
@@ -223,8 +239,6 @@ def test_a_node_that_may_host_has_a_strong_token_or_none(
     if is_refused:
         with pytest.raises(UsageError, match="128 bits"):
             settings.check_own_token(node)
-    else:
-        settings.check_own_token(node)
     settings.check_own_token(NodeSettings(endpoint=node.endpoint, run_id="a"))
 
 

@@ -71,7 +71,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     With `kind` HOST, `others` are further hosts, in the order in which they are likely to host the
     coordinator. `spare_ports`: how many ports behind each one's port it may have instead, because
-    another run had that port. `has_port`: whether the user wrote a port.
+    another run had that port. `has_port`: whether the user wrote a port. `is_tls`: whether the user
+    wrote https://.
     """
 
     kind: EndpointKind
@@ -82,6 +83,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     others: tuple[Address, ...] = ()
     spare_ports: int = 0
     has_port: bool = True
+    is_tls: bool = False
 
     @property
     def hosts(self) -> tuple[Address, ...]:
@@ -111,7 +113,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         """The URL of the coordinator's HTTP API, without a final slash; "" if it is not fixed."""
         if not self.host or self.kind is EndpointKind.LEDGER:
             return ""
-        return f"http://{Address(self.host, self.port)}"
+        return f"{'https' if self.is_tls else 'http'}://{Address(self.host, self.port)}"
 
     def __str__(self) -> str:
         if len(self.others) >= HOSTS_SHOWN:
@@ -148,18 +150,14 @@ def parse_endpoint(text: str | None, *, may_end_here: bool = False) -> Endpoint:
     if not separator:
         return _hosts(text, may_end_here=may_end_here)
     match scheme.lower():
-        case "http":
+        case "http" | "https":
             # RFC 6874: within a URL the % before a zone is written as %25.
             authority = re.sub(r"(?<=[0-9a-f:])%25(?=[^\]]+\])", "%", _authority(rest), flags=re.I)
             host, port = _host_and_port(authority, text)
-            return Endpoint(EndpointKind.SERVED, host, port, text)
+            is_tls = scheme.lower() == "https"
+            return Endpoint(EndpointKind.SERVED, host, port, text, is_tls=is_tls)
         case "etcd" | "etcds":
             return _etcd(text, rest, tls=scheme.lower() == "etcds")
-        case "https":
-            raise EndpointError(
-                "an endpoint cannot begin with https://: this release has no TLS",
-                hint="use http://HOST:PORT within a trusted network, or through a tunnel",
-            )
     raise EndpointError(f"an endpoint cannot begin with {scheme}://", hint=_FORMS)
 
 

@@ -132,6 +132,22 @@ class NotACoordinatorError(CoordinatorError):
         self.status = status
 
 
+class UntrustedCoordinatorError(NotACoordinatorError):
+    """The server at the endpoint cannot prove that it is a coordinator of this token's authority.
+
+    Nothing was said to it: neither the token nor the run's id. `shown`: the authority of its
+    certificates, as in tokens; "" if that is not the reason. `needs_token`: it uses TLS, and this
+    side has no token that names an authority.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", shown: str = "", needs_token: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.shown = shown
+        self.needs_token = needs_token
+
+
 class CoordinatorLostError(CoordinatorError):
     """The coordinator answered before, and no longer does."""
 

@@ -30,7 +30,9 @@ import msgspec
 from rallypoint import settings
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.endpoints import Endpoint, EndpointKind
-from rallypoint.errors import TokenError, UsageError
+from rallypoint.errors import TokenError, UntrustedCoordinatorError, UsageError
+from rallypoint.security import token_form
+from rallypoint.security.authority import new_host_token
 from rallypoint.settings import NodeSettings
 
 FOLDER: Final = ".rallypoint"
@@ -98,7 +100,15 @@ def of_node(node: NodeSettings) -> KnownToken:
     if node.endpoint.kind is EndpointKind.LOCAL:
         return KnownToken(draw(), Origin.DRAWN, "made by this process")
     if node.endpoint.kind is EndpointKind.HOST and not node.insecure:
-        return of_home(make=True)
+        found = of_home(make=True)
+        if not (node.endpoint.is_loopback or token_form.names_ca(found.token)):
+            raise UsageError(
+                f"the token in {found.place!r} is of an earlier release: it names no certificate "
+                "authority, so the traffic to other machines would be in clear",
+                hint="remove the file (the first node makes a new one; where nodes share no home, "
+                "copy it to each); or --insecure",
+            )
+        return found
     return NONE
 
 
@@ -152,19 +162,37 @@ class Keys:
         """Whether `takes_home` may have to read a file."""
         return self._may_try_home
 
-    def takes_home(self, refused: TokenError) -> bool:
-        """Whether the coordinator requires the home's token. If so, it is sent from now on."""
-        if not self._may_try_home or not refused.fingerprint or not settings.home():
+    def takes_home(self, refused: TokenError | UntrustedCoordinatorError) -> bool:
+        """Whether the coordinator may require the home's token. If so, it is used from now on.
+
+        A coordinator without TLS has named the token's fingerprint. One with TLS must prove that it
+        is of the authority that the home's token names, before the token is sent.
+        """
+        if not self._may_try_home or not settings.home():
+            return False
+        by_tls = isinstance(refused, UntrustedCoordinatorError)
+        mark = "" if isinstance(refused, UntrustedCoordinatorError) else refused.fingerprint
+        if not (mark or (isinstance(refused, UntrustedCoordinatorError) and refused.needs_token)):
             return False
         try:
             home = of_home(make=False)
         except UsageError:
             # Ignored, because the coordinator's answer explains more than a broken file.
             return False
-        if fingerprint(home.token) != refused.fingerprint:
+        if not (token_form.names_ca(home.token) if by_tls else fingerprint(home.token) == mark):
             return False
         self.known, self._may_try_home = home, False
         return True
+
+    def explained_authority(self, error: UntrustedCoordinatorError) -> UntrustedCoordinatorError:
+        """The same error, with the place of this side's token and what to do about it."""
+        if not error.shown or not self.known.place:
+            return error
+        hint = error.hint
+        if self.known.origin == Origin.HOME:
+            hint = f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
+        message = f"{error.message} (it is from {self.known.place})"
+        return UntrustedCoordinatorError(message, hint=hint, shown=error.shown)
 
     def explained(self, refused: TokenError) -> TokenError:
         """The same refusal, with both tokens named by fingerprint and origin."""
@@ -233,6 +261,7 @@ def fingerprint(token: str) -> str:
 
     A coordinator sends it to every client, so it must not help to guess the token.
     """
+    token = token_form.credential(token)
     if settings.token_bits(token) < settings.TOKEN_BITS_MIN:
         return ""
     size, rounds = _FINGERPRINT_BYTES, _FINGERPRINT_ROUNDS
@@ -314,7 +343,7 @@ def _read_own(path: Path) -> str | None:
             raise UsageError(f"{str(path)!r} is not a file", hint=f"remove it, or {_GIVE_ALL}")
         _check_own(path.parent, folder, _WRITABLE, path)
         _check_own(path, about, _READABLE | _WRITABLE, path)
-        data = os.read(file, settings.TOKEN_LENGTH_MAX + 2)
+        data = os.read(file, token_form.LENGTH_MAX + 2)
     except OSError as error:
         raise _unusable("read", path, error) from error
     finally:
@@ -360,7 +389,7 @@ def _make_own(path: Path) -> None:
     """Write a new token, unless the file exists by now. Raises UsageError."""
     _make_folder(path)
     try:
-        _create(path, draw())
+        _create(path, new_host_token())
     except FileExistsError:
         return
     except OSError as error:
@@ -397,7 +426,7 @@ def make_file(path: Path) -> str:
 
     Raises UsageError if the path exists, or cannot be written.
     """
-    token = draw()
+    token = new_host_token()
     try:
         _create(path, token)
     except FileExistsError as error:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +17,19 @@ from pathlib import Path
 import pytest
 
 import rallypoint
+from rallypoint.cli import api
 from rallypoint.cli.reloading import Reloader
-from rallypoint.errors import UsageError
+from rallypoint.errors import UntrustedCoordinatorError, UsageError
+from rallypoint.security.authority import new_host_token
+from rallypoint.security.token_form import credential
+from rallypoint.settings import parse_endpoint
 from tests.agent.processes import MAIN, Machine, Process
 from tests.loops import until
 from tests.waiting import wait_until
 
 OLD, NEW = "old-" + "VQ2t9qk0X5cM1sB7nJ4eRw", "new-" + "b8Kd0PzX3mYt6uVw1LqRsA"
+OLD_CA, NEW_CA = new_host_token(), new_host_token()
+"""The same by TLS: each names an authority of its own."""
 
 
 def noting(read: Callable[[], tuple[str, ...]]) -> tuple[Reloader, list[tuple[str, ...]]]:
@@ -49,6 +54,7 @@ class Serving:
     """A `rallypoint serve` with a token file."""
 
     def __init__(self, machine: Machine, *options: str, tokens: str | None = OLD) -> None:
+        self.tokens = (OLD_CA, NEW_CA) if tokens == OLD_CA else (OLD, NEW)
         self.path = machine.directory / "tokens"
         argv = [sys.executable, "-c", MAIN, "serve", "--port", "0", *options]
         if tokens is not None:
@@ -56,7 +62,7 @@ class Serving:
             argv += ["--token-file", str(self.path)]
         self.process = Process(argv, machine.env, machine.directory, "serve")
         machine.processes.append(self.process)
-        self.endpoint = self.process.line(r"^(http://\S+)$")[1]
+        self.endpoint = self.process.line(r"^(https?://\S+)$")[1]
 
     def write(self, text: str) -> None:
         """Replace the content at once: a reader gets either the old one or this."""
@@ -72,16 +78,15 @@ class Serving:
 
     def status(self, token: str) -> int:
         port = self.endpoint.rpartition(":")[2]
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v1/runs")
-        request.add_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
+            api.runs(parse_endpoint(f"http://127.0.0.1:{port}"), token)
+        except (rallypoint.TokenError, UntrustedCoordinatorError):
+            return 401
+        return 200
 
     def statuses(self) -> tuple[int, int]:
-        return self.status(OLD), self.status(NEW)
+        old, new = self.tokens
+        return self.status(old), self.status(new)
 
 
 def join(serving: Serving, name: str, token: str) -> rallypoint.Run:
@@ -95,32 +100,35 @@ def join(serving: Serving, name: str, token: str) -> rallypoint.Run:
 
 
 @pytest.mark.processes
-def test_tokens_are_replaced_without_losing_nodes(machine: Machine) -> None:
-    serving = Serving(machine)
+@pytest.mark.parametrize(("old", "new"), [(OLD, NEW), (OLD_CA, NEW_CA)], ids=["clear", "tls"])
+def test_tokens_are_replaced_without_losing_nodes(machine: Machine, old: str, new: str) -> None:
+    """With TLS that is a new authority, and both are shown, each to whom asks for it."""
+    serving = Serving(machine, tokens=old)
     assert serving.statuses() == (200, 401)
-    with join(serving, "a", OLD) as a:
+    with join(serving, "a", old) as a:
         world = a.next_world()
         assert world is not None
-        serving.write(f"{NEW}\n{OLD}\n")
+        serving.write(f"{new}\n{old}\n")
         assert serving.reload() == "the token file was read again: 2 tokens are accepted"
         assert serving.statuses() == (200, 200)
-        with join(serving, "b", NEW) as b:
+        with join(serving, "b", new) as b:
             b.next_world()
-            serving.write(NEW)
+            serving.write(new)
             assert serving.reload() == (
                 "the token file was read again: 1 token is accepted; "
                 "1 connection with another token stays until it ends"
             )
             assert serving.statuses() == (401, 200)
-            with pytest.raises(rallypoint.TokenError), join(serving, "c", OLD):
+            refused = (rallypoint.TokenError, UntrustedCoordinatorError)
+            with pytest.raises(refused), join(serving, "c", old):
                 pass
             # The session goes on that was opened with the old one.
             world.store.set("key", b"1")
             assert world.change is None
             a.close("the end")
     text = serving.process.text
-    assert OLD not in text
-    assert NEW not in text
+    assert credential(old) not in text
+    assert credential(new) not in text
 
 
 def _is_missing(path: Path) -> None:
@@ -132,7 +140,7 @@ def _is_empty(path: Path) -> None:
 
 
 def _has_an_empty_line(path: Path) -> None:
-    path.write_text(f"\n{NEW}\n")
+    path.write_text(f"\n{NEW_CA}\n")
 
 
 def _is_weak(path: Path) -> None:
@@ -140,15 +148,27 @@ def _is_weak(path: Path) -> None:
 
 
 def _has_a_weak_one(path: Path) -> None:
-    path.write_text(f"{NEW}\nhunter2\n")
+    path.write_text(f"{NEW_CA}\nhunter2\n")
+
+
+def _names_no_authority(path: Path) -> None:
+    path.write_text(f"{NEW}\n")
+
+
+def _is_a_nodes(path: Path) -> None:
+    path.write_text(f"{credential(NEW_CA)}\n")
+
+
+def _is_cut(path: Path) -> None:
+    path.write_text(f"{NEW_CA[:60]}\n")
 
 
 def _has_no_token(path: Path) -> None:
-    path.write_text(f"{NEW}\nthis is a secret sentence\n")
+    path.write_text(f"{NEW_CA}\nthis is a secret sentence\n")
 
 
 def _is_open_to_others(path: Path) -> None:
-    path.write_text(NEW)
+    path.write_text(NEW_CA)
     path.chmod(0o644)
 
 
@@ -167,12 +187,15 @@ def _has_too_many_lines(path: Path) -> None:
 
 @pytest.mark.processes
 def test_an_unusable_file_changes_nothing(machine: Machine) -> None:
-    serving = Serving(machine, "--host", "0.0.0.0")
+    serving = Serving(machine, "--host", "0.0.0.0", tokens=OLD_CA)
     for spoil, why in (
         (_is_empty, "its first line is empty"),
         (_has_an_empty_line, "its first line is empty"),
         (_is_weak, "can be guessed"),
         (_has_a_weak_one, "can be guessed"),
+        (_names_no_authority, "names no certificate authority"),
+        (_is_a_nodes, "has no certificate of it"),
+        (_is_cut, "is not complete"),
         (_has_no_token, "line 2: token must be 1 to 512 visible ASCII characters"),
         (_is_open_to_others, "can be read by others"),
         (_has_too_many, "has more than 16 tokens"),
@@ -181,7 +204,7 @@ def test_an_unusable_file_changes_nothing(machine: Machine) -> None:
         (_is_a_folder, "Is a directory"),
     ):
         if serving.path.exists():
-            serving.write(OLD)
+            serving.write(OLD_CA)
         elif spoil is not _is_missing:
             serving.path.touch()
         spoil(serving.path)

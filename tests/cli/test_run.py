@@ -165,7 +165,7 @@ def test_a_bad_option_is_reported_at_once(
         "run --nnodes 4:2 train.py",
         "run --nproc-per-node 0 train.py",
         "run --endpoint node0:port train.py",
-        "run --endpoint https://node0 train.py",
+        "run --endpoint https:/node0 train.py",
         "run --nnodes 2 --endpoint node0 train.py",
         "run --nnodes 2 train.py",
         "run /nonexistent/train.py",

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from rallypoint import errors, tokens
@@ -21,8 +22,11 @@ from rallypoint.client.node import Node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
-from tests.coordinator.peers import get
-from tests.loops import BOOTSTRAP, node, opened, run_clean, served, until
+from rallypoint.security import tls
+from rallypoint.security.authority import new_host_token
+from rallypoint.security.token_form import credential, parse
+from tests import loops
+from tests.loops import BOOTSTRAP, run_clean, served, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.sockets
@@ -41,10 +45,31 @@ def hosted(of: Node) -> EmbeddedCoordinator:
     return of.hosted
 
 
-async def status_of(port: int, token: str = "") -> tuple[int, dict[str, str]]:
+def node(endpoint: str, **own: Any) -> Node:
+    """A node with the home's token, unless another is given."""
+    return loops.node(endpoint, **{"insecure": False} | own)
+
+
+def opened(endpoint: str, **own: Any) -> contextlib.AbstractAsyncContextManager[Node]:
+    return loops.opened(endpoint, **{"insecure": False} | own)
+
+
+async def status_of(port: int, token: str = "", of: str = "") -> tuple[int, dict[str, str]]:
+    """The answer to a request with this token. `of`: the coordinator's own, if it has TLS."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    status, body, _ = await get(port, "/api/v1/runs", **headers)
-    return status, body
+    url, client = f"http://127.0.0.1:{port}/api/v1/runs", None
+    if (parts := parse(of)) is not None and parts.identity is not None:
+        url, client = url.replace("http:", "https:"), tls.client(parts.identity.ca)
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(
+            url,
+            headers=headers,
+            ssl=True if client is None else client.context,
+            server_hostname=None if client is None else client.server_name,
+        ) as answer,
+    ):
+        return answer.status, await answer.json()
 
 
 def test_a_slow_home_takes_no_time_of_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +122,12 @@ def test_nodes_of_one_home_meet_and_others_are_refused(home: Path):
             assert hosted(a).token == token
             assert b.hosted is None
             port = hosted(a).address.port
-            status, body = await status_of(port)
+            status, body = await status_of(port, of=token)
             assert (status, body["fingerprint"]) == (401, tokens.fingerprint(token))
             assert body["origin"] == tokens.Origin.HOME
-            assert token not in json.dumps(body)
-            assert (await status_of(port, tokens.draw()))[0] == 401
-            assert (await status_of(port, token))[0] == 200
+            assert credential(token) not in json.dumps(body)
+            assert (await status_of(port, tokens.draw(), of=token))[0] == 401
+            assert (await status_of(port, credential(token), of=token))[0] == 200
 
     run_clean(main)
 
@@ -171,14 +196,16 @@ def test_homes_that_are_not_shared_are_reported(home: Path, monkeypatch: pytest.
         async with opened(endpoint) as a:
             monkeypatch.setenv("HOME", str(home / "other"))
             (home / "other").mkdir()
-            with pytest.raises(errors.TokenError, match="the token is wrong") as caught:
+            with pytest.raises(errors.UntrustedCoordinatorError) as caught:
                 await node(endpoint).open()
             own = (home / "other" / ".rallypoint" / "token").read_text().strip()
             for token in (own, hosted(a).token):
-                assert tokens.fingerprint(token) in caught.value.message
-                assert token not in str(caught.value)
+                parts = parse(token)
+                assert parts is not None
+                assert parts.ca[:16] in caught.value.message
+                assert parts.secret not in str(caught.value)
             assert str(home / "other") in caught.value.message
-            assert "~/.rallypoint/token of the node that hosts it" in caught.value.message
+            assert caught.value.hint.startswith("copy one ~/.rallypoint/token to the home of every")
             assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
 
     run_clean(main)
@@ -188,19 +215,16 @@ def test_a_node_without_a_token_gets_that_reason():
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
         async with opened(endpoint) as a:
-            with pytest.raises(errors.TokenError, match="you sent none") as caught:
+            with pytest.raises(errors.UntrustedCoordinatorError, match="uses TLS") as caught:
                 await node(endpoint, insecure=True).open()
-            assert tokens.fingerprint(hosted(a).token) in caught.value.message
+            assert "no token here" in caught.value.message
+            assert hosted(a).token not in str(caught.value)
 
     run_clean(main)
 
 
-@pytest.mark.parametrize("is_given", [True, False])
-def test_a_coordinator_without_a_token_is_reported(is_given: bool, caplog):
-    """On loopback the home's token may well meet a `serve` without one: that is no news."""
-    own: dict[str, Any] = {}
-    if is_given:
-        own = {"token": "given", "token_place": "environment RALLYPOINT_TOKEN"}
+def test_a_coordinator_without_a_token_is_reported(caplog):
+    own = {"token": "given", "token_place": "environment RALLYPOINT_TOKEN"}
 
     async def main() -> None:
         endpoint = f"127.0.0.1:{free_port()}"
@@ -209,17 +233,30 @@ def test_a_coordinator_without_a_token_is_reported(is_given: bool, caplog):
 
     with caplog.at_level(logging.WARNING):
         run_clean(main)
-    told = [each for each in caplog.messages if "asks for no token" in each]
-    assert len(told) == is_given
-    assert all("environment RALLYPOINT_TOKEN" in each for each in told)
+    [told] = [each for each in caplog.messages if "asks for no token" in each]
+    assert "environment RALLYPOINT_TOKEN" in told
+
+
+def test_the_homes_token_is_not_sent_to_a_coordinator_in_clear() -> None:
+    """Anybody of this machine may listen at that port before the run's host does."""
+
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with opened(endpoint, insecure=True):
+            with pytest.raises(errors.NotACoordinatorError, match=r"does not speak TLS 1\.3"):
+                await node(endpoint).open()
+
+    run_clean(main)
 
 
 @pytest.mark.parametrize("other", ["another", ""])
 def test_elected_nodes_report_tokens_that_differ(home: Path, other: str):
     """A refusal there is not final, as another program may have the port by now."""
     ledger = f"file://{home}/ledger"
-    token = tokens.draw()
-    given: dict[str, Any] = {"token": tokens.draw() if other else ""}
+    token = new_host_token()
+    parts = parse(token)
+    assert parts is not None
+    given: dict[str, Any] = {"token": new_host_token() if other else ""}
 
     async def main() -> None:
         local: dict[str, Any] = {"local_addr": "127.0.0.1", "connect_timeout_s": 20.0}
@@ -227,10 +264,11 @@ def test_elected_nodes_report_tokens_that_differ(home: Path, other: str):
             late = local | {"host_coordinator": "no", "connect_timeout_s": 1.0}
             with pytest.raises(errors.UnreachableError) as caught:
                 await node(ledger, node_name="b", **given, **late).open()
-            assert f"with fingerprint {tokens.fingerprint(token)}" in caught.value.message
-            said = tokens.fingerprint(given["token"]) or "you sent none"
-            assert said in caught.value.message
-            assert "export RALLYPOINT_TOKEN_FILE=" in caught.value.hint
+            if other:
+                assert f"a certificate of authority {parts.ca[:16]}" in caught.value.message
+                assert given["token"][5:21] in caught.value.message
+            else:
+                assert "uses TLS, and there is no token here" in caught.value.message
 
     run_clean(main)
 
@@ -250,6 +288,32 @@ def test_a_coordinator_with_the_homes_token_admits_its_nodes(home: Path):
         async with served(other) as (_, port):
             with pytest.raises(errors.TokenError, match="you sent none"):
                 await node(f"http://127.0.0.1:{port}").open()
+        other = CoordinatorConfig(token=new_host_token())
+        async with served(other) as (_, port):
+            with pytest.raises(errors.UntrustedCoordinatorError, match="it is from"):
+                await node(f"http://127.0.0.1:{port}").open()
+
+    run_clean(main)
+
+
+def of_an_earlier_release() -> str:
+    """The home's token, which names no authority."""
+    file = tokens.home_file()
+    file.parent.mkdir(mode=0o700)
+    file.write_text(tokens.draw() + "\n")
+    file.chmod(0o600)
+    return file.read_text().strip()
+
+
+def test_a_token_of_an_earlier_release_stays_on_its_machine() -> None:
+    of_an_earlier_release()
+
+    async def main() -> None:
+        async with opened(f"127.0.0.1:{free_port()}") as a:
+            assert hosted(a).token
+        with pytest.raises(errors.UsageError, match="of an earlier release") as caught:
+            await node("node0:29400").open()
+        assert "remove the file" in caught.value.hint
 
     run_clean(main)
 
@@ -276,7 +340,7 @@ async def pretender(fingerprint: str) -> AsyncIterator[tuple[int, list[bytes]]]:
 @pytest.mark.parametrize("fingerprint", ["", "0123456789ab", "\x1b[2J"])
 def test_the_homes_token_is_sent_only_if_its_fingerprint_is_named(fingerprint: str):
     async def main() -> None:
-        token = tokens.of_home(make=True).token
+        token = of_an_earlier_release()
         async with pretender(fingerprint) as (port, heard):
             with pytest.raises(errors.TokenError, match=r"who is it\?"):
                 await node(f"http://127.0.0.1:{port}").open()
@@ -289,7 +353,7 @@ def test_the_homes_token_is_sent_only_if_its_fingerprint_is_named(fingerprint: s
 
 def test_a_refusal_of_the_right_token_is_final():
     async def main() -> None:
-        token = tokens.of_home(make=True).token
+        token = of_an_earlier_release()
         async with pretender(tokens.fingerprint(token)) as (port, heard):
             with pytest.raises(errors.TokenError, match="you sent a token"):
                 await node(f"http://127.0.0.1:{port}").open()

@@ -11,11 +11,14 @@ import contextlib
 import errno
 import http.client
 import json
+import math
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from rallypoint.client import untrusted
 from rallypoint.core.values import Address
 from rallypoint.errors import (
     CoordinatorError,
@@ -24,6 +27,7 @@ from rallypoint.errors import (
     UsageError,
     not_a_coordinator,
 )
+from rallypoint.security import first_look, token_form
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import token_error
 from rallypoint.wire import api_paths
@@ -100,26 +104,29 @@ def stream(
     if last_id:
         headers["Last-Event-ID"] = last_id
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT_S)
-    with _as_ours(endpoint):
+    with _as_ours(endpoint, token):
         try:
+            connection.sock = sock = _connected(endpoint, token, time.monotonic() + TIMEOUT_S)
             connection.request("GET", path, headers=headers)
-            sock = connection.sock
             response = connection.getresponse()
             if response.status != 200:
                 _checked(endpoint, response.status, _read(response))
-            sock.settimeout(QUIET_S)
+            sock.until_s = math.inf
         except BaseException:
             connection.close()
             raise
-    return _messages(endpoint, connection, response)
+    return _messages(endpoint, token, connection, response)
 
 
 def _messages(
-    endpoint: Endpoint, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    endpoint: Endpoint,
+    token: str,
+    connection: http.client.HTTPConnection,
+    response: http.client.HTTPResponse,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Server-sent events (WHATWG HTML, 9.2), as far as a coordinator sends them."""
     kind = ""
-    with contextlib.closing(connection), contextlib.closing(response), _as_ours(endpoint):
+    with contextlib.closing(connection), contextlib.closing(response), _as_ours(endpoint, token):
         while line := response.readline(EVENT_BYTES_MAX):
             name, _, value = line.decode(errors="replace").rstrip("\r\n").partition(": ")
             if name == "event":
@@ -148,23 +155,33 @@ def request(
     Raises:
         UnreachableError: nobody answers there, within TIMEOUT_S.
         NotACoordinatorError: another program answers.
+        UntrustedCoordinatorError: the server cannot prove that it is the token's coordinator.
         TokenError: the coordinator requires another token.
         NoSuchRunError: the coordinator has no such run.
     """
-    with _as_ours(endpoint):
+    with _as_ours(endpoint, token):
         status, answer = _exchange(endpoint, token, method, path, body, only_own)
     return _checked(endpoint, status, answer)
 
 
 @contextlib.contextmanager
-def _as_ours(endpoint: Endpoint) -> Iterator[None]:
+def _as_ours(endpoint: Endpoint, token: str) -> Iterator[None]:
     """Raise errors of the connection as those of `request`."""
     try:
         yield
     except TimeoutError as error:
         raise _unreachable(endpoint, f"no answer within {TIMEOUT_S:g} s", error) from error
+    except first_look.OtherAuthorityError as error:
+        raise untrusted.other_authority(
+            _where(endpoint), token_form.ca_of(token), error.shown
+        ) from None
+    except ssl.SSLError as error:
+        raise _untrusted(endpoint, token, error) from error
     except ConnectionResetError as error:
-        # Also if it closes without an answer (RemoteDisconnected), which a coordinator never does.
+        # Also if it closes without an answer (RemoteDisconnected), which a coordinator never does,
+        # unless it has TLS, and was asked in clear.
+        if not token_form.names_ca(token) and _authority_at(endpoint) is not None:
+            raise untrusted.needs_token(_where(endpoint)) from None
         raise _not_ours(endpoint, "it closed the connection without an answer") from error
     except OSError as error:
         raise _unreachable(endpoint, error.strerror or str(error), error) from error
@@ -174,7 +191,28 @@ def _as_ours(endpoint: Endpoint) -> Iterator[None]:
 
 def _headers(token: str, *, only_own: bool) -> dict[str, str]:
     headers = {CLIENT: "command"} | ({ONLY_OWN: "1"} if only_own else {})
-    return headers | ({"Authorization": f"Bearer {token}"} if token else {})
+    return headers | ({"Authorization": f"Bearer {token_form.credential(token)}"} if token else {})
+
+
+def _untrusted(endpoint: Endpoint, token: str, error: ssl.SSLError) -> Exception:
+    """The error for a handshake that failed."""
+    where, ca = _where(endpoint), token_form.ca_of(token)
+    if (
+        isinstance(error, ssl.SSLCertVerificationError)
+        and error.verify_code in untrusted.OTHER_AUTHORITY
+    ):
+        return untrusted.other_authority(where, ca, _authority_at(endpoint) or "")
+    failed = untrusted.failed_handshake(where, ca, error)
+    return _not_ours(endpoint, str(failed)) if isinstance(failed, OSError) else failed
+
+
+def _authority_at(endpoint: Endpoint) -> str | None:
+    """The authority of the certificates that the server shows; None if it speaks no TLS."""
+    try:
+        where = (endpoint.host, endpoint.port)
+        return first_look.authority_blocking(socket.create_connection(where, TIMEOUT_S))
+    except OSError:
+        return None
 
 
 def _exchange(
@@ -187,8 +225,7 @@ def _exchange(
     if payload is not None:
         headers["Content-Type"] = "application/json"
     try:
-        connection.connect()
-        connection.sock = _Socket(connection.sock, until_s)
+        connection.sock = _connected(endpoint, token, until_s)
         connection.request(method, path, body=payload, headers=headers)
         response = connection.getresponse()
         return response.status, _read(response)
@@ -196,21 +233,50 @@ def _exchange(
         connection.close()
 
 
+def _connected(endpoint: Endpoint, token: str, until_s: float) -> _Socket | _TlsSocket:
+    """A connection, by TLS if the token names an authority. See `_Socket`."""
+
+    def connect() -> socket.socket:
+        return socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S)
+
+    parts = token_form.parse(token)
+    if parts is None:
+        return _Socket(connect(), until_s)
+    found = first_look.secured(parts, connect, _TlsSocket)
+    found.until_s = until_s
+    return found
+
+
 class _Socket(socket.socket):
     """A connected socket with one deadline, in `time.monotonic()`, for all reads together.
 
     http.client limits only each single read, and a line of the headers may take thousands of reads.
+    Without a deadline (math.inf) each read has QUIET_S.
     """
 
     def __init__(self, connected: socket.socket, until_s: float) -> None:
         super().__init__(fileno=connected.detach())
-        self._until_s = until_s
+        self.until_s = until_s
 
     def recv_into(self, *arguments: Any) -> int:
-        left_s = self._until_s - time.monotonic()
+        left_s = self.until_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
-        self.settimeout(left_s)
+        self.settimeout(min(left_s, QUIET_S))
+        return super().recv_into(*arguments)
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """As `_Socket`, by TLS."""
+
+    until_s: float
+    """Set once it is connected."""
+
+    def recv_into(self, *arguments: Any) -> int:
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.settimeout(min(left_s, QUIET_S))
         return super().recv_into(*arguments)
 
 

@@ -25,6 +25,7 @@ from rallypoint.errors import (
     RunClosedError,
     TokenError,
     UnreachableError,
+    UntrustedCoordinatorError,
     UsageError,
 )
 from rallypoint.tokens import Keys
@@ -111,6 +112,9 @@ def ask(keys: Keys, question: Callable[[str], T]) -> T:
         except TokenError as error:
             if not keys.takes_home(error):
                 raise keys.explained(error) from None
+        except UntrustedCoordinatorError as error:
+            if not keys.takes_home(error):
+                raise keys.explained_authority(error) from None
 
 
 class LedgerRun(msgspec.Struct, frozen=True):

@@ -31,6 +31,8 @@ from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
 from rallypoint.endpoints import is_loopback as names_loopback
 from rallypoint.errors import EndpointError, UsageError
+from rallypoint.security import token_form
+from rallypoint.security.identities import Identities, NoIdentityError
 
 EVERY_ADDRESS: Final = ("::", "*")
 """Hosts that mean: all addresses of this machine, IPv4 and IPv6."""
@@ -55,7 +57,7 @@ def serve(
     token_file: TokenFileOption = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Listen beyond this machine without a token."),
+        typer.Option("--insecure", help="Listen beyond this machine without a token, or TLS."),
     ] = False,
     ledger: Annotated[
         str | None,
@@ -108,7 +110,7 @@ def serve(
         bound, bound_port = sock.getsockname()[:2]
         serving.run(
             sock,
-            endpoint_text(host, bound_port, bound),
+            endpoint_text(host, bound_port, bound, is_tls=_is_tls(tokens)),
             tokens,
             place,
             advertise or (None if is_everywhere(host) else host),
@@ -132,6 +134,7 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
         if settings.is_readable_by_others(path):
             raise UsageError(f"token file {path!r} can be read by others", hint=f"chmod 600 {path}")
         exposure.check(tokens)
+        _is_tls(tokens)
         return tokens
 
     return read
@@ -189,6 +192,13 @@ class Exposure(msgspec.Struct, frozen=True):
             )
         for each in tokens:
             settings.check_token_strength(each)
+            if not token_form.names_ca(each):
+                raise UsageError(
+                    f"host {self.host!r} can be reached from other machines, and this token names "
+                    "no certificate authority: the traffic would be in clear",
+                    hint=f"make a new one and give it to all nodes: {settings.NEW_TOKEN}; or "
+                    "--insecure",
+                )
 
 
 def written_out(host: str) -> str:
@@ -226,17 +236,33 @@ def is_loopback(host: str) -> bool:
         ) from error
 
 
-def endpoint_text(host: str, port: int, bound: str = "127.0.0.1") -> str:
+def _is_tls(tokens: tuple[str, ...]) -> bool:
+    """Whether a coordinator with these tokens uses TLS. Raises UsageError if it cannot."""
+    try:
+        return bool(Identities(tokens))
+    except NoIdentityError as error:
+        raise UsageError(
+            f"a token names authority {str(error)[:16]}, and has no certificate of it: it is a "
+            "node's token, with which a coordinator cannot prove itself",
+            hint="give the state directory (--state DIR), or a host's token (`rallypoint token new "
+            "--state DIR --role host`)",
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"the token's certificate {error}") from None
+
+
+def endpoint_text(host: str, port: int, bound: str = "127.0.0.1", *, is_tls: bool = False) -> str:
     """The endpoint for nodes of this coordinator. `bound`: the address where it listens."""
     is_all = is_everywhere(host)
-    text = f"http://{Address(socket.gethostname() if is_all else host, port)}"
+    scheme = "https" if is_tls else "http"
+    text = f"{scheme}://{Address(socket.gethostname() if is_all else host, port)}"
     try:
         endpoint = parse_endpoint(text)
     except EndpointError:  # such a name can be resolved here, but is not allowed in an endpoint
         endpoint = None
     if endpoint is not None and not (is_all and names_loopback(endpoint.host)):
         return text
-    return f"http://{Address(_own_address() if is_all else bound, port)}"
+    return f"{scheme}://{Address(_own_address() if is_all else bound, port)}"
 
 
 def _own_address() -> str:

@@ -17,6 +17,7 @@ from rallypoint.client.network import Connection
 from rallypoint.core.election import Lease
 from rallypoint.core.values import Address
 from rallypoint.endpoints import is_loopback
+from rallypoint.security import token_form
 from rallypoint.settings import EndpointKind, NodeSettings
 
 _log = logging.getLogger("rallypoint.client")
@@ -64,9 +65,14 @@ class Credentials:
             try:
                 connection = await dial(target, self.keys.token, attempts, limit_s, patience)
                 refused = attempts.refused if connection is None else None
+                needs = attempts.untrusted if connection is None else None
             except errors.TokenError as error:
-                connection, refused = None, error
-            if refused is None or not await self._takes_home(refused):
+                connection, refused, needs = None, error, None
+            except errors.UntrustedCoordinatorError as error:
+                if not await self._takes_home(error):
+                    raise self.keys.explained_authority(error) from None
+                continue
+            if not await self._takes_home(refused or needs):
                 break
         if refused is not None and patience is not Patience.ANY:
             raise self.keys.explained(refused) from None
@@ -80,7 +86,8 @@ class Credentials:
         It is sent only if the coordinator refuses a request without one and names its fingerprint.
         (A token that can be guessed has none.)
         """
-        if self.keys.token:
+        # By TLS it is sent only to a coordinator that proves that it is this token's.
+        if self.keys.token and not token_form.names_ca(self.keys.token):
             connection = await dial(target, "", attempts, limit_s, Patience.ANY)
             refused = attempts.refused
             if connection is not None or refused is None:
@@ -90,8 +97,10 @@ class Credentials:
                 return None
         return await self.dial(target, attempts, limit_s, Patience.ANY)
 
-    async def _takes_home(self, refused: errors.TokenError) -> bool:
-        if not self.keys.needs_look:
+    async def _takes_home(
+        self, refused: errors.TokenError | errors.UntrustedCoordinatorError | None
+    ) -> bool:
+        if refused is None or not self.keys.needs_look:
             return False
         try:
             async with asyncio.timeout(HOME_WITHIN_S):

@@ -30,6 +30,7 @@ from rallypoint.errors import (
     NotACoordinatorError,
     TokenError,
     UnreachableError,
+    UntrustedCoordinatorError,
 )
 from rallypoint.net import SocketAddress, describe_os_error
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
@@ -82,6 +83,8 @@ class Attempts:
         """
         self.refused: TokenError | None = None
         """The refusal of a coordinator that needs another token."""
+        self.untrusted: UntrustedCoordinatorError | None = None
+        """What a server could not prove, or that it uses TLS and this node has no token for it."""
         self.address_limit_s = ADDRESS_TIMEOUT_S
         """How long an address may take at the next dial, in seconds."""
         self.only_refused = False
@@ -123,7 +126,7 @@ class Attempts:
         self.answers, self.stranger = tried.answers, tried.stranger
         self.refused, self.refusals, self.silent = tried.refused, tried.refusals, tried.silent
         self.only_refused, self.unresolved = tried.only_refused, tried.unresolved
-        self.is_other = tried.is_other
+        self.is_other, self.untrusted = tried.is_other, tried.untrusted
 
     @property
     def is_cut_off(self) -> bool:
@@ -284,6 +287,8 @@ async def _dial_one(
         attempts.answers[str(where)] = error.message
         attempts.only_refused, attempts.is_other = False, True
         attempts.stranger = error
+        if isinstance(error, UntrustedCoordinatorError):
+            attempts.untrusted = error
     return None
 
 

@@ -20,6 +20,7 @@ from rallypoint.endpoints import is_loopback
 from rallypoint.errors import UsageError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.memory import default_budget
+from rallypoint.security import token_form
 from rallypoint.settings import NodeSettings, attach_grace_s, resolve
 
 _log = logging.getLogger("rallypoint.client")
@@ -90,11 +91,11 @@ class EmbeddedCoordinator:
         one in this coordinator's lease. Raises OSError, such as PortsTakenError, or LedgerError. An
         error or a cancellation leaves nothing open.
         """
-        token = settings.token or tokens.draw()
+        token = settings.token or await network.here().draw_token()
         config = CoordinatorConfig(
             token=token,
             token_origin=tokens.Origin.GIVEN if settings.token else tokens.Origin.LEASE,
-            lease_token="" if settings.token else token,
+            lease_token="" if settings.token else token_form.credential(token),
             only_run=settings.run_id,
             own_node=node,
             lease_ttl_s=settings.lease_ttl_s,

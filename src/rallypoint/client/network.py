@@ -17,6 +17,7 @@ from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
 from rallypoint.net import SocketAddress, bind, bind_loopback, bind_name, is_this_host, look_up
+from rallypoint.security.authority import new_host_token
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -125,6 +126,9 @@ class Network(Protocol):
     def held(self, ports: Sequence[int]) -> str:
         """See port_range.all_held."""
 
+    async def draw_token(self) -> str:
+        """A new token for a coordinator of this process alone, as security.new_host_token."""
+
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See transport.connect."""
 
@@ -186,6 +190,11 @@ class SocketNetwork:
     def held(self, ports: Sequence[int]) -> str:
         """See Network."""
         return port_range.all_held(ports)
+
+    async def draw_token(self) -> str:
+        """See Network."""
+        # In a thread: it loads a large library.
+        return await runtime.in_thread(new_host_token)
 
     async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
         """See Network."""

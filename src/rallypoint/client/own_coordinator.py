@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rallypoint import errors, runtime
 from rallypoint.client import network
@@ -25,12 +25,18 @@ from rallypoint.core.election import Lease, Seen
 from rallypoint.core.values import Address, EndedOwner, NodeId, RunSettings
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import describe_os_error
+from rallypoint.security.token_form import can_host
 from rallypoint.settings import EndpointKind, NodeSettings
 
 if TYPE_CHECKING:
     from rallypoint.client.hosting import EmbeddedCoordinator
 
 _log = logging.getLogger("rallypoint.client")
+
+CANNOT_HOST: Final = (
+    "this node's token has no certificate, and only a host's token has one (`rallypoint token new "
+    "--state DIR --role host`)"
+)
 
 
 class OwnCoordinator:
@@ -138,6 +144,9 @@ class OwnCoordinator:
 
         `claim`: is closed with the coordinator, or at once if this fails.
         """
+        if not can_host(credentials.keys.token):
+            attempts.not_hosting, attempts.is_port_in_use = CANNOT_HOST, False
+            return False
         self.is_starting = True
         try:
             with contextlib.ExitStack() as failed:
@@ -191,6 +200,9 @@ class OwnCoordinator:
         has ended as far as this node has seen.
         """
         if self.settings.host_coordinator == "no":
+            return False
+        if not can_host(self.settings.token):
+            attempts.not_hosting, attempts.is_port_in_use = CANNOT_HOST, False
             return False
         if self.hosted is not None:
             self.hosted.claim(seen, ended)

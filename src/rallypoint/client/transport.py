@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -22,12 +23,13 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from rallypoint.client import fork_safety
+from rallypoint.client import fork_safety, untrusted
 from rallypoint.client.sockets import ResettingSocket, SocketKeeper
 from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
 from rallypoint.errors import not_a_coordinator
+from rallypoint.security import first_look, token_form
 from rallypoint.tokens import token_error
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
@@ -131,6 +133,9 @@ class Connection(asyncio.Protocol):
         self._why_closed = reason
         self._socket.ends_in_order = False
         if self._transport is not None:
+            if not self._transport.is_closing():
+                # Now, because a loop may close the socket of a TLS connection before it tells that.
+                self._socket.choose_how()
             self._transport.abort()
 
     async def opened(self) -> None:
@@ -147,7 +152,7 @@ class Connection(asyncio.Protocol):
         request = self._websocket.connect()
         request.headers[headers.CLIENT] = "node"
         if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+            request.headers["Authorization"] = f"Bearer {token_form.credential(self._token)}"
         self._websocket.send_request(request)
         self._flush()
 
@@ -230,8 +235,9 @@ class Connection(asyncio.Protocol):
             self._opened.set_result(None)
         else:
             if self._speaks_tls:
-                error = ValueError("it uses TLS, which nodes of this release do not support")
-            self._opened.set_exception(_handshake_error(self.address, error))
+                self._opened.set_exception(untrusted.needs_token(str(self.address)))
+            else:
+                self._opened.set_exception(_handshake_error(self.address, error))
             self.abort(str(error))
 
     def _take_frame(self, frame: Frame) -> None:
@@ -245,20 +251,49 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(address: Address, sockaddr: object, family: int, token: str) -> Connection:
-    """Open a connection to one resolved address.
+    """Open a connection to one resolved address, by TLS if the token names an authority.
 
     Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. A cancellation
     leaves nothing open.
     """
+    parts = token_form.parse(token)
+
+    async def where() -> dict[str, Any]:
+        return {"sock": await _connected(socket.socket(family, socket.SOCK_STREAM), sockaddr)}
+
+    if parts is None:
+        try:
+            return await _connect(address, sockaddr, family, token, {})
+        except ConnectionResetError as error:
+            # A server with TLS ends a connection in clear without a word.
+            if error.errno is not None or not await first_look.has_tls(where):
+                raise
+            raise untrusted.needs_token(str(address)) from None
+    try:
+        client = await first_look.client_of(parts, where)
+        secured = {"ssl": client.context, "server_hostname": client.server_name}
+        return await _connect(address, sockaddr, family, token, secured)
+    except first_look.OtherAuthorityError as error:
+        raise untrusted.other_authority(str(address), parts.ca, error.shown) from None
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code in untrusted.OTHER_AUTHORITY:
+            shown = await first_look.authority_at(await where())
+            raise untrusted.other_authority(str(address), parts.ca, shown) from None
+        raise untrusted.failed_handshake(str(address), parts.ca, error) from None
+    except ssl.SSLError as error:
+        raise untrusted.failed_handshake(str(address), parts.ca, error) from None
+
+
+async def _connect(
+    address: Address, sockaddr: object, family: int, token: str, secured: dict[str, Any]
+) -> Connection:
     loop = asyncio.get_running_loop()
     sock = ResettingSocket(family, socket.SOCK_STREAM)
     fork_safety.close_in_children(sock)
+    await _connected(sock, sockaddr)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(sock, sockaddr)  # type: ignore[arg-type]
         _, connection = await loop.create_connection(
-            lambda: Connection(address, token, sock), sock=sock
+            lambda: Connection(address, token, sock), sock=sock, **secured
         )
     except BaseException:
         sock.close()
@@ -269,6 +304,18 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
         connection.abort("gave up")
         raise
     return connection
+
+
+async def _connected(sock: socket.socket, sockaddr: object) -> socket.socket:
+    """Connect it. It is closed if that fails."""
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, sockaddr)  # type: ignore[arg-type]
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 SAID_MAX: Final = 500

@@ -29,7 +29,7 @@ _SHORT_HEADERS: Final = tuple(bytes((BINARY, size)) for size in range(126))
 class WebSocketOutlet:
     """Sends a session's bytes over one WebSocket. Implements outgoing.Outlet."""
 
-    __slots__ = ("_closing", "_transport", "_ws", "account", "seen", "token")
+    __slots__ = ("_closing", "_transport", "_ws", "account", "has_closed", "seen", "token")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class WebSocketOutlet:
         self._closing = closing
         self.token = token
         self.account = account
+        self.has_closed = False
+        """Whether this side has begun to end the connection."""
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
 
@@ -75,13 +77,17 @@ class WebSocketOutlet:
 
     def backlog_bytes(self) -> int:
         """How many bytes the kernel has not accepted yet."""
-        return self._transport.get_write_buffer_size()
+        try:
+            return self._transport.get_write_buffer_size()
+        except AttributeError:  # asyncio's transport for TLS, after it was closed twice
+            return 0
 
     def close(self, reason: str) -> None:
         """Begin the closing handshake; abort the connection if it takes too long.
 
         aiohttp limits the wait for the peer's answer, but not for a peer that reads nothing.
         """
+        self.has_closed = True
         loop = asyncio.get_running_loop()
         message = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode("utf-8", "ignore").encode()
         close = self._ws.close(code=WSCloseCode.POLICY_VIOLATION, message=message)
@@ -97,6 +103,7 @@ class WebSocketOutlet:
 
     def abort(self) -> None:
         """Close the connection at once."""
+        self.has_closed = True
         self._transport.abort()
 
 

@@ -13,6 +13,7 @@ import errno
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -89,7 +90,8 @@ class Listener:
 
     `new_protocol` makes the protocol of a connection. `count` returns the number of connections,
     including strangers, but not those that are being accepted. `is_welcome` gets the socket of a
-    new connection and returns whether to accept it.
+    new connection and returns whether to accept it. `tls` returns the context for a new connection,
+    None for one in clear.
     """
 
     def __init__(
@@ -99,12 +101,14 @@ class Listener:
         count: Callable[[], int],
         limits: ListenerLimits,
         is_welcome: Callable[[socket.socket], bool] = lambda connection: True,
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
         self._new_protocol = new_protocol
         self._count = count
         self._limits = limits
         self._is_welcome = is_welcome
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         # This clock leaves out stalls, so that bytes that strangers sent meanwhile are read before
         # they are closed.
@@ -193,7 +197,11 @@ class Listener:
 
     async def _enter(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._new_stranger, connection)
+            context = self._tls()
+            limit_s = None if context is None else self._limits.stranger_s
+            await self._loop.connect_accepted_socket(
+                self._new_stranger, connection, ssl=context, ssl_handshake_timeout=limit_s
+            )
         except OSError as error:
             _log.debug("a connection ended before it was accepted: %s", error)
             connection.close()

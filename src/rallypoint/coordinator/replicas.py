@@ -33,6 +33,7 @@ from rallypoint.core.values import Address
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.keys import RUNS
+from rallypoint.security import first_look, tls, token_form
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
 
@@ -66,6 +67,8 @@ class Replicas:
 
     `only_run`: the one run whose nodes have this coordinator's token; None: any. `host`: the host
     of this process. `process` returns the name of its lease. `reader`: of the events in the ledger.
+    `trusted` returns how coordinators with the same tokens are asked by TLS; without any they are
+    asked in clear.
     """
 
     def __init__(
@@ -75,12 +78,14 @@ class Replicas:
         host: str,
         process: Callable[[], str],
         reader: EventReader,
+        trusted: Callable[[], tuple[tls.Client, ...]] = tuple,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._process = process
         self._only_run = only_run
         self._host = host
+        self._trusted = trusted
         self._http: aiohttp.ClientSession | None = None
         self._streams: aiohttp.ClientSession | None = None
 
@@ -213,7 +218,8 @@ class Replicas:
                 for address in lease.addresses:
                     try:
                         headers = _headers(lease, authorization, asked_by)
-                        return await self._ask(address, headers, path, post)
+                        client = await self._client(lease, address)
+                        return await self._ask(address, headers, path, post, client)
                     except (aiohttp.ClientError, OSError, NoAnswerError) as error:
                         problem = _problem(error)
         except TimeoutError:
@@ -241,10 +247,16 @@ class Replicas:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_WITHIN_S, sock_read=quiet_s)
         problem = "its lease names no address"
         for address in lease.addresses:
-            url = URL(f"http://{address}{path}", encoded=True)
             try:
+                client = await self._client(lease, address)
+                scheme = "http" if client is None else "https"
                 answer = await self._streams.get(
-                    url, headers=headers, timeout=limits, allow_redirects=False
+                    URL(f"{scheme}://{address}{path}", encoded=True),
+                    headers=headers,
+                    timeout=limits,
+                    allow_redirects=False,
+                    ssl=True if client is None else client.context,
+                    server_hostname=None if client is None else client.server_name,
                 )
             except (aiohttp.ClientError, OSError) as error:
                 problem = _problem(error)
@@ -254,8 +266,25 @@ class Replicas:
             return
         raise NoAnswerError(problem)
 
+    async def _client(self, lease: e.Lease, address: Address) -> tls.Client | None:
+        """How to ask the process with this lease: see `security`. None: in clear."""
+        parts = token_form.parse(lease.token)
+        if parts is not None:
+
+            async def where() -> dict[str, Any]:
+                return {"host": address.host, "port": address.port}
+
+            return await first_look.client_of(parts, where)
+        trusted = self._trusted()
+        return trusted[0] if trusted and not lease.token else None
+
     async def _ask(
-        self, address: Address, headers: dict[str, str], path: str, post: bytes | None
+        self,
+        address: Address,
+        headers: dict[str, str],
+        path: str,
+        post: bytes | None,
+        client: tls.Client | None,
     ) -> Answer:
         if self._http is None:
             self._http = aiohttp.ClientSession(
@@ -266,10 +295,16 @@ class Replicas:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         method = "GET" if post is None else "POST"
-        url = f"http://{address}{path}"
+        url = f"{'http' if client is None else 'https'}://{address}{path}"
         # No redirections: the token must be sent only to the address in the ledger.
         async with self._http.request(
-            method, URL(url, encoded=True), headers=headers, data=post, allow_redirects=False
+            method,
+            URL(url, encoded=True),
+            headers=headers,
+            data=post,
+            allow_redirects=False,
+            ssl=True if client is None else client.context,
+            server_hostname=None if client is None else client.server_name,
         ) as response:
             body = await response.content.read(ANSWER_BYTES_MAX + 1)
             while len(body) <= ANSWER_BYTES_MAX and not response.content.at_eof():
@@ -309,7 +344,7 @@ def _headers(lease: e.Lease, authorization: str, asked_by: str) -> dict[str, str
     if asked_by:
         headers[ASKED_BY] = asked_by
     if lease.token:
-        headers["Authorization"] = f"Bearer {lease.token}"
+        headers["Authorization"] = f"Bearer {token_form.credential(lease.token)}"
     elif authorization and not lease.only_run:
         headers["Authorization"] = authorization
     return headers

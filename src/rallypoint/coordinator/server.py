@@ -43,6 +43,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
+from rallypoint.security.identities import Identities
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -65,7 +66,9 @@ class CoordinatorServer:
         self, config: CoordinatorConfig | None = None, *, ledger: Ledger | None = None
     ) -> None:
         self.config = config or CoordinatorConfig()
-        self.tokens = Tokens((self.config.token, *self.config.more_tokens))
+        accepted = (self.config.token, *self.config.more_tokens)
+        self.tokens = Tokens(accepted)
+        self._identities = Identities(accepted)
         self.tallies = Tallies()
         if ledger is not None:
             ledger = TimedLedger(ledger, self.tallies.ledger_took)
@@ -81,7 +84,12 @@ class CoordinatorServer:
             events = self.coordinator.events
             self._keeper = EventKeeper(ledger, events, self._process, look_s=look_s)
             self._replicas = Replicas(
-                ledger, own.only_run, own.clock_host, self._process, self._keeper.reader
+                ledger,
+                own.only_run,
+                own.clock_host,
+                self._process,
+                self._keeper.reader,
+                self._identities.clients,
             )
         self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
@@ -149,7 +157,11 @@ class CoordinatorServer:
             stranger_s=self.config.attach_timeout_s,
         )
         self._listener = Listener(
-            self._sockets, connections_of(server), lambda: len(server.connections), limits
+            self._sockets,
+            connections_of(server),
+            lambda: len(server.connections),
+            limits,
+            tls=self._identities.server,
         )
         self._listener.start()
 
@@ -202,8 +214,10 @@ class CoordinatorServer:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         Those connections stay open. Accept the old and the new token together for a while, so that
-        no node is refused. Raises ValueError if no token is left.
+        no node is refused. Raises ValueError if no token is left, or one names an authority of
+        which none has a certificate.
         """
+        self._identities.replace(accepted)
         self.tokens.replace(accepted)
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
@@ -322,7 +336,13 @@ class CoordinatorServer:
 
         # Set the reader before the answer to the handshake, so that it gets every byte of the node.
         reader = FrameReader(
-            request.transport, session.received, ended, refused, _taken_early(request), session
+            request.transport,
+            session.received,
+            ended,
+            refused,
+            _taken_early(request),
+            session,
+            lambda: outlet.has_closed,
         )
         try:
             try:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hmac
 
+from rallypoint.security import token_form
+
 
 class Tokens:
     """The accepted tokens. If there are none, every client is admitted."""
 
     def __init__(self, accepted: tuple[str, ...]) -> None:
-        self._accepted = tuple(each for each in accepted if each)
+        self._accepted = _credentials(accepted)
 
     def __repr__(self) -> str:
         return f"Tokens({len(self._accepted)} set)"
@@ -31,7 +33,7 @@ class Tokens:
 
         Not in constant time: never use it for a stranger's input.
         """
-        return token in self._accepted
+        return token_form.credential(token) in self._accepted
 
     def replace(self, accepted: tuple[str, ...]) -> None:
         """Accept only these tokens from now on. Raises ValueError if there are none.
@@ -40,7 +42,7 @@ class Tokens:
         """
         if not any(accepted):
             raise ValueError("a coordinator with a token needs one")
-        self._accepted = tuple(each for each in accepted if each)
+        self._accepted = _credentials(accepted)
 
     def shown(self, authorization: str) -> str | None:
         """The token in an Authorization header, if it is accepted; else None.
@@ -57,3 +59,8 @@ class Tokens:
             if hmac.compare_digest(given, each.encode()):
                 found = each
         return found
+
+
+def _credentials(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """What clients send of these tokens: no identity."""
+    return tuple(token_form.credential(each) for each in tokens if each)

@@ -113,7 +113,8 @@ class FrameReader(asyncio.Protocol):
 
     `intake` limits the memory for incomplete messages and the time for complete ones: after
     FRAMES_PER_TURN frames, the other connections have their turn. Without `intake`,
-    MESSAGE_BYTES_MAX is the only limit, and pings and fragments are left to the owner.
+    MESSAGE_BYTES_MAX is the only limit, and pings and fragments are left to the owner. `is_ours`
+    returns whether this side has ended the connection.
     """
 
     def __init__(
@@ -124,14 +125,19 @@ class FrameReader(asyncio.Protocol):
         refused: Callable[[str], None] = lambda why: None,
         early: bytes = b"",
         intake: Intake | None = None,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
         self.end = ConnectionEnd.UNKNOWN
+        self._is_ours = is_ours
+        self._has_cut = False
         self.is_aside = False
         self._ended = ended
         self._refused = refused
         self._is_refused = False
         self._has_ended = False
         self._transport = transport
+        # Now, because asyncio's transport for TLS cannot be asked any more once it is closed.
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
         self._owner = cast(asyncio.Protocol, transport.get_protocol())
         self._received = received
         self._intake = intake
@@ -334,6 +340,7 @@ class FrameReader(asyncio.Protocol):
     def _cut(self) -> None:
         """Log the present exception, and close the connection at once."""
         _log.exception("a message could not be handled; its connection is closed")
+        self._has_cut = True
         self._transport.abort()
 
     def _whole(self, first: int, payload: bytes) -> bytes | None:
@@ -550,13 +557,19 @@ class FrameReader(asyncio.Protocol):
 
     def _how(self, error: Exception | None) -> ConnectionEnd:
         if error is None:
-            # Event loops give no error if this side has closed, and neither does uvloop at the end
-            # of a TLS connection. So this proves nothing.
-            return ConnectionEnd.OURS
-        if self._transport.get_extra_info("ssl_object") is None:
+            # Event loops give no error if this side has closed. Neither does uvloop for the FIN of
+            # a TLS connection, and it does not call `eof_received` before: that FIN is known by
+            # this alone, that nobody here has ended it. For a reset or a timeout there is an error.
+            is_fin = self._is_tls and not (self._has_cut or self._is_ours())
+            return ConnectionEnd.FIN if is_fin else ConnectionEnd.OURS
+        end = _END_OF_ERRNO.get(getattr(error, "errno", None) or 0, ConnectionEnd.UNKNOWN)
+        if not self._is_tls:
             self._read_the_rest()
             self._go_on()
-        return _END_OF_ERRNO.get(getattr(error, "errno", None) or 0, ConnectionEnd.UNKNOWN)
+        elif end is ConnectionEnd.FIN:
+            # What the peer said before it cannot be read any more, so its end proves nothing.
+            return ConnectionEnd.RESET
+        return end
 
     def _read_the_rest(self) -> None:
         """Read the input before a failed write: event loops leave the peer's last bytes unread."""

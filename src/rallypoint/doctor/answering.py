@@ -23,6 +23,7 @@ from rallypoint.core.printable import escaped, shortened
 from rallypoint.core.values import Address
 from rallypoint.net import SocketAddress, describe_os_error, resolve
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
+from rallypoint.security import first_look, token_form
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 from rallypoint.wire.messages import ATTACH_PATH
@@ -137,9 +138,13 @@ def ask(address: SocketAddress, where: Address, path: str, token: str = "") -> R
     connection = http.client.HTTPConnection(where.host, where.port, timeout=ANSWER_S)
     headers = {CLIENT: "command", ONLY_OWN: "1", "Connection": "close"}
     if token:
-        headers["Authorization"] = f"Bearer {token}"
+        headers["Authorization"] = f"Bearer {token_form.credential(token)}"
+    parts = token_form.parse(token)
     with contextlib.closing(connection):
-        connection.sock = _connected(address)
+        if parts is None:
+            connection.sock = _connected(address)
+        else:
+            connection.sock = first_look.secured(parts, lambda: _connected(address), ssl.SSLSocket)
         connection.request("GET", path, headers=headers)
         found = connection.getresponse()
         server, date = found.headers.get("Server", ""), found.headers.get("Date", "")

@@ -14,9 +14,10 @@ from typing import Final
 
 from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.errors import UsageError
+from rallypoint.security import token_form
 from rallypoint.settings.environment import Environ
 from rallypoint.settings.resolution import Resolved, resolve
-from rallypoint.settings.values import TOKEN_LENGTH_MAX, parse_password, parse_token
+from rallypoint.settings.values import parse_password, parse_token
 
 
 def resolve_token(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
@@ -119,7 +120,7 @@ def _lines_of_secret(path: str, what: str, lines_max: int) -> list[str]:
     """The first lines of the file, at least one; "" for a missing line."""
     try:
         with Path(path).open(encoding="utf-8") as file:
-            return [file.readline(TOKEN_LENGTH_MAX + 2).strip() for _ in range(lines_max)]
+            return [file.readline(token_form.LENGTH_MAX + 2).strip() for _ in range(lines_max)]
     except OSError as error:
         problem = error.strerror or str(error)
         hint = _secret_hint(what)

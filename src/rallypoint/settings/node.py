@@ -14,6 +14,7 @@ from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
 from rallypoint.endpoints import DEFAULT_PORT, Endpoint, EndpointKind
 from rallypoint.environments import Found
 from rallypoint.errors import UsageError
+from rallypoint.security import token_form
 from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
 from rallypoint.settings.environment import Environ
 from rallypoint.settings.launcher import launched
@@ -21,6 +22,7 @@ from rallypoint.settings.resolution import Resolved, read, refuse_unknown, resol
 from rallypoint.settings.table import BY_NAME, SECRETS
 from rallypoint.settings.values import PortRange, shortened
 
+NEW_TOKEN: Final = "`rallypoint token new FILE`"
 LABELS_MAX: Final = 64
 FOUND_PORTS: Final = PortRange(DEFAULT_PORT, DEFAULT_PORT + 15)
 """The ports of an endpoint that a launcher gave: one job takes the first that no other has."""
@@ -187,6 +189,22 @@ def check_own_token(node: NodeSettings) -> None:
     )
     if node.token and is_inside and node.host_coordinator != "no" and not node.insecure:
         check_token_strength(node.token)
+    check_not_in_clear(node)
+
+
+def check_not_in_clear(node: NodeSettings) -> None:
+    """Raises UsageError if this node would send its token in clear to another machine."""
+    endpoint = node.endpoint
+    is_far = endpoint.kind is EndpointKind.LEDGER or not endpoint.is_loopback
+    if endpoint.kind is EndpointKind.LOCAL or not is_far or node.insecure or not node.token:
+        return
+    if not token_form.names_ca(node.token):
+        raise UsageError(
+            "this token names no certificate authority, so it would be sent to other machines in "
+            "clear",
+            hint=f"make a new one and give it to all nodes: {NEW_TOKEN}; or --insecure, in a "
+            "network in which everybody may read and change the traffic",
+        )
 
 
 def node_settings(

@@ -20,6 +20,7 @@ from rallypoint.core.budget import BYTES_MIN
 from rallypoint.core.sizes import parse_size, size_text
 from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
 from rallypoint.endpoints import NAME, is_ip
+from rallypoint.security import token_form
 
 TOKEN_LENGTH_MAX: Final = 512
 WORKERS_MAX: Final = 1_000_000
@@ -203,6 +204,9 @@ def parse_address(text: str) -> str:
 
 def parse_token(text: str) -> str:
     """The text must not be in the message: it may be most of a secret."""
+    if token_form.names_ca(text):
+        token_form.parse(text)  # raises ValueError
+        return text
     if not 1 <= len(text) <= TOKEN_LENGTH_MAX or not all("!" <= each <= "~" for each in text):
         raise ValueError(
             f"must be 1 to {TOKEN_LENGTH_MAX} visible ASCII characters (it is not shown here)"

@@ -139,6 +139,10 @@ class SimulatedNetwork:
         """See Network: nothing is known of a host's other programs."""
         return ""
 
+    async def draw_token(self) -> str:
+        """See Network: connections are in clear."""
+        return f"of {self._host}"
+
     async def connect(
         self, address: Address, found: SocketAddress, token: str
     ) -> client_network.Connection:

@@ -1,0 +1,190 @@
+"""Makes certificates: a small authority (CA) for one cluster, and those of its coordinators.
+
+Keys are of the curve P-256, which every TLS 1.3 implementation has, so that a handshake costs
+little. A certificate counts from LEEWAY before its start to LEEWAY after its end, because the
+clocks of two machines differ: certificates are the one thing that depends on the time of day (R9).
+
+`cryptography` is imported by the calls that need it, because it takes 70 ms, and nodes do not need
+it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from rallypoint.security.der import public_key_hash
+from rallypoint.security.token_form import SECRET_BYTES, Identity, written
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+LEEWAY: Final = dt.timedelta(minutes=5)
+"""How far two clocks may differ."""
+CA_VALID: Final = dt.timedelta(days=3650)
+LEAF_VALID: Final = dt.timedelta(days=90)
+"""How long the certificate of a `serve` counts. It makes a new one long before."""
+HOST_TOKEN_VALID: Final = dt.timedelta(days=30)
+"""How long a token of the role host counts, unless another time is given."""
+HOST_URI: Final = "spiffe://rallypoint/host"
+"""The name (SAN) in the certificate of a coordinator."""
+
+
+class Authority:
+    """A CA with its private key."""
+
+    def __init__(self, certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+
+    @classmethod
+    def new(cls, now: dt.datetime | None = None) -> Authority:
+        """A new CA. `now`: when it begins to count; None: now."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = f"Rallypoint CA {secrets.token_hex(4)}"
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        builder = (
+            _builder(now or _now(), CA_VALID)
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        )
+        return cls(_signed(builder, key), key)
+
+    @classmethod
+    def read(cls, certificate: bytes, key: bytes) -> Authority:
+        """A CA from two PEM texts. Raises ValueError if they do not belong together."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        found = x509.load_pem_x509_certificate(certificate)
+        try:
+            secret = serialization.load_pem_private_key(key, password=None)
+        except TypeError:
+            raise ValueError("the key has a passphrase, which cannot be asked for") from None
+        if not isinstance(secret, ec.EllipticCurvePrivateKey):
+            raise ValueError("the key is not of an elliptic curve")
+        if found.public_key() != secret.public_key():
+            raise ValueError("the key does not belong to the certificate")
+        return cls(found, secret)
+
+    @property
+    def ca(self) -> str:
+        """The name of the CA in tokens."""
+        return public_key_hash(self.der)
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return self._certificate.public_bytes(Encoding.DER)
+
+    def pem(self) -> tuple[bytes, bytes]:
+        """The certificate and the private key in PEM."""
+        from cryptography.hazmat.primitives import serialization as form
+
+        certificate = self._certificate.public_bytes(form.Encoding.PEM)
+        return certificate, self._key.private_bytes(
+            form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()
+        )
+
+    def identity(
+        self, valid: dt.timedelta = LEAF_VALID, now: dt.datetime | None = None
+    ) -> Identity:
+        """A new certificate for a coordinator, with a new key. `valid`: for how long it counts."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization as form
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        common_name = x509.NameAttribute(x509.NameOID.COMMON_NAME, "Rallypoint coordinator")
+        server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(HOST_URI)])
+        own_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
+        builder = (
+            _builder(now or _now(), valid)
+            .subject_name(x509.Name([common_name]))
+            .issuer_name(self._certificate.subject)
+            .public_key(key.public_key())
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(server, critical=False)
+            .add_extension(uri, critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(signer, critical=False)
+        )
+        leaf = _signed(builder, self._key)
+        private = key.private_bytes(
+            form.Encoding.DER, form.PrivateFormat.PKCS8, form.NoEncryption()
+        )
+        return Identity(self.der, leaf.public_bytes(form.Encoding.DER), private)
+
+
+def new_host_token(valid: dt.timedelta = CA_VALID) -> str:
+    """A token with a CA of its own: all who have it can join, and be the coordinator.
+
+    The CA's key is forgotten, so no other token can name the same CA.
+    """
+    authority = Authority.new()
+    return written(authority.ca, new_secret(), authority.identity(valid))
+
+
+def new_secret() -> str:
+    """256 random bits as text."""
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def ends_at(identity: Identity) -> dt.datetime:
+    """Until when an identity counts, in UTC. Raises ValueError for one that cannot be read."""
+    from cryptography import x509
+
+    return x509.load_der_x509_certificate(identity.leaf).not_valid_after_utc
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _builder(now: dt.datetime, valid: dt.timedelta) -> x509.CertificateBuilder:
+    from cryptography import x509
+
+    return (
+        x509.CertificateBuilder()
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - LEEWAY)
+        .not_valid_after(now + valid + LEEWAY)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _signed(builder: x509.CertificateBuilder, key: EllipticCurvePrivateKey) -> x509.Certificate:
+    from cryptography.hazmat.primitives import hashes
+
+    return builder.sign(key, hashes.SHA256())

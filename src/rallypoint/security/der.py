@@ -1,0 +1,50 @@
+"""The public key of a certificate, from its DER, without a library.
+
+A node needs only this of a certificate before TLS itself checks it, and importing `cryptography`
+would take longer than to meet a coordinator. Source: RFC 5280, section 4.1, and X.690.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+_SEQUENCE: Final = 0x30
+_VERSION: Final = 0xA0
+_FIELDS_BEFORE_KEY: Final = 5
+"""serialNumber, signature, issuer, validity, subject."""
+
+
+def public_key_hash(certificate: bytes) -> str:
+    """SHA-256 of the certificate's SubjectPublicKeyInfo, in hexadecimal digits.
+
+    Raises ValueError for bytes that are no certificate.
+    """
+    begin, end = _inside(certificate, 0, len(certificate), _SEQUENCE)
+    at, end = _inside(certificate, begin, end, _SEQUENCE)
+    if at < end and certificate[at] == _VERSION:
+        _, at = _inside(certificate, at, end, _VERSION)
+    for _ in range(_FIELDS_BEFORE_KEY):
+        if at >= end:
+            raise ValueError(_NONE)
+        _, at = _inside(certificate, at, end, certificate[at])
+    _, key_end = _inside(certificate, at, end, _SEQUENCE)
+    return hashlib.sha256(certificate[at:key_end]).hexdigest()
+
+
+def _inside(data: bytes, at: int, limit: int, tag: int) -> tuple[int, int]:
+    """Where the content of the element at `at` begins and ends. `limit`: the end of its parent."""
+    if at + 2 > limit or data[at] != tag:
+        raise ValueError(_NONE)
+    size, begin = data[at + 1], at + 2
+    if size & 0x80:
+        count = size & 0x7F
+        if not 1 <= count <= 4 or begin + count > limit:
+            raise ValueError(_NONE)
+        size, begin = int.from_bytes(data[begin : begin + count], "big"), begin + count
+    if begin + size > limit:
+        raise ValueError(_NONE)
+    return begin, begin + size
+
+
+_NONE: Final = "these bytes are no certificate"

@@ -1,0 +1,74 @@
+"""The identities with which one coordinator proves itself, and the TLS context that shows them.
+
+A coordinator has one for each CA that its tokens name, so that tokens of an old and a new CA work
+together while nodes change to the new one. A client asks by name (SNI) for the one that it trusts.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+
+from rallypoint.security import tls, token_form
+from rallypoint.security.token_form import Identity
+
+
+class NoIdentityError(ValueError):
+    """Tokens name a CA, and none of them has a certificate of it."""
+
+
+class Identities:
+    """The identities that its tokens carry. Without any, connections are in clear.
+
+    Owned by one event loop. Raises NoIdentityError; ValueError for a token that is damaged.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._by_name: dict[str, ssl.SSLContext] = {}
+        self._first: ssl.SSLContext | None = None
+        self._authorities: tuple[bytes, ...] = ()
+        self.replace(tokens)
+
+    def __bool__(self) -> bool:
+        return self._first is not None
+
+    def replace(self, tokens: Iterable[str]) -> None:
+        """Use the identities of these tokens for connections that come from now on."""
+        found = _identities(tokens)
+        contexts = {name: tls.server_context(each) for name, each in found.items()}
+        self._by_name = contexts
+        self._first = next(iter(contexts.values()), None)
+        self._authorities = tuple(each.ca for each in found.values())
+        if self._first is not None and len(contexts) > 1:
+            self._first.sni_callback = self._choose
+
+    def server(self) -> ssl.SSLContext | None:
+        """The context for a new connection; None: it is in clear."""
+        return self._first
+
+    def clients(self) -> tuple[tls.Client, ...]:
+        """How to ask other coordinators with the same tokens, the likeliest first."""
+        return tuple(map(tls.client, self._authorities))
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        chosen = self._by_name.get(name or "")
+        if chosen is not None:
+            connection.context = chosen
+
+
+def _identities(tokens: Iterable[str]) -> dict[str, Identity]:
+    """Of each CA, by the name under which clients ask for it."""
+    found: dict[str, Identity] = {}
+    without: list[str] = []
+    for token in tokens:
+        parts = token_form.parse(token)
+        if parts is None:
+            continue
+        if parts.identity is None:
+            without.append(parts.ca)
+        else:
+            found.setdefault(tls.server_name(parts.ca), parts.identity)
+    missing = [ca for ca in without if tls.server_name(ca) not in found]
+    if missing:
+        raise NoIdentityError(missing[0])
+    return found
