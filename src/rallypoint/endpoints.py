@@ -124,7 +124,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 _ANY_PORT: Final = re.compile(r"[^/]+:0")
 _FORMS: Final = (
-    "an endpoint is HOST:PORT, [IPV6]:PORT, HOST:PORT,HOST:PORT,..., http://HOST:PORT, "
+    "an endpoint is HOST:PORT, [IPV6]:PORT, HOST:PORT,HOST:PORT,..., http(s)://HOST:PORT, "
     "etcd://HOST:PORT,HOST:PORT/PREFIX or file:///FOLDER; none at all: one machine"
 )
 NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\.?")
