@@ -79,7 +79,7 @@ LAYERS: dict[str, frozenset[str]] = {
     )
     | {"runtime", "settings", "checkers", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
-    | {"environments", "net", "wire", "_version"},
+    | {"environments", "net", "security", "wire", "_version"},
 }
 ABOVE_ALL = frozenset({"cli", "__main__"})  # what a person types may import everything
 

@@ -421,12 +421,14 @@ _PAST: Final = {"read": "read", "make": "made"}
 # -- making a file -------------------------------------------------------------------------------
 
 
-def make_file(path: Path) -> str:
+def make_file(path: Path, token: str = "") -> str:
     """Make a token file for this user only, and return the token's fingerprint.
+
+    `token`: what it contains; "": a new one, with an authority of its own.
 
     Raises UsageError if the path exists, or cannot be written.
     """
-    token = new_host_token()
+    token = token or new_host_token()
     try:
         _create(path, token)
     except FileExistsError as error:

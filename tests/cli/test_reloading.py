@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import queue
 import secrets
 import signal
 import subprocess
@@ -17,10 +18,11 @@ from pathlib import Path
 import pytest
 
 import rallypoint
-from rallypoint.cli import api
+from rallypoint.cli import api, reloading
 from rallypoint.cli.reloading import Reloader
 from rallypoint.errors import UntrustedCoordinatorError, UsageError
 from rallypoint.security.authority import new_host_token
+from rallypoint.security.state import State
 from rallypoint.security.token_form import credential
 from rallypoint.settings import parse_endpoint
 from tests.agent.processes import MAIN, Machine, Process
@@ -131,6 +133,42 @@ def test_tokens_are_replaced_without_losing_nodes(machine: Machine, old: str, ne
     assert credential(new) not in text
 
 
+@pytest.mark.processes
+def test_a_file_that_changes_is_read_without_a_signal(machine: Machine) -> None:
+    serving = Serving(machine)
+    serving.write(f"{NEW}\n{OLD}\n")
+    told = serving.process.line("the token file has changed: (.*)")[1]
+    assert told == "the token file was read again: 2 tokens are accepted"
+    assert serving.statuses() == (200, 200)
+
+
+def test_a_state_is_read_again_each_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reloading, "WATCH_S", 0.01)
+    monkeypatch.setattr(reloading, "RENEW_S", 0.05)
+    state = State(tmp_path / "state")
+    state.create()
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watch = reloading.Watch(state.folder, asked.put)
+    watch.start()
+    assert [asked.get(timeout=30) for _ in range(2)] == [reloading.NEXT_DAY] * 2
+    state.token_file.write_text(state.token_file.read_text() * 2)
+    assert any(asked.get(timeout=30) == reloading.CHANGED for _ in range(100))
+    watch.stop()
+    watch._thread.join(30)
+    assert not watch._thread.is_alive()
+
+
+def test_a_file_that_is_gone_for_a_moment_is_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    assert reloading.signature(path) is None
+    path.write_text("a")
+    before = reloading.signature(path)
+    assert before == reloading.signature(path)
+    path.unlink()
+    path.write_text("b")
+    assert reloading.signature(path) != before
+
+
 def _is_missing(path: Path) -> None:
     path.unlink()
 
@@ -201,7 +239,7 @@ def test_an_unusable_file_changes_nothing(machine: Machine) -> None:
         (_has_too_many, "has more than 16 tokens"),
         (_has_too_many_lines, "has more than 16 tokens"),
         (_is_missing, "No such file"),
-        (_is_a_folder, "Is a directory"),
+        (_is_a_folder, "there is no state in"),
     ):
         if serving.path.exists():
             serving.write(OLD_CA)

@@ -95,6 +95,25 @@ def test_beyond_loopback_serve_starts_with_a_token_or_insecure(
     assert cli("status", "--endpoint", where, "--token-file", str(token)).code == 0
 
 
+def test_serve_with_a_state_admits_the_tokens_of_its_nodes(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    state, node = tmp_path / "state", tmp_path / "node"
+    assert cli("token", "new", "--state", str(state)).code == 0
+    assert cli("token", "new", str(node), "--state", str(state)).code == 0
+    served = serve("--host", "0.0.0.0", "--state", str(state))
+    assert served.endpoint.startswith("https://")
+    where = f"https://127.0.0.1:{served.port}"
+    assert cli("status", "--endpoint", where, "--token-file", str(node)).code == 0
+    assert cli("status", "--endpoint", where, "--token-file", str(state)).code == 0
+    refused = cli("serve", "--token-file", str(node), "--port", "0")
+    assert (refused.code, refused.out) == (2, "")
+    assert "it is a node's token" in refused.err
+    both = cli("serve", "--token-file", str(node), "--state", str(state))
+    assert "give one of them" in both.err
+    assert "there is no directory" in cli("serve", "--state", str(tmp_path / "x")).err
+
+
 @pytest.mark.parametrize("token", ["a", "hunter2", "correct-horse", "a" * 64, "0123456789" * 3])
 def test_beyond_loopback_a_token_that_can_be_guessed_is_refused(
     cli: Cli, token: str, monkeypatch: pytest.MonkeyPatch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from pathlib import Path
 
 import pytest
 
 from rallypoint import tokens
+from rallypoint.security.authority import ends_at
+from rallypoint.security.token_form import can_host, credential, parse
 from tests.cli.conftest import Cli
 
 
@@ -87,3 +90,52 @@ def test_serve_uses_only_a_given_token(cli: Cli) -> None:
     assert (done.code, done.out) == (2, "")
     assert "--token-file ~/.rallypoint/token" in done.err
     assert "rallypoint token new" in done.err
+
+
+# -- a state directory -----------------------------------------------------------------------------
+
+
+def test_a_state_makes_tokens_of_nodes_and_of_hosts(cli: Cli, tmp_path: Path) -> None:
+    state, node, host = tmp_path / "state", tmp_path / "node", tmp_path / "host"
+    made = cli("token", "new", "--state", str(state))
+    assert (made.code, made.out.splitlines()[0]) == (0, str(state / "token"))
+    assert cli("token", "new", str(node), "--state", str(state)).code == 0
+    done = cli("token", "new", str(host), "--state", str(state), "--role", "host", "--ttl", "7d")
+    assert "its certificate counts until" in done.err
+    texts = [path.read_text().strip() for path in (state / "token", node, host)]
+    assert texts[0] == texts[1] == credential(texts[2])
+    assert [can_host(each) for each in texts] == [False, False, True]
+    assert len({tokens.fingerprint(each) for each in texts}) == 1
+    parts = parse(texts[2])
+    assert parts is not None
+    assert parts.identity is not None
+    left = ends_at(parts.identity) - dt.datetime.now(dt.UTC)
+    assert dt.timedelta(days=6, hours=23) < left < dt.timedelta(days=7, hours=1)
+    for each in texts:
+        assert parse(each) is not None
+        assert each not in str(made) + str(done)
+    again = cli("token", "new", "--state", str(state))
+    assert (again.code, again.out) == (2, "")
+    assert "has a certificate authority already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("T --role host", "add --state DIR"),
+        ("--state S --role host", "add its path"),
+        ("T --state S --ttl 1h", "add --role host"),
+        ("T --state S --role host --ttl soon", "must be a duration"),
+        ("T --state S --role host --ttl 1s", "must be within"),
+        ("T --state S --role host", "there is no state in"),
+        ("T --state S --role king", "Invalid value for '--role'"),
+    ],
+)
+def test_options_that_cannot_be_together_are_refused(
+    cli: Cli, tmp_path: Path, options: str, said: str
+) -> None:
+    places = {"T": str(tmp_path / "t"), "S": str(tmp_path / "s")}
+    done = cli("token", "new", *(places.get(each, each) for each in options.split()))
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not any(tmp_path.iterdir())

@@ -34,6 +34,8 @@ from rallypoint.core.values import (
     Outcome,
     RunSettings,
 )
+from rallypoint.security import first_look
+from rallypoint.security.token_form import credential, parse
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 120.0
@@ -87,7 +89,7 @@ class VirtualNode(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.sock: socket.socket | None = None
         """The connection's socket, from `connect`."""
-        self._token = token
+        self.token = token
         self._is_open = False
         self._rest = b""
         self._parts: list[bytes] = []
@@ -157,7 +159,8 @@ class VirtualNode(asyncio.Protocol):
         """Ask for the WebSocket."""
         self.transport = cast(asyncio.Transport, transport)
         host, port = self.transport.get_extra_info("peername")[:2]
-        authorization = f"Authorization: Bearer {self._token}\r\n" if self._token else ""
+        shown = credential(self.token)
+        authorization = f"Authorization: Bearer {shown}\r\n" if shown else ""
         self.transport.write(
             (
                 f"GET {wire.ATTACH_PATH} HTTP/1.1\r\nHost: {Address(host, port)}\r\n"
@@ -315,16 +318,35 @@ async def resolve(host: str, port: int) -> SocketAddress:
 
 
 async def connect(node: VirtualNode, address: SocketAddress) -> None:
-    """Open the node's connection. Raises FleetError if it is refused."""
+    """Open the node's connection, by TLS if its token names an authority.
+
+    Raises FleetError if it is refused.
+    """
+    _, where = address
+    secured: dict[str, Any] = {}
+    try:
+        parts = parse(node.token)
+        if parts is not None:
+            client = await first_look.client_of(parts, lambda: _reached(address))
+            secured = {"ssl": client.context, "server_hostname": client.server_name}
+        node.sock = await _connected(address)
+        await asyncio.get_running_loop().create_connection(lambda: node, sock=node.sock, **secured)
+    except OSError as error:
+        raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
+
+
+async def _reached(address: SocketAddress) -> dict[str, Any]:
+    return {"sock": await _connected(address)}
+
+
+async def _connected(address: SocketAddress) -> socket.socket:
     family, where = address
-    loop = asyncio.get_running_loop()
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        await loop.sock_connect(sock, where)
-    except OSError as error:
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except OSError:
         sock.close()
-        raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
-    node.sock = sock
-    await loop.create_connection(lambda: node, sock=sock)
+        raise
+    return sock

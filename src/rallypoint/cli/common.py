@@ -18,7 +18,7 @@ EndpointOption = Annotated[
     typer.Option(
         "--endpoint",
         metavar="ENDPOINT",
-        help="HOST:PORT, http://HOST:PORT, etcd://HOST:PORT,.../PREFIX or file:///FOLDER "
+        help="HOST:PORT, http(s)://HOST:PORT, etcd://HOST:PORT,.../PREFIX or file:///FOLDER "
         "[RALLYPOINT_ENDPOINT].",
     ),
 ]

@@ -1,11 +1,16 @@
-"""SIGHUP to `rallypoint serve`: it reads its token file again, and never ends by that.
+"""When `rallypoint serve` reads its tokens again: on SIGHUP, when their file changes, and each day.
 
-All other options are read once, at the start. A file that cannot be used changes nothing.
+It never ends by that. All other options are read once, at the start. A file that cannot be used
+changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from rallypoint import logs
@@ -14,6 +19,16 @@ from rallypoint.threads import call_from_loop
 
 _log = logs.tidy("rallypoint.serve")
 
+SIGHUP: Final = "SIGHUP"
+CHANGED: Final = "the token file has changed"
+NEXT_DAY: Final = "a new certificate is due"
+"""Why the tokens are read again."""
+WATCH_S: Final = 5.0
+"""How often to look at the file, in seconds."""
+RENEW_S: Final = 86_400.0
+"""How often to read a state directory at the latest, in seconds. The certificate that is made from
+it then counts much longer.
+"""
 NO_FILE: Final = (
     "SIGHUP: there is no token file, so nothing was read; to change a token in the environment, "
     "restart"
@@ -36,16 +51,17 @@ class Reloader:
         self._use = use
         self._is_reading = False
         self._is_asked_again = False
+        self._why = SIGHUP
 
-    def ask(self) -> None:
+    def ask(self, why: str = SIGHUP) -> None:
         """Read the file again, after a read that is under way. Call it in the loop."""
         if self._read is None:
             _log.warning(NO_FILE)
         elif self._is_reading:
             self._is_asked_again = True
-            _log.warning("SIGHUP: the token file is still being read; it will be read once more")
+            _log.warning("%s: the token file is still being read; it will be read once more", why)
         else:
-            self._is_reading = True
+            self._is_reading, self._why = True, why
             try:
                 reading = call_from_loop(self._read)
             except RuntimeError as error:  # the system has no thread now
@@ -61,7 +77,8 @@ class Reloader:
             # Any error only fails this request. Later ones are still handled.
             problem = outcome if isinstance(outcome, UsageError) else _not_read(outcome)
             hint = f" (hint: {problem.hint})" if problem.hint else ""
-            _log.error("SIGHUP: the tokens stay as they were: %s%s", problem.message, hint)
+            told = (self._why, problem.message, hint)
+            _log.error("%s: the tokens stay as they were: %s%s", *told)
         else:
             self._tell(len(outcome), self._use(outcome))
         if self._is_asked_again:
@@ -76,7 +93,55 @@ class Reloader:
             what = "connection" if are_one else "connections"
             ends = "stays until it ends" if are_one else "stay until they end"
             stay = f"; {others} {what} with another token {ends}"
-        _log.info("SIGHUP: the token file was read again: %s accepted%s", accepted, stay)
+        what = "%s: the token file was read again: %s accepted%s"
+        _log.info(what, self._why, accepted, stay)
+
+
+class Watch:
+    """Looks at a token file, or at a state directory, in a thread of its own.
+
+    `ask` is called in that thread with the reason to read it again. A file system that hangs holds
+    up nothing else.
+    """
+
+    def __init__(self, path: Path, ask: Callable[[str], object]) -> None:
+        self._path = path
+        self._ask = ask
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="rallypoint-tokens", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Raises RuntimeError if the system grants no thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call `ask` no more. Idempotent; it does not wait for a look that hangs."""
+        self._over.set()
+
+    def _look(self) -> None:
+        seen, asked_s = signature(self._path), time.monotonic()
+        while not self._over.wait(WATCH_S):
+            now, now_s = signature(self._path), time.monotonic()
+            is_due = self._path.is_dir() and now_s - asked_s >= RENEW_S
+            if (now == seen or now is None) and not is_due:
+                continue
+            why, asked_s = (NEXT_DAY if now == seen else CHANGED), now_s
+            seen = now
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._ask(why)
+
+
+def signature(path: Path) -> tuple[tuple[int, int, int], ...] | None:
+    """What differs once the file, or a file of the directory, was replaced or written.
+
+    None if it is missing or cannot be looked at.
+    """
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [each.stat() for each in files]
+    except OSError:
+        return None
+    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
 
 
 def _not_read(error: BaseException) -> UsageError:

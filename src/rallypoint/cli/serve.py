@@ -7,8 +7,10 @@ who reaches the coordinator can end every run on it.
 from __future__ import annotations
 
 import errno
+import shlex
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
@@ -55,6 +57,15 @@ def serve(
         typer.Option("--port", metavar="PORT", min=0, max=65_535, help="0: any free port."),
     ] = settings.DEFAULT_PORT,
     token_file: TokenFileOption = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="A directory of `rallypoint token new --state`, in place of --token-file: the "
+            "certificate authority and the tokens of nodes.",
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option("--insecure", help="Listen beyond this machine without a token, or TLS."),
@@ -96,6 +107,7 @@ def serve(
     settings.check_platform()
     log = log_choice(log_format, verbose=verbose, quiet=quiet)
     limits.check("`rallypoint serve`", limits.SERVE_FILES)
+    token_file = _tokens_from(token_file, state)
     host = written_out(host)
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that no later change is missed
@@ -108,16 +120,36 @@ def serve(
         from rallypoint.cli import serving
 
         bound, bound_port = sock.getsockname()[:2]
+        path = settings.resolve("token_file", token_file).value
         serving.run(
             sock,
             endpoint_text(host, bound_port, bound, is_tls=_is_tls(tokens)),
             tokens,
             place,
             advertise or (None if is_everywhere(host) else host),
-            serving.Reloads(hangups, _rereading(token_file, exposure)),
+            serving.Reloads(
+                hangups, _rereading(token_file, exposure), None if path is None else Path(path)
+            ),
             memory_bytes_max,
             log,
         )
+
+
+def _tokens_from(token_file: str | None, state: str | None) -> str | None:
+    """The file or directory of the tokens. Raises UsageError."""
+    if state is None:
+        return token_file
+    if token_file is not None:
+        raise UsageError(
+            "--state and --token-file are both given, and each has the tokens",
+            hint="give one of them",
+        )
+    if not Path(state).is_dir():
+        raise UsageError(
+            f"there is no directory {state!r}",
+            hint=f"make it: rallypoint token new --state {shlex.quote(state)}",
+        )
+    return state
 
 
 def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple[str, ...]] | None:

@@ -14,6 +14,8 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -24,7 +26,7 @@ from rallypoint._version import __version__
 from rallypoint.cli import output
 from rallypoint.cli.common import LogChoice
 from rallypoint.cli.hangups import Hangups
-from rallypoint.cli.reloading import Reloader
+from rallypoint.cli.reloading import Reloader, Watch
 from rallypoint.client.identity import may_be_one_machine, own_addresses
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
@@ -43,10 +45,11 @@ HAND_OVER_WITHIN_S: Final = 5.0
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """The reload by SIGHUP. `reread`: see `Reloader`."""
+    """When and how the tokens are read again. `reread`: see `Reloader`. `path`: their file."""
 
     hangups: Hangups
     reread: Callable[[], tuple[str, ...]] | None
+    path: Path | None = None
 
 
 def run(
@@ -165,17 +168,24 @@ async def _serve(
     addresses: tuple[Address, ...] = (),
 ) -> None:
     within_s = STOP_WITHIN_S if server.ownership.is_in_memory else HAND_OVER_WITHIN_S
+    ends = contextlib.ExitStack()
     try:
         await server.start([sock], addresses)
         stop = _stop_signal()
         reloader = Reloader(reloads.reread, server.replace_tokens)
-        reloads.hangups.pass_on(asyncio.get_running_loop(), reloader.ask)
+        loop = asyncio.get_running_loop()
+        reloads.hangups.pass_on(loop, reloader.ask)
+        if reloads.path is not None:
+            watch = Watch(reloads.path, partial(loop.call_soon_threadsafe, reloader.ask))
+            ends.callback(watch.stop)
+            watch.start()
         _spare_the_collector()
         output.tell_result(endpoint)
         output.note(f"coordinator {__version__} is ready at {endpoint}; Ctrl-C stops it")
         number = await stop
         output.note(f"{signal.Signals(number).name}: stopping the coordinator")
     finally:
+        ends.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await server.aclose()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import enum
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +16,8 @@ from rallypoint import settings, tokens
 from rallypoint.cli import output
 from rallypoint.cli.common import warn_if_exposed
 from rallypoint.errors import UsageError
+from rallypoint.security.authority import CA_VALID, HOST_TOKEN_VALID
+from rallypoint.security.state import State, StateError
 
 _app = typer.Typer(
     name="token",
@@ -24,23 +30,112 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(_app)
 
 
+class Role(enum.StrEnum):
+    """What the holder of a token from a state directory may do."""
+
+    NODE = "node"
+    HOST = "host"
+
+
 @_app.command("new")
 def new(
     path: Annotated[
         str | None,
         typer.Argument(metavar="[PATH]", help=f"The file to make; {tokens.SHOWN} if left out."),
     ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Make a directory with a certificate authority and a token for nodes, for "
+            "`rallypoint serve --state DIR`. With PATH: make a token of the one that is there.",
+        ),
+    ] = None,
+    role: Annotated[
+        Role | None,
+        typer.Option(
+            "--role",
+            help="With --state and PATH. node: may join runs. host: may also be the coordinator.",
+        ),
+    ] = None,
+    ttl: Annotated[
+        str | None,
+        typer.Option(
+            "--ttl", metavar="TIME", help="How long a host's certificate counts, as 12h or 30d."
+        ),
+    ] = None,
 ) -> None:
-    """Draw a token of 256 bits into a new file that only you can read. Overwrites nothing."""
+    """Draw a token of 256 bits into a new file that only you can read. Overwrites nothing.
+
+    The token names a certificate authority. Without --state it has one of its own, and all who have
+    the token can be the coordinator.
+    """
     settings.check_platform()
-    if path is None:
-        file, mark = tokens.make_home_file()
+    if state is None:
+        if role is not None or ttl is not None:
+            raise UsageError(
+                "--role and --ttl are for tokens of a state directory", hint="add --state DIR"
+            )
+        file = None if path is None else Path(path).absolute()
+        made, mark = tokens.make_home_file() if file is None else (file, tokens.make_file(file))
+        _tell(made, f"its fingerprint is {mark}; give every node of a run the same file")
+    elif path is None:
+        if role is not None or ttl is not None:
+            raise UsageError("--role and --ttl need the file to make", hint="add its path")
+        found = State(Path(state).absolute())
+        with _as_usage_error():
+            mark = tokens.fingerprint(found.create())
+        _tell(
+            found.token_file,
+            f"its fingerprint is {mark}; give it to the nodes, and keep {found.folder} for "
+            "`rallypoint serve --state`",
+        )
     else:
-        file = Path(path).absolute()
-        mark = tokens.make_file(file)
+        _new_of_state(Path(path).absolute(), Path(state).absolute(), role or Role.NODE, ttl)
+
+
+def _new_of_state(file: Path, folder: Path, role: Role, ttl: str | None) -> None:
+    if ttl is not None and role is Role.NODE:
+        raise UsageError(
+            "--ttl is for the certificate of a host, and a node's token has none",
+            hint="add --role host, or remove --ttl",
+        )
+    valid = HOST_TOKEN_VALID if ttl is None else _valid(ttl)
+    with _as_usage_error():
+        found = State(folder)
+        made = found.host_tokens(valid) if role is Role.HOST else found.tokens()
+    mark = tokens.make_file(file, made[0])
+    until = ""
+    if role is Role.HOST:
+        ends = (dt.datetime.now(dt.UTC) + valid).astimezone()
+        until = f"; its certificate counts until {ends:%Y-%m-%d %H:%M}"
+    _tell(file, f"a {role}'s token of {folder}, fingerprint {mark}{until}")
+
+
+def _valid(ttl: str) -> dt.timedelta:
+    """Raises UsageError."""
+    try:
+        seconds = settings.parse_duration_s(ttl)
+    except ValueError as error:
+        raise UsageError(f"--ttl {error}", hint="write it as 12h or 30d") from None
+    if not 60 <= seconds <= CA_VALID.total_seconds():
+        raise UsageError(f"--ttl must be within 1m and {CA_VALID.days}d, not {ttl!r}")
+    return dt.timedelta(seconds=seconds)
+
+
+@contextlib.contextmanager
+def _as_usage_error() -> Iterator[None]:
+    try:
+        yield
+    except StateError as error:
+        raise UsageError(str(error), hint=error.hint) from error
+
+
+def _tell(file: Path, note: str) -> None:
     print(file)
     print(f"export RALLYPOINT_TOKEN_FILE={shlex.quote(str(file))}")
-    output.note(f"its fingerprint is {mark}; give every node of a run the same file")
+    output.note(note)
 
 
 @_app.command("show")

@@ -15,6 +15,7 @@ from typing import Final
 from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.errors import UsageError
 from rallypoint.security import token_form
+from rallypoint.security.state import State, StateError
 from rallypoint.settings.environment import Environ
 from rallypoint.settings.resolution import Resolved, resolve
 from rallypoint.settings.values import parse_password, parse_token
@@ -23,13 +24,17 @@ from rallypoint.settings.values import parse_password, parse_token
 def resolve_token(token_file: str | None = None, environ: Environ | None = None) -> Resolved:
     """The token: from `token_file`, else RALLYPOINT_TOKEN_FILE, else RALLYPOINT_TOKEN, else "".
 
-    Never from a command line, which every user of the machine can read. Raises UsageError for a
-    file that cannot be read or that holds no token.
+    Never from a command line, which every user of the machine can read. A directory is the state
+    of a cluster (security/state.py). Raises UsageError for a file that cannot be read or that holds
+    no token.
     """
     path = resolve("token_file", token_file, environ)
     if path.value is None:
         return resolve("token", None, environ)
-    token = _read_secret(path.value, "token", parse_token)
+    if Path(path.value).is_dir():
+        token = _tokens_of_state(path.value)[0]
+    else:
+        token = _read_secret(path.value, "token", parse_token)
     return Resolved("token", token, f"file {path.value} ({path.source})")
 
 
@@ -44,7 +49,18 @@ def resolve_tokens(token_file: str | None = None, environ: Environ | None = None
     if path.value is None:
         token = resolve("token", None, environ)
         return Resolved("token", (token.value,) if token.value else (), token.source)
-    return Resolved("token", _read_tokens(path.value), f"file {path.value} ({path.source})")
+    is_state = Path(path.value).is_dir()
+    tokens = _tokens_of_state(path.value) if is_state else _read_tokens(path.value)
+    return Resolved("token", tokens, f"file {path.value} ({path.source})")
+
+
+def _tokens_of_state(folder: str) -> tuple[str, ...]:
+    """The tokens of a state directory, with a new certificate: who has it may host."""
+    try:
+        tokens = State(Path(folder)).host_tokens()
+    except StateError as error:
+        raise UsageError(str(error), hint=error.hint) from error
+    return tokens[:TOKENS_MAX]
 
 
 def _read_tokens(path: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ SETTINGS: Final = (
         "endpoint",
         parse_endpoint,
         Endpoint(EndpointKind.LOCAL),
-        "where the nodes meet: HOST:PORT,..., http://HOST:PORT, etcd://HOST:PORT,... or "
+        "where the nodes meet: HOST:PORT,..., http(s)://HOST:PORT, etcd://HOST:PORT,... or "
         "file:///FOLDER",
     ),
     # No default: two jobs with the same default would meet each other at a shared coordinator. Only

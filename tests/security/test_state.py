@@ -1,0 +1,100 @@
+"""The state directory: one call makes it, and nobody else can read it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from rallypoint.security import state as s
+from rallypoint.security.authority import Authority, new_secret
+from rallypoint.security.identities import Identities
+from rallypoint.security.token_form import can_host, credential, parse, written
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> s.State:
+    found = s.State(tmp_path / "a" / "state")
+    found.create()
+    return found
+
+
+def test_a_state_has_an_authority_and_a_nodes_token(made: s.State) -> None:
+    [token] = made.tokens()
+    parts = parse(token)
+    assert parts is not None
+    assert parts.identity is None
+    assert parts.ca == made.authority().ca
+    assert made.token_file.read_text() == f"{token}\n"
+    for path in (made.folder, *made.folder.iterdir()):
+        assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def test_a_coordinator_makes_its_certificate_from_it(made: s.State) -> None:
+    [first], [second] = made.host_tokens(), made.host_tokens()
+    assert first != second
+    assert credential(first) == credential(second) == made.tokens()[0]
+    assert can_host(first)
+    assert Identities([first]).server() is not None
+
+
+def test_nothing_that_is_there_is_overwritten(made: s.State) -> None:
+    before = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    with pytest.raises(s.StateError, match="already"):
+        made.create()
+    assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == before
+
+
+def test_a_state_that_cannot_be_whole_is_not_begun(tmp_path: Path) -> None:
+    state = s.State(tmp_path)
+    tmp_path.chmod(0o700)
+    state.token_file.write_text("mine\n")
+    with pytest.raises(s.StateError, match="already"):
+        state.create()
+    assert [each.name for each in tmp_path.iterdir()] == ["token"]
+
+
+@pytest.mark.parametrize("name", ["ca.key", "token"])
+def test_what_others_may_read_is_refused(made: s.State, name: str) -> None:
+    (made.folder / name).chmod(0o640)
+    with pytest.raises(s.StateError, match="can be read or written by other users") as caught:
+        made.host_tokens()
+    assert "chmod 600" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("ca.key", None, "ca.key is missing"),
+        ("ca.crt", None, "ca.crt is missing"),
+        ("token", None, "token is missing"),
+        ("ca.key", "", "is not usable"),
+        ("ca.crt", "no certificate", "is not usable"),
+        ("token", "", "is empty"),
+        ("token", "rlp1.abc", "line 1: token is not complete"),
+        ("token", "hunter2", "line 1: the token names another authority"),
+    ],
+)
+def test_what_is_damaged_is_named(made: s.State, name: str, text: str | None, said: str) -> None:
+    path = made.folder / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(s.StateError, match=said):
+        made.host_tokens()
+
+
+def test_a_key_of_another_authority_is_refused(made: s.State) -> None:
+    (made.folder / "ca.key").write_bytes(Authority.new().pem()[1])
+    with pytest.raises(s.StateError, match="does not belong to the certificate"):
+        made.host_tokens()
+
+
+def test_several_tokens_are_accepted_while_nodes_change(made: s.State) -> None:
+    [old] = made.tokens()
+    new = written(made.authority().ca, new_secret())
+    made.token_file.write_text(f"{new}\n{old}\n")
+    assert made.tokens() == (new, old)
+    assert len(made.host_tokens()) == 2
