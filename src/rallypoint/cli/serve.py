@@ -114,6 +114,7 @@ def serve(
         tokens = tokens_of(token_file)
         exposure = Exposure(host, is_loopback(host), insecure)
         exposure.check(tokens)
+        is_tls = _is_tls(tokens)
         place = _ledger_of(ledger, advertise)
         memory_bytes_max = _memory_of(memory)
         sock = _bind(host, port)
@@ -123,7 +124,7 @@ def serve(
         path = settings.resolve("token_file", token_file).value
         serving.run(
             sock,
-            endpoint_text(host, bound_port, bound, is_tls=_is_tls(tokens)),
+            endpoint_text(host, bound_port, bound, is_tls=is_tls),
             tokens,
             place,
             advertise or (None if is_everywhere(host) else host),
