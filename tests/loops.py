@@ -109,7 +109,7 @@ async def served(
 
 def node(endpoint: str, run: RunSettings | None = None, run_id: str = "run", **own: Any) -> Node:
     """A node that has yet to be opened. Without a token unless one is given: see `insecure`."""
-    own.setdefault("insecure", "token" not in own)
+    own.setdefault("insecure", not own.get("token"))
     settings = NodeSettings(endpoint=parse_endpoint(endpoint), run_id=run_id, **own)
     return Node(settings, run or RunSettings(max_restarts=None))
 

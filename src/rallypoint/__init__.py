@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         SupersededError,
         TokenError,
         UnreachableError,
+        UntrustedCoordinatorError,
         UsageError,
         VersionError,
     )
@@ -93,6 +94,7 @@ _WHERE = {
     "SupersededError": _ERRORS,
     "TokenError": _ERRORS,
     "UnreachableError": _ERRORS,
+    "UntrustedCoordinatorError": _ERRORS,
     "UsageError": _ERRORS,
     "VersionError": _ERRORS,
 }
@@ -128,6 +130,7 @@ def join(
     Raises:
         UsageError: a wrong argument or variable.
         UnreachableError: no answer within `connect_timeout_s`; it lists what was tried.
+        UntrustedCoordinatorError: the server there is not the coordinator that the token names.
         RefusedError: the coordinator refused this node; the class shows the reason.
     """
     from rallypoint.client import blocking, join_plan
@@ -201,6 +204,7 @@ __all__ = [
     "SupersededError",
     "TokenError",
     "UnreachableError",
+    "UntrustedCoordinatorError",
     "UsageError",
     "VersionError",
     "Waiting",

@@ -9,6 +9,7 @@
     ├── CoordinatorError                 this node and the coordinator do not work together
     │   ├── UnreachableError             no answer: what was tried, and the system's errors
     │   ├── NotACoordinatorError         something else listens there
+    │   │   └── UntrustedCoordinatorError  ... it cannot prove that it is this token's coordinator
     │   ├── CoordinatorLostError         it answered before, and no longer does
     │   └── RefusedError                 it answered "no"
     │       ├── TokenError               the token is wrong or missing

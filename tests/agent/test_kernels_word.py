@@ -137,6 +137,7 @@ class Served:
 def coordinator(
     request: pytest.FixtureRequest, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Served]:
+    machine.env["RALLYPOINT_INSECURE"] = "1"
     with Served(request.param, monkeypatch) as coordinator:
         yield coordinator
         machine.close()

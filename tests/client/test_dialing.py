@@ -768,6 +768,6 @@ def test_a_port_that_speaks_tls_is_named_as_one(record: bytes):
     async def main() -> None:
         async with listening(talk) as port:
             message = await fails(f"http://127.0.0.1:{port}", errors.NotACoordinatorError)
-            assert f"127.0.0.1:{port} is not a Rallypoint coordinator: it uses TLS" in message
+            assert f"the server at 127.0.0.1:{port} uses TLS, and there is no token" in message
 
     run_clean(main)

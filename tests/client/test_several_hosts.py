@@ -38,6 +38,7 @@ def at(*ports: int) -> str:
 def over(first: int, last: int, **own: object) -> Node:
     """A node whose endpoint has a range of ports."""
     endpoint = parse_endpoint("127.0.0.1").over(first, last)
+    own.setdefault("insecure", not own.get("token"))
     return Node(NodeSettings(endpoint=endpoint, **own), TWO)  # type: ignore[arg-type]
 
 

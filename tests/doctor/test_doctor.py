@@ -24,6 +24,8 @@ from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Verdict
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.rendezvous._store_server import StoreServer
+from rallypoint.security.authority import new_secret
+from rallypoint.security.token_form import ca_of, parse, written
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import Keys, KnownToken, Origin
 from tests.cli.conftest import Cli, Served
@@ -186,7 +188,7 @@ def test_a_coordinator_with_this_token(cli: Cli, serve: Serve, tmp_path: Path) -
     found = checked(cli, served.endpoint, "--token-file", path, code=0)
     assert found["port"]["facts"]["answers"][0]["kind"] == Kind.COORDINATOR
     assert found["token"]["facts"]["accepted"] is True
-    assert found["wire"]["facts"]["accepted"] == {served.endpoint.removeprefix("http://"): [1, 1]}
+    assert found["wire"]["facts"]["accepted"] == {served.endpoint.removeprefix("https://"): [1, 1]}
     assert found["clock"]["verdict"] == "ok"
     # It was asked for its wire version, and no run has come of that.
     assert (
@@ -207,14 +209,44 @@ def test_two_tokens_that_differ(cli: Cli, serve: Serve, tmp_path: Path) -> None:
     found = checked(cli, served.endpoint, "--token-file", own, code=1)
     summary = found["token"]["summary"]
     for path in (own, theirs):
-        assert tokens.fingerprint(Path(path).read_text().strip()) in summary
+        assert ca_of(Path(path).read_text().strip())[:16] in summary
+    assert "nothing was said to it" in found["token"]["what_to_do"][0]
+
+
+def test_two_tokens_of_one_authority_that_differ(cli: Cli, serve: Serve, tmp_path: Path) -> None:
+    theirs, own = token_file(tmp_path, "theirs"), tmp_path / "own"
+    parts = parse(Path(theirs).read_text().strip())
+    assert parts is not None
+    own.write_text(written(parts.ca, new_secret()))
+    own.chmod(0o600)
+    served = serve("--token-file", theirs)
+    found = checked(cli, served.endpoint, "--token-file", str(own), code=1)
+    for path in (own, Path(theirs)):
+        assert tokens.fingerprint(path.read_text().strip()) in found["token"]["summary"]
     assert "--token-file" in found["token"]["what_to_do"][0]
     assert "the token is refused" in found["wire"]["evidence"][0]
 
 
+def test_a_coordinator_with_tls_and_no_token_here(cli: Cli, serve: Serve, tmp_path: Path) -> None:
+    served = serve("--token-file", token_file(tmp_path, "theirs"))
+    found = checked(cli, served.endpoint, code=1)["token"]
+    assert "uses TLS, and there is no token here" in found["summary"]
+
+
+def test_a_coordinator_in_clear_and_a_token_with_an_authority(
+    cli: Cli, serve: Serve, tmp_path: Path
+) -> None:
+    served = serve("--insecure")
+    found = checked(cli, served.endpoint, "--token-file", token_file(tmp_path, "own"), code=1)
+    assert "uses no TLS, which this node's token asks for" in found["token"]["summary"]
+
+
 def test_a_coordinator_that_admits_everybody(cli: Cli, serve: Serve, tmp_path: Path) -> None:
     served = serve("--insecure")
-    found = checked(cli, served.endpoint, "--token-file", token_file(tmp_path, "own"), code=0)
+    own = tmp_path / "own"
+    own.write_text(tokens.draw())
+    own.chmod(0o600)
+    found = checked(cli, served.endpoint, "--token-file", str(own), code=0)
     assert found["token"]["verdict"] == "warning"
     assert "rallypoint 0" in found["port"]["summary"]
     assert found["versions"]["facts"]["coordinators"]

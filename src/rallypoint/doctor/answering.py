@@ -59,8 +59,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `where`: as the endpoint names it; `at`: the address that was dialled. `software`: what it calls
     itself; "" if unknown. `status`: of HTTP. `is_locked`: it asks for a token, of which
-    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `date_s`: its
-    clock when it answered, in whole seconds of Unix time, and `asked_s` and `heard_s`: this
+    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `authority`: of
+    its certificates, as in tokens, if it uses TLS. `date_s`: its clock when it answered, in whole seconds of Unix time, and `asked_s` and `heard_s`: this
     machine's clock before and after. `took_s`: to connect.
     """
 
@@ -73,6 +73,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is_locked: bool = False
     is_accepted: bool = False
     fingerprint: str = ""
+    authority: str = ""
     origin: str = ""
     message: str = ""
     hint: str = ""
@@ -239,7 +240,8 @@ def _of_stranger(where: Address, address: SocketAddress, answer: Answer) -> Answ
         certificate = _tls(address, where.host)
         if certificate is not None:
             text = f"it uses TLS{certificate}, and was asked without"
-            return msgspec.structs.replace(answer, kind=Kind.TLS, detail=text)
+            authority = _authority(address)
+            return msgspec.structs.replace(answer, kind=Kind.TLS, detail=text, authority=authority)
     if answer.kind == Kind.HTTP:
         return answer
     with contextlib.suppress(OSError):
@@ -258,6 +260,14 @@ def etcd_version(address: SocketAddress, where: Address) -> str:
         return ""
     found = _object(reply.body).get("etcdserver")
     return shortened(escaped(found), _SHOWN_MAX) if isinstance(found, str) else ""
+
+
+def _authority(address: SocketAddress) -> str:
+    """The authority of its certificates, as in tokens; "" if it shows none."""
+    try:
+        return first_look.authority_blocking(_connected(address))
+    except OSError:
+        return ""
 
 
 def _tls(address: SocketAddress, host: str) -> str | None:

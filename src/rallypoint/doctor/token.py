@@ -11,11 +11,13 @@ from typing import Final
 import msgspec
 
 from rallypoint import settings, tokens
-from rallypoint.doctor.answering import Answer
+from rallypoint.client import untrusted
+from rallypoint.doctor.answering import Answer, Kind
 from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked, ask_all
 from rallypoint.errors import TokenError
+from rallypoint.security import token_form
 from rallypoint.settings import EndpointKind
 
 CHECK: Final = "token"
@@ -31,6 +33,8 @@ def show(case: Case, asked: Sequence[Asked]) -> list[Asked]:
 
 def _shown(case: Case, answer: Answer) -> Answer:
     keys = case.keys
+    if keys is not None and answer.kind == Kind.TLS:
+        return _shown_by_tls(keys, answer)
     if keys is None or not answer.is_locked:
         return answer
     if not keys.token and not keys.takes_home(_refusal(answer)):
@@ -42,6 +46,21 @@ def _shown(case: Case, answer: Answer) -> Answer:
     software = found[0].software
     detail = f"{software}, which needs a token"
     return msgspec.structs.replace(answer, software=software, detail=detail, is_accepted=True)
+
+
+def _shown_by_tls(keys: tokens.Keys, answer: Answer) -> Answer:
+    if not keys.token and not keys.takes_home(untrusted.needs_token(str(answer.where))):
+        return answer
+    if token_form.ca_of(keys.token) != answer.authority:
+        return answer
+    again = [each for one in ask_all([answer.where], keys.token) for each in one.answers]
+    found = [each for each in again if each.is_coordinator]
+    if not found:
+        return answer
+    if found[0].is_locked:
+        return found[0]
+    detail = f"{found[0].software}, which needs a token, and uses TLS"
+    return msgspec.structs.replace(found[0], detail=detail, is_locked=True, is_accepted=True)
 
 
 def _refusal(answer: Answer) -> TokenError:
@@ -62,6 +81,8 @@ def check(case: Case, asked: Sequence[Asked]) -> Finding:
     _check_own(case, notes)
     for each in found:
         _compare(case.keys, each, notes)
+    for each in (one for asking in asked for one in asking.answers if one.kind == Kind.TLS):
+        _compare_authority(case.keys, each, notes)
     if found:
         return notes.finding("the coordinator accepts this node's token")
     return notes.finding(
@@ -87,10 +108,29 @@ def _check_own(case: Case, notes: Notes) -> None:
         notes.warn(f"the token file {path} can be read by other users", f"chmod 600 {path}")
 
 
+def _compare_authority(keys: tokens.Keys, answer: Answer, notes: Notes) -> None:
+    """The server uses TLS, and has no certificate of this token's authority."""
+    where, shown = answer.where, answer.authority[: untrusted.DIGITS_SHOWN]
+    notes.facts |= {"accepted": False, "authority": answer.authority}
+    wanted = token_form.ca_of(keys.token)
+    if wanted:
+        error = untrusted.other_authority(str(where), wanted, answer.authority)
+        told = keys.explained_authority(error)
+        notes.fail(told.message, told.hint)
+        return
+    error = untrusted.needs_token(str(where))
+    notes.fail(f"{error.message} ({shown})", error.hint)
+
+
 def _compare(keys: tokens.Keys, answer: Answer, notes: Notes) -> None:
     where = answer.where
     if not answer.is_locked:
-        if keys.token:
+        if token_form.names_ca(keys.token):
+            notes.fail(
+                f"the coordinator at {where} uses no TLS, which this node's token asks for",
+                "start it with the same token (--token-file); or use no token here",
+            )
+        elif keys.token:
             notes.warn(
                 f"the coordinator at {where} asks for no token, although this node has one",
                 "start it with --token-file: everybody who reaches it can join and end runs",

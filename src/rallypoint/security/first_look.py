@@ -18,6 +18,8 @@ from rallypoint.security.der import public_key_hash
 from rallypoint.security.token_form import Parts
 
 KEPT_MAX: Final = 256
+HAS_TLS_S: Final = 1.0
+"""How long a server may take to show that it speaks TLS, in seconds, after it gave no answer."""
 _known: dict[str, bytes] = {}
 
 
@@ -80,10 +82,13 @@ async def client_of(parts: Parts, where: Callable[[], Awaitable[dict[str, Any]]]
 
 
 async def has_tls(where: Callable[[], Awaitable[dict[str, Any]]]) -> bool:
-    """Whether a server speaks TLS. `where`: as for `client_of`. The caller limits the time."""
+    """Whether a server speaks TLS within HAS_TLS_S. `where`: as for `client_of`."""
+    import asyncio  # here, because commands use this file, and not that
+
     try:
-        return bool(await _shown_at(await where(), tls.NO_AUTHORITY))
-    except OSError:
+        async with asyncio.timeout(HAS_TLS_S):
+            return bool(await _shown_at(await where(), tls.NO_AUTHORITY))
+    except OSError:  # also TimeoutError
         return False
 
 
