@@ -59,9 +59,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `where`: as the endpoint names it; `at`: the address that was dialled. `software`: what it calls
     itself; "" if unknown. `status`: of HTTP. `is_locked`: it asks for a token, of which
-    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `authority`: of
-    its certificates, as in tokens, if it uses TLS. `date_s`: its clock when it answered, in whole seconds of Unix time, and `asked_s` and `heard_s`: this
-    machine's clock before and after. `took_s`: to connect.
+    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `authority`:
+    of its certificates, as in tokens, if it uses TLS. `date_s`: its clock when it answered, in
+    whole seconds of Unix time, and `asked_s` and `heard_s`: this machine's clock before and after.
+    `took_s`: to connect.
     """
 
     where: Address
