@@ -105,7 +105,7 @@ class TestReleasing:
         me = Claimant()
         me.wins(run=register("", 4, round=a_round(3, "a")))
         swap = run_swap_of(me.claim.resign(0.1, 5.0))
-        left = register("", 5, sequence=1, round=a_round(3, "a"))
+        left = register("", 5, sequence=1, round=a_round(3, "a"), formers=("me",))
         assert (swap.expected, e.decode_run(swap.value)) == (8, left)
         assert not me.claim.may_decide(0.1)
         assert me.claim.run_swapped(swap, e.Swapped(9), 0.2) == []
