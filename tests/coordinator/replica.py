@@ -20,6 +20,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, NodeInfo, RunSettings
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
+from rallypoint.security.token_form import credential
 from tests.loops import until
 
 TOKEN = "the-token-of-all-replicas"
@@ -27,20 +28,28 @@ SETTINGS = RunSettings(min_nodes=2, max_nodes=2)
 
 
 class Replica:
-    """A coordinator on the ledger."""
+    """A coordinator on the ledger. With TLS if its token has a certificate."""
 
     def __init__(self, server: CoordinatorServer, port: int) -> None:
         self.server, self.port = server, port
+        clients = server._identities.clients()
+        self._client = clients[0] if clients else None
+        self._token = credential(server.config.token)
 
     async def ask(
-        self, path: str, *, token: str = TOKEN, post: bytes | None = None, **headers: str
+        self, path: str, *, token: str | None = None, post: bytes | None = None, **headers: str
     ) -> tuple[int, Any]:
         method = "GET" if post is None else "POST"
-        url = f"http://127.0.0.1:{self.port}{path}"
+        by_tls: dict[str, Any] = {}
+        if self._client is not None:
+            name = self._client.server_name
+            by_tls = {"ssl": self._client.context, "server_hostname": name}
+        url = f"{'https' if by_tls else 'http'}://127.0.0.1:{self.port}{path}"
+        token = self._token if token is None else token
         shown = {"Authorization": f"Bearer {token}"} if token else {}
         async with (
             aiohttp.ClientSession() as http,
-            http.request(method, url, data=post, headers=shown | headers) as answer,
+            http.request(method, url, data=post, headers=shown | headers, **by_tls) as answer,
         ):
             return answer.status, json.loads(await answer.text())
 

@@ -20,6 +20,8 @@ from rallypoint.ledger.contract import Swapped
 from rallypoint.ledger.keys import lease_key, run_key
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
+from rallypoint.security.authority import Authority, new_host_token, new_secret
+from rallypoint.security.token_form import credential, with_identity, written
 from tests.coordinator.replica import TOKEN, Replica, replica
 from tests.loops import run_clean
 
@@ -351,5 +353,41 @@ def test_for_a_closed_run_no_coordinator_is_asked() -> None:
             assert (await b.status("one")).phase == "closed"
             assert [each.phase for each in (await b.list()).runs] == ["closed"]
             assert own.asked == []
+
+    run_clean(main)
+
+
+def test_replicas_with_tls_ask_each_other_by_tls() -> None:
+    """Each has a certificate of its own, of the authority that the nodes' token names."""
+
+    async def main() -> None:
+        ledger, authority = MemoryLedger(), Authority.new()
+        nodes = written(authority.ca, new_secret())
+        a_token, b_token = (with_identity(nodes, authority.identity()) for _ in range(2))
+        async with replica(ledger, token=a_token) as a, replica(ledger, token=b_token) as b:
+            await a.has("one")
+            for each in (a, b):
+                found = await each.status("one")
+                assert (found.source, found.attached) == ("coordinator", 1)
+                assert [line.source for line in (await each.list()).runs] == ["coordinator"]
+            assert (await b.ask("/api/v1/runs/one/close", post=b"{}"))[0] == 200
+
+    run_clean(main)
+
+
+def test_a_replica_asks_an_elected_coordinator_by_the_authority_in_its_lease() -> None:
+    async def main() -> None:
+        ledger, own, drawn = MemoryLedger(), new_host_token(), new_host_token()
+        elected = {"token": drawn, "lease_token": credential(drawn), "only_run": "one"}
+        async with replica(ledger, token=own) as a, replica(ledger, **elected) as b:
+            await b.has("one")
+            found = await a.status("one")
+            assert (found.source, found.attached) == ("coordinator", 1)
+            # Whoever has the port now, without a certificate of that authority, hears nothing.
+            other = credential(new_host_token())
+            await rewrite_lease(ledger, b.server.ownership.process, token=other)
+            found = await a.status("one")
+            assert found.source == "ledger"
+            assert "its certificate is of another authority" in str(found)
 
     run_clean(main)
