@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rallypoint import settings, tokens
+from rallypoint.cli import api
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import TokenError, UsageError
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
@@ -459,3 +460,29 @@ def test_the_backend_for_torchrun_withholds_secrets(monkeypatch: pytest.MonkeyPa
         assert isinstance(handler, NodeRendezvousHandler)
         assert handler._plan.node.token == STRONG
         assert "RALLYPOINT_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("token", "host", "is_refused"),
+    [
+        ("VQ2t9qk0X5cM1sB7nJ4eRw", "node0", True),
+        ("VQ2t9qk0X5cM1sB7nJ4eRw", "192.0.2.1", True),
+        ("VQ2t9qk0X5cM1sB7nJ4eRw", "::1", False),
+        ("VQ2t9qk0X5cM1sB7nJ4eRw", "127.0.0.1", False),
+        ("", "node0", False),
+        (f"rlp1.{'0' * 64}.VQ2t9qk0X5cM1sB7nJ4eRw", "node0", False),
+    ],
+)
+def test_a_command_sends_no_token_in_clear_to_another_machine(
+    token: str, host: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RALLYPOINT_INSECURE", raising=False)
+    if is_refused:
+        with pytest.raises(UsageError, match="names no certificate authority") as caught:
+            tokens.check_may_be_sent(token, host)
+        assert token not in str(caught.value)
+        # Before any connection.
+        with pytest.raises(UsageError, match="in clear"):
+            api.runs(parse_endpoint(f"http://{host}:1"), token)
+        monkeypatch.setenv("RALLYPOINT_INSECURE", "1")
+    tokens.check_may_be_sent(token, host)

@@ -29,7 +29,7 @@ import msgspec
 
 from rallypoint import settings
 from rallypoint.core.reasons import Refusal, RefusalCode
-from rallypoint.endpoints import Endpoint, EndpointKind
+from rallypoint.endpoints import Endpoint, EndpointKind, is_loopback
 from rallypoint.errors import TokenError, UntrustedCoordinatorError, UsageError
 from rallypoint.security import token_form
 from rallypoint.security.authority import new_host_token
@@ -121,6 +121,21 @@ def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
     if given.token or endpoint.kind is not EndpointKind.HOST or not settings.home():
         return given
     return of_home(make=False)
+
+
+def check_may_be_sent(token: str, host: str) -> None:
+    """Raises UsageError if this token would be sent in clear to another machine.
+
+    RALLYPOINT_INSECURE allows it.
+    """
+    if not token or token_form.names_ca(token) or is_loopback(host):
+        return
+    if not settings.resolve("insecure").value:
+        raise UsageError(
+            f"this token names no certificate authority, so it would be sent to {host} in clear",
+            hint=f"use the coordinator's token; make a new one with {settings.NEW_TOKEN}; or set "
+            "RALLYPOINT_INSECURE=1, in a network in which everybody may read the traffic",
+        )
 
 
 def given_token(token_file: str | None) -> KnownToken:

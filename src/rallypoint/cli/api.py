@@ -29,7 +29,7 @@ from rallypoint.errors import (
 )
 from rallypoint.security import first_look, token_form
 from rallypoint.settings import Endpoint, EndpointKind
-from rallypoint.tokens import token_error
+from rallypoint.tokens import check_may_be_sent, token_error
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
@@ -155,6 +155,7 @@ def request(
     Raises:
         UnreachableError: nobody answers there, within TIMEOUT_S.
         NotACoordinatorError: another program answers.
+        UsageError: the token would be sent to another machine in clear.
         UntrustedCoordinatorError: the server cannot prove that it is the token's coordinator.
         TokenError: the coordinator requires another token.
         NoSuchRunError: the coordinator has no such run.
@@ -235,6 +236,7 @@ def _exchange(
 
 def _connected(endpoint: Endpoint, token: str, until_s: float) -> _Socket | _TlsSocket:
     """A connection, by TLS if the token names an authority. See `_Socket`."""
+    check_may_be_sent(token, endpoint.host)
 
     def connect() -> socket.socket:
         return socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +17,7 @@ from rallypoint.doctor.answering import Answer, Kind
 from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked, ask_all
-from rallypoint.errors import TokenError
+from rallypoint.errors import TokenError, UsageError
 from rallypoint.security import token_form
 from rallypoint.settings import EndpointKind
 
@@ -39,6 +40,13 @@ def _shown(case: Case, answer: Answer) -> Answer:
         return answer
     if not keys.token and not keys.takes_home(_refusal(answer)):
         return answer
+    with contextlib.suppress(UsageError):
+        tokens.check_may_be_sent(keys.token, answer.where.host)
+        return _asked_with(keys, answer)
+    return answer
+
+
+def _asked_with(keys: tokens.Keys, answer: Answer) -> Answer:
     again = [each for one in ask_all([answer.where], keys.token) for each in one.answers]
     found = [each for each in again if each.is_coordinator and not each.is_locked]
     if not found:
