@@ -8,6 +8,7 @@ import datetime as dt
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from rallypoint.errors import NotACoordinatorError, TokenError, UntrustedCoordin
 from rallypoint.security import first_look, tls
 from rallypoint.security.authority import Authority, new_host_token, new_secret
 from rallypoint.security.identities import Identities, NoIdentityError
+from rallypoint.security.state import State
 from rallypoint.security.token_form import Identity, credential, parse, with_identity, written
 from tests.loops import BOOTSTRAP, needs_ipv6, opened, run_clean, served
 
@@ -247,3 +249,27 @@ def test_an_identity_whose_key_is_anothers_is_refused() -> None:
     good, other = Authority.new().identity(), Authority.new().identity()
     with pytest.raises(ValueError, match="is not usable"):
         tls.server_context(Identity(good.ca, good.leaf, other.key))
+
+
+def test_another_program_can_check_the_certificate_by_its_name(tmp_path: Path) -> None:
+    """As Prometheus and curl do: the authority's certificate, and a name to expect."""
+    state = State(tmp_path / "state")
+    state.create()
+    [token] = state.host_tokens()
+
+    async def main() -> None:
+        context = ssl.create_default_context(cafile=str(state.folder / "ca.crt"))
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+        async with served(CoordinatorConfig(token=token)) as (_, port):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=context, server_hostname="rallypoint"
+            )
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+            with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+                await asyncio.open_connection(
+                    "127.0.0.1", port, ssl=context, server_hostname="another"
+                )
+
+    run_clean(main)

@@ -29,7 +29,10 @@ LEAF_VALID: Final = dt.timedelta(days=90)
 HOST_TOKEN_VALID: Final = dt.timedelta(days=30)
 """How long a token of the role host counts, unless another time is given."""
 HOST_URI: Final = "spiffe://rallypoint/host"
-"""The name (SAN) in the certificate of a coordinator."""
+HOST_NAME: Final = "rallypoint"
+"""The names (SAN) in the certificate of a coordinator. Nodes do not look at them. Other programs,
+such as Prometheus, compare a name: they have to expect this one, whatever the host.
+"""
 
 
 class Authority:
@@ -110,7 +113,9 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         common_name = x509.NameAttribute(x509.NameOID.COMMON_NAME, "Rallypoint coordinator")
         server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-        uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(HOST_URI)])
+        names = x509.SubjectAlternativeName(
+            [x509.UniformResourceIdentifier(HOST_URI), x509.DNSName(HOST_NAME)]
+        )
         own_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
         builder = (
@@ -121,7 +126,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(server, critical=False)
-            .add_extension(uri, critical=False)
+            .add_extension(names, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
             .add_extension(signer, critical=False)
         )
