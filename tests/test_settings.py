@@ -463,3 +463,10 @@ def test_settings_are_quick_to_import() -> None:
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("path", ["x" * 5_000, "/dev/null/x", "\0"])
+def test_a_token_file_that_cannot_be_a_path_is_an_error_of_ours(path: str) -> None:
+    for read in (settings.resolve_token, settings.resolve_tokens):
+        with pytest.raises(UsageError):
+            read(path)

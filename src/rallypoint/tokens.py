@@ -57,6 +57,7 @@ EXPORT_LINE: Final = (
     "a mounted Secret)"
 )
 _GIVE_ALL: Final = f"give every node the same --token-file: {EXPORT_LINE}"
+_COPY_HOME: Final = f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
 _WITHOUT_HOME: Final = (
     f"make one with `rallypoint token new /shared/token`, and on every node {EXPORT_LINE}; "
     "--insecure uses none"
@@ -203,9 +204,7 @@ class Keys:
         """The same error, with the place of this side's token and what to do about it."""
         if not error.shown or not self.known.place:
             return error
-        hint = error.hint
-        if self.known.origin == Origin.HOME:
-            hint = f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
+        hint = _COPY_HOME if self.known.origin == Origin.HOME else error.hint
         message = f"{error.message} (it is from {self.known.place})"
         return UntrustedCoordinatorError(message, hint=hint, shown=error.shown)
 
@@ -232,7 +231,7 @@ def compared(refused: TokenError, own: KnownToken) -> str:
 def what_to_do(refused: TokenError, own: KnownToken) -> str:
     """The hint for two tokens that differ."""
     if Origin.HOME in (refused.origin, own.origin):
-        return f"copy one {SHOWN} to the home of every node; or {_GIVE_ALL}"
+        return _COPY_HOME
     return (
         "use the coordinator's token here: --token-file FILE (torchrun: token_file in "
         f"--rdzv-conf), or {EXPORT_LINE}"

@@ -299,6 +299,29 @@ def test_endpoints_of_two_clusters_are_not_mixed(one_etcd, prefix) -> None:
         asyncio.run(body(first, second))
 
 
+def test_an_attempt_that_the_end_cuts_short_hides_no_earlier_answer() -> None:
+    """The first connection is ended, and the second one is silent until the time is over."""
+    came = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        if came > 1:
+            await reader.read()  # until the client gives up
+        writer.close()
+
+    async def main() -> None:
+        async with listening(speak) as url:
+            client = EtcdClient(EtcdOptions(endpoints=(url,), timeout_s=1.0, try_timeout_s=60.0))
+            with pytest.raises(LedgerUnreachableError) as caught:
+                await client.status()
+            await client.aclose()
+        assert came == 2
+        assert "no answer within" not in caught.value.message
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from rallypoint import logs
+from rallypoint import logs, settings
 from rallypoint.errors import UsageError
 from rallypoint.threads import call_from_loop
 
@@ -122,7 +122,7 @@ class Watch:
         seen, asked_s = signature(self._path), time.monotonic()
         while not self._over.wait(WATCH_S):
             now, now_s = signature(self._path), time.monotonic()
-            is_due = self._path.is_dir() and now_s - asked_s >= RENEW_S
+            is_due = settings.is_folder(str(self._path)) and now_s - asked_s >= RENEW_S
             if (now == seen or now is None) and not is_due:
                 continue
             why, asked_s = (NEXT_DAY if now == seen else CHANGED), now_s

@@ -145,7 +145,7 @@ def _tokens_from(token_file: str | None, state: str | None) -> str | None:
             "--state and --token-file are both given, and each has the tokens",
             hint="give one of them",
         )
-    if not Path(state).is_dir():
+    if not settings.is_folder(state):
         raise UsageError(
             f"there is no directory {state!r}",
             hint=f"make it: rallypoint token new --state {shlex.quote(state)}",

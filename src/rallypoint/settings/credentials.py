@@ -31,7 +31,7 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
     path = resolve("token_file", token_file, environ)
     if path.value is None:
         return resolve("token", None, environ)
-    if Path(path.value).is_dir():
+    if is_folder(path.value):
         token = _tokens_of_state(path.value)[0]
     else:
         token = _read_secret(path.value, "token", parse_token)
@@ -49,9 +49,17 @@ def resolve_tokens(token_file: str | None = None, environ: Environ | None = None
     if path.value is None:
         token = resolve("token", None, environ)
         return Resolved("token", (token.value,) if token.value else (), token.source)
-    is_state = Path(path.value).is_dir()
+    is_state = is_folder(path.value)
     tokens = _tokens_of_state(path.value) if is_state else _read_tokens(path.value)
     return Resolved("token", tokens, f"file {path.value} ({path.source})")
+
+
+def is_folder(path: str) -> bool:
+    """Whether it is one. False for a path that the system refuses, which reading it will report."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _tokens_of_state(folder: str) -> tuple[str, ...]:

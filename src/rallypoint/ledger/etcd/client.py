@@ -234,13 +234,14 @@ class EtcdClient:
                 if authentications > _AUTHENTICATIONS_MAX:
                     raise
                 continue
-            except NotSentError as problem:
-                problems[url] = str(problem)
-            except LostError as problem:
-                if not repeatable:
+            except (NotSentError, LostError) as problem:
+                if isinstance(problem, LostError) and not repeatable:
                     self._next(url)
                     raise EtcdUnknownError(f"no answer from etcd at {url}: {problem}") from problem
-                problems[url] = str(problem)
+                if url not in problems or loop.time() < deadline:
+                    problems[url] = str(problem)
+                # Otherwise the end of the time has cut this attempt short, and an earlier one has
+                # learned more.
             except BadEndpointError as problem:
                 refused[url] = problem.error
                 problems[url] = problem.error.message
