@@ -313,10 +313,11 @@ def test_an_attempt_that_the_end_cuts_short_hides_no_earlier_answer() -> None:
     async def main() -> None:
         async with listening(speak) as url:
             client = EtcdClient(EtcdOptions(endpoints=(url,), timeout_s=1.0, try_timeout_s=60.0))
+            await client.open()
             with pytest.raises(LedgerUnreachableError) as caught:
                 await client.status()
             await client.aclose()
-        assert came == 2
+        assert came == 2, caught.value.message
         assert "no answer within" not in caught.value.message
 
     asyncio.run(main())
