@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.security.authority import new_host_token
 from tests.agent.processes import Process, gone
 from tests.clusters.hosts import Hosts, need
 from tests.clusters.programs import STEADY
@@ -21,7 +22,7 @@ from tests.environments.recorded import pod
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
 SERVICE = "train.default.svc.cluster.local"
-TOKEN = {"RALLYPOINT_TOKEN": "Zq3xV0bT7mKc9LwYp2RfHs"}
+TOKEN = {"RALLYPOINT_TOKEN": new_host_token()}
 WORKER = """
 import os
 print(f"worker {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", flush=True)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.security.authority import new_host_token
 from tests.failover.netns import Host, Network, run
+
+TOKEN = new_host_token()
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify]
 
@@ -66,7 +69,7 @@ class Fleet:
         with host.inside():
             agent = subprocess.Popen(
                 command,
-                env=os.environ | {"RALLYPOINT_TOKEN": "VQ2t9qk0X5cM1sB7nJ4eRw"},
+                env=os.environ | {"RALLYPOINT_TOKEN": TOKEN},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.agents.append(agent)
