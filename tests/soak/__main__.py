@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ import psutil
 
 from rallypoint.ledger.etcd.client import EtcdClient
 from rallypoint.ledger.etcd.wire import prefix_end
+from rallypoint.ledger.file import FileLedger
+from rallypoint.ledger.keys import EVENTS
 from tests.agent.processes import SRC, Process
 from tests.ledger.etcd_processes import EtcdCluster, etcd, programs
 from tests.ports import free_port
@@ -157,15 +160,29 @@ class Soak:
             each.close()
 
 
+async def events_in(place: Path) -> tuple[int, int]:
+    """How many records of events the ledger has, and their bytes.
+
+    A coordinator keeps the last SEGMENTS_KEPT segments. A soak ends before they are full.
+    """
+    count, size = 0, 0
+    async with FileLedger(str(place)) as ledger:
+        for log in await ledger.logs(EVENTS):
+            for _, data in await ledger.records(log):
+                count, size = count + 1, size + len(data)
+    return count, size
+
+
 def in_files(place: Path) -> Sample:
-    """What is in the folder now. What goes away meanwhile is not in it."""
+    """What is in the folder now, without events. What goes away meanwhile is not in it."""
     count, size = 0, 0
     for folder, _, files in os.walk(place):
         for name in files:
             with contextlib.suppress(OSError):
                 size += (Path(folder) / name).stat().st_size
                 count += 1
-    return {"files": count, "files MB": size}
+    events, events_size = asyncio.run(events_in(place))
+    return {"files": count - events, "files MB": size - events_size}
 
 
 def in_etcd(cluster: EtcdCluster) -> Sample:
@@ -177,11 +194,15 @@ def in_etcd(cluster: EtcdCluster) -> Sample:
         try:
             key = PREFIX.encode()
             found = await client.range(key, prefix_end(key), count_only=True)
+            # Without events, as in `in_files`.
+            events = f"{PREFIX}/l/{urllib.parse.quote(EVENTS, safe='')}".encode()
+            of_events = await client.range(events, prefix_end(events), count_only=True)
             status = await client.status()
         finally:
             await client.aclose()
         revision = found.header.revision
-        return {"etcd keys": found.count, "etcd MB": status.db_size, "revision": revision}
+        keys = found.count - of_events.count
+        return {"etcd keys": keys, "etcd MB": status.db_size, "revision": revision}
 
     sample = asyncio.run(ask())
     compact(cluster.endpoints[0], int(sample["revision"]) - HISTORY)
