@@ -389,5 +389,8 @@ def test_a_replica_asks_an_elected_coordinator_by_the_authority_in_its_lease() -
             found = await a.status("one")
             assert found.source == "ledger"
             assert "its certificate is of another authority" in str(found)
+            await rewrite_lease(ledger, b.server.ownership.process, token="rlp1.damaged")
+            found = await a.status("one")
+            assert "the token in its lease is not complete" in str(found)
 
     run_clean(main)

@@ -273,3 +273,12 @@ def test_another_program_can_check_the_certificate_by_its_name(tmp_path: Path) -
                 )
 
     run_clean(main)
+
+
+def test_a_damaged_token_in_a_lease_is_an_error_that_names_the_address() -> None:
+    async def main() -> None:
+        async with served() as (_, port):
+            with pytest.raises(NotACoordinatorError, match=f"127.0.0.1:{port}.* is not complete"):
+                await dialled(port, "rlp1.damaged")
+
+    run_clean(main)

@@ -328,7 +328,7 @@ async def connect(node: VirtualNode, address: SocketAddress) -> None:
         parts = parse(node.token)
         if parts is not None:
             client = await first_look.client_of(parts, lambda: _reached(address))
-            secured = {"ssl": client.context, "server_hostname": client.server_name}
+            secured = client.options
         node.sock = await _connected(address)
         await asyncio.get_running_loop().create_connection(lambda: node, sock=node.sock, **secured)
     except OSError as error:

@@ -256,7 +256,10 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
     Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. A cancellation
     leaves nothing open.
     """
-    parts = token_form.parse(token)
+    try:
+        parts = token_form.parse(token)
+    except ValueError as error:  # it is from a lease: settings refuse such a token
+        raise not_a_coordinator(str(address), f"the token in its lease {error}") from None
 
     async def where() -> dict[str, Any]:
         return {"sock": await _connected(socket.socket(family, socket.SOCK_STREAM), sockaddr)}
@@ -271,8 +274,7 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
             raise untrusted.needs_token(str(address)) from None
     try:
         client = await first_look.client_of(parts, where)
-        secured = {"ssl": client.context, "server_hostname": client.server_name}
-        return await _connect(address, sockaddr, family, token, secured)
+        return await _connect(address, sockaddr, family, token, client.options)
     except first_look.OtherAuthorityError as error:
         raise untrusted.other_authority(str(address), parts.ca, error.shown) from None
     except ssl.SSLCertVerificationError as error:

@@ -255,10 +255,9 @@ class Replicas:
                     headers=headers,
                     timeout=limits,
                     allow_redirects=False,
-                    ssl=True if client is None else client.context,
-                    server_hostname=None if client is None else client.server_name,
+                    **({} if client is None else client.options),
                 )
-            except (aiohttp.ClientError, OSError) as error:
+            except (aiohttp.ClientError, OSError, NoAnswerError) as error:
                 problem = _problem(error)
                 continue
             async with answer:
@@ -267,8 +266,14 @@ class Replicas:
         raise NoAnswerError(problem)
 
     async def _client(self, lease: e.Lease, address: Address) -> tls.Client | None:
-        """How to ask the process with this lease: see `security`. None: in clear."""
-        parts = token_form.parse(lease.token)
+        """How to ask the process with this lease: see `security`. None: in clear.
+
+        Raises NoAnswerError for a lease with a damaged token, and OSError.
+        """
+        try:
+            parts = token_form.parse(lease.token)
+        except ValueError as error:
+            raise NoAnswerError(f"the token in its lease {error}") from None
         if parts is not None:
 
             async def where() -> dict[str, Any]:
@@ -303,8 +308,7 @@ class Replicas:
             headers=headers,
             data=post,
             allow_redirects=False,
-            ssl=True if client is None else client.context,
-            server_hostname=None if client is None else client.server_name,
+            **({} if client is None else client.options),
         ) as response:
             body = await response.content.read(ANSWER_BYTES_MAX + 1)
             while len(body) <= ANSWER_BYTES_MAX and not response.content.at_eof():

@@ -14,7 +14,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -40,6 +40,11 @@ class Client(msgspec.Struct, frozen=True):
 
     context: ssl.SSLContext
     server_name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments by which asyncio's and aiohttp's calls connect so."""
+        return {"ssl": self.context, "server_hostname": self.server_name}
 
 
 @functools.lru_cache(maxsize=64)
