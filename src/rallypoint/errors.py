@@ -12,7 +12,7 @@
     │   │   └── UntrustedCoordinatorError  ... it cannot prove that it is this token's coordinator
     │   ├── CoordinatorLostError         it answered before, and no longer does
     │   └── RefusedError                 it answered "no"
-    │       ├── TokenError               the token is wrong or missing
+    │       ├── TokenError               the token is wrong or missing, or does not allow this
     │       ├── VersionError             no common version of the wire protocol
     │       ├── SettingsConflictError    nodes of one run disagree: both values are shown
     │       ├── NameTakenError           another live node has the name
@@ -164,17 +164,21 @@ class RefusedError(CoordinatorError):
 
 
 class TokenError(RefusedError):
-    """The token is wrong or missing.
+    """The token is wrong or missing, or does not allow this.
 
     `fingerprint` and `origin`: those of the coordinator's token, if it sends them; else "".
+    `reason`: why a token that the coordinator knows does not suffice, such as "role"; else "".
     """
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, refusal: Refusal, *, fingerprint: str = "", origin: str = "") -> None:
+    def __init__(
+        self, refusal: Refusal, *, fingerprint: str = "", origin: str = "", reason: str = ""
+    ) -> None:
         super().__init__(refusal)
         self.fingerprint = fingerprint
         self.origin = origin
+        self.reason = reason
 
 
 class VersionError(RefusedError):

@@ -209,7 +209,15 @@ class Keys:
         return UntrustedCoordinatorError(message, hint=hint, shown=error.shown)
 
     def explained(self, refused: TokenError) -> TokenError:
-        """The same refusal, with both tokens named by fingerprint and origin."""
+        """The same refusal, with both tokens named by fingerprint and origin.
+
+        If the coordinator knows this token, it has said what to do; then only the place is added.
+        """
+        if refused.reason:
+            said = refused.refusal
+            place = f" (the token is from {self.known.place})" if self.known.place else ""
+            said = Refusal(said.code, f"{said.message}{place}", said.hint)
+            return TokenError(said, reason=refused.reason)
         text = f"{refused.message}: {compared(refused, self.known)}"
         refusal = Refusal(RefusalCode.TOKEN, text, what_to_do(refused, self.known))
         return TokenError(refusal, fingerprint=refused.fingerprint, origin=refused.origin)
@@ -238,8 +246,10 @@ def what_to_do(refused: TokenError, own: KnownToken) -> str:
     )
 
 
-def token_error(message: str, hint: str, fingerprint: str, origin: str) -> TokenError:
-    """The error for an answer 401.
+def token_error(
+    message: str, hint: str, fingerprint: str, origin: str, reason: str = ""
+) -> TokenError:
+    """The error for an answer 401, or one 403 with a reason.
 
     It may come from another program. So its texts are cut, and a fingerprint or origin is kept only
     if a coordinator could have sent it.
@@ -249,10 +259,12 @@ def token_error(message: str, hint: str, fingerprint: str, origin: str) -> Token
         Refusal(RefusalCode.TOKEN, message[:_SAID_MAX], hint[:_SAID_MAX]),
         fingerprint=fingerprint if is_known else "",
         origin=origin if origin in _WHOSE else "",
+        reason=reason[:_REASON_MAX],
     )
 
 
 _SAID_MAX: Final = 500
+_REASON_MAX: Final = 40
 _WHOSE: Final = {
     Origin.HOME: f"from {SHOWN} of the node that hosts it",
     Origin.GIVEN: "from its own settings",

@@ -306,8 +306,9 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
     if not isinstance(body.get("error"), str):
         raise _not_ours(endpoint, f"it answers with status {status}")
     hint = str(body.get("hint") or "")
-    if status == 401:
-        told = (str(body.get("fingerprint") or ""), str(body.get("origin") or ""))
+    reason = str(body.get("reason") or "")
+    if status == 401 or (status == 403 and reason):
+        told = (str(body.get("fingerprint") or ""), str(body.get("origin") or ""), reason)
         raise token_error(body["error"], hint, *told)
     raise _refused(status, body["error"], hint)
 

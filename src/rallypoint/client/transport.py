@@ -338,6 +338,7 @@ class _ErrorBody(msgspec.Struct):
     hint: str = ""
     fingerprint: str = ""
     origin: str = ""
+    reason: str = ""
 
 
 def _status_error(address: Address, response: Response) -> Exception:
@@ -345,9 +346,11 @@ def _status_error(address: Address, response: Response) -> Exception:
         body = msgspec.json.decode(response.body or b"{}", type=_ErrorBody)
     except wire.UNDECODABLE:
         body = _ErrorBody()
-    if response.status_code == 401:
+    # A coordinator's 403: the token is accepted, and is not for a node.
+    if response.status_code == 401 or (response.status_code == 403 and body.reason == "role"):
         message = body.error or "the coordinator asks for a token"
-        return token_error(f"{address}: {message}", body.hint, body.fingerprint, body.origin)
+        told = (body.hint, body.fingerprint, body.origin, body.reason)
+        return token_error(f"{address}: {message}", *told)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
     if response.status_code in RETRIED_STATUSES:
         # A coordinator's 503 names the limit that was reached, and how to raise it.

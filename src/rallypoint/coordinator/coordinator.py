@@ -30,6 +30,7 @@ from rallypoint.core.membership import Membership
 from rallypoint.core.quotas import NOBODY
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Address, EndedOwner, Stamp
+from rallypoint.security.roles import EVERYBODY, Principal
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -198,10 +199,10 @@ class Coordinator:
 
     # -- connections and runs ------------------------------------------------------------------
 
-    def connected(self, outlet: Outlet) -> Session:
-        """A new connection."""
+    def connected(self, outlet: Outlet, principal: Principal = EVERYBODY) -> Session:
+        """A new connection, of this principal."""
         self._last_connection_id += 1
-        session = Session(self, self._last_connection_id, outlet)
+        session = Session(self, self._last_connection_id, outlet, principal)
         self.sessions[session.connection_id] = session
         self.admission.connected(session.connection_id, session.account)
         return session

@@ -19,7 +19,13 @@ from rallypoint.coordinator.event_log import SHOWN_AFTER_S, EventLog
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, json_error
 from rallypoint.coordinator.ledger_view import Kept
-from rallypoint.coordinator.replicas import LOOK_ERRORS, NoAnswerError, Replicas, no_answer
+from rallypoint.coordinator.replicas import (
+    LOOK_ERRORS,
+    Caller,
+    NoAnswerError,
+    Replicas,
+    no_answer,
+)
 from rallypoint.coordinator.run_events import RunEvent, position_of, shown
 from rallypoint.core.election.records import RunRegister
 from rallypoint.core.quotas import Holdings
@@ -196,11 +202,11 @@ async def _elsewhere(
         path = api_paths.events_path(run_id)
         if request.query_string:
             path += f"?{request.query_string}"
-        token = http_api.shown_token(request)
+        caller = http_api.caller_of(request)
         try:
             if is_stream:
-                return await _relayed(request, replicas, kept, token, path)
-            said = await replicas.ask(lease, token, path)
+                return await _relayed(request, replicas, kept, caller, path)
+            said = await replicas.ask(lease, caller, path)
             if said.status != 404:
                 return web.Response(
                     body=msgspec.json.encode(said.body) + b"\n",
@@ -250,7 +256,7 @@ def kept_page(
 
 
 async def _relayed(
-    request: web.Request, replicas: Replicas, kept: Kept, token: str, path: str
+    request: web.Request, replicas: Replicas, kept: Kept, caller: Caller, path: str
 ) -> web.StreamResponse:
     """Pass on the owner's stream. Raises NoAnswerError if there is none."""
     assert kept.lease is not None
@@ -260,7 +266,7 @@ async def _relayed(
     streams.take(account)
     try:
         last_id = request.headers.get("Last-Event-ID", "")
-        async with replicas.stream(kept.lease, token, path, last_id, 3 * HEARTBEAT_S) as owner:
+        async with replicas.stream(kept.lease, caller, path, last_id, 3 * HEARTBEAT_S) as owner:
             if owner.status != 200 or owner.content_type != _STREAM:
                 raise NoAnswerError(f"it answers with status {owner.status}")
             response = await _begun(request)

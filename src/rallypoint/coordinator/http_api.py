@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from rallypoint.coordinator import ledger_view, sending, status
+from rallypoint.coordinator import guard, ledger_view, sending, status
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.nearest import did_you_mean, nearest
 from rallypoint.coordinator.paging import Page, page_of
-from rallypoint.coordinator.replicas import LOOK_ERRORS, Answer, NoAnswerError, Replicas, no_answer
+from rallypoint.coordinator.replicas import (
+    LOOK_ERRORS,
+    Answer,
+    Caller,
+    NoAnswerError,
+    Replicas,
+    no_answer,
+)
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
@@ -152,7 +159,8 @@ async def _runs(request: web.Request) -> web.StreamResponse:
         page = page_of(request.query)
     except ValueError as error:
         return json_error(400, str(error))
-    own = [run for run in coordinator.runs.values() if run.is_claimed]
+    sees = guard.principal_of(request).sees
+    own = [run for run in coordinator.runs.values() if run.is_claimed and sees(run.run_id)]
     shown = page.first(own, _key_of_run)
     lines = []
     for number, run in enumerate(shown, 1):
@@ -164,9 +172,10 @@ async def _runs(request: web.Request) -> web.StreamResponse:
     if replicas is not None and ONLY_OWN not in request.headers:
         try:
             ids = [run.run_id for run in own]
-            others = await replicas.summaries(ids, shown_token(request), page)
+            others = await replicas.summaries(ids, caller_of(request), page)
             lines += others
-            lines += _not_claimed(coordinator, {str(line["run_id"]) for line in others}, page)
+            known = {str(line["run_id"]) for line in others}
+            lines += _not_claimed(coordinator, known, page, sees)
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {_why(error)}"
     lines = page.first(lines, _key_of_line)
@@ -203,10 +212,14 @@ def _key_of_line(line: dict[str, Any]) -> str:
     return run_key(str(line["run_id"]))
 
 
-def _not_claimed(coordinator: Coordinator, known: set[str], page: Page) -> list[dict[str, Any]]:
+def _not_claimed(
+    coordinator: Coordinator, known: set[str], page: Page, sees: Callable[[str], bool]
+) -> list[dict[str, Any]]:
     """Runs for which nodes wait here, and which are not in the ledger yet."""
     new = [
-        run for run in coordinator.runs.values() if not run.is_claimed and run.run_id not in known
+        run
+        for run in coordinator.runs.values()
+        if not run.is_claimed and run.run_id not in known and sees(run.run_id)
     ]
     first = page.first(new, _key_of_run)
     return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
@@ -224,7 +237,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
             kept = await replicas.look(run_id)
             if kept is not None:
                 may_ask = ONLY_OWN not in request.headers
-                said = await replicas.status(kept, shown, shown_token(request), may_ask=may_ask)
+                said = await replicas.status(kept, shown, caller_of(request), may_ask=may_ask)
                 return _passed_on(said)
         except LOOK_ERRORS as error:
             return unreadable(run_id, error)
@@ -319,9 +332,9 @@ async def _close_elsewhere(
         if ONLY_OWN in request.headers:
             return json_error(503, f"another coordinator owns run {run_id!r} now", _ASK_AGAIN)
         try:
-            path, shown = api_paths.close_path(run_id), shown_token(request)
+            path, caller = api_paths.close_path(run_id), caller_of(request)
             by = plain(request.remote or "")
-            return _passed_on(await replicas.ask(kept.lease, shown, path, data or b"{}", by))
+            return _passed_on(await replicas.ask(kept.lease, caller, path, data or b"{}", by))
         except NoAnswerError as error:
             problem = no_answer(kept.lease, str(error))
     if await _taken_over(coordinator, run_id):
@@ -368,14 +381,16 @@ async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
 async def no_such_run(request: web.Request, run_id: str) -> web.Response:
     """The answer about a run that does not exist: the names that are most like it."""
     coordinator = request.app[COORDINATOR]
-    known = dict.fromkeys(coordinator.runs)
+    sees = guard.principal_of(request).sees
+    own = list(islice(filter(sees, coordinator.runs), 8))
+    known = dict.fromkeys(filter(sees, coordinator.runs))
     replicas = replicas_of(request)
     if replicas is not None:
         # Without the ledger's names the answer is still right.
         with contextlib.suppress(*LOOK_ERRORS):
-            known |= dict.fromkeys(await replicas.names())
+            known |= dict.fromkeys(filter(sees, await replicas.names()))
     alike = nearest(run_id, known)
-    listed = ", ".join(list(coordinator.runs)[:8]) or "none"
+    listed = ", ".join(own) or "none"
     hint = f"{did_you_mean(alike)}runs on this coordinator: {listed}"
     return json_error(404, f"no run {run_id!r} here", hint, nearest=alike)
 
@@ -385,9 +400,10 @@ def replicas_of(request: web.Request) -> Replicas | None:
     return request.app.get(REPLICAS)
 
 
-def shown_token(request: web.Request) -> str:
-    """The Authorization header of a request whose token was accepted."""
-    return request.headers.get("Authorization", "") if request.get(SHOWN) else ""
+def caller_of(request: web.Request) -> Caller:
+    """Who sends a request that was admitted, to ask other coordinators in its name."""
+    authorization = request.headers.get("Authorization", "") if request.get(SHOWN) else ""
+    return Caller(authorization, guard.principal_of(request))
 
 
 def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:

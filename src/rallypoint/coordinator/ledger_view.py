@@ -37,6 +37,10 @@ class Kept(msgspec.Struct, frozen=True):
     register: e.RunRegister
     lease: e.Lease | None
 
+    @property
+    def run_id(self) -> str:
+        return self.register.run_id
+
     def summary(self, problem: str = NO_COORDINATOR) -> status.RunSummary:
         """The run as a line of a list. `problem`: why its coordinator has not answered."""
         return status.kept_summary(self.register, self.lease, problem)
@@ -60,17 +64,38 @@ async def look(ledger: Ledger, run_id: str) -> Kept | None:
 
 
 async def look_at_all(
-    ledger: Ledger, without: Iterable[str] = (), page: Page | None = None
+    ledger: Ledger,
+    without: Iterable[str] = (),
+    page: Page | None = None,
+    sees: Callable[[str], bool] = lambda run_id: True,
 ) -> list[Kept | Unread]:
     """All runs except those in `without`, in order; with `page`, only its runs and the next one.
 
-    Raises LedgerError if the ledger does not answer.
+    `sees`: whether a run of this id is to be listed. Raises LedgerError if the ledger does not
+    answer.
     """
     skipped = frozenset(map(run_key, without))
     keys = [key for key in sorted(await ledger.keys(RUNS)) if key not in skipped]
     if page is not None:
-        keys = [key for key in keys if key > page.after_key][: page.most + 1]
+        keys = [key for key in keys if key > page.after_key]
+    # The name in a key may be cut, so the head of the run decides. Read no more than is needed.
+    most = len(keys) if page is None else page.most + 1
+    listed: list[Kept | Unread] = []
     leases: dict[str, asyncio.Task[e.Lease | None]] = {}
+    try:
+        for at in range(0, len(keys), max(1, most)):
+            found = await _read_all(ledger, keys[at : at + most], leases)
+            listed += [each for each in found if sees(each.run_id)]
+            if len(listed) >= most:
+                break
+    finally:
+        await cancelled(leases.values())
+    return listed[:most]
+
+
+async def _read_all(
+    ledger: Ledger, keys: list[str], leases: dict[str, asyncio.Task[e.Lease | None]]
+) -> list[Kept | Unread]:
     found: dict[str, Kept | Unread] = {}
     waiting = iter(keys)
 
@@ -93,7 +118,7 @@ async def look_at_all(
     try:
         await asyncio.gather(*readers)
     finally:
-        await cancelled((*readers, *leases.values()))
+        await cancelled(readers)
     return [found[key] for key in keys if key in found]
 
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from rallypoint._version import __version__
+from rallypoint.coordinator import guard
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, READY_PATH, json_error
 from rallypoint.coordinator.tallies import Histogram, Tallies
 from rallypoint.core.roster import Bucket
+from rallypoint.security.roles import EVERYBODY, Principal
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -76,27 +78,34 @@ async def _metrics(request: web.Request) -> web.Response:
     except ImportError:
         hint = "pip install prometheus-client"
         return json_error(501, "prometheus-client is not installed", hint)
-    registry = _registry(request.app)
+    registry = _registry(request.app, guard.principal_of(request))
     encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
     body = encode(registry)
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def _registry(app: web.Application) -> CollectorRegistry:
+def _registry(app: web.Application, principal: Principal) -> CollectorRegistry:
+    """With the series of the runs that the principal sees. It is kept for those who see all."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    made: CollectorRegistry | None = app[_REGISTRY].get("registry")
+    made: CollectorRegistry | None = None if principal.patterns else app[_REGISTRY].get("registry")
     if made is None:
-        made = app[_REGISTRY]["registry"] = CollectorRegistry()
-        made.register(_Collector(app[COORDINATOR], app[TALLIES]))  # type: ignore[arg-type,unused-ignore]
+        made = CollectorRegistry()
+        collector = _Collector(app[COORDINATOR], app[TALLIES], principal)
+        made.register(collector)  # type: ignore[arg-type,unused-ignore]
         ProcessCollector(registry=made)
+        if not principal.patterns:
+            app[_REGISTRY]["registry"] = made
     return made
 
 
 class _Collector:
     """The metrics of one coordinator, as prometheus_client asks for them."""
 
-    def __init__(self, coordinator: Coordinator, tallies: Tallies) -> None:
+    def __init__(
+        self, coordinator: Coordinator, tallies: Tallies, principal: Principal = EVERYBODY
+    ) -> None:
+        self._sees = principal.sees
         self._coordinator = coordinator
         self._tallies = tallies
 
@@ -107,7 +116,11 @@ class _Collector:
         yield from self._of_the_process()
 
     def _runs(self) -> Iterator[Any]:
-        runs = [run for run in self._coordinator.runs.values() if run.is_claimed]
+        runs = [
+            run
+            for run in self._coordinator.runs.values()
+            if run.is_claimed and self._sees(run.run_id)
+        ]
         phases: dict[Labels, float] = {}
         members: dict[Labels, float] = dict.fromkeys([(state,) for state in _STATES], 0.0)
         unheard = standby = 0

@@ -34,8 +34,9 @@ from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.keys import RUNS
 from rallypoint.security import first_look, tls, token_form
+from rallypoint.security.roles import Principal
 from rallypoint.wire import api_paths
-from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
+from rallypoint.wire.headers import ASKED_BY, CLIENT, LIMITS, ONLY_OWN
 
 ANSWER_WITHIN_S: Final = 3.0
 """The time limit for other coordinators, in seconds. A command waits 5 s in all."""
@@ -49,6 +50,16 @@ ASKED_AT_ONE: Final = 8
 STREAMS_MAX: Final = 128
 """How many streams of events are open at once."""
 _BEING_TAKEN: Final = "the coordinator that answered takes it over"
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who has sent a request: the Authorization header, "" for none, and the principal."""
+
+    authorization: str
+    principal: Principal
+
+    def __repr__(self) -> str:
+        return f"Caller({self.principal!r})"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -124,7 +135,7 @@ class Replicas:
             return await kept_events(self._reader, kept.register)
 
     async def status(
-        self, kept: Kept, members_shown: int, authorization: str, *, may_ask: bool
+        self, kept: Kept, members_shown: int, caller: Caller, *, may_ask: bool
     ) -> Answer | status.RunStatus:
         """The run in detail: from its owner's answer, or from the ledger.
 
@@ -136,7 +147,7 @@ class Replicas:
         elif kept.lease is not None and may_ask and kept.register.close is None:
             path = f"{api_paths.run_path(run_id)}?members={members_shown}"
             try:
-                answer = await self.ask(kept.lease, authorization, path)
+                answer = await self.ask(kept.lease, caller, path)
                 if answer.status == 200 and answer.body.get("run_id") == run_id:
                     return answer
                 raise NoAnswerError(_told(answer))
@@ -147,9 +158,7 @@ class Replicas:
         async with asyncio.timeout(LEDGER_WITHIN_S):
             return await ledger_view.detail(self._ledger, kept, members_shown, self._host, problem)
 
-    async def summaries(
-        self, own: list[str], authorization: str, page: Page
-    ) -> list[dict[str, Any]]:
+    async def summaries(self, own: list[str], caller: Caller, page: Page) -> list[dict[str, Any]]:
         """A summary of each run of this page that is not in `own`, and of the one after the page.
 
         Raises LedgerError, TimeoutError.
@@ -157,19 +166,20 @@ class Replicas:
         if self._only_run is not None:
             return []
         async with asyncio.timeout(LEDGER_WITHIN_S):
-            found = await ledger_view.look_at_all(self._ledger, own, page)
+            sees = caller.principal.sees
+            found = await ledger_view.look_at_all(self._ledger, own, page, sees)
         owners = {
             each.lease.process: each.lease
             for each in found
             if isinstance(each, Kept) and each.lease is not None and each.register.close is None
         }
         owners.pop(self._process(), None)
-        told = await self._ask_all(list(owners.values()), authorization, page)
+        told = await self._ask_all(list(owners.values()), caller, page)
         told[self._process()] = _BEING_TAKEN
         return [_line(each, told) for each in found]
 
     async def _ask_all(
-        self, leases: list[e.Lease], authorization: str, page: Page
+        self, leases: list[e.Lease], caller: Caller, page: Page
     ) -> dict[str, dict[str, Any] | str]:
         """The answer of each coordinator about its runs, by process; or why it has not answered."""
         waiting = iter(leases)
@@ -178,7 +188,7 @@ class Replicas:
         async def ask_some() -> None:
             for lease in waiting:
                 try:
-                    told[lease.process] = await self._runs_of(lease, authorization, page)
+                    told[lease.process] = await self._runs_of(lease, caller, page)
                 except NoAnswerError as error:
                     told[lease.process] = no_answer(lease, str(error))
 
@@ -190,9 +200,9 @@ class Replicas:
         late = {lease.process: no_answer(lease, "no answer in time") for lease in leases}
         return late | told
 
-    async def _runs_of(self, lease: e.Lease, authorization: str, page: Page) -> dict[str, Any]:
+    async def _runs_of(self, lease: e.Lease, caller: Caller, page: Page) -> dict[str, Any]:
         path = f"{api_paths.RUNS}?limit={page.most}&after={api_paths.quoted(page.after)}"
-        answer = await self.ask(lease, authorization, path)
+        answer = await self.ask(lease, caller, path)
         if answer.status != 200:
             raise NoAnswerError(_told(answer))
         runs = answer.body.get("runs")
@@ -203,7 +213,7 @@ class Replicas:
     async def ask(
         self,
         lease: e.Lease,
-        authorization: str,
+        caller: Caller,
         path: str,
         post: bytes | None = None,
         asked_by: str = "",
@@ -217,7 +227,7 @@ class Replicas:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 for address in lease.addresses:
                     try:
-                        headers = _headers(lease, authorization, asked_by)
+                        headers = _headers(lease, caller, asked_by)
                         client = await self._client(lease, address)
                         return await self._ask(address, headers, path, post, client)
                     except (aiohttp.ClientError, OSError, NoAnswerError) as error:
@@ -228,7 +238,7 @@ class Replicas:
 
     @contextlib.asynccontextmanager
     async def stream(
-        self, lease: e.Lease, authorization: str, path: str, last_id: str, quiet_s: float
+        self, lease: e.Lease, caller: Caller, path: str, last_id: str, quiet_s: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A stream of events of the process with this lease. Raises NoAnswerError.
 
@@ -241,7 +251,7 @@ class Replicas:
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        headers = _headers(lease, authorization, "") | {"Accept": "text/event-stream"}
+        headers = _headers(lease, caller, "") | {"Accept": "text/event-stream"}
         if last_id:
             headers["Last-Event-ID"] = last_id
         limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_WITHIN_S, sock_read=quiet_s)
@@ -343,14 +353,18 @@ def _line(each: Kept | Unread, told: dict[str, dict[str, Any] | str]) -> dict[st
     return fields
 
 
-def _headers(lease: e.Lease, authorization: str, asked_by: str) -> dict[str, str]:
+def _headers(lease: e.Lease, caller: Caller, asked_by: str) -> dict[str, str]:
     headers = {CLIENT: "coordinator", ONLY_OWN: "1", "Content-Type": "application/json"}
     if asked_by:
         headers[ASKED_BY] = asked_by
     if lease.token:
         headers["Authorization"] = f"Bearer {token_form.credential(lease.token)}"
-    elif authorization and not lease.only_run:
-        headers["Authorization"] = authorization
+    elif caller.authorization and not lease.only_run:
+        headers["Authorization"] = caller.authorization
+    # The other coordinator must not give this caller more rights than it has, whose token ever is
+    # sent.
+    if not caller.principal.is_unlimited:
+        headers[LIMITS] = caller.principal.limits()
     return headers
 
 

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint import runtime
-from rallypoint.coordinator import events_api, http_api, metrics
+from rallypoint.coordinator import events_api, guard, http_api, metrics
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.coordinator.event_keeper import EventKeeper
@@ -44,6 +44,7 @@ from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security.identities import Identities
+from rallypoint.security.roles import EVERYBODY, Denial
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -67,7 +68,7 @@ class CoordinatorServer:
     ) -> None:
         self.config = config or CoordinatorConfig()
         accepted = (self.config.token, *self.config.more_tokens)
-        self.tokens = Tokens(accepted)
+        self.tokens = Tokens(accepted, self.config.hashed_tokens)
         self._identities = Identities(accepted)
         self.tallies = Tallies()
         if ledger is not None:
@@ -246,14 +247,22 @@ class CoordinatorServer:
                 shown = self.tokens.shown(request.headers.get("Authorization", ""))
                 if shown is None:
                     return await self._unauthorized(request, handler)
-                request[http_api.SHOWN] = shown
+                request[http_api.SHOWN] = shown[0]
+                request[guard.PRINCIPAL] = guard.narrowed(shown[1], request)
                 self._admit(request)
+                denied = guard.denial(request, guard.principal_of(request))
+                if denied is not None:
+                    return self._denied(request, denied)
             else:
                 self._admit(request)
+                request[guard.PRINCIPAL] = guard.narrowed(EVERYBODY, request)
                 if http_api.is_foreign_page(request):
                     return http_api.foreign_page(request)
                 if await http_api.is_for_another(request, self._known_hosts):
                     return http_api.for_another(request)
+                denied = guard.denial(request, guard.principal_of(request))
+                if denied is not None:
+                    return self._denied(request, denied)
             try:
                 if request.path == wire.ATTACH_PATH or request.path in http_api.OPEN_PATHS:
                     return await handler(request)
@@ -283,6 +292,11 @@ class CoordinatorServer:
             response = http_api.unauthorized(request, self.tokens.first)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)
+
+    def _denied(self, request: web.Request, denied: Denial) -> web.StreamResponse:
+        """The answer to a request whose token is accepted, and does not suffice."""
+        answer = http_api.json_error(403, denied.message, denied.hint, reason=denied.reason)
+        return _last(request, answer)
 
     def _admit(self, request: web.Request) -> None:
         if self._listener is not None:
@@ -324,7 +338,7 @@ class CoordinatorServer:
         only_run = self.coordinator.config.only_run
         if only_run is not None:
             ws.headers[headers.ONE_RUN] = quote(only_run, safe="")
-        session = self.coordinator.connected(outlet)
+        session = self.coordinator.connected(outlet, guard.principal_of(request))
 
         def ended(end: ConnectionEnd) -> None:
             session.connection_lost(end, outlet.seen)

@@ -24,6 +24,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.sizes import size_text
 from rallypoint.core.store import LIMIT, StoreFailure, StoreValue
 from rallypoint.core.values import Address, ConnectionEnd, EndedOwner, NodeId, Stamp, secret_hash
+from rallypoint.security.roles import EVERYBODY, Principal, Right
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
@@ -164,7 +165,7 @@ class Session:
     `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node reads the
     ledger to find another coordinator. `good_host`: the last valid bootstrap host, which is not
     checked again, as a node repeats it in each round. `attach_bytes`: the size of the first
-    message.
+    message. `principal`: what its token allows.
 
     The memory of a connection counts for its run (core/budget.py). `_backlog` has the messages that
     the peer has not read. It is None while the peer reads everything at once.
@@ -188,11 +189,14 @@ class Session:
         "input_turns",
         "node",
         "outlet",
+        "principal",
         "reads_ledger",
         "run",
     )
 
-    def __init__(self, host: Host, connection_id: int, outlet: Outlet) -> None:
+    def __init__(
+        self, host: Host, connection_id: int, outlet: Outlet, principal: Principal = EVERYBODY
+    ) -> None:
         self.connection_id = connection_id
         self.outlet = outlet
         self.run: Run | None = None
@@ -201,6 +205,7 @@ class Session:
         self.heard_s = 0.0
         self.good_host: str | None = None
         self.account = outlet.account
+        self.principal = principal
         self.attach_bytes = 0
         self._host = host
         self._asked: on.NodeAttached | None = None
@@ -281,7 +286,7 @@ class Session:
             self._refuse_first("the node has not attached")
             return
         host = self._host
-        refusal = wire.version_refusal(message.version)
+        refusal = wire.version_refusal(message.version) or self._not_allowed(message)
         refusal = refusal or host.admission.refusal(message, self.account)
         if refusal is not None:
             self.refuse(refusal)
@@ -301,6 +306,11 @@ class Session:
             self._enter(message, asked)
         else:
             host.call_at(host.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
+
+    def _not_allowed(self, message: wire.Attach) -> Refusal | None:
+        """Why the node's token is not for this run; None if it is."""
+        denied = self.principal.denial(Right.ATTACH, message.run_id)
+        return None if denied is None else Refusal(RefusalCode.TOKEN, denied.message, denied.hint)
 
     @property
     def source(self) -> Address | None:

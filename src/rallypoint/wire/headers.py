@@ -18,6 +18,10 @@ ONLY_OWN: Final = "Rallypoint-Only-Own"
 """Asks a coordinator to answer without asking others. A coordinator that forwards a request sends
 it, and so does a command that reads the ledger itself. So a request is forwarded at most once."""
 
+LIMITS: Final = "Rallypoint-Limits"
+"""The roles and runs to which a forwarded request is limited: those of its first sender. Without
+it, the request has all rights of the token that the forwarding coordinator sends."""
+
 ASKED_BY: Final = "Rallypoint-Asked-By"
 """The address from which a forwarded request came, for the texts that people read. It is not
 checked: a client with the token may give any reason anyway."""

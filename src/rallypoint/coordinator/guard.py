@@ -1,0 +1,76 @@
+"""Which right each request needs: one table for all routes. A route that is not in it is refused.
+
+`security/roles.py` says which roles grant a right, and `tokens.py` who sends a request.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
+from rallypoint.wire import api_paths, headers
+from rallypoint.wire import messages as wire
+
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+"""Who sends the request, once its token was accepted."""
+RUN: Final = f"{api_paths.RUNS}/{{run_id}}"
+
+NEEDS: Final[dict[tuple[str, str], Right]] = {
+    ("GET", "/healthz"): Right.NOTHING,
+    ("GET", "/readyz"): Right.NOTHING,
+    ("GET", "/metrics"): Right.MEASURE,
+    ("GET", wire.ATTACH_PATH): Right.ATTACH,  # The session checks the run, which it names itself.
+    ("GET", api_paths.RUNS): Right.READ,
+    ("GET", RUN): Right.READ,
+    ("GET", f"{RUN}/events"): Right.READ,
+    ("POST", f"{RUN}/close"): Right.ACT,
+}
+"""What each route needs, by its method and path. A handler of a route with `{run_id}` is called
+only if the principal's roles count for that run. A route without it shows only runs that
+`Principal.sees`."""
+
+_NOT_IN_THE_TABLE: Final = Denial(
+    "nobody may use this path: it is not in the table of rights",
+    "this is a fault of Rallypoint; please report it",
+    "role",
+)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who sends the request."""
+    found: Principal = request.get(PRINCIPAL, EVERYBODY)
+    return found
+
+
+def narrowed(principal: Principal, request: web.Request) -> Principal:
+    """The principal of a request that another coordinator may have forwarded.
+
+    Such a request has no more rights than the one that was forwarded. The header only takes rights
+    away, so anybody may send it.
+    """
+    limits = request.headers.get(headers.LIMITS)
+    return principal if limits is None else principal.narrowed(limits)
+
+
+def denial(request: web.Request, principal: Principal) -> Denial | None:
+    """Why this request is refused; None if it is not.
+
+    A path that does not exist is left to the router, which answers 404 or 405.
+    """
+    if request.match_info.http_exception is not None:
+        return None
+    right = NEEDS.get((_method(request), _path(request)))
+    if right is None:
+        return _NOT_IN_THE_TABLE
+    return principal.denial(right, request.match_info.get("run_id"))
+
+
+def _method(request: web.Request) -> str:
+    return "GET" if request.method == "HEAD" else request.method
+
+
+def _path(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
