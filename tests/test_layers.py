@@ -77,7 +77,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "simulation": frozenset(
         {"client", "coordinator", "core", "endpoints", "errors", "launch", "ledger", "net"}
     )
-    | {"runtime", "settings", "checkers", "wire"},
+    | {"runtime", "security", "settings", "checkers", "wire"},
     "bench": frozenset({ROOT, "client", "coordinator", "core", "endpoints", "errors", "settings"})
     | {"environments", "net", "security", "wire", "_version"},
 }

@@ -125,7 +125,7 @@ def of_command(endpoint: Endpoint, token_file: str | None) -> KnownToken:
 
 
 def check_may_be_sent(token: str, host: str) -> None:
-    """Raises UsageError if this token would be sent in clear to another machine.
+    """Raises UsageError if this token, without TLS, would be sent in clear to another machine.
 
     RALLYPOINT_INSECURE allows it.
     """

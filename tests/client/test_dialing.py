@@ -21,6 +21,7 @@ from rallypoint.coordinator.admission import Admission
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import parse_endpoint
+from rallypoint.security.access import Access
 from tests.loops import BOOTSTRAP, needs_ipv6, node, opened, run_clean, served, until
 from tests.ports import free_port
 
@@ -143,7 +144,7 @@ def test_a_slow_address_gets_more_time_each_time(monkeypatch: pytest.MonkeyPatch
             attempts = Attempts(target)
             given_s = []
             for _ in range(4):
-                assert await dialing.dial(target, "", attempts) is None
+                assert await dialing.dial(target, Access(), attempts) is None
                 words = attempts.answers[str(target)]
                 given_s.append(float(words.removeprefix("no answer within ").removesuffix(" s")))
             assert given_s[0] == 0.05
@@ -388,7 +389,7 @@ def test_an_address_that_is_silent_delays_the_others_only_a_little(monkeypatch) 
         async with served() as (_, port):
             target = Address("several.example", port)
             async with asyncio.timeout(dialing.ADDRESS_TIMEOUT_S):
-                found = await dialing.dial(target, "", Attempts(target))
+                found = await dialing.dial(target, Access(), Attempts(target))
             assert found is not None
             assert found.address == Address("127.0.0.1", port)
             found.abort("the test is over")
@@ -407,7 +408,9 @@ def test_an_elected_coordinator_is_reached_at_any_of_its_addresses(
         async with served() as (_, port):
             both = (Address(NOWHERE, port), Address("127.0.0.1", port))
             attempts = Attempts(both[0])
-            found = await dialing.dial_elected([both[each] for each in order], "", attempts, 60.0)
+            found = await dialing.dial_elected(
+                [both[each] for each in order], Access(), attempts, 60.0
+            )
             assert found is not None
             assert found.target == both[1]
             found.abort("the test is over")
@@ -443,7 +446,7 @@ def test_an_address_of_this_machine_is_dialled_last(
 
     async def main() -> None:
         attempts = Attempts(places[0])
-        assert await dialing.dial_elected(places, "", attempts, 1.0) is None
+        assert await dialing.dial_elected(places, Access(), attempts, 1.0) is None
         assert attempts.only_refused
         assert tuple(each.host for each in attempts.refusals) == tuple(asked) == dialled
 
@@ -708,7 +711,7 @@ def test_one_live_replica_among_dead_ones_is_found_soon():
             nowhere = (Address("127.0.0.1", mute.getsockname()[1]),)
             async with served() as (_, port):
                 there = (Address("127.0.0.1", port),)
-                places = [(nowhere, "")] * 15 + [(there, "")]
+                places = [(nowhere, Access())] * 15 + [(there, Access())]
                 attempts = Attempts(Address("replicas", 1))
                 loop = asyncio.get_running_loop()
                 began_s = loop.time()
@@ -730,7 +733,7 @@ def test_after_a_refusal_the_next_address_is_dialed_at_once():
             bound = [held.enter_context(socket.socket()) for _ in range(3)]
             for each in bound:
                 each.bind(("127.0.0.1", 0))
-            refusing = [((Address(*each.getsockname()),), "") for each in bound]
+            refusing = [((Address(*each.getsockname()),), Access()) for each in bound]
             attempts = Attempts(Address("replicas", 1))
             assert await dial_first(refusing, attempts, 5.0) is None
         assert len(attempts.answers) == 3
@@ -743,7 +746,7 @@ def test_after_a_refusal_the_next_address_is_dialed_at_once():
 def test_of_two_answers_one_connection_is_kept():
     async def main() -> None:
         async with served() as (one, port), served() as (other, other_port):
-            places = [((Address("127.0.0.1", each),), "") for each in (port, other_port)]
+            places = [((Address("127.0.0.1", each),), Access()) for each in (port, other_port)]
             for _ in range(5):
                 connection = await dial_first(places, Attempts(Address("replicas", 1)), 5.0)
                 assert connection is not None

@@ -26,6 +26,7 @@ from rallypoint.core import events as on
 from rallypoint.core.values import Address, ConnectionEnd, NodeInfo, RunSettings, Stamp
 from rallypoint.launch.guard import Guard
 from rallypoint.net import bind
+from rallypoint.security.access import Access
 from rallypoint.security.authority import new_host_token
 from rallypoint.wire import messages as wire
 from tests.loops import needs_ipv6, until
@@ -136,7 +137,7 @@ async def attached(
 ) -> Raw:
     address = Address(host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    connection = await connect(address, (host, port), family, TOKEN.get())
+    connection = await connect(address, (host, port), family, Access(TOKEN.get()))
     node = Raw(connection, name)
     info = NodeInfo(name, 1, "host")
     attach = wire.Attach(

@@ -14,6 +14,7 @@ from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.coordinator.session import Session
 from rallypoint.core.values import Address, NodeId, NodeInfo, Reachability, RunSettings, Stamp
 from rallypoint.net import bind
+from rallypoint.security.access import Access
 from rallypoint.wire import messages as wire
 from tests.loops import VirtualLoop, until
 
@@ -41,7 +42,7 @@ class Raw:
 
     async def dial(self) -> None:
         here = ("127.0.0.1", self.port)
-        self.connection = await connect(Address(*here), here, 2, "")
+        self.connection = await connect(Address(*here), here, 2, Access())
         self.connection.on_message = lambda data: self.heard.append(
             wire.decode_from_coordinator(data)
         )

@@ -20,6 +20,7 @@ from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import NotACoordinatorError, TokenError, UntrustedCoordinatorError
 from rallypoint.security import first_look, tls
+from rallypoint.security.access import Access
 from rallypoint.security.authority import Authority, new_host_token, new_secret
 from rallypoint.security.identities import Identities, NoIdentityError
 from rallypoint.security.state import State
@@ -39,7 +40,7 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def dialled(port: int, token: str) -> None:
     connection = await connect(
-        Address("127.0.0.1", port), ("127.0.0.1", port), socket.AF_INET, token
+        Address("127.0.0.1", port), ("127.0.0.1", port), socket.AF_INET, Access(token)
     )
     connection.close("the test is over")
     await connection.wait_closed()

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from rallypoint import settings
 from rallypoint.client import untrusted
 from rallypoint.core.values import Address
 from rallypoint.errors import (
@@ -27,7 +28,8 @@ from rallypoint.errors import (
     UsageError,
     not_a_coordinator,
 )
-from rallypoint.security import first_look, token_form
+from rallypoint.security import first_look, pki, token_form
+from rallypoint.security.access import CertificateFileError, Certificates
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import check_may_be_sent, token_error
 from rallypoint.wire import api_paths
@@ -178,6 +180,8 @@ def _as_ours(endpoint: Endpoint, token: str) -> Iterator[None]:
         ) from None
     except ssl.SSLError as error:
         raise _untrusted(endpoint, token, error) from error
+    except CertificateFileError as error:
+        raise UsageError(str(error), hint=untrusted.FILES_HINT) from None
     except ConnectionResetError as error:
         # Also if it closes without an answer (RemoteDisconnected), which a coordinator never does,
         # unless it has TLS, and was asked in clear.
@@ -198,12 +202,27 @@ def _headers(token: str, *, only_own: bool) -> dict[str, str]:
 def _untrusted(endpoint: Endpoint, token: str, error: ssl.SSLError) -> Exception:
     """The error for a handshake that failed."""
     where, ca = _where(endpoint), token_form.ca_of(token)
+    own = settings.certificates_of_command(endpoint, token)
+    if own is not None:
+        return _untrusted_by_pki(endpoint, own, error)
     if (
         isinstance(error, ssl.SSLCertVerificationError)
         and error.verify_code in untrusted.OTHER_AUTHORITY
     ):
         return untrusted.other_authority(where, ca, _authority_at(endpoint) or "")
     failed = untrusted.failed_handshake(where, ca, error)
+    return _not_ours(endpoint, str(failed)) if isinstance(failed, OSError) else failed
+
+
+def _untrusted_by_pki(endpoint: Endpoint, own: Certificates, error: ssl.SSLError) -> Exception:
+    where = _where(endpoint)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        shown: tuple[bytes, ...] = ()
+        with contextlib.suppress(OSError):
+            reached = socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S)
+            shown = first_look.shown_blocking(reached, endpoint.host)
+        return untrusted.by_pki(where, endpoint.host, own, error, shown)
+    failed = untrusted.refused_by_pki(where, own, error)
     return _not_ours(endpoint, str(failed)) if isinstance(failed, OSError) else failed
 
 
@@ -236,11 +255,17 @@ def _exchange(
 
 def _connected(endpoint: Endpoint, token: str, until_s: float) -> _Socket | _TlsSocket:
     """A connection, by TLS if the token names an authority. See `_Socket`."""
-    check_may_be_sent(token, endpoint.host)
+    own = settings.certificates_of_command(endpoint, token)
+    if own is None:
+        check_may_be_sent(token, endpoint.host)
 
     def connect() -> socket.socket:
         return socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S)
 
+    if own is not None:
+        secured = pki.secured(own, endpoint.host, connect, _TlsSocket)
+        secured.until_s = until_s
+        return secured
     parts = token_form.parse(token)
     if parts is None:
         return _Socket(connect(), until_s)

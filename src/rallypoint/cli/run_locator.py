@@ -95,7 +95,7 @@ def _at_each_address(endpoint: Endpoint, keys: Keys) -> CoordinatorClient:
     spare = range(endpoint.spare_ports + 1)
     every = [(host, host.port + more) for more in spare for host in endpoint.hosts]
     endpoints = [
-        Endpoint(endpoint.kind, host.host, port, endpoint.text)
+        Endpoint(endpoint.kind, host.host, port, endpoint.text, is_tls=endpoint.is_tls)
         for host, port in every[:ADDRESSES_ASKED_MAX]
     ]
     return CoordinatorClient("", tuple(endpoints), keys.token, keys)

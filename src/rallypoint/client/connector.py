@@ -510,8 +510,8 @@ class Connector:
         """Dial the owner that a coordinator has named. Returns whether it answered."""
         addresses, self._redirected_to = self._redirected_to, ()
         attempts = Attempts(self.settings.endpoint)
-        token = self.credentials.keys.token
-        connection = await dial_elected(addresses, token, attempts, ELECTED_DIAL_S)
+        access = self.credentials.access
+        connection = await dial_elected(addresses, access, attempts, ELECTED_DIAL_S)
         if connection is not None:
             self._use(connection)
         elif addresses:

@@ -18,7 +18,8 @@ from rallypoint.core.election import Lease
 from rallypoint.core.values import Address
 from rallypoint.endpoints import is_loopback
 from rallypoint.security import token_form
-from rallypoint.settings import EndpointKind, NodeSettings
+from rallypoint.security.access import Access
+from rallypoint.settings import EndpointKind, NodeSettings, certificates_for
 
 _log = logging.getLogger("rallypoint.client")
 
@@ -36,6 +37,11 @@ class Credentials:
         self._of_lease: tokens.KnownToken | None = None
         """The token in an elected coordinator's lease, if this node sent that one last."""
         self._has_warned = False
+
+    @property
+    def access(self) -> Access:
+        """How this node dials the coordinator of its endpoint."""
+        return Access(self.keys.token, certificates_for(self.settings, self.keys.token))
 
     async def find(self) -> None:
         """Find the token: see `tokens`. Raises UsageError if it cannot be read, or not in time."""
@@ -63,7 +69,7 @@ class Credentials:
         while True:
             refused: errors.TokenError | None
             try:
-                connection = await dial(target, self.keys.token, attempts, limit_s, patience)
+                connection = await dial(target, self.access, attempts, limit_s, patience)
                 refused = attempts.refused if connection is None else None
                 needs = attempts.untrusted if connection is None else None
             except errors.TokenError as error:
@@ -88,7 +94,7 @@ class Credentials:
         """
         # By TLS it is sent only to a coordinator that proves that it is this token's.
         if self.keys.token and not token_form.names_ca(self.keys.token):
-            connection = await dial(target, "", attempts, limit_s, Patience.ANY)
+            connection = await dial(target, Access(), attempts, limit_s, Patience.ANY)
             refused = attempts.refused
             if connection is not None or refused is None:
                 return connection
@@ -108,13 +114,20 @@ class Credentials:
         except TimeoutError:
             return False
 
-    def for_lease(self, lease: Lease) -> str:
-        """The token for an elected coordinator: this node's own, or else that in the lease."""
-        if self.settings.token or not lease.token:
-            return self.settings.token
-        where = "the coordinator's lease"
-        self._of_lease = tokens.KnownToken(lease.token, tokens.Origin.LEASE, where)
-        return lease.token
+    def for_lease(self, lease: Lease) -> Access:
+        """As `access_of`, for the owner of the run, which later errors name."""
+        access = self.access_of(lease)
+        if access.token and access.token != self.settings.token:
+            where = "the coordinator's lease"
+            self._of_lease = tokens.KnownToken(lease.token, tokens.Origin.LEASE, where)
+        return access
+
+    def access_of(self, lease: Lease) -> Access:
+        """How to dial a coordinator with this lease: by this node's own token, or the lease's."""
+        own = self.settings.token
+        if lease.token and not own:
+            return Access(lease.token)
+        return Access(own, certificates_for(self.settings, own))
 
     def unreachable(self, attempts: Attempts, tried_s: float) -> errors.CoordinatorError:
         """The error of a search that found nothing. It compares the tokens if one was refused."""

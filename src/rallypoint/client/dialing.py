@@ -33,6 +33,7 @@ from rallypoint.errors import (
     UntrustedCoordinatorError,
 )
 from rallypoint.net import SocketAddress, describe_os_error
+from rallypoint.security.access import Access
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 
 _Dial: TypeAlias = Callable[[], Coroutine[Any, Any, Connection | None]]
@@ -199,7 +200,7 @@ class Patience(enum.Enum):
 
 async def dial(
     target: Address,
-    token: str,
+    access: Access,
     attempts: Attempts,
     limit_s: float = math.inf,
     patience: Patience = Patience.NONE,
@@ -212,7 +213,7 @@ async def dial(
     """
     tried = Attempts(target)
     try:
-        connection = await _dial(target, token, tried, limit_s, patience, attempts)
+        connection = await _dial(target, access, tried, limit_s, patience, attempts)
     except CoordinatorError:
         attempts.record(tried)
         raise
@@ -224,7 +225,7 @@ async def dial(
 
 async def _dial(
     target: Address,
-    token: str,
+    access: Access,
     attempts: Attempts,
     limit_s: float,
     patience: Patience,
@@ -234,8 +235,9 @@ async def _dial(
     shown.doing = f"{target.host}: the name is being looked up"
     limit_s = min(limit_s, shown.address_limit_s)
     found = await _resolve(target, attempts, limit_s)
+    access = access.to(target.host)
     dials = [
-        partial(_dial_one, target.port, each, token, attempts, limit_s, patience, shown)
+        partial(_dial_one, target.port, each, access, attempts, limit_s, patience, shown)
         for each in found
     ]
     connection = await _answer_of(dials)
@@ -250,7 +252,7 @@ async def _dial(
 async def _dial_one(
     port: int,
     address: SocketAddress,
-    token: str,
+    access: Access,
     attempts: Attempts,
     limit_s: float,
     patience: Patience,
@@ -261,7 +263,7 @@ async def _dial_one(
     shown.doing = f"{where}: no answer yet"
     try:
         async with asyncio.timeout(limit_s):
-            return await network.here().connect(where, address, token)
+            return await network.here().connect(where, address, access)
     except TimeoutError:
         attempts.answers[str(where)] = f"no answer within {limit_s:.3g} s{_from_here(where)}"
         attempts.only_refused = False
@@ -301,7 +303,7 @@ def _from_here(where: Address) -> str:
 
 
 async def dial_elected(
-    addresses: Sequence[Address], token: str, attempts: Attempts, limit_s: float
+    addresses: Sequence[Address], access: Access, attempts: Attempts, limit_s: float
 ) -> Connection | None:
     """Dial an elected coordinator at its addresses. None if no coordinator answered.
 
@@ -312,7 +314,7 @@ async def dial_elected(
     each = [Attempts(address) for address in places]
 
     async def dial_one(own: Attempts, address: Address) -> Connection | None:
-        connection = await dial(address, token, own, limit_s, Patience.ANY)
+        connection = await dial(address, access, own, limit_s, Patience.ANY)
         if connection is not None:
             connection.target = address
         return connection
@@ -342,16 +344,16 @@ async def _own_last(addresses: Sequence[Address]) -> Sequence[Address]:
 
 
 async def dial_first(
-    places: Sequence[tuple[Sequence[Address], str]], attempts: Attempts, limit_s: float
+    places: Sequence[tuple[Sequence[Address], Access]], attempts: Attempts, limit_s: float
 ) -> Connection | None:
     """Dial several coordinators, and return the first that answers within `limit_s`, or None.
 
-    `places`: the addresses and the token of each, the likeliest first.
+    `places`: the addresses of each and how to dial them, the likeliest first.
     """
     each = [Attempts(attempts.target) for _ in places]
     works = [
-        partial(dial_elected, addresses, token, own, limit_s)
-        for (addresses, token), own in zip(places, each, strict=True)
+        partial(dial_elected, addresses, access, own, limit_s)
+        for (addresses, access), own in zip(places, each, strict=True)
     ]
     connection = await first_answer(works, STAGGER_S)
     if connection is None:

@@ -20,6 +20,7 @@ from rallypoint.client.own_coordinator import OwnCoordinator
 from rallypoint.core.addresses import telling
 from rallypoint.core.election import AttachTo, BecomeCandidate, Lease, RunOver
 from rallypoint.core.values import Address, CloseRecord, EndedOwner, RunSettings, Stamp
+from rallypoint.security.access import Access
 from rallypoint.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -258,28 +259,27 @@ class ElectedCoordinator:
         if self._own.is_of(owner):
             return await self._dial_own(attempts)
         self.owner_ttl_s = owner.ttl_s or self.settings.lease_ttl_s
-        token = self._credentials.for_lease(owner)
+        access = self._credentials.for_lease(owner)
         lost = self._lost
         if lost is not None and len(owner.addresses) > 1 and await _tells(owner, lost.target):
             # If it refuses, the others need no dial: a dead one would take seconds.
             place = (lost.target,)
-            connection = await dial_elected(place, token, attempts, ELECTED_DIAL_S)
+            connection = await dial_elected(place, access, attempts, ELECTED_DIAL_S)
             if connection is not None or attempts.only_refused:
                 return connection
-        return await dial_elected(owner.addresses, token, attempts, ELECTED_DIAL_S)
+        return await dial_elected(owner.addresses, access, attempts, ELECTED_DIAL_S)
 
     async def _dial_own(self, attempts: Attempts) -> Connection | None:
         hosted = self._own.hosted
         if hosted is None:
             return None
-        return await dial_elected((hosted.address,), hosted.token, attempts, ELECTED_DIAL_S)
+        return await dial_elected((hosted.address,), Access(hosted.token), attempts, ELECTED_DIAL_S)
 
     async def _dial_replicas(self, attempts: Attempts, but: str) -> Connection | None:
         """Dial the `rallypoint serve` processes on the ledger, except the process `but`."""
         leases = [each for each in await self.search.replicas() if each.process != but]
         self.owner_ttl_s = max([each.ttl_s for each in leases], default=self.owner_ttl_s)
-        own = self.settings.token
-        dialled = [(each.addresses, own or each.token) for each in leases]
+        dialled = [(each.addresses, self._credentials.access_of(each)) for each in leases]
         return await dial_first(dialled, attempts, ELECTED_DIAL_S)
 
 

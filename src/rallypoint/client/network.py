@@ -17,6 +17,7 @@ from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
 from rallypoint.net import SocketAddress, bind, bind_loopback, bind_name, is_this_host, look_up
+from rallypoint.security.access import Access
 from rallypoint.security.authority import new_host_token
 from rallypoint.settings import NodeSettings
 
@@ -129,7 +130,7 @@ class Network(Protocol):
     async def draw_token(self) -> str:
         """A new token for a coordinator of this process alone, as security.new_host_token."""
 
-    async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
+    async def connect(self, address: Address, found: SocketAddress, access: Access) -> Connection:
         """See transport.connect."""
 
     async def serve(
@@ -196,9 +197,9 @@ class SocketNetwork:
         # In a thread: it loads a large library.
         return await runtime.in_thread(new_host_token)
 
-    async def connect(self, address: Address, found: SocketAddress, token: str) -> Connection:
+    async def connect(self, address: Address, found: SocketAddress, access: Access) -> Connection:
         """See Network."""
-        return await transport.connect(address, found.sockaddr, found.family, token)
+        return await transport.connect(address, found.sockaddr, found.family, access)
 
     async def serve(
         self,

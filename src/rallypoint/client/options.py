@@ -19,6 +19,9 @@ class JoinOptions(TypedDict, total=False):
     port_range: str | None
     token_file: str | None
     insecure: bool | str | None
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
     host_coordinator: str | None
     join_timeout_s: float | str | None
     connect_timeout_s: float | str | None

@@ -23,13 +23,15 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from rallypoint import runtime
 from rallypoint.client import fork_safety, untrusted
 from rallypoint.client.sockets import ResettingSocket, SocketKeeper
 from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
-from rallypoint.errors import not_a_coordinator
-from rallypoint.security import first_look, token_form
+from rallypoint.errors import UsageError, not_a_coordinator
+from rallypoint.security import first_look, pki, token_form
+from rallypoint.security.access import Access, CertificateFileError, Certificates
 from rallypoint.tokens import token_error
 from rallypoint.wire import headers
 from rallypoint.wire import messages as wire
@@ -250,12 +252,15 @@ class Connection(asyncio.Protocol):
             self.on_message(data)
 
 
-async def connect(address: Address, sockaddr: object, family: int, token: str) -> Connection:
-    """Open a connection to one resolved address, by TLS if the token names an authority.
+async def connect(address: Address, sockaddr: object, family: int, access: Access) -> Connection:
+    """Open a connection to one resolved address, by TLS if there are certificates or a CA for it.
 
-    Raises OSError (refused, unreachable, ...), NotACoordinatorError or TokenError. A cancellation
-    leaves nothing open.
+    Raises OSError (refused, unreachable, ...), NotACoordinatorError, TokenError, or UsageError for
+    a file of certificates. A cancellation leaves nothing open.
     """
+    token = access.token
+    if access.own is not None:
+        return await _connect_by_pki(address, sockaddr, family, access, access.own)
     try:
         parts = token_form.parse(token)
     except ValueError as error:  # it is from a lease: settings refuse such a token
@@ -284,6 +289,23 @@ async def connect(address: Address, sockaddr: object, family: int, token: str) -
         raise untrusted.failed_handshake(str(address), parts.ca, error) from None
     except ssl.SSLError as error:
         raise untrusted.failed_handshake(str(address), parts.ca, error) from None
+
+
+async def _connect_by_pki(
+    address: Address, sockaddr: object, family: int, access: Access, own: Certificates
+) -> Connection:
+    try:
+        # In a thread: the system's authorities take some time to read.
+        client = await runtime.in_thread(lambda: pki.client(own, access.name))
+        return await _connect(address, sockaddr, family, access.token, client.options)
+    except CertificateFileError as error:
+        raise UsageError(str(error), hint=untrusted.FILES_HINT) from None
+    except ssl.SSLCertVerificationError as error:
+        sock = await _connected(socket.socket(family, socket.SOCK_STREAM), sockaddr)
+        shown = await first_look.shown_at({"sock": sock}, access.name)
+        raise untrusted.by_pki(str(address), access.name, own, error, shown) from None
+    except ssl.SSLError as error:
+        raise untrusted.refused_by_pki(str(address), own, error) from None
 
 
 async def _connect(

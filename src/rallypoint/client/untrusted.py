@@ -6,6 +6,9 @@ import ssl
 from typing import Final
 
 from rallypoint.errors import NotACoordinatorError, UntrustedCoordinatorError, not_a_coordinator
+from rallypoint.security import pki
+from rallypoint.security.access import Certificates
+from rallypoint.security.authority import HOST_NAME
 
 DIGITS_SHOWN: Final = 16
 _NEW_TOKEN: Final = (
@@ -23,6 +26,14 @@ _REASONS: Final = {
         "compare the clocks of both machines (`date`): this one may be behind",
     ),
 }
+_USE_ITS_TOKEN: Final = (
+    "use the coordinator's token: --token-file FILE (torchrun: token_file in --rdzv-conf), or "
+    "RALLYPOINT_TOKEN_FILE"
+)
+FILES_HINT: Final = "give PEM files that this user can read: --tls-ca, --tls-cert and --tls-key"
+_OTHER_CERTIFICATE: Final = "have a new certificate issued for the coordinator (--tls-cert)"
+_OTHER_NAME: Final = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH"""
 OTHER_AUTHORITY: Final = (18, 19, 20, 21)
 """X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT, ..._SELF_SIGNED_CERT_IN_CHAIN,
 ..._UNABLE_TO_GET_ISSUER_CERT_LOCALLY, ..._UNABLE_TO_VERIFY_LEAF_SIGNATURE: the chain of another
@@ -48,9 +59,67 @@ def needs_token(where: str) -> UntrustedCoordinatorError:
     """The server answers a request in clear by TLS."""
     return UntrustedCoordinatorError(
         f"the server at {where} uses TLS, and there is no token here that names its authority",
-        hint="use the coordinator's token: --token-file FILE (torchrun: token_file in "
-        "--rdzv-conf), or RALLYPOINT_TOKEN_FILE",
+        hint=_USE_ITS_TOKEN,
         needs_token=True,
+    )
+
+
+def by_pki(
+    where: str,
+    name: str,
+    own: Certificates,
+    error: ssl.SSLCertVerificationError,
+    shown: tuple[bytes, ...],
+) -> UntrustedCoordinatorError:
+    """The server's certificates are not accepted by those of a PKI. `shown`: its own first.
+
+    `name`: the host as it was given. Reads the files of `own` again, for their fingerprints.
+    """
+    leaf = shown[0] if shown else b""
+    mark = pki.fingerprint(leaf)[:DIGITS_SHOWN] if leaf else "none"
+    theirs = f"the server at {where} shows a certificate (SHA-256 {mark})"
+    if error.verify_code in OTHER_AUTHORITY and HOST_NAME.encode() in leaf:
+        return UntrustedCoordinatorError(
+            f"{theirs} of a token's authority, and there is no token here that names it",
+            hint=_USE_ITS_TOKEN,
+            needs_token=own == Certificates(),
+        )
+    if error.verify_code in OTHER_AUTHORITY:
+        why = f"by an authority that is not trusted here: {pki.trusted_words(own)} are"
+        return UntrustedCoordinatorError(
+            f"{theirs} {why}",
+            hint="give the authority of the coordinator's certificate: --tls-ca FILE, or "
+            "RALLYPOINT_TLS_CA; if it is a token's, the token: --token-file FILE",
+        )
+    if error.verify_code in _OTHER_NAME:
+        names = ", ".join(pki.names_of(leaf)) or "no host"
+        return UntrustedCoordinatorError(
+            f"{theirs} for {names}, and not for {name!r}",
+            hint="use a name of the certificate in the endpoint (and for --advertise, if the "
+            "coordinator was found through a ledger), or have it issued for this name, too",
+        )
+    said = error.verify_message
+    what, hint = _REASONS.get(said, (f"it is not accepted: {said}", _OTHER_CERTIFICATE))
+    return UntrustedCoordinatorError(f"{theirs}, and {what}", hint=hint)
+
+
+def refused_by_pki(
+    where: str, own: Certificates, error: ssl.SSLError
+) -> NotACoordinatorError | ConnectionResetError:
+    """The handshake by certificates of a PKI failed, or the server refused this side's own."""
+    reason = error.reason or ""
+    if "ALERT" in reason and "VERSION" not in reason and "HANDSHAKE" not in reason:
+        what = reason.rpartition("ALERT_")[2].replace("_", " ").lower()
+        mine = f"the certificate {own.cert!r}" if own.cert else "a client without a certificate"
+        return UntrustedCoordinatorError(
+            f"the coordinator at {where} refused {mine}: {what}",
+            hint="give one of an authority in the coordinator's --client-ca: --tls-cert FILE, and "
+            "--tls-key FILE; if it has expired, compare the clocks of both machines (`date`)",
+        )
+    if isinstance(error, _PASSING):
+        return ConnectionResetError("closed the connection during the TLS handshake")
+    return not_a_coordinator(
+        where, f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})"
     )
 
 

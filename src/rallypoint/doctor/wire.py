@@ -14,6 +14,7 @@ from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked
 from rallypoint.errors import NotACoordinatorError, TokenError
 from rallypoint.net import describe_os_error, look_up
+from rallypoint.security.access import Access
 from rallypoint.wire import messages
 
 CHECK: Final = "wire"
@@ -73,7 +74,7 @@ def _judge(where: Address, accepted: range | None, notes: Notes) -> None:
 async def _refusal(where: Address, token: str) -> messages.FromCoordinator | None:
     """The first message of the coordinator; None if it closes without one."""
     found = await look_up(where.host, where.port, WITHIN_S)
-    connection = await transport.connect(where, found[0].sockaddr, found[0].family, token)
+    connection = await transport.connect(where, found[0].sockaddr, found[0].family, Access(token))
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[bytes | None] = loop.create_future()
 

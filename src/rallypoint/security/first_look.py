@@ -78,7 +78,7 @@ async def client_of(parts: Parts, where: Callable[[], Awaitable[dict[str, Any]]]
     found = known(parts)
     if found is not None:
         return found
-    return learned(parts.ca, await _shown_at(await where(), tls.server_name(parts.ca)))
+    return learned(parts.ca, await shown_at(await where(), tls.server_name(parts.ca)))
 
 
 async def has_tls(where: Callable[[], Awaitable[dict[str, Any]]]) -> bool:
@@ -87,7 +87,7 @@ async def has_tls(where: Callable[[], Awaitable[dict[str, Any]]]) -> bool:
 
     try:
         async with asyncio.timeout(HAS_TLS_S):
-            return bool(await _shown_at(await where(), tls.NO_AUTHORITY))
+            return bool(await shown_at(await where(), tls.NO_AUTHORITY))
     except OSError:  # also TimeoutError
         return False
 
@@ -96,11 +96,15 @@ async def authority_at(reached: dict[str, Any]) -> str:
     """The CA of the certificates that a server shows, as in tokens; "" for none. `reached`: what
     `where` of `client_of` returns. Raises OSError.
     """
-    shown = await _shown_at(reached, tls.NO_AUTHORITY)
+    shown = await shown_at(reached, tls.NO_AUTHORITY)
     return _hash_of(shown[-1]) if shown else ""
 
 
-async def _shown_at(reached: dict[str, Any], server_name: str) -> tuple[bytes, ...]:
+async def shown_at(reached: dict[str, Any], server_name: str) -> tuple[bytes, ...]:
+    """The certificates (DER) that a server shows for this name, its own first. Raises OSError.
+
+    `reached`: what `where` of `client_of` returns.
+    """
     import asyncio  # here, because commands use this file, and not that
 
     loop = asyncio.get_running_loop()

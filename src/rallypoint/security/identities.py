@@ -2,6 +2,7 @@
 
 A coordinator has one for each CA that its tokens name, so that tokens of an old and a new CA work
 together while nodes change to the new one. A client asks by name (SNI) for the one that it trusts.
+Clients that ask for another name get the certificate of one's own PKI, if there is one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 
-from rallypoint.security import tls, token_form
+from rallypoint.security import pki, tls, token_form
+from rallypoint.security.access import Certificates
 from rallypoint.security.token_form import Identity
 
 
@@ -20,10 +22,19 @@ class NoIdentityError(ValueError):
 class Identities:
     """The identities that its tokens carry. Without any, connections are in clear.
 
-    Owned by one event loop. Raises NoIdentityError; ValueError for a token that is damaged.
+    `own`: files with a certificate of a PKI; `client_ca`: a file with the authorities of clients'
+    certificates. Owned by one event loop. Raises NoIdentityError; ValueError for a token that is
+    damaged, or files that cannot be used.
     """
 
-    def __init__(self, tokens: Iterable[str]) -> None:
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        own: Certificates | None = None,
+        client_ca: str | None = None,
+    ) -> None:
+        self._own = own
+        self._client_ca = client_ca
         self._by_name: dict[str, ssl.SSLContext] = {}
         self._first: ssl.SSLContext | None = None
         self._authorities: tuple[bytes, ...] = ()
@@ -33,14 +44,20 @@ class Identities:
         return self._first is not None
 
     def replace(self, tokens: Iterable[str]) -> None:
-        """Use the identities of these tokens for connections that come from now on."""
-        found = _identities(tokens)
+        """Use the identities of these tokens for connections that come from now on.
+
+        The files of the PKI are read again, too.
+        """
+        has_own = self._own is not None and self._own.cert is not None
+        found = _identities(tokens, may_miss=has_own)
         contexts = {name: tls.server_context(each) for name, each in found.items()}
-        self._by_name = contexts
-        self._first = next(iter(contexts.values()), None)
+        first = next(iter(contexts.values()), None)
+        if self._own is not None and has_own:
+            first = pki.server_context(self._own, self._client_ca)
+        self._by_name, self._first = contexts, first
         self._authorities = tuple(each.ca for each in found.values())
-        if self._first is not None and len(contexts) > 1:
-            self._first.sni_callback = self._choose
+        if first is not None and (len(contexts) > 1 or (contexts and has_own)):
+            first.sni_callback = self._choose
 
     def server(self) -> ssl.SSLContext | None:
         """The context for a new connection; None: it is in clear."""
@@ -56,8 +73,11 @@ class Identities:
             connection.context = chosen
 
 
-def _identities(tokens: Iterable[str]) -> dict[str, Identity]:
-    """Of each CA, by the name under which clients ask for it."""
+def _identities(tokens: Iterable[str], *, may_miss: bool) -> dict[str, Identity]:
+    """Of each CA, by the name under which clients ask for it.
+
+    `may_miss`: tokens may be of a CA whose certificate this process does not have.
+    """
     found: dict[str, Identity] = {}
     without: list[str] = []
     for token in tokens:
@@ -69,6 +89,6 @@ def _identities(tokens: Iterable[str]) -> dict[str, Identity]:
         else:
             found.setdefault(tls.server_name(parts.ca), parts.identity)
     missing = [ca for ca in without if tls.server_name(ca) not in found]
-    if missing:
+    if missing and not may_miss:
         raise NoIdentityError(missing[0])
     return found

@@ -15,6 +15,7 @@ from rallypoint.endpoints import DEFAULT_PORT, Endpoint, EndpointKind
 from rallypoint.environments import Found
 from rallypoint.errors import UsageError
 from rallypoint.security import token_form
+from rallypoint.security.access import SYSTEM, CertificateFileError, Certificates
 from rallypoint.settings.credentials import check_token_strength, etcd_password, resolve_token
 from rallypoint.settings.environment import Environ
 from rallypoint.settings.launcher import launched
@@ -39,6 +40,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     the endpoint's port for a coordinator, and any for rank 0.
     `token`: the one that was given; "" if none was (see `tokens`). `token_place`: where it was
     found, for people. `insecure`: without a given token, a `host:port` node has none.
+    `tls_ca`, `tls_cert`, `tls_key`: files for a `serve` with `--tls-cert`, see security/pki.py.
     `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
     infinite: never.
     `attach_grace_s` None: derived, see `attach_grace_s`.
@@ -58,6 +60,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     token_place: str = ""
     insecure: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     host_coordinator: str = BY_NAME["host_coordinator"].default
     join_timeout_s: float = BY_NAME["join_timeout_s"].default
     connect_timeout_s: float = BY_NAME["connect_timeout_s"].default
@@ -196,6 +201,14 @@ def check_not_in_clear(node: NodeSettings) -> None:
     """Raises UsageError if this node would send its token in clear to another machine."""
     endpoint = node.endpoint
     is_far = endpoint.kind is EndpointKind.LEDGER or not endpoint.is_loopback
+    if _own_certificates(node) is not None and endpoint.kind is EndpointKind.HOST:
+        raise UsageError(
+            "tls_ca and tls_cert are for a coordinator with a certificate, and at HOST:PORT a node "
+            "hosts it, by the token's authority",
+            hint="use https://HOST:PORT with `rallypoint serve --tls-cert`, or remove them",
+        )
+    if certificates_for(node, node.token) is not None:
+        return
     if endpoint.kind is EndpointKind.LOCAL or not is_far or node.insecure or not node.token:
         return
     if not token_form.names_ca(node.token):
@@ -205,6 +218,55 @@ def check_not_in_clear(node: NodeSettings) -> None:
             hint=f"make a new one and give it to all nodes: {NEW_TOKEN}; or --insecure, in a "
             "network in which everybody may read and change the traffic",
         )
+
+
+def certificates_for(node: NodeSettings, token: str) -> Certificates | None:
+    """By which certificates of a PKI the coordinator of this node's endpoint proves itself.
+
+    None: by those of the CA that `token` names; in clear, if it names none.
+    """
+    given = _own_certificates(node)
+    if given is not None:
+        return given if node.endpoint.kind is not EndpointKind.LOCAL else None
+    is_public = node.endpoint.is_tls and not token_form.names_ca(token)
+    return Certificates() if is_public else None
+
+
+def _own_certificates(node: NodeSettings) -> Certificates | None:
+    return certificates(node.tls_ca, node.tls_cert, node.tls_key)
+
+
+def certificates(ca: str | None, cert: str | None, key: str | None) -> Certificates | None:
+    """What these settings say; None if none of them is set. Raises UsageError for half a pair."""
+    if ca is None and cert is None and key is None:
+        return None
+    if key is not None and cert is None:
+        raise UsageError("tls_key is given without tls_cert", hint="give both: --tls-cert FILE")
+    return Certificates(ca or SYSTEM, cert, key)
+
+
+def certificates_of_command(endpoint: Endpoint, token: str) -> Certificates | None:
+    """As `certificates_for`, for a command: from the environment. Raises UsageError."""
+    given = certificates(*(resolve(name).value for name in ("tls_ca", "tls_cert", "tls_key")))
+    if given is None and endpoint.is_tls and not token_form.names_ca(token):
+        given = Certificates()
+    return given
+
+
+def check_certificates(files: Certificates | None, client_ca: str | None = None) -> None:
+    """Raises UsageError if one of these files cannot be used. Reads them."""
+    if files is None:
+        return
+    from rallypoint.security import pki  # here, because it loads ssl
+
+    try:
+        pki.check(files, client_ca)
+    except CertificateFileError as error:
+        raise UsageError(
+            str(error),
+            hint="give PEM files: --tls-ca (trusted authorities, or `system`), --tls-cert (a "
+            "certificate with its chain) and --tls-key (its key, without a password)",
+        ) from None
 
 
 def node_settings(

@@ -127,6 +127,20 @@ SETTINGS: Final = (
     _setting("token_file", parse_path, None, "a file whose first line is the coordinator's token"),
     _setting("token", parse_token, "", "the coordinator's token; a file is safer"),
     _setting(
+        "tls_ca",
+        parse_path,
+        None,
+        "whose certificates to trust in place of the token's authority: a PEM file, or `system`",
+    ),
+    _setting("tls_cert", parse_path, None, "a PEM file with this process's own certificate"),
+    _setting("tls_key", parse_path, None, "its private key; if unset, it is in the same file"),
+    _setting(
+        "client_ca",
+        parse_path,
+        None,
+        "for `rallypoint serve`: a PEM file with the authorities of clients' certificates",
+    ),
+    _setting(
         "insecure",
         parse_yes_no,
         False,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rallypoint.coordinator.config import CoordinatorConfig
     from rallypoint.endpoints import Endpoint
     from rallypoint.ledger.contract import Ledger
+    from rallypoint.security.access import Access
     from rallypoint.settings import NodeSettings
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ class SimulatedNetwork:
         return f"of {self._host}"
 
     async def connect(
-        self, address: Address, found: SocketAddress, token: str
+        self, address: Address, found: SocketAddress, access: Access
     ) -> client_network.Connection:
         """See Network."""
         host = self._host_of(address)
