@@ -96,6 +96,7 @@ _BAD = {
     "token": "two words",
     "host_coordinator": "maybe",
     "log_dir": "\0",
+    "audit": "\0",
     "max_restarts": "-1",
     "mass_min": "x",
     "etcd_password": "a\nb",

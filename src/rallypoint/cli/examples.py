@@ -16,6 +16,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("--host 0.0.0.0 --token-file token", "a coordinator for other machines"),
         ("--ledger file:/var/lib/rallypoint", "runs survive a restart"),
         ("--ledger etcd://a:2379,b:2379/rp --token-file token", "one of several replicas"),
+        ("--state /etc/rallypoint --audit /var/log/rallypoint", "who changed a run"),
     ),
     "status": (
         ("--endpoint http://host0:29400", "all runs"),

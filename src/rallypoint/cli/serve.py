@@ -96,13 +96,23 @@ def serve(
             "of its cgroup or machine).",
         ),
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            "--audit",
+            metavar="FILE",
+            help="Append to this file who changed a run, and who was refused, as JSON lines; "
+            "- is stderr [RALLYPOINT_AUDIT].",
+        ),
+    ] = None,
     log_format: LogFormatOption = None,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
-    On SIGHUP it reads the token file again. Each line of the file is an accepted token.
+    On SIGHUP it reads the token file and opens the audit log again. Each line of the token file is
+    an accepted token.
     """
     settings.check_platform()
     log = log_choice(log_format, verbose=verbose, quiet=quiet)
@@ -117,6 +127,7 @@ def serve(
         is_tls = _is_tls(tokens)
         place = _ledger_of(ledger, advertise)
         memory_bytes_max = _memory_of(memory)
+        audit_path = settings.resolve("audit", audit).value
         sock = _bind(host, port)
         from rallypoint.cli import serving
 
@@ -133,6 +144,7 @@ def serve(
             ),
             memory_bytes_max,
             log,
+            audit_path,
         )
 
 

@@ -13,7 +13,7 @@ import importlib
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +24,12 @@ import msgspec
 from rallypoint import logs, settings
 from rallypoint._version import __version__
 from rallypoint.cli import output
+from rallypoint.cli.audit_file import AuditFile
 from rallypoint.cli.common import LogChoice
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.reloading import Reloader, Watch
 from rallypoint.client.identity import may_be_one_machine, own_addresses
+from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
@@ -45,11 +47,15 @@ HAND_OVER_WITHIN_S: Final = 5.0
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """When and how the tokens are read again. `reread`: see `Reloader`. `path`: their file."""
+    """When and how the tokens are read again. `reread`: see `Reloader`. `path`: their file.
+
+    `audit_file`: opened again at each SIGHUP.
+    """
 
     hangups: Hangups
     reread: Callable[[], tuple[str, ...]] | None
     path: Path | None = None
+    audit_file: AuditFile | None = None
 
 
 def run(
@@ -61,18 +67,22 @@ def run(
     reloads: Reloads,
     memory_bytes_max: int | None = None,
     log: LogChoice | None = None,
+    audit_path: str | None = None,
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
     `tokens`: the accepted ones; without any, everybody is admitted. `place`: the ledger of the
     runs, if any; `advertised`: the host where its nodes reach this process, if known.
     `memory_bytes_max`: the memory for all runs; None: half of the process's limit. `log`: how it
-    logs. Raises LedgerError.
+    logs. `audit_path`: the file of the audit log, if any. Raises LedgerError; UsageError if that
+    file cannot be opened.
     """
     _set_up_logging(log or LogChoice(logging.INFO, False))
     allow_many_descriptors()
     memory = _memory(memory_bytes_max)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with _audit_file(audit_path) as file, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        audit = Audit(None if file is None else file.write)
+        reloads = msgspec.structs.replace(reloads, audit_file=file)
         if place is None:
             config = CoordinatorConfig(
                 token=tokens[0] if tokens else "",
@@ -83,9 +93,22 @@ def run(
                 hosts=(urlsplit(endpoint).hostname or "",),
                 memory_bytes_max=memory,
             )
-            runner.run(_serve(CoordinatorServer(config), sock, endpoint, reloads))
+            server = CoordinatorServer(config, audit=audit)
+            runner.run(_serve(server, sock, endpoint, reloads))
         else:
-            runner.run(_serve_ledger(place, advertised, sock, endpoint, tokens, reloads, memory))
+            runner.run(
+                _serve_ledger(place, advertised, sock, endpoint, tokens, reloads, memory, audit)
+            )
+
+
+@contextlib.contextmanager
+def _audit_file(path: str | None) -> Iterator[AuditFile | None]:
+    file = None if path is None else AuditFile(path)
+    try:
+        yield file
+    finally:
+        if file is not None:
+            file.close()
 
 
 def _set_up_logging(log: LogChoice) -> None:
@@ -113,6 +136,7 @@ async def _serve_ledger(
     tokens: tuple[str, ...],
     reloads: Reloads,
     memory_bytes_max: int,
+    audit: Audit,
 ) -> None:
     config = CoordinatorConfig(
         token=tokens[0] if tokens else "",
@@ -139,7 +163,7 @@ async def _serve_ledger(
     addresses = tuple(Address(each, sock.getsockname()[1]) for each in hosts)
     try:
         async with open_ledger(place, settings.etcd_password(place)) as ledger:
-            server = CoordinatorServer(config, ledger=ledger)
+            server = CoordinatorServer(config, ledger=ledger, audit=audit)
             output.note(f"runs are kept in {place}; nodes connect to {addresses[0]}")
             await _serve(server, sock, endpoint, reloads, addresses)
     finally:
@@ -174,7 +198,13 @@ async def _serve(
         stop = _stop_signal()
         reloader = Reloader(reloads.reread, server.replace_tokens)
         loop = asyncio.get_running_loop()
-        reloads.hangups.pass_on(loop, reloader.ask)
+
+        def hung_up() -> None:
+            if reloads.audit_file is not None:
+                reloads.audit_file.reopen()
+            reloader.ask()
+
+        reloads.hangups.pass_on(loop, hung_up)
         if reloads.path is not None:
             watch = Watch(reloads.path, partial(loop.call_soon_threadsafe, reloader.ask))
             ends.callback(watch.stop)

@@ -30,7 +30,7 @@ from rallypoint.core.membership import Membership
 from rallypoint.core.quotas import NOBODY
 from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.values import Address, EndedOwner, Stamp
-from rallypoint.security.roles import EVERYBODY, Principal
+from rallypoint.security.roles import EVERYBODY, Denial, Principal
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -133,6 +133,8 @@ class Coordinator:
         self.on_fewer: Callable[[], None] = lambda: None
         """Called when a connection has ended or a run has closed."""
         self.on_attach: Callable[[Address | None], None] | None = None
+        self.on_denied: Callable[[Session, str, Denial], None] = lambda *denied: None
+        """A node was refused because its token is not for the run."""
         """Called when a node attaches, with its address as it sees it."""
 
     # -- time ----------------------------------------------------------------------------------

@@ -61,10 +61,23 @@ def denial(request: web.Request, principal: Principal) -> Denial | None:
     """
     if request.match_info.http_exception is not None:
         return None
-    right = NEEDS.get((_method(request), _path(request)))
+    right = right_of(request)
     if right is None:
         return _NOT_IN_THE_TABLE
     return principal.denial(right, request.match_info.get("run_id"))
+
+
+def right_of(request: web.Request) -> Right | None:
+    """What the request needs; None if its route is not in the table."""
+    return NEEDS.get((_method(request), _path(request)))
+
+
+def action_of(request: web.Request) -> str:
+    """What the request wants to do, for the audit log: "close", "attach", "read" and so on."""
+    right = right_of(request)
+    if right is Right.ACT:
+        return _path(request).rpartition("/")[2]
+    return "none" if right is None else right.name.lower()
 
 
 def _method(request: web.Request) -> str:

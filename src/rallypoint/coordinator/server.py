@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint import runtime
 from rallypoint.coordinator import events_api, guard, http_api, metrics
+from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
 from rallypoint.coordinator.event_keeper import EventKeeper
@@ -31,6 +32,7 @@ from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
+from rallypoint.coordinator.session import Session
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.supervision import cancelled
 from rallypoint.coordinator.tallies import Tallies
@@ -44,7 +46,7 @@ from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security.identities import Identities
-from rallypoint.security.roles import EVERYBODY, Denial
+from rallypoint.security.roles import EVERYBODY, Denial, Right
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -64,8 +66,14 @@ class CoordinatorServer:
     """
 
     def __init__(
-        self, config: CoordinatorConfig | None = None, *, ledger: Ledger | None = None
+        self,
+        config: CoordinatorConfig | None = None,
+        *,
+        ledger: Ledger | None = None,
+        audit: Audit | None = None,
     ) -> None:
+        """`audit`: the audit log; None: there is none."""
+        self._audit = audit or Audit()
         self.config = config or CoordinatorConfig()
         accepted = (self.config.token, *self.config.more_tokens)
         self.tokens = Tokens(accepted, self.config.hashed_tokens)
@@ -78,6 +86,7 @@ class CoordinatorServer:
         self.ownership = self.driver.ownership
         self.coordinator.events.sinks.append(self.tallies.take)
         self._replicas: Replicas | None = None
+        self.coordinator.on_denied = self._attach_denied
         self._keeper: EventKeeper | None = None
         if ledger is not None:
             own = self.config
@@ -181,6 +190,7 @@ class CoordinatorServer:
         if self._lag is not None:
             await cancelled([self._lag])
         runner, self._runner = self._runner, None
+        self._audit.close()
         if runner is not None:
             await self.ownership.before_close()
         await self._stop_listening()
@@ -267,6 +277,8 @@ class CoordinatorServer:
                 if request.path == wire.ATTACH_PATH or request.path in http_api.OPEN_PATHS:
                     return await handler(request)
                 account = _account_of(request)
+                if guard.right_of(request) is Right.ACT:
+                    return await self._audited(request, handler, account)
                 is_last = self._is_crowded()
                 return await self._requests.answer(request, handler, account, is_last=is_last)
             except (ConnectionError, web.RequestPayloadError):
@@ -288,13 +300,34 @@ class CoordinatorServer:
             is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
             why = http_api.why_unauthorized(request)
             self.tallies.logins_refused += not is_asking
+            if not is_asking:
+                self._audit.login_refused(request.remote, why)
             login_refused(request.remote, why, logging.INFO if is_asking else logging.WARNING)
             response = http_api.unauthorized(request, self.tokens.first)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)
 
+    async def _audited(
+        self, request: web.Request, handler: Handler, account: Account
+    ) -> web.StreamResponse:
+        """Answer a request that changes a run, and record it."""
+        status: int | None = None
+        try:
+            is_last = self._is_crowded()
+            answer = await self._requests.answer(request, handler, account, is_last=is_last)
+            status = answer.status
+            return answer
+        finally:
+            self._audit.acted(request, guard.principal_of(request), status)
+
+    def _attach_denied(self, session: Session, run_id: str, denied: Denial) -> None:
+        seen = session.outlet.seen if isinstance(session.outlet, WebSocketOutlet) else None
+        address = plain(seen.host) if seen is not None else "local"
+        self._audit.attach_denied(address, session.principal, run_id, denied)
+
     def _denied(self, request: web.Request, denied: Denial) -> web.StreamResponse:
         """The answer to a request whose token is accepted, and does not suffice."""
+        self._audit.denied(request, guard.principal_of(request), denied)
         answer = http_api.json_error(403, denied.message, denied.hint, reason=denied.reason)
         return _last(request, answer)
 

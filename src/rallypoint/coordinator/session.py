@@ -24,7 +24,7 @@ from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.sizes import size_text
 from rallypoint.core.store import LIMIT, StoreFailure, StoreValue
 from rallypoint.core.values import Address, ConnectionEnd, EndedOwner, NodeId, Stamp, secret_hash
-from rallypoint.security.roles import EVERYBODY, Principal, Right
+from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
 from rallypoint.wire import messages as wire
 from rallypoint.wire import parts
 
@@ -126,6 +126,8 @@ class Host(Protocol):
     """Connections with a backlog, by their ids. Sessions add and remove themselves."""
     put_off: dict[int, None]
     """Connections whose input waits for its turn. Sessions add and remove themselves."""
+    on_denied: Callable[[Session, str, Denial], None]
+    """A node was refused because its token is not for the run of this id."""
 
     @property
     def admission(self) -> Admission:
@@ -310,7 +312,10 @@ class Session:
     def _not_allowed(self, message: wire.Attach) -> Refusal | None:
         """Why the node's token is not for this run; None if it is."""
         denied = self.principal.denial(Right.ATTACH, message.run_id)
-        return None if denied is None else Refusal(RefusalCode.TOKEN, denied.message, denied.hint)
+        if denied is None:
+            return None
+        self._host.on_denied(self, message.run_id, denied)
+        return Refusal(RefusalCode.TOKEN, denied.message, denied.hint)
 
     @property
     def source(self) -> Address | None:

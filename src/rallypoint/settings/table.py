@@ -268,6 +268,12 @@ SETTINGS: Final = (
         "the form of the log of `run` and `serve`: text or json",
     ),
     _setting(
+        "audit",
+        parse_path,
+        None,
+        "a file for the audit log of `serve`: who changed a run, and who was refused; - is stderr",
+    ),
+    _setting(
         "share_lines",
         parse_share_lines,
         20,

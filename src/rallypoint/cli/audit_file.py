@@ -1,0 +1,104 @@
+"""The file of the audit log. A thread writes it, so that a disk that hangs delays no node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import stat
+import sys
+import threading
+from typing import Final
+
+from rallypoint import logs
+from rallypoint.errors import UsageError
+
+_log = logs.tidy("rallypoint.serve")
+
+STDERR: Final = "-"
+WAITING_MAX: Final = 4_096
+"""How many lines may wait for the disk. More are dropped, and counted."""
+CLOSE_WITHIN_S: Final = 2.0
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+class AuditFile:
+    """Appends lines to a file of mode 0600. `path`: "-" is stderr.
+
+    `write` may be called in any thread, and never blocks. Raises UsageError if the file cannot be
+    opened, or if others can read it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = _opened(path)
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MAX)
+        self._is_renamed = threading.Event()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._work, name="rallypoint-audit", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Append a line soon."""
+        try:
+            self._waiting.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+            text = "the audit log cannot be written fast enough: %d records are lost"
+            _log.error(text, self._dropped, extra=logs.limit(1, 60.0))
+
+    def reopen(self) -> None:
+        """Open the file by its name again, before the next line: it was renamed."""
+        self._is_renamed.set()
+
+    def close(self) -> None:
+        """Write what waits, within CLOSE_WITHIN_S."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_WITHIN_S)
+        self._thread.join(CLOSE_WITHIN_S)
+
+    def _work(self) -> None:
+        while (line := self._waiting.get()) is not None:
+            try:
+                if self._is_renamed.is_set():
+                    self._is_renamed.clear()
+                    self._open_again()
+                os.write(self._file, line)
+            except OSError as error:
+                self._dropped += 1
+                text = "the audit log %s cannot be written: %s; %d records are lost"
+                told = (self._path, error.strerror or error, self._dropped)
+                _log.error(text, *told, extra=logs.limit(1, 60.0))
+        if self._path != STDERR:
+            os.close(self._file)
+
+    def _open_again(self) -> None:
+        try:
+            file = _opened(self._path)
+        except UsageError as error:
+            _log.error("%s; the former file is used on (hint: %s)", error.message, error.hint)
+            return
+        if self._path != STDERR:
+            os.close(self._file)
+        self._file = file
+
+
+def _opened(path: str) -> int:
+    if path == STDERR:
+        return sys.stderr.fileno()
+    try:
+        file = os.open(path, _FLAGS, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"the audit log {path!r} cannot be opened: {error.strerror or error}",
+            hint="give a file in a directory that exists and that this user may write",
+        ) from error
+    about = os.fstat(file)
+    if stat.S_ISREG(about.st_mode) and about.st_mode & _OTHERS:
+        os.close(file)
+        raise UsageError(
+            f"the audit log {path!r} can be read or written by other users",
+            hint=f"chmod 600 {path}; for logrotate: create 0600",
+        )
+    return file

@@ -1,0 +1,172 @@
+"""The audit log: who changed a run from outside, and who was refused. JSON, one record a line.
+
+Each request that needs the right ACT is recorded by the server, and so is each refusal. A handler
+of such a request only adds the node, if there is one: `request[audit.NODE] = name`.
+
+Records that anybody can cause are limited: see `security/sums.py`. This file must not write to a
+disk, which may hang: `sink` takes the lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from rallypoint import runtime
+from rallypoint.coordinator import guard
+from rallypoint.core import reasons
+from rallypoint.core.addresses import plain
+from rallypoint.core.values import NAME_LENGTH_MAX
+from rallypoint.security.roles import Denial, Principal
+from rallypoint.security.sums import WINDOW_S, Sums
+from rallypoint.wire.headers import ASKED_BY
+
+NODE: web.RequestKey[str] = web.RequestKey("audited_node", str)
+"""The node to which an action is done."""
+LOGIN: Final = "login"
+ATTACH: Final = "attach"
+DONE: Final = "done"
+FAILED: Final = "failed"
+REFUSED: Final = "refused"
+UNKNOWN: Final = "unknown"
+"""The outcomes. An action is UNKNOWN if its request ended before it was answered."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line. docs/security.md has the fields. `count`: how many like this one it stands for."""
+
+    time: str
+    action: str
+    outcome: str
+    status: int = 0
+    token: str = ""
+    roles: str = ""
+    address: str = ""
+    asked_by: str = ""
+    run: str = ""
+    node: str = ""
+    detail: str = ""
+    count: int = 1
+
+
+class _Key(msgspec.Struct, frozen=True):
+    """What like records have in common."""
+
+    action: str
+    token: str
+    roles: str
+    address: str
+
+
+class Audit:
+    """Makes the records of one coordinator. Owned by one event loop. `sink` None: makes none."""
+
+    def __init__(self, sink: Callable[[bytes], None] | None = None) -> None:
+        self._sink = sink
+        self._sums: Sums[_Key] = Sums(_Key("", "", "", "others"))
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what happened -------------------------------------------------------------------------
+
+    def login_refused(self, address: str | None, why: str) -> None:
+        """A request without an accepted token."""
+        self._refused(_Key(LOGIN, "", "", _address(address)), detail=why, status=401)
+
+    def denied(self, request: web.Request, principal: Principal, denial: Denial) -> None:
+        """A request whose token does not allow it."""
+        key = _Key(guard.action_of(request), *_named(principal), _address(request.remote))
+        run = _tidy(request.match_info.get("run_id", ""))
+        self._refused(key, detail=denial.message, status=403, run=run, asked_by=_asked_by(request))
+
+    def attach_denied(self, address: str, principal: Principal, run: str, denial: Denial) -> None:
+        """A node whose token is not for the run."""
+        key = _Key(ATTACH, *_named(principal), address)
+        self._refused(key, detail=denial.message, run=_tidy(run))
+
+    def acted(self, request: web.Request, principal: Principal, status: int | None) -> None:
+        """A request that changes a run was answered; None: it has ended before."""
+        token, roles = _named(principal)
+        outcome = UNKNOWN if status is None else DONE if status < 400 else FAILED
+        self._write(
+            Record(
+                time=_now(),
+                action=guard.action_of(request),
+                outcome=outcome,
+                status=status or 0,
+                token=token,
+                roles=roles,
+                address=_address(request.remote),
+                asked_by=_asked_by(request),
+                run=_tidy(request.match_info.get("run_id", "")),
+                node=_tidy(request.get(NODE, "")),
+            )
+        )
+
+    def close(self) -> None:
+        """Write the sums of what was only counted."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._sum_up(float("inf"))
+
+    # -- records -------------------------------------------------------------------------------
+
+    def _refused(self, key: _Key, **more: Any) -> None:
+        if self._sink is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self._sums.admits(key, now_s):
+            self._write(Record(time=_now(), outcome=REFUSED, **_fields(key), **more))
+        self._look_later(now_s)
+
+    def _look_later(self, now_s: float) -> None:
+        ends_s = self._sums.ends_s()
+        if self._timer is None and ends_s is not None:
+            after_s = min(WINDOW_S, max(0.0, ends_s - now_s))
+            self._timer = asyncio.get_running_loop().call_later(after_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = asyncio.get_running_loop().time()
+        self._sum_up(now_s)
+        self._look_later(now_s)
+
+    def _sum_up(self, now_s: float) -> None:
+        for key, count in self._sums.over(now_s):
+            self._write(Record(time=_now(), outcome=REFUSED, count=count, **_fields(key)))
+
+    def _write(self, record: Record) -> None:
+        if self._sink is not None:
+            self._sink(msgspec.json.encode(record) + b"\n")
+
+
+def _fields(key: _Key) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.structs.asdict(key)
+    return found
+
+
+def _named(principal: Principal) -> tuple[str, str]:
+    return principal.id, ",".join(principal.roles)
+
+
+def _address(remote: str | None) -> str:
+    return plain(remote) if remote else "local"
+
+
+def _asked_by(request: web.Request) -> str:
+    return _tidy(request.headers.get(ASKED_BY, ""))
+
+
+def _tidy(text: str) -> str:
+    return reasons.tidy(text, NAME_LENGTH_MAX)
+
+
+def _now() -> str:
+    """The time in UTC, as RFC 3339 has it, with milliseconds."""
+    now = dt.datetime.fromtimestamp(runtime.here().wall_s(), dt.UTC)
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")

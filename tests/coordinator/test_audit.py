@@ -1,0 +1,116 @@
+"""The audit log: each action on a run and each refusal, with who and from where; never a token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from rallypoint import errors
+from rallypoint.coordinator.audit import Audit
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.net import bind
+from rallypoint.security.sums import AT_ONCE
+from rallypoint.tokens import fingerprint
+from tests.coordinator.replica import TOKEN, Replica
+from tests.coordinator.test_guard import CONFIG, NODE, OPERATOR, VIEWER
+from tests.loops import node, run_clean
+
+pytestmark = pytest.mark.sockets
+
+
+class Lines(list[bytes]):
+    """What was written."""
+
+    def records(self) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self]
+        for each in found:
+            when = each.pop("time")
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", when), when
+        return found
+
+
+@contextlib.asynccontextmanager
+async def audited(lines: Lines) -> AsyncIterator[Replica]:
+    sock = bind("127.0.0.1", 0)
+    async with CoordinatorServer(CONFIG, audit=Audit(lines.append)) as server:
+        await server.start([sock])
+        yield Replica(server, server.port)
+
+
+CLOSE = "/api/v1/runs/team-1/close"
+
+
+def test_an_action_is_recorded_with_its_outcome() -> None:
+    lines = Lines()
+
+    async def main() -> None:
+        async with audited(lines) as a:
+            await a.has("team-1")
+            assert (await a.ask(CLOSE, token=OPERATOR, post=b"["))[0] == 400
+            assert (await a.ask(CLOSE, token=OPERATOR, post=b"{}"))[0] == 200
+            other = {"Rallypoint-Asked-By": "192.0.2.7"}
+            assert (await a.ask("/api/v1/runs/team-9/close", post=b"{}", **other))[0] == 404
+
+    run_clean(main)
+    operator = {"token": "id-operator", "roles": "operator", "address": "127.0.0.1"}
+    of_file = {
+        "token": fingerprint(TOKEN) or "token",
+        "roles": "node,viewer,operator,host",
+        "address": "127.0.0.1",
+        "asked_by": "192.0.2.7",
+    }
+    assert lines.records() == [
+        {"action": "close", "outcome": "failed", "status": 400, "run": "team-1"} | operator,
+        {"action": "close", "outcome": "done", "status": 200, "run": "team-1"} | operator,
+        {"action": "close", "outcome": "failed", "status": 404, "run": "team-9"} | of_file,
+    ]
+
+
+def test_refusals_are_recorded_and_reading_is_not() -> None:
+    lines = Lines()
+
+    async def main() -> None:
+        async with audited(lines) as a:
+            await a.has("team-1")
+            assert (await a.ask("/api/v1/runs/team-1", token=VIEWER))[0] == 200
+            assert (await a.ask(CLOSE, token=VIEWER, post=b"{}"))[0] == 403
+            assert (await a.ask("/api/v1/runs/job-1", token=VIEWER))[0] == 403
+            with pytest.raises(errors.TokenError):
+                await node(f"http://127.0.0.1:{a.port}", run_id="job-1", token=NODE).open()
+            assert (await a.ask("/api/v1/runs", token="no-such-secret"))[0] == 401
+
+    run_clean(main)
+    viewer = {"token": "id-viewer", "roles": "viewer", "address": "127.0.0.1", "status": 403}
+    outside = "this token is for runs that match 'team-*', and 'job-1' does not"
+    assert lines.records() == [
+        viewer
+        | {"action": "close", "outcome": "refused", "run": "team-1"}
+        | {"detail": "this token (viewer) may not change a run"},
+        viewer | {"action": "read", "outcome": "refused", "run": "job-1", "detail": outside},
+        {"action": "attach", "outcome": "refused", "token": "id-node", "roles": "node"}
+        | {"address": "127.0.0.1", "run": "job-1", "detail": outside},
+        {"action": "login", "outcome": "refused", "status": 401, "address": "127.0.0.1"}
+        | {"detail": "the token is wrong"},
+    ]
+    assert b"no-such-secret" not in b"".join(lines)
+
+
+def test_a_flood_of_refused_logins_makes_few_records_which_count_all() -> None:
+    lines, count = Lines(), 40
+
+    async def main() -> None:
+        async with audited(lines) as a:
+            asking = (a.ask("/api/v1/runs", token=f"no{number}") for number in range(count))
+            answers = await asyncio.gather(*asking)
+            assert not {code for code, _ in answers} - {401, 429}
+
+    run_clean(main)
+    records = lines.records()
+    assert len(records) == AT_ONCE + 1
+    assert sum(each.get("count", 1) for each in records) == count
