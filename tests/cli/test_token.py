@@ -10,7 +10,7 @@ import pytest
 
 from rallypoint import tokens
 from rallypoint.security.authority import ends_at
-from rallypoint.security.token_form import can_host, credential, parse
+from rallypoint.security.token_form import ca_of, can_host, credential, parse
 from tests.cli.conftest import Cli
 
 
@@ -124,7 +124,10 @@ def test_a_state_makes_tokens_of_nodes_and_of_hosts(cli: Cli, tmp_path: Path) ->
     [
         ("T --role host", "add --state DIR"),
         ("--state S --role host", "add its path"),
-        ("T --state S --ttl 1h", "add --role host"),
+        ("T --run x", "add --state DIR"),
+        ("T --state S --role host --run x", "a host's token is for all runs"),
+        ("T --state S --ttl soon", "must be a duration"),
+        ("T --state S --ttl 1h", "there is no state in"),
         ("T --state S --role host --ttl soon", "must be a duration"),
         ("T --state S --role host --ttl 1s", "must be within"),
         ("T --state S --role host", "there is no state in"),
@@ -139,3 +142,37 @@ def test_options_that_cannot_be_together_are_refused(
     assert (done.code, done.out) == (2, "")
     assert said in done.err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_claim_says_what_it_is_for_and_is_never_shown(cli: Cli, tmp_path: Path) -> None:
+    state, file = tmp_path / "state", tmp_path / "claim"
+    assert cli("token", "new", "--state", str(state)).code == 0
+    options = ("--state", str(state), "--role", "viewer", "--run", "team-*", "--ttl", "7d")
+    made = cli("token", "new", str(file), *options)
+    assert (made.code, made.out.splitlines()[0]) == (0, str(file))
+    text = file.read_text().strip()
+    parts = parse(text)
+    assert parts is not None
+    assert parts.signed is not None
+    claim = parts.signed.claim
+    assert ([*claim.roles], claim.runs) == (["viewer"], "team-*")
+    assert claim.ends_at - claim.not_before == 7 * 86_400
+    assert parts.ca == ca_of((state / "token").read_text().strip())
+    shown = cli("token", "show", str(file))
+    assert shown.code == 0
+    told = f"claim {claim.id}: viewer, runs 'team-*', until "
+    assert told in " ".join(made.err.split())
+    assert told in shown.out
+    assert text not in str(made) + str(shown)
+    assert file.stat().st_mode & 0o777 == 0o600
+    plain = cli("token", "new", str(tmp_path / "plain"), "--state", str(state), "--run", "job-42")
+    assert "node, runs 'job-42'" in " ".join(plain.err.split())
+
+
+def test_serve_takes_no_claim_as_its_own_token(cli: Cli, tmp_path: Path) -> None:
+    state, file = tmp_path / "state", tmp_path / "claim"
+    assert cli("token", "new", "--state", str(state)).code == 0
+    assert cli("token", "new", str(file), "--state", str(state), "--role", "node").code == 0
+    done = cli("serve", "--port", "0", "--token-file", str(file))
+    assert (done.code, done.out) == (2, "")
+    assert "is a signed claim, which is for nodes and commands" in " ".join(done.err.split())

@@ -46,7 +46,11 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("--all-pairs", "under srun: each connection between the nodes"),
     ),
     "env": (("", "each setting, and where its value comes from"), ("--json", "for programs")),
-    "token new": (("token", "a file that only you can read"),),
+    "token new": (
+        ("token", "a file that only you can read"),
+        ("--state state", "a directory for `rallypoint serve --state`"),
+        ("node --state state --role node --run 'job-*' --ttl 7d", "a claim for some runs"),
+    ),
     "token show": (("", "the token in use here, by its fingerprint"),),
     "demo": (("--nodes 4", "four nodes train, and lose one"),),
     "simulate": (("--nodes 256", "days of a job, in seconds"),),

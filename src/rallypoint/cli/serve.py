@@ -283,6 +283,12 @@ def is_loopback(host: str) -> bool:
 
 def _is_tls(tokens: tuple[str, ...]) -> bool:
     """Whether a coordinator with these tokens uses TLS. Raises UsageError if it cannot."""
+    if any(map(token_form.is_claim, tokens)):
+        raise UsageError(
+            "this token is a signed claim, which is for nodes and commands",
+            hint="give the state directory that has signed it (--state DIR): it accepts all of its "
+            "claims",
+        )
     try:
         return bool(Identities(tokens))
     except NoIdentityError as error:

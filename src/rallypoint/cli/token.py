@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import enum
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ from rallypoint import settings, tokens
 from rallypoint.cli import output
 from rallypoint.cli.common import warn_if_exposed
 from rallypoint.errors import UsageError
-from rallypoint.security.authority import CA_VALID, HOST_TOKEN_VALID
+from rallypoint.security import token_form
+from rallypoint.security.authority import CA_VALID, CLAIM_VALID, HOST_TOKEN_VALID
+from rallypoint.security.roles import ALL_RUNS, Role, check_pattern
 from rallypoint.security.state import State, StateError
 
 _app = typer.Typer(
@@ -28,13 +29,6 @@ _app = typer.Typer(
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     app.add_typer(_app)
-
-
-class Role(enum.StrEnum):
-    """What the holder of a token from a state directory may do."""
-
-    NODE = "node"
-    HOST = "host"
 
 
 @_app.command("new")
@@ -56,33 +50,45 @@ def new(
         Role | None,
         typer.Option(
             "--role",
-            help="With --state and PATH. node: may join runs. host: may also be the coordinator.",
+            help="With --state and PATH. node: may join runs. viewer: may read. operator: may "
+            "also close, drain, evict and scale. host: may join runs, and be the coordinator.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="PATTERN",
+            help="The runs for which the role counts, such as job-42 or 'team-*'; all if left out.",
         ),
     ] = None,
     ttl: Annotated[
         str | None,
         typer.Option(
-            "--ttl", metavar="TIME", help="How long a host's certificate counts, as 12h or 30d."
+            "--ttl", metavar="TIME", help="How long it counts, as 12h or 7d (default: 30d)."
         ),
     ] = None,
 ) -> None:
     """Draw a token of 256 bits into a new file that only you can read. Overwrites nothing.
 
     The token names a certificate authority. Without --state it has one of its own, and all who have
-    the token can be the coordinator.
+    the token can be the coordinator. With --role, --run or --ttl it is a claim that the state's
+    authority has signed: coordinators of that authority check it without a list.
     """
     settings.check_platform()
+    has_limits = not (role is None and run is None and ttl is None)
     if state is None:
-        if role is not None or ttl is not None:
+        if has_limits:
             raise UsageError(
-                "--role and --ttl are for tokens of a state directory", hint="add --state DIR"
+                "--role, --run and --ttl are for tokens of a state directory",
+                hint="add --state DIR",
             )
         file = None if path is None else Path(path).absolute()
         made, mark = tokens.make_home_file() if file is None else (file, tokens.make_file(file))
         _tell(made, f"its fingerprint is {mark}; give every node of a run the same file")
     elif path is None:
-        if role is not None or ttl is not None:
-            raise UsageError("--role and --ttl need the file to make", hint="add its path")
+        if has_limits:
+            raise UsageError("--role, --run and --ttl need the file to make", hint="add its path")
         found = State(Path(state).absolute())
         with _as_usage_error():
             mark = tokens.fingerprint(found.create())
@@ -92,25 +98,43 @@ def new(
             "`rallypoint serve --state`",
         )
     else:
-        _new_of_state(Path(path).absolute(), Path(state).absolute(), role or Role.NODE, ttl)
+        file, found = Path(path).absolute(), State(Path(state).absolute())
+        if role is Role.HOST:
+            _new_host(file, found, run, ttl)
+        elif has_limits:
+            _new_claim(file, found, role or Role.NODE, run or ALL_RUNS, ttl)
+        else:
+            with _as_usage_error():
+                shared = found.tokens()[0]
+            mark = tokens.make_file(file, shared)
+            _tell(file, f"the token of {found.folder}, fingerprint {mark}: all roles in all runs")
 
 
-def _new_of_state(file: Path, folder: Path, role: Role, ttl: str | None) -> None:
-    if ttl is not None and role is Role.NODE:
+def _new_host(file: Path, state: State, run: str | None, ttl: str | None) -> None:
+    if run is not None:
         raise UsageError(
-            "--ttl is for the certificate of a host, and a node's token has none",
-            hint="add --role host, or remove --ttl",
+            "--run is for claims, and a host's token is for all runs",
+            hint="remove --run, or give another --role",
         )
     valid = HOST_TOKEN_VALID if ttl is None else _valid(ttl)
     with _as_usage_error():
-        found = State(folder)
-        made = found.host_tokens(valid) if role is Role.HOST else found.tokens()
+        made = state.host_tokens(valid)
     mark = tokens.make_file(file, made[0])
-    until = ""
-    if role is Role.HOST:
-        ends = (dt.datetime.now(dt.UTC) + valid).astimezone()
-        until = f"; its certificate counts until {ends:%Y-%m-%d %H:%M}"
-    _tell(file, f"a {role}'s token of {folder}, fingerprint {mark}{until}")
+    ends = (dt.datetime.now(dt.UTC) + valid).astimezone()
+    until = f"its certificate counts until {ends:%Y-%m-%d %H:%M}"
+    _tell(file, f"a host's token of {state.folder}, fingerprint {mark}; {until}")
+
+
+def _new_claim(file: Path, state: State, role: Role, run: str, ttl: str | None) -> None:
+    valid = CLAIM_VALID if ttl is None else _valid(ttl)
+    try:
+        check_pattern(run)
+    except ValueError as error:
+        raise UsageError(f"--run {error}", hint="write it as job-42 or 'team-*'") from None
+    with _as_usage_error():
+        claim, text = state.authority().claim((role,), run, valid)
+    tokens.make_file(file, text)
+    _tell(file, claim.told())
 
 
 def _valid(ttl: str) -> dt.timedelta:
@@ -145,11 +169,16 @@ def show(
         typer.Argument(metavar="[PATH]", help="A token file; if left out, the token in use here."),
     ] = None,
 ) -> None:
-    """Show the origin and the fingerprint of the token in use here.
+    """Show the origin and the fingerprint of the token in use here, and what a claim says.
 
     Equal tokens have equal fingerprints.
     """
     known = _known(path)
+    parts = token_form.parse(known.token)
+    if parts is not None and parts.signed is not None:
+        print(f"{tokens.fingerprint(known.token)}  {output.clean(known.place)}")
+        print(output.clean(parts.signed.claim.told()))
+        return
     mark = tokens.fingerprint(known.token)
     if not mark:
         raise UsageError(

@@ -38,6 +38,7 @@ from rallypoint.core.quotas import Account
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
+from rallypoint.security.roles import Denial
 from rallypoint.tokens import fingerprint
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
@@ -122,21 +123,13 @@ def json_error(code: int, message: str, hint: str = "", **more: Any) -> web.Resp
     return _json({"error": message, "hint": hint, **more}, code)
 
 
-def why_unauthorized(request: web.Request) -> str:
-    """What is wrong with the token of a request. Reveals nothing about any token."""
-    if "Authorization" in request.headers:
-        return "the token is wrong"
-    return "this coordinator needs a token, and the request has none"
-
-
-def unauthorized(request: web.Request, token: str) -> web.Response:
-    """The answer to a request without an accepted token.
+def unauthorized(request: web.Request, token: str, denied: Denial) -> web.Response:
+    """The answer to a request without an accepted token. `denied`: why.
 
     It has the fingerprint and the origin of `token`, the first accepted one. So the client can
     report whether its own token differs, and where each comes from.
     """
-    message = why_unauthorized(request)
-    hint = (
+    hint = denied.hint or (
         "use the coordinator's token here: --token-file FILE (torchrun: token_file in "
         "--rdzv-conf), or set RALLYPOINT_TOKEN"
     )
@@ -144,7 +137,9 @@ def unauthorized(request: web.Request, token: str) -> web.Response:
         "fingerprint": fingerprint(token),
         "origin": request.app[COORDINATOR].config.token_origin,
     }
-    response = json_error(401, message, hint, **told)
+    if denied.reason:
+        told["reason"] = denied.reason
+    response = json_error(401, denied.message, hint, **told)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
 

@@ -76,8 +76,9 @@ class CoordinatorServer:
         self._audit = audit or Audit()
         self.config = config or CoordinatorConfig()
         accepted = (self.config.token, *self.config.more_tokens)
-        self.tokens = Tokens(accepted, self.config.hashed_tokens)
         self._identities = Identities(accepted)
+        authorities = self._identities.authorities
+        self.tokens = Tokens(accepted, self.config.hashed_tokens, authorities)
         self.tallies = Tallies()
         if ledger is not None:
             ledger = TimedLedger(ledger, self.tallies.ledger_took)
@@ -229,10 +230,10 @@ class CoordinatorServer:
         which none has a certificate.
         """
         self._identities.replace(accepted)
-        self.tokens.replace(accepted)
+        self.tokens.replace(accepted, self.config.hashed_tokens, self._identities.authorities)
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
-        return sum(each is None or each not in self.tokens for each in shown)
+        return sum(each is None or not self.tokens.knows(each) for each in shown)
 
     def filenos(self) -> list[int]:
         """All descriptors of this server, which a child closes after fork()."""
@@ -254,11 +255,11 @@ class CoordinatorServer:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             if len(self.tokens):
-                shown = self.tokens.shown(request.headers.get("Authorization", ""))
-                if shown is None:
-                    return await self._unauthorized(request, handler)
-                request[http_api.SHOWN] = shown[0]
-                request[guard.PRINCIPAL] = guard.narrowed(shown[1], request)
+                login = self.tokens.login(request.headers.get("Authorization"))
+                if isinstance(login, Denial):
+                    return await self._unauthorized(request, handler, login)
+                request[http_api.SHOWN] = login.token
+                request[guard.PRINCIPAL] = guard.narrowed(login.principal, request)
                 self._admit(request)
                 denied = guard.denial(request, guard.principal_of(request))
                 if denied is not None:
@@ -292,18 +293,20 @@ class CoordinatorServer:
 
         return note
 
-    async def _unauthorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _unauthorized(
+        self, request: web.Request, handler: Handler, denied: Denial
+    ) -> web.StreamResponse:
         if request.path in http_api.OPEN_PATHS:
             response = await handler(request)
         else:
             # A node with several addresses to dial asks without a token first.
             is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
-            why = http_api.why_unauthorized(request)
+            why = denied.message
             self.tallies.logins_refused += not is_asking
             if not is_asking:
                 self._audit.login_refused(request.remote, why)
             login_refused(request.remote, why, logging.INFO if is_asking else logging.WARNING)
-            response = http_api.unauthorized(request, self.tokens.first)
+            response = http_api.unauthorized(request, self.tokens.first, denied)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)
 

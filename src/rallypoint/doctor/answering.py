@@ -59,9 +59,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `where`: as the endpoint names it; `at`: the address that was dialled. `software`: what it calls
     itself; "" if unknown. `status`: of HTTP. `is_locked`: it asks for a token, of which
-    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `authority`:
-    of its certificates, as in tokens, if it uses TLS. `date_s`: its clock when it answered, in
-    whole seconds of Unix time, and `asked_s` and `heard_s`: this machine's clock before and after.
+    `fingerprint` and `origin` are known. `is_accepted`: it has accepted this node's. `reason`: why
+    it has not, if it knows that token. `authority`: of its certificates, as in tokens, if it uses
+    TLS. `date_s`: its clock when it answered, in whole seconds of Unix time, and `asked_s` and
+    `heard_s`: this machine's clock before and after.
     `took_s`: to connect.
     """
 
@@ -78,6 +79,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     message: str = ""
     hint: str = ""
+    reason: str = ""
     date_s: float | None = None
     asked_s: float = 0.0
     heard_s: float = 0.0
@@ -204,6 +206,7 @@ def _of_coordinator(answer: Answer, reply: Reply) -> Answer | None:
         origin=str(body.get("origin") or ""),
         message=str(body["error"]),
         hint=str(body.get("hint") or ""),
+        reason=str(body.get("reason") or ""),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint import settings, tokens
+from rallypoint import runtime, settings, tokens
 from rallypoint.client import untrusted
 from rallypoint.doctor.answering import Answer, Kind
 from rallypoint.doctor.case import Case
@@ -19,6 +19,7 @@ from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked, ask_all
 from rallypoint.errors import TokenError, UsageError
 from rallypoint.security import token_form
+from rallypoint.security.roles import Role
 from rallypoint.settings import EndpointKind
 
 CHECK: Final = "token"
@@ -72,7 +73,7 @@ def _shown_by_tls(keys: tokens.Keys, answer: Answer) -> Answer:
 
 
 def _refusal(answer: Answer) -> TokenError:
-    told = (answer.fingerprint, answer.origin)
+    told = (answer.fingerprint, answer.origin, answer.reason)
     return tokens.token_error(answer.message, answer.hint, *told)
 
 
@@ -111,6 +112,16 @@ def _check_own(case: Case, notes: Notes) -> None:
         bits = settings.TOKEN_BITS_MIN
         advice = f"make another one: {settings.DRAW_A_TOKEN}"
         notes.warn(f"the token can be guessed: it has fewer than {bits} bits", advice)
+    parts = token_form.parse(known.token)
+    if parts is not None and parts.signed is not None:
+        claim = parts.signed.claim
+        notes.facts |= {"claim": claim.id, "roles": list(claim.roles), "runs": claim.runs}
+        notes.saw(claim.told())
+        problem = claim.problem(runtime.here().wall_s())
+        if problem is not None:
+            notes.fail(problem.message, problem.hint)
+        elif Role.NODE not in claim.roles:
+            notes.warn("with this token no node can join", "use one of the role node for nodes")
     path = settings.resolve("token_file", case.token_file).value
     if path is not None and settings.is_readable_by_others(path):
         notes.warn(f"the token file {path} can be read by other users", f"chmod 600 {path}")
@@ -152,6 +163,6 @@ def _compare(keys: tokens.Keys, answer: Answer, notes: Notes) -> None:
         return
     refused = _refusal(answer)
     notes.facts |= {"accepted": False, "wanted_fingerprint": answer.fingerprint}
-    own = tokens.compared(refused, keys.known)
-    hint = keys.explained(refused).hint
-    notes.fail(f"the coordinator at {where} refuses this node's token: {own}", hint)
+    explained = keys.explained(refused)
+    own = explained.message if refused.reason else tokens.compared(refused, keys.known)
+    notes.fail(f"the coordinator at {where} refuses this node's token: {own}", explained.hint)

@@ -14,20 +14,25 @@ import datetime as dt
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from rallypoint.security.claims import LEEWAY_S, Claim, signed
 from rallypoint.security.der import public_key_hash
-from rallypoint.security.token_form import SECRET_BYTES, Identity, written
+from rallypoint.security.roles import Role, check_pattern
+from rallypoint.security.token_form import SECRET_BYTES, Identity, written, written_claim
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-LEEWAY: Final = dt.timedelta(minutes=5)
+LEEWAY: Final = dt.timedelta(seconds=LEEWAY_S)
 """How far two clocks may differ."""
 CA_VALID: Final = dt.timedelta(days=3650)
 LEAF_VALID: Final = dt.timedelta(days=90)
 """How long the certificate of a `serve` counts. It makes a new one long before."""
 HOST_TOKEN_VALID: Final = dt.timedelta(days=30)
 """How long a token of the role host counts, unless another time is given."""
+CLAIM_VALID: Final = dt.timedelta(days=30)
+"""How long a claim counts, unless another time is given."""
+CLAIM_ID_BYTES: Final = 6
 HOST_URI: Final = "spiffe://rallypoint/host"
 HOST_NAME: Final = "rallypoint"
 """The names (SAN) in the certificate of a coordinator. Nodes do not look at them. Other programs,
@@ -135,6 +140,52 @@ class Authority:
             form.Encoding.DER, form.PrivateFormat.PKCS8, form.NoEncryption()
         )
         return Identity(self.der, leaf.public_bytes(form.Encoding.DER), private)
+
+    def claim(
+        self,
+        roles: tuple[Role, ...],
+        runs: str,
+        valid: dt.timedelta,
+        now: dt.datetime | None = None,
+    ) -> tuple[Claim, str]:
+        """A new signed claim, and its text. `valid`: for how long it counts, from now on.
+
+        Raises ValueError for a pattern of runs that is none.
+        """
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        begins = now or _now()
+        ends = begins + valid
+        made = Claim(
+            secrets.token_hex(CLAIM_ID_BYTES),
+            roles,
+            check_pattern(runs),
+            int(begins.timestamp()),
+            int(ends.timestamp()),
+        )
+
+        def sign(payload: str) -> bytes:
+            return self._key.sign(signed(self.ca, payload), ec.ECDSA(hashes.SHA256()))
+
+        return made, written_claim(self.ca, made, sign)
+
+
+def has_signed(ca_certificate: bytes, what: bytes, signature: bytes) -> bool:
+    """Whether the CA with this certificate (DER) has signed this. About 0.1 ms."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = x509.load_der_x509_certificate(ca_certificate).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, what, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def new_host_token(valid: dt.timedelta = CA_VALID) -> str:

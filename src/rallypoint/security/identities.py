@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from rallypoint.security import pki, tls, token_form
 from rallypoint.security.access import Certificates
+from rallypoint.security.der import public_key_hash
 from rallypoint.security.token_form import Identity
 
 
@@ -58,6 +59,11 @@ class Identities:
         self._authorities = tuple(each.ca for each in found.values())
         if first is not None and (len(contexts) > 1 or (contexts and has_own)):
             first.sni_callback = self._choose
+
+    @property
+    def authorities(self) -> dict[str, bytes]:
+        """The certificate (DER) of each CA, by its name in tokens."""
+        return {public_key_hash(each): each for each in self._authorities}
 
     def server(self) -> ssl.SSLContext | None:
         """The context for a new connection; None: it is in clear."""
