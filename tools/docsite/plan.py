@@ -19,6 +19,7 @@ TASKS = {
     "docs/simulate.md": "How would my job fare",
     "docs/security.md": "Security in practice",
     "SECURITY.md": "Threat model",
+    "docs/page.md": "The page",
     "docs/status.md": "Output of status",
     "docs/events.md": "Events",
     "docs/metrics.md": "Metrics",

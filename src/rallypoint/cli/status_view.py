@@ -27,7 +27,7 @@ _PHASE_STYLES: Final = {
 }
 _VOLATILE: Final = frozenset(
     {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
-    | {"gathering_s", "committing_s", "active_min_s", "memory_bytes"}
+    | {"gathering_s", "committing_s", "active_min_s", "memory_bytes", "phase_s"}
 )
 """The fields that differ between two statuses only because time has passed."""
 

@@ -20,8 +20,12 @@ RUN: Final = f"{api_paths.RUNS}/{{run_id}}"
 NEEDS: Final[dict[tuple[str, str], Right]] = {
     ("GET", "/healthz"): Right.NOTHING,
     ("GET", "/readyz"): Right.NOTHING,
+    ("GET", "/"): Right.NOTHING,  # the web page, which is the same for everybody
+    ("GET", f"{api_paths.PAGE}{{name}}"): Right.NOTHING,
     ("GET", "/metrics"): Right.MEASURE,
     ("GET", wire.ATTACH_PATH): Right.ATTACH,  # The session checks the run, which it names itself.
+    ("GET", api_paths.ME): Right.READ,
+    ("GET", api_paths.COORDINATORS): Right.READ,
     ("GET", api_paths.RUNS): Right.READ,
     ("GET", RUN): Right.READ,
     ("GET", f"{RUN}/events"): Right.READ,

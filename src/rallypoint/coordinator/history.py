@@ -76,6 +76,20 @@ class History:
         self._is_whole = True
         """Whether it became active here."""
         self._close = ""
+        self._closed_s: float | None = None
+
+    def began_s(self, phase: Phase) -> float | None:
+        """Since when the run has been in this phase here, on `now_s`' clock; None if unknown."""
+        match phase:
+            case Phase.GATHERING:
+                return self._gathering_since_s
+            case Phase.COMMITTING:
+                return self._formed_s
+            case Phase.ACTIVE:
+                return self._began_s
+            case Phase.CLOSED:
+                return self._closed_s
+        return None
 
     # -- events --------------------------------------------------------------------------------
 
@@ -177,6 +191,7 @@ class History:
                 return
 
     def _closed(self, close: CloseRecord, now_s: float, wall_s: float) -> None:
+        self._closed_s = now_s
         if self._began_s is not None:
             self._over(now_s, wall_s)
             self.rounds[-1].ended = str(close)

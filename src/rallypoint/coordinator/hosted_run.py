@@ -416,6 +416,15 @@ class HostedRun:
             return waiting
         return msgspec.structs.replace(waiting, other_runs=others)
 
+    def phase_s(self) -> float | None:
+        """How long the run has been in its phase, as far as this coordinator has seen."""
+        membership, now_s = self.membership, self._now_s()
+        phase = membership.phase
+        if phase is Phase.SUSPENDED:
+            return max(0.0, now_s - membership.suspension.since_s)
+        began_s = self.history.began_s(phase)
+        return None if began_s is None else max(0.0, now_s - began_s)
+
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
         """Send the member table of the last round; to a node that is not in it, an empty one."""
         record, number = self.membership.round, self.membership.number

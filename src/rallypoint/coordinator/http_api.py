@@ -38,7 +38,7 @@ from rallypoint.core.quotas import Account
 from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
-from rallypoint.security.roles import Denial
+from rallypoint.security.roles import Denial, Right
 from rallypoint.tokens import fingerprint
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
@@ -76,6 +76,7 @@ class _CloseBody(msgspec.Struct):
 def add_routes(app: web.Application) -> None:
     """Add the API of a coordinator."""
     app.router.add_get(HEALTH_PATH, _healthz)
+    app.router.add_get(api_paths.ME, _me)
     app.router.add_get(api_paths.RUNS, _runs)
     app.router.add_get(f"{api_paths.RUNS}/{{run_id:[^/]+}}", _run)
     app.router.add_post(f"{api_paths.RUNS}/{{run_id:[^/]+}}/close", _close)
@@ -91,9 +92,21 @@ def is_foreign_page(request: web.Request) -> bool:
     return origin is not None and origin.partition("://")[2] != request.host
 
 
+def is_sent_by_foreign_page(request: web.Request) -> bool:
+    """Whether the browser says that code of another site sends this request.
+
+    For every coordinator. With a token, another name of this host or a proxy's may be in Origin, so
+    `is_foreign_page` would refuse too much. A browser sends this header over https and to loopback.
+    """
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    # A link on another site may lead to the page: a navigation shows it, and reads nothing.
+    is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return site not in ("same-origin", "none") and not is_link
+
+
 def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of another site."""
-    origin = reasons.tidy(request.headers["Origin"], 200)
+    origin = reasons.tidy(request.headers.get("Origin", "another site"), 200)
     message = f"requests from a web page of {origin} are refused"
     return json_error(403, message, "set a token: the coordinator then answers pages that send it")
 
@@ -148,6 +161,21 @@ async def _healthz(request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
+async def _me(request: web.Request) -> web.Response:
+    """What the token may do: the page offers nothing else."""
+    principal = guard.principal_of(request)
+    rights = [each.name.lower() for each in Right if principal.has(each)]
+    return _json(
+        {
+            "id": principal.id,
+            "roles": list(principal.roles),
+            "rights": rights,
+            "runs": list(principal.patterns),
+            "ends_at": principal.ends_at,
+        }
+    )
+
+
 async def _runs(request: web.Request) -> web.StreamResponse:
     coordinator = request.app[COORDINATOR]
     try:
@@ -172,7 +200,7 @@ async def _runs(request: web.Request) -> web.StreamResponse:
             known = {str(line["run_id"]) for line in others}
             lines += _not_claimed(coordinator, known, page, sees)
         except LOOK_ERRORS as error:
-            problem = f"the runs of other coordinators are not listed: {_why(error)}"
+            problem = f"the runs of other coordinators are not listed: {why_unread(error)}"
     lines = page.first(lines, _key_of_line)
     following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
     body = {
@@ -420,11 +448,12 @@ def _passed_on(said: Answer | status.RunStatus) -> web.Response:
 
 def unreadable(run_id: str, error: Exception) -> web.Response:
     """The answer if the ledger cannot be read."""
-    message = f"cannot find the coordinator of run {run_id!r}: {_why(error)}"
+    message = f"cannot find the coordinator of run {run_id!r}: {why_unread(error)}"
     return json_error(503, message, _ASK_AGAIN)
 
 
-def _why(error: Exception) -> str:
+def why_unread(error: Exception) -> str:
+    """Why the ledger could not be read, for one of LOOK_ERRORS."""
     if isinstance(error, TimeoutError) and not isinstance(error, LedgerError):
         return "the ledger has not answered in time"
     return getattr(error, "message", None) or "this ledger cannot list runs"

@@ -10,10 +10,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.web_protocol import _ErrInfo
 
+from rallypoint.coordinator import response_headers
 from rallypoint.coordinator.strangers import HTTP_LOG
 
-SERVER_NAME: Final = "rallypoint"
-"""The Server header of every answer. It names no release, for security."""
 HEADERS_MAX: Final = 64
 KEEPALIVE_S: Final = 15.0
 """How long a connection may be idle between two requests."""
@@ -61,7 +60,7 @@ class HttpConnection(web.RequestHandler):
             exc = BadHttpMessage("a header has bytes that are not text")
             status, message = 400, exc.message
         answer = super().handle_error(request, status, exc, message)
-        answer.headers["Server"] = SERVER_NAME
+        response_headers.add_to(answer)
         return answer
 
 

@@ -20,7 +20,15 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint import runtime
-from rallypoint.coordinator import events_api, guard, http_api, metrics
+from rallypoint.coordinator import (
+    events_api,
+    guard,
+    http_api,
+    leases_api,
+    metrics,
+    page_files,
+    response_headers,
+)
 from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.driver import CoordinatorDriver
@@ -28,7 +36,7 @@ from rallypoint.coordinator.event_keeper import EventKeeper
 from rallypoint.coordinator.event_sweeper import ELECTED_LOOK_S, LOOK_S
 from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S, WebSocketOutlet
 from rallypoint.coordinator.hosts import KnownHosts
-from rallypoint.coordinator.http_connection import SERVER_NAME, connections_of
+from rallypoint.coordinator.http_connection import connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
@@ -89,11 +97,13 @@ class CoordinatorServer:
         self._replicas: Replicas | None = None
         self.coordinator.on_denied = self._attach_denied
         self._keeper: EventKeeper | None = None
+        self._leases: leases_api.Leases | None = None
         if ledger is not None:
             own = self.config
             look_s = LOOK_S if own.only_run is None else ELECTED_LOOK_S
             events = self.coordinator.events
             self._keeper = EventKeeper(ledger, events, self._process, look_s=look_s)
+            self._leases = leases_api.Leases(ledger, only_own=own.only_run is not None)
             self._replicas = Replicas(
                 ledger,
                 own.only_run,
@@ -150,11 +160,15 @@ class CoordinatorServer:
         app[http_api.COORDINATOR] = self.coordinator
         if self._replicas is not None:
             app[http_api.REPLICAS] = self._replicas
+        if self._leases is not None:
+            app[leases_api.LEASES] = self._leases
         http_api.add_routes(app)
         events_api.add_routes(app)
+        leases_api.add_routes(app)
+        page_files.add_routes(app)
         metrics.add_routes(app, self.tallies)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
-        app.on_response_prepare.append(_name_the_server)
+        app.on_response_prepare.append(response_headers.add)
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)
         await self._runner.setup()
         server = self._runner.server
@@ -254,6 +268,8 @@ class CoordinatorServer:
     def _record_request(self) -> Middleware:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if http_api.is_sent_by_foreign_page(request):
+                return _last(request, http_api.foreign_page(request))
             if len(self.tokens):
                 login = self.tokens.login(request.headers.get("Authorization"))
                 if isinstance(login, Denial):
@@ -296,7 +312,7 @@ class CoordinatorServer:
     async def _unauthorized(
         self, request: web.Request, handler: Handler, denied: Denial
     ) -> web.StreamResponse:
-        if request.path in http_api.OPEN_PATHS:
+        if guard.right_of(request) is Right.NOTHING:
             response = await handler(request)
         else:
             # A node with several addresses to dial asks without a token first.
@@ -414,10 +430,6 @@ class CoordinatorServer:
 
 def _call_soon(callback: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(callback)
-
-
-async def _name_the_server(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = SERVER_NAME
 
 
 def _can_be_websocket(ws: web.WebSocketResponse, request: web.Request) -> bool:

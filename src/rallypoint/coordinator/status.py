@@ -132,7 +132,8 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
 
     `source`: "coordinator" if the owner of the run has answered, "ledger" if the values are from
     the ledger; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the
-    first. `attached`: nodes that are attached. `memory_bytes`: the memory of the run.
+    first. `attached`: nodes that are attached. `memory_bytes`: the memory of the run. `phase_s`:
+    for how long the run has been in this phase, as far as its coordinator has seen.
     """
 
     run_id: str
@@ -150,6 +151,7 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
     source: str | None
     owner: OwnerStatus | None
     memory_bytes: int | None
+    phase_s: float | None
 
 
 class RunStatus(RunSummary, frozen=True, kw_only=True):
@@ -259,6 +261,7 @@ def _summary_fields(run: HostedRun, owner: OwnerStatus | None) -> dict[str, Any]
         "source": FROM_COORDINATOR,
         "owner": owner,
         "memory_bytes": run.share.used,
+        "phase_s": run.phase_s(),
     }
 
 
@@ -367,6 +370,7 @@ def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> di
         "source": FROM_LEDGER,
         "owner": owner_of(lease.process, lease.addresses) if lease else None,
         "memory_bytes": None,
+        "phase_s": None,
     }
 
 

@@ -7,6 +7,12 @@ from urllib.parse import quote
 
 RUNS: Final = "/api/v1/runs"
 """The list of runs; GET."""
+ME: Final = "/api/v1/me"
+"""What the token of the request may do; GET."""
+PAGE: Final = "/page/"
+"""The beginning of the paths of the web page's files; GET."""
+COORDINATORS: Final = "/api/v1/coordinators"
+"""The leases of the coordinators in the ledger; GET."""
 
 
 def run_path(run_id: str) -> str:

@@ -1,0 +1,68 @@
+// The form for the token. The token is never in a URL: the field has no name, so no form sends it.
+
+import { credential, get, session } from "./api.js";
+import { fill, h, say } from "./dom.js";
+
+/** Ask until a token is accepted. `error`: the refusal that led here; `wasWrong`: of a token. */
+export function askForToken(main, error, wasWrong) {
+  return new Promise((resolve) => {
+    const field = h("input", {
+      type: "password",
+      id: "token",
+      autocomplete: "off",
+      spellcheck: "false",
+      required: true,
+      "aria-describedby": "token-help token-error",
+    });
+    const said = h("p", { class: "bad", id: "token-error", role: "alert" }, wasWrong ? text(error) : "");
+    const button = h("button", { type: "submit", class: "primary" }, "Sign in");
+    const form = h(
+      "form",
+      { class: "card signin", method: "post", onsubmit: submit },
+      h("h1", {}, "This coordinator needs a token"),
+      h("label", { for: "token" }, "Token"),
+      field,
+      h("p", { class: "help", id: "token-help" }, ...help(error.body)),
+      said,
+      button,
+    );
+    fill(main, form);
+    field.focus();
+
+    async function submit(event) {
+      event.preventDefault();
+      button.disabled = true;
+      say(said, "");
+      try {
+        session.token = credential(field.value);
+        await get("api/v1/runs?limit=1");
+        resolve();
+      } catch (problem) {
+        session.token = "";
+        say(said, text(problem));
+        field.select();
+      } finally {
+        button.disabled = false;
+      }
+    }
+  });
+}
+
+function text(error) {
+  const wait = error.retryS ? ` Try again in ${Math.ceil(error.retryS)} s.` : "";
+  const hint = error.status === 401 || !error.hint ? "" : ` Hint: ${error.hint}.`;
+  return `${error.message.slice(0, 1).toUpperCase()}${error.message.slice(1)}.${hint}${wait}`;
+}
+
+function help({ fingerprint, origin }) {
+  const parts = [
+    "Paste the text of the token file, such as ",
+    h("code", {}, "~/.rallypoint/token"),
+    ". It stays in this tab, and is forgotten when the tab is closed.",
+  ];
+  if (fingerprint) {
+    parts.push(" The coordinator's token has the fingerprint ", h("code", {}, fingerprint));
+    parts.push(origin ? ` and comes from ${origin}.` : ".");
+  }
+  return parts;
+}

@@ -1,0 +1,100 @@
+// A table of many rows: only those in sight are in the document. A row and a cell stay the same
+// elements while they show the same, so that the keyboard's focus stays.
+
+import { h, say } from "./dom.js";
+
+const MARGIN_ROWS = 8;
+
+/**
+ * `columns`: each with `title`; `text(row)`, what the cell shows; `make(row)`, its content if that is
+ * more than text; `class`. `keyOf(row)`: what identifies a row. `rowPx`: the height of each row.
+ */
+export class Table {
+  constructor({ label, columns, keyOf, rowPx = 32, empty = "none", mark = () => "" }) {
+    Object.assign(this, { columns, keyOf, rowPx, empty, mark });
+    this.rows = [];
+    this.shown = new Map();
+    this.before = h("tr", { class: "space", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
+    this.after = h("tr", { class: "space", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
+    this.body = h("tbody", {}, this.before, this.after);
+    const heads = columns.map((each) => h("th", { scope: "col", class: each.class ?? "" }, each.title));
+    this.table = h("table", { class: "virtual" }, h("caption", { class: "unseen" }, label), h("thead", {}, h("tr", {}, heads)), this.body);
+    this.none = h("p", { class: "none" }, empty);
+    this.element = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table, this.none);
+    this.element.style.setProperty("--row", `${rowPx}px`);
+    this.element.addEventListener("scroll", () => this.later(), { passive: true });
+    addEventListener("resize", () => this.later());
+  }
+
+  /** Show these rows. */
+  set(rows) {
+    this.rows = rows;
+    this.table.setAttribute("aria-rowcount", rows.length + 1);
+    this.none.hidden = rows.length > 0;
+    this.table.hidden = rows.length === 0;
+    this.later();
+  }
+
+  later() {
+    this.waits ??= requestAnimationFrame(() => {
+      this.waits = null;
+      this.draw();
+    });
+  }
+
+  draw() {
+    const { rowPx, rows } = this;
+    const first = Math.max(0, Math.floor(this.element.scrollTop / rowPx) - MARGIN_ROWS);
+    const inSight = Math.ceil((this.element.clientHeight || innerHeight) / rowPx) + 2 * MARGIN_ROWS;
+    const last = Math.min(rows.length, first + inSight);
+    const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
+    const before = this.shown;
+    this.shown = new Map();
+    let place = this.before.nextSibling;
+    for (let index = first; index < last; index += 1) {
+      const key = this.keyOf(rows[index]);
+      const kept = before.get(key) ?? { tr: h("tr"), texts: [], cells: [] };
+      before.delete(key);
+      this.shown.set(key, kept);
+      this.update(kept, rows[index], index);
+      if (kept.tr === place) place = place.nextSibling;
+      else this.body.insertBefore(kept.tr, place);
+    }
+    for (const { tr } of before.values()) tr.remove();
+    this.before.firstChild.style.height = `${first * rowPx}px`;
+    this.after.firstChild.style.height = `${(rows.length - last) * rowPx}px`;
+    if (focused?.isConnected && focused !== document.activeElement) focused.focus({ preventScroll: true });
+  }
+
+  update(kept, row, index) {
+    kept.tr.setAttribute("aria-rowindex", index + 2);
+    const mark = this.mark(row);
+    if (kept.tr.className !== mark) kept.tr.className = mark;
+    this.columns.forEach((column, number) => {
+      const text = String(column.text(row) ?? "");
+      if (kept.texts[number] === text) return;
+      let cell = kept.cells[number];
+      if (!cell) {
+        cell = kept.cells[number] = h(column.isHead ? "th" : "td", {
+          class: column.class ?? "",
+          scope: column.isHead ? "row" : null,
+        });
+        kept.tr.append(cell);
+      }
+      kept.texts[number] = text;
+      if (column.make) cell.replaceChildren(...[column.make(row)].flat());
+      else say(cell, text);
+      if (column.hasTitle) cell.title = text;
+    });
+  }
+
+  /** Bring a row into sight. */
+  reveal(key) {
+    const index = this.rows.findIndex((each) => this.keyOf(each) === key);
+    if (index < 0) return;
+    const top = index * this.rowPx;
+    const { scrollTop, clientHeight } = this.element;
+    if (top < scrollTop || top + 2 * this.rowPx > scrollTop + clientHeight) this.element.scrollTop = top - clientHeight / 2;
+    this.later();
+  }
+}

@@ -1,0 +1,104 @@
+// Numbers, durations and times as text, and the words for states.
+
+/** A duration in seconds for people: three digits are enough. "" for an unknown one. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+  const hours = Math.floor(seconds / 3600);
+  if (hours < 48) return `${hours} h ${Math.floor((seconds % 3600) / 60)} min`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+/** The same in whole seconds, for a text that counts. */
+export function counting(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  return seconds < 60 ? `${Math.floor(seconds)} s` : duration(seconds);
+}
+
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+
+/** The time of day of an instant in seconds since 1970, in the time zone of this browser. */
+export function clock(at, withMilliseconds = false) {
+  if (at === null || at === undefined) return "";
+  const date = new Date(at * 1000);
+  const text = date.toLocaleTimeString("en-GB", CLOCK);
+  if (!withMilliseconds) return text;
+  return `${text}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+}
+
+/** The same with the day. */
+export function day(at) {
+  if (at === null || at === undefined) return "";
+  const date = new Date(at * 1000);
+  return `${date.toLocaleDateString("en-CA")} ${clock(at)}`;
+}
+
+export function count(number, noun) {
+  if (number === null || number === undefined) return `? ${noun}s`;
+  return number === 1 ? `1 ${noun}` : `${number.toLocaleString("en-US")} ${noun}s`;
+}
+
+/** Numbers in order in few characters: 0-3,7. */
+export function spans(numbers) {
+  const found = [];
+  for (const each of numbers ?? []) {
+    const last = found[found.length - 1];
+    if (last && last[1] === each - 1) last[1] = each;
+    else found.push([each, each]);
+  }
+  return found.map(([a, b]) => (a === b ? `${a}` : `${a}-${b}`)).join(",");
+}
+
+export function bytes(number) {
+  if (number === null || number === undefined) return "";
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let value = number;
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value < 10 && unit ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+}
+
+/** Names for people: "a, b and 3 more". */
+export function some(names, total = names.length, most = 8) {
+  const shown = names.slice(0, most);
+  const more = Math.max(0, total - shown.length);
+  if (!shown.length) return count(total, "node");
+  if (more) return `${shown.join(", ")} and ${more.toLocaleString("en-US")} more`;
+  if (shown.length === 1) return shown[0];
+  return `${shown.slice(0, -1).join(", ")} and ${shown[shown.length - 1]}`;
+}
+
+/** How urgently a person has to look at a run, and how its phase is shown. */
+export function attention(run) {
+  const waits = run.phase_s ?? run.waiting?.since_s ?? 0;
+  switch (run.phase) {
+    case "suspended":
+      return { level: 0, tone: "bad" };
+    case "unreachable":
+    case "unowned":
+    case "unknown":
+      return { level: 1, tone: "bad" };
+    case "gathering":
+    case "committing":
+      return { level: waits >= 30 ? 2 : 3, tone: "warn" };
+    case "active":
+      return { level: 4, tone: "good" };
+    case "closed":
+      return run.closed?.outcome === "succeeded" ? { level: 6, tone: "done" } : { level: 5, tone: "bad" };
+    default:
+      return { level: 1, tone: "warn" };
+  }
+}
+
+/** The word for a run's phase. A closed run shows how it ended. */
+export function phaseWord(run) {
+  if (run.phase !== "closed") return run.phase ?? "unknown";
+  return { succeeded: "succeeded", failed: "failed", stopped: "stopped", not_enough_nodes: "too few nodes" }[
+    run.closed?.outcome
+  ] ?? "closed";
+}
