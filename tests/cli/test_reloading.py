@@ -137,7 +137,7 @@ def test_tokens_are_replaced_without_losing_nodes(machine: Machine, old: str, ne
 def test_a_file_that_changes_is_read_without_a_signal(machine: Machine) -> None:
     serving = Serving(machine)
     serving.write(f"{NEW}\n{OLD}\n")
-    told = serving.process.line("the token file has changed: (.*)")[1]
+    told = serving.process.line("a file of tokens or certificates has changed: (.*)")[1]
     assert told == "the token file was read again: 2 tokens are accepted"
     assert serving.statuses() == (200, 200)
 
@@ -148,7 +148,7 @@ def test_a_state_is_read_again_each_day(tmp_path: Path, monkeypatch: pytest.Monk
     state = State(tmp_path / "state")
     state.create()
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
-    watch = reloading.Watch(state.folder, asked.put)
+    watch = reloading.Watch((state.folder,), asked.put)
     watch.start()
     assert [asked.get(timeout=30) for _ in range(2)] == [reloading.NEXT_DAY] * 2
     state.token_file.write_text(state.token_file.read_text() * 2)

@@ -32,8 +32,7 @@ class Replica:
 
     def __init__(self, server: CoordinatorServer, port: int) -> None:
         self.server, self.port = server, port
-        clients = server._identities.clients()
-        self._client = clients[0] if clients else None
+        self._client = server._identities.client_to("127.0.0.1")
         self._token = credential(server.config.token)
 
     async def ask(

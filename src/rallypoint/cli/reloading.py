@@ -20,7 +20,7 @@ from rallypoint.threads import call_from_loop
 _log = logs.tidy("rallypoint.serve")
 
 SIGHUP: Final = "SIGHUP"
-CHANGED: Final = "the token file has changed"
+CHANGED: Final = "a file of tokens or certificates has changed"
 NEXT_DAY: Final = "a new certificate is due"
 """Why the tokens are read again."""
 WATCH_S: Final = 5.0
@@ -98,14 +98,14 @@ class Reloader:
 
 
 class Watch:
-    """Looks at a token file, or at a state directory, in a thread of its own.
+    """Looks at a token file, a state directory and certificates, in a thread of its own.
 
     `ask` is called in that thread with the reason to read it again. A file system that hangs holds
     up nothing else.
     """
 
-    def __init__(self, path: Path, ask: Callable[[str], object]) -> None:
-        self._path = path
+    def __init__(self, paths: tuple[Path, ...], ask: Callable[[str], object]) -> None:
+        self._paths = paths
         self._ask = ask
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="rallypoint-tokens", daemon=True)
@@ -119,16 +119,22 @@ class Watch:
         self._over.set()
 
     def _look(self) -> None:
-        seen, asked_s = signature(self._path), time.monotonic()
+        seen, asked_s = self._seen(), time.monotonic()
         while not self._over.wait(WATCH_S):
-            now, now_s = signature(self._path), time.monotonic()
-            is_due = settings.is_folder(str(self._path)) and now_s - asked_s >= RENEW_S
+            now, now_s = self._seen(), time.monotonic()
+            has_state = any(settings.is_folder(str(each)) for each in self._paths)
+            is_due = has_state and now_s - asked_s >= RENEW_S
             if (now == seen or now is None) and not is_due:
                 continue
             why, asked_s = (NEXT_DAY if now == seen else CHANGED), now_s
             seen = now
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._ask(why)
+
+    def _seen(self) -> tuple[object, ...] | None:
+        """What differs once one of them was replaced. None while one is missing."""
+        found = [signature(each) for each in self._paths]
+        return None if None in found else tuple(found)
 
 
 def signature(path: Path) -> tuple[tuple[int, int, int], ...] | None:

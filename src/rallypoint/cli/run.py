@@ -105,6 +105,20 @@ def run(
         _text("--host-coordinator", "auto|yes|no", "Whether this node hosts the coordinator."),
     ] = None,
     token_file: TokenFileOption = None,
+    tls_ca: Annotated[
+        str | None,
+        _text(
+            "--tls-ca",
+            "FILE|system",
+            "Trust these authorities of https:// coordinators, and not the token's.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None, _text("--tls-cert", "FILE", "A certificate that shows who this node is.")
+    ] = None,
+    tls_key: Annotated[
+        str | None, _text("--tls-key", "FILE", "Its private key (default: in --tls-cert).")
+    ] = None,
     insecure: InsecureOption = False,
     join_timeout: Annotated[
         str | None, _text("--join-timeout", "TIME", "How long to wait for a round (default: 10m).")

@@ -34,6 +34,7 @@ from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
 from rallypoint.endpoints import is_loopback as names_loopback
 from rallypoint.errors import EndpointError, UsageError
 from rallypoint.security import token_form
+from rallypoint.security.access import Certificates
 from rallypoint.security.identities import Identities, NoIdentityError
 
 EVERY_ADDRESS: Final = ("::", "*")
@@ -64,6 +65,30 @@ def serve(
             metavar="DIR",
             help="A directory of `rallypoint token new --state`, in place of --token-file: the "
             "certificate authority and the tokens of nodes.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            help="PEM: a certificate, with its chain, of one's own authority for this coordinator. "
+            "Nodes use https://NAME:PORT and --tls-ca.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-key", metavar="FILE", help="PEM: its private key (default: in --tls-cert)."
+        ),
+    ] = None,
+    client_ca: Annotated[
+        str | None,
+        typer.Option(
+            "--client-ca",
+            metavar="FILE",
+            help="PEM: authorities of clients. A client's certificate then gives its role: "
+            "spiffe://rallypoint/ROLE/RUNS/NODE. With --tls-cert.",
         ),
     ] = None,
     insecure: Annotated[
@@ -111,8 +136,8 @@ def serve(
 ) -> None:
     """Run a coordinator for many runs. Prints its endpoint on stdout when it is ready.
 
-    On SIGHUP it reads the token file and opens the audit log again. Each line of the token file is
-    an accepted token.
+    On SIGHUP, or once they have changed, it reads the files of tokens and certificates again. Each
+    line of the token file is an accepted token. SIGHUP also opens the audit log again.
     """
     settings.check_platform()
     log = log_choice(log_format, verbose=verbose, quiet=quiet)
@@ -122,9 +147,10 @@ def serve(
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that no later change is missed
         tokens = tokens_of(token_file)
-        exposure = Exposure(host, is_loopback(host), insecure)
+        own = own_certificates(tls_cert, tls_key, client_ca)
+        exposure = Exposure(host, is_loopback(host), insecure, own)
         exposure.check(tokens)
-        is_tls = _is_tls(tokens)
+        is_tls = _is_tls(tokens, own)
         place = _ledger_of(ledger, advertise)
         memory_bytes_max = _memory_of(memory)
         audit_path = settings.resolve("audit", audit).value
@@ -133,19 +159,58 @@ def serve(
 
         bound, bound_port = sock.getsockname()[:2]
         path = settings.resolve("token_file", token_file).value
+        watched = (*([] if path is None else [path]), *own.files)
         serving.run(
             sock,
             endpoint_text(host, bound_port, bound, is_tls=is_tls),
             tokens,
             place,
             advertise or (None if is_everywhere(host) else host),
-            serving.Reloads(
-                hangups, _rereading(token_file, exposure), None if path is None else Path(path)
-            ),
+            serving.Reloads(hangups, _rereading(token_file, exposure), tuple(map(Path, watched))),
             memory_bytes_max,
             log,
             audit_path,
+            own,
         )
+
+
+class OwnCertificates(msgspec.Struct, frozen=True):
+    """The files of a PKI: this coordinator's own, and the authorities of its clients."""
+
+    certificates: Certificates | None = None
+    client_ca: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them."""
+        own = () if self.certificates is None else self.certificates.files
+        return own if self.client_ca is None else (*own, self.client_ca)
+
+
+NO_CERTIFICATES: Final = OwnCertificates()
+
+
+def own_certificates(
+    tls_cert: str | None, tls_key: str | None, client_ca: str | None
+) -> OwnCertificates:
+    """The files of the options, or of the environment. Raises UsageError if one cannot be used."""
+    cert, key, clients, ca = (
+        settings.resolve(name, given).value
+        for name, given in (
+            ("tls_cert", tls_cert),
+            ("tls_key", tls_key),
+            ("client_ca", client_ca),
+            ("tls_ca", None),
+        )
+    )
+    found = settings.certificates(ca, cert, key)
+    if cert is None and clients is not None:
+        raise UsageError(
+            "--client-ca is given without --tls-cert: clients show certificates only by TLS",
+            hint="add --tls-cert and --tls-key, the coordinator's own certificate",
+        )
+    settings.check_certificates(found, clients)
+    return OwnCertificates(found, clients)
 
 
 def _tokens_from(token_file: str | None, state: str | None) -> str | None:
@@ -171,15 +236,19 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
     It may be called in any thread, and raises UsageError.
     """
     path = settings.resolve("token_file", token_file).value
-    if path is None:
+    own = exposure.own
+    if path is None and not own.files:
         return None
 
     def read() -> tuple[str, ...]:
+        settings.check_certificates(own.certificates, own.client_ca)
         tokens: tuple[str, ...] = settings.resolve_tokens(path).value
+        if path is None:
+            return tokens
         if settings.is_readable_by_others(path):
             raise UsageError(f"token file {path!r} can be read by others", hint=f"chmod 600 {path}")
         exposure.check(tokens)
-        _is_tls(tokens)
+        _is_tls(tokens, own)
         return tokens
 
     return read
@@ -218,15 +287,18 @@ def _ledger_of(text: str | None, advertise: str | None) -> Endpoint | None:
 
 
 class Exposure(msgspec.Struct, frozen=True):
-    """Which machines reach the coordinator, and whether --insecure was given."""
+    """Which machines reach the coordinator, whether --insecure was given, and its PKI's files."""
 
     host: str
     is_loopback: bool
     is_insecure: bool
+    own: OwnCertificates = NO_CERTIFICATES
 
     def check(self, tokens: tuple[str, ...]) -> None:
         """Raises UsageError if other machines could join with these tokens, without --insecure."""
         if self.is_loopback or self.is_insecure:
+            return
+        if not tokens and self.own.client_ca is not None:
             return
         if not tokens:
             raise UsageError(
@@ -237,7 +309,7 @@ class Exposure(msgspec.Struct, frozen=True):
             )
         for each in tokens:
             settings.check_token_strength(each)
-            if not token_form.names_ca(each):
+            if not token_form.names_ca(each) and self.own.certificates is None:
                 raise UsageError(
                     f"host {self.host!r} can be reached from other machines, and this token names "
                     "no certificate authority: the traffic would be in clear",
@@ -281,7 +353,7 @@ def is_loopback(host: str) -> bool:
         ) from error
 
 
-def _is_tls(tokens: tuple[str, ...]) -> bool:
+def _is_tls(tokens: tuple[str, ...], own: OwnCertificates) -> bool:
     """Whether a coordinator with these tokens uses TLS. Raises UsageError if it cannot."""
     if any(map(token_form.is_claim, tokens)):
         raise UsageError(
@@ -290,7 +362,7 @@ def _is_tls(tokens: tuple[str, ...]) -> bool:
             "claims",
         )
     try:
-        return bool(Identities(tokens))
+        return bool(Identities(tokens, own.certificates, own.client_ca))
     except NoIdentityError as error:
         raise UsageError(
             f"a token names authority {str(error)[:16]}, and has no certificate of it: it is a "

@@ -28,6 +28,7 @@ from rallypoint.cli.audit_file import AuditFile
 from rallypoint.cli.common import LogChoice
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.reloading import Reloader, Watch
+from rallypoint.cli.serve import NO_CERTIFICATES, OwnCertificates
 from rallypoint.client.identity import may_be_one_machine, own_addresses
 from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
@@ -47,14 +48,14 @@ HAND_OVER_WITHIN_S: Final = 5.0
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """When and how the tokens are read again. `reread`: see `Reloader`. `path`: their file.
+    """When and how the tokens are read again. `reread`: see `Reloader`.
 
-    `audit_file`: opened again at each SIGHUP.
+    `paths`: their file, and those of certificates. `audit_file`: opened again at each SIGHUP.
     """
 
     hangups: Hangups
     reread: Callable[[], tuple[str, ...]] | None
-    path: Path | None = None
+    paths: tuple[Path, ...] = ()
     audit_file: AuditFile | None = None
 
 
@@ -68,14 +69,15 @@ def run(
     memory_bytes_max: int | None = None,
     log: LogChoice | None = None,
     audit_path: str | None = None,
+    own: OwnCertificates = NO_CERTIFICATES,
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
     `tokens`: the accepted ones; without any, everybody is admitted. `place`: the ledger of the
     runs, if any; `advertised`: the host where its nodes reach this process, if known.
     `memory_bytes_max`: the memory for all runs; None: half of the process's limit. `log`: how it
-    logs. `audit_path`: the file of the audit log, if any. Raises LedgerError; UsageError if that
-    file cannot be opened.
+    logs. `audit_path`: the file of the audit log, if any. `own`: the certificates of a PKI. Raises
+    LedgerError; UsageError if that file cannot be opened.
     """
     _set_up_logging(log or LogChoice(logging.INFO, False))
     allow_many_descriptors()
@@ -92,12 +94,16 @@ def run(
                 **_limits(),
                 hosts=(urlsplit(endpoint).hostname or "",),
                 memory_bytes_max=memory,
+                certificates=own.certificates,
+                client_ca=own.client_ca,
             )
             server = CoordinatorServer(config, audit=audit)
             runner.run(_serve(server, sock, endpoint, reloads))
         else:
             runner.run(
-                _serve_ledger(place, advertised, sock, endpoint, tokens, reloads, memory, audit)
+                _serve_ledger(
+                    place, advertised, sock, endpoint, tokens, reloads, memory, audit, own
+                )
             )
 
 
@@ -137,6 +143,7 @@ async def _serve_ledger(
     reloads: Reloads,
     memory_bytes_max: int,
     audit: Audit,
+    own_files: OwnCertificates,
 ) -> None:
     config = CoordinatorConfig(
         token=tokens[0] if tokens else "",
@@ -151,6 +158,8 @@ async def _serve_ledger(
         **_limits(),
         hosts=(urlsplit(endpoint).hostname or "",),
         memory_bytes_max=memory_bytes_max,
+        certificates=own_files.certificates,
+        client_ca=own_files.client_ca,
     )
     settings.check_lease_ttl_s(config.lease_ttl_s)
     own = () if advertised else await own_addresses(place)
@@ -205,8 +214,8 @@ async def _serve(
             reloader.ask()
 
         reloads.hangups.pass_on(loop, hung_up)
-        if reloads.path is not None:
-            watch = Watch(reloads.path, partial(loop.call_soon_threadsafe, reloader.ask))
+        if reloads.paths:
+            watch = Watch(reloads.paths, partial(loop.call_soon_threadsafe, reloader.ask))
             ends.callback(watch.stop)
             watch.start()
         _spare_the_collector()

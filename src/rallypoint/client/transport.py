@@ -306,6 +306,10 @@ async def _connect_by_pki(
         raise untrusted.by_pki(str(address), access.name, own, error, shown) from None
     except ssl.SSLError as error:
         raise untrusted.refused_by_pki(str(address), own, error) from None
+    except ConnectionResetError as error:
+        if error.errno is not None and own.cert is None:
+            raise
+        raise untrusted.closed_by_pki(own) from None
 
 
 async def _connect(

@@ -32,6 +32,10 @@ _USE_ITS_TOKEN: Final = (
 )
 FILES_HINT: Final = "give PEM files that this user can read: --tls-ca, --tls-cert and --tls-key"
 _OTHER_CERTIFICATE: Final = "have a new certificate issued for the coordinator (--tls-cert)"
+_NEW_CERTIFICATE: Final = (
+    "give one of an authority in the coordinator's --client-ca: --tls-cert FILE, and --tls-key "
+    "FILE; if it has expired, compare the clocks of both machines (`date`)"
+)
 _OTHER_NAME: Final = (62, 64)
 """X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH"""
 OTHER_AUTHORITY: Final = (18, 19, 20, 21)
@@ -112,14 +116,32 @@ def refused_by_pki(
         what = reason.rpartition("ALERT_")[2].replace("_", " ").lower()
         mine = f"the certificate {own.cert!r}" if own.cert else "a client without a certificate"
         return UntrustedCoordinatorError(
-            f"the coordinator at {where} refused {mine}: {what}",
-            hint="give one of an authority in the coordinator's --client-ca: --tls-cert FILE, and "
-            "--tls-key FILE; if it has expired, compare the clocks of both machines (`date`)",
+            f"the coordinator at {where} refused {mine}: {what}", hint=_NEW_CERTIFICATE
         )
     if isinstance(error, _PASSING):
         return ConnectionResetError("closed the connection during the TLS handshake")
     return not_a_coordinator(
         where, f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})"
+    )
+
+
+def closed_by_pki(own: Certificates) -> NotACoordinatorError | ConnectionResetError:
+    """The server closed the connection after this side has shown its certificate, if it has one.
+
+    It does not send why. A certificate that has expired is the reason; else it may be another, such
+    as a coordinator that ends.
+    """
+    said = "closed the connection without an answer"
+    if own.cert is None:
+        return ConnectionResetError(said)
+    why = pki.out_of_date(own.cert)
+    if why:
+        return UntrustedCoordinatorError(
+            f"the coordinator refused the certificate {own.cert!r}: {why}", hint=_NEW_CERTIFICATE
+        )
+    return ConnectionResetError(
+        f"{said}, after {own.cert!r} was shown: its log says why, if its --client-ca does not have "
+        "the authority of this certificate"
     )
 
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from aiohttp import web
 
-from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
+from rallypoint.security import client_certificates
+from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right, Role
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -35,6 +37,15 @@ NEEDS: Final[dict[tuple[str, str], Right]] = {
 only if the principal's roles count for that run. A route without it shows only runs that
 `Principal.sees`."""
 
+_GIVE_A_CERTIFICATE: Final = (
+    "give one with a role: --tls-cert and --tls-key, or RALLYPOINT_TLS_CERT; or a token: "
+    "--token-file FILE"
+)
+NO_CERTIFICATE: Final = Denial(
+    "this coordinator needs a client's certificate or a token, and there is none",
+    _GIVE_A_CERTIFICATE,
+    "",
+)
 _NOT_IN_THE_TABLE: Final = Denial(
     "nobody may use this path: it is not in the table of rights",
     "this is a fault of Rallypoint; please report it",
@@ -56,6 +67,25 @@ def narrowed(principal: Principal, request: web.Request) -> Principal:
     """
     limits = request.headers.get(headers.LIMITS)
     return principal if limits is None else principal.narrowed(limits)
+
+
+def of_certificate(
+    certificate: Mapping[str, Any] | None, request: web.Request
+) -> Principal | Denial:
+    """Who sends a request, by the certificate of its connection, if it has one.
+
+    A coordinator that forwards a request has all rights, of which it keeps those of the sender: it
+    could be the coordinator of each run itself.
+    """
+    if not certificate:
+        return NO_CERTIFICATE
+    try:
+        found = client_certificates.principal_of(certificate)
+    except client_certificates.UnknownClientError as error:
+        return Denial(str(error), _GIVE_A_CERTIFICATE, "")
+    if Role.HOST in found.roles and headers.LIMITS in request.headers:
+        return Principal(found.id, runs=found.runs, ends_at=found.ends_at, source=found.source)
+    return found
 
 
 def denial(request: web.Request, principal: Principal) -> Denial | None:

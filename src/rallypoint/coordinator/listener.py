@@ -21,6 +21,7 @@ import msgspec
 
 from rallypoint import logs
 from rallypoint.clock import StallProofClock
+from rallypoint.coordinator.strangers import login_refused
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -196,12 +197,19 @@ class Listener:
             task.add_done_callback(self._entering.discard)
 
     async def _enter(self, connection: socket.socket) -> None:
+        peer = None
         try:
+            peer = str(connection.getpeername()[0])
             context = self._tls()
             limit_s = None if context is None else self._limits.stranger_s
             await self._loop.connect_accepted_socket(
                 self._new_stranger, connection, ssl=context, ssl_handshake_timeout=limit_s
             )
+        except ssl.SSLCertVerificationError as error:
+            # asyncio does not send the alert, so the client does not learn the reason.
+            why = f"its certificate is not accepted: {error.verify_message}"
+            login_refused(peer, why, logging.WARNING)
+            connection.close()
         except OSError as error:
             _log.debug("a connection ended before it was accepted: %s", error)
             connection.close()

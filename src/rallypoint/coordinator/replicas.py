@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from rallypoint import runtime
 from rallypoint.coordinator import ledger_view, status
 from rallypoint.coordinator.event_streams import EventReader
 from rallypoint.coordinator.kept_events import kept_events
@@ -34,6 +35,7 @@ from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.keys import RUNS
 from rallypoint.security import first_look, tls, token_form
+from rallypoint.security.access import CertificateFileError
 from rallypoint.security.roles import Principal
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, LIMITS, ONLY_OWN
@@ -78,8 +80,8 @@ class Replicas:
 
     `only_run`: the one run whose nodes have this coordinator's token; None: any. `host`: the host
     of this process. `process` returns the name of its lease. `reader`: of the events in the ledger.
-    `trusted` returns how coordinators with the same tokens are asked by TLS; without any they are
-    asked in clear.
+    `trusted` returns how coordinators with the same tokens, at a host, are asked by TLS; None: they
+    are asked in clear. It may block, so it is called in a thread.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Replicas:
         host: str,
         process: Callable[[], str],
         reader: EventReader,
-        trusted: Callable[[], tuple[tls.Client, ...]] = tuple,
+        trusted: Callable[[str], tls.Client | None] = lambda host: None,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
@@ -290,8 +292,12 @@ class Replicas:
                 return {"host": address.host, "port": address.port}
 
             return await first_look.client_of(parts, where)
-        trusted = self._trusted()
-        return trusted[0] if trusted and not lease.token else None
+        if lease.token:
+            return None
+        try:
+            return await runtime.in_thread(lambda: self._trusted(address.host))
+        except CertificateFileError as error:
+            raise NoAnswerError(str(error)) from None
 
     async def _ask(
         self,

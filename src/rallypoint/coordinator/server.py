@@ -45,7 +45,7 @@ from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.supervision import cancelled
 from rallypoint.coordinator.tallies import Tallies
 from rallypoint.coordinator.timed_ledger import TimedLedger
-from rallypoint.coordinator.tokens import Tokens
+from rallypoint.coordinator.tokens import Login, Tokens
 from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
 from rallypoint.core.addresses import plain
 from rallypoint.core.quotas import Account
@@ -53,8 +53,9 @@ from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
+from rallypoint.security import claims
 from rallypoint.security.identities import Identities
-from rallypoint.security.roles import EVERYBODY, Denial, Right
+from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -84,7 +85,7 @@ class CoordinatorServer:
         self._audit = audit or Audit()
         self.config = config or CoordinatorConfig()
         accepted = (self.config.token, *self.config.more_tokens)
-        self._identities = Identities(accepted)
+        self._identities = Identities(accepted, self.config.certificates, self.config.client_ca)
         authorities = self._identities.authorities
         self.tokens = Tokens(accepted, self.config.hashed_tokens, authorities)
         self.tallies = Tallies()
@@ -110,7 +111,7 @@ class CoordinatorServer:
                 own.clock_host,
                 self._process,
                 self._keeper.reader,
-                self._identities.clients,
+                self._identities.client_to,
             )
         self._requests = Requests(self.coordinator)
         self._runner: web.AppRunner | None = None
@@ -240,11 +241,15 @@ class CoordinatorServer:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         Those connections stay open. Accept the old and the new token together for a while, so that
-        no node is refused. Raises ValueError if no token is left, or one names an authority of
-        which none has a certificate.
+        no node is refused. The files of a PKI are read again, too. Raises ValueError if no token is
+        left, or one names an authority of which none has a certificate; then nothing has changed.
         """
+        if len(self.tokens) and not any(accepted):
+            raise ValueError("a coordinator with a token needs one")
         self._identities.replace(accepted)
-        self.tokens.replace(accepted, self.config.hashed_tokens, self._identities.authorities)
+        if any(accepted) or self.config.hashed_tokens:
+            authorities = self._identities.authorities
+            self.tokens.replace(accepted, self.config.hashed_tokens, authorities)
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
         return sum(each is None or not self.tokens.knows(each) for each in shown)
@@ -270,12 +275,11 @@ class CoordinatorServer:
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             if http_api.is_sent_by_foreign_page(request):
                 return _last(request, http_api.foreign_page(request))
-            if len(self.tokens):
-                login = self.tokens.login(request.headers.get("Authorization"))
-                if isinstance(login, Denial):
-                    return await self._unauthorized(request, handler, login)
-                request[http_api.SHOWN] = login.token
-                request[guard.PRINCIPAL] = guard.narrowed(login.principal, request)
+            if not self._admits_everybody:
+                found = self._login(request)
+                if isinstance(found, Denial):
+                    return await self._unauthorized(request, handler, found)
+                request[guard.PRINCIPAL] = guard.narrowed(found, request)
                 self._admit(request)
                 denied = guard.denial(request, guard.principal_of(request))
                 if denied is not None:
@@ -308,6 +312,24 @@ class CoordinatorServer:
                 return _hung_up()
 
         return note
+
+    @property
+    def _admits_everybody(self) -> bool:
+        return not (len(self.tokens) or self._identities.asks_for_certificates)
+
+    def _login(self, request: web.Request) -> Principal | Denial:
+        """Who sends the request, by its token, or else by its certificate."""
+        login = self.tokens.login(request.headers.get("Authorization"))
+        if isinstance(login, Login):
+            request[http_api.SHOWN] = login.token
+            return login.principal
+        asks = self._identities.asks_for_certificates
+        if not asks or request.transport is None or "Authorization" in request.headers:
+            return login
+        found = guard.of_certificate(request.transport.get_extra_info("peercert"), request)
+        if isinstance(found, Principal) and found.id in self.tokens.revoked:
+            return claims.revoked(found.id)
+        return found
 
     async def _unauthorized(
         self, request: web.Request, handler: Handler, denied: Denial
@@ -385,7 +407,7 @@ class CoordinatorServer:
         if refusal is not None:
             return _last(request, http_api.json_error(503, refusal.message, refusal.hint))
         outlet = WebSocketOutlet(ws, request.transport, self._closing, token, account)
-        if not len(self.tokens):
+        if self._admits_everybody:
             ws.headers[headers.TOKEN] = headers.NO_TOKEN
         only_run = self.coordinator.config.only_run
         if only_run is not None:
@@ -491,4 +513,5 @@ def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
 def _account_of(request: web.Request) -> Account:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
-    return account_of(peer, request.get(http_api.SHOWN))
+    token = request.get(http_api.SHOWN)
+    return account_of(peer, guard.principal_of(request).id if token is None else token)

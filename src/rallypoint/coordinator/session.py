@@ -312,6 +312,7 @@ class Session:
     def _not_allowed(self, message: wire.Attach) -> Refusal | None:
         """Why the node's token is not for this run; None if it is."""
         denied = self.principal.denial(Right.ATTACH, message.run_id)
+        denied = denied or self.principal.node_denial(message.node.id.name)
         if denied is None:
             return None
         self._host.on_denied(self, message.run_id, denied)

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Iterable
 
 from rallypoint.security import pki, tls, token_form
-from rallypoint.security.access import Certificates
+from rallypoint.security.access import SYSTEM, Certificates
 from rallypoint.security.der import public_key_hash
 from rallypoint.security.token_form import Identity
 
@@ -69,9 +69,24 @@ class Identities:
         """The context for a new connection; None: it is in clear."""
         return self._first
 
-    def clients(self) -> tuple[tls.Client, ...]:
-        """How to ask other coordinators with the same tokens, the likeliest first."""
-        return tuple(map(tls.client, self._authorities))
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether clients may prove themselves by certificates of a PKI."""
+        return self._client_ca is not None
+
+    def client_to(self, host: str) -> tls.Client | None:
+        """How to ask another coordinator with the same tokens, or of the same PKI. None: in clear.
+
+        It may block as long as a file system does. Raises CertificateFileError.
+        """
+        if self._authorities:
+            return tls.client(self._authorities[0])
+        own = self._own
+        if own is None:
+            return None
+        if own.ca == SYSTEM and self._client_ca is not None:
+            own = Certificates(self._client_ca, own.cert, own.key)
+        return pki.client(own, host)
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         chosen = self._by_name.get(name or "")

@@ -7,6 +7,7 @@ they have changed, so that a renewed certificate needs no restart.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import socket
 import ssl
@@ -106,6 +107,22 @@ def signature(files: tuple[str, ...]) -> tuple[object, ...]:
 def fingerprint(certificate: bytes) -> str:
     """The SHA-256 of a certificate (DER), as `openssl x509 -fingerprint -sha256` shows it."""
     return hashlib.sha256(certificate).hexdigest().upper()
+
+
+def out_of_date(path: str) -> str:
+    """Why the certificate in this file does not count now; "" if it does. Loads `cryptography`."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        return f"it cannot be read any more: {_why(error)}"
+    now = dt.datetime.now(dt.UTC)
+    if now > found.not_valid_after_utc:
+        return f"it has expired, on {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    if now < found.not_valid_before_utc:
+        return f"it is valid only from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
+    return ""
 
 
 def names_of(certificate: bytes) -> list[str]:

@@ -80,7 +80,8 @@ class Principal(FrozenStruct, frozen=True):
 
     `id` names the token, and is not secret. `runs`: patterns, all of which a run must match.
     `ends_at`: until when the token counts, in seconds since 1970 by the wall clock; None: without
-    end. `source`: where the coordinator knows the token from, for people.
+    end. `source`: where the coordinator knows the token from, for people. `node`: the one node
+    that it may be; None: any.
     """
 
     id: str = ""
@@ -88,11 +89,12 @@ class Principal(FrozenStruct, frozen=True):
     runs: tuple[str, ...] = ()
     ends_at: float | None = None
     source: str = ""
+    node: str | None = None
 
     @property
     def is_unlimited(self) -> bool:
         """Whether it may do everything in all runs."""
-        return set(self.roles) == set(Role) and not self.patterns
+        return set(self.roles) == set(Role) and not self.patterns and self.node is None
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -130,19 +132,30 @@ class Principal(FrozenStruct, frozen=True):
             )
         return None
 
+    def node_denial(self, name: str) -> Denial | None:
+        """Why it may not be the node of this name; None if it may."""
+        if self.node is None or self.node == name:
+            return None
+        return Denial(
+            f"this certificate is of node {shown(self.node)!r}, and not of {shown(name)!r}",
+            f"name the node so (--node-name), or use the certificate of {shown(name)!r}",
+            "node",
+        )
+
     def narrowed(self, text: str) -> Principal:
         """With no more rights than those in `text`, which `limits` has written.
 
         A text that cannot be read leaves no right.
         """
-        roles, _, runs = text.partition(";")
+        roles, _, limits = text.partition(";")
         try:
             named = {Role(each) for each in roles.split(",") if each}
-            patterns = tuple(urllib.parse.unquote(each, errors="strict") for each in runs.split())
+            patterns = tuple(urllib.parse.unquote(each, errors="strict") for each in limits.split())
         except ValueError:
             named, patterns = set(), ()
         kept = tuple(each for each in self.roles if each in named)
-        return Principal(self.id, kept, (*self.runs, *patterns), self.ends_at, self.source)
+        runs = (*self.runs, *patterns)
+        return Principal(self.id, kept, runs, self.ends_at, self.source, self.node)
 
     def limits(self) -> str:
         """Its roles and patterns in ASCII, for another coordinator."""

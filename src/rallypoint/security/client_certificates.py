@@ -1,0 +1,67 @@
+"""Who a client is, by the certificate that it shows: its role, its runs and its node.
+
+    spiffe://rallypoint/<role>[/<runs>[/<node>]]     a URI in the subject's alternative names
+    <role>[/<runs>[/<node>]]                         or the subject's common name
+
+`<runs>` is a pattern of run ids and `<node>` the name of one node, both percent-encoded; without
+them it counts for all. TLS has checked the certificate before this file reads it. Source: SPIFFE-ID
+2.2, RFC 5280 4.2.1.6.
+"""
+
+from __future__ import annotations
+
+import ssl
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rallypoint.core.reasons import tidy
+from rallypoint.security.roles import ALL_RUNS, Principal, Role, check_pattern
+
+PREFIX: Final = "spiffe://rallypoint/"
+SOURCE: Final = "its certificate"
+_SHOWN_MAX: Final = 80
+
+
+class UnknownClientError(ValueError):
+    """A certificate names no role. The text says what it names."""
+
+
+def principal_of(certificate: Mapping[str, Any]) -> Principal:
+    """The holder of a certificate, which is as `ssl.SSLSocket.getpeercert` returns it.
+
+    Raises UnknownClientError.
+    """
+    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+    ours = [each.removeprefix(PREFIX) for each in names if each.startswith(PREFIX)]
+    subject = dict(pair for part in certificate.get("subject", ()) for pair in part)
+    texts = ours or [str(subject.get("commonName", ""))]
+    if len(texts) > 1:
+        raise UnknownClientError("its certificate names several roles, and one is allowed")
+    role, runs, node = _parts(texts[0])
+    ends = certificate.get("notAfter")
+    return Principal(
+        f"certificate {str(certificate.get('serialNumber', ''))[:40].lower()}",
+        (role,),
+        () if runs == ALL_RUNS else (runs,),
+        None if ends is None else float(ssl.cert_time_to_seconds(str(ends))),
+        SOURCE,
+        node,
+    )
+
+
+def _parts(text: str) -> tuple[Role, str, str | None]:
+    pieces = text.split("/")
+    try:
+        if len(pieces) > 3:
+            raise ValueError
+        role, runs, node = (*pieces, *("",) * (3 - len(pieces)))
+        pattern = urllib.parse.unquote(runs, errors="strict") or ALL_RUNS
+        name = urllib.parse.unquote(node, errors="strict") or None
+        return Role(role), check_pattern(pattern), name
+    except ValueError:
+        shown = tidy(text, _SHOWN_MAX) or "nothing"
+        raise UnknownClientError(
+            f"its certificate names {shown!r}, which is no role: {PREFIX}<role>/<runs>/<node> is, "
+            f"with a role of {', '.join(Role)}"
+        ) from None

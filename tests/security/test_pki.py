@@ -1,0 +1,337 @@
+"""A coordinator and its nodes with certificates of one's own authority."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallypoint.cli import api
+from rallypoint.client.transport import connect
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.core.values import Address, RunSettings
+from rallypoint.endpoints import Endpoint, parse_endpoint
+from rallypoint.errors import TokenError, UntrustedCoordinatorError, UsageError
+from rallypoint.security import pki
+from rallypoint.security.access import Access, CertificateFileError, Certificates
+from rallypoint.security.authority import new_host_token
+from rallypoint.security.client_certificates import UnknownClientError, principal_of
+from rallypoint.security.roles import Role
+from rallypoint.security.token_form import credential
+from rallypoint.settings import certificates_of_command, node_settings
+from tests.loops import BOOTSTRAP, opened, run_clean, served
+from tests.security.pki import DAY, Issuer
+
+pytestmark = pytest.mark.sockets
+ONE = RunSettings(min_nodes=1, max_nodes=1, max_restarts=None)
+PLAIN = "a-token-without-an-authority"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Issuer:
+    """The authority of coordinators and clients."""
+    return Issuer(tmp_path / "own")
+
+
+def config(files: tuple[Path, Path], client_ca: Path | None = None, **more: Any) -> Any:
+    shown = Certificates(cert=str(files[0]), key=str(files[1]))
+    clients = None if client_ca is None else str(client_ca)
+    return CoordinatorConfig(certificates=shown, client_ca=clients, **more)
+
+
+def at(port: int, host: str = "127.0.0.1") -> str:
+    return f"https://{host}:{port}"
+
+
+async def dialled(port: int, access: Access) -> None:
+    connection = await connect(
+        Address("127.0.0.1", port), ("127.0.0.1", port), socket.AF_INET, access
+    )
+    connection.close("the test is over")
+    await connection.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serving(own: Issuer, *hosts: str, **how: Any) -> AsyncIterator[int]:
+    async with served(config(own.issue("server", *hosts), **how)) as (_, port):
+        yield port
+
+
+def trusting(issuer: Issuer, name: str = "127.0.0.1", token: str = PLAIN) -> Access:
+    return Access(token, Certificates(str(issuer.file)), name)
+
+
+# -- the coordinator's certificate -----------------------------------------------------------------
+
+
+def test_nodes_and_commands_trust_the_authority_of_a_file(
+    own: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", token=PLAIN) as port:
+            async with opened(at(port), ONE, token=PLAIN, tls_ca=str(own.file)) as node:
+                made = await node.next_round(BOOTSTRAP)
+                assert made is not None
+            monkeypatch.setenv("RALLYPOINT_TLS_CA", str(own.file))
+            found = await asyncio.to_thread(api.runs, parse_endpoint(at(port)), PLAIN)
+            assert [run["run_id"] for run in found["runs"]] == ["run"]
+
+    run_clean(main)
+
+
+def test_nodes_of_a_token_meet_beside_those_of_the_pki(own: Issuer) -> None:
+    token = new_host_token()
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", token=token) as port:
+            nodes = credential(token)
+            async with (
+                opened(at(port), ONE, token=nodes),
+                opened(at(port), ONE, "other", token=nodes, tls_ca=str(own.file)),
+            ):
+                pass
+
+    run_clean(main)
+
+
+def test_a_certificate_of_another_authority_is_told_with_both_fingerprints(
+    own: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Issuer(tmp_path / "other", "Other CA")
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", token=PLAIN) as port:
+            shown = pki.fingerprint(der(own.file.parent / "server.pem"))[:16]
+            trusted = pki.fingerprint(der(other.file))[:16]
+            with pytest.raises(UntrustedCoordinatorError) as caught:
+                await dialled(port, trusting(other))
+            assert shown in caught.value.message
+            assert trusted in caught.value.message
+            assert "--tls-ca" in caught.value.hint
+            monkeypatch.setenv("RALLYPOINT_TLS_CA", str(other.file))
+            with pytest.raises(UntrustedCoordinatorError) as caught:
+                await asyncio.to_thread(api.runs, parse_endpoint(at(port)), PLAIN)
+            assert shown in caught.value.message
+
+    run_clean(main)
+
+
+def der(file: Path) -> bytes:
+    import ssl
+
+    return ssl.PEM_cert_to_DER_cert(file.read_text())
+
+
+def test_a_certificate_for_another_host_is_told_with_its_names(own: Issuer) -> None:
+    async def main() -> None:
+        async with serving(own, "rally.example", "10.1.2.3", token=PLAIN) as port:
+            with pytest.raises(UntrustedCoordinatorError) as caught:
+                await dialled(port, trusting(own))
+            assert "rally.example, 10.1.2.3, and not for '127.0.0.1'" in caught.value.message
+            await dialled(port, trusting(own, "rally.example"))
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "said"),
+    [(-2, -1, "has expired"), (1, 2, "is not valid yet")],
+    ids=["expired", "early"],
+)
+def test_a_certificate_of_another_time_is_told(
+    own: Issuer, begins: int, ends: int, said: str
+) -> None:
+    files = own.issue("server", "127.0.0.1", begins=begins * DAY, ends=ends * DAY)
+
+    async def main() -> None:
+        async with served(config(files, token=PLAIN)) as (_, port):
+            with pytest.raises(UntrustedCoordinatorError, match=said):
+                await dialled(port, trusting(own))
+
+    run_clean(main)
+
+
+def test_a_coordinator_of_a_token_tells_a_node_without_one_what_it_needs() -> None:
+    async def main() -> None:
+        async with served(CoordinatorConfig(token=new_host_token())) as (_, port):
+            with pytest.raises(UntrustedCoordinatorError, match="of a token's authority") as caught:
+                await dialled(port, Access("", Certificates(), "127.0.0.1"))
+            assert caught.value.needs_token
+
+    run_clean(main)
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(own: Issuer) -> None:
+    files = own.issue("server", "old.example")
+
+    async def main() -> None:
+        async with served(config(files, token=PLAIN)) as (server, port):
+            assert isinstance(server, CoordinatorServer)
+            await dialled(port, trusting(own, "old.example"))
+            own.issue("server", "new.example")
+            server.replace_tokens((PLAIN,))
+            await dialled(port, trusting(own, "new.example"))
+            files[0].write_text("damaged")
+            with pytest.raises(CertificateFileError):
+                server.replace_tokens((PLAIN,))
+            await dialled(port, trusting(own, "new.example"))
+
+    run_clean(main)
+
+
+# -- clients' certificates -------------------------------------------------------------------------
+
+
+def shown_by(own: Issuer, uri: str = "", **how: Any) -> Certificates:
+    cert, key = own.issue("client", uris=(uri,) if uri else (), **how)
+    return Certificates(str(own.file), str(cert), str(key))
+
+
+def test_a_role_runs_and_node_of_a_certificate_count(own: Issuer) -> None:
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            cert, key = own.issue("a", uris=("spiffe://rallypoint/node/team-*/a",))
+            mine = {"tls_ca": str(own.file), "tls_cert": str(cert), "tls_key": str(key)}
+            async with opened(at(port), ONE, "team-1", node_name="a", **mine) as node:
+                assert await node.next_round(BOOTSTRAP) is not None
+            for name, run_id, said in (
+                ("a", "other", "runs that match 'team-\\*'"),
+                ("b", "team-2", "of node 'a', and not of 'b'"),
+            ):
+                with pytest.raises(TokenError, match=said):
+                    async with opened(at(port), ONE, run_id, node_name=name, **mine):
+                        pass
+            viewer = shown_by(own, "spiffe://rallypoint/viewer")
+            with pytest.raises(TokenError, match="may not join a run"):
+                await dialled(port, Access("", viewer, "127.0.0.1"))
+
+    run_clean(main)
+
+
+def ask(endpoint: Endpoint, files: Certificates, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("RALLYPOINT_TLS_CA", files.ca)
+    monkeypatch.setenv("RALLYPOINT_TLS_CERT", files.cert or "")
+    monkeypatch.setenv("RALLYPOINT_TLS_KEY", files.key or "")
+    assert certificates_of_command(endpoint, "") == files
+    return asyncio.to_thread(api.runs, endpoint, "")
+
+
+def test_commands_show_a_certificate(own: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            endpoint = parse_endpoint(at(port))
+            viewer = shown_by(own, common_name="viewer")
+            assert (await ask(endpoint, viewer, monkeypatch))["runs"] == []
+            with pytest.raises(TokenError, match="names 'cook', which is no role"):
+                await ask(endpoint, shown_by(own, common_name="cook"), monkeypatch)
+
+    run_clean(main)
+
+
+def test_a_client_without_a_certificate_is_refused(own: Issuer) -> None:
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            for token in ("", PLAIN):
+                with pytest.raises(TokenError):
+                    await dialled(port, trusting(own, token=token))
+
+    run_clean(main)
+
+
+def test_a_clients_certificate_that_has_expired_is_told(
+    own: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = shown_by(own, common_name="viewer", begins=-2 * DAY, ends=-DAY)
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            with pytest.raises(UntrustedCoordinatorError, match="it has expired, on") as caught:
+                await dialled(port, Access("", mine, "127.0.0.1"))
+            assert "--client-ca" in caught.value.hint
+            assert "its certificate is not accepted: certificate has expired" in caplog.text
+
+    run_clean(main)
+
+
+def test_a_clients_certificate_of_another_authority_is_told(
+    own: Issuer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = Issuer(tmp_path / "other", "Other CA").issue("client", common_name="viewer")
+    mine = Certificates(str(own.file), str(cert), str(key))
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            with pytest.raises(ConnectionResetError, match="its log says why"):
+                await dialled(port, Access("", mine, "127.0.0.1"))
+            assert "127.0.0.1 was refused: its certificate is not accepted" in caplog.text
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "role", "runs", "node"),
+    [
+        ({"subject": ((("commonName", "operator"),),)}, Role.OPERATOR, (), None),
+        (
+            {"subjectAltName": (("DNS", "x"), ("URI", "spiffe://rallypoint/node/a%2Fb/n%20"))},
+            Role.NODE,
+            ("a/b",),
+            "n ",
+        ),
+        ({"subjectAltName": (("URI", "spiffe://rallypoint/viewer/*"),)}, Role.VIEWER, (), None),
+    ],
+)
+def test_what_a_certificate_names(
+    certificate: dict[str, Any], role: Role, runs: tuple[str, ...], node: str | None
+) -> None:
+    found = principal_of(certificate)
+    assert (found.roles, found.runs, found.node) == ((role,), runs, node)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "root", "node/a/b/c", "node/%ff", "node//", "Node", "node/" + "x" * 300]
+)
+def test_a_certificate_that_names_no_role(name: str) -> None:
+    if name == "node//":
+        assert principal_of({"subject": ((("commonName", name),),)}).node is None
+        return
+    with pytest.raises(UnknownClientError, match="which is no role"):
+        principal_of({"subject": ((("commonName", name),),)})
+
+
+# -- files and settings ----------------------------------------------------------------------------
+
+
+def test_files_that_cannot_be_used_are_told(own: Issuer, tmp_path: Path) -> None:
+    cert, _ = map(str, own.issue("a", "127.0.0.1"))
+    _, other = map(str, own.issue("b", "127.0.0.1"))
+    _, locked = map(str, own.issue("c", "127.0.0.1", password=b"secret"))
+    text = tmp_path / "text"
+    text.write_text("no PEM")
+    for files, said in (
+        (Certificates(str(tmp_path / "nowhere")), "cannot be read: No such file"),
+        (Certificates(str(text)), "no certificates in PEM"),
+        (Certificates(cert=str(text)), "cannot be used"),
+        (Certificates(cert=cert, key=other), "does not belong to the private key"),
+        (Certificates(cert=cert, key=str(tmp_path / "gone")), "cannot be read: No such file"),
+        (Certificates(cert=cert, key=locked), "private key.* cannot be used|is encrypted"),
+    ):
+        with pytest.raises(CertificateFileError, match=said):
+            pki.check(files)
+
+
+def test_a_nodes_certificates_are_for_a_served_coordinator(own: Issuer) -> None:
+    node = node_settings(endpoint="host0:29400", run_id="r", tls_ca=str(own.file))
+    from rallypoint.settings import check_own_token
+
+    with pytest.raises(UsageError, match="a node hosts it"):
+        check_own_token(node)
+    alone = node_settings(endpoint="https://host0:29400", run_id="r", tls_key="key.pem")
+    with pytest.raises(UsageError, match="tls_key is given without tls_cert"):
+        check_own_token(alone)
