@@ -27,6 +27,7 @@ from rallypoint.cli.common import (
     tokens_of,
 )
 from rallypoint.cli.hangups import Hangups
+from rallypoint.cli.own_certificates import NO_CERTIFICATES, OwnCertificates, own_certificates
 from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
 from rallypoint.core import addresses
 from rallypoint.core.values import Address
@@ -34,7 +35,6 @@ from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
 from rallypoint.endpoints import is_loopback as names_loopback
 from rallypoint.errors import EndpointError, UsageError
 from rallypoint.security import token_form
-from rallypoint.security.access import Certificates
 from rallypoint.security.identities import Identities, NoIdentityError
 
 EVERY_ADDRESS: Final = ("::", "*")
@@ -172,45 +172,6 @@ def serve(
             audit_path,
             own,
         )
-
-
-class OwnCertificates(msgspec.Struct, frozen=True):
-    """The files of a PKI: this coordinator's own, and the authorities of its clients."""
-
-    certificates: Certificates | None = None
-    client_ca: str | None = None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All of them."""
-        own = () if self.certificates is None else self.certificates.files
-        return own if self.client_ca is None else (*own, self.client_ca)
-
-
-NO_CERTIFICATES: Final = OwnCertificates()
-
-
-def own_certificates(
-    tls_cert: str | None, tls_key: str | None, client_ca: str | None
-) -> OwnCertificates:
-    """The files of the options, or of the environment. Raises UsageError if one cannot be used."""
-    cert, key, clients, ca = (
-        settings.resolve(name, given).value
-        for name, given in (
-            ("tls_cert", tls_cert),
-            ("tls_key", tls_key),
-            ("client_ca", client_ca),
-            ("tls_ca", None),
-        )
-    )
-    found = settings.certificates(ca, cert, key)
-    if cert is None and clients is not None:
-        raise UsageError(
-            "--client-ca is given without --tls-cert: clients show certificates only by TLS",
-            hint="add --tls-cert and --tls-key, the coordinator's own certificate",
-        )
-    settings.check_certificates(found, clients)
-    return OwnCertificates(found, clients)
 
 
 def _tokens_from(token_file: str | None, state: str | None) -> str | None:

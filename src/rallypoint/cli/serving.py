@@ -27,8 +27,8 @@ from rallypoint.cli import output
 from rallypoint.cli.audit_file import AuditFile
 from rallypoint.cli.common import LogChoice
 from rallypoint.cli.hangups import Hangups
+from rallypoint.cli.own_certificates import NO_CERTIFICATES, OwnCertificates
 from rallypoint.cli.reloading import Reloader, Watch
-from rallypoint.cli.serve import NO_CERTIFICATES, OwnCertificates
 from rallypoint.client.identity import may_be_one_machine, own_addresses
 from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
