@@ -17,6 +17,7 @@
     │       ├── SettingsConflictError    nodes of one run disagree: both values are shown
     │       ├── NameTakenError           another live node has the name
     │       ├── SupersededError          a newer start of this node has taken its place
+    │       ├── EvictedError             an operator has taken this node out of the run
     │       ├── RunClosedError           the run is over: why, and since when
     │       ├── RunLostError             the run was lost with its coordinator
     │       └── LimitError               something is larger than the coordinator allows
@@ -61,6 +62,7 @@ class ExitCode(enum.IntEnum):
     COORDINATOR_LOST = 4
     NOT_ENOUGH_NODES = 5
     STOPPED = 6
+    EVICTED = 7
 
 
 class RallypointError(Exception):
@@ -201,6 +203,12 @@ class NameTakenError(RefusedError):
 
 class SupersededError(RefusedError):
     """A newer start of this node has taken its place: this process must stop."""
+
+
+class EvictedError(RefusedError):
+    """An operator has taken this node out of the run, for good: this process must stop."""
+
+    exit_code = ExitCode.EVICTED
 
 
 class RunClosedError(RefusedError):
@@ -350,6 +358,7 @@ _REFUSED: dict[RefusalCode, type[RefusedError]] = {
     RefusalCode.CONFLICT: SettingsConflictError,
     RefusalCode.NAME_TAKEN: NameTakenError,
     RefusalCode.SUPERSEDED: SupersededError,
+    RefusalCode.EVICTED: EvictedError,
     RefusalCode.CLOSED: RunClosedError,
     RefusalCode.RUN_LOST: RunLostError,
     RefusalCode.LIMIT: LimitError,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from rallypoint.coordinator import http_api
+from rallypoint.coordinator import actions_api
 from rallypoint.coordinator.ledger_view import Kept
 from rallypoint.core.values import CloseRecord
 from tests.core.claimant import CLOSE, register
@@ -28,10 +28,11 @@ def test_r6_a_closed_run_stays_closed_though_nobody_owns_it(
         claimed.append(run_id)
         return True
 
-    monkeypatch.setattr(http_api, "replicas_of", lambda _: SimpleNamespace(look=look))
-    monkeypatch.setattr(http_api, "_taken_over", taken_over)
+    monkeypatch.setattr(actions_api, "replicas_of", lambda _: SimpleNamespace(look=look))
+    monkeypatch.setattr(actions_api, "taken_over", taken_over)
     request = make_mocked_request("POST", "/api/v1/runs/run/close")
-    asking = http_api._close_elsewhere(request, cast(Any, None), "run", b"")
+    close_action = actions_api.ACTIONS[0]
+    asking = actions_api.elsewhere(close_action, request, cast(Any, None), "run", b"")
     answer = run_virtual(asking)
     assert (answer is None) is (close is None)
     assert claimed == ([] if close else ["run"])

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rallypoint.coordinator import http_api, http_requests, sending
+from rallypoint.coordinator import actions_api, http_requests, sending
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from tests.coordinator.peers import get
@@ -47,7 +47,7 @@ def waits(server: CoordinatorServer) -> bool:
 
 
 def test_a_body_that_never_ends_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_api, "BODY_WITHIN_S", 0.1)
+    monkeypatch.setattr(actions_api, "BODY_WITHIN_S", 0.1)
 
     async def main() -> bytes:
         async with served(CoordinatorConfig(token=TOKEN)) as (server, port):

@@ -16,6 +16,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
+from rallypoint.core.orders import Orders, Scale
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
@@ -75,8 +76,8 @@ class Driver:
         self._links: dict[str, int] = {}
         self._rounds: dict[str, int] = {}
         self._told: Change | None = None
-        self._asked: tuple[RoundRecord | CloseRecord, int, Marks] | None = None
-        self._marks: tuple[Marks, int] | None = None
+        self._asked: tuple[RoundRecord | CloseRecord, int, Marks, Orders] | None = None
+        self._marks: tuple[Marks, int, Orders] | None = None
         self._marks_serial = 0
         self.register = RunState(term)
         """What the ledger holds of the run."""
@@ -109,9 +110,9 @@ class Driver:
         while queue:
             event = queue.pop(0)
             if event == on.MarksWritten(self._marks_serial) and self._marks is not None:
-                marks, restarts = self._marks
+                marks, restarts, orders = self._marks
                 self.register = msgspec.structs.replace(
-                    self.register, marks=marks, restarts=restarts
+                    self.register, marks=marks, restarts=restarts, orders=orders
                 )
                 self._marks = None
             effects = self.checked.step(event, self.now_s)
@@ -128,11 +129,12 @@ class Driver:
                 self._order += 1
                 heapq.heappush(self._timers, (self.now_s + delay_s, self._order, timer))
             case do.Commit(record=record):
-                self._asked = (record, self.run.restart_count, self.run.marks_with(record))
+                written = (self.run.marks_with(record), self.run.orders_with_record)
+                self._asked = (record, self.run.restart_count, *written)
                 if not self.manual_commit:
                     queue.append(on.Committed())
-            case do.WriteMarks(serial=serial, marks=marks, restarts=restarts):
-                self._marks, self._marks_serial = (marks, restarts), serial
+            case do.WriteMarks(serial=serial, marks=marks, restarts=restarts, orders=orders):
+                self._marks, self._marks_serial = (marks, restarts, orders), serial
                 if not self.manual_marks:
                     queue.append(on.MarksWritten(serial))
             case do.Break(change=change) | do.Verdict(change=change):
@@ -179,7 +181,7 @@ class Driver:
         if self._asked is not None and is_written:
             self.register = _with(self.register, *self._asked)
         term = self.register.term + 1
-        settings = self.register.settings or self.run.settings
+        settings = self.register.settings or self.run.asked_settings
         self.register = msgspec.structs.replace(self.register, term=term, settings=settings)
         self._asked = self._marks = None
         self._timers.clear()
@@ -203,10 +205,12 @@ class Driver:
         settings: RunSettings | None = None,
         stop_s: float = STOP_S,
         secret: str | None = None,
+        takes_orders: bool = True,
     ) -> None:
         """Connect, for the first time or again, on a new link.
 
         `secret`: what is shown instead of the node's own resume secret; "" for none.
+        `takes_orders` False: the node is of an older release.
         """
         for token in tokens:
             self._links[token] = len(self._links) + 1 + 1000 * (token in self._links)
@@ -214,7 +218,9 @@ class Driver:
             address = f"{node.name}.example"
             info = NodeInfo(node.name, node.incarnation, node.name, (address,), stop_s=stop_s)
             shown = secret_hash((token if secret is None else secret).encode())
-            self.step(on.NodeAttached(info, settings or self.settings, self._links[token], shown))
+            wanted = settings or self.settings
+            link = self._links[token]
+            self.step(on.NodeAttached(info, wanted, link, shown, takes_orders))
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
         """Ask for the next round, and leave the one that the node was given last."""
@@ -277,6 +283,20 @@ class Driver:
     def close(self, outcome: Outcome = Outcome.STOPPED, reason: str = "asked to", by: str = "ann"):
         self.step(on.CloseRequested(by, outcome, reason))
 
+    def drain(self, *tokens: str, reason: str = "new kernel") -> None:
+        """An operator asks a node to leave."""
+        for token in tokens:
+            self.step(on.DrainRequested(node_id(token), "operator ann", reason))
+
+    def evict(self, *tokens: str, reason: str = "bad memory") -> None:
+        """An operator takes a node out of the run."""
+        for token in tokens:
+            self.step(on.EvictRequested(node_id(token), "operator ann", reason))
+
+    def scale(self, min_nodes: int, max_nodes: int) -> None:
+        """An operator changes how many nodes the run has."""
+        self.step(on.ScaleRequested(Scale(min_nodes, max_nodes, "operator ann")))
+
     # -- what the ledger does ------------------------------------------------------------------
 
     def commit(self) -> None:
@@ -303,11 +323,16 @@ class Driver:
 
 
 def _with(
-    register: RunState, record: RoundRecord | CloseRecord, restarts: int, marks: Marks
+    register: RunState,
+    record: RoundRecord | CloseRecord,
+    restarts: int,
+    marks: Marks,
+    orders: Orders,
 ) -> RunState:
+    kept = msgspec.structs.replace(register, restarts=restarts, marks=marks, orders=orders)
     if isinstance(record, CloseRecord):
-        return msgspec.structs.replace(register, close=record, restarts=restarts, marks=marks)
-    return msgspec.structs.replace(register, round=record, restarts=restarts, marks=marks)
+        return msgspec.structs.replace(kept, close=record)
+    return msgspec.structs.replace(kept, round=record)
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ from rallypoint.core.finished import Finished
 from rallypoint.core.formation import Counts, Decision, decide
 from rallypoint.core.marking import Marking, ranks_in
 from rallypoint.core.membership import Membership
+from rallypoint.core.orders import KeptOrders
 from rallypoint.core.roster import Member, Roster
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import (
@@ -394,7 +395,7 @@ def marking(size: int) -> tuple[Marking, list[Member]]:
 
 
 def written(marks: Marking, now_s: float) -> do.WriteMarks:
-    (write,) = marks.write(0.0, 0, now_s)
+    (write,) = marks.write(0.0, 0, now_s, KeptOrders())
     assert isinstance(write, do.WriteMarks)
     return write
 
@@ -416,7 +417,7 @@ def test_r1_marks_are_written_one_write_at_a_time() -> None:
     marks.gone(a.id, 0.0)
     first = written(marks, 0.0)
     marks.gone(b.id, 0.0)
-    assert marks.write(0.0, 0, 1.0) == []
+    assert marks.write(0.0, 0, 1.0, KeptOrders()) == []
     assert marks.written(first.serial)
     assert not marks.written(first.serial)
     assert ranks_in(written(marks, 2.0).marks.gone) == {0, 1}

@@ -11,6 +11,7 @@ read the diff to see whether they are right. The commands:
                                   what nodes do; `a'` is the second start of node a. `attach` of a
                                   member resumes it; `ready a leaving=1` repeats;
                                   `attach a stop=20` takes 20 s to stop its workers, and not 5
+    drain a, evict a, scale 2:6   what an operator does; `attach a older=yes` cannot be drained
     commit, commit refused, ledger lost cause=append, ledger restored cause=append
                                   what the ledger does; the cause is the lease if none is given
     advance 1.5                   time passes, and timers fall due
@@ -118,6 +119,11 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
     match words:
         case ["attach", *nodes] if list(options) == ["stop"]:
             driver.attach(*nodes, stop_s=float(options["stop"]))
+        case ["attach", *nodes] if list(options) == ["older"]:
+            driver.attach(*nodes, takes_orders=False)
+        case ["scale", numbers]:
+            least, _, most = numbers.partition(":")
+            driver.scale(int(least), int(most))
         case ["attach", *nodes] if options:
             other = Driver(**{key: _value(each) for key, each in options.items()})
             driver.attach(*nodes, settings=other.settings)
@@ -148,6 +154,8 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
             | "done"
             | "disconnect"
             | "die"
+            | "drain"
+            | "evict"
             | "heard"
             | "answer" as command,
             *nodes,
@@ -197,6 +205,17 @@ def _words(effect: do.Effect) -> str:
             return f"tell {token_of(node)}: standby"
         case do.Forget(node=node, reason=reason):
             return f"forget {token_of(node)}: {reason}"
+        case do.AskToLeave(order=order, is_repeat=is_repeat):
+            again = " again" if is_repeat else ""
+            return f"ask {token_of(order.node)}{again} to leave: {order}"
+        case do.Evict(node=node, refusal=refusal):
+            return f"evict {token_of(node)} ({refusal.code}): {refusal.message}"
+        case do.Rescale(scale=scale):
+            return str(scale)
+        case do.WriteMarks(orders=orders):
+            evicted = [each.node.name for each in orders.evictions]
+            drained = [each.node.name for each in orders.drains]
+            return f"write marks: drained {drained}, evicted {evicted}, {orders.scale}"
         case do.StepDown(reason=reason):
             return f"step down: {reason}"
     raise AssertionError(effect)

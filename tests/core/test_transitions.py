@@ -104,6 +104,26 @@ def rare_runs() -> None:
     driver.silent("b")
     driver.ready("a")
     driver.fail("b")
+    # An operator takes out a node for which a round waits, and lowers the minimum.
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.fail("a")
+    driver.ready("a", "b")
+    driver.advance(1.0)
+    driver.evict("c")
+    driver = Driver(min=2, max=3)
+    driver.join("a")
+    driver.scale(1, 1)
+    # What an operator does ends the run, or is followed by the next record at once.
+    driver = Driver(min=2, max=2)
+    driver.join("a", "b")
+    driver.done("a")
+    driver.evict("b")
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.done("a")
+    driver.ready("b")
+    driver.evict("c")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +143,7 @@ def moves() -> set[Move]:
         rare_runs()
         for seed in range(WALKS):
             walk(seed)
+            walk(seed, has_operator=True)
     return seen
 
 

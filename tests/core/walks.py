@@ -22,6 +22,7 @@ from rallypoint.core.values import (
 from tests.core.driver import Driver, token_of
 
 NAMES = "abcdef"
+EVICTED = "ef"
 CAUSES = [SuspensionCause.LEASE] * 4 + [SuspensionCause.APPEND]
 ADVANCES_S = (0.0, 0.01, 0.05, 0.06, 0.3, 0.5, 1.0, 1.01, 2.0, 5.0, 31.0, 61.0, 130.0)
 
@@ -41,16 +42,32 @@ def random_run(random: Random) -> Driver:
     )
 
 
-def walk(seed: int, steps: int = 150) -> Driver:
-    """A run after so many steps."""
+def walk(seed: int, steps: int = 150, *, has_operator: bool = False) -> Driver:
+    """A run after so many steps. `has_operator`: somebody drains, evicts and scales meanwhile."""
     random = Random(seed)
+    operator = Random(f"{seed}/operator")
     driver = random_run(random)
     over = 0
     while steps > 0 and over < 20:
         steps -= 1
         over += driver.phase is Phase.CLOSED or driver.run.deposed
+        if has_operator and operator.random() < 0.06:
+            order_something(driver, operator)
         stride(driver, random)
     return driver
+
+
+def order_something(driver: Driver, random: Random) -> None:
+    """Something that an operator might do."""
+    deed = random.choice(["drain", "drain", "evict", "scale", "scale"])
+    if deed == "scale":
+        least = random.randint(1, 3)
+        driver.scale(least, random.randint(least, 4))
+        return
+    # Names of `EVICTED` are the only ones that may be out for good.
+    name = random.choice(EVICTED if deed == "evict" else NAMES)
+    member = driver.run.roster.get(name)
+    getattr(driver, deed)(token_of(member.id) if member is not None else name)
 
 
 def stride(driver: Driver, random: Random) -> None:

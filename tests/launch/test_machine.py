@@ -44,6 +44,8 @@ SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
 LOST = errors.CoordinatorLostError("the coordinator is lost")
 SUPERSEDED = errors.SupersededError(Refusal(RefusalCode.SUPERSEDED, "a newer start has joined"))
 
+EVICTED = errors.EvictedError(Refusal(RefusalCode.EVICTED, "node 'a' was evicted by ann"))
+
 
 def a_round(number: int = 1, workers: int = WORKERS) -> Round:
     head = RoundHead(number, 1, 2, 2 * workers, Address("10.0.0.1", 29_500), "digest")
@@ -172,6 +174,8 @@ NEWS: list[on.Event] = [
     ),
     on.RegroupAsked(),
     on.LeaveAsked("enough"),
+    on.Drained("drained by ann"),
+    on.Gone(EVICTED),
     on.CloseAsked(Outcome.SUCCEEDED, "trained"),
     on.CloseFailed("nobody answered"),
 ]
@@ -279,6 +283,23 @@ def test_a_signal_ends_the_agent_from_every_phase(phase: Phase) -> None:
     if not was_over and phase is not Phase.CLOSING:
         assert played.machine.end == End(128 + signal.SIGINT)
         assert played.actions.count(do.Depart("its agent got SIGINT")) == 1
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_drain_ends_the_agent_from_every_phase_as_a_signal_does(phase: Phase) -> None:
+    played = in_phase(phase)
+    was_over = played.machine.is_over
+    shell = Shell(played)
+    played.take(on.Drained("drained by ann"), on.Drained("drained by ann"))
+    if phase is Phase.FINISHED:  # It waits for the others, whose failures fail the run.
+        assert not played.machine.is_over
+        return
+    shell.finish()
+    assert played.machine.phase is Phase.ENDED
+    if not was_over and phase is not Phase.CLOSING:
+        assert played.machine.end == End(0)
+        assert played.actions.count(do.Depart("drained by ann")) == 1
+        assert do.TellDeparture("drained by ann") in played.actions
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -706,6 +727,30 @@ def test_a_superseded_node_stops_its_workers() -> None:
     assert played.take(on.Gone(SUPERSEDED)) == [do.StopWorkers(5.0, signal.SIGTERM)]
     played.take(on.Stopped(()))
     assert played.machine.error is SUPERSEDED
+
+
+@pytest.mark.parametrize("phase", [Phase.WORKING, Phase.FINISHED, Phase.EXPLAINING])
+def test_an_evicted_node_stops_its_workers_and_ends_with_the_reason(phase: Phase) -> None:
+    played = in_phase(phase)
+    shell = Shell(played)
+    played.take(on.Gone(EVICTED))
+    shell.finish()
+    assert played.machine.error is EVICTED
+    assert EVICTED.exit_code == 7
+
+
+def test_a_drained_node_gives_its_workers_their_time() -> None:
+    played = Played().working()
+    departed, told, said, stopped = played.take(on.Drained("drained by ann: late"))
+    assert (departed, told) == (
+        do.Depart("drained by ann: late"),
+        do.TellDeparture("drained by ann: late"),
+    )
+    text = "leaving the run: drained by ann: late; the workers have 25 s to stop"
+    assert said == do.Say(text)
+    assert stopped == do.StopWorkers(25.0, signal.SIGTERM)
+    lengthened = in_phase(Phase.STOPPING).take(on.Drained("drained by ann"))[-1]
+    assert lengthened == do.LengthenStop(25.0)
 
 
 def test_no_other_round_in_time_is_an_error_only_before_the_first() -> None:

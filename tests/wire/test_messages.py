@@ -100,6 +100,7 @@ FROM_COORDINATOR: tuple[wire.FromCoordinator, ...] = (
     wire.CauseFound(STAMP, CHANGE),
     wire.Closed(STAMP, CLOSE),
     wire.Standby(STAMP, True),
+    wire.AskedToLeave(STAMP, "operator at 10.0.0.1", "new kernel"),
     wire.Probe(STAMP),
     wire.Beat(STAMP, 2**40),
     *(wire.StoreAnswer(STAMP, 5, result) for result in RESULTS),
@@ -198,9 +199,17 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
 def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-1] == ["process", 7, None]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert fields[-2:] == [["process", 7, None], False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-2]))
     assert older == msgspec.structs.replace(attach, ended=None)
+
+
+def test_a_node_of_a_release_that_takes_no_orders_is_understood():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, takes_orders=True)
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    assert fields[-1] is True
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert older == msgspec.structs.replace(attach, takes_orders=False)
 
 
 def test_an_ended_owner_without_the_address_that_refused_is_understood():
@@ -208,7 +217,7 @@ def test_an_ended_owner_without_the_address_that_refused_is_understood():
     fields = msgspec.msgpack.decode(
         wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN, ended=ended))
     )
-    assert fields[-1].pop() == ["10.0.0.1", 29400]
+    assert fields[-2].pop() == ["10.0.0.1", 29400]
     older = wire.decode_from_node(msgspec.msgpack.encode(fields))
     assert older == wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
 

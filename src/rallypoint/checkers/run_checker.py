@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
+from rallypoint.core.orders import NO_ORDERS, Order, order
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import (
@@ -114,6 +117,10 @@ class RunChecker:
         self._went_on_s = float("-inf")
         """When the run went on after it had been SUSPENDED last."""
         self._superseded: set[str] = set()
+        self._earlier: list[RunSettings] = []
+        """The settings for which a record may have been formed that is not given yet."""
+        self._orders = NO_ORDERS
+        """What operators have asked for."""
         self._token = (0, 0)
         self._restored_number = 0
         self._seen_s = self._clock_s = 0.0
@@ -173,9 +180,11 @@ class RunChecker:
         self._must_follow(register)
         self.term, self._attach_grace_s = register.term, attach_grace_s
         self._attach_since_s, self._attach_until_s = now_s, now_s + attach_grace_s
-        self._settings = register.settings or RunSettings()
+        self._orders = register.orders
+        self._settings = self._orders.settings_of(register.settings or RunSettings())
         self._charged, self._floor = register.restarts, register.floor
         self._pending = self._just_committed = self._broken = None
+        self._earlier.clear()
         self._writing_marks = 0
         self._mass_since_s = self._guarding = None
         self._guards_ended_s.clear()
@@ -246,6 +255,10 @@ class RunChecker:
                 self._is_committed = True
             case on.MarksWritten(serial=serial) if serial == self._writing_marks:
                 self._writing_marks = 0
+            case on.DrainRequested(node=named, by=by, reason=reason):
+                self._orders = self._orders.with_drain(order(named, by, reason))
+            case on.EvictRequested(node=named, by=by, reason=reason):
+                self._evicted(order(named, by, reason))
             case on.CommitRefused():
                 self._suspended = self._deposed = True
             case on.LedgerLost(cause=cause) if not self._closed:
@@ -257,6 +270,10 @@ class RunChecker:
                     self._go_on(now_s)
         if self._is_committed and self._pending is not None and not self._suspended:
             self._committed(self._pending)
+
+    def _evicted(self, eviction: Order) -> None:
+        if self._orders.eviction_of(eviction.node.name) is None:
+            self._orders = self._orders.with_eviction(eviction)
 
     def _living(self, event: on.Event) -> _Node | None:
         named = getattr(event, "node", None)
@@ -315,6 +332,7 @@ class RunChecker:
 
     def _committed(self, record: RoundRecord | CloseRecord) -> None:
         self._pending, self._just_committed, self._is_committed = None, record, False
+        self._earlier.clear()
         if isinstance(record, CloseRecord):
             self._closed = self._is_closed_in_ledger = True
             return
@@ -349,8 +367,10 @@ class RunChecker:
             case do.Welcome():
                 self._welcome(effect, event)
             case do.Commit(record=RoundRecord() as record):
+                # A record that is given again was formed before an operator scaled the run.
+                is_new = record != self._pending
                 self._must_be_due(record)
-                self._must_be_a_round(record)
+                self._must_be_a_round(record, is_new=is_new)
             case do.Commit(record=CloseRecord() as record):
                 self._must_be_due(record)
             case do.WriteMarks(serial=serial):
@@ -374,6 +394,24 @@ class RunChecker:
                 node = self._nodes[named.name]
                 if not (_is_again(event) and node.name_probed_s is not None):
                     node.name_probed_s = now_s
+            case do.AskToLeave(order=drain):
+                known = self._nodes.get(drain.node.name)
+                if self._deposed or known is None or known.id != drain.node:
+                    self._fail("R4", f"{drain.node.name} is asked to leave, and is no member")
+                if self._orders.drain_of(drain.node) is None:
+                    self._fail("R4", f"{drain.node.name} is asked to leave, and nobody wanted it")
+            case do.Evict(node=named):
+                if self._suspended or self._deposed:
+                    self._fail("R5", f"{named.name} was evicted without a lease")
+                if self._orders.eviction_of(named.name) is None:
+                    self._fail("R8", f"{named.name} was evicted, and nobody wanted it")
+                self._superseded.add(named.name)
+            case do.Rescale(scale=scale):
+                if self._writing_marks or isinstance(event, on.LedgerRestored):
+                    # A record may have been formed already, which waits for that write.
+                    self._earlier.append(self._settings)
+                self._orders = msgspec.structs.replace(self._orders, scale=scale)
+                self._settings = self._orders.settings_of(self._settings)
             case do.Supersede(node=named):
                 self._supersede(self._nodes[named.name], now_s)
             case do.Forget(node=named):
@@ -381,11 +419,13 @@ class RunChecker:
 
     def _welcome(self, effect: do.Welcome, event: on.Event) -> None:
         node = self._nodes.get(effect.node.name)
+        if self._orders.eviction_of(effect.node.name) is not None and not self._suspended:
+            self._fail("R4", f"{effect.node.name} was evicted, and is let in")
         if effect.resumed != (node is not None):
             self._fail("R11", f"{effect.node.name} was let in twice, or resumed and is no member")
         if node is None:
             if not self._nodes and isinstance(event, on.NodeAttached):
-                self._settings = event.settings
+                self._settings = self._orders.settings_of(event.settings)
             self._nodes[effect.node.name] = _Node(effect.node, effect.connection_id)
             return
         node.heard()
@@ -410,7 +450,7 @@ class RunChecker:
         if term != self.term:
             self._fail("R5", f"a record has term {term}, but the coordinator has term {self.term}")
 
-    def _must_be_a_round(self, record: RoundRecord) -> None:
+    def _must_be_a_round(self, record: RoundRecord, *, is_new: bool) -> None:
         head, names = record.head, [member.name for member in record.members]
         if head.number <= self._number:
             self._fail("R1", f"round {head.number} after round {self._number}")
@@ -418,7 +458,8 @@ class RunChecker:
             self._fail("R2", f"the digest of round {head.number} is not that of its table")
         if len(set(names)) != len(names) or head.nodes != len(names):
             self._fail("R3", f"round {head.number} has a node twice, or miscounts: {names}")
-        if not self._settings.min_nodes <= head.nodes <= self._settings.max_nodes:
+        bounds = [*self._earlier, self._settings]
+        if is_new and not any(each.min_nodes <= head.nodes <= each.max_nodes for each in bounds):
             self._fail("R3", f"round {head.number} has {head.nodes} nodes: {names}")
         if head.restart_count != self._charged:
             charged = f"{self._charged} rounds were charged"
@@ -610,7 +651,8 @@ def _lengths(value: object) -> Iterator[int]:
     """The lengths of all sequences and mappings in a value, except a failure's last lines."""
     if isinstance(value, FrozenStruct):
         for name in value.__struct_fields__:
-            if name != "last_lines":
+            # The number of orders does not depend on that of the nodes.
+            if name not in ("last_lines", "orders"):
                 yield from _lengths(getattr(value, name))
     elif isinstance(value, tuple | list | dict):
         yield len(value)

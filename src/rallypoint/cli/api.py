@@ -47,7 +47,7 @@ without end.
 
 
 class NoSuchRunError(UsageError):
-    """The coordinator has no run of that name."""
+    """The coordinator has no run or no node of that name."""
 
 
 def runs(endpoint: Endpoint, token: str, *, only_own: bool = False) -> dict[str, Any]:
@@ -80,9 +80,14 @@ def run(endpoint: Endpoint, token: str, run_id: str, members: int | None = None)
     return request(endpoint, token, "GET", f"{api_paths.run_path(run_id)}{query}")
 
 
-def close(endpoint: Endpoint, token: str, run_id: str, reason: str) -> dict[str, Any]:
-    """End a run for all. Raises UsageError if it does not exist, and the errors of `request`."""
-    return request(endpoint, token, "POST", api_paths.close_path(run_id), {"reason": reason})
+def act(
+    endpoint: Endpoint, token: str, run_id: str, action: str, body: dict[str, Any]
+) -> dict[str, Any]:
+    """What an operator does to a run. `action`: the last part of its path.
+
+    Raises NoSuchRunError if there is no such run or node, and the errors of `request`.
+    """
+    return request(endpoint, token, "POST", api_paths.action_path(run_id, action), body)
 
 
 def events(endpoint: Endpoint, token: str, path: str) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def request(
         UsageError: the token would be sent to another machine in clear.
         UntrustedCoordinatorError: the server cannot prove that it is the token's coordinator.
         TokenError: the coordinator requires another token.
-        NoSuchRunError: the coordinator has no such run.
+        NoSuchRunError: the coordinator has no such run or node.
     """
     with _as_ours(endpoint, token):
         status, answer = _exchange(endpoint, token, method, path, body, only_own)
@@ -341,6 +346,8 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
 def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorError:
     if status == 404:
         return NoSuchRunError(message, hint=hint)
+    if status == 409:
+        return UsageError(message, hint=hint)
     return CoordinatorError(f"the coordinator answered: {message}", hint=hint)
 
 

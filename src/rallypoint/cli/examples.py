@@ -34,6 +34,14 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "close": (
         ("job-42 --endpoint http://host0:29400 --reason 'wrong data'", "end it on all nodes"),
     ),
+    "drain": (
+        ("job-42 q2 --reason 'new kernel' --endpoint http://host0:29400", "it leaves in order"),
+        ("job-42 host7", "the only node on that host"),
+    ),
+    "evict": (
+        ("job-42 q2 --reason 'ECC errors'", "out at once, and for good"),
+        ("job-42 3 --yes", "the node of rank 3, without a question"),
+    ),
     "coordinators": (
         ("--endpoint etcd://a:2379,b:2379/rp", "replicas, and nodes that host a run"),
         ("--endpoint http://host0:29400 --json", "the one at an address"),

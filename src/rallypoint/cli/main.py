@@ -15,8 +15,8 @@ import typer
 
 from rallypoint._version import __version__
 from rallypoint.cli import (
+    actions,
     bench,
-    close,
     coordinators,
     demo,
     descriptors,
@@ -36,7 +36,7 @@ from rallypoint.errors import ExitCode, RallypointError
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 the program failed, 2 usage, 3 the nodes could not meet or nobody "
-    "answered, 4 the coordinator was lost, 5 too few nodes were left, 6 stopped, "
+    "answered, 4 the coordinator was lost, 5 too few nodes were left, 6 stopped, 7 evicted, "
     "128 + N by signal N."
 )
 
@@ -52,7 +52,7 @@ app = typer.Typer(
     },
 )
 for _module in (
-    *(run, serve, status, wait, events, close, coordinators, doctor, token, env, demo, simulate),
+    *(run, serve, status, wait, events, actions, coordinators, doctor, token, env, demo, simulate),
     *(bench, examples),
 ):
     _module.add_to(app)

@@ -93,6 +93,12 @@ class WaitingTold(msgspec.Struct, frozen=True):
     waiting: Waiting | None
 
 
+class LeaveWanted(msgspec.Struct, frozen=True):
+    """An operator asks the node to leave in order. `reason`: who, and why."""
+
+    reason: str
+
+
 class PlacedOnStandby(msgspec.Struct, frozen=True):
     """A round is active without the node."""
 
@@ -109,5 +115,6 @@ Action: TypeAlias = (
     | CallAnswered
     | MembersTold
     | WaitingTold
+    | LeaveWanted
     | PlacedOnStandby
 )

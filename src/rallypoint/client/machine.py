@@ -16,6 +16,7 @@ from rallypoint.client.actions import (
     Action,
     Attached,
     Drop,
+    LeaveWanted,
     PlacedOnStandby,
     Redirected,
     RoundEnded,
@@ -27,6 +28,7 @@ from rallypoint.client.actions import (
 from rallypoint.client.heartbeats import Heartbeats
 from rallypoint.client.open_requests import OpenRequests
 from rallypoint.core import reasons
+from rallypoint.core.orders import Order
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.store import StoreOp
 from rallypoint.core.values import (
@@ -74,8 +76,9 @@ class NodeMachine:
     or without being attached. `is_elected`: the coordinator is found through a ledger. Another
     run's coordinator may have its address by now, so a refusal because of another run does not end
     the node. `resume_secret`: drawn for this node, so that no other can resume as this node. It is
-    in every `Attach`, including the first, so that the loss of an answer does no harm. All `now_s`
-    are from one monotonic clock, in seconds.
+    in every `Attach`, including the first, so that the loss of an answer does no harm.
+    `takes_orders`: an operator can ask the node to leave. All `now_s` are from one monotonic clock,
+    in seconds.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class NodeMachine:
         software: str = "",
         is_elected: bool = False,
         resume_secret: bytes = b"",
+        takes_orders: bool = False,
     ) -> None:
         self.run_id = run_id
         self.info = info
@@ -108,6 +112,7 @@ class NodeMachine:
         self._software = software
         self._is_elected = is_elected
         self._resume_secret = resume_secret
+        self._takes_orders = takes_orders
         self._redirects = _REDIRECTS | {RefusalCode.OTHER_RUN} if is_elected else _REDIRECTS
         self._ended_term = 0
         """The term of the coordinator that has reported why the last round ended."""
@@ -176,6 +181,7 @@ class NodeMachine:
             source=source,
             resume_secret=self._resume_secret,  # R4: only this node resumes as itself.
             ended=self._ended_owner,
+            takes_orders=self._takes_orders,
         )
         return [Send(attach)]
 
@@ -238,6 +244,8 @@ class NodeMachine:
             case wire.Standby():
                 self.is_standby = message.standby
                 return [PlacedOnStandby()] if message.standby else []
+            case wire.AskedToLeave():
+                return self._on_asked_to_leave(message)
             case wire.Members() | wire.WaitingIs():
                 return self.requests.told(message)
 
@@ -377,6 +385,13 @@ class NodeMachine:
         self._failure = None
         self.requests.drop_calls()  # R4: no call of this round reaches the next.
         return [RoundEnded(change)]
+
+    def _on_asked_to_leave(self, message: wire.AskedToLeave) -> list[Action]:
+        # R11: a repeat, or a node that leaves anyway.
+        if self.desired in (DesiredState.DEPARTING, DesiredState.GONE, DesiredState.DONE):
+            return []
+        order = Order(self.info.id, _text(message.by), _text(message.reason))
+        return [LeaveWanted(reasons.drained(order))]
 
     def _on_closed(self, close: CloseRecord) -> list[Action]:
         if self.closed is not None:  # R6: the first close counts.

@@ -78,6 +78,9 @@ class Node:
     cause becomes known. `on_closed`: the run is closed. `on_gone`: the coordinator refused the node
     or is lost for good. `on_standby`: a round is active without this node.
 
+    `on_asked_to_leave`: an operator asks the node to leave, with the reason; it should `depart`.
+    Called again if the coordinator asks again. None: this node cannot be asked.
+
     `ledger`: the endpoint's ledger, if the caller has opened it and will close it. `keeper`: what
     ends the node's connections if this process dies; None: only the kernel.
     """
@@ -90,6 +93,7 @@ class Node:
         workers: int = 1,
         ledger: Ledger | None = None,
         keeper: SocketKeeper | None = None,
+        on_asked_to_leave: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.run = run
@@ -98,6 +102,7 @@ class Node:
         self.on_closed: Callable[[CloseRecord], None] = lambda close: None
         self.on_gone: Callable[[errors.CoordinatorError], None] = lambda error: None
         self.on_standby: Callable[[], None] = lambda: None
+        self._on_asked_to_leave = on_asked_to_leave
         self._machine = m.NodeMachine(
             settings.run_id,
             self.info,
@@ -106,6 +111,7 @@ class Node:
             software=f"rallypoint {__version__}",
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
             resume_secret=runtime.here().token_bytes(SECRET_BYTES),
+            takes_orders=on_asked_to_leave is not None,
         )
         machine = weakref.ref(self._machine)  # A record's context may live longer than the node.
         self.place = logs.Place(settings.run_id, self.info.name, lambda: _stamp_of(machine()))
@@ -344,6 +350,11 @@ class Node:
     def _told(self, action: act.MembersTold | act.WaitingTold) -> None:
         self._waiters.answer(action.request_id, action)
 
+    def _leave_wanted(self, action: act.LeaveWanted) -> None:
+        if self._on_asked_to_leave is not None:
+            self._on_asked_to_leave(action.reason)
+            self._waiters.notify()
+
     def _on_standby(self, action: act.PlacedOnStandby) -> None:
         self.on_standby()
 
@@ -356,6 +367,7 @@ class Node:
         workers: int | None = None,
         timeout_s: float | None = None,
         whole_s: float | None = None,
+        is_given_up: Callable[[], bool] = lambda: False,
     ) -> Round | None:
         """Be ready, and wait for the next round. Returns None if the run was closed instead.
 
@@ -363,6 +375,7 @@ class Node:
         after an earlier call timed out or was cancelled is returned, if it is still active.
         `timeout_s`: None means the settings' `join_timeout_s`. A standby has no deadline while a
         round is active without it. `whole_s`: for the error, the time of which `timeout_s` is left.
+        `is_given_up`: whether the wait ends without a round, for example as this node departs.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
@@ -374,7 +387,7 @@ class Node:
             count = workers if workers is not None else self.info.workers
             self._act(self._machine.ready(bootstrap, count))
         try:
-            await self._until_round(limit_s, limit_s if whole_s is None else whole_s)
+            await self._until_round(limit_s, limit_s if whole_s is None else whole_s, is_given_up)
         finally:
             self._ends_s = None
         if not self._has_untaken_round():
@@ -382,11 +395,13 @@ class Node:
         self._taken = self._machine.number
         return self.round
 
-    async def _until_round(self, limit_s: float, whole_s: float) -> None:
+    async def _until_round(
+        self, limit_s: float, whole_s: float, is_given_up: Callable[[], bool]
+    ) -> None:
         """Wait for a round or the end of the run. Raises the errors of `next_round`."""
         while True:
-            await self._until(self._has_untaken_round, limit_s)
-            if self._has_untaken_round() or self.closed is not None:
+            await self._until(lambda: self._has_untaken_round() or is_given_up(), limit_s)
+            if self._has_untaken_round() or self.closed is not None or is_given_up():
                 return
             has_answered, waiting = await self._why_waiting()
             # A suspended run also has an active round without the standby.
@@ -605,6 +620,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     act.CallAnswered: Node._call_answered,
     act.MembersTold: Node._told,
     act.WaitingTold: Node._told,
+    act.LeaveWanted: Node._leave_wanted,
     act.PlacedOnStandby: Node._on_standby,
 }
 

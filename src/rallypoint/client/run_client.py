@@ -84,7 +84,8 @@ class RunClient(StoreCalls, Protocol):
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
         """Leave the round, and wait for the next. Returns None if the run is closed.
 
-        Raises UsageError if the node has left the run, also if it leaves while this waits.
+        None also if an operator has asked the node to leave (`rallypoint drain`). Raises UsageError
+        if the node has left the run, also if it leaves while this waits.
         """
 
     async def members(self) -> tuple[RoundMember, ...]:
@@ -117,7 +118,7 @@ class NodeRunClient:
 
     def __init__(self, settings: NodeSettings, run: RunSettings) -> None:
         self.on_ended: Callable[[Change], None] = lambda change: None
-        self._node = Node(settings, run, workers=1)
+        self._node = Node(settings, run, workers=1, on_asked_to_leave=self._asked_to_leave)
         self._node.on_ended = lambda change: self.on_ended(change)
         self._reservation: Reservation | None = None
         self._was_given = False
@@ -127,6 +128,8 @@ class NodeRunClient:
         self.run_id = settings.run_id
         self.node_name = self._node.info.name
         self._has_left = False
+        self._departs = False
+        """Whether an operator has asked this node to leave: there is no other world for it."""
         self._failed_in = 0
         self._lines = Lines()
 
@@ -156,6 +159,8 @@ class NodeRunClient:
         if self.closed is not None:
             return None
         self._check_is_in()
+        if self._departs:
+            return None
         if self._was_given or self._reservation is None:
             last = self._reservation.port if self._reservation is not None else None
             self._release()
@@ -165,7 +170,9 @@ class NodeRunClient:
         logs.enter(self._node.place)
         try:
             async with while_waiting(self._node, self._waits):
-                found = await self._node.next_round(bootstrap, timeout_s=timeout_s)
+                found = await self._node.next_round(
+                    bootstrap, timeout_s=timeout_s, is_given_up=lambda: self._departs
+                )
         except errors.CoordinatorLostError:
             self._check_is_in()  # it may have left meanwhile
             raise
@@ -174,6 +181,13 @@ class NodeRunClient:
         if found is not None and found.seat.node_rank == 0:
             self._reservation.hand_over()
         return WorldFacts(self.node_name, found.head, found.seat, 0) if found is not None else None
+
+    def _asked_to_leave(self, reason: str) -> None:
+        """As an agent's worker: the world ends, and the program gets no other one."""
+        if not (self._has_left or self._departs):
+            self._departs = True
+            _log.warning("%s: leaving the run: %s", self.node_name, reason)
+            self._node.depart(reason)
 
     def _waits(self, why: Why) -> None:
         # A warning is shown even in a program that has not set up logging.

@@ -56,7 +56,9 @@ def with_record(
         changes["unsure_s"] = 0.0
     return msgspec.structs.replace(
         register,
-        settings=membership.settings,
+        settings=membership.asked_settings,
+        # R1: the same bytes if it is written again.
+        orders=membership.orders_with_record,
         restarts=membership.restart_count,
         # R10: marks of the round before do not count for this one.
         marks=membership.marks_with(record),

@@ -38,6 +38,9 @@ LASTING: Final = frozenset(
         EventKind.BROKEN,
         EventKind.CAUSE,
         EventKind.LOST,
+        EventKind.DRAIN_ASKED,
+        EventKind.EVICTED,
+        EventKind.SCALED,
         EventKind.CLOSED,
     }
 )

@@ -505,6 +505,24 @@ class HostedRun:
         if session is not None:
             session.refuse(effect.refusal)
 
+    def _ask_to_leave(self, effect: do.AskToLeave) -> None:
+        order = effect.order
+        if not effect.is_repeat:
+            what = "run %s: %s was asked to leave by %s"
+            _log.info(what, self.run_id, order.node.name, order, extra=self._place())
+        asked = wire.AskedToLeave(self.stamp, order.by, order.reason)
+        self.connections.send_to(order.node, asked)
+
+    def _evict(self, effect: do.Evict) -> None:
+        what = "run %s: %s"
+        _log.info(what, self.run_id, effect.refusal.message, extra=self._place())
+        session = self.connections.of(effect.node)
+        if session is not None:
+            session.refuse(effect.refusal)
+
+    def _rescale(self, effect: do.Rescale) -> None:
+        _log.info("run %s: %s", self.run_id, effect.scale, extra=self._place())
+
     def _commit(self, effect: do.Commit) -> None:
         self._ownership.commit(self, effect.record)
 
@@ -640,6 +658,9 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Welcome: HostedRun._welcome,
     do.Refuse: HostedRun._refuse,
     do.Supersede: HostedRun._supersede,
+    do.AskToLeave: HostedRun._ask_to_leave,
+    do.Evict: HostedRun._evict,
+    do.Rescale: HostedRun._rescale,
     do.Commit: HostedRun._commit,
     do.WriteMarks: HostedRun._write_marks,
     do.Dismiss: HostedRun._dismiss,

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from rallypoint.coordinator import guard, ledger_view, sending, status
+from rallypoint.coordinator import guard, sending, status
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.hosts import KnownHosts
@@ -26,22 +26,17 @@ from rallypoint.coordinator.replicas import (
     LOOK_ERRORS,
     Answer,
     Caller,
-    NoAnswerError,
     Replicas,
-    no_answer,
 )
-from rallypoint.core import events as on
 from rallypoint.core import reasons
-from rallypoint.core.addresses import plain
 from rallypoint.core.budget import HOW_TO_RAISE
 from rallypoint.core.quotas import Account
-from rallypoint.core.values import NAME_LENGTH_MAX, Outcome
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
 from rallypoint.security.roles import Denial, Right
 from rallypoint.tokens import fingerprint
 from rallypoint.wire import api_paths
-from rallypoint.wire.headers import ASKED_BY, CLIENT, ONLY_OWN
+from rallypoint.wire.headers import CLIENT, ONLY_OWN
 
 COORDINATOR: web.AppKey[Coordinator] = web.AppKey("coordinator", Coordinator)
 SHOWN: web.RequestKey[str] = web.RequestKey("shown_token", str)
@@ -56,21 +51,10 @@ MEMBERS_SHOWN_DEFAULT = 1_000
 MEMBERS_AT_ONCE = 100
 """How many of them are encoded before other tasks run."""
 
-
-CLOSE_WAIT_S = 3.0
-"""How long a close waits for the ledger, in seconds. A command waits 5 s for its answer."""
-CLOSE_LOOK_S = 0.02
-BODY_WITHIN_S = 10.0
-"""The time limit for the body of a request, which has only a few bytes, in seconds."""
-REASON_CHARACTERS_MAX = 1_000
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH})
 """The paths that need no token."""
-
-
-class _CloseBody(msgspec.Struct):
-    reason: str = ""
 
 
 def add_routes(app: web.Application) -> None:
@@ -79,7 +63,6 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get(api_paths.ME, _me)
     app.router.add_get(api_paths.RUNS, _runs)
     app.router.add_get(f"{api_paths.RUNS}/{{run_id:[^/]+}}", _run)
-    app.router.add_post(f"{api_paths.RUNS}/{{run_id:[^/]+}}/close", _close)
 
 
 def is_foreign_page(request: web.Request) -> bool:
@@ -133,7 +116,7 @@ def for_another(request: web.Request) -> web.Response:
 
 def json_error(code: int, message: str, hint: str = "", **more: Any) -> web.Response:
     """An error in JSON: {"error": ..., "hint": ...} and the fields of `more`."""
-    return _json({"error": message, "hint": hint, **more}, code)
+    return answer({"error": message, "hint": hint, **more}, code)
 
 
 def unauthorized(request: web.Request, token: str, denied: Denial) -> web.Response:
@@ -165,7 +148,7 @@ async def _me(request: web.Request) -> web.Response:
     """What the token may do: the page offers nothing else."""
     principal = guard.principal_of(request)
     rights = [each.name.lower() for each in Right if principal.has(each)]
-    return _json(
+    return answer(
         {
             "id": principal.id,
             "roles": list(principal.roles),
@@ -261,7 +244,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
             if kept is not None:
                 may_ask = ONLY_OWN not in request.headers
                 said = await replicas.status(kept, shown, caller_of(request), may_ask=may_ask)
-                return _passed_on(said)
+                return passed_on(said)
         except LOOK_ERRORS as error:
             return unreadable(run_id, error)
         run = coordinator.runs.get(
@@ -272,7 +255,7 @@ async def _run(request: web.Request) -> web.StreamResponse:
     members = status.members_of(coordinator, run, shown)
     first = list(islice(members, MEMBERS_AT_ONCE))
     if len(first) < MEMBERS_AT_ONCE:
-        return _json(status.status_of(coordinator, run, _owner(coordinator), first))
+        return answer(status.status_of(coordinator, run, _owner(coordinator), first))
     whole = msgspec.json.encode(status.status_of(coordinator, run, _owner(coordinator), []))
     return await sending.stream(request, _with_members(whole, first, members))
 
@@ -287,118 +270,6 @@ def _with_members(
     while some := list(islice(more, MEMBERS_AT_ONCE)):
         yield b"," + msgspec.json.encode(some)[1:-1]
     yield b'],"members_total":' + after + b"\n"
-
-
-async def _close(request: web.Request) -> web.Response:
-    coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
-    try:
-        async with asyncio.timeout(BODY_WITHIN_S):
-            data = await request.read()
-    except TimeoutError:
-        response = json_error(
-            408, "the body of the request did not come in time", "send it at once"
-        )
-        response.force_close()
-        return response
-    try:
-        body = msgspec.json.decode(data or b"{}", type=_CloseBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return json_error(400, 'the body must be JSON such as {"reason": "..."}')
-    run = coordinator.runs.get(run_id)
-    if run is None or not run.is_claimed:
-        other = await _close_elsewhere(request, coordinator, run_id, data)
-        if other is not None:
-            return other
-        run = coordinator.runs.get(run_id)
-    if run is None:
-        return await no_such_run(request, run_id)
-    reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or "closed by request"
-    was_closed = run.is_closed
-    by = f"operator at {_asked_from(request)}"
-    run.post(on.CloseRequested(by, Outcome.STOPPED, reason))
-    why = await _why_not_closed(coordinator, run)
-    if why:
-        hint = "the ledger may still store the close: try again, or check with `rallypoint status`"
-        return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", hint)
-    return _json({"run_id": run.run_id, "was_closed": was_closed})
-
-
-def _asked_from(request: web.Request) -> str:
-    """The origin of a request, and the coordinator that forwarded it, if any."""
-    remote = plain(request.remote or "a local socket")
-    asked_by = reasons.tidy(request.headers.get(ASKED_BY, ""), NAME_LENGTH_MAX)
-    return f"{asked_by} through {remote}" if asked_by else remote
-
-
-async def _close_elsewhere(
-    request: web.Request, coordinator: Coordinator, run_id: str, data: bytes
-) -> web.Response | None:
-    """Close a run of the ledger that this coordinator does not own: ask its owner.
-
-    If the run has no owner, or its owner does not answer, claim it here. None: this coordinator
-    owns it now.
-    """
-    replicas = replicas_of(request)
-    if replicas is None:
-        return None
-    problem = ledger_view.NO_COORDINATOR
-    try:
-        kept = await replicas.look(run_id)
-    except LOOK_ERRORS as error:
-        return unreadable(run_id, error)
-    if kept is None:
-        return None
-    # R6: a closed run stays closed, whether or not its owner answers.
-    if kept.register.close is not None:
-        return _json({"run_id": run_id, "was_closed": True})
-    if kept.lease is not None:
-        if ONLY_OWN in request.headers:
-            return json_error(503, f"another coordinator owns run {run_id!r} now", _ASK_AGAIN)
-        try:
-            path, caller = api_paths.close_path(run_id), caller_of(request)
-            by = plain(request.remote or "")
-            return _passed_on(await replicas.ask(kept.lease, caller, path, data or b"{}", by))
-        except NoAnswerError as error:
-            problem = no_answer(kept.lease, str(error))
-    if await _taken_over(coordinator, run_id):
-        return None
-    return json_error(503, f"run {run_id!r} is not closed: {problem}", _ASK_AGAIN)
-
-
-_ASK_AGAIN: Final = "try again in a few seconds, or check with `rallypoint status`"
-
-
-async def _taken_over(coordinator: Coordinator, run_id: str) -> bool:
-    """Claim the run as if a node had asked for it. True if it is owned here within CLOSE_WAIT_S."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + CLOSE_WAIT_S
-    coordinator.open_run(run_id)
-    coordinator.claim(run_id)
-    while loop.time() < until_s:
-        run = coordinator.runs.get(run_id)
-        if run is None:
-            return False
-        if run.is_claimed:
-            return True
-        await asyncio.sleep(CLOSE_LOOK_S)
-    return False
-
-
-async def _why_not_closed(coordinator: Coordinator, run: HostedRun) -> str:
-    """Wait until the close is in the ledger. Returns why it is not there; "" if it is.
-
-    If this coordinator is replaced before that, its successor has no record of the close.
-    """
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + CLOSE_WAIT_S
-    while not run.is_closed:
-        if coordinator.runs.get(run.run_id) is not run:
-            return "this coordinator does not own it any more"
-        if loop.time() >= until_s:
-            suspended = run.membership.suspended_reason
-            return f"the ledger does not answer: {suspended}" if suspended else "the ledger is slow"
-        await asyncio.sleep(CLOSE_LOOK_S)
-    return ""
 
 
 async def no_such_run(request: web.Request, run_id: str) -> web.Response:
@@ -416,6 +287,9 @@ async def no_such_run(request: web.Request, run_id: str) -> web.Response:
     listed = ", ".join(own) or "none"
     hint = f"{did_you_mean(alike)}runs on this coordinator: {listed}"
     return json_error(404, f"no run {run_id!r} here", hint, nearest=alike)
+
+
+ASK_AGAIN: Final = "try again in a few seconds, or check with `rallypoint status`"
 
 
 def replicas_of(request: web.Request) -> Replicas | None:
@@ -437,11 +311,11 @@ def _owner(coordinator: Coordinator) -> status.OwnerStatus | None:
     return status.owner_of(ownership.process, ownership.addresses)
 
 
-def _passed_on(said: Answer | status.RunStatus) -> web.Response:
+def passed_on(said: Answer | status.RunStatus) -> web.Response:
     if isinstance(said, status.RunStatus):
-        return _json(said)
+        return answer(said)
     is_status = said.status == 200 and "phase" in said.body
-    return _json(
+    return answer(
         status.filled(said.body, status.RunStatus) if is_status else said.body, said.status
     )
 
@@ -449,7 +323,7 @@ def _passed_on(said: Answer | status.RunStatus) -> web.Response:
 def unreadable(run_id: str, error: Exception) -> web.Response:
     """The answer if the ledger cannot be read."""
     message = f"cannot find the coordinator of run {run_id!r}: {why_unread(error)}"
-    return json_error(503, message, _ASK_AGAIN)
+    return json_error(503, message, ASK_AGAIN)
 
 
 def why_unread(error: Exception) -> str:
@@ -459,7 +333,8 @@ def why_unread(error: Exception) -> str:
     return getattr(error, "message", None) or "this ledger cannot list runs"
 
 
-def _json(body: object, code: int = 200) -> web.Response:
+def answer(body: object, code: int = 200) -> web.Response:
+    """An answer in JSON."""
     return web.Response(
         body=msgspec.json.encode(body) + b"\n", status=code, content_type="application/json"
     )

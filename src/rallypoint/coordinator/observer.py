@@ -21,6 +21,7 @@ from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
+from rallypoint.core.orders import Order
 from rallypoint.core.printable import shortened
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.suspension import SuspensionCause
@@ -299,7 +300,7 @@ class Observer:
                 # Who is gone comes before what follows from it.
                 self._see_gone(gone)
                 gone = []
-            superseded = kind is do.Supersede
+            superseded = kind is do.Supersede or kind is do.Evict
             handler = _SEE.get(kind)
             if handler is not None:
                 handler(self, event, effect, now_s)
@@ -359,6 +360,26 @@ class Observer:
 
     def _see_superseded(self, event: Any, effect: do.Supersede, now_s: float) -> None:
         self.log.add(EventKind.SUPERSEDED, node=effect.node.name)
+
+    def _see_drain(self, event: Any, effect: do.AskToLeave, now_s: float) -> None:
+        if not effect.is_repeat:
+            self._order(EventKind.DRAIN_ASKED, effect.order)
+
+    def _see_eviction(self, event: Any, effect: do.Evict, now_s: float) -> None:
+        self._order(EventKind.EVICTED, effect.order)
+
+    def _order(self, kind: EventKind, order: Order) -> None:
+        self.log.add(kind, node=order.node.name, by=order.by, detail=order.reason)
+
+    def _see_scale(self, event: Any, effect: do.Rescale, now_s: float) -> None:
+        scale = effect.scale
+        self.log.add(
+            EventKind.SCALED,
+            min_nodes=scale.min_nodes,
+            max_nodes=scale.max_nodes,
+            by=scale.by,
+            detail=scale.reason,
+        )
 
     def _see_standby(self, event: Any, effect: do.Notify, now_s: float) -> None:
         if effect.standby:
@@ -482,6 +503,9 @@ _SEE: Final[dict[type[Effect], Callable[..., None]]] = {
     do.Welcome: Observer._see_welcome,
     do.Refuse: Observer._see_refusal,
     do.Supersede: Observer._see_superseded,
+    do.AskToLeave: Observer._see_drain,
+    do.Evict: Observer._see_eviction,
+    do.Rescale: Observer._see_scale,
     do.Notify: Observer._see_standby,
     do.SetTimer: Observer._see_timer,
     do.Commit: Observer._see_commit,

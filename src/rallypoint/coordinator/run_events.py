@@ -47,6 +47,9 @@ class EventKind(enum.StrEnum):
     LOST = "lost"
     SUPERSEDED = "superseded"
     DONE = "done"
+    DRAIN_ASKED = "drain_asked"
+    EVICTED = "evicted"
+    SCALED = "scaled"
     LAST_CALL = "last_call"
     HELD_BACK = "held_back"
     WAITED = "waited"
@@ -195,6 +198,25 @@ ABOUT: Final[dict[EventKind, About]] = {
         ("node", "nodes", "count"),
         "All workers of a node have finished.",
     ),
+    EventKind.DRAIN_ASKED: About(
+        "{who} asked to leave by {by}",
+        ("node", "by", "detail"),
+        "An operator has drained the node, the ledger has that, and the node was told. `detail`: "
+        "the operator's reason.",
+        "The node leaves when its workers have stopped: `departing` and `left` follow.",
+    ),
+    EventKind.EVICTED: About(
+        "{who} evicted by {by}",
+        ("node", "by", "detail"),
+        "An operator has taken the node out of the run. It is refused from now on. `detail`: the "
+        "operator's reason.",
+        "Start a sound machine under another name.",
+    ),
+    EventKind.SCALED: About(
+        "scaled to {scale} nodes by {by}",
+        ("min_nodes", "max_nodes", "by", "detail"),
+        "An operator has changed how many nodes the run has. `detail`: the operator's reason.",
+    ),
     EventKind.LAST_CALL: About(
         "last call: enough nodes are ready, and others have {seconds}",
         ("count", "seconds"),
@@ -256,7 +278,10 @@ ABOUT: Final[dict[EventKind, About]] = {
     ),
 }
 
-FIELDS: Final = ("node", "nodes", "count", "seconds", "cause", "detail", "last_lines", "phases")
+FIELDS: Final = (
+    *("node", "nodes", "count", "seconds", "cause", "detail", "last_lines", "phases"),
+    *("by", "min_nodes", "max_nodes"),
+)
 """The fields that only some kinds of events have."""
 FROM_HEAD: Final = 1_000_000_000
 """The first number of events that a process makes from the run's head without owning the run."""
@@ -270,6 +295,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     term is exact. `round`: the last round that was formed by then. `nodes`: at most eight names;
     `count`: how many nodes there are. `phases`: for what a round was waited, in seconds. `is_late`:
     the event was read from the run's head, because the coordinator that saw it could not write it.
+    `by`: the operator who wanted it.
     """
 
     term: int
@@ -288,6 +314,9 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_lines: tuple[str, ...] = ()
     is_late: bool = False
     phases: dict[str, float] = {}
+    by: str = ""
+    min_nodes: int = 0
+    max_nodes: int = 0
 
     @property
     def id(self) -> str:
@@ -302,7 +331,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def bytes(self) -> int:
         """About how much memory it takes."""
-        size = EVENT_BYTES + len(self.node) + len(self.detail)
+        size = EVENT_BYTES + len(self.node) + len(self.detail) + len(self.by)
         if self.nodes or self.last_lines:
             size += sum(map(len, self.nodes)) + sum(map(len, self.last_lines))
         return size
@@ -316,7 +345,12 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             counted = "1 event" if count == 1 else f"{count or 'some'} events"
         who = self.node or some(self.nodes, count)
         text = ABOUT[self.kind].text.format(
-            who=who, round=self.round, count=counted, seconds=duration(self.seconds)
+            who=who,
+            round=self.round,
+            count=counted,
+            seconds=duration(self.seconds),
+            by=self.by or "an operator",
+            scale=f"{self.min_nodes}:{self.max_nodes}",
         )
         return f"{text}: {self.detail}" if self.detail else text
 

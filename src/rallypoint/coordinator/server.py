@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rallypoint import runtime
 from rallypoint.coordinator import (
+    actions_api,
     events_api,
     guard,
     http_api,
@@ -164,6 +165,7 @@ class CoordinatorServer:
         if self._leases is not None:
             app[leases_api.LEASES] = self._leases
         http_api.add_routes(app)
+        actions_api.add_routes(app)
         events_api.add_routes(app)
         leases_api.add_routes(app)
         page_files.add_routes(app)

@@ -302,7 +302,9 @@ class Session:
         self.reads_ledger = message.reads_ledger
         # Only the hash is passed on, and not the secret itself.
         shown = secret_hash(message.resume_secret)
-        asked = on.NodeAttached(message.node, message.settings, self.connection_id, shown)
+        asked = on.NodeAttached(
+            message.node, message.settings, self.connection_id, shown, message.takes_orders
+        )
         self._asked = asked
         if not wait_s:
             self._enter(message, asked)

@@ -22,12 +22,14 @@ from rallypoint import runtime
 from rallypoint.coordinator.config import SOFTWARE
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
+from rallypoint.core.orders import Orders
 from rallypoint.core.past import PastLoss, PastRound
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.roster import Member
 from rallypoint.core.values import (
     Address,
     MemberState,
+    NodeId,
     RoundMember,
     RoundRecord,
     Seat,
@@ -79,7 +81,10 @@ class OwnerStatus(_Shown, frozen=True, kw_only=True):
 
 
 class MemberStatus(_Shown, frozen=True, kw_only=True):
-    """A member. `state`, `link`, `troubled_s` and `index` are only known from its coordinator."""
+    """A member. `state`, `link`, `troubled_s` and `index` are only known from its coordinator.
+
+    `drained`: the operator who has asked it to leave, and why; null if none has.
+    """
 
     name: str
     index: int | None
@@ -92,6 +97,7 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
     troubled_s: float | None
     node_rank: int | None
     ranks: list[int]
+    drained: str | None
 
 
 class RoundStatus(_Shown, frozen=True, kw_only=True):
@@ -125,6 +131,23 @@ class LossStatus(_Shown, frozen=True, kw_only=True):
     nodes: list[str]
     count: int
     text: str
+
+
+class EvictionStatus(_Shown, frozen=True, kw_only=True):
+    """A node that an operator has taken out of the run, for good."""
+
+    node: str
+    by: str
+    reason: str
+
+
+class ScaleStatus(_Shown, frozen=True, kw_only=True):
+    """How many nodes an operator wants, in place of what the nodes ask for."""
+
+    min_nodes: int
+    max_nodes: int
+    by: str
+    reason: str
 
 
 class RunSummary(_Shown, frozen=True, kw_only=True):
@@ -165,6 +188,8 @@ class RunStatus(RunSummary, frozen=True, kw_only=True):
     members_total: int | None
     rounds: list[RoundStatus] | None
     losses: list[LossStatus] | None
+    evicted: list[EvictionStatus] | None
+    scaled: ScaleStatus | None
     shown_at: float
     shown_on: str
 
@@ -223,6 +248,8 @@ def status_of(
         members_total=len(membership.roster),
         rounds=[_round(each) for each in run.history.rounds],
         losses=[_loss(each) for each in run.history.losses],
+        evicted=_evicted(membership.orders),
+        scaled=_scaled(membership.orders),
         shown_at=runtime.here().wall_s(),
         shown_on=coordinator.config.clock_host,
     )
@@ -281,7 +308,25 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
         troubled_s=max(0.0, now_s - member.trouble_since_s) if member.is_troubled else 0.0,
         node_rank=place.node_rank if place else None,
         ranks=_ranks(place),
+        drained=_drained(run.membership.orders, member.id),
     )
+
+
+def _drained(orders: Orders, node: NodeId) -> str | None:
+    drain = orders.drain_of(node)
+    return None if drain is None else str(drain)
+
+
+def _evicted(orders: Orders) -> list[EvictionStatus]:
+    return [
+        EvictionStatus(node=each.node.name, by=each.by, reason=each.reason)
+        for each in orders.evictions
+    ]
+
+
+def _scaled(orders: Orders) -> ScaleStatus | None:
+    scale = orders.scale
+    return None if scale is None else ScaleStatus(**named(scale))
 
 
 def _ranks(seat: Seat | None) -> list[int]:
@@ -335,7 +380,8 @@ def kept_status(
 
     `host`: the host of the process that answers.
     """
-    head, settings = register.round, register.settings
+    head, orders = register.round, register.orders
+    settings = orders.settings_of(register.settings) if register.settings is not None else None
     done = ranks_in(register.marks.done) if register.marks.round == register.number else frozenset()
     return RunStatus(
         **_kept_fields(register, lease, problem),
@@ -347,6 +393,8 @@ def kept_status(
         members_total=None if members is None else len(members),
         rounds=_kept_rounds(register),
         losses=[_loss(each) for each in register.past.losses],
+        evicted=_evicted(register.orders),
+        scaled=_scaled(register.orders),
         shown_at=runtime.here().wall_s(),
         shown_on=host,
     )
@@ -396,6 +444,7 @@ def _kept_members(
             troubled_s=None,
             node_rank=seat.node_rank,
             ranks=_ranks(seat),
+            drained=_drained(register.orders, NodeId(row.name, row.incarnation)),
         )
         for row, seat in list(zip(members, seats, strict=True))[:members_shown]
     ]

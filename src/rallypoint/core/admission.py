@@ -16,6 +16,8 @@ from rallypoint.core.values import CloseRecord, NodeInfo, RunSettings
 BEGIN_AGAIN_AFTER_S: Final = 30.0
 """How many seconds late nodes are refused because their run, which never had a round, was closed.
 """
+NODE_COUNTS: Final = frozenset({"min_nodes", "max_nodes", "expected_nodes"})
+"""The settings that an operator can change while the run goes on."""
 OPERATOR: Final = "operator"
 """The prefix of `CloseRecord.by` if a person closed the run, and not a node."""
 
@@ -45,10 +47,16 @@ class Admission:
         roster: Roster,
         *,
         is_new: bool,
+        is_scaled: bool,
         now_s: float,
     ) -> Refusal | None:
-        """Why the node is refused; None if it is admitted. `is_new`: the run has had no round."""
+        """Why the node is refused; None if it is admitted. `is_new`: the run has had no round.
+
+        `is_scaled`: an operator has said how many nodes the run has, so nodes need not agree.
+        """
         conflicts = settings.conflicts(wanted)
+        if is_scaled:
+            conflicts = tuple(each for each in conflicts if each.name not in NODE_COUNTS)
         # R2: all nodes have the same settings.
         if conflicts:
             # With the name of the node that set them, a person can see which node has the mistake.

@@ -6,7 +6,7 @@ import msgspec
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core import member_changes, reasons, rounds
+from rallypoint.core import member_changes, ordering, reasons, rounds
 from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.reasons import Refusal
@@ -40,18 +40,25 @@ def on_attached(run: MembershipState, event: on.NodeAttached) -> None:
 
 def refusal_of(run: MembershipState, event: on.NodeAttached) -> Refusal | None:
     """Why the node is refused; None if it is admitted."""
+    evicted = run._orders.now.eviction_of(event.node.name)
+    # R4: a node that an operator has evicted gets no round of this run, however it is started.
+    if evicted is not None:
+        return reasons.evicted(evicted, knows=event.takes_orders)
     if event.settings.rank_policy not in POLICIES:
         return reasons.unknown_policy(event.settings.rank_policy, sorted(POLICIES))
     if run.settings is None or not len(run.roster):
         # The first node's settings become the run's.
-        run.settings = event.settings
+        run.adopt_settings(event.settings)
         run._admission.settings_are_of(event.node, run._now_s)
+    assert run.settings is not None
+    assert run.asked_settings is not None
     return run._admission.refusal(
         event.node,
         event.settings,
-        run.settings,
+        run.asked_settings,
         run.roster,
         is_new=run.round is None and not run._has_successor,
+        is_scaled=run._orders.now.scale is not None,
         now_s=run._now_s,
     )
 
@@ -71,6 +78,7 @@ def attach_suspended(run: MembershipState, event: on.NodeAttached) -> None:
 
 def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None:
     member.connection_id = event.connection_id
+    member.takes_orders = event.takes_orders
     if member.info.index != event.node.index:
         # The member table of a round, from which a successor knows it, has no indexes.
         member.info = msgspec.structs.replace(member.info, index=event.node.index)
@@ -92,6 +100,7 @@ def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None
         standby=is_standby,
     )
     run._do(do.Welcome(event.connection_id, member.id, resumed=True, standing=standing))
+    ordering.ask_again(run, member)
 
 
 def refuse_closed(run: MembershipState, event: on.NodeAttached) -> None:

@@ -96,6 +96,10 @@ class Committing:
             number = record.head.number
             self.interrupted = causes.happened(kind, number, [member.name], detail)
 
+    def cannot_begin(self, change: Change) -> None:
+        """The round that is being written cannot be begun. Only the first reason is kept."""
+        self.interrupted = self.interrupted or change
+
     def is_in(self, record: RoundRecord, member: Member) -> bool:
         """Whether the member is in this record, the last one. O(1) except for the first time."""
         if self._members is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 
+from rallypoint.core.orders import Order, Orders, Scale
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Change, CloseRecord, FrozenStruct, Marks, NodeId, RoundRecord
 
@@ -86,6 +87,27 @@ class Supersede(Effect, frozen=True):
     refusal: Refusal
 
 
+class AskToLeave(Effect, frozen=True):
+    """Ask the node to leave in order, as an operator wants. `is_repeat`: it was asked before."""
+
+    order: Order
+    is_repeat: bool = False
+
+
+class Evict(Effect, frozen=True):
+    """Tell this node, if it can be reached, that an operator has taken it out of the run."""
+
+    node: NodeId
+    order: Order
+    refusal: Refusal
+
+
+class Rescale(Effect, frozen=True):
+    """The run has another number of nodes from now on, as an operator wants. For people."""
+
+    scale: Scale
+
+
 class Commit(Effect, frozen=True):
     """Write the record to the ledger, and answer with Committed, CommitRefused or LedgerLost."""
 
@@ -96,12 +118,13 @@ class WriteMarks(Effect, frozen=True):
     """Write these marks to the ledger, and answer with MarksWritten.
 
     At most one write is open at a time, a Commit or a WriteMarks. `restarts`: how many rounds have
-    been charged.
+    been charged. `orders`: those of operators.
     """
 
     serial: int
     marks: Marks
     restarts: int
+    orders: Orders = Orders()
 
 
 class Dismiss(Effect, frozen=True):

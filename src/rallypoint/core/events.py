@@ -7,6 +7,7 @@ ignored. Events have no time: `step` gets it beside them, as `now_s`.
 from __future__ import annotations
 
 from rallypoint.core.effects import Timer
+from rallypoint.core.orders import Scale
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
@@ -38,13 +39,15 @@ class NodeAttached(Event, frozen=True):
     """A node attached with this connection, for the first time or again.
 
     `settings`: those that the node was started with; the first node's become the run's.
-    `secret_hash`: of the resume secret that it showed; empty if it showed none.
+    `secret_hash`: of the resume secret that it showed; empty if it showed none. `takes_orders`: it
+    can be asked to leave, and knows that it can be evicted.
     """
 
     node: NodeInfo
     settings: RunSettings
     connection_id: int
     secret_hash: bytes = b""
+    takes_orders: bool = False
 
 
 class NodeReady(SignOfLife, frozen=True):
@@ -93,6 +96,28 @@ class CloseRequested(Event, frozen=True):
     by: str
     outcome: Outcome
     reason: str
+
+
+class DrainRequested(Event, frozen=True):
+    """An operator asks that the node leaves the run in order."""
+
+    node: NodeId
+    by: str
+    reason: str
+
+
+class EvictRequested(Event, frozen=True):
+    """An operator takes the node out of the run, and keeps every later start of its name out."""
+
+    node: NodeId
+    by: str
+    reason: str
+
+
+class ScaleRequested(Event, frozen=True):
+    """An operator changes how many nodes the run has."""
+
+    scale: Scale
 
 
 class ProbeAnswered(SignOfLife, frozen=True):
@@ -177,6 +202,9 @@ EVENTS: tuple[type[Event], ...] = (
     NodeDeparting,
     NodeLeft,
     CloseRequested,
+    DrainRequested,
+    EvictRequested,
+    ScaleRequested,
     ProbeAnswered,
     ConnectionLost,
     NodeSilent,

@@ -61,8 +61,8 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
         """How many would be in the round if it were formed now."""
         # R3: never above the maximum.
         free = max(0, self.maximum - self.ready_survivors - self.held)
-        # R3: newcomers get free places only.
-        return self.ready_survivors + min(self.newcomers, free)
+        # R3: newcomers get free places only. An operator may have taken places away.
+        return min(self.maximum, self.ready_survivors + min(self.newcomers, free))
 
 
 class Decision(enum.StrEnum):

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from rallypoint.core.closing import bounded_end
 from rallypoint.core.effects import Dismiss, Effect, TimerKind, WriteMarks
 from rallypoint.core.finished import Finished
+from rallypoint.core.orders import KeptOrders
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import Change, FrozenStruct, Marks, NodeId, RoundRecord
 
@@ -123,6 +124,10 @@ class Marking:
             self._ended = change
             self._changed(not_before_s)
 
+    def ordered(self, now_s: float) -> None:
+        """An operator has ordered something: the ledger gets it with the marks."""
+        self._changed(now_s)
+
     def _mark(self, bits: bytearray, node: NodeId, not_before_s: float) -> None:
         rank = self._rank(node)
         # R10: each mark is written once.
@@ -159,27 +164,30 @@ class Marking:
         # R1: one write at a time.
         return self._writing > self._written
 
-    def write(self, spacing_s: float, restarts: int, now_s: float) -> list[Effect]:
+    def write(
+        self, spacing_s: float, restarts: int, now_s: float, orders: KeptOrders
+    ) -> list[Effect]:
         """Write the marks, or set the timer for that. Call it only if `due_s` is not None.
 
         Marks for which nodes wait are written first. The others wait for a moment, because the
         record of the next round may follow and make them needless. `spacing_s`: the least time
-        between two writes. `restarts`: how many rounds have been charged.
+        between two writes. `restarts`: how many rounds have been charged. `orders`: those of
+        operators, which are written with the marks.
         """
         if not self._is_kept:
             self.give_up()
         # R1: one write at a time.
         if self.is_writing or self.due_s is None:
             return []
-        assert self._record is not None
-        number = self._record.head.number
+        # Before the first round there are no marks, but there may be orders.
+        number = self._record.head.number if self._record is not None else 0
         due_s = max(self.due_s, self._last_write_s + spacing_s)
         if due_s <= now_s:
             self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
             done, gone = bytes(self._done), bytes(self._gone)
             before = (self._finished_before, self._finished_nodes)
             marks = Marks(number, done, gone, self._ended, *before)
-            return [WriteMarks(self._serial, marks, restarts)]
+            return [WriteMarks(self._serial, marks, restarts, orders.marks_formed())]
         if due_s >= self._timer_at_s:
             return []
         self._timer_at_s = due_s

@@ -5,7 +5,7 @@ Why a member goes is decided elsewhere: it said goodbye, was lost, or was supers
 
 from __future__ import annotations
 
-from rallypoint.core import causes, reasons, rounds
+from rallypoint.core import causes, ordering, reasons, rounds
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket, Member
@@ -17,8 +17,10 @@ def admit(run: MembershipState, event: on.NodeAttached) -> None:
     if not len(run.roster) and run.phase_of_work is Phase.GATHERING:
         run._since_s = run._now_s
     member = run.roster.add(event.node, event.connection_id, run._now_s, event.secret_hash)
+    member.takes_orders = event.takes_orders
     standing = do.Standing(change=run.departure_history.change(member.name))
     run._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
+    ordering.ask_again(run, member)
 
 
 def supersede(run: MembershipState, member: Member) -> None:
@@ -76,7 +78,14 @@ def remove(
 def free_name(run: MembershipState, name: str) -> None:
     """Its member was taken out: admit the newcomer that waits for the name, if any."""
     newcomer = run._name_conflicts.pop(name) or run._suspended_events.take_attached(name)
-    if newcomer is not None:
+    if newcomer is None:
+        return
+    evicted = run._orders.now.eviction_of(name)
+    # R4: an evicted node gets no round of this run, also if it has waited for its name.
+    if evicted is not None:
+        refusal = reasons.evicted(evicted, knows=newcomer.takes_orders)
+        run._do(do.Refuse(newcomer.connection_id, refusal))
+    else:
         admit(run, newcomer)
 
 
@@ -97,6 +106,10 @@ def take_out(
     # R10: the mark of a node that is done stays.
     if not is_done:
         run._marking.gone(member.id, run._now_s if says_goodbye else rounds.later_s(run))
+    if says_goodbye:
+        # It has left in order, as it was asked. A node that was lost may come back, and is asked
+        # again.
+        run._orders.now = run._orders.now.without_drain(member.id)
     run.roster.remove(member)
     run._suspicion.gone(member)
     reason = str(change)

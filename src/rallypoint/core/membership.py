@@ -20,6 +20,7 @@ from rallypoint.core import (
     attaching,
     ledger_events,
     losses,
+    operator_requests,
     requests,
     rounds,
     rules,
@@ -99,7 +100,8 @@ class Membership(MembershipState):
         self._effects = []
         # R5: decisions name this term from now on.
         self.term = state.term
-        self.settings = state.settings
+        self._orders.restore(state.orders)
+        self.adopt_settings(state.settings)
         self.restart_count = state.restarts
         self.round = state.round
         self.close = state.close
@@ -169,6 +171,12 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.NodeLeft, Handling.NOW): requests.on_left,
     (on.CloseRequested, Handling.NOW): requests.on_close_requested,
     (on.CloseRequested, Handling.KEPT): attaching.keep,
+    (on.DrainRequested, Handling.NOW): operator_requests.on_drain_requested,
+    (on.DrainRequested, Handling.KEPT): attaching.keep,
+    (on.EvictRequested, Handling.NOW): operator_requests.on_evict_requested,
+    (on.EvictRequested, Handling.KEPT): attaching.keep,
+    (on.ScaleRequested, Handling.NOW): operator_requests.on_scale_requested,
+    (on.ScaleRequested, Handling.KEPT): attaching.keep,
     # `_heard_from` has done all that these two events mean.
     (on.ProbeAnswered, Handling.NOW): Membership._ignore,
     (on.NodeHeard, Handling.NOW): Membership._ignore,

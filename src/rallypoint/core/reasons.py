@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.core.orders import Order
 from rallypoint.core.past import PastLoss
 from rallypoint.core.printable import escaped, some
 from rallypoint.core.values import (
@@ -169,6 +170,8 @@ class RefusalCode(enum.StrEnum):
     OTHER_RUN = "other_run"
     LIMIT = "limit"
     SUPERSEDED = "superseded"
+    EVICTED = "evicted"
+    """An operator has taken the node out of the run, for good."""
     ELSEWHERE = "elsewhere"
     """Another process coordinates the run, at the refusal's addresses."""
     MOVED = "moved"
@@ -253,6 +256,28 @@ def superseded(name: str) -> Refusal:
         RefusalCode.SUPERSEDED,
         message,
         hint="stop this process; to run both, give each node its own --node-name",
+    )
+
+
+def drained(order: Order) -> str:
+    """Why a node leaves that an operator has asked to leave."""
+    return f"drained by {order}"
+
+
+def evicted_by(order: Order) -> str:
+    """How a member left that an operator has evicted."""
+    return f"evicted by {order}"
+
+
+def evicted(order: Order, *, knows: bool) -> Refusal:
+    """An operator has evicted the node. `knows`: its release has the code for that."""
+    # A node of an earlier release stops its workers for this other code.
+    code = RefusalCode.EVICTED if knows else RefusalCode.SUPERSEDED
+    return Refusal(
+        code,
+        f"node {order.node.name!r} was evicted by {order}",
+        hint="this run admits no node of that name any more; ask its operator, or use another "
+        "--node-name for a machine that is sound",
     )
 
 

@@ -83,6 +83,7 @@ class Member:
         "state",
         "stop_ends_s",
         "survivor",
+        "takes_orders",
         "told_standby",
         "trouble_since_s",
         "workers",
@@ -121,6 +122,8 @@ class Member:
         self.is_late = False
         """Whether that time has passed."""
         self.told_standby = False
+        self.takes_orders = False
+        """Whether its node can be asked to leave."""
         self.bootstrap = Address("", 0)
         self.workers = info.workers
         self.trouble_since_s = 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rallypoint.core import causes, reasons, writing
+from rallypoint.core import causes, ordering, reasons, writing
 from rallypoint.core import effects as do
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import record_of
@@ -59,6 +59,7 @@ def form_round(run: MembershipState, settings: RunSettings) -> None:
         previous=run.round,
         restart_count=run.restart_count,
     )
+    run._orders.record_formed()
     run._gathering.pace.round_formed(record.head.nodes)
     run._committing.begin(record)
     run._enter(Phase.COMMITTING)
@@ -74,6 +75,7 @@ def begin_round(run: MembershipState, record: RoundRecord) -> None:
     interrupted, committing.interrupted = committing.interrupted, None
     gone = gone_of(run, record) if interrupted is not None else []
     run._do(*run._marking.begin(record, run._finished, interrupted, gone, run._now_s))
+    ordering.recorded(run)
     run._gathering.reset()
     run._scale_up.reset()
     # R6: the close follows the write at once.

@@ -4,7 +4,7 @@ and whether a round is formed.
 
 from __future__ import annotations
 
-from rallypoint.core import causes, member_changes, reasons, rounds, writing
+from rallypoint.core import causes, member_changes, ordering, reasons, rounds, writing
 from rallypoint.core.roster import Bucket
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ChangeKind, Outcome, Phase, Reachability, RunSettings
@@ -57,10 +57,18 @@ def advance_active(run: MembershipState, settings: RunSettings) -> None:
         # A loss or a departure ends a round, so all of its members are done.
         writing.close_run(run, Outcome.SUCCEEDED, reasons.ALL_FINISHED)
         return
+    scale = run._orders.now.scale
+    # R3: an operator wants fewer nodes. A round of which a node has finished ends by itself.
+    if scale is not None and in_round > settings.max_nodes and not run._finished.count:
+        rounds.break_round(run, ordering.scaled_down(run, scale))
+        return
     # R3: newcomers get free places only.
     free = settings.max_nodes - in_round
     # R3: without a free place the round is left alone.
     if run._finished.count or not free or not run.roster.count(_NEWCOMER):
+        return
+    # R3: with too few newcomers, the next round could not be formed. So the present one goes on.
+    if in_round + run.roster.count(_NEWCOMER) < settings.min_nodes:
         return
     newcomers = run._scale_up.take(run._now_s)
     if newcomers:

@@ -20,6 +20,7 @@ from rallypoint.core.gathering import Gathering
 from rallypoint.core.judging import JudgingClock
 from rallypoint.core.marking import Marking
 from rallypoint.core.name_conflicts import NameConflicts
+from rallypoint.core.orders import KeptOrders, Orders
 from rallypoint.core.probing import Probe
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
@@ -63,6 +64,9 @@ class MembershipState:
         self.phase = Phase.GATHERING
         """What the run does now. A closed run is never SUSPENDED: there is nothing to decide."""
         self.settings: RunSettings | None = None
+        """Those that count."""
+        self.asked_settings: RunSettings | None = None
+        """Those that the nodes ask for: the same, unless an operator has scaled the run."""
         self.roster = Roster()
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
@@ -85,6 +89,7 @@ class MembershipState:
         self._committing = Committing()
         self._marking = Marking(timers, is_kept=has_successor)
         self._finished = Finished()
+        self._orders = KeptOrders(is_kept=has_successor)
         self._admission = Admission(
             run_id, members_max=members_max, table_bytes_max=table_bytes_max
         )
@@ -125,6 +130,21 @@ class MembershipState:
     def has_another_waiting(self, name: str) -> bool:
         """Whether a node of another name than this is connected, and waits for its own name."""
         return any(each != name for each in self._name_conflicts.waiting)
+
+    @property
+    def orders(self) -> Orders:
+        """What operators have ordered."""
+        return self._orders.now
+
+    @property
+    def orders_written(self) -> Orders:
+        """What operators have ordered, as far as the ledger has it."""
+        return self._orders.written
+
+    @property
+    def orders_with_record(self) -> Orders:
+        """The orders to write together with a record."""
+        return self._orders.at_forming
 
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """The marks to write together with a record."""
@@ -188,11 +208,16 @@ class MembershipState:
         if self.phase_of_work is not Phase.CLOSED or self.round is not None:
             return False
         # R6: not a run whose close is in a ledger.
-        if self._has_successor or self.settings is None:
+        if self._has_successor or self.asked_settings is None:
             return False
-        if self.settings.conflicts(settings):
+        if self.asked_settings.conflicts(settings):
             return True
         return self._can_begin_again and self.closed_ago_s(now_s) >= BEGIN_AGAIN_AFTER_S
+
+    def adopt_settings(self, asked: RunSettings | None) -> None:
+        """These settings of the nodes count, with the number of nodes that an operator wants."""
+        self.asked_settings = asked
+        self.settings = None if asked is None else self._orders.now.settings_of(asked)
 
     def is_of_last_round(self, node: NodeId) -> bool:
         """Whether the node is a member of the last round, and may read its table. O(1)."""
@@ -220,6 +245,7 @@ class MembershipState:
             (self._suspicion.in_burst, tuple(self._failed_in_burst)),
             self._suspicion.attaching,
             self._marking.freeze(),
+            self._orders.freeze(),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
         )

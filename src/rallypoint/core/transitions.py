@@ -92,6 +92,7 @@ _NOT_ASKED: Final = (Handling.IGNORED, "nothing: no record was given")
 _ATTACHED: Final = "admitted, resumed, or refused with the reason"
 _READY: Final = "counted; may complete the round"
 _LEFT: Final = "removed; may end the run"
+_DRAIN: Final = "the node is asked to leave, once the ledger has that"
 _CLOSE: Final = "the close is given to the ledger"
 _LOST: Final = "lost at once if its process ended; else it has the grace to resume"
 _SILENT: Final = "suspect, shown as such"
@@ -153,6 +154,30 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         _CLOSE,
         "the close follows the record being written",
         _CLOSE,
+        _KEPT,
+        _NOTHING,
+    ),
+    **_rows(
+        on.DrainRequested,
+        _DRAIN,
+        "recorded; the node is asked when the ledger has that",
+        _DRAIN,
+        _KEPT,
+        _NOTHING,
+    ),
+    **_rows(
+        on.EvictRequested,
+        "removed, and refused from now on; may end the run",
+        "removed, and refused from now on; the next round begins once this one is written",
+        "removed, and refused from now on; ends the round unless done or departing",
+        _KEPT,
+        _NOTHING,
+    ),
+    **_rows(
+        on.ScaleRequested,
+        "these numbers of nodes count; may complete the round",
+        "these numbers count; a record with too many nodes is not begun",
+        "these numbers count; ends a round with too many nodes",
         _KEPT,
         _NOTHING,
     ),
@@ -232,6 +257,9 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.ConnectionLost): (ACTIVE,),
     (ACTIVE, on.WorkerFailed): (ACTIVE, GATHERING),
     (ACTIVE, on.StoreLost): (ACTIVE, GATHERING),
+    (GATHERING, on.DrainRequested): (GATHERING,),
+    (ACTIVE, on.DrainRequested): (ACTIVE,),
+    (ACTIVE, on.ScaleRequested): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeSilent): (ACTIVE,),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),

@@ -442,6 +442,8 @@ class Change(FrozenStruct, frozen=True):
                 return f"{who} left{detail}"
             case ChangeKind.NODES_JOINED:
                 return f"{who} joined"
+            case ChangeKind.READY_AGAIN if not self.nodes and self.detail:
+                return self.detail  # An operator has scaled the run.
             case ChangeKind.READY_AGAIN:
                 return f"{who} asked for a new round"
             case ChangeKind.CLOSED:

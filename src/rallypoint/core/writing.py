@@ -26,7 +26,7 @@ def write_marks(run: MembershipState) -> None:
     if run.settings is None or run.phase not in (Phase.GATHERING, Phase.ACTIVE):
         return
     settle_s = run.settings.settle_s
-    run._do(*run._marking.write(settle_s, run.restart_count, run._now_s))
+    run._do(*run._marking.write(settle_s, run.restart_count, run._now_s, run._orders))
 
 
 def close_run(
@@ -49,6 +49,7 @@ def close_run(
 
 def commit_close(run: MembershipState, record: CloseRecord) -> None:
     # R6: the run is closed when the ledger says so, and not before.
+    run._orders.record_formed()
     run._committing.begin(msgspec.structs.replace(record, round=run.number))
     run._committing.close_wanted = None
     run._enter(Phase.COMMITTING)

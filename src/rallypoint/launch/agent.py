@@ -126,6 +126,7 @@ class Agent:
             workers=config.workers,
             ledger=ledger,
             keeper=self._system.guard,
+            on_asked_to_leave=lambda reason: self._take(on.Drained(reason)),
         )
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))

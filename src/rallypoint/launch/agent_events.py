@@ -135,6 +135,12 @@ class LeaveAsked(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Drained(msgspec.Struct, frozen=True):
+    """An operator asks that this node leaves the run. `reason`: who, and why."""
+
+    reason: str
+
+
 class CloseAsked(msgspec.Struct, frozen=True):
     """A worker asks that the run ends for all."""
 
@@ -173,6 +179,7 @@ Event: TypeAlias = (
     | Rank0Dialled
     | RegroupAsked
     | LeaveAsked
+    | Drained
     | CloseAsked
     | CloseFailed
 )

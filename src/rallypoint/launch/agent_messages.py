@@ -36,6 +36,12 @@ def of_leaving(number: int) -> str:
     return f"got {signal.Signals(number).name}: leaving the run"
 
 
+def of_drain(reason: str, grace_s: float | None = None) -> str:
+    """An operator ends this node's part. `grace_s`: for its workers, if it has any."""
+    text = f"leaving the run: {reason}"
+    return text if grace_s is None else f"{text}; the workers have {grace_s:.3g} s to stop"
+
+
 def of_loss(why: str, orphan_left_s: float | None) -> str:
     """The coordinator is lost for good. `orphan_left_s`: when the workers are stopped, if ever."""
     text = f"warning: {why}; the workers continue, but no other round can form"

@@ -46,6 +46,8 @@ until then. An earlier one is a cancellation, after which a launcher does not wa
 """
 
 
+_EXPELLED: Final = (errors.SupersededError, errors.EvictedError)
+"""A node that the coordinator refuses so has to stop its workers."""
 _STARTED: Final = (Phase.STARTING, Phase.WORKING, Phase.EXPLAINING)
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
 _WITHOUT_WORKERS: Final = (Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.GATHERING, *_OVER)
@@ -108,6 +110,8 @@ class AgentMachine:
         self._own: OwnAddress | None = None
         self._gone: errors.CoordinatorError | None = None
         self._wants_to_leave: str | None = None
+        self._drained: str | None = None
+        """Why an operator wants this node to leave; None if none does."""
         self._wants_regroup = False
         self._running: tuple[int, ...] = ()
         self._exits: list[WorkerExit] = []
@@ -139,7 +143,7 @@ class AgentMachine:
             (self.phase, self.end, repr(self.error), self.found, self._answer),
             (self._is_given_up, repr(self._after_stop), tuple(self._signals), self._signals_seen),
             (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
-            (self._wants_to_leave, self._wants_regroup, self._running),
+            (self._wants_to_leave, self._drained, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
             tuple(self._reached),
         )
@@ -166,6 +170,8 @@ class AgentMachine:
                 self._wants_regroup = True
             case on.LeaveAsked(reason=reason):
                 self._wants_to_leave = reason
+            case on.Drained(reason=reason):
+                return self._on_drained(reason)
             case on.CloseAsked(outcome=outcome, reason=reason):
                 return [do.CloseRun(outcome, reason)]
             case on.CloseFailed(message=message):
@@ -215,7 +221,7 @@ class AgentMachine:
     ) -> list[do.Action]:
         """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
         self._gone = error
-        if self.phase not in _WITHOUT_WORKERS and not isinstance(error, errors.SupersededError):
+        if self.phase not in _WITHOUT_WORKERS and not isinstance(error, _EXPELLED):
             return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
         return []
 
@@ -228,6 +234,13 @@ class AgentMachine:
         self._left_s = left_s if number == signal.SIGTERM else None
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
+
+    def _on_drained(self, reason: str) -> list[do.Action]:
+        """An operator's wish does at once what a signal does. A repeat changes nothing."""
+        if self._drained is not None or self._signals or self.is_over:
+            return []
+        self._drained = self._goodbye = reason
+        return [do.Depart(reason), do.TellDeparture(reason)]
 
     def _on_dialled(self, event: on.Rank0Dialled) -> list[do.Action]:
         """An address that was not reached counts while its round lasts: its host may have died."""
@@ -274,7 +287,7 @@ class AgentMachine:
 
     @property
     def _is_superseded(self) -> bool:
-        return isinstance(self._gone, errors.SupersededError)
+        return isinstance(self._gone, _EXPELLED)
 
     def _begin(self, now_s: float) -> list[do.Action]:
         self.phase = Phase.PREPARING
@@ -294,6 +307,8 @@ class AgentMachine:
     def _ask_round(self) -> list[do.Action]:
         if self._signals:
             return self._leave_by_signal()
+        if self._drained is not None:
+            return self._leave_drained(self._drained)
         self.phase = Phase.GATHERING
         return [do.AskRound()]
 
@@ -308,11 +323,18 @@ class AgentMachine:
 
     def _leave_if_signalled(self) -> list[do.Action]:
         """End a wait without workers."""
-        return [do.GiveUpWait(), *self._leave_by_signal()] if self._signals else []
+        if self._signals:
+            return [do.GiveUpWait(), *self._leave_by_signal()]
+        if self._drained is not None:
+            return [do.GiveUpWait(), *self._leave_drained(self._drained)]
+        return []
 
     def _leave_by_signal(self) -> list[do.Action]:
         said = do.Say(agent_messages.of_leaving(self._signals[0]))
         return [said, *self._end_with(self._end_by_signal())]
+
+    def _leave_drained(self, reason: str) -> list[do.Action]:
+        return [do.Say(agent_messages.of_drain(reason)), *self._end_with(End(ExitCode.DONE))]
 
     def _begin_round(self, found: Round) -> list[do.Action]:
         """Start this round's workers. It may have ended already."""
@@ -350,6 +372,7 @@ class AgentMachine:
         """Whether this node's workers have to stop in any case."""
         return bool(
             self._signals
+            or self._drained is not None
             or self._wants_to_leave is not None
             or self._closed is not None
             or self._is_superseded
@@ -360,6 +383,8 @@ class AgentMachine:
         """Handle what ends this round's work here. The order is the precedence."""
         if self._signals:
             return self._stop_by_signal()
+        if self._drained is not None:
+            return self._stop_drained(self._drained)
         if self._wants_to_leave is not None:
             return self._stop_to_leave(self._wants_to_leave)
         if self._closed is not None:
@@ -472,6 +497,12 @@ class AgentMachine:
             grace_s = left_s - END_MARGIN_S
         return grace_s, do.Say(agent_messages.of_departure(number, grace_s, left_s))
 
+    def _stop_drained(self, reason: str) -> list[do.Action]:
+        """Leave the run at an operator's request. The other nodes were told."""
+        grace_s = self._rules.stop_timeout_s
+        said = do.Say(agent_messages.of_drain(reason, grace_s))
+        return [said, *self._stop(grace_s, End(ExitCode.DONE))]
+
     def _stop_to_leave(self, reason: str) -> list[do.Action]:
         """Leave the run at a worker's request."""
         self._goodbye = reason
@@ -521,6 +552,12 @@ class AgentMachine:
             self._after_stop = self._end_by_signal()
             grace_s, said = self._notice()
             return [said, do.LengthenStop(grace_s)]
+        if self._drained is not None and self._after_stop is None:
+            # As with a signal: another node may have been drained just before.
+            self._after_stop = End(ExitCode.DONE)
+            grace_s = self._rules.stop_timeout_s
+            said = do.Say(agent_messages.of_drain(self._drained, grace_s))
+            return [said, do.LengthenStop(grace_s)]
         return []
 
     def _go_on(self) -> list[do.Action]:
@@ -538,6 +575,8 @@ class AgentMachine:
             return self._end_of_run(self._closed)
         if self._signals:
             return self._leave_by_signal()
+        if isinstance(self._gone, errors.EvictedError):
+            return self._end_by_error(self._gone)
         if self._gone is None:
             return []
         text = "this node's workers have finished; the end of the run is unknown: "

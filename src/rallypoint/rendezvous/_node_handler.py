@@ -516,7 +516,7 @@ def _kind_of(error: Exception) -> type[RendezvousError]:
             return RendezvousClosedError
         case errors.LedgerForeignError() | errors.LedgerCorruptError() | errors.LedgerFormatError():
             return RendezvousStateError
-        case errors.SupersededError() | errors.RunLostError():
+        case errors.SupersededError() | errors.EvictedError() | errors.RunLostError():
             return RendezvousStateError
         case errors.SettingsConflictError() | errors.NameTakenError() | errors.LimitError():
             return RendezvousError

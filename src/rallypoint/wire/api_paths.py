@@ -20,9 +20,9 @@ def run_path(run_id: str) -> str:
     return f"{RUNS}/{quoted(run_id)}"
 
 
-def close_path(run_id: str) -> str:
-    """Ends a run; POST."""
-    return f"{run_path(run_id)}/close"
+def action_path(run_id: str, action: str) -> str:
+    """What an operator does to a run: close, drain, evict; POST."""
+    return f"{run_path(run_id)}/{action}"
 
 
 def events_path(run_id: str) -> str:

@@ -74,6 +74,7 @@ class Attach(Message, frozen=True, tag="attach"):
     `resume_secret`: drawn by the node for this membership, and the same each time it attaches. Only
     a node with the secret of the first time is the same member. Empty: the node's release has none.
     `ended`: the run's owner, if it has ended as far as the node has seen.
+    `takes_orders`: the node understands `AskedToLeave`, and that it can be evicted.
     """
 
     version: int
@@ -85,6 +86,7 @@ class Attach(Message, frozen=True, tag="attach"):
     source: Address | None = None
     resume_secret: Secret = b""
     ended: EndedOwner | None = None
+    takes_orders: bool = False
 
     def __repr__(self) -> str:
         return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"
@@ -254,6 +256,16 @@ class Standby(Message, frozen=True, tag="standby"):
     standby: bool
 
 
+class AskedToLeave(Message, frozen=True, tag="leave"):
+    """An operator asks the node to leave in order, as at SIGTERM. It answers with `Departing`.
+
+    It is only sent to a node that takes orders, and again each time that the node attaches.
+    """
+
+    by: str
+    reason: str
+
+
 class Probe(Message, frozen=True, tag="probe"):
     """Ask whether the node is alive. Answered by `Alive`."""
 
@@ -308,6 +320,7 @@ FromCoordinator: TypeAlias = (
     | CauseFound
     | Closed
     | Standby
+    | AskedToLeave
     | Probe
     | Beat
     | StoreAnswer

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from rallypoint.core.orders import NO_ORDERS, Orders
 from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.reasons import OTHER_FORMAT_HINT
 from rallypoint.core.values import (
@@ -121,6 +122,7 @@ class RunState(FrozenStruct, frozen=True):
     floor: int = 0
     marks: Marks = Marks()
     past: Past = NO_PAST
+    orders: Orders = NO_ORDERS
 
     @property
     def number(self) -> int:
@@ -142,6 +144,7 @@ class RunRegister(Kept, frozen=True):
     time alone that no former owner answers reads; 0: it can. See `ownership`.
     `formers`: the last processes that owned the run before, the newest last. Their events of it are
     under their names, for people. No decision depends on it.
+    `orders`: those of operators. `settings` are what the nodes ask for.
     """
 
     ledger_id: str
@@ -159,6 +162,7 @@ class RunRegister(Kept, frozen=True):
     past: Past = NO_PAST
     unsure_s: float = 0.0
     formers: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    orders: Orders = NO_ORDERS
 
     @property
     def number(self) -> int:
@@ -223,6 +227,7 @@ class RunRegister(Kept, frozen=True):
             self.floor,
             self.marks,
             self.past,
+            self.orders,
         )
 
     @property

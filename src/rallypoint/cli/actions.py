@@ -1,0 +1,113 @@
+"""`rallypoint close`, `drain` and `evict`: what an operator does to a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from rallypoint.cli import api, output, run_locator
+from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
+from rallypoint.errors import RunClosedError
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+NodeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NODE", help="The node's name; or its host or rank, if no other node has it."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Shown to every node, and in events.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("close")(close)
+    app.command("drain")(drain)
+    app.command("evict")(evict)
+
+
+def close(
+    run_id: RunArgument,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    reason: ReasonOption = "closed by request",
+    yes: YesOption = False,
+) -> None:
+    """End a run for all its nodes. Their workers stop, and no further round forms."""
+    _confirm(yes, f"Close run {run_id!r} for all its nodes?")
+    try:
+        answer = _act(endpoint, token_file, run_id, "close", {"reason": reason})
+        was_closed = bool(answer.get("was_closed"))
+    except RunClosedError:
+        was_closed = True  # by the ledger; the run has no coordinator any more
+    how = "had already ended" if was_closed else "is closed"
+    output.tell_result(f"run {_shown(run_id)} {how}")
+
+
+def drain(
+    run_id: RunArgument,
+    node: NodeArgument,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Ask a node to leave a run in order. The others form a round without it.
+
+    The node does what it does at SIGTERM: it stops its workers, which have their stop time for
+    that, and says goodbye. `rallypoint status` shows it as departing until then. The order
+    survives the loss of the coordinator.
+    """
+    answer = _act(endpoint, token_file, run_id, "drain", {"node": node, "reason": reason})
+    name, state = _shown(answer.get("node", node)), str(answer.get("state") or "")
+    if state == "done":
+        text = f"node {name} has finished its work, and leaves by itself"
+    elif answer.get("was_asked"):
+        text = f"node {name} was asked to leave before"
+    else:
+        text = f"node {name} is asked to leave run {_shown(run_id)}"
+    output.tell_result(text)
+
+
+def evict(
+    run_id: RunArgument,
+    node: NodeArgument,
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+) -> None:
+    """Take a node out of a run at once, and keep it out.
+
+    The others form a round without it. The node stops its workers and ends with exit code 7. Each
+    later start of a node of that name is refused, with the reason.
+    """
+    _confirm(yes, f"Evict node {node!r} from run {run_id!r}, for good?")
+    answer = _act(endpoint, token_file, run_id, "evict", {"node": node, "reason": reason})
+    name = _shown(answer.get("node", node))
+    how = "was evicted before" if answer.get("was_evicted") else "is evicted"
+    output.tell_result(f"node {name} {how} from run {_shown(run_id)}")
+
+
+def _act(
+    endpoint: str | None, token_file: str | None, run_id: str, action: str, body: dict[str, Any]
+) -> dict[str, Any]:
+    where = endpoint_of(endpoint)
+    keys = keys_of(where, token_file)
+    coordinator = run_locator.coordinator_of(where, keys, run_id)
+    return coordinator.ask(lambda at, secret: api.act(at, secret, run_id, action, body))
+
+
+def _confirm(is_sure: bool, question: str) -> None:
+    """Ask a person. A script is not asked. Raises typer.Abort if the answer is no."""
+    if is_sure or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    typer.confirm(output.clean(question), abort=True, err=True)
+
+
+def _shown(name: object) -> str:
+    return output.clean(repr(str(name)))

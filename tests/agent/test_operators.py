@@ -1,0 +1,65 @@
+"""`rallypoint drain` and `evict`, with real agents, workers and commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.agent.processes import Machine, alive
+
+pytestmark = pytest.mark.processes
+
+RUN = "job"
+OPTIONS = ("--last-call", "60", "--run-id", RUN)
+
+
+def rallypoint(machine: Machine, *arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "rallypoint",
+            *arguments,
+            "--endpoint",
+            f"http://{machine.endpoint}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Machine) -> None:
+    """The first node hosts the coordinator, and is drained at last: it stays for the others."""
+    a, b, c = (machine.agent(name, *OPTIONS, nnodes="1:3") for name in "abc")
+    old = [agent.worker(1) for agent in (a, b, c)]
+    said = rallypoint(machine, "drain", RUN, "c", "--reason", "new kernel")
+    assert said == (0, f"node 'c' is asked to leave run '{RUN}'\n", "")
+    c.line("leaving the run: drained by operator at 127.0.0.1: new kernel")
+    c.ends(0)
+    a.worker(2)
+    second = b.worker(2)
+    why = "round 1 has ended: c left: drained by operator at 127.0.0.1: new kernel"
+    assert why in a.text
+    assert not alive(old[2].pid)
+
+    code, out, _ = rallypoint(machine, "evict", RUN, "b", "--reason", "ECC errors", "--yes")
+    assert (code, out) == (0, f"node 'b' is evicted from run '{RUN}'\n")
+    assert "node 'b' was evicted by operator at 127.0.0.1: ECC errors" in b.ends(7)
+    assert not alive(second.pid)
+    third = a.worker(3)
+    assert "round 2 has ended: b lost: evicted by operator" in a.text
+    again = machine.agent("b", *OPTIONS, nnodes="1:3")
+    assert "this run admits no node of that name any more" in again.ends(7)
+
+    code, _, err = rallypoint(machine, "drain", RUN, "bb")
+    assert code == 2
+    assert "nodes of this run: a" in err
+    os.kill(third.pid, signal.SIGUSR2)
+    a.ends(0)

@@ -1,0 +1,233 @@
+"""Drains and evictions over HTTP: which node is meant, what the answer says, and by which replica.
+
+Real sockets, nodes and coordinators. What an order does to a run is tested in tests/core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from rallypoint import errors
+from rallypoint.client.node import Node
+from rallypoint.client.run_client import open_node
+from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.core.membership import Membership
+from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import parse_endpoint
+from rallypoint.ledger.memory import MemoryLedger
+from rallypoint.settings import NodeSettings
+from tests.coordinator.replica import TOKEN, Replica, replica
+from tests.loops import BOOTSTRAP, run_clean, served, until
+
+pytestmark = pytest.mark.sockets
+
+TWO = RunSettings(min_nodes=1, max_nodes=2, max_restarts=None, last_call_s=0.05)
+
+
+class Asked(list[str]):
+    """What a node was asked, and the node."""
+
+    node: Node
+
+
+@contextlib.asynccontextmanager
+async def orderly(
+    port: int, name: str, *, takes_orders: bool = True, **own: Any
+) -> AsyncIterator[Asked]:
+    """A node that is attached, and departs when it is asked to leave."""
+    asked = Asked()
+
+    def leave(reason: str) -> None:
+        asked.append(reason)
+        asked.node.depart(reason)
+
+    endpoint = parse_endpoint(f"http://127.0.0.1:{port}")
+    settings = NodeSettings(
+        endpoint=endpoint, run_id="run", node_name=name, token=TOKEN, insecure=True, **own
+    )
+    asked.node = Node(settings, TWO, on_asked_to_leave=leave if takes_orders else None)
+    await asked.node.open()
+    try:
+        yield asked
+    finally:
+        asked.node.goodbye("the test is over")
+        await asked.node.aclose(linger=False)
+
+
+@contextlib.asynccontextmanager
+async def alone() -> AsyncIterator[Replica]:
+    async with served(CoordinatorConfig(token=TOKEN)) as (server, port):
+        yield Replica(server, port)
+
+
+async def order(one: Replica, action: str, **body: object) -> tuple[int, Any]:
+    return await one.ask(f"/api/v1/runs/run/{action}", post=msgspec.json.encode(body))
+
+
+def test_a_drained_node_is_asked_and_the_others_learn_the_reason() -> None:
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "q1") as a, orderly(one.port, "q2") as b:
+            await both_in_a_round(a, b)
+            code, said = await order(one, "drain", node="q2", reason="new kernel")
+            assert (code, said["node"], said["was_asked"]) == (200, "q2", False)
+            await until(lambda: a.node.change, "the round goes on")
+            reason = "drained by operator at 127.0.0.1: new kernel"
+            assert str(a.node.change) == f"q2 left: {reason}"
+            assert b == [reason]
+            member = (await one.status("run")).members
+            assert member is not None
+            shown = {each.name: (each.state, each.drained) for each in member}
+            assert shown["q2"] == ("departing", "operator at 127.0.0.1: new kernel")
+            assert shown["q1"][1] is None
+            assert (await order(one, "drain", node="q2"))[1]["was_asked"] is True
+            code, events = await one.ask("/api/v1/runs/run/events")
+            texts = [each["text"] for each in events["events"]]
+            assert "q2 asked to leave by operator at 127.0.0.1: new kernel" in texts
+
+    run_clean(main)
+
+
+def test_an_evicted_node_ends_with_the_reason_and_cannot_come_back() -> None:
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "q1") as a, orderly(one.port, "q2") as b:
+            await both_in_a_round(a, b)
+            code, said = await order(one, "evict", node="q2", reason="ECC errors")
+            assert (code, said["was_evicted"]) == (200, False)
+            await until(lambda: a.node.change, "the round goes on")
+            why = "evicted by operator at 127.0.0.1: ECC errors"
+            assert str(a.node.change) == f"q2 lost: {why}"
+            await until(lambda: b.node.gone, "it was not told")
+            assert isinstance(b.node.gone, errors.EvictedError)
+            assert str(b.node.gone).startswith(f"node 'q2' was {why}")
+            with pytest.raises(errors.EvictedError, match="ECC errors"):
+                async with orderly(one.port, "q2"):
+                    """It is not let in."""
+            assert (await order(one, "evict", node="q2"))[1]["was_evicted"] is True
+            assert (await order(one, "drain", node="q2"))[0] == 409
+            status = await one.status("run")
+            assert status.evicted is not None
+            assert [(each.node, each.reason) for each in status.evicted] == [("q2", "ECC errors")]
+            events = (await one.ask("/api/v1/runs/run/events"))[1]["events"]
+            (evicted,) = [each for each in events if each["kind"] == "evicted"]
+            assert (evicted["node"], evicted["by"]) == ("q2", "operator at 127.0.0.1")
+            # What follows from it is not told as another loss.
+            assert "lost" not in [each["kind"] for each in events]
+
+    run_clean(main)
+
+
+def test_a_node_that_does_not_know_the_question_is_named() -> None:
+    async def main() -> None:
+        async with (
+            alone() as one,
+            orderly(one.port, "q1", takes_orders=False) as a,
+        ):
+            code, said = await order(one, "drain", node="q1")
+            assert code == 409
+            assert "cannot be asked to leave" in said["error"]
+            assert "rallypoint evict" in said["hint"]
+            assert (await order(one, "evict", node="q1"))[0] == 200
+            await until(lambda: a.node.gone, "it was not told")
+            assert isinstance(a.node.gone, errors.SupersededError)
+
+    run_clean(main)
+
+
+def test_bad_requests_and_unknown_nodes() -> None:
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "node-1"), orderly(one.port, "node-2"):
+            for bad in (b"", b"{}", b'{"node": 7}', b"[", b'{"node": "q1", "reason": 1}'):
+                for action in ("drain", "evict"):
+                    path = f"/api/v1/runs/run/{action}"
+                    assert (await one.ask(path, post=bad))[0] == 400
+            code, said = await order(one, "evict", node="node-3")
+            assert (code, sorted(said["nearest"])) == (404, ["node-1", "node-2"])
+            assert "did you mean" in said["hint"]
+            code, said = await one.ask("/api/v1/runs/rum/drain", post=b'{"node": "q1"}')
+            assert (code, said["nearest"]) == (404, ["run"])
+            assert (await order(one, "close"))[0] == 200
+            code, said = await order(one, "drain", node="node-1")
+            assert code == 409
+            assert "is over" in said["error"]
+
+    run_clean(main)
+
+
+def test_a_node_is_named_by_its_host_or_rank_if_only_one_fits() -> None:
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "q1") as a, orderly(one.port, "q2") as b:
+            await both_in_a_round(a, b)
+            host = a.node.info.host
+            code, said = await order(one, "drain", node=host)
+            assert (code, sorted(said["nodes"])) == (409, ["q1", "q2"])
+            code, said = await order(one, "drain", node="1")
+            assert code == 200
+            seat = b.node.round
+            assert seat is not None
+            assert said["node"] == ("q2" if seat.seat.node_rank == 1 else "q1")
+            assert (await order(one, "drain", node="7"))[0] == 404
+
+    run_clean(main)
+
+
+def test_any_replica_passes_an_order_on_and_a_successor_knows_it() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with (
+            replica(ledger) as one,
+            replica(ledger) as other,
+            orderly(one.port, "q1") as a,
+            orderly(one.port, "q2") as b,
+        ):
+            await both_in_a_round(a, b)
+            code, _ = await order(other, "evict", node="q2", reason="hot")
+            assert code == 200
+            code, _ = await order(other, "drain", node="q1", reason="late")
+            assert code == 200
+            await until(lambda: a, "it was not asked")
+            assert a == ["drained by operator at 127.0.0.1 through 127.0.0.1: late"]
+            run = one.server.coordinator.runs["run"]
+            assert _written(run.membership) == (["q2"], ["q1"])
+            await one.server.aclose()
+            code, said = await order(other, "evict", node="q2")
+            assert (code, said["was_evicted"], said["reason"]) == (200, True, "hot")
+
+    run_clean(main)
+
+
+async def both_in_a_round(*nodes: Asked) -> None:
+    for each in nodes:
+        each.node._act(each.node._machine.ready(BOOTSTRAP, 1))
+    is_in: Callable[[], bool] = lambda: all(  # noqa: E731
+        each.node.round is not None and each.node.round.head.nodes == len(nodes) for each in nodes
+    )
+    await until(is_in, "no round with both")
+
+
+def _written(membership: Membership) -> tuple[list[str], list[str]]:
+    orders = membership.orders_written
+    evicted = [each.node.name for each in orders.evictions]
+    return evicted, [each.node.name for each in orders.drains]
+
+
+def test_a_native_program_gets_no_other_world_when_its_node_is_drained() -> None:
+    async def main() -> None:
+        async with alone() as one:
+            endpoint = parse_endpoint(f"http://127.0.0.1:{one.port}")
+            settings = NodeSettings(
+                endpoint=endpoint, run_id="run", node_name="q2", token=TOKEN, insecure=True
+            )
+            client = await open_node(settings, RunSettings(min_nodes=2, max_nodes=2))
+            waiting = asyncio.ensure_future(client.next_world(20.0))
+            assert (await order(one, "drain", node="q2", reason="late"))[0] == 200
+            assert await waiting is None
+            assert await client.next_world(20.0) is None
+            await client.aclose()
+
+    run_clean(main)

@@ -1,0 +1,214 @@
+"""What operators order, and that it holds under any coordinator and with any neighbours."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.orders import ORDERS_BYTES_MAX, Orders, Scale, order
+from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.values import NodeId, Phase, RunSettings
+from tests.core.driver import Driver, node_id
+from tests.core.test_properties import a_round_is_formed
+from tests.core.walks import EVICTED, NAMES, walk
+from tests.kinds import seeds
+
+A = NodeId("a", 1)
+
+
+def kinds(driver: Driver, kind: type) -> list[do.Effect]:
+    return [effect for _, effect in driver.take() if isinstance(effect, kind)]
+
+
+def met(*, manual_marks: bool = True) -> Driver:
+    driver = Driver(min=2, max=3, manual_marks=manual_marks)
+    driver.join("a", "b", "c")
+    driver.take()
+    return driver
+
+
+def test_r5_a_node_is_asked_when_the_ledger_has_the_drain() -> None:
+    driver = met()
+    driver.drain("a")
+    assert not kinds(driver, do.AskToLeave)
+    assert driver.run.orders_written.drain_of(A) is None
+    driver.marks_written()
+    assert kinds(driver, do.AskToLeave)
+    assert driver.run.orders_written.drain_of(A) is not None
+
+
+def test_r5_a_successor_asks_a_drained_node_again() -> None:
+    driver = met()
+    driver.drain("a")
+    driver.marks_written()
+    driver.fail_over()
+    driver.take()
+    driver.attach("b", "a")
+    (asked,) = kinds(driver, do.AskToLeave)
+    assert isinstance(asked, do.AskToLeave)
+    assert (asked.order.node, asked.is_repeat) == (A, True)
+
+
+def test_r5_a_successor_knows_nothing_of_a_drain_that_was_not_written() -> None:
+    driver = met()
+    driver.drain("a")
+    driver.fail_over()
+    driver.take()
+    driver.attach("a")
+    assert not kinds(driver, do.AskToLeave)
+
+
+def test_a_drain_while_a_round_is_written_is_told_after_its_own_write() -> None:
+    driver = Driver(min=2, max=2, manual_marks=True, manual_commit=True)
+    driver.join("a", "b")
+    driver.drain("a")
+    driver.commit()
+    assert driver.phase is Phase.ACTIVE
+    assert not kinds(driver, do.AskToLeave)
+    driver.marks_written()
+    assert kinds(driver, do.AskToLeave)
+
+
+def test_a_drain_before_the_first_round_is_written() -> None:
+    driver = Driver(min=2, max=2, manual_marks=True)
+    driver.attach("a")
+    driver.drain("a")
+    driver.marks_written()
+    assert kinds(driver, do.AskToLeave)
+    assert driver.register.orders.drain_of(A) is not None
+
+
+def test_a_node_that_left_in_order_leaves_no_drain_behind() -> None:
+    driver = met(manual_marks=False)
+    driver.drain("a")
+    driver.depart("a")
+    driver.leave("a")
+    assert driver.run.orders.drains == ()
+
+
+def test_a_node_that_was_lost_while_it_was_drained_is_asked_when_it_is_back() -> None:
+    driver = met(manual_marks=False)
+    driver.drain("a")
+    driver.die("a")
+    driver.take()
+    driver.attach("a")
+    assert kinds(driver, do.AskToLeave)
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_r4_an_evicted_node_is_refused_by_a_successor_that_knows_of_it(is_written: bool) -> None:
+    driver = met()
+    driver.evict("a")
+    if is_written:
+        driver.marks_written()
+    driver.fail_over()
+    driver.take()
+    driver.attach("a")
+    refused = kinds(driver, do.Refuse)
+    assert bool(refused) is is_written
+
+
+def test_r4_an_eviction_counts_for_each_start_of_the_name() -> None:
+    driver = met(manual_marks=False)
+    driver.attach("a'")
+    driver.evict("a")
+    refused = kinds(driver, do.Refuse)
+    assert [each.refusal.code for each in refused if isinstance(each, do.Refuse)] == [
+        RefusalCode.EVICTED
+    ]
+    assert driver.run.roster.get("a") is None
+
+
+def test_an_eviction_breaks_the_round_with_its_reason() -> None:
+    driver = met(manual_marks=False)
+    driver.evict("a", reason="ECC errors")
+    (broken,) = kinds(driver, do.Break)
+    assert isinstance(broken, do.Break)
+    assert str(broken.change) == "a lost: evicted by operator ann: ECC errors"
+
+
+def test_an_evicted_node_does_not_set_the_settings_of_its_run() -> None:
+    driver = Driver(min=1, max=2)
+    driver.join("a")
+    driver.evict("a")
+    driver.attach("a", settings=RunSettings(min_nodes=7, max_nodes=7))
+    driver.join("b")
+    assert driver.run.settings == driver.settings
+
+
+def test_r3_after_a_scale_nodes_may_ask_for_any_number_of_nodes() -> None:
+    driver = met(manual_marks=False)
+    driver.scale(1, 6)
+    driver.take()
+    driver.attach("d")
+    driver.attach("e", settings=msgspec.structs.replace(driver.settings, max_nodes=6))
+    other = msgspec.structs.replace(driver.settings, settle_s=0.7)
+    driver.attach("f", settings=other)
+    welcome = [each.node.name for each in kinds(driver, do.Welcome) if isinstance(each, do.Welcome)]
+    assert welcome == ["d", "e"]
+
+
+def test_a_scale_holds_for_a_successor_and_is_no_change_of_what_nodes_ask_for() -> None:
+    driver = met(manual_marks=False)
+    driver.scale(2, 6)
+    assert driver.register.orders.scale == Scale(2, 6, "operator ann")
+    driver.fail_over()
+    assert driver.run.settings is not None
+    assert (driver.run.settings.min_nodes, driver.run.settings.max_nodes) == (2, 6)
+    assert driver.run.asked_settings == driver.settings
+
+
+def test_a_scale_keeps_an_expected_number_only_if_it_fits() -> None:
+    asked = RunSettings(min_nodes=2, max_nodes=8, expected_nodes=4)
+    assert Orders(scale=Scale(2, 6, "")).settings_of(asked).expected_nodes == 4
+    assert Orders(scale=Scale(2, 3, "")).settings_of(asked).expected_nodes is None
+
+
+def test_a_round_of_which_a_node_has_finished_is_not_made_smaller() -> None:
+    driver = met(manual_marks=False)
+    driver.done("a")
+    driver.scale(1, 1)
+    assert driver.phase is Phase.ACTIVE
+
+
+def test_r3_a_newcomer_that_is_not_enough_for_the_minimum_ends_no_round() -> None:
+    driver = met(manual_marks=False)
+    driver.scale(5, 6)
+    driver.join("d")
+    driver.advance(10.0)
+    assert not kinds(driver, do.Break)
+    driver.join("e")
+    driver.advance(10.0)
+    assert kinds(driver, do.Break)
+
+
+def test_r12_orders_are_bounded_and_old_drains_make_room() -> None:
+    orders, count = Orders(), 0
+    for count in range(1_000):
+        orders = orders.with_drain(order(NodeId(f"drained{count}", 1), "ann", "x" * 1_000))
+    assert 10 < len(orders.drains) < 100
+    assert orders.drains[-1].node.name == f"drained{count}"
+    count = 0
+    while orders.has_room_for(order(NodeId(f"n{count}", 1), "ann", "x" * 1_000)):
+        orders = orders.with_eviction(order(NodeId(f"n{count}", 1), "ann", "x" * 1_000))
+        count += 1
+    assert 10 < count < 100
+    assert len(msgspec.msgpack.encode(orders)) <= ORDERS_BYTES_MAX
+
+
+@pytest.mark.parametrize("tens", seeds(5, verify=15, long=150))
+def test_r7_a_round_is_formed_though_an_operator_has_acted(tens: int) -> None:
+    """R7, for the numbers of nodes that the operator wants, with nodes that are not evicted."""
+    for seed in range(10 * tens, 10 * tens + 10):
+        driver = walk(seed, steps=80, has_operator=True)
+        settings = driver.run.settings or driver.settings
+        good = [name for name in NAMES if name not in EVICTED]
+        a_round_is_formed(driver, good[: max(settings.min_nodes, 1 + seed % 4)])
+
+
+def test_a_drain_of_another_start_of_a_node_changes_nothing() -> None:
+    driver = met(manual_marks=False)
+    driver.step(on.DrainRequested(node_id("a'"), "operator ann", ""))
+    assert driver.run.orders.drains == ()
