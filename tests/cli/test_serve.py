@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from rallypoint.cli import serve as serving
 from rallypoint.coordinator.status import RunStatus
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import UsageError
+from rallypoint.security.state import State
 from tests.waiting import wait_until
 
 from .conftest import COMMAND, Cli, Served, without_ports
@@ -421,3 +423,29 @@ def test_quiet_says_only_what_is_wrong(serve: Callable[..., Served]) -> None:
 
 def test_verbose_and_quiet_contradict_each_other(cli: Cli) -> None:
     assert "contradict" in cli("serve", "-v", "-q").err
+
+
+@pytest.mark.parametrize("kept", ["memory", "file"])
+def test_a_token_that_is_revoked_is_refused_within_seconds(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path, kept: str
+) -> None:
+    """By a change of the state directory, or for all replicas by the ledger."""
+    state, other, viewer = tmp_path / "state", tmp_path / "copy", tmp_path / "viewer"
+    place = f"file:{tmp_path / 'ledger'}"
+    ledger = ("--ledger", place) if kept == "file" else ()
+    assert cli("token", "new", "--state", str(state)).code == 0
+    shutil.copytree(state, other)
+    assert cli("token", "new", str(viewer), "--state", str(state), "--role", "viewer").code == 0
+    [claim] = State(state).issued()
+    # The other replica has a copy of the directory, in which the claim is not revoked.
+    folders = (state, other) if ledger else (state,)
+    endpoints = [serve("--state", str(each), *ledger).endpoint for each in folders]
+
+    def answers() -> list[int]:
+        found = [cli("status", "--endpoint", e, "--token-file", str(viewer)) for e in endpoints]
+        assert all(each.code == 0 or "was revoked" in each.err for each in found), found
+        return [each.code for each in found]
+
+    assert not any(answers())
+    assert cli("token", "revoke", claim.id, "--state", str(state), *ledger).code == 0
+    wait_until(lambda: all(answers()), says="it is still accepted")

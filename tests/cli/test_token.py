@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 from pathlib import Path
 
@@ -176,3 +177,67 @@ def test_serve_takes_no_claim_as_its_own_token(cli: Cli, tmp_path: Path) -> None
     done = cli("serve", "--port", "0", "--token-file", str(file))
     assert (done.code, done.out) == (2, "")
     assert "is a signed claim, which is for nodes and commands" in " ".join(done.err.split())
+
+
+# -- list, revoke, rotate --------------------------------------------------------------------------
+
+
+def rows_of(cli: Cli, state: Path) -> dict[str, tuple[str, str, str]]:
+    """Kind, runs and state of each token, by its id."""
+    found = json.loads(cli("token", "list", "--state", str(state), "--json").out)["tokens"]
+    return {each["id"]: (each["kind"], each["runs"], each["state"]) for each in found}
+
+
+def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    of = ("--state", str(state))
+    assert cli("token", "new", *of).code == 0
+    shared = tokens.fingerprint((state / "token").read_text().strip())
+    listed = ("--role", "viewer", "--run", "team-*", "--listed", "dash")
+    assert cli("token", "new", str(tmp_path / "dash"), *of, *listed).code == 0
+    assert cli("token", "new", str(tmp_path / "job"), *of, "--run", "job-42").code == 0
+    parts = parse((tmp_path / "job").read_text().strip())
+    assert parts is not None
+    assert parts.signed is not None
+    claim = parts.signed.claim.id
+    assert rows_of(cli, state) == {
+        shared: ("shared", "*", "counts"),
+        "dash": ("listed", "team-*", "counts"),
+        claim: ("claim", "job-42", "counts"),
+    }
+    text = " ".join(cli("token", "list", *of).out.split())
+    assert f"{claim} claim node job-42" in text
+    for each in (claim, "dash", "made-elsewhere"):
+        assert cli("token", "revoke", each, *of).code == 0
+    found = rows_of(cli, state)
+    assert [found[each][2] for each in (claim, "dash", "made-elsewhere")] == ["revoked"] * 3
+    refused = cli("token", "revoke", shared, *of)
+    assert (refused.code, "token rotate" in refused.err) == (2, True)
+    assert cli("token", "rotate", *of, "--overlap", "7d").code == 0
+    found = rows_of(cli, state)
+    [old] = [each for each in found if each.startswith("old-")]
+    assert found[old] == ("listed", "*", "counts")
+    assert shared not in found
+    assert cli("token", "rotate", *of).code == 0
+    assert [kind for kind, _, _ in rows_of(cli, state).values()].count("shared") == 2
+    assert cli("token", "rotate", *of, "--end-old").code == 0
+    assert [kind for kind, _, _ in rows_of(cli, state).values()].count("shared") == 1
+    both = cli("token", "rotate", *of, "--end-old", "--overlap", "7d")
+    assert (both.code, "contradict" in both.err) == (2, True)
+
+
+def test_a_tokens_file_with_a_fault_or_that_others_can_read_is_refused(
+    cli: Cli, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    assert cli("token", "new", "--state", str(state)).code == 0
+    path = state / "tokens.toml"
+    path.write_text("[[token]]\nid = 7\n")
+    path.chmod(0o600)
+    done = cli("serve", "--state", str(state), "--port", "0")
+    assert done.code == 2
+    assert "entry 'number 1': needs id, as text" in " ".join(done.err.split())
+    path.chmod(0o640)
+    done = cli("serve", "--state", str(state), "--port", "0")
+    assert (done.code, done.out) == (2, "")
+    assert f"chmod 600 {path}" in " ".join(done.err.split())

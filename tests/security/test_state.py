@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import stat
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from rallypoint.security import state as s
 from rallypoint.security.authority import Authority, new_secret
+from rallypoint.security.hashed import hash_of
 from rallypoint.security.identities import Identities
+from rallypoint.security.roles import Role
 from rallypoint.security.token_form import can_host, credential, parse, written
 
 
@@ -98,3 +101,70 @@ def test_several_tokens_are_accepted_while_nodes_change(made: s.State) -> None:
     made.token_file.write_text(f"{new}\n{old}\n")
     assert made.tokens() == (new, old)
     assert len(made.host_tokens()) == 2
+
+
+# -- tokens with ids -------------------------------------------------------------------------------
+
+
+def test_a_rotation_makes_a_new_first_token_and_the_old_one_counts_until_it_is_ended(
+    made: s.State,
+) -> None:
+    [old] = made.tokens()
+    new = made.rotate()
+    assert made.tokens() == (new, old)
+    assert made.end_old() == 1
+    assert made.tokens() == (new,)
+    assert made.end_old() == 0
+    assert made.token_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_rotation_with_a_date_keeps_the_old_token_by_its_hash(made: s.State) -> None:
+    [old] = made.tokens()
+    ends = dt.datetime(2030, 1, 2, tzinfo=dt.UTC)
+    new = made.rotate(ends)
+    assert made.tokens() == (new,)
+    [listed] = made.hashed_tokens()
+    assert (listed.sha256, listed.ends_at) == (hash_of(old), ends.timestamp())
+    assert set(listed.roles) == set(Role)
+    assert old not in (made.folder / "tokens.toml").read_text()
+    made.rotate(ends)
+    assert len(made.hashed_tokens()) == 2
+
+
+def test_there_are_not_more_tokens_than_are_compared(made: s.State) -> None:
+    for _ in range(s.TOKENS_MAX - 1):
+        made.rotate()
+    with pytest.raises(s.StateError, match="already") as caught:
+        made.rotate()
+    assert "--end-old" in caught.value.hint
+
+
+def test_issued_and_revoked_tokens_are_noted_without_a_secret(made: s.State) -> None:
+    day = dt.timedelta(days=1)
+    claim, text = made.issue(Role.NODE, "job-*", day)
+    listed = made.list_new("dash", Role.VIEWER, "team-*", day)
+    assert made.issued() == (claim,)
+    [hashed] = made.hashed_tokens()
+    assert (hashed.id, hashed.sha256, hashed.runs) == ("dash", hash_of(listed), "team-*")
+    for token_id in (claim.id, "dash", claim.id):
+        made.revoke(token_id)
+    assert made.revoked() == {claim.id, "dash"}
+    for name in ("issued", "revoked", "tokens.toml"):
+        path = made.folder / name
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert text not in path.read_text()
+        assert listed not in path.read_text()
+    with pytest.raises(ValueError, match="is taken"):
+        made.list_new("dash", Role.VIEWER, "*", None)
+    with pytest.raises(ValueError, match="must be 1 to 64"):
+        made.revoke("no\nid")
+
+
+@pytest.mark.parametrize("name", ["tokens.toml", "issued", "revoked"])
+def test_a_list_that_others_can_read_is_refused(made: s.State, name: str) -> None:
+    path = made.folder / name
+    path.write_text("")
+    path.chmod(0o644)
+    with pytest.raises(s.StateError, match="other users") as caught:
+        (made.hashed_tokens(), made.issued(), made.revoked())
+    assert f"chmod 600 {path}" in caught.value.hint

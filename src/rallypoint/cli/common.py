@@ -76,9 +76,9 @@ def log_choice(log_format: str | None, *, verbose: bool, quiet: bool) -> LogChoi
     return LogChoice(level, form == "json")
 
 
-def tokens_of(token_file: str | None) -> tuple[str, ...]:
-    """All tokens that a coordinator accepts, with the same warning. Raises UsageError."""
-    accepted: tuple[str, ...] = settings.resolve_tokens(token_file).value
+def accepted_of(token_file: str | None) -> settings.Accepted:
+    """All that a coordinator accepts, with the same warning. Raises UsageError."""
+    accepted = settings.resolve_accepted(token_file)
     warn_if_exposed(token_file)
     return accepted
 
@@ -86,7 +86,7 @@ def tokens_of(token_file: str | None) -> tuple[str, ...]:
 def keys_of(endpoint: Endpoint, token_file: str | None) -> tokens.Keys:
     """The tokens that a command sends to a coordinator.
 
-    Warns like `tokens_of`; raises UsageError.
+    Warns like `accepted_of`; raises UsageError.
     """
     keys = tokens.Keys.of_command(endpoint, token_file)
     warn_if_exposed(token_file)

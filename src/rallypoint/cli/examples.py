@@ -59,6 +59,15 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("--state state", "a directory for `rallypoint serve --state`"),
         ("node --state state --role node --run 'job-*' --ttl 7d", "a claim for some runs"),
     ),
+    "token list": (("--state state", "who may do what, and until when"),),
+    "token revoke": (
+        ("0a1b2c3d4e5f --state state", "for a `serve` with this directory"),
+        ("0a1b2c3d4e5f --state state --ledger etcd://a:2379/rp", "for all coordinators"),
+    ),
+    "token rotate": (
+        ("--state state --overlap 7d", "a new token; the old one counts for a week"),
+        ("--state state --end-old", "only the newest one counts"),
+    ),
     "token show": (("", "the token in use here, by its fingerprint"),),
     "demo": (("--nodes 4", "four nodes train, and lose one"),),
     "simulate": (("--nodes 256", "days of a job, in seconds"),),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from rallypoint import logs, settings
 from rallypoint.errors import UsageError
 from rallypoint.threads import call_from_loop
+
+S = TypeVar("S", bound=Sized)
 
 _log = logs.tidy("rallypoint.serve")
 
@@ -35,7 +37,7 @@ NO_FILE: Final = (
 )
 
 
-class Reloader:
+class Reloader(Generic[S]):
     """Reads the tokens again on request. Owned by one event loop.
 
     `read`: the tokens of the file, with the checks of the start; raises UsageError. None: there is
@@ -44,9 +46,7 @@ class Reloader:
     The file is read in a thread, because a file system may hang, and the loop must not wait for it.
     """
 
-    def __init__(
-        self, read: Callable[[], tuple[str, ...]] | None, use: Callable[[tuple[str, ...]], int]
-    ) -> None:
+    def __init__(self, read: Callable[[], S] | None, use: Callable[[S], int]) -> None:
         self._read = read
         self._use = use
         self._is_reading = False
@@ -71,7 +71,7 @@ class Reloader:
                     lambda _: self._finish(reading.exception() or reading.result())
                 )
 
-    def _finish(self, outcome: tuple[str, ...] | BaseException) -> None:
+    def _finish(self, outcome: S | BaseException) -> None:
         self._is_reading = False
         if isinstance(outcome, BaseException):
             # Any error only fails this request. Later ones are still handled.

@@ -23,8 +23,8 @@ from rallypoint.cli.common import (
     QuietOption,
     TokenFileOption,
     VerboseOption,
+    accepted_of,
     log_choice,
-    tokens_of,
 )
 from rallypoint.cli.hangups import Hangups
 from rallypoint.cli.own_certificates import NO_CERTIFICATES, OwnCertificates, own_certificates
@@ -146,11 +146,11 @@ def serve(
     host = written_out(host)
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that no later change is missed
-        tokens = tokens_of(token_file)
+        accepted = accepted_of(token_file)
         own = own_certificates(tls_cert, tls_key, client_ca)
         exposure = Exposure(host, is_loopback(host), insecure, own)
-        exposure.check(tokens)
-        is_tls = _is_tls(tokens, own)
+        exposure.check(accepted.tokens)
+        is_tls = _is_tls(accepted.tokens, own)
         place = _ledger_of(ledger, advertise)
         memory_bytes_max = _memory_of(memory)
         audit_path = settings.resolve("audit", audit).value
@@ -163,7 +163,7 @@ def serve(
         serving.run(
             sock,
             endpoint_text(host, bound_port, bound, is_tls=is_tls),
-            tokens,
+            accepted,
             place,
             advertise or (None if is_everywhere(host) else host),
             serving.Reloads(hangups, _rereading(token_file, exposure), tuple(map(Path, watched))),
@@ -191,7 +191,9 @@ def _tokens_from(token_file: str | None, state: str | None) -> str | None:
     return state
 
 
-def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple[str, ...]] | None:
+def _rereading(
+    token_file: str | None, exposure: Exposure
+) -> Callable[[], settings.Accepted] | None:
     """A function that reads the tokens again, with the checks of the start. None: there is no file.
 
     It may be called in any thread, and raises UsageError.
@@ -201,16 +203,16 @@ def _rereading(token_file: str | None, exposure: Exposure) -> Callable[[], tuple
     if path is None and not own.files:
         return None
 
-    def read() -> tuple[str, ...]:
+    def read() -> settings.Accepted:
         settings.check_certificates(own.certificates, own.client_ca)
-        tokens: tuple[str, ...] = settings.resolve_tokens(path).value
+        accepted = settings.resolve_accepted(path)
         if path is None:
-            return tokens
+            return accepted
         if settings.is_readable_by_others(path):
             raise UsageError(f"token file {path!r} can be read by others", hint=f"chmod 600 {path}")
-        exposure.check(tokens)
-        _is_tls(tokens, own)
-        return tokens
+        exposure.check(accepted.tokens)
+        _is_tls(accepted.tokens, own)
+        return accepted
 
     return read
 

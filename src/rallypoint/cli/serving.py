@@ -54,7 +54,7 @@ class Reloads(msgspec.Struct, frozen=True):
     """
 
     hangups: Hangups
-    reread: Callable[[], tuple[str, ...]] | None
+    reread: Callable[[], settings.Accepted] | None
     paths: tuple[Path, ...] = ()
     audit_file: AuditFile | None = None
 
@@ -62,7 +62,7 @@ class Reloads(msgspec.Struct, frozen=True):
 def run(
     sock: socket.socket,
     endpoint: str,
-    tokens: tuple[str, ...],
+    accepted: settings.Accepted,
     place: Endpoint | None,
     advertised: str | None,
     reloads: Reloads,
@@ -73,7 +73,7 @@ def run(
 ) -> None:
     """Coordinate on a bound socket until SIGINT or SIGTERM; `endpoint` is printed when ready.
 
-    `tokens`: the accepted ones; without any, everybody is admitted. `place`: the ledger of the
+    `accepted`: the tokens; without any, everybody is admitted. `place`: the ledger of the
     runs, if any; `advertised`: the host where its nodes reach this process, if known.
     `memory_bytes_max`: the memory for all runs; None: half of the process's limit. `log`: how it
     logs. `audit_path`: the file of the audit log, if any. `own`: the certificates of a PKI. Raises
@@ -87,9 +87,7 @@ def run(
         reloads = msgspec.structs.replace(reloads, audit_file=file)
         if place is None:
             config = CoordinatorConfig(
-                token=tokens[0] if tokens else "",
-                more_tokens=tokens[1:],
-                token_origin=Origin.GIVEN if tokens else "",
+                **_of(accepted),
                 closed_run_keep_s=_seconds("closed_run_keep_s"),
                 **_limits(),
                 hosts=(urlsplit(endpoint).hostname or "",),
@@ -102,7 +100,7 @@ def run(
         else:
             runner.run(
                 _serve_ledger(
-                    place, advertised, sock, endpoint, tokens, reloads, memory, audit, own
+                    place, advertised, sock, endpoint, accepted, reloads, memory, audit, own
                 )
             )
 
@@ -139,16 +137,14 @@ async def _serve_ledger(
     advertised: str | None,
     sock: socket.socket,
     endpoint: str,
-    tokens: tuple[str, ...],
+    accepted: settings.Accepted,
     reloads: Reloads,
     memory_bytes_max: int,
     audit: Audit,
     own_files: OwnCertificates,
 ) -> None:
     config = CoordinatorConfig(
-        token=tokens[0] if tokens else "",
-        more_tokens=tokens[1:],
-        token_origin=Origin.GIVEN if tokens else "",
+        **_of(accepted),
         lease_ttl_s=_seconds("lease_ttl_s"),
         attach_grace_s=settings.attach_grace_s(
             settings.resolve("attach_grace_s").value, _seconds("coordinator_silence_s")
@@ -184,6 +180,18 @@ def _seconds(name: str) -> float:
     return seconds
 
 
+def _of(accepted: settings.Accepted) -> dict[str, Any]:
+    """The tokens of the configuration."""
+    first, others = accepted.tokens[:1], accepted.tokens[1:]
+    return {
+        "token": first[0] if first else "",
+        "more_tokens": others,
+        "hashed_tokens": accepted.hashed,
+        "revoked_tokens": accepted.revoked,
+        "token_origin": Origin.GIVEN if len(accepted) else "",
+    }
+
+
 def _limits() -> dict[str, Any]:
     """Limits for clients with a valid token."""
     return {
@@ -205,7 +213,10 @@ async def _serve(
     try:
         await server.start([sock], addresses)
         stop = _stop_signal()
-        reloader = Reloader(reloads.reread, server.replace_tokens)
+        reloader = Reloader(
+            reloads.reread,
+            lambda found: server.replace_tokens(found.tokens, found.hashed, found.revoked),
+        )
         loop = asyncio.get_running_loop()
 
         def hung_up() -> None:

@@ -1,33 +1,33 @@
-"""`rallypoint token`: make a file with a token, and tell two tokens apart. Never shows a token."""
+"""`rallypoint token new` and `show`: make a file with a token, and tell two tokens apart."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rallypoint import settings, tokens
-from rallypoint.cli import output
+from rallypoint.cli import output, token_state
 from rallypoint.cli.common import warn_if_exposed
+from rallypoint.cli.token_common import as_usage_error, lasting
 from rallypoint.errors import UsageError
 from rallypoint.security import token_form
-from rallypoint.security.authority import CA_VALID, CLAIM_VALID, HOST_TOKEN_VALID
+from rallypoint.security.authority import CLAIM_VALID, HOST_TOKEN_VALID
 from rallypoint.security.roles import ALL_RUNS, Role, check_pattern
-from rallypoint.security.state import State, StateError
+from rallypoint.security.state import State
 
 _app = typer.Typer(
     name="token",
-    help="Make a token file, or show the fingerprint of one. Never shows a token.",
+    help="Make, show, list, revoke and rotate tokens. Never shows a token.",
 )
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    token_state.add_to(_app)
     app.add_typer(_app)
 
 
@@ -65,7 +65,18 @@ def new(
     ttl: Annotated[
         str | None,
         typer.Option(
-            "--ttl", metavar="TIME", help="How long it counts, as 12h or 7d (default: 30d)."
+            "--ttl",
+            metavar="TIME",
+            help="How long it counts, as 12h or 7d (default: 30d; with --listed, without end).",
+        ),
+    ] = None,
+    listed: Annotated[
+        str | None,
+        typer.Option(
+            "--listed",
+            metavar="ID",
+            help="Put the hash of a new token into tokens.toml of the state directory, under this "
+            "id, in place of a signed claim.",
         ),
     ] = None,
 ) -> None:
@@ -76,11 +87,11 @@ def new(
     authority has signed: coordinators of that authority check it without a list.
     """
     settings.check_platform()
-    has_limits = not (role is None and run is None and ttl is None)
+    has_limits = any(each is not None for each in (role, run, ttl, listed))
     if state is None:
         if has_limits:
             raise UsageError(
-                "--role, --run and --ttl are for tokens of a state directory",
+                "--role, --run, --ttl and --listed are for tokens of a state directory",
                 hint="add --state DIR",
             )
         file = None if path is None else Path(path).absolute()
@@ -88,9 +99,11 @@ def new(
         _tell(made, f"its fingerprint is {mark}; give every node of a run the same file")
     elif path is None:
         if has_limits:
-            raise UsageError("--role, --run and --ttl need the file to make", hint="add its path")
+            raise UsageError(
+                "--role, --run, --ttl and --listed need the file to make", hint="add its path"
+            )
         found = State(Path(state).absolute())
-        with _as_usage_error():
+        with as_usage_error():
             mark = tokens.fingerprint(found.create())
         _tell(
             found.token_file,
@@ -100,11 +113,15 @@ def new(
     else:
         file, found = Path(path).absolute(), State(Path(state).absolute())
         if role is Role.HOST:
+            if listed is not None:
+                raise UsageError("--listed is not for hosts", hint="give another --role")
             _new_host(file, found, run, ttl)
+        elif listed is not None:
+            _new_listed(file, found, listed, role or Role.NODE, run or ALL_RUNS, ttl)
         elif has_limits:
             _new_claim(file, found, role or Role.NODE, run or ALL_RUNS, ttl)
         else:
-            with _as_usage_error():
+            with as_usage_error():
                 shared = found.tokens()[0]
             mark = tokens.make_file(file, shared)
             _tell(file, f"the token of {found.folder}, fingerprint {mark}: all roles in all runs")
@@ -116,8 +133,8 @@ def _new_host(file: Path, state: State, run: str | None, ttl: str | None) -> Non
             "--run is for claims, and a host's token is for all runs",
             hint="remove --run, or give another --role",
         )
-    valid = HOST_TOKEN_VALID if ttl is None else _valid(ttl)
-    with _as_usage_error():
+    valid = HOST_TOKEN_VALID if ttl is None else lasting(ttl, "--ttl")
+    with as_usage_error():
         made = state.host_tokens(valid)
     mark = tokens.make_file(file, made[0])
     ends = (dt.datetime.now(dt.UTC) + valid).astimezone()
@@ -125,35 +142,33 @@ def _new_host(file: Path, state: State, run: str | None, ttl: str | None) -> Non
     _tell(file, f"a host's token of {state.folder}, fingerprint {mark}; {until}")
 
 
-def _new_claim(file: Path, state: State, role: Role, run: str, ttl: str | None) -> None:
-    valid = CLAIM_VALID if ttl is None else _valid(ttl)
+def _new_listed(
+    file: Path, state: State, token_id: str, role: Role, run: str, ttl: str | None
+) -> None:
+    valid = None if ttl is None else lasting(ttl, "--ttl")
     try:
         check_pattern(run)
     except ValueError as error:
         raise UsageError(f"--run {error}", hint="write it as job-42 or 'team-*'") from None
-    with _as_usage_error():
-        claim, text = state.authority().claim((role,), run, valid)
+    try:
+        with as_usage_error():
+            text = state.list_new(token_id, role, run, valid)
+    except ValueError as error:
+        raise UsageError(f"--listed {error}", hint="give another id") from None
+    mark = tokens.make_file(file, text)
+    _tell(file, f"token {token_id} of {state.folder}: {role}, fingerprint {mark}")
+
+
+def _new_claim(file: Path, state: State, role: Role, run: str, ttl: str | None) -> None:
+    valid = CLAIM_VALID if ttl is None else lasting(ttl, "--ttl")
+    try:
+        check_pattern(run)
+    except ValueError as error:
+        raise UsageError(f"--run {error}", hint="write it as job-42 or 'team-*'") from None
+    with as_usage_error():
+        claim, text = state.issue(role, run, valid)
     tokens.make_file(file, text)
     _tell(file, claim.told())
-
-
-def _valid(ttl: str) -> dt.timedelta:
-    """Raises UsageError."""
-    try:
-        seconds = settings.parse_duration_s(ttl)
-    except ValueError as error:
-        raise UsageError(f"--ttl {error}", hint="write it as 12h or 30d") from None
-    if not 60 <= seconds <= CA_VALID.total_seconds():
-        raise UsageError(f"--ttl must be within 1m and {CA_VALID.days}d, not {ttl!r}")
-    return dt.timedelta(seconds=seconds)
-
-
-@contextlib.contextmanager
-def _as_usage_error() -> Iterator[None]:
-    try:
-        yield
-    except StateError as error:
-        raise UsageError(str(error), hint=error.hint) from error
 
 
 def _tell(file: Path, note: str) -> None:

@@ -22,8 +22,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one coordinator process. Durations in seconds, sizes in bytes.
 
     `token`: required from every peer; "" admits all peers. `more_tokens` are accepted as well.
-    `hashed_tokens`: more of them, each with its roles and runs. `certificates`: of a PKI, by which
-    it proves itself; `client_ca`: a file with the authorities of clients' certificates.
+    `hashed_tokens`: more of them, each with its roles and runs. `revoked_tokens`: the ids of tokens
+    that count no more. `certificates`: of a PKI, by which it proves itself; `client_ca`: a file
+    with the authorities of clients' certificates.
     `runs_max`, `sessions_max`: limits for the runs and connections of all accounts together.
     `new_runs_per_s`: how fast one account may begin runs, after a number at once. See
     core/quotas.py. `empty_run_keep_s`: how long a run without members is kept, unless it is closed;
@@ -70,6 +71,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
     more_tokens: tuple[str, ...] = ()
     hashed_tokens: tuple[HashedToken, ...] = ()
+    revoked_tokens: frozenset[str] = frozenset()
     certificates: Certificates | None = None
     client_ca: str | None = None
     clock_host: str = msgspec.field(default_factory=lambda: runtime.here().host_name)

@@ -41,6 +41,7 @@ from rallypoint.coordinator.http_connection import connections_of
 from rallypoint.coordinator.http_requests import Requests
 from rallypoint.coordinator.listener import Listener, ListenerLimits, connections_max
 from rallypoint.coordinator.replicas import Replicas
+from rallypoint.coordinator.revocations import Revocations
 from rallypoint.coordinator.session import Session
 from rallypoint.coordinator.strangers import login_refused
 from rallypoint.coordinator.supervision import cancelled
@@ -55,6 +56,7 @@ from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security import claims
+from rallypoint.security.hashed import HashedToken
 from rallypoint.security.identities import Identities
 from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
 from rallypoint.wire import api_paths, headers
@@ -84,11 +86,18 @@ class CoordinatorServer:
     ) -> None:
         """`audit`: the audit log; None: there is none."""
         self._audit = audit or Audit()
+        self._revoked_here = (config or CoordinatorConfig()).revoked_tokens
+        self._revoked_in_ledger: frozenset[str] = frozenset()
+        self._revocations: Revocations | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._answering: dict[int, web.Request] = {}
+        """The requests that are being answered, by their ids. A stream of events is one."""
         self.config = config or CoordinatorConfig()
         accepted = (self.config.token, *self.config.more_tokens)
         self._identities = Identities(accepted, self.config.certificates, self.config.client_ca)
         authorities = self._identities.authorities
         self.tokens = Tokens(accepted, self.config.hashed_tokens, authorities)
+        self.tokens.revoked = self._revoked_here
         self.tallies = Tallies()
         if ledger is not None:
             ledger = TimedLedger(ledger, self.tallies.ledger_took)
@@ -101,6 +110,7 @@ class CoordinatorServer:
         self._keeper: EventKeeper | None = None
         self._leases: leases_api.Leases | None = None
         if ledger is not None:
+            self._revocations = Revocations(ledger, self._revoked)
             own = self.config
             look_s = LOOK_S if own.only_run is None else ELECTED_LOOK_S
             events = self.coordinator.events
@@ -152,6 +162,12 @@ class CoordinatorServer:
             self._lag = runtime.spawn(
                 metrics.measure_lag(self.tallies), self.coordinator.events.failed
             )
+            if self._revocations is not None and self.tokens.may_be_revoked:
+                # Before the first login, so that no revoked token is accepted.
+                await self._revocations.look()
+                self._looking = runtime.spawn(
+                    self._revocations.run(), self.coordinator.events.failed
+                )
             await self._serve()
         except BaseException:
             await self.aclose()
@@ -205,8 +221,7 @@ class CoordinatorServer:
 
     async def _close(self, reason: str) -> None:
         self.driver.stop_ticking()
-        if self._lag is not None:
-            await cancelled([self._lag])
+        await cancelled([each for each in (self._lag, self._looking) if each is not None])
         runner, self._runner = self._runner, None
         self._audit.close()
         if runner is not None:
@@ -239,22 +254,50 @@ class CoordinatorServer:
         port: int = self._sockets[0].getsockname()[1]
         return port
 
-    def replace_tokens(self, accepted: tuple[str, ...]) -> int:
+    def replace_tokens(
+        self,
+        accepted: tuple[str, ...],
+        hashed: tuple[HashedToken, ...] = (),
+        revoked: frozenset[str] = frozenset(),
+    ) -> int:
         """Accept these tokens from now on. Returns how many connections have another one.
+
+        `hashed`: more, each with its roles. `revoked`: the ids of those that count no more, whose
+        connections are closed. All other connections stay open.
 
         Those connections stay open. Accept the old and the new token together for a while, so that
         no node is refused. The files of a PKI are read again, too. Raises ValueError if no token is
         left, or one names an authority of which none has a certificate; then nothing has changed.
         """
-        if len(self.tokens) and not any(accepted):
+        if len(self.tokens) and not any(accepted) and not hashed:
             raise ValueError("a coordinator with a token needs one")
         self._identities.replace(accepted)
-        if any(accepted) or self.config.hashed_tokens:
-            authorities = self._identities.authorities
-            self.tokens.replace(accepted, self.config.hashed_tokens, authorities)
+        if any(accepted) or hashed:
+            self.tokens.replace(accepted, hashed, self._identities.authorities)
+        self._revoked_here = revoked
+        self._revoke()
         outlets = [session.outlet for session in self.coordinator.sessions.values()]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
         return sum(each is None or not self.tokens.knows(each) for each in shown)
+
+    def _revoked(self, in_ledger: frozenset[str]) -> None:
+        self._revoked_in_ledger = in_ledger
+        self._revoke()
+
+    def _revoke(self) -> None:
+        """Refuse the tokens that were revoked, and end what is open with them."""
+        before, now = self.tokens.revoked, self._revoked_here | self._revoked_in_ledger
+        self.tokens.revoked = now
+        new = now - before
+        if not new:
+            return
+        for session in list(self.coordinator.sessions.values()):
+            if session.principal.id in new:
+                told = claims.revoked(f"this node's token {session.principal.id}")
+                session.refuse(Refusal(RefusalCode.TOKEN, told.message, told.hint))
+        for request in list(self._answering.values()):
+            if guard.principal_of(request).id in new and request.transport is not None:
+                request.transport.abort()
 
     def filenos(self) -> list[int]:
         """All descriptors of this server, which a child closes after fork()."""
@@ -300,6 +343,7 @@ class CoordinatorServer:
                 if request.path == wire.ATTACH_PATH or request.path in http_api.OPEN_PATHS:
                     return await handler(request)
                 account = _account_of(request)
+                self._answering[id(request)] = request
                 if guard.right_of(request) is Right.ACT:
                     return await self._audited(request, handler, account)
                 is_last = self._is_crowded()
@@ -312,6 +356,8 @@ class CoordinatorServer:
                 if request.transport is not None:
                     raise
                 return _hung_up()
+            finally:
+                self._answering.pop(id(request), None)
 
         return note
 

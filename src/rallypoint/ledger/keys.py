@@ -9,6 +9,7 @@
     events/<process>/<segment>      a segment of the events of that coordinator's runs: a log
     floor                           the highest term and number of all runs that were removed
     mistake                         a coordinator was alive when its lease was revoked early
+    revoked                         the ids of tokens that count no more
 
 <run> is the quoted id of the run. It has no `/`, so a list of the names that begin with
 `stores/<run>/` never includes another run's. The head of a run contains the id itself.
@@ -24,6 +25,7 @@ from typing import Final
 
 FLOOR: Final = "floor"
 MISTAKE: Final = "mistake"
+REVOKED: Final = "revoked"
 COORDINATORS: Final = "coordinators/"
 """The beginning of the names of all leases."""
 RUNS: Final = "runs/"

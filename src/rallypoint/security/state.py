@@ -4,6 +4,12 @@
     ca.key    its private key: whoever has it can make coordinators of this cluster
     token     the tokens of nodes, one a line, without an identity: see token_form
 
+and, once there are such:
+
+    tokens.toml   tokens by their hashes, each with its roles and runs: see hashed.py
+    issued        the claims that were made here, one a line, without what makes them secret
+    revoked       the ids of claims and of tokens of tokens.toml that count no more, one a line
+
 All of it is for one user only, as ssh's files are. `rallypoint serve --state` makes its own
 certificate from it each time that it starts or reads it again, so none lies about.
 """
@@ -13,18 +19,31 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from rallypoint.security.authority import LEAF_VALID, Authority, new_secret
+from rallypoint.security.claims import Claim
+from rallypoint.security.hashed import HashedToken, as_toml, check_id, hash_of, read_toml
+from rallypoint.security.roles import Role
 from rallypoint.security.token_form import credential, parse, with_identity, written
 
 CERTIFICATE: Final = "ca.crt"
 KEY: Final = "ca.key"
 TOKEN: Final = "token"
+HASHED: Final = "tokens.toml"
+ISSUED: Final = "issued"
+REVOKED: Final = "revoked"
 _PRIVATE: Final = stat.S_IRWXG | stat.S_IRWXO
 _BYTES_MAX: Final = 64 * 1024
+_LIST_BYTES_MAX: Final = 4 * 1024**2
+_HOW_TO_END: Final = "the lines are used up: `rallypoint token rotate --state DIR --end-old`"
+TOKENS_MAX: Final = 8
+"""How many tokens of nodes there may be at once."""
 
 
 class StateError(ValueError):
@@ -112,15 +131,144 @@ class State:
         tokens, identity = self.tokens(), self.authority().identity(valid)
         return tuple(with_identity(each, identity) for each in tokens)
 
+    # -- tokens with ids -----------------------------------------------------------------------
+
+    def hashed_tokens(self) -> tuple[HashedToken, ...]:
+        """The tokens of tokens.toml; none without that file. Raises StateError."""
+        try:
+            return read_toml(self._read_list(HASHED))
+        except ValueError as error:
+            if isinstance(error, StateError):
+                raise
+            raise StateError(
+                f"{str(self.folder / HASHED)!r} is not usable: {error}", "correct the file"
+            ) from None
+
+    def revoked(self) -> frozenset[str]:
+        """The ids that count no more. Raises StateError."""
+        return frozenset(self._read_list(REVOKED).decode("utf-8", "replace").split())
+
+    def revoke(self, token_id: str) -> None:
+        """Let this id count no more. Idempotent. Raises StateError; ValueError for no id."""
+        if check_id(token_id) not in self.revoked():
+            self._append(REVOKED, f"{token_id}\n")
+
+    def issued(self) -> tuple[Claim, ...]:
+        """The claims that were made here; lines that cannot be read are left out.
+
+        Raises StateError.
+        """
+        found = []
+        for line in self._read_list(ISSUED).splitlines():
+            with contextlib.suppress(msgspec.DecodeError):
+                found.append(msgspec.json.decode(line, type=Claim))
+        return tuple(found)
+
+    def issue(self, role: Role, runs: str, valid: dt.timedelta) -> tuple[Claim, str]:
+        """A new claim and its text. Raises StateError; ValueError for a pattern that is none."""
+        claim, text = self.authority().claim((role,), runs, valid)
+        self._append(ISSUED, msgspec.json.encode(claim).decode() + "\n")
+        return claim, text
+
+    def list_new(self, token_id: str, role: Role, runs: str, valid: dt.timedelta | None) -> str:
+        """A new token, whose hash is in tokens.toml. Returns its text.
+
+        Raises StateError; ValueError for an id that is none, or is taken.
+        """
+        check_id(token_id)
+        if token_id in {each.id for each in self.hashed_tokens()} | self.revoked():
+            raise ValueError(f"{token_id!r} is taken")
+        text = written(self.authority().ca, new_secret())
+        ends_at = None if valid is None else (dt.datetime.now(dt.UTC) + valid).timestamp()
+        made = HashedToken(token_id, hash_of(text), (role,), runs, ends_at)
+        self._append(HASHED, "\n" + as_toml(made))
+        return text
+
+    # -- changing the token of nodes -----------------------------------------------------------
+
+    def rotate(self, old_until: dt.datetime | None = None) -> str:
+        """Make a new token of nodes, which comes first. Returns it. The others count as well.
+
+        `old_until`: until when the others count; then they are in tokens.toml. None: until
+        `end_old`. Raises StateError.
+        """
+        old = self.tokens()
+        new = written(self.authority().ca, new_secret())
+        if old_until is None:
+            if len(old) >= TOKENS_MAX:
+                raise StateError(f"there are {len(old)} tokens of nodes already", _HOW_TO_END)
+            self._replace(TOKEN, "\n".join((new, *old)) + "\n")
+            return new
+        known = self.hashed_tokens()
+        there = {each.sha256 for each in known}
+        entries = ""
+        for token in old:
+            if hash_of(token) not in there:
+                name = f"old-{hash_of(token)[:8]}"
+                ends_at = old_until.timestamp()
+                entries += "\n" + as_toml(
+                    HashedToken(name, hash_of(token), tuple(Role), ends_at=ends_at)
+                )
+        # First they are in both files, so that a reader finds them in one.
+        self._append(HASHED, entries)
+        self._replace(TOKEN, f"{new}\n")
+        return new
+
+    def end_old(self) -> int:
+        """Let only the first token of nodes count. Returns how many do not any more.
+
+        Raises StateError.
+        """
+        first, *others = self.tokens()
+        if others:
+            self._replace(TOKEN, f"{first}\n")
+        return len(others)
+
     # -- files ---------------------------------------------------------------------------------
 
-    def _read(self, name: str, *, is_secret: bool = False) -> bytes:
+    def _read_list(self, name: str) -> bytes:
+        """A file that may be missing; it is then empty. Raises StateError."""
+        if not (self.folder / name).exists():
+            return b""
+        data = self._read(name, is_secret=True, bytes_max=_LIST_BYTES_MAX + 1)
+        if len(data) > _LIST_BYTES_MAX:
+            raise StateError(f"{str(self.folder / name)!r} is too long", "remove what has ended")
+        return data
+
+    def _append(self, name: str, text: str) -> None:
+        """Add lines to a file, at once, so that of two processes none loses a line.
+
+        Raises StateError.
+        """
+        self._read_list(name)  # checks its mode
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            file = os.open(self.folder / name, flags, 0o600)
+            try:
+                os.write(file, text.encode())
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise self._unusable("written", error) from error
+
+    def _replace(self, name: str, text: str) -> None:
+        """Write a file anew. A reader finds the old or the new one. Raises StateError."""
+        temporary = self.folder / f".{name}.{secrets.token_hex(8)}"
+        try:
+            _write(temporary, text.encode())
+            temporary.replace(self.folder / name)
+        except OSError as error:
+            _remove([temporary])
+            raise self._unusable("written", error) from error
+
+    def _read(self, name: str, *, is_secret: bool = False, bytes_max: int = _BYTES_MAX) -> bytes:
         path = self.folder / name
         try:
             if is_secret:
                 self._check(path)
             with path.open("rb") as file:
-                return file.read(_BYTES_MAX)
+                return file.read(bytes_max)
         except FileNotFoundError as error:
             raise StateError(
                 f"there is no state in {str(self.folder)!r}: {name} is missing",

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.errors import UsageError
 from rallypoint.security import token_form
+from rallypoint.security.hashed import HashedToken
 from rallypoint.security.state import State, StateError
 from rallypoint.settings.environment import Environ
 from rallypoint.settings.resolution import Resolved, resolve
@@ -52,6 +55,39 @@ def resolve_tokens(token_file: str | None = None, environ: Environ | None = None
     is_state = is_folder(path.value)
     tokens = _tokens_of_state(path.value) if is_state else _read_tokens(path.value)
     return Resolved("token", tokens, f"file {path.value} ({path.source})")
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What a coordinator accepts. `tokens`: with all roles; `hashed`: each with its own.
+
+    `revoked`: the ids of claims and of hashed tokens that count no more.
+    """
+
+    tokens: tuple[str, ...] = ()
+    hashed: tuple[HashedToken, ...] = ()
+    revoked: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.tokens) + len(self.hashed)
+
+    def __repr__(self) -> str:
+        return f"Accepted({len(self.tokens)} tokens, {len(self.hashed)} hashed)"
+
+
+def resolve_accepted(token_file: str | None = None, environ: Environ | None = None) -> Accepted:
+    """All that a coordinator accepts: the tokens of `resolve_tokens`, and those of a state.
+
+    Raises UsageError.
+    """
+    tokens: tuple[str, ...] = resolve_tokens(token_file, environ).value
+    path = resolve("token_file", token_file, environ).value
+    if path is None or not is_folder(path):
+        return Accepted(tokens)
+    state = State(Path(path))
+    try:
+        return Accepted(tokens, state.hashed_tokens(), state.revoked())
+    except StateError as error:
+        raise UsageError(str(error), hint=error.hint) from error
 
 
 def is_folder(path: str) -> bool:
