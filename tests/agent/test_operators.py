@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -35,6 +36,22 @@ def rallypoint(machine: Machine, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def on_terminal(machine: Machine, typed: str, *arguments: str) -> tuple[int, str]:
+    """The exit code, and what is shown, when this is typed."""
+    ours, its = pty.openpty()
+    where = ("--endpoint", f"http://{machine.endpoint}")
+    command = [sys.executable, "-m", "rallypoint", *arguments, *where]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, close_fds=True) as process:
+        os.close(its)
+        shown = b""
+        while b"[y/N]" not in shown:
+            shown += os.read(ours, 1_024)
+        os.write(ours, typed.encode())
+        code = process.wait(60)
+    os.close(ours)
+    return code, shown.decode()
+
+
 def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Machine) -> None:
     """The first node hosts the coordinator, and is drained at last: it stays for the others."""
     a, b, c = (machine.agent(name, *OPTIONS, nnodes="1:3") for name in "abc")
@@ -49,6 +66,12 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert why in a.text
     assert not alive(old[2].pid)
 
+    said = rallypoint(machine, "scale", RUN, "--nnodes", "1:2")
+    assert said == (0, f"run '{RUN}' is scaled to 1:2: round 2 goes on\n", "")
+    # A person is asked, and says no.
+    code, shown = on_terminal(machine, "n\n", "evict", RUN, "b")
+    assert f"Evict node 'b' from run '{RUN}', for good? [y/N]: " in shown
+    assert code == 130
     code, out, _ = rallypoint(machine, "evict", RUN, "b", "--reason", "ECC errors", "--yes")
     assert (code, out) == (0, f"node 'b' is evicted from run '{RUN}'\n")
     assert "node 'b' was evicted by operator at 127.0.0.1: ECC errors" in b.ends(7)

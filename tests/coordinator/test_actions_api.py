@@ -231,3 +231,62 @@ def test_a_native_program_gets_no_other_world_when_its_node_is_drained() -> None
             await client.aclose()
 
     run_clean(main)
+
+
+def test_a_run_is_scaled_and_nodes_with_other_numbers_accept_it() -> None:
+    async def main() -> None:
+        async with (
+            alone() as one,
+            orderly(one.port, "q1") as a,
+            orderly(one.port, "q2") as b,
+            orderly(one.port, "q3") as c,
+        ):
+            await both_in_a_round(a, b)
+            c.node._act(c.node._machine.ready(BOOTSTRAP, 1))
+            await until(lambda: c.node._machine.is_standby, "it is not on standby")
+            assert c.node.nodes_max == 2
+            code, said = await order(one, "scale", min_nodes=2, max_nodes=3, reason="more")
+            assert (code, said["min_nodes"], said["max_nodes"], said["was"]) == (200, 2, 3, [1, 2])
+            assert said["text"] == "nodes on standby are let in"
+            await until(lambda: a.node.change, "the round goes on")
+            assert str(a.node.change) == "q3 joined"
+            # Which asks for at most two nodes, and not for three.
+            async with orderly(one.port, "q4") as d:
+                assert d.node.nodes_max == 3
+                code, said = await order(one, "scale", min_nodes=4, max_nodes=8)
+                assert code == 200
+                assert said["text"] == "1 of at least 4 nodes are ready, so the next round waits"
+                status = await one.status("run")
+                assert status.scaled is not None
+                assert (status.scaled.min_nodes, status.scaled.by) == (4, "operator at 127.0.0.1")
+                assert status.settings is not None
+                assert status.settings["max_nodes"] == 8
+                events = (await one.ask("/api/v1/runs/run/events"))[1]["events"]
+                texts = [each["text"] for each in events if each["kind"] == "scaled"]
+                assert texts == [
+                    "scaled to 2:3 nodes by operator at 127.0.0.1: more",
+                    "scaled to 4:8 nodes by operator at 127.0.0.1",
+                ]
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"min_nodes": 0, "max_nodes": 1},
+        {"min_nodes": 3, "max_nodes": 2},
+        {"min_nodes": 1, "max_nodes": 10**7},
+        {"min_nodes": "1", "max_nodes": 2},
+        {"min_nodes": 1.5, "max_nodes": 2},
+    ],
+)
+def test_numbers_of_nodes_that_make_no_sense_are_refused(body: dict[str, object]) -> None:
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "q1"):
+            code, said = await order(one, "scale", **body)
+            assert code == 400
+            assert '"min_nodes": 2' in said["error"]
+
+    run_clean(main)

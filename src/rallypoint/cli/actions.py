@@ -1,4 +1,4 @@
-"""`rallypoint close`, `drain` and `evict`: what an operator does to a run."""
+"""`rallypoint close`, `scale`, `drain` and `evict`: what an operator does to a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rallypoint import settings
 from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.errors import RunClosedError
@@ -27,6 +28,7 @@ ReasonOption = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("close")(close)
+    app.command("scale")(scale)
     app.command("drain")(drain)
     app.command("evict")(evict)
 
@@ -47,6 +49,30 @@ def close(
         was_closed = True  # by the ledger; the run has no coordinator any more
     how = "had already ended" if was_closed else "is closed"
     output.tell_result(f"run {_shown(run_id)} {how}")
+
+
+def scale(
+    run_id: RunArgument,
+    nnodes: Annotated[
+        str, typer.Option("--nnodes", metavar="MIN:MAX", help="How many nodes: N or MIN:MAX.")
+    ],
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Change how many nodes a run has, while it goes on.
+
+    Nodes that come later with other numbers accept it. With more places, nodes on standby are let
+    in. With fewer, the round ends, and nodes without a place are on standby. With fewer nodes than
+    the minimum, an active round goes on, and the next one waits.
+    """
+    known = settings.setting("nnodes")
+    wanted = settings.read(known, nnodes, "--nnodes")
+    body = {"min_nodes": wanted.min, "max_nodes": wanted.max, "reason": reason}
+    answer = _act(endpoint, token_file, run_id, "scale", body)
+    numbers = f"{answer.get('min_nodes')}:{answer.get('max_nodes')}"
+    what = output.clean(str(answer.get("text") or ""))
+    output.tell_result(f"run {_shown(run_id)} is scaled to {output.clean(numbers)}: {what}")
 
 
 def drain(

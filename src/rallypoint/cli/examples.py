@@ -34,6 +34,10 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "close": (
         ("job-42 --endpoint http://host0:29400 --reason 'wrong data'", "end it on all nodes"),
     ),
+    "scale": (
+        ("job-42 --nnodes 2:6 --endpoint http://host0:29400", "between two and six nodes"),
+        ("job-42 --nnodes 4 --reason 'half of the queue'", "exactly four"),
+    ),
     "drain": (
         ("job-42 q2 --reason 'new kernel' --endpoint http://host0:29400", "it leaves in order"),
         ("job-42 host7", "the only node on that host"),

@@ -108,6 +108,8 @@ class NodeMachine:
         self.refused: Refusal | None = None
         self.is_attached = False
         self.is_standby = False
+        self.nodes_max = settings.max_nodes
+        """How many nodes a round has at most, which an operator may have changed."""
         self.stamp = Stamp()
         self._software = software
         self._is_elected = is_elected
@@ -243,6 +245,7 @@ class NodeMachine:
                 return [Send(wire.Alive(self.stamp))]
             case wire.Standby():
                 self.is_standby = message.standby
+                self.nodes_max = message.nodes_max or self.nodes_max
                 return [PlacedOnStandby()] if message.standby else []
             case wire.AskedToLeave():
                 return self._on_asked_to_leave(message)
@@ -278,6 +281,7 @@ class NodeMachine:
         self.is_in_memory, self.lease_ttl_s = message.in_memory, message.lease_ttl_s
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby
+        self.nodes_max = message.nodes_max or self.nodes_max
         actions: list[Action] = [Attached(), *self._catch_up(message)]
         # R11: requests without an answer are sent again.
         return actions + [Send(each) for each in self._to_say_again(now_s)]

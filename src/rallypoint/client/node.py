@@ -119,7 +119,6 @@ class Node:
         self._connector = Connector(settings, run, self.info, self._machine, self, ledger, keeper)
         self.gone: errors.CoordinatorError | None = None
         """The error that ended this node: refused, superseded, or the coordinator is lost."""
-        self.nodes_max = run.max_nodes
         self._ends_s: float | None = None
         """When the present wait ends; None if there is none, or if it has no limit."""
         self._taken = 0
@@ -174,6 +173,11 @@ class Node:
         """Whether a run of several nodes ends with this node, as it hosts the only coordinator."""
         is_only_host = self.hosted is not None and self._connector.elected is None
         return is_only_host and self.run.max_nodes > 1
+
+    @property
+    def nodes_max(self) -> int:
+        """How many nodes a round has at most."""
+        return self._machine.nodes_max
 
     @property
     def left_s(self) -> float | None:

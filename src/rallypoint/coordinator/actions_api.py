@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -34,14 +34,16 @@ from rallypoint.coordinator.replicas import LOOK_ERRORS, NoAnswerError, no_answe
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
-from rallypoint.core.orders import order
+from rallypoint.core.membership import Membership
+from rallypoint.core.orders import order, scale
 from rallypoint.core.printable import some
-from rallypoint.core.roster import Member
+from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     CloseRecord,
     MemberState,
     Outcome,
+    Phase,
 )
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, ONLY_OWN
@@ -52,6 +54,7 @@ LOOK_S = 0.02
 BODY_WITHIN_S = 10.0
 """The time limit for the body of a request, which has only a few bytes, in seconds."""
 REASON_CHARACTERS_MAX = 1_000
+NODES_MAX: Final = 1_000_000
 CLOSED_BY_REQUEST: Final = "closed by request"
 _MAY_STILL: Final = "the ledger may still store it: try again, or check with `rallypoint status`"
 
@@ -64,6 +67,15 @@ class _Body(msgspec.Struct):
 
 class _NodeBody(_Body, kw_only=True):
     node: str
+
+
+class _ScaleBody(_Body, kw_only=True):
+    min_nodes: Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)]
+    max_nodes: Annotated[int, msgspec.Meta(ge=1, le=NODES_MAX)]
+
+    def __post_init__(self) -> None:
+        if self.min_nodes > self.max_nodes:
+            raise ValueError("min_nodes must not be above max_nodes")
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -290,6 +302,55 @@ async def _evict(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
     return answer({**told, "reason": before.reason if before is not None else body.reason})
 
 
+# -- scale -----------------------------------------------------------------------------------------
+
+
+async def _scale(request: web.Request, run: HostedRun, body: _ScaleBody) -> web.Response:
+    membership = run.membership
+    before, was_active = membership.settings, membership.phase_of_work is Phase.ACTIVE
+    reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX)
+    wanted = scale(body.min_nodes, body.max_nodes, operator(request), reason)
+    run.post(on.ScaleRequested(wanted))
+    why = await _why_not(request, run, lambda: membership.orders_written.scale == wanted)
+    if why:
+        what = f"the ledger does not have the new size of run {run.run_id!r} yet"
+        return json_error(503, f"{what}: {why}", _MAY_STILL)
+    return answer(
+        {
+            "run_id": run.run_id,
+            "min_nodes": wanted.min_nodes,
+            "max_nodes": wanted.max_nodes,
+            "was": None if before is None else [before.min_nodes, before.max_nodes],
+            "text": _what_follows(membership, was_active),
+        }
+    )
+
+
+def _what_follows(membership: Membership, was_active: bool) -> str:
+    """What the new numbers of nodes mean for the run now, in words."""
+    settings, roster, number = membership.settings, membership.roster, membership.number
+    if settings is None:
+        return "they count when the first node attaches"
+    if membership.phase_of_work is not Phase.ACTIVE:
+        if roster.ready_count < settings.min_nodes:
+            ready = f"{roster.ready_count} of at least {settings.min_nodes} nodes are ready"
+            return f"{ready}, so the next round waits"
+        return (
+            f"round {number} has ended for that" if was_active else "they count for the next round"
+        )
+    in_round, waiting = roster.count(Bucket.IN_ROUND), roster.count(Bucket.NEWCOMER)
+    if in_round > settings.max_nodes:
+        return f"round {number} goes on as it is, because a node has finished in it"
+    if in_round + waiting < settings.min_nodes:
+        return f"round {number} goes on with its nodes, and the next one waits for more"
+    if waiting and in_round < settings.max_nodes:
+        return "nodes on standby are let in"
+    return f"round {number} goes on"
+
+
+# -- which node ------------------------------------------------------------------------------------
+
+
 def _node(request: web.Request, run: HostedRun, text: str) -> Member | web.Response:
     """The member that the operator means, or the answer that there is no such one, or several."""
     found = node_names.find(run.membership, text)
@@ -319,5 +380,13 @@ ACTIONS: Final = (
     ),
     Action(
         "evict", _NodeBody, '{"node": "...", "reason": "..."}', "changed", _evict, _refuse_closed
+    ),
+    Action(
+        "scale",
+        _ScaleBody,
+        '{"min_nodes": 2, "max_nodes": 6}, with 1 <= min_nodes <= max_nodes',
+        "changed",
+        _scale,
+        _refuse_closed,
     ),
 )

@@ -475,6 +475,7 @@ class HostedRun:
             SOFTWARE,
             in_memory=not self.is_leased,
             lease_ttl_s=self._host.config.lease_ttl_s if self.is_leased else 0.0,
+            nodes_max=settings.max_nodes,
         )
         session.send(wire.encode(welcome))
         if standing.round:
@@ -590,7 +591,10 @@ class HostedRun:
         self.connections.send_to(effect.node, wire.Probe(self.stamp))
 
     def _notify(self, effect: do.Notify) -> None:
-        self.connections.send_to(effect.node, wire.Standby(self.stamp, effect.standby))
+        settings = self.membership.settings
+        assert settings is not None
+        standby = wire.Standby(self.stamp, effect.standby, settings.max_nodes)
+        self.connections.send_to(effect.node, standby)
 
     def _forget(self, effect: do.Forget) -> None:
         name = effect.node.name

@@ -88,14 +88,14 @@ class Orders(FrozenStruct, frozen=True):
 
     def settings_of(self, asked: RunSettings) -> RunSettings:
         """The settings that count, if the nodes ask for these."""
-        scale = self.scale
-        if scale is None:
+        if self.scale is None:
             return asked
+        least, most = self.scale.min_nodes, self.scale.max_nodes
         expected = asked.expected_nodes
-        if expected is not None and not scale.min_nodes <= expected <= scale.max_nodes:
+        if expected is not None and not least <= expected <= most:
             expected = None
         return msgspec.structs.replace(
-            asked, min_nodes=scale.min_nodes, max_nodes=scale.max_nodes, expected_nodes=expected
+            asked, min_nodes=least, max_nodes=most, expected_nodes=expected
         )
 
     def _with_drains(self, drains: tuple[Order, ...]) -> Orders:
@@ -112,6 +112,12 @@ def order(node: NodeId, by: str, reason: str) -> Order:
     """An order with its texts cut to what the ledger keeps."""
     by, reason = shortened(by, BY_CHARACTERS_MAX), shortened(reason, REASON_CHARACTERS_MAX)
     return Order(node, by, reason)
+
+
+def scale(min_nodes: int, max_nodes: int, by: str, reason: str) -> Scale:
+    """The same for the numbers of nodes."""
+    by, reason = shortened(by, BY_CHARACTERS_MAX), shortened(reason, REASON_CHARACTERS_MAX)
+    return Scale(min_nodes, max_nodes, by, reason)
 
 
 class KeptOrders:

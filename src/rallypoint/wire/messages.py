@@ -202,6 +202,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     `heartbeat_s`: the time between two heartbeats of the node, in seconds. `in_memory`: the run is
     in the memory of the coordinator's process, and is lost with it. `lease_ttl_s`: the ttl of the
     coordinator's lease, in seconds; 0 if it has none, or is of a release that does not send it.
+    `nodes_max`: how many nodes a round has at most; 0 from a release that does not tell it.
     """
 
     version: int
@@ -210,6 +211,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     software: str = ""
     in_memory: bool = False
     lease_ttl_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
+    nodes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Refused(Message, frozen=True, tag="refused"):
@@ -251,9 +253,13 @@ class Closed(Message, frozen=True, tag="closed"):
 
 
 class Standby(Message, frozen=True, tag="standby"):
-    """The round is active without this node, which joins when a place is free."""
+    """The round is active without this node, which joins when a place is free.
+
+    `nodes_max`: how many nodes a round has at most; 0 from a release that does not tell it.
+    """
 
     standby: bool
+    nodes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class AskedToLeave(Message, frozen=True, tag="leave"):
