@@ -29,6 +29,8 @@ UNIT, TEST, VERIFY = f"not ({' or '.join(NOT_PURE)})", "not verify", "verify"
 """What the Makefile gives to pytest's -m."""
 LONG = os.environ.get("RALLYPOINT_TEST_LONG", "0") not in ("", "0")
 """`make verify LONG=1`: more seeds, more examples, more nodes."""
+only_long = pytest.mark.skipif(not LONG, reason="takes long: make verify LONG=1 runs it")
+"""For what other tests of `make verify` also find, so that it ends within half an hour."""
 LONGER = 10
 
 MARKER_OF_EVENT = {

@@ -30,6 +30,7 @@ from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.node_processes import ATTACH_GRACE_S
 from rallypoint.bench.processes import BenchError
 from rallypoint.core.values import RunSettings
+from tests.kinds import only_long
 
 SLOW_S = 5.0
 """How much a busy machine may add to any of these."""
@@ -72,6 +73,7 @@ def test_survivors_of_a_kill_are_notified_before_any_grace_ends() -> None:
     assert figures[kill.READY].median <= figures["all have the next round"].median
 
 
+@only_long
 def test_a_cut_network_disturbs_no_node(
     served: driver.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_node_that_hangs_is_suspect_and_then_lost() -> None:
     assert run.probe_s <= figures["lost after a failure"].median < run.lost_after_s
 
 
+@only_long
 def test_a_stopped_coordinator_disturbs_no_node(served: driver.Plan) -> None:
     served.seconds = RunSettings().suspect_after_s + 2.0
     figures = found(frozen_coordinator.measure(served, 3))
@@ -119,6 +122,7 @@ def test_an_elected_host_is_lost_with_its_node() -> None:
     assert figures["next round"].median < TTL_S + ATTACH_GRACE_S
 
 
+@only_long
 def test_the_first_ranks_are_lost_with_the_coordinator() -> None:
     figures = found(rack.measure(own(), 10))
     assert figures["next round"].target == Target(TTL_S + ATTACH_GRACE_S + 5.0)

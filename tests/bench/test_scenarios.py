@@ -24,6 +24,7 @@ from rallypoint.bench import (
 )
 from rallypoint.bench.figure import Figure, Target
 from rallypoint.bench.node_processes import NodeProcesses
+from tests.kinds import only_long
 
 pytestmark = pytest.mark.processes
 
@@ -197,6 +198,7 @@ def test_failover_over_a_place_that_is_no_ledger(tmp_path: Path) -> None:
         failover.measure(driver.Plan(driver.NOWHERE, ledger=f"file://{file}"), 3)
 
 
+@only_long
 @pytest.mark.verify
 def test_a_failover_prints_only_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
     """Each node warns that it has lost a coordinator: that is what is measured."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.kinds import only_long
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "peers" / "run.py"
 if not SCRIPT.exists():
@@ -154,7 +156,14 @@ def a_peer_that_hangs(folder: Path) -> None:
 
 @pytest.mark.verify
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=only_long),
+        pytest.param(signal.SIGINT, marks=only_long),
+    ],
+)
 def test_a_signal_ends_all_processes_and_leaves_no_files(
     tmp_path: Path, number: signal.Signals
 ) -> None:

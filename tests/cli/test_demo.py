@@ -17,6 +17,7 @@ from rallypoint.cli.demo_story import Story
 from rallypoint.cli.demo_view import show_timeline
 from rallypoint.core import reasons
 from tests.examples.programs import ROOT, Program, Programs, programs
+from tests.kinds import only_long
 
 from .conftest import Cli
 
@@ -184,7 +185,7 @@ def test_four_nodes_train_and_lose_one(run: Programs) -> None:
     ("number", "when"),
     [
         (signal.SIGINT, "nodes start"),
-        (signal.SIGINT, "epoch 5 of 25"),
+        pytest.param(signal.SIGINT, "epoch 5 of 25", marks=only_long),
         (signal.SIGTERM, "node-2 killed"),
     ],
 )

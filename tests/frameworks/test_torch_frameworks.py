@@ -13,7 +13,7 @@ import pytest
 from tests.agent.processes import Process
 from tests.examples.programs import Programs
 from tests.frameworks.environments import python_with
-from tests.kinds import LONG
+from tests.kinds import only_long
 from tests.ports import free_port
 
 pytestmark = [
@@ -62,12 +62,12 @@ def test_two_jobs_of_accelerate_launch_do_not_become_one(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("framework", "packages", "workers"),
     [
-        ("lightning", LIGHTNING_AND_ACCELERATE, 2),
+        pytest.param(*("lightning", LIGHTNING_AND_ACCELERATE, 2), marks=only_long),
         ("accelerate", LIGHTNING_AND_ACCELERATE, 2),
         # Each process loads for seven seconds.
         pytest.param(
             *("deepspeed", DEEPSPEED, 1),
-            marks=pytest.mark.skipif(not LONG, reason="it is slow: make verify LONG=1 runs it"),
+            marks=only_long,
         ),
     ],
     ids=["lightning", "accelerate", "deepspeed"],

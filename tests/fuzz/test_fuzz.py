@@ -42,7 +42,7 @@ def test_the_corpus_does_no_harm(path: Path) -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_no_input_does_harm_in_many_episodes(target: str) -> None:
-    for number in range(3, 43 if not LONG else 1_003):
+    for number in range(3, 23 if not LONG else 1_003):
         assert fuzz.one_episode(target, SEED, number) > 0
 
 

@@ -18,6 +18,7 @@ import pytest
 from rallypoint.rendezvous import rallypoint_rendezvous
 from rallypoint.rendezvous._node_handler import NodeRendezvousHandler
 from rallypoint.rendezvous.api import RendezvousParameters
+from tests.kinds import only_long
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,7 @@ def test_the_examples_run_unchanged(number: int, said: list[str]) -> None:
         assert line in done.stdout
 
 
+@only_long
 @needs_torch
 @pytest.mark.processes
 @pytest.mark.verify

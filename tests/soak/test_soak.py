@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kinds import LONG
+from tests.kinds import LONG, only_long
 from tests.ledger.etcd_processes import programs
 from tests.soak.__main__ import soaking, table, verdicts
 
@@ -40,6 +40,7 @@ def test_nothing_that_is_counted_grows_with_rounds(ledger: str) -> None:
     assert not growing(ledger) & COUNTED
 
 
+@only_long
 @pytest.mark.parametrize(("leak", "what"), [("logs", "files"), ("tasks", "serve tasks")])
 def test_a_leak_is_found(leak: str, what: str) -> None:
     assert what in growing("file", leak)

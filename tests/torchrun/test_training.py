@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.agent.processes import alive
+from tests.kinds import only_long
 from tests.torchrun.jobs import STEADY, Job
 
 pytestmark = [
@@ -92,6 +93,7 @@ def test_the_workers_store_may_be_torch_s_own(job: Job) -> None:
     assert float(job.says(r"test accuracy ([\d.]+)")[1]) > 0.8
 
 
+@only_long
 def test_a_job_grows_with_torchs_own_store(job: Job) -> None:
     env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     options = ("--max-restarts=1",)  # as above
