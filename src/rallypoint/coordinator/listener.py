@@ -197,9 +197,9 @@ class Listener:
             task.add_done_callback(self._entering.discard)
 
     async def _enter(self, connection: socket.socket) -> None:
-        peer = None
+        where = None
         try:
-            peer = str(connection.getpeername()[0])
+            where = connection.getpeername()
             context = self._tls()
             limit_s = None if context is None else self._limits.stranger_s
             await self._loop.connect_accepted_socket(
@@ -208,6 +208,7 @@ class Listener:
         except ssl.SSLCertVerificationError as error:
             # asyncio does not send the alert, so the client does not learn the reason.
             why = f"its certificate is not accepted: {error.verify_message}"
+            peer = str(where[0]) if isinstance(where, tuple) else None  # else it is local
             login_refused(peer, why, logging.WARNING)
             connection.close()
         except OSError as error:
