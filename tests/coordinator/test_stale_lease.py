@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from rallypoint.coordinator import http_api
+from rallypoint.coordinator import actions_api
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.holding import HeldAnswers
 from rallypoint.coordinator.http_api import COORDINATOR
@@ -360,7 +360,7 @@ async def asked_to_close(coordinator: Coordinator) -> tuple[int, dict[str, Any]]
     """What the coordinator answers to `rallypoint close`."""
     app = web.Application()
     app[COORDINATOR] = coordinator
-    http_api.add_routes(app)
+    actions_api.add_routes(app)
     request = make_mocked_request("POST", "/api/v1/runs/run/close", app=app)
     resolved = await app.router.resolve(request)
     resolved.add_app(app)
