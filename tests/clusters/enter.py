@@ -1,7 +1,8 @@
 """Run a command on a host, as ssh does: `python enter.py SOCKET COMMAND...`.
 
 Exits with the command's code; 255 if the host is gone. Signals go to the command. With --shell
-before the socket, the rest is one line for a shell, as ssh has it.
+before the socket, it takes the place of ssh: the rest is one line for a shell, and a host that has
+lost its power says nothing, so this goes on until a signal ends it.
 
 What must not be here: imports outside the standard library. It starts without site-packages.
 """
@@ -35,7 +36,14 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return UNREACHABLE
-    return int(answer) if answer else UNREACHABLE
+    if answer:
+        return int(answer)
+    if is_line:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: sys.exit(UNREACHABLE))
+        while os.getppid() != 1:
+            signal.sigtimedwait((), 1.0)  # its starter may end without a signal
+    return UNREACHABLE
 
 
 if __name__ == "__main__":
