@@ -18,7 +18,7 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 function add(parent, children) {
-  for (const each of children.flat()) {
+  for (const each of children.flat(Infinity)) {
     if (each === null || each === undefined || each === false) continue;
     parent.append(each instanceof Node ? each : document.createTextNode(String(each)));
   }
@@ -46,4 +46,33 @@ export function announce(text) {
     waiting = [];
     timer = null;
   }, 2000);
+}
+
+const FRAME_MS = 8;
+const drawings = new Set();
+let frame = null;
+
+/**
+ * Call this function before the browser draws next; once, however often it is asked for. What takes
+ * long together is spread over several frames.
+ */
+export function inFrame(draw) {
+  drawings.add(draw);
+  frame ??= requestAnimationFrame(drawSome);
+}
+
+function drawSome() {
+  const began = performance.now();
+  frame = null;
+  for (const draw of drawings) {
+    drawings.delete(draw);
+    draw();
+    if (performance.now() - began > FRAME_MS) break;
+  }
+  if (drawings.size) frame ??= requestAnimationFrame(drawSome);
+}
+
+/** Let the browser do what else waits: keys, drawing. */
+export function nextTask() {
+  return new Promise((resolve) => setTimeout(resolve));
 }

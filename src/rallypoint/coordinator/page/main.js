@@ -1,7 +1,7 @@
 // Begins the page: which view is shown, what the top line says, and who is signed in.
 
 import { ApiError, Backoff, get, pause, session, visible } from "./api.js";
-import { announce, fill, h, say } from "./dom.js";
+import { announce, fill, h, nextTask, say } from "./dom.js";
 import { showRun } from "./run.js";
 import { showRuns } from "./runs.js";
 import { askForToken } from "./signin.js";
@@ -165,4 +165,4 @@ document.getElementById("skip").addEventListener("click", (event) => {
   main.focus();
 });
 addEventListener("hashchange", show);
-show();
+nextTask().then(show);

@@ -2,17 +2,18 @@
 
 import { ApiError, Backoff, get, pause, runPath, stream, visible } from "./api.js";
 import { confirmAction } from "./dialogs.js";
-import { announce, fill, h, say } from "./dom.js";
+import { announce, fill, h, inFrame, nextTask, say } from "./dom.js";
 import { History, IMPORTANT, linesOf, waitedFor, whyEnded } from "./history.js";
 import { chip, phaseSeconds } from "./runs.js";
 import { Table } from "./table.js";
-import { attention, clock, count, counting, day, duration, phaseWord, some, spans } from "./text.js";
+import { attention, clock, count, counting, day, duration, phaseWord, some, spans, whole } from "./text.js";
 import { Timeline } from "./timeline.js";
 
 const IDLE_MS = 2000;
 const LEAST_MS = 100;
 const LARGE = 200;
-const EVENTS_SHOWN = 100;
+const EVENTS_SHOWN = 60;
+const EVENTS_AT_ONCE = 100;
 const ALONE_MS = 2000;
 
 export async function showRun(page, body, signal, runId) {
@@ -31,6 +32,7 @@ class RunView {
     this.importantOnly = false;
     this.eventsShown = EVENTS_SHOWN;
     this.wake = () => {};
+    this.drawing = () => this.drawRounds();
     this.build();
     const ticking = setInterval(() => this.tick(), 500);
     signal.addEventListener("abort", () => {
@@ -89,7 +91,7 @@ class RunView {
       label: "Rounds, the newest first",
       empty: "No round yet.",
       keyOf: (each) => each.number,
-      mark: (each) => (each.number === this.selected ? "selected" : each.cause === "node_lost" || each.cause === "worker_failed" ? "trouble" : ""),
+      mark: (each) => `${each.number === this.selected ? "selected " : ""}${each.cause === "node_lost" || each.cause === "worker_failed" ? "trouble" : ""}`,
       columns: [
         {
           title: "Round",
@@ -128,7 +130,7 @@ class RunView {
         { title: "Host", class: "tight", hasTitle: true, text: (each) => each.host },
         { title: "Worker ranks", class: "tight", hasTitle: true, text: (each) => spans(each.ranks) || "–" },
         { title: "Labels", class: "labels", hasTitle: true, text: (each) => Object.entries(each.labels ?? {}).map(([key, value]) => `${key}=${value}`).join(" ") },
-        { title: "Do", class: "tight", text: () => (this.mayAct() ? "may" : ""), make: (each) => this.nodeButtons(each.name) },
+        { title: "Actions", class: "tight", text: () => (this.mayAct() ? "may" : ""), make: (each) => this.nodeButtons(each.name) },
       ],
     });
   }
@@ -285,7 +287,7 @@ class RunView {
     const shown = words.length ? this.members.filter(fits) : this.members;
     const total = this.status.members_total ?? this.members.length;
     const bad = this.members.filter((each) => each.link && each.link !== "connected").length;
-    const some_ = total > this.members.length ? `${this.members.length.toLocaleString("en-US")} of ${count(total, "member")}` : count(total, "member");
+    const some_ = total > this.members.length ? `${whole(this.members.length)} of ${count(total, "member")}` : count(total, "member");
     say(this.memberCount, `${some_}${bad ? `, ${bad} not heard` : ""}`);
     this.more.hidden = total <= this.members.length || this.status.source !== "coordinator";
     this.memberTable.set(shown);
@@ -322,7 +324,13 @@ class RunView {
       const since = this.history.lastId;
       const found = await get(runPath(this.runId, `/events?limit=1000${since ? `&since=${since}` : ""}`), this.signal);
       if (found.missing) this.history.missed(found.missing);
-      this.take(found.events);
+      // A browser must not be busy for long: it could not answer to keys.
+      for (let from = 0; from < found.events.length; from += EVENTS_AT_ONCE) {
+        this.history.take(found.events.slice(from, from + EVENTS_AT_ONCE));
+        await nextTask();
+      }
+      this.drawEvents();
+      this.drawHistory();
       say(this.eventNote, found.problem ?? "");
       if (!found.more) return found.source === "coordinator";
     }
@@ -403,15 +411,16 @@ class RunView {
   }
 
   drawHistory() {
-    this.historyWaits ??= requestAnimationFrame(() => {
-      this.historyWaits = null;
-      const rounds = this.history.allRounds(this.status?.rounds);
-      this.list = rounds;
-      this.drawTimeline();
-      this.rounds.set([...rounds].reverse());
-      if (this.follows && rounds.length) this.selected = worthALook(rounds);
-      this.drawDetail();
-    });
+    inFrame(this.drawing);
+  }
+
+  drawRounds() {
+    const rounds = this.history.allRounds(this.status?.rounds);
+    this.list = rounds;
+    if (this.follows && rounds.length) this.selected = worthALook(rounds);
+    this.drawTimeline();
+    this.rounds.set([...rounds].reverse());
+    this.drawDetail();
   }
 
   drawTimeline() {

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { announce, fill, h, say } from "./dom.js";
 import { Table } from "./table.js";
-import { attention, bytes, count, counting, phaseWord } from "./text.js";
+import { attention, bytes, count, counting, phaseWord, whole } from "./text.js";
 
 const EVERY_MS = 1000;
 const PAGES_MAX = 5;
@@ -73,7 +73,7 @@ export async function showRuns(page, body, signal) {
     runs = found.runs;
     const urgent = runs.filter((run) => attention(run).level <= 2).length;
     const asks = urgent ? `${urgent === 1 ? "one needs" : `${urgent} need`} attention` : "none needs attention";
-    const more = found.more ? ` (only the first ${runs.length.toLocaleString("en-US")} are listed)` : "";
+    const more = found.more ? ` (only the first ${whole(runs.length)} are listed)` : "";
     say(head, runs.length ? `${count(runs.length, "run")}${more}, ${asks}.` : "No runs. A run begins when its first node attaches.");
     say(problem, found.problem ?? "");
     page.connection("live", coordinatorText(found.coordinator));

@@ -1,7 +1,7 @@
 // A table of many rows: only those in sight are in the document. A row and a cell stay the same
 // elements while they show the same, so that the keyboard's focus stays.
 
-import { h, say } from "./dom.js";
+import { h, inFrame, say } from "./dom.js";
 
 const MARGIN_ROWS = 8;
 
@@ -14,6 +14,7 @@ export class Table {
     Object.assign(this, { columns, keyOf, rowPx, empty, mark });
     this.rows = [];
     this.shown = new Map();
+    this.drawing = () => this.draw();
     this.before = h("tr", { class: "space", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
     this.after = h("tr", { class: "space", "aria-hidden": "true" }, h("td", { colspan: columns.length }));
     this.body = h("tbody", {}, this.before, this.after);
@@ -36,10 +37,7 @@ export class Table {
   }
 
   later() {
-    this.waits ??= requestAnimationFrame(() => {
-      this.waits = null;
-      this.draw();
-    });
+    inFrame(this.drawing);
   }
 
   draw() {
@@ -47,7 +45,7 @@ export class Table {
     const first = Math.max(0, Math.floor(this.element.scrollTop / rowPx) - MARGIN_ROWS);
     const inSight = Math.ceil((this.element.clientHeight || innerHeight) / rowPx) + 2 * MARGIN_ROWS;
     const last = Math.min(rows.length, first + inSight);
-    const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
+    const focused = this.focused();
     const before = this.shown;
     this.shown = new Map();
     let place = this.before.nextSibling;
@@ -63,7 +61,26 @@ export class Table {
     for (const { tr } of before.values()) tr.remove();
     this.before.firstChild.style.height = `${first * rowPx}px`;
     this.after.firstChild.style.height = `${(rows.length - last) * rowPx}px`;
-    if (focused?.isConnected && focused !== document.activeElement) focused.focus({ preventScroll: true });
+    this.refocus(focused);
+  }
+
+  /** The row and the column that have the keyboard's focus; null if it is elsewhere. */
+  focused() {
+    const element = document.activeElement;
+    if (!this.body.contains(element)) return null;
+    for (const [key, { cells }] of this.shown) {
+      const number = cells.findIndex((each) => each.contains(element));
+      if (number >= 0) return { key, number, element };
+    }
+    return null;
+  }
+
+  /** Give it back, if an element was moved or made anew. */
+  refocus(focused) {
+    if (!focused || focused.element === document.activeElement) return;
+    const cell = this.shown.get(focused.key)?.cells[focused.number];
+    const found = focused.element.isConnected ? focused.element : cell?.querySelector("button, a");
+    found?.focus({ preventScroll: true });
   }
 
   update(kept, row, index) {

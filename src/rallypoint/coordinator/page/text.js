@@ -17,27 +17,37 @@ export function counting(seconds) {
   return seconds < 60 ? `${Math.floor(seconds)} s` : duration(seconds);
 }
 
-const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
+const two = (number) => String(number).padStart(2, "0");
+
+// Intl makes a formatter for each call, which is slow for the thousands of times of a page.
 
 /** The time of day of an instant in seconds since 1970, in the time zone of this browser. */
 export function clock(at, withMilliseconds = false) {
   if (at === null || at === undefined) return "";
   const date = new Date(at * 1000);
-  const text = date.toLocaleTimeString("en-GB", CLOCK);
-  if (!withMilliseconds) return text;
-  return `${text}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+  const text = `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+  return withMilliseconds ? `${text}.${String(date.getMilliseconds()).padStart(3, "0")}` : text;
 }
 
-/** The same with the day. */
-export function day(at) {
-  if (at === null || at === undefined) return "";
+/** The date of an instant. */
+export function dateOf(at) {
   const date = new Date(at * 1000);
-  return `${date.toLocaleDateString("en-CA")} ${clock(at)}`;
+  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+}
+
+/** Date and time of day. */
+export function day(at) {
+  return at === null || at === undefined ? "" : `${dateOf(at)} ${clock(at)}`;
+}
+
+/** A whole number with separators: 12,345. */
+export function whole(number) {
+  return String(number).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
 export function count(number, noun) {
   if (number === null || number === undefined) return `? ${noun}s`;
-  return number === 1 ? `1 ${noun}` : `${number.toLocaleString("en-US")} ${noun}s`;
+  return number === 1 ? `1 ${noun}` : `${whole(number)} ${noun}s`;
 }
 
 /** Numbers in order in few characters: 0-3,7. */
@@ -68,7 +78,7 @@ export function some(names, total = names.length, most = 8) {
   const shown = names.slice(0, most);
   const more = Math.max(0, total - shown.length);
   if (!shown.length) return count(total, "node");
-  if (more) return `${shown.join(", ")} and ${more.toLocaleString("en-US")} more`;
+  if (more) return `${shown.join(", ")} and ${whole(more)} more`;
   if (shown.length === 1) return shown[0];
   return `${shown.slice(0, -1).join(", ")} and ${shown[shown.length - 1]}`;
 }

@@ -1,9 +1,9 @@
 // The rounds of a run drawn to scale: a band for the run, and a row for each node. It is drawn on a
 // canvas, only what is in sight. The table of rounds has the same as text.
 
-import { h, say } from "./dom.js";
+import { h, inFrame, say } from "./dom.js";
 import { whyEnded } from "./history.js";
-import { clock, count, duration } from "./text.js";
+import { clock, count, dateOf, duration } from "./text.js";
 
 const ROW = 20;
 const TOP = 62;
@@ -18,6 +18,7 @@ const WORDS = {
   starting: "starting", waiting: "ready, waits", standby: "on standby", active: "active", stopping: "stopping workers",
   done: "done",
 };
+const SIGNS = { lost: "✕", superseded: "✕", failed: "!", last: "▾", left: "⇥", refused: "⊘" };
 const LEGEND = ["starting", "waiting", "active", "stopping", "standby", "done"];
 const COLOURS = [
   "starting", "waiting", "standby", "active", "stopping", "done", "unheard", "gap", "text", "faint", "line", "bad",
@@ -31,6 +32,7 @@ export class Timeline {
     this.data = { rounds: [], rows: [], gaps: [], terms: [], suspensions: [], start: null, now: null };
     this.view = { mode: "all", from: 0, to: 1, span: 600 };
     this.selected = null;
+    this.drawing = () => this.draw();
     this.top = h("canvas", { class: "top", role: "img" });
     this.rows = h("canvas", { class: "rows", "aria-hidden": "true" });
     this.spacer = h("div", { class: "spacer" }, this.rows);
@@ -274,10 +276,7 @@ export class Timeline {
   // -- drawing ------------------------------------------------------------------------------------
 
   later() {
-    this.waits ??= requestAnimationFrame(() => {
-      this.waits = null;
-      this.draw();
-    });
+    inFrame(this.drawing);
   }
 
   draw() {
@@ -402,14 +401,21 @@ export class Timeline {
       if (b >= this.left && a <= this.left + this.plot + 16) c.fillRect(a, y + ROW - 5, Math.max(2, b - a), 3);
     }
     c.textAlign = "center";
+    c.font = `bold 13px ${colours.font}`;
     for (const mark of row.marks) {
       const at = x(mark.t);
       if (at < this.left - 5 || at > this.left + this.plot + 16) continue;
       const isBad = mark.kind === "lost" || mark.kind === "failed" || mark.kind === "superseded";
+      const sign = SIGNS[mark.kind] ?? "·";
+      const middle = y + ROW / 2 + (mark.kind === "last" ? -4 : 1);
+      c.strokeStyle = colours.back; // so that it is seen upon a bar
+      c.lineWidth = 4;
+      c.strokeText(sign, at, middle);
       c.fillStyle = isBad ? colours.bad : colours.text;
-      c.fillText({ lost: "✕", superseded: "✕", failed: "!", last: "▾", left: "⇥", refused: "⊘" }[mark.kind] ?? "·", at, y + ROW / 2 + (mark.kind === "last" ? -4 : 1));
+      c.fillText(sign, at, middle);
     }
     c.textAlign = "left";
+    c.font = `12px ${colours.font}`;
   }
 
   /** States differ in height and filling, not only in colour. */
@@ -455,7 +461,7 @@ export class Timeline {
       c.stroke();
       if (!withText) continue;
       c.fillStyle = colours.faint;
-      const text = step >= 86400 ? new Date((n * step + zone) * 1000).toLocaleDateString("en-CA") : clock(n * step + zone, step < 1);
+      const text = step >= 86400 ? dateOf(n * step + zone) : clock(n * step + zone, step < 1);
       c.fillText(text, at + 3, 10);
     }
   }

@@ -1,0 +1,99 @@
+"""`python -m tools.page_pictures`: the pictures of docs/page.md, of real runs in a real Chromium.
+
+It starts a coordinator and the nodes of four runs, kills one node, lets a worker fail and lets a
+new node in; then it takes the pictures, light, dark and narrow. It takes about a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.agent.processes import Machine, Process
+from tests.cli.conftest import Served
+
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def story(machine: Machine, endpoint: str) -> None:
+    """Runs in several states, one of them with three rounds."""
+
+    def node(run_id: str, name: str, nnodes: str, *options: str) -> Process:
+        labels = ("--label", f"rack=r{int(name[-1]) % 2}", "--label", "gpu=H200")
+        more = ("--run-id", run_id, "--max-restarts", "3", *labels, *options)
+        return machine.agent(name, *more, nnodes=nnodes, endpoint=endpoint)
+
+    node("eval-nightly", "eval-0", "1:1").worker(1)
+    node("ablation-lr3e-4", "gpu-20", "3:3")
+    node("ablation-lr3e-4", "gpu-21", "3:3")
+    nodes = [node("llm-pretrain", f"gpu-0{number}", "3:4") for number in range(4)]
+    for each in nodes:
+        each.worker(1)
+    time.sleep(9)  # so that a round is wide enough to be seen
+    os.kill(nodes[2].pid, signal.SIGKILL)
+    workers = [each.worker(2) for each in nodes if each is not nodes[2]]
+    time.sleep(7)
+    newcomer = node("llm-pretrain", "gpu-04", "3:4")
+    newcomer.worker(3)
+    workers = [each.worker(3) for each in nodes if each is not nodes[2]]
+    time.sleep(6)
+    os.kill(workers[1].pid, signal.SIGUSR1)
+    newcomer.worker(4)
+    time.sleep(8)
+
+
+def chromium() -> str | None:
+    """The path of a Chromium on this machine."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def main() -> int:
+    """Take all pictures. Returns 1 if there is no Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = chromium()
+    if path is None:
+        print("no Chromium is on PATH", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        machine = Machine(Path(folder))
+        os.environ["HOME"] = folder
+        served = Served("--port", "0", "--ledger", f"file:{folder}/ledger")
+        try:
+            story(machine, served.endpoint)
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
+                context = browser.new_context(
+                    color_scheme="dark" if scheme == "dark" else "light",
+                    viewport={"width": width, "height": 860 if width > 400 else 800},
+                    reduced_motion="reduce",
+                )
+                page = context.new_page()
+                name = scheme if width > 400 else "narrow"
+                page.goto(f"{served.endpoint}/")
+                page.get_by_role("link", name="llm-pretrain").wait_for()
+                if name != "narrow":
+                    page.screenshot(path=PICTURES / f"page-runs-{name}.png")
+                page.get_by_role("link", name="llm-pretrain").click()
+                page.get_by_role("button", name="Round", exact=True).wait_for()
+                page.locator(".events li[data-kind=formed]").first.wait_for()
+                page.locator(".detail h3").wait_for()
+                page.get_by_text("renewed").first.wait_for()
+                page.screenshot(path=PICTURES / f"page-run-{name}.png", full_page=True)
+                context.close()
+            browser.close()
+        finally:
+            machine.close()
+            served.stop()
+            served.kill()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
