@@ -35,9 +35,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "line_limits": frozenset(),
     "logs": frozenset({"core", "line_limits"}),
     "wire": frozenset({"core", "errors", "_version"}),
-    "endpoints": frozenset({"core", "errors"}),
+    "ledger_schemes": frozenset({"errors"}),
+    "endpoints": frozenset({"core", "errors", "ledger_schemes"}),
     "security": frozenset({"core"}),
-    "ledger": frozenset({"core", "endpoints", "errors", "runtime", "threads"}),
+    "ledger": frozenset({"core", "endpoints", "errors", "ledger_schemes", "runtime", "threads"}),
     "environments": frozenset({"core", "endpoints", "errors"}),
     "settings": frozenset({"core", "endpoints", "environments", "errors", "security"}),
     "tokens": frozenset({"core", "endpoints", "errors", "security", "settings"}),
@@ -71,7 +72,8 @@ LAYERS: dict[str, frozenset[str]] = {
         }
     ),
     "doctor": frozenset({"aio", "client", "core", "endpoints", "errors", "ledger", "memory", "net"})
-    | {"rendezvous", "runtime", "security", "settings", "threads", "tokens", "wire", "_version"},
+    | {"rendezvous", "runtime", "security", "settings", "threads", "tokens", "wire", "_version"}
+    | {"ledger_schemes"},
     "checkers": frozenset({"core", "wire", "client", "coordinator"}),
     "testing": frozenset({"ledger", "errors", "settings"}),
     "simulation": frozenset(

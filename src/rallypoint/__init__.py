@@ -111,6 +111,7 @@ def join(
     max_nodes: int | None = None,
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
+    ledger: str | None = None,
     **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run, and wait until the coordinator lets this node in.
@@ -125,6 +126,8 @@ def join(
         max_nodes: the most nodes of a round.
         token: the coordinator's token. Or RALLYPOINT_TOKEN, or `token_file`.
         labels: names and texts about this node, for the other members.
+        ledger: instead of `endpoint`, the ledger through which the nodes elect their coordinator:
+            `file:DIR`, `etcd://...`, or the URL of a ledger that an installed package registers.
         options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
             `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
             `rallypoint.JoinOptions` has all of them.
@@ -145,6 +148,7 @@ def join(
             max_nodes=max_nodes,
             token=token,
             labels=labels,
+            ledger=ledger,
             options=options,
         ),
         _store_for_torch,

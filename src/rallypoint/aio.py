@@ -28,6 +28,7 @@ async def join(
     max_nodes: int | None = None,
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
+    ledger: str | None = None,
     **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open."""
@@ -38,6 +39,7 @@ async def join(
         max_nodes=max_nodes,
         token=token,
         labels=labels,
+        ledger=ledger,
         options=options,
     )
     return Run(await join_plan.open_client(planned), planned.join_timeout_s)

@@ -11,10 +11,11 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from rallypoint import ledger_schemes
 from rallypoint.core import addresses, naming
 from rallypoint.core.values import Address
 from rallypoint.errors import EndpointError
@@ -62,6 +63,18 @@ class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
 
 
+class PackagePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A ledger of another package, which has registered the scheme: see `ledger_schemes`.
+
+    `scheme`: in lower case. `url`: the whole text, which only that package reads. `host`: the host
+    in it; "" if there is none.
+    """
+
+    scheme: str
+    url: str
+    host: str = ""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """Where the nodes meet. `host`: a name or an address without brackets; "" if there is none.
 
@@ -79,7 +92,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     host: str = ""
     port: int = 0
     text: str = ""
-    place: EtcdPlace | FilePlace | None = None
+    place: EtcdPlace | FilePlace | PackagePlace | None = None
     others: tuple[Address, ...] = ()
     spare_ports: int = 0
     has_port: bool = True
@@ -158,7 +171,7 @@ def parse_endpoint(text: str | None, *, may_end_here: bool = False) -> Endpoint:
             return Endpoint(EndpointKind.SERVED, host, port, text, is_tls=is_tls)
         case "etcd" | "etcds":
             return _etcd(text, rest, tls=scheme.lower() == "etcds")
-    raise EndpointError(f"an endpoint cannot begin with {scheme}://", hint=_FORMS)
+    return _of_package(scheme.lower(), text, rest)
 
 
 def parse_ledger(text: str) -> Endpoint:
@@ -176,12 +189,45 @@ def parse_ledger(text: str) -> Endpoint:
     endpoint = parse_endpoint(text) if "://" in text else None
     if endpoint is None or endpoint.kind is not EndpointKind.LEDGER:
         raise EndpointError(
-            f"{text!r} is not a ledger", hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:DIR"
+            f"{text!r} is not a ledger",
+            hint="a ledger is etcd://HOST:PORT,.../PREFIX or file:DIR, or the URL of one that an "
+            "installed package registers",
         )
     return endpoint
 
 
 # -- ledgers -------------------------------------------------------------------------------------
+
+
+_SECRETS: Final = frozenset({"password", "passwd", "pass", "token", "secret", "key"})
+"""Options of a URL that are not accepted, because endpoints are shown and logged."""
+
+
+def _of_package(scheme: str, text: str, rest: str) -> Endpoint:
+    if ledger_schemes.registered(scheme) is None:
+        near = ledger_schemes.nearest(scheme)
+        raise EndpointError(
+            f"an endpoint cannot begin with {scheme}://",
+            hint=(f"did you mean {near}://? " if near else "")
+            + _FORMS
+            + f"; a ledger of another package needs that package in this Python: it registers the "
+            f"scheme as an entry point of the group {ledger_schemes.GROUP}",
+        )
+    authority, _, _ = re.sub(r"[/?#]", "/", rest, count=1).partition("/")
+    try:
+        options = dict(parse_qsl(urlsplit(text).query, keep_blank_values=True))
+        host = urlsplit(text).hostname or ""
+    except ValueError as error:
+        raise EndpointError(f"a {scheme}:// endpoint cannot be read: {error}") from error
+    # The text is not shown, because it may contain a password.
+    if "@" in authority or _SECRETS & {name.lower() for name in options}:
+        raise EndpointError(
+            f"a {scheme}:// endpoint must not contain a user or password, because it is shown and "
+            "logged",
+            hint="give them to the ledger's package in another way: its documentation says how",
+        )
+    place = PackagePlace(scheme=scheme, url=text, host=host)
+    return Endpoint(EndpointKind.LEDGER, text=text, place=place)
 
 
 def _file(text: str) -> Endpoint:

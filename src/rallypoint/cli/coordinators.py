@@ -62,12 +62,9 @@ def _of_ledger(where: Endpoint, keys: Keys) -> list[Row]:
 async def _look(where: Endpoint) -> list[Looked]:
     """The leases. Raises LedgerError; a ledger that does not exist is not made."""
     from rallypoint.doctor.leases import look_twice
-    from rallypoint.ledger.etcd.ledger import EtcdLedger
-    from rallypoint.ledger.file.ledger import FileLedger
     from rallypoint.ledger.open import open_ledger
 
     ledger = open_ledger(where, settings.etcd_password(where))
-    assert isinstance(ledger, EtcdLedger | FileLedger)
     try:
         if not await ledger.find():
             return []

@@ -13,7 +13,7 @@ from rallypoint.client.interfaces import NOWHERE, interfaces, source_towards
 from rallypoint.core import addresses
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import NAME_LENGTH_MAX, NodeInfo
-from rallypoint.endpoints import Endpoint, EtcdPlace, is_loopback
+from rallypoint.endpoints import Endpoint, EtcdPlace, PackagePlace, is_loopback
 from rallypoint.errors import UsageError
 from rallypoint.net import SocketAddress, look_up
 from rallypoint.settings import NodeSettings
@@ -100,6 +100,8 @@ def may_be_one_machine(endpoint: Endpoint) -> bool:
     """Whether the endpoint has no address of another machine."""
     if isinstance(endpoint.place, EtcdPlace):
         return all(is_loopback(_without_port(each)) for each in endpoint.place.hosts)
+    if isinstance(endpoint.place, PackagePlace):
+        return not endpoint.place.host or is_loopback(endpoint.place.host)
     return not endpoint.host or endpoint.is_loopback
 
 
@@ -114,6 +116,8 @@ async def _meeting_hosts(endpoint: Endpoint) -> list[tuple[str, int]]:
     hosts = [endpoint.host, *(each.host for each in endpoint.others)]
     if isinstance(place, EtcdPlace):
         hosts = [*map(_without_port, place.hosts)]
+    elif isinstance(place, PackagePlace):
+        hosts = [place.host]
     found = await asyncio.gather(*(_look_up(host) for host in hosts[:MEETING_HOSTS] if host))
     return [(each.host, each.scope) for one in found for each in one]
 

@@ -13,6 +13,7 @@ from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.options import JoinOptions
 from rallypoint.client.run_client import RunClient, open_node
 from rallypoint.core.values import RunSettings
+from rallypoint.endpoints import parse_ledger
 from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 
 
@@ -59,13 +60,14 @@ NODE_OPTIONS = (
 
 def plan(
     run_id: str | None,
-    endpoint: str | None,
+    endpoint: str | Endpoint | None,
     *,
     min_nodes: int | None,
     max_nodes: int | None,
     token: str | None,
     labels: Mapping[str, str] | None,
     options: Mapping[str, Any],
+    ledger: str | None = None,
 ) -> JoinPlan:
     """Decide how to join. Raises UsageError."""
     _check_types(
@@ -75,7 +77,10 @@ def plan(
         max_nodes=(max_nodes, int),
         token=(token, str),
         labels=(labels, Mapping),
+        ledger=(ledger, str),
     )
+    if ledger is not None:
+        endpoint = _ledger_endpoint(ledger, endpoint)
     _check_options(options)
     nothing_said = run_id is None and endpoint is None and min_nodes is None and max_nodes is None
     channel = settings.worker_channel() if nothing_said else None
@@ -109,6 +114,15 @@ def plan(
     return JoinPlan(node=node, run=run)
 
 
+def _ledger_endpoint(ledger: str, endpoint: str | Endpoint | None) -> Endpoint:
+    if endpoint is not None:
+        raise errors.UsageError(
+            "join has both an endpoint and a ledger",
+            hint="give one of them: a ledger is an endpoint",
+        )
+    return parse_ledger(ledger)
+
+
 def _check_types(**given: tuple[object, Any]) -> None:
     for name, (value, kind) in given.items():
         if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
@@ -119,6 +133,7 @@ def _check_types(**given: tuple[object, Any]) -> None:
 
 _KINDS = {
     "endpoint": ("text", "a ledger is given by its place: file:///FOLDER or etcd://HOST:PORT"),
+    "ledger": ("text", "a ledger is given by its place: file:DIR or etcd://HOST:PORT"),
     "min_nodes": ("a whole number", ""),
     "max_nodes": ("a whole number", ""),
     "labels": ("a mapping of names to texts", 'write labels={"rack": "7"}'),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from rallypoint.core.values import Address, repr_without
-from rallypoint.endpoints import Endpoint, EtcdPlace
+from rallypoint.endpoints import Endpoint, EtcdPlace, PackagePlace
 from rallypoint.settings import PortRange
 from rallypoint.tokens import Keys
 
@@ -49,6 +49,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         place = self.endpoint.place
         if isinstance(place, EtcdPlace):
             named = [each.rpartition(":")[0].strip("[]") for each in place.hosts]
+        elif isinstance(place, PackagePlace):
+            named = [place.host] if place.host else []
         else:
             named = [each.host for each in self.endpoint.hosts]
         return tuple(dict.fromkeys(named))[:HOSTS_MAX]

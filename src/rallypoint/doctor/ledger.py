@@ -17,20 +17,18 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from rallypoint import runtime, threads
+from rallypoint import ledger_schemes, runtime, threads
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Notes, skipped, took_text
 from rallypoint.doctor.leases import look_twice
-from rallypoint.endpoints import EtcdPlace, FilePlace
+from rallypoint.endpoints import EtcdPlace, FilePlace, PackagePlace
 from rallypoint.errors import LedgerError, LedgerFullError, RallypointError, UsageError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.etcd.client import EtcdClient
-from rallypoint.ledger.etcd.ledger import EtcdLedger
 from rallypoint.ledger.etcd.options import EtcdOptions, tls_context
 from rallypoint.ledger.etcd.wire import Status
-from rallypoint.ledger.file.ledger import FileLedger
 from rallypoint.ledger.file.probe import PREFIX
 from rallypoint.ledger.open import open_ledger
 
@@ -71,13 +69,14 @@ def look(case: Case) -> Looked:
     return threads.run(_look(case, place))
 
 
-async def _look(case: Case, place: EtcdPlace | FilePlace) -> Looked:
+async def _look(case: Case, place: EtcdPlace | FilePlace | PackagePlace) -> Looked:
     notes = Notes(CHECK)
+    _judge_packages(notes)
     found: tuple[Coordinator, ...] = ()
     try:
         if isinstance(place, EtcdPlace):
             await _check_members(case, place, notes)
-        else:
+        elif isinstance(place, FilePlace):
             await asyncio.gather(runtime.in_thread(lambda: _check_disk(Path(place.folder), notes)))
         found = await _use(case, notes)
     except LedgerError as error:
@@ -87,10 +86,20 @@ async def _look(case: Case, place: EtcdPlace | FilePlace) -> Looked:
     return Looked(notes.finding(f"the ledger {case.endpoint} can be used"), found)
 
 
+def _judge_packages(notes: Notes) -> None:
+    """Name the ledgers of other packages that are never used."""
+    for each in ledger_schemes.refused():
+        notes.warn(
+            f"an installed package registers a ledger that is not used: "
+            f"{ledger_schemes.origin(each)}",
+            "uninstall it, or ask its authors for another name: "
+            f"{', '.join(ledger_schemes.OWN)} are Rallypoint's own schemes",
+        )
+
+
 async def _use(case: Case, notes: Notes) -> tuple[Coordinator, ...]:
     """Open the ledger if it exists, and read in it."""
     ledger = open_ledger(case.endpoint, case.etcd_password)
-    assert isinstance(ledger, EtcdLedger | FileLedger)
     try:
         ledger_id = await ledger.find()
         notes.facts["ledger_id"] = ledger_id

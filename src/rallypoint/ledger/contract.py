@@ -153,6 +153,18 @@ class Ledger(abc.ABC):
                 which. Nothing is left open.
         """
 
+    async def find(self) -> str:
+        """The id of the ledger, for `rallypoint doctor`; "" if `open` would make a new one.
+
+        This implementation opens the ledger, so it may make one. An engine that can look without
+        writing should replace it. Close the ledger afterwards, as after `open`.
+
+        Raises:
+            LedgerError: as `open`.
+        """
+        await self.open()
+        return self.ledger_id
+
     async def aclose(self) -> None:  # noqa: B027 - the same
         """Release connections and threads. Idempotent, bounded in time; raises nothing."""
 
