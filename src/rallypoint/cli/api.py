@@ -28,7 +28,7 @@ from rallypoint.errors import (
     UsageError,
     not_a_coordinator,
 )
-from rallypoint.security import first_look, pki, token_form
+from rallypoint.security import claims, first_look, pki, token_form
 from rallypoint.security.access import CertificateFileError, Certificates
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import check_may_be_sent, token_error
@@ -337,7 +337,8 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
         raise _not_ours(endpoint, f"it answers with status {status}")
     hint = str(body.get("hint") or "")
     reason = str(body.get("reason") or "")
-    if status == 401 or (status == 403 and reason):
+    is_wrong = status == 401 or (status == 429 and reason != claims.UNCHECKED.reason)
+    if is_wrong or (status == 403 and reason):
         told = (str(body.get("fingerprint") or ""), str(body.get("origin") or ""), reason)
         raise token_error(body["error"], hint, *told)
     raise _refused(status, body["error"], hint)

@@ -30,7 +30,7 @@ from rallypoint.core.addresses import plain, with_zone
 from rallypoint.core.reasons import tidy
 from rallypoint.core.values import Address
 from rallypoint.errors import UsageError, not_a_coordinator
-from rallypoint.security import first_look, pki, token_form
+from rallypoint.security import claims, first_look, pki, token_form
 from rallypoint.security.access import Access, CertificateFileError, Certificates
 from rallypoint.tokens import token_error
 from rallypoint.wire import headers
@@ -347,6 +347,7 @@ async def _connected(sock: socket.socket, sockaddr: object) -> socket.socket:
 
 
 SAID_MAX: Final = 500
+TOO_MANY: Final = 429
 RETRIED_STATUSES: Final = (502, 503, 504)
 """The answers of a proxy while the coordinator behind it restarts. A node tries again."""
 
@@ -367,18 +368,28 @@ class _ErrorBody(msgspec.Struct):
     reason: str = ""
 
 
+def _is_about_token(status: int, body: _ErrorBody) -> bool:
+    """Whether a coordinator refuses this token for good.
+
+    403: it is accepted, and is not for a node. 429: it is wrong, as others before; or it was not
+    checked, and may be right.
+    """
+    if status == TOO_MANY:
+        return bool(body.error) and body.reason != claims.UNCHECKED.reason
+    return status == 401 or (status == 403 and body.reason == "role")
+
+
 def _status_error(address: Address, response: Response) -> Exception:
     try:
         body = msgspec.json.decode(response.body or b"{}", type=_ErrorBody)
     except wire.UNDECODABLE:
         body = _ErrorBody()
-    # A coordinator's 403: the token is accepted, and is not for a node.
-    if response.status_code == 401 or (response.status_code == 403 and body.reason == "role"):
+    if _is_about_token(response.status_code, body):
         message = body.error or "the coordinator asks for a token"
         told = (body.hint, body.fingerprint, body.origin, body.reason)
         return token_error(f"{address}: {message}", *told)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
-    if response.status_code in RETRIED_STATUSES:
+    if response.status_code in (*RETRIED_STATUSES, TOO_MANY):
         # A coordinator's 503 names the limit that was reached, and how to raise it.
         said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
         return ConnectionRefusedError(f"{answer}: {said}" if said else answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
@@ -119,8 +120,11 @@ def json_error(code: int, message: str, hint: str = "", **more: Any) -> web.Resp
     return answer({"error": message, "hint": hint, **more}, code)
 
 
-def unauthorized(request: web.Request, token: str, denied: Denial) -> web.Response:
-    """The answer to a request without an accepted token. `denied`: why.
+def unauthorized(
+    request: web.Request, token: str, denied: Denial, waits_s: float = 0.0
+) -> web.Response:
+    """The answer to a request without an accepted token. `denied`: why. `waits_s`: how long its
+    address has to wait after too many of them, in seconds; the status is then 429.
 
     It has the fingerprint and the origin of `token`, the first accepted one. So the client can
     report whether its own token differs, and where each comes from.
@@ -135,8 +139,11 @@ def unauthorized(request: web.Request, token: str, denied: Denial) -> web.Respon
     }
     if denied.reason:
         told["reason"] = denied.reason
-    response = json_error(401, denied.message, hint, **told)
-    response.headers["WWW-Authenticate"] = "Bearer"
+    response = json_error(429 if waits_s else 401, denied.message, hint, **told)
+    if waits_s:
+        response.headers["Retry-After"] = str(math.ceil(waits_s))
+    else:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

@@ -58,6 +58,7 @@ from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security import claims
 from rallypoint.security.hashed import HashedToken
 from rallypoint.security.identities import Identities
+from rallypoint.security.logins import Logins
 from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
@@ -90,6 +91,7 @@ class CoordinatorServer:
         self._revoked_in_ledger: frozenset[str] = frozenset()
         self._revocations: Revocations | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._logins = Logins()
         self._answering: dict[int, web.Request] = {}
         """The requests that are being answered, by their ids. A stream of events is one."""
         self.config = config or CoordinatorConfig()
@@ -367,7 +369,11 @@ class CoordinatorServer:
 
     def _login(self, request: web.Request) -> Principal | Denial:
         """Who sends the request, by its token, or else by its certificate."""
-        login = self.tokens.login(request.headers.get("Authorization"))
+
+        def may_check() -> bool:
+            return self._logins.may_check(_account_of(request).address, _now_s())
+
+        login = self.tokens.login(request.headers.get("Authorization"), may_check)
         if isinstance(login, Login):
             request[http_api.SHOWN] = login.token
             return login.principal
@@ -389,12 +395,26 @@ class CoordinatorServer:
             is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
             why = denied.message
             self.tallies.logins_refused += not is_asking
+            waits_s = self._failed(request, denied)
             if not is_asking:
                 self._audit.login_refused(request.remote, why)
-            login_refused(request.remote, why, logging.INFO if is_asking else logging.WARNING)
-            response = http_api.unauthorized(request, self.tokens.first, denied)
+            if not waits_s:
+                level = logging.INFO if is_asking else logging.WARNING
+                login_refused(request.remote, why, level)
+            response = http_api.unauthorized(request, self.tokens.first, denied, waits_s)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)
+
+    def _failed(self, request: web.Request, denied: Denial) -> float:
+        """Count a failed login. Returns how long its address has to wait, in seconds."""
+        now_s = _now_s()
+        if denied is claims.UNCHECKED:
+            return 1.0
+        if denied is claims.DAMAGED:
+            self._logins.check_failed(now_s)
+        if "Authorization" not in request.headers:
+            return 0.0
+        return self._logins.failed(_account_of(request).address, now_s)
 
     async def _audited(
         self, request: web.Request, handler: Handler, account: Account
@@ -496,6 +516,10 @@ class CoordinatorServer:
         finally:
             ended(reader.end)
         return ws
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _call_soon(callback: Callable[[], None]) -> None:

@@ -54,6 +54,10 @@ class Kind:
     OTHER: Final = "other"
 
 
+REFUSED: Final = (401, 429)
+"""The answers of a coordinator that does not accept a token."""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What an address has answered.
 
@@ -161,7 +165,7 @@ def _of_http(where: Address, address: SocketAddress, token: str) -> Answer:
         asked_s = time.time()
         # At the nodes' path, a coordinator expects a first question without a token.
         reply = ask(address, where, ATTACH_PATH) if not token else None
-        if reply is None or reply.status != 401:
+        if reply is None or reply.status not in REFUSED:
             asked_s = time.time()
             reply = ask(address, where, f"{api_paths.RUNS}?limit=1", token)
     except TimeoutError:
@@ -194,7 +198,11 @@ def _of_coordinator(answer: Answer, reply: Reply) -> Answer | None:
         if software.startswith("rallypoint"):
             kind = Kind.COORDINATOR
             return msgspec.structs.replace(answer, kind=kind, software=software, detail=software)
-    if reply.status != 401 or "fingerprint" not in body or not isinstance(body.get("error"), str):
+    if (
+        reply.status not in REFUSED
+        or "fingerprint" not in body
+        or not isinstance(body.get("error"), str)
+    ):
         return None
     mark = str(body["fingerprint"])
     return msgspec.structs.replace(

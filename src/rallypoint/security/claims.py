@@ -71,6 +71,13 @@ DAMAGED: Final = Denial(
 )
 
 
+UNCHECKED: Final = Denial(
+    "this claim is not checked now: too many logins from its address have failed",
+    "try again in a few seconds",
+    "unchecked",
+)
+
+
 def expired(what: str, ends_at: float) -> Denial:
     """The denial of a credential whose time is over."""
     return Denial(
