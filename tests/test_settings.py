@@ -97,6 +97,7 @@ _BAD = {
     "host_coordinator": "maybe",
     "log_dir": "\0",
     "audit": "\0",
+    "token_memory": "1",
     "max_restarts": "-1",
     "mass_min": "x",
     "etcd_password": "a\nb",

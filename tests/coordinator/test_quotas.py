@@ -360,3 +360,59 @@ def test_remains_of_a_connection_are_removed_soon() -> None:
     assert len(here.coordinator._timers) < 10
     here.pass_time(61.0)
     assert len(here.coordinator._listening) < 10
+
+
+# -- limits of one token ---------------------------------------------------------------------------
+
+OTHER = Account("other", "10.0.0.9")
+
+
+def test_a_token_has_only_so_many_runs_at_all_its_addresses() -> None:
+    here = OneCoordinator(token_runs_max=2)
+    here.attach("one", account=HERE)
+    gone = here.attach("two", account=THERE)
+    refusal = here.attach("three", account=HERE).refusal
+    assert refusal.code is RefusalCode.LIMIT
+    assert refusal.message == "this token has 2 runs here, and may have no more"
+    assert "RALLYPOINT_TOKEN_RUNS_MAX" in refusal.hint
+    assert here.attach("another", account=OTHER).is_welcome
+    assert here.attach("one", "b", account=THERE).is_welcome
+    gone.hang_up()
+    assert here.attach("three", account=HERE).is_welcome, "a run that never formed makes room"
+    assert set(here.coordinator.runs) == {"one", "another", "three"}
+
+
+def test_a_token_has_only_so_many_connections() -> None:
+    admission = OneCoordinator(token_sessions_max=2).coordinator.admission
+    for number, account in enumerate((HERE, THERE)):
+        assert admission.session_refusal(account) is None
+        admission.connected(number, account)
+    refusal = admission.session_refusal(HERE)
+    assert refusal is not None
+    assert refusal.message == "this token has 2 connections here, and may have no more"
+    assert admission.session_refusal(OTHER) is None
+    assert admission.session_refusal(Account("", "10.0.0.1")) is None
+    admission.disconnected(0, HERE)
+    assert admission.session_refusal(THERE) is None
+
+
+def test_the_runs_of_a_token_have_only_so_much_memory_together() -> None:
+    limit = 16 * 1024**2
+    here = OneCoordinator(token_bytes_max=limit)
+    for run_id, account in (("one", HERE), ("two", THERE), ("other", OTHER)):
+        here.attach(run_id, account=account)
+    one, two, other = (here.coordinator.runs[each].share for each in ("one", "two", "other"))
+    group = two.group
+    assert group is not None
+    assert one.group is group is not other.group
+    assert group.used == one.used + two.used
+    one.add(limit - group.used - 1_000)
+    assert two.excess(1_000) is None
+    excess = two.excess(1_001)
+    assert excess is not None
+    assert "the runs of its token use" in str(excess)
+    assert "16 MiB (RALLYPOINT_TOKEN_MEMORY)" in str(excess)
+    assert other.excess(1_001) is None
+    here.coordinator.forget_run(here.coordinator.runs["one"])
+    assert group.used == two.used
+    assert two.excess(1_000_000) is None

@@ -197,6 +197,9 @@ def _limits() -> dict[str, Any]:
     return {
         "runs_max": settings.resolve("runs_max").value,
         "sessions_max": settings.resolve("sessions_max").value,
+        "token_runs_max": settings.resolve("token_runs_max").value,
+        "token_sessions_max": settings.resolve("token_sessions_max").value,
+        "token_bytes_max": settings.resolve("token_memory").value,
         "new_runs_per_s": settings.resolve("new_run_rate").value,
     }
 

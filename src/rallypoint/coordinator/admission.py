@@ -15,7 +15,7 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.idle_runs import IdleRuns
 from rallypoint.coordinator.other_runs import TurnedAway
 from rallypoint.core import naming, reasons
-from rallypoint.core.budget import HOW_TO_RAISE
+from rallypoint.core.budget import HOW_TO_RAISE, MemoryGroup
 from rallypoint.core.quotas import NOBODY, Account, Holdings, Paces
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.wire import messages as wire
@@ -70,6 +70,8 @@ class Admission:
         """For nodes that were in a run before, which all attach at once after a takeover."""
         self._begins_at_s: dict[str, float] = {}
         """When each run for which nodes wait may begin, by its name."""
+        self._groups: dict[str, MemoryGroup] = {}
+        """The memory of the runs of each token, by the account's name of it."""
         self._never_formed: dict[str, None] = {}
         """Runs that were forgotten before they had a round. A node may begin them again."""
 
@@ -82,6 +84,8 @@ class Admission:
 
     def session_refusal(self, account: Account) -> Refusal | None:
         """Why this account cannot have another connection; None if it can."""
+        if self._held_sessions.is_at_limit(account, self._host.config.token_sessions_max):
+            return self._too_many_of_token()
         if self._held_sessions.has_room(account, self._sessions_max):
             return None
         return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
@@ -131,6 +135,10 @@ class Admission:
         if not self._held_sessions.has_room(account, self._sessions_max, more=0):
             return reasons.too_many_sessions(self._sessions_max, self._held_sessions.total)
         if run is None:
+            most = host.config.token_runs_max
+            if most is not None and not self._has_token_room_for_run(account, most):
+                variable = "RALLYPOINT_TOKEN_RUNS_MAX"
+                return reasons.too_many_of_token("runs", most, variable)
             if self._has_room_for_run(account):
                 return None
             return reasons.too_many_runs(host.config.runs_max, self._held_runs.total)
@@ -173,6 +181,7 @@ class Admission:
     def run_begun(self, run: HostedRun) -> None:
         """Count a new run for its account."""
         self._held_runs.take(run.account)
+        run.share.join(self._group_of(run.account))
         self._never_formed.pop(run.run_id, None)
 
     def count_for(self, run: HostedRun, account: Account) -> None:
@@ -180,16 +189,41 @@ class Admission:
         self._held_runs.give_back(run.account)
         self._held_runs.take(account)
         run.account = account
+        run.share.join(self._group_of(account))
 
     def run_removed(self, run: HostedRun) -> None:
         """Stop counting a run."""
         self._held_runs.give_back(run.account)
+        if not self._held_runs.of_token(run.account):
+            self._groups.pop(run.account.token, None)
 
     def may_begin_again(self, run_id: str) -> None:
         """A run without any round was forgotten: a node that was in it may begin it again."""
         self._never_formed[run_id] = None
         while len(self._never_formed) > FORGOTTEN_MAX:
             del self._never_formed[next(iter(self._never_formed))]
+
+    def _too_many_of_token(self) -> Refusal:
+        most = self._host.config.token_sessions_max
+        assert most is not None
+        return reasons.too_many_of_token("connections", most, "RALLYPOINT_TOKEN_SESSIONS_MAX")
+
+    def _group_of(self, account: Account) -> MemoryGroup | None:
+        """The memory of the runs of this token, if it is limited."""
+        bytes_max = self._host.config.token_bytes_max
+        if bytes_max is None or not account.token:
+            return None
+        return self._groups.setdefault(account.token, MemoryGroup(bytes_max))
+
+    def _has_token_room_for_run(self, account: Account, most: int) -> bool:
+        """Whether its token may have one more run, perhaps in place of an idle one."""
+        if not self._held_runs.is_at_limit(account, most):
+            return True
+        for run in self._idle.evictable():
+            if run.account.token == account.token:
+                self._host.forget_run(run)
+                return True
+        return False
 
     def _has_room_for_run(self, account: Account) -> bool:
         held, runs_max = self._held_runs, self._host.config.runs_max

@@ -26,6 +26,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     that count no more. `certificates`: of a PKI, by which it proves itself; `client_ca`: a file
     with the authorities of clients' certificates.
     `runs_max`, `sessions_max`: limits for the runs and connections of all accounts together.
+    `token_runs_max`, `token_sessions_max`, `token_bytes_max`: the same for one token, and the
+    memory of its runs; None: no limit.
     `new_runs_per_s`: how fast one account may begin runs, after a number at once. See
     core/quotas.py. `empty_run_keep_s`: how long a run without members is kept, unless it is closed;
     `unformed_run_keep_s`: the same for a run that never had a round, nor more than one node.
@@ -52,6 +54,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     runs_max: int = 10_000
     members_max: int = 100_000
     sessions_max: int = 200_000
+    token_runs_max: int | None = None
+    token_sessions_max: int | None = None
+    token_bytes_max: int | None = None
     strangers_max: int = 512
     attach_timeout_s: float = 10.0
     backlog_bytes_max: int = 16 * 1024**2

@@ -183,7 +183,7 @@ class StoreService:
             self._answer([Answer(node.name, call.request_id, outside)])
             return
         store.acknowledge(node.name, call.acknowledged, call.still_open)
-        if self._share.used > self._budget.surely:
+        if self._share.used > self._budget.surely or self._share.group is not None:
             excess = self._no_room(store, node, call)
             if excess is not None:
                 full = StoreFailure(LIMIT, f"{excess}; {HOW_TO_RAISE}")

@@ -29,7 +29,10 @@ HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYP
 
 
 class Excess(FrozenStruct, frozen=True):
-    """Why a run cannot have `asked` more bytes. All sizes in bytes."""
+    """Why a run cannot have `asked` more bytes. All sizes in bytes.
+
+    `of_token`: `all` and `bytes_max` are those of the runs of its token, and not of all runs.
+    """
 
     name: str
     asked: int
@@ -37,8 +40,14 @@ class Excess(FrozenStruct, frozen=True):
     fair: int
     all: int
     bytes_max: int
+    of_token: bool = False
 
     def __str__(self) -> str:
+        if self.of_token:
+            return (
+                f"{self.name} cannot get {size_text(self.asked)} more: the runs of its token use "
+                f"{size_text(self.all)} of {size_text(self.bytes_max)} (RALLYPOINT_TOKEN_MEMORY)"
+            )
         return (
             f"{self.name} uses {size_text(self.own)} here and cannot get {size_text(self.asked)} "
             f"more: all runs together use {size_text(self.all)} of {size_text(self.bytes_max)}, "
@@ -73,14 +82,28 @@ class MemoryBudget:
         """A run for which no more than this is kept may make any call."""
 
 
-class MemoryShare:
-    """What is kept for one run. `add` is called for every message."""
+class MemoryGroup:
+    """What is kept for all runs of one token together, which is limited to `bytes_max`."""
 
-    __slots__ = ("_budget", "name", "used")
+    __slots__ = ("bytes_max", "used")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.used = 0
+
+
+class MemoryShare:
+    """What is kept for one run. `add` is called for every message.
+
+    `group`: the runs of the same token, if they have a limit of their own.
+    """
+
+    __slots__ = ("_budget", "group", "name", "used")
 
     def __init__(self, budget: MemoryBudget, name: str) -> None:
         self.name = name
         self.used = 0
+        self.group: MemoryGroup | None = None
         self._budget = budget
 
     def add(self, size: int) -> None:
@@ -88,16 +111,29 @@ class MemoryShare:
         before = self.used
         self.used = after = before + size
         self._budget.used += size
+        if self.group is not None:
+            self.group.used += size
         if not before or not after:
             self._budget.count((after != 0) - (before != 0))
 
+    def join(self, group: MemoryGroup | None) -> None:
+        """Count for this group from now on; None: for none."""
+        if self.group is not None:
+            self.group.used -= self.used
+        self.group = group
+        if group is not None:
+            group.used += self.used
+
     def is_near_fair(self, margin: int) -> bool:
-        """Whether `margin` more bytes would be more than the fair part."""
-        return self.used + margin > self._budget.fair
+        """Whether `margin` more bytes would be more than the fair part, or there is a group."""
+        return self.used + margin > self._budget.fair or self.group is not None
 
     def excess(self, size: int) -> Excess | None:
         """Why the run cannot have `size` more bytes; None if it can."""
-        budget, own = self._budget, self.used + size
+        budget, own, group = self._budget, self.used + size, self.group
+        if group is not None and group.used + size > group.bytes_max:
+            fair = max(0, group.bytes_max - group.used)
+            return Excess(self.name, size, self.used, fair, group.used, group.bytes_max, True)
         if own <= budget.fair or own <= budget.bytes_max - budget.used - size:
             return None
         return Excess(self.name, size, self.used, budget.fair, budget.used, budget.bytes_max)
@@ -105,4 +141,5 @@ class MemoryShare:
     def close(self) -> None:
         """Give all bytes back. Later calls of `add` do not change the budget."""
         self.add(-self.used)
+        self.join(None)
         self._budget = MemoryBudget()

@@ -49,6 +49,16 @@ class Holdings:
         self.total = 0
         self._own: dict[str, int] = {}
 
+    def of_token(self, account: Account) -> int:
+        """How many the account's token has, at all addresses."""
+        return self._own.get(account.token, 0)
+
+    def is_at_limit(self, account: Account, per_token: int | None, more: int = 1) -> bool:
+        """Whether its token would have more than it may. None, or an account without: no limit."""
+        if per_token is None or not account.token:
+            return False
+        return self.of_token(account) + more > per_token
+
     def has_room(self, account: Account, most: int, more: int = 1) -> bool:
         """Whether the account may have `more` more, of `most` in all.
 

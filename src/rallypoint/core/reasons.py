@@ -349,6 +349,15 @@ def too_many_sessions(sessions_max: int, sessions: int) -> Refusal:
     )
 
 
+def too_many_of_token(what: str, most: int, variable: str) -> Refusal:
+    """One token has as many runs or connections as it may."""
+    return Refusal(
+        RefusalCode.LIMIT,
+        f"this token has {most} {what} here, and may have no more",
+        hint=f"end those that are not needed, or start `rallypoint serve` with a larger {variable}",
+    )
+
+
 def begins_too_many(per_s: float) -> Refusal:
     """An account begins runs too fast."""
     return Refusal(

@@ -238,6 +238,25 @@ SETTINGS: Final = (
         "last eighth is for addresses that have few",
     ),
     _setting(
+        "token_runs_max",
+        parse_at_least_one,
+        None,
+        "how many runs of one token `serve` keeps; if unset, all of runs_max but an eighth",
+    ),
+    _setting(
+        "token_sessions_max",
+        parse_at_least_one,
+        None,
+        "how many connections of nodes of one token `serve` accepts; if unset, all of sessions_max "
+        "but an eighth",
+    ),
+    _setting(
+        "token_memory",
+        parse_memory,
+        None,
+        "how much memory `serve` uses for the runs of one token; if unset, as for any run",
+    ),
+    _setting(
         "new_run_rate",
         parse_at_least_one,
         100,
