@@ -97,10 +97,10 @@ def test_a_thousand_members_and_two_hundred_rounds_stay_quick(
     )
     if out := os.environ.get("RALLYPOINT_TEST_FIGURES"):
         page.screenshot(path=out)
-    # 1 s and 100 ms are promised, on a machine where the loop takes about 50 ms. So these bounds
-    # grow with the machine's slowness, and leave room for its pauses.
-    assert painted_ms < 1_000 * max(4.0, unit_ms / 10)
-    assert longest_ms < 100 * max(4.0, unit_ms / 10)
+    # 1 s and 100 ms are promised. Here other tests may have most of this machine, so these bounds
+    # are generous, and grow with its slowness. What is in the document is counted above.
+    assert painted_ms < max(4_000, 40 * unit_ms)
+    assert longest_ms < max(400, 8 * unit_ms)
 
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -150,7 +150,7 @@ def test_a_viewer_sees_why_it_may_not_act(
     one.call(begin)
     # The header takes rights away: the request is that of a viewer.
     page = look(f"{one.url}/#/runs/job", extra_http_headers={"Rallypoint-Limits": "viewer;"})
-    page.get_by_text("needs a token of the role operator; yours has viewer").wait_for()
+    page.get_by_text("a token needs the role operator; yours has viewer").wait_for()
     assert page.get_by_role("button", name="Close run").is_disabled()
     members = page.get_by_role("region", name="Members", exact=True).last
     members.get_by_role("row", name="n0").wait_for()

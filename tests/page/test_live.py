@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.agent.processes import Machine, Process
-from tests.cli.conftest import Served
+from tests.cli.conftest import Cli, Served
 
 pytestmark = [pytest.mark.verify, pytest.mark.processes]
 
@@ -122,6 +122,24 @@ def test_the_identity_of_a_host_is_not_sent(
     page.get_by_text("The token is wrong").wait_for()
     assert f"Bearer {secret}" in shown
     assert not [each for each in shown if "kkk" in each]
+
+
+def test_over_tls_with_the_token_of_a_host(
+    look: Callable[..., Any], cli: Cli, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """A browser does not know the token's authority: a person has to accept the certificate."""
+    token = tmp_path / "token"
+    assert cli("token", "new", str(token)).code == 0
+    served = serve("--token-file", str(token))
+    assert served.endpoint.startswith("https://")
+    page = look(f"{served.endpoint}/", ignore_https_errors=True)
+    shown: list[str] = []
+    page.on("request", lambda request: shown.append(request.headers.get("authorization", "")))
+    page.get_by_label("Token").fill(token.read_text())
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("No runs.").wait_for()
+    # What proves that a process is a coordinator stays in the browser.
+    assert max(map(len, shown)) < 200 < len(token.read_text())
 
 
 def test_a_coordinator_that_is_gone_is_told_and_found_again(
@@ -240,3 +258,32 @@ def test_rounds_are_selected_by_keyboard_and_the_run_is_closed_after_a_question(
     page.locator(".chip", has_text="stopped").wait_for()
     assert close.is_disabled()
     found[0].code()
+
+
+def test_nodes_are_drained_and_evicted_and_the_run_is_scaled(
+    look: Callable[..., Any], machine: Machine, serve: Callable[..., Served]
+) -> None:
+    endpoint = serve().endpoint
+    found = nodes(machine, endpoint, 3)
+    page = look(f"{endpoint}/#/runs/job")
+    dialog = page.get_by_role("dialog")
+    page.get_by_role("button", name="Change size").click()
+    page.get_by_role("spinbutton", name="At least").fill("1")
+    dialog.get_by_label("Reason, for the others").fill("fewer machines")
+    dialog.get_by_role("button", name="Change job").click()
+    dialog.wait_for(state="detached")
+    page.locator(".orders li", has_text="1 to 3 nodes, by operator at").wait_for()
+    page.get_by_role("button", name="Drain n1").click()
+    assert "Node n1 of run job is asked to leave" in dialog.inner_text()
+    dialog.get_by_label("Reason, for the others").fill("new kernel")
+    dialog.get_by_role("button", name="Drain n1").click()
+    page.locator(".events li[data-kind=drain_asked]", has_text="new kernel").wait_for()
+    page.locator(".events li[data-kind=left]", has_text="n1").wait_for()
+    found[1].ends(0)
+    page.get_by_role("button", name="Evict n2").click()
+    assert "Node n2 is taken out of run job at once" in dialog.inner_text()
+    dialog.get_by_role("button", name="Evict n2").click()
+    page.locator(".orders li", has_text="n2 was evicted by operator at").wait_for()
+    page.locator(".events li[data-kind=evicted]").wait_for()
+    found[2].ends(7)
+    page.locator(".events li[data-kind=formed]", has_text="with 1 node").wait_for()

@@ -54,7 +54,7 @@ const page = {
 
 function whyNot(me, action) {
   if (!Array.isArray(me?.rights) || me.rights.includes("act")) return "";
-  return `${action} needs a token of the role operator; yours has ${me.roles.join(" and ") || "no role"}`;
+  return `${action}, a token needs the role operator; yours has ${me.roles.join(" and ") || "no role"}`;
 }
 
 async function tryAgain(error, backoff, signal, notice) {

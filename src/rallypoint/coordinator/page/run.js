@@ -55,6 +55,7 @@ class RunView {
     this.memberCount = h("span", { class: "help" });
     this.more = h("button", { type: "button", hidden: true, onclick: () => this.loadAll() }, "Load all");
     this.memberTable = this.makeMemberTable();
+    this.orders = h("ul", { class: "orders" });
     this.events = h("ol", { class: "events" });
     this.eventNote = h("p", { class: "help" });
     this.earlier = h("button", { type: "button", hidden: true, onclick: () => this.showEarlier() }, "Show earlier events");
@@ -70,6 +71,7 @@ class RunView {
         "Members",
         h("div", { class: "bar" }, this.memberCount, this.more, h("label", { class: "unseen", for: "member-search" }, "Filter members"), this.search),
         this.memberTable.element,
+        this.orders,
       ),
       h(
         "div",
@@ -125,7 +127,7 @@ class RunView {
       columns: [
         { title: "Rank", class: "number", text: (each) => each.node_rank ?? "–" },
         { title: "Node", isHead: true, hasTitle: true, class: "name", text: (each) => each.name },
-        { title: "State", class: "tight", text: (each) => each.state ?? "?" },
+        { title: "State", class: "tight", hasTitle: true, text: (each) => (each.drained ? `${each.state}, drained by ${each.drained}` : (each.state ?? "?")) },
         { title: "Heard", class: "tight", text: (each) => this.heard(each), make: (each) => h("span", { class: each.link === "connected" || !each.link ? "" : "bad" }, this.heard(each)) },
         { title: "Host", class: "tight", hasTitle: true, text: (each) => each.host },
         { title: "Worker ranks", class: "tight", hasTitle: true, text: (each) => spans(each.ranks) || "–" },
@@ -138,7 +140,7 @@ class RunView {
   nodeButtons(name) {
     if (!this.mayAct()) return [];
     const button = (action, text) =>
-      h("button", { type: "button", class: "small", "aria-label": `${text} ${name}`, onclick: () => confirmAction(action, this.runId, name) }, text);
+      h("button", { type: "button", class: "small", "aria-label": `${text} ${name}`, onclick: () => confirmAction(action, this.runId, { node: name }) }, text);
     return [button("drain", "Drain"), " ", button("evict", "Evict")];
   }
 
@@ -149,7 +151,10 @@ class RunView {
   /** When the coordinator has heard a member last, as far as that is known. */
   heard(member) {
     if (!member.link) return "?";
-    if (member.link === "connected") return "now";
+    if (member.link === "connected") {
+      const suspectS = this.status?.settings?.suspect_after_s;
+      return suspectS ? `< ${duration(suspectS)} ago` : "connected";
+    }
     const seconds = (member.troubled_s ?? 0) + (performance.now() - this.seenMs) / 1000;
     return `${member.link === "silent" ? "silent" : "no connection"} for ${counting(seconds)}`;
   }
@@ -268,8 +273,8 @@ class RunView {
 
   drawActions() {
     const run = this.status;
-    const whyNot = run.phase === "closed" ? "the run has ended" : this.page.whyNot("close, drain and evict");
-    const key = whyNot;
+    const whyNot = run.phase === "closed" ? "the run has ended" : this.page.whyNot("to change a run");
+    const key = `${whyNot} ${Boolean(run.settings)}`;
     if (this.actionsKey === key) return;
     this.actionsKey = key;
     const close = h(
@@ -277,7 +282,12 @@ class RunView {
       { type: "button", class: "danger", disabled: whyNot !== "", "aria-describedby": whyNot ? "why-not" : null, onclick: () => confirmAction("close", this.runId) },
       "Close run",
     );
-    fill(this.actions, close, whyNot ? h("span", { class: "help", id: "why-not" }, whyNot) : null);
+    const scale = h(
+      "button",
+      { type: "button", disabled: whyNot !== "" || !run.settings, onclick: () => confirmAction("scale", this.runId, { settings: this.status.settings }) },
+      "Change size",
+    );
+    fill(this.actions, h("div", { class: "buttons" }, scale, close), whyNot ? h("span", { class: "help", id: "why-not" }, whyNot) : null);
   }
 
   drawMembers() {
@@ -291,6 +301,18 @@ class RunView {
     say(this.memberCount, `${some_}${bad ? `, ${bad} not heard` : ""}`);
     this.more.hidden = total <= this.members.length || this.status.source !== "coordinator";
     this.memberTable.set(shown);
+    this.drawOrders();
+  }
+
+  /** What operators have ordered, and who. */
+  drawOrders() {
+    const { scaled, evicted } = this.status;
+    const texts = (evicted ?? []).map((each) => `${each.node} was evicted by ${each.by}${because(each)}`);
+    if (scaled) texts.unshift(`${scaled.min_nodes} to ${scaled.max_nodes} nodes, by ${scaled.by}${because(scaled)}`);
+    const key = texts.join("\n");
+    if (this.ordersKey === key) return;
+    this.ordersKey = key;
+    fill(this.orders, texts.map((each) => h("li", {}, each)));
   }
 
   loadAll() {
@@ -588,6 +610,10 @@ class RunView {
     this.memberTable.later();
     this.rounds.later();
   }
+}
+
+function because(order) {
+  return order.reason ? `: ${order.reason}` : "";
 }
 
 function byRank(members) {
