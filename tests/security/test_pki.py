@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from rallypoint.cli import api
@@ -230,6 +232,27 @@ def test_commands_show_a_certificate(own: Issuer, monkeypatch: pytest.MonkeyPatc
             assert (await ask(endpoint, viewer, monkeypatch))["runs"] == []
             with pytest.raises(TokenError, match="names 'cook', which is no role"):
                 await ask(endpoint, shown_by(own, common_name="cook"), monkeypatch)
+
+    run_clean(main)
+
+
+def test_a_page_of_another_site_cannot_use_the_certificate_of_its_reader(own: Issuer) -> None:
+    """A browser shows a certificate by itself, unlike a token."""
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            context = ssl.create_default_context(cafile=str(own.file))
+            context.load_cert_chain(*own.issue("operator", common_name="operator"))
+            url = f"{at(port)}/api/v1/runs/none/close"
+            async with aiohttp.ClientSession() as http:
+                for origin, code in (
+                    ("https://elsewhere.example", 403),
+                    ("null", 403),
+                    (at(port), 404),
+                ):
+                    shown = {"Origin": origin}
+                    async with http.post(url, headers=shown, ssl=context) as answer:
+                        assert answer.status == code, await answer.text()
 
     run_clean(main)
 

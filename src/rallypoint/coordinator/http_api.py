@@ -69,8 +69,9 @@ def add_routes(app: web.Application) -> None:
 def is_foreign_page(request: web.Request) -> bool:
     """Whether the request comes from a web page of another site.
 
-    For a coordinator without a token. A browser lets any page post to any address, and open a
-    WebSocket there. So without this check, every web page could use a port on loopback.
+    For requests without a token. A browser lets any page post to any address, and open a WebSocket
+    there, and it may show a client's certificate by itself. So without this check, every web page
+    could use a port on loopback, or a certificate of the reader.
     """
     origin = request.headers.get("Origin")
     return origin is not None and origin.partition("://")[2] != request.host
@@ -92,7 +93,8 @@ def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of another site."""
     origin = reasons.tidy(request.headers.get("Origin", "another site"), 200)
     message = f"requests from a web page of {origin} are refused"
-    return json_error(403, message, "set a token: the coordinator then answers pages that send it")
+    hint = "open the coordinator's own page; a proxy must keep the Host header"
+    return json_error(403, message, hint)
 
 
 async def is_for_another(request: web.Request, known: KnownHosts) -> bool:

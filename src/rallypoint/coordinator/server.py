@@ -328,6 +328,8 @@ class CoordinatorServer:
                     return await self._unauthorized(request, handler, found)
                 request[guard.PRINCIPAL] = guard.narrowed(found, request)
                 self._admit(request)
+                if http_api.SHOWN not in request and http_api.is_foreign_page(request):
+                    return _last(request, http_api.foreign_page(request))
                 denied = guard.denial(request, guard.principal_of(request))
                 if denied is not None:
                     return self._denied(request, denied)
