@@ -75,7 +75,8 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"rendezvous", "runtime", "security", "settings", "threads", "tokens", "wire", "_version"}
     | {"ledger_schemes"},
     "checkers": frozenset({"core", "wire", "client", "coordinator"}),
-    "testing": frozenset({"ledger", "errors", "settings"}),
+    "testing": frozenset({"client", "coordinator", "core", "errors", "ledger", "net", "settings"}),
+    "pytest_plugin": frozenset({"testing"}),
     "simulation": frozenset(
         {"client", "coordinator", "core", "endpoints", "errors", "launch", "ledger", "net"}
     )

@@ -306,6 +306,7 @@ class Run:
         self._portal = portal
         self._run = run
         self._for_torch = for_torch
+        self._last: World | None = None
         _open_runs.append(self)
 
     @property
@@ -323,6 +324,11 @@ class Run:
         """How the run ended; None while it is open."""
         return self._run.closed
 
+    @property
+    def world(self) -> World | None:
+        """The last world."""
+        return self._last
+
     def worlds(self) -> Iterator[World]:
         """Iterate over the worlds: a new one each time the members change.
 
@@ -333,7 +339,7 @@ class Run:
         members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
         while (world := self._portal.run(self._run.next_or_none())) is not None:
-            yield self._given(world)
+            yield self.given(world)
 
     def next_world(self) -> World | None:
         """Wait for the next World. Returns None if the run is closed.
@@ -343,10 +349,12 @@ class Run:
         Raises UsageError if this node has left the run, and the errors of `worlds`.
         """
         world = self._portal.run(self._run.next_world())
-        return self._given(world) if world is not None else None
+        return self.given(world) if world is not None else None
 
-    def _given(self, world: aio.World) -> World:
-        return World(self._portal, world, self._for_torch)
+    def given(self, world: aio.World) -> World:
+        """The blocking twin of a world of this run. Only Run and rallypoint.testing call this."""
+        self._last = World(self._portal, world, self._for_torch)
+        return self._last
 
     @property
     def waiting(self) -> Waiting | None:
@@ -380,6 +388,12 @@ class Run:
         if self in _open_runs:
             _open_runs.remove(self)
             self._portal.run(self._run.__aexit__(kind, error, trace))
+
+
+def forget(run: Run) -> None:
+    """Do not say goodbye for this run at the end of the program: its node has ended."""
+    if run in _open_runs:
+        _open_runs.remove(run)
 
 
 def join(planned: JoinPlan, for_torch: StoreForTorch = lambda portal, store: None) -> Run:

@@ -16,6 +16,7 @@ import msgspec
 from rallypoint import errors, logs
 from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
+from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.store_calls import StoreCalls
 from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
@@ -116,9 +117,14 @@ class RunClient(StoreCalls, Protocol):
 class NodeRunClient:
     """The RunClient of a program that is a node itself."""
 
-    def __init__(self, settings: NodeSettings, run: RunSettings) -> None:
+    def __init__(
+        self, settings: NodeSettings, run: RunSettings, keeper: SocketKeeper | None = None
+    ) -> None:
+        """`keeper`: see Node."""
         self.on_ended: Callable[[Change], None] = lambda change: None
-        self._node = Node(settings, run, workers=1, on_asked_to_leave=self._asked_to_leave)
+        self._node = Node(
+            settings, run, workers=1, keeper=keeper, on_asked_to_leave=self._asked_to_leave
+        )
         self._node.on_ended = lambda change: self.on_ended(change)
         self._reservation: Reservation | None = None
         self._was_given = False
@@ -263,6 +269,12 @@ class NodeRunClient:
             self._check_is_in()
         limit_s = self._node.settings.goodbye_timeout_s
         return await self._node.close_run(outcome, reason, limit_s)
+
+    async def drop(self) -> None:
+        """Close everything without a goodbye."""
+        self._has_left = True
+        self._release()
+        await self._node.aclose(linger=False)
 
     async def aclose(self) -> None:
         if not self._has_left:
