@@ -123,6 +123,7 @@ def _case(
         keys=keys,
         no_keys=no_keys,
         token_file=token_file,
+        certificates=settings.certificates_of_command(where, keys.token if keys else ""),
         interface=settings.resolve("interface", interface, found=found).value,
         local_addr=settings.resolve("local_addr", local_addr, found=found).value,
         port_range=ports,

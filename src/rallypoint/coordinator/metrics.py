@@ -239,6 +239,13 @@ class _Collector:
             (),
             events.failures,
         )
+        if tallies.certificate_ends_at is not None:
+            yield _gauge(
+                "rallypoint_certificate_expiry_timestamp_seconds",
+                "When the first of this coordinator's certificates ends, in Unix time",
+                (),
+                tallies.certificate_ends_at,
+            )
         refused = tallies.logins_refused
         yield _counter(
             "rallypoint_logins_refused_total", "Requests without an accepted token", (), refused

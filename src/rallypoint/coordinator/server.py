@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler, Middleware
 from rallypoint import runtime
 from rallypoint.coordinator import (
     actions_api,
+    certificate_end,
     events_api,
     guard,
     http_api,
@@ -101,6 +102,7 @@ class CoordinatorServer:
         self.tokens = Tokens(accepted, self.config.hashed_tokens, authorities)
         self.tokens.revoked = self._revoked_here
         self.tallies = Tallies()
+        self.tallies.certificate_ends_at = self._identities.ends_at
         if ledger is not None:
             ledger = TimedLedger(ledger, self.tallies.ledger_took)
         self.driver = CoordinatorDriver(self.config, ledger)
@@ -132,6 +134,7 @@ class CoordinatorServer:
         self._closing: set[asyncio.Task[bool]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._lag: asyncio.Task[None] | None = None
+        self._ending_soon: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self._known_hosts = KnownHosts(self.config.hosts)
 
@@ -164,6 +167,11 @@ class CoordinatorServer:
             self._lag = runtime.spawn(
                 metrics.measure_lag(self.tallies), self.coordinator.events.failed
             )
+            if self._identities:
+                self._ending_soon = runtime.spawn(
+                    certificate_end.warn(lambda: self._identities.ends_at),
+                    self.coordinator.events.failed,
+                )
             if self._revocations is not None and self.tokens.may_be_revoked:
                 # Before the first login, so that no revoked token is accepted.
                 await self._revocations.look()
@@ -223,7 +231,8 @@ class CoordinatorServer:
 
     async def _close(self, reason: str) -> None:
         self.driver.stop_ticking()
-        await cancelled([each for each in (self._lag, self._looking) if each is not None])
+        works = (self._lag, self._looking, self._ending_soon)
+        await cancelled([each for each in works if each is not None])
         runner, self._runner = self._runner, None
         self._audit.close()
         if runner is not None:
@@ -274,6 +283,7 @@ class CoordinatorServer:
         if len(self.tokens) and not any(accepted) and not hashed:
             raise ValueError("a coordinator with a token needs one")
         self._identities.replace(accepted)
+        self.tallies.certificate_ends_at = self._identities.ends_at
         if any(accepted) or hashed:
             self.tokens.replace(accepted, hashed, self._identities.authorities)
         self._revoked_here = revoked

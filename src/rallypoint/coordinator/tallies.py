@@ -68,6 +68,8 @@ class Tallies:
         self.reconnects = 0
         self.worker_failures = Counts()
         self.logins_refused = 0
+        self.certificate_ends_at: float | None = None
+        """When the first of its certificates ends, in Unix time; None without TLS."""
         self.phases = {name: Histogram(ROUND_S) for name in ("ready", "forming", "writing")}
         self.detection = Histogram(LOSS_S)
         self.loop_lag = Histogram(LAG_S)

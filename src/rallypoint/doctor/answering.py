@@ -23,7 +23,8 @@ from rallypoint.core.printable import escaped, shortened
 from rallypoint.core.values import Address
 from rallypoint.net import SocketAddress, describe_os_error, resolve
 from rallypoint.rendezvous._store_probe import StoreKind, kind_at
-from rallypoint.security import first_look, token_form
+from rallypoint.security import first_look, pki, token_form
+from rallypoint.security.access import NO_ACCESS, Access
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
 from rallypoint.wire.messages import ATTACH_PATH
@@ -95,15 +96,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == Kind.COORDINATOR
 
 
-def who_answers(where: Address, token: str = "") -> list[Answer]:
+def who_answers(where: Address, access: Access = NO_ACCESS) -> list[Answer]:
     """What each address of a host answers; with a token, a coordinator is asked with that.
 
     Raises OSError or UnicodeError if the name cannot be resolved.
     """
-    return [_at(where, each, token) for each in resolve(where.host, where.port)]
+    return [_at(where, each, access) for each in resolve(where.host, where.port)]
 
 
-def _at(where: Address, address: SocketAddress, token: str) -> Answer:
+def _at(where: Address, address: SocketAddress, access: Access) -> Answer:
     began_s = time.monotonic()
     try:
         with _connected(address):
@@ -114,10 +115,18 @@ def _at(where: Address, address: SocketAddress, token: str) -> Answer:
     except OSError as error:
         kind = Kind.REFUSED if error.errno == errno.ECONNREFUSED else Kind.UNREACHABLE
         return Answer(where=where, at=address.host, kind=kind, detail=describe_os_error(error))
-    answer = _of_http(where, address, token)
+    answer = _of_http(where, address, access)
     if not answer.is_coordinator:
         answer = _of_stranger(where, address, answer)
     return msgspec.structs.replace(answer, took_s=took_s)
+
+
+def connected(where: Address, at: str) -> socket.socket:
+    """A connection to the address `at` of a host. Raises OSError."""
+    found = [each for each in resolve(where.host, where.port) if each.host == at]
+    if not found:
+        raise OSError(f"{where.host} has not the address {at} any more")
+    return _connected(found[0])
 
 
 def _connected(address: SocketAddress) -> socket.socket:
@@ -141,15 +150,19 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def ask(address: SocketAddress, where: Address, path: str, token: str = "") -> Reply:
+def ask(address: SocketAddress, where: Address, path: str, access: Access = NO_ACCESS) -> Reply:
     """GET a path at an address. Raises OSError, or HTTPException if the answer is not HTTP."""
+    token = access.token
     connection = http.client.HTTPConnection(where.host, where.port, timeout=ANSWER_S)
     headers = {CLIENT: "command", ONLY_OWN: "1", "Connection": "close"}
     if token:
         headers["Authorization"] = f"Bearer {token_form.credential(token)}"
     parts = token_form.parse(token)
     with contextlib.closing(connection):
-        if parts is None:
+        if access.own is not None:
+            own, name = access.own, where.host
+            connection.sock = pki.secured(own, name, lambda: _connected(address), ssl.SSLSocket)
+        elif parts is None:
             connection.sock = _connected(address)
         else:
             connection.sock = first_look.secured(parts, lambda: _connected(address), ssl.SSLSocket)
@@ -159,15 +172,15 @@ def ask(address: SocketAddress, where: Address, path: str, token: str = "") -> R
         return Reply(found.status, server, date, found.read1(_BODY_BYTES_MAX))
 
 
-def _of_http(where: Address, address: SocketAddress, token: str) -> Answer:
+def _of_http(where: Address, address: SocketAddress, access: Access) -> Answer:
     answer = Answer(where=where, at=address.host, kind=Kind.OTHER)
     try:
         asked_s = time.time()
         # At the nodes' path, a coordinator expects a first question without a token.
-        reply = ask(address, where, ATTACH_PATH) if not token else None
+        reply = ask(address, where, ATTACH_PATH) if access == NO_ACCESS else None
         if reply is None or reply.status not in REFUSED:
             asked_s = time.time()
-            reply = ask(address, where, f"{api_paths.RUNS}?limit=1", token)
+            reply = ask(address, where, f"{api_paths.RUNS}?limit=1", access)
     except TimeoutError:
         text = f"it accepts connections, and answers nothing within {ANSWER_S:g} s"
         return msgspec.structs.replace(answer, kind=Kind.MUTE, detail=text)

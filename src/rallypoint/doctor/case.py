@@ -8,6 +8,7 @@ import msgspec
 
 from rallypoint.core.values import Address, repr_without
 from rallypoint.endpoints import Endpoint, EtcdPlace, PackagePlace
+from rallypoint.security.access import Certificates
 from rallypoint.settings import PortRange
 from rallypoint.tokens import Keys
 
@@ -19,7 +20,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """See above. Checks share it, and none changes it.
 
     `source`: where the endpoint comes from, as text. `keys`: this node's tokens; `no_keys`: why
-    there are none, as message and hint. `environ`: all variables of this process.
+    there are none, as message and hint. `certificates`: of a PKI, if the coordinator proves itself
+    by those. `environ`: all variables of this process.
     """
 
     endpoint: Endpoint
@@ -27,6 +29,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     keys: Keys | None = None
     no_keys: tuple[str, str] = ("", "")
     token_file: str | None = None
+    certificates: Certificates | None = None
     interface: str | None = None
     local_addr: str | None = None
     port_range: PortRange | None = None

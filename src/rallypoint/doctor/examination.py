@@ -2,7 +2,7 @@
 
 A check of the first kind looks at this machine, its network or the ledger. One of the second kind
 needs to know who answers at the coordinators' addresses. To add a check, write a file with its
-function and add it here; TLS has its place among the second kind, where `Kind.TLS` is one answer.
+function and add it here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 
 from rallypoint._version import __version__
 from rallypoint.doctor import (
+    certificates,
     clocks,
     ledger,
     limits,
@@ -54,13 +55,15 @@ _FIRST: Final[dict[str, Callable[[Case], Finding]]] = {
 }
 _SECOND: Final[dict[str, Callable[[Case, Sequence[Asked]], Finding]]] = {
     ports.CHECK: ports.check,
+    certificates.CHECK: certificates.check,
     token.CHECK: token.check,
     wire.CHECK: wire.check,
     clocks.CHECK: clocks.check,
     versions.CHECK: versions.check,
 }
 ORDER: Final = (
-    *(names.CHECK, own_addresses.CHECK, ports.CHECK, token.CHECK, wire.CHECK, ledger.CHECK),
+    *(names.CHECK, own_addresses.CHECK, ports.CHECK, certificates.CHECK, token.CHECK),
+    *(wire.CHECK, ledger.CHECK),
     *(proxies.CHECK, clocks.CHECK, limits.CHECK, room.CHECK, versions.CHECK),
 )
 """The order in which findings are shown: as a node meets the things."""

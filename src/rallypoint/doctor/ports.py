@@ -12,6 +12,7 @@ from rallypoint.doctor.answering import Answer, Kind, who_answers
 from rallypoint.doctor.case import Case
 from rallypoint.doctor.findings import Finding, Notes, skipped, took_text
 from rallypoint.net import describe_os_error, is_this_host
+from rallypoint.security.access import NO_ACCESS, Access, CertificateFileError
 from rallypoint.settings import EndpointKind
 from rallypoint.threads import call
 
@@ -28,14 +29,16 @@ class Asked(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def ask_all(addresses: Sequence[Address], token: str = "") -> list[Asked]:
+def ask_all(addresses: Sequence[Address], access: Access = NO_ACCESS) -> list[Asked]:
     """Ask all addresses at the same time."""
 
     def one(where: Address) -> Asked:
         try:
-            return Asked(where, tuple(who_answers(where, token)))
+            return Asked(where, tuple(who_answers(where, access)))
         except (OSError, UnicodeError) as error:
             return Asked(where, problem=describe_os_error(error))
+        except CertificateFileError as error:
+            return Asked(where, problem=str(error))
 
     calls = [(each, call(lambda each=each: one(each))) for each in addresses]  # type: ignore[misc]
     found = []

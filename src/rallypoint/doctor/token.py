@@ -19,6 +19,7 @@ from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked, ask_all
 from rallypoint.errors import TokenError, UsageError
 from rallypoint.security import token_form
+from rallypoint.security.access import Access, Certificates
 from rallypoint.security.roles import Role
 from rallypoint.settings import EndpointKind
 
@@ -35,6 +36,10 @@ def show(case: Case, asked: Sequence[Asked]) -> list[Asked]:
 
 def _shown(case: Case, answer: Answer) -> Answer:
     keys = case.keys
+    if case.certificates is not None and answer.kind == Kind.TLS:
+        shown = _shown_by_pki(case, case.certificates, answer)
+        if shown is not answer:
+            return shown
     if keys is not None and answer.kind == Kind.TLS:
         return _shown_by_tls(keys, answer)
     if keys is None or not answer.is_locked:
@@ -48,7 +53,7 @@ def _shown(case: Case, answer: Answer) -> Answer:
 
 
 def _asked_with(keys: tokens.Keys, answer: Answer) -> Answer:
-    again = [each for one in ask_all([answer.where], keys.token) for each in one.answers]
+    again = [each for one in ask_all([answer.where], Access(keys.token)) for each in one.answers]
     found = [each for each in again if each.is_coordinator and not each.is_locked]
     if not found:
         return answer
@@ -57,12 +62,22 @@ def _asked_with(keys: tokens.Keys, answer: Answer) -> Answer:
     return msgspec.structs.replace(answer, software=software, detail=detail, is_accepted=True)
 
 
+def _shown_by_pki(case: Case, own: Certificates, answer: Answer) -> Answer:
+    access = Access(case.keys.token if case.keys is not None else "", own)
+    again = [each for one in ask_all([answer.where], access) for each in one.answers]
+    found = [each for each in again if each.is_coordinator]
+    if not found or found[0].is_locked:
+        return found[0] if found else answer
+    detail = f"{found[0].software}, by certificates of a PKI"
+    return msgspec.structs.replace(found[0], detail=detail, is_locked=True, is_accepted=True)
+
+
 def _shown_by_tls(keys: tokens.Keys, answer: Answer) -> Answer:
     if not keys.token and not keys.takes_home(untrusted.needs_token(str(answer.where))):
         return answer
     if token_form.ca_of(keys.token) != answer.authority:
         return answer
-    again = [each for one in ask_all([answer.where], keys.token) for each in one.answers]
+    again = [each for one in ask_all([answer.where], Access(keys.token)) for each in one.answers]
     found = [each for each in again if each.is_coordinator]
     if not found:
         return answer
@@ -90,7 +105,8 @@ def check(case: Case, asked: Sequence[Asked]) -> Finding:
     _check_own(case, notes)
     for each in found:
         _compare(case.keys, each, notes)
-    for each in (one for asking in asked for one in asking.answers if one.kind == Kind.TLS):
+    others = [each for one in asked for each in one.answers if each.kind == Kind.TLS]
+    for each in others if case.certificates in (None, Certificates()) else ():
         _compare_authority(case.keys, each, notes)
     if found:
         return notes.finding("the coordinator accepts this node's token")

@@ -31,15 +31,16 @@ def check(case: Case, asked: Sequence[Asked]) -> Finding:
         return skipped(CHECK, "no coordinator has answered")
     notes = Notes(CHECK)
     token = case.keys.token if case.keys is not None else ""
+    access = Access(token, case.certificates)
     for where in dict.fromkeys(each.where for each in found):
-        threads.run(_ask(where, token, notes))
+        threads.run(_ask(where, access.to(where.host), notes))
     return notes.finding(f"the coordinator speaks wire version {messages.VERSION}")
 
 
-async def _ask(where: Address, token: str, notes: Notes) -> None:
+async def _ask(where: Address, access: Access, notes: Notes) -> None:
     try:
         async with asyncio.timeout(WITHIN_S):
-            refused = await _refusal(where, token)
+            refused = await _refusal(where, access)
     except TimeoutError:
         text = f"the coordinator at {where} did not answer a node within {WITHIN_S:g} s"
         notes.fail(text, "look at its log, and whether a proxy on the way lets WebSockets through")
@@ -71,10 +72,10 @@ def _judge(where: Address, accepted: range | None, notes: Notes) -> None:
         notes.fail(f"{text}; this node speaks {messages.VERSION}", messages.UPDATE_HINT)
 
 
-async def _refusal(where: Address, token: str) -> messages.FromCoordinator | None:
+async def _refusal(where: Address, access: Access) -> messages.FromCoordinator | None:
     """The first message of the coordinator; None if it closes without one."""
     found = await look_up(where.host, where.port, WITHIN_S)
-    connection = await transport.connect(where, found[0].sockaddr, found[0].family, Access(token))
+    connection = await transport.connect(where, found[0].sockaddr, found[0].family, access)
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[bytes | None] = loop.create_future()
 

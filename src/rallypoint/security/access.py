@@ -53,3 +53,6 @@ class Access(msgspec.Struct, frozen=True):
     def to(self, name: str) -> Access:
         """The same for a host of this name."""
         return self if self.own is None else msgspec.structs.replace(self, name=name)
+
+
+NO_ACCESS: Final = Access()

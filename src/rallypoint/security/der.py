@@ -1,4 +1,4 @@
-"""The public key of a certificate, from its DER, without a library.
+"""The public key and the validity of a certificate, from its DER, without a library.
 
 A node needs only this of a certificate before TLS itself checks it, and importing `cryptography`
 would take longer than to meet a coordinator. Source: RFC 5280, section 4.1, and X.690.
@@ -6,6 +6,7 @@ would take longer than to meet a coordinator. Source: RFC 5280, section 4.1, and
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from typing import Final
 
@@ -13,6 +14,9 @@ _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
 _FIELDS_BEFORE_KEY: Final = 5
 """serialNumber, signature, issuer, validity, subject."""
+_FIELDS_BEFORE_VALIDITY: Final = 3
+_TIMES: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+"""UTCTime and GeneralizedTime, as RFC 5280, 4.1.2.5, allows them. %y is below 69 until 2068."""
 
 
 def public_key_hash(certificate: bytes) -> str:
@@ -30,6 +34,31 @@ def public_key_hash(certificate: bytes) -> str:
         _, at = _inside(certificate, at, end, certificate[at])
     _, key_end = _inside(certificate, at, end, _SEQUENCE)
     return hashlib.sha256(certificate[at:key_end]).hexdigest()
+
+
+def validity(certificate: bytes) -> tuple[float, float]:
+    """From when until when the certificate counts, in seconds since 1970.
+
+    Raises ValueError for bytes that are no certificate.
+    """
+    begin, end = _inside(certificate, 0, len(certificate), _SEQUENCE)
+    at, end = _inside(certificate, begin, end, _SEQUENCE)
+    if at < end and certificate[at] == _VERSION:
+        _, at = _inside(certificate, at, end, _VERSION)
+    for _ in range(_FIELDS_BEFORE_VALIDITY):
+        if at >= end:
+            raise ValueError(_NONE)
+        _, at = _inside(certificate, at, end, certificate[at])
+    at, end = _inside(certificate, at, end, _SEQUENCE)
+    found = []
+    for _ in range(2):
+        if at >= end or certificate[at] not in _TIMES:
+            raise ValueError(_NONE)
+        form = _TIMES[certificate[at]]
+        first, at = _inside(certificate, at, end, certificate[at])
+        text = certificate[first:at].decode("ascii", "replace")
+        found.append(dt.datetime.strptime(text, form).replace(tzinfo=dt.UTC).timestamp())
+    return found[0], found[1]
 
 
 def _inside(data: bytes, at: int, limit: int, tag: int) -> tuple[int, int]:

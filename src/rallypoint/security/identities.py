@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from rallypoint.security import pki, tls, token_form
 from rallypoint.security.access import SYSTEM, Certificates
-from rallypoint.security.der import public_key_hash
+from rallypoint.security.der import public_key_hash, validity
 from rallypoint.security.token_form import Identity
 
 
@@ -39,6 +39,7 @@ class Identities:
         self._by_name: dict[str, ssl.SSLContext] = {}
         self._first: ssl.SSLContext | None = None
         self._authorities: tuple[bytes, ...] = ()
+        self._leaves: tuple[bytes, ...] = ()
         self.replace(tokens)
 
     def __bool__(self) -> bool:
@@ -52,13 +53,21 @@ class Identities:
         has_own = self._own is not None and self._own.cert is not None
         found = _identities(tokens, may_miss=has_own)
         contexts = {name: tls.server_context(each) for name, each in found.items()}
+        leaves = [each.leaf for each in found.values()]
         first = next(iter(contexts.values()), None)
         if self._own is not None and has_own:
             first = pki.server_context(self._own, self._client_ca)
+            leaves.append(pki.own_certificate(self._own))
+        self._leaves = tuple(leaves)
         self._by_name, self._first = contexts, first
         self._authorities = tuple(each.ca for each in found.values())
         if first is not None and (len(contexts) > 1 or (contexts and has_own)):
             first.sni_callback = self._choose
+
+    @property
+    def ends_at(self) -> float | None:
+        """When the first of its certificates ends, in seconds since 1970; None without TLS."""
+        return min((validity(each)[1] for each in self._leaves), default=None)
 
     @property
     def authorities(self) -> dict[str, bytes]:

@@ -109,6 +109,18 @@ def fingerprint(certificate: bytes) -> str:
     return hashlib.sha256(certificate).hexdigest().upper()
 
 
+def own_certificate(files: Certificates) -> bytes:
+    """The certificate (DER) that this process shows. Raises CertificateFileError."""
+    assert files.cert is not None
+    try:
+        text = Path(files.cert).read_text(encoding="ascii", errors="replace")
+        begin = text.index(ssl.PEM_HEADER)
+        end = text.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)
+        return ssl.PEM_cert_to_DER_cert(text[begin:end])
+    except (OSError, ValueError) as error:
+        raise CertificateFileError(f"{files.cert!r} cannot be read: {_why(error)}") from None
+
+
 def out_of_date(path: str) -> str:
     """Why the certificate in this file does not count now; "" if it does. Loads `cryptography`."""
     from cryptography import x509

@@ -5,6 +5,7 @@ No error of this file shows a secret. The token of a user's home is in rallypoin
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import re
 import stat
@@ -17,6 +18,7 @@ import msgspec
 from rallypoint.endpoints import Endpoint, EtcdPlace
 from rallypoint.errors import UsageError
 from rallypoint.security import token_form
+from rallypoint.security.authority import CA_VALID, LEAF_VALID
 from rallypoint.security.hashed import HashedToken
 from rallypoint.security.state import State, StateError
 from rallypoint.settings.environment import Environ
@@ -35,7 +37,8 @@ def resolve_token(token_file: str | None = None, environ: Environ | None = None)
     if path.value is None:
         return resolve("token", None, environ)
     if is_folder(path.value):
-        token = _tokens_of_state(path.value)[0]
+        # It stays in this process's memory, which nobody makes a new one for.
+        token = _tokens_of_state(path.value, CA_VALID)[0]
     else:
         token = _read_secret(path.value, "token", parse_token)
     return Resolved("token", token, f"file {path.value} ({path.source})")
@@ -98,10 +101,10 @@ def is_folder(path: str) -> bool:
         return False
 
 
-def _tokens_of_state(folder: str) -> tuple[str, ...]:
+def _tokens_of_state(folder: str, valid: dt.timedelta = LEAF_VALID) -> tuple[str, ...]:
     """The tokens of a state directory, with a new certificate: who has it may host."""
     try:
-        tokens = State(Path(folder)).host_tokens()
+        tokens = State(Path(folder)).host_tokens(valid)
     except StateError as error:
         raise UsageError(str(error), hint=error.hint) from error
     return tokens[:TOKENS_MAX]
