@@ -14,7 +14,7 @@ from rallypoint import errors
 from rallypoint.coordinator import guard, http_api, replicas
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
-from rallypoint.core.values import Address
+from rallypoint.core.values import Address, RunSettings
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
 from rallypoint.security.hashed import HashedToken
@@ -187,6 +187,27 @@ def test_pages_of_a_list_have_no_holes_for_runs_that_do_not_match() -> None:
                     *(f"team-{n}" for n in range(4)),
                     *(f"team-b{n}" for n in range(4)),
                 ]
+
+    run_clean(main)
+
+
+def test_why_a_run_waits_names_no_run_that_does_not_match() -> None:
+    """Nodes with one token wait in two runs, because their run ids differ by mistake."""
+
+    async def main() -> None:
+        async with in_memory() as a:
+            endpoint = f"http://127.0.0.1:{a.port}"
+            two = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
+            async with (
+                opened(endpoint, two, run_id="team-1", token=TOKEN, node_name="x"),
+                opened(endpoint, two, run_id="tear-1", token=TOKEN, node_name="y"),
+            ):
+                for token in (TOKEN, VIEWER):
+                    _, one = await a.ask("/api/v1/runs/team-1", token=token)
+                    _, listed = await a.ask("/api/v1/runs", token=token)
+                    [line] = [x for x in listed["runs"] if x["run_id"] == "team-1"]
+                    for said in (one, line):
+                        assert ("'tear-1'" in said["reason"]) is (token == TOKEN), said["reason"]
 
     run_clean(main)
 

@@ -58,6 +58,7 @@ from rallypoint.core.values import (
     Stamp,
 )
 from rallypoint.ledger.keys import run_key
+from rallypoint.security.roles import EVERYBODY
 from rallypoint.wire import messages as wire
 
 _log = logging.getLogger("rallypoint.coordinator")
@@ -409,10 +410,11 @@ class HostedRun:
         """A counter that advances while this coordinator may decide for the run."""
         return self._ownership.beat()
 
-    def waiting(self) -> Waiting | None:
-        """Why there is no round yet."""
+    def waiting(self, sees: Callable[[str], bool] = EVERYBODY.sees) -> Waiting | None:
+        """Why there is no round yet. It names other runs only if `sees` says so."""
         waiting = self.membership.waiting(self._now_s())
-        if waiting is None or not (others := self._host.other_runs(self)):
+        others = () if waiting is None else tuple(filter(sees, self._host.other_runs(self)))
+        if waiting is None or not others:
             return waiting
         return msgspec.structs.replace(waiting, other_runs=others)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from rallypoint.core.budget import HOW_TO_RAISE
 from rallypoint.core.quotas import Account
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.keys import run_key
-from rallypoint.security.roles import Denial, Right
+from rallypoint.security.roles import Denial, Principal, Right
 from rallypoint.tokens import fingerprint
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import CLIENT, ONLY_OWN
@@ -179,7 +179,8 @@ async def _runs(request: web.Request) -> web.StreamResponse:
     shown = page.first(own, _key_of_run)
     lines = []
     for number, run in enumerate(shown, 1):
-        lines.append(msgspec.to_builtins(status.summary_of(run, _owner(coordinator))))
+        line = status.summary_of(run, _owner(coordinator), guard.principal_of(request))
+        lines.append(msgspec.to_builtins(line))
         if not number % MEMBERS_AT_ONCE:
             await asyncio.sleep(0)  # Let other tasks run.
     problem: str | None = None
@@ -190,7 +191,8 @@ async def _runs(request: web.Request) -> web.StreamResponse:
             others = await replicas.summaries(ids, caller_of(request), page)
             lines += others
             known = {str(line["run_id"]) for line in others}
-            lines += _not_claimed(coordinator, known, page, sees)
+            principal = guard.principal_of(request)
+            lines += _not_claimed(coordinator, known, page, principal)
         except LOOK_ERRORS as error:
             problem = f"the runs of other coordinators are not listed: {why_unread(error)}"
     lines = page.first(lines, _key_of_line)
@@ -228,16 +230,16 @@ def _key_of_line(line: dict[str, Any]) -> str:
 
 
 def _not_claimed(
-    coordinator: Coordinator, known: set[str], page: Page, sees: Callable[[str], bool]
+    coordinator: Coordinator, known: set[str], page: Page, principal: Principal
 ) -> list[dict[str, Any]]:
     """Runs for which nodes wait here, and which are not in the ledger yet."""
     new = [
         run
         for run in coordinator.runs.values()
-        if not run.is_claimed and run.run_id not in known and sees(run.run_id)
+        if not run.is_claimed and run.run_id not in known and principal.sees(run.run_id)
     ]
     first = page.first(new, _key_of_run)
-    return [msgspec.to_builtins(status.summary_of(run, None)) for run in first]
+    return [msgspec.to_builtins(status.summary_of(run, None, principal)) for run in first]
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
@@ -261,11 +263,12 @@ async def _run(request: web.Request) -> web.StreamResponse:
         )  # The run may still wait for its claim, and is then not in the ledger.
     if run is None:
         return await no_such_run(request, run_id)
+    owner, principal = _owner(coordinator), guard.principal_of(request)
     members = status.members_of(coordinator, run, shown)
     first = list(islice(members, MEMBERS_AT_ONCE))
     if len(first) < MEMBERS_AT_ONCE:
-        return answer(status.status_of(coordinator, run, _owner(coordinator), first))
-    whole = msgspec.json.encode(status.status_of(coordinator, run, _owner(coordinator), []))
+        return answer(status.status_of(coordinator, run, owner, first, principal))
+    whole = msgspec.json.encode(status.status_of(coordinator, run, owner, [], principal))
     return await sending.stream(request, _with_members(whole, first, members))
 
 

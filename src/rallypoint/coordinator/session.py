@@ -99,8 +99,8 @@ class Run(Hashable, Protocol):
     def beat(self) -> int:
         """A counter that advances while this coordinator may decide for the run."""
 
-    def waiting(self) -> Waiting | None:
-        """Why there is no round yet."""
+    def waiting(self, sees: Callable[[str], bool]) -> Waiting | None:
+        """Why there is no round yet. It names other runs only if `sees` says so."""
 
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
         """Send the member table of the last round."""
@@ -601,7 +601,7 @@ def _ask_members(run: Run, session: Session, node: NodeId, message: wire.AskMemb
 
 
 def _ask_waiting(run: Run, session: Session, node: NodeId, message: wire.AskWaiting) -> None:
-    answer = wire.WaitingIs(run.stamp, message.request_id, run.waiting())
+    answer = wire.WaitingIs(run.stamp, message.request_id, run.waiting(session.principal.sees))
     session.send(wire.encode(answer))
 
 

@@ -35,6 +35,7 @@ from rallypoint.core.values import (
     Seat,
     named,
 )
+from rallypoint.security.roles import EVERYBODY, Principal
 
 if TYPE_CHECKING:
     from rallypoint.coordinator.coordinator import Coordinator
@@ -226,20 +227,26 @@ def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
     )
 
 
-def summary_of(run: HostedRun, owner: OwnerStatus | None) -> RunSummary:
-    """A run of this coordinator as a line of a list."""
-    return RunSummary(**_summary_fields(run, owner))
+def summary_of(
+    run: HostedRun, owner: OwnerStatus | None, principal: Principal = EVERYBODY
+) -> RunSummary:
+    """A run of this coordinator as a line of a list for this principal."""
+    return RunSummary(**_summary_fields(run, owner, principal))
 
 
 def status_of(
-    coordinator: Coordinator, run: HostedRun, owner: OwnerStatus | None, members: list[MemberStatus]
+    coordinator: Coordinator,
+    run: HostedRun,
+    owner: OwnerStatus | None,
+    members: list[MemberStatus],
+    principal: Principal = EVERYBODY,
 ) -> RunStatus:
-    """A run of this coordinator in detail, with these members."""
+    """A run of this coordinator in detail for this principal, with these members."""
     membership = run.membership
     record = membership.round
     settings = membership.settings
     return RunStatus(
-        **_summary_fields(run, owner),
+        **_summary_fields(run, owner, principal),
         coordinator=coordinator_of(coordinator),
         settings=named(settings) if settings else None,
         bootstrap=str(record.head.bootstrap) if record else None,
@@ -267,9 +274,11 @@ def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[
     return (_member(run, member, seats.get(member.name), now_s) for member in shown)
 
 
-def _summary_fields(run: HostedRun, owner: OwnerStatus | None) -> dict[str, Any]:
+def _summary_fields(
+    run: HostedRun, owner: OwnerStatus | None, principal: Principal
+) -> dict[str, Any]:
     membership = run.membership
-    waiting, close = run.waiting(), membership.close
+    waiting, close = run.waiting(principal.sees), membership.close
     head = membership.round.head if membership.round else None
     reason = str(close) if close is not None else str(waiting or "")
     return {
