@@ -2,7 +2,8 @@
 
 The rule:
 
-* at once, when `max_nodes` are ready, or as many nodes as a scheduler said it started;
+* at once, when `max_nodes` are ready, or as many nodes as a scheduler said it started; but if an
+  operator has taken places away, survivors that hold one are waited for, as after any round;
 * after a round that ended, `settle_s` after all of its surviving members are ready, so that nodes
   that arrive at the same time are in the round;
 * otherwise when the last call is over. It begins when the minimum is ready, and never begins again.
@@ -89,11 +90,13 @@ _FORMING: Final = frozenset(each for each in Decision if each.name.startswith("F
 def decide(counts: Counts) -> Decision:
     """Decide what to do now. Pure: the same counts always get the same answer."""
     chosen = counts.chosen
+    # R7: survivors hold more places than an operator has left, so all of them are waited for.
+    is_contested = bool(counts.held) and counts.ready_survivors + counts.held > counts.maximum
     # R3: never below the minimum.
     if counts.ready < counts.minimum:
         return Decision.TOO_FEW
     # R7: no other node can come.
-    if chosen >= counts.maximum:
+    if chosen >= counts.maximum and not is_contested:
         return Decision.FORM_MAXIMUM
     # R7: their stop time bounds the wait.
     if counts.call is Call.OVER and counts.stopping:

@@ -16,7 +16,7 @@ from rallypoint.core.pacing import Pace
 from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.stopping import Stopping
 from rallypoint.core.timers import Timers
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import RoundRecord, RunSettings
 
 
 class Gathering:
@@ -79,14 +79,19 @@ class Gathering:
             call=self.call,
         )
 
-    def chosen(self, settings: RunSettings) -> list[Member]:
+    def chosen(self, settings: RunSettings, previous: RoundRecord | None) -> list[Member]:
         """The members of the round if it is formed now, as many as there are places (R3).
 
-        Survivors come first, then newcomers in order of arrival.
+        Survivors come first, then newcomers in order of arrival. If an operator has taken places
+        away, the survivors with the lowest ranks in the `previous` round keep theirs.
         """
         counts = self.counts(settings)
+        survivors = self._roster.members(Bucket.READY_SURVIVOR)
+        if len(survivors) > settings.max_nodes and previous is not None:
+            ranks = {row.name: rank for rank, row in enumerate(previous.members)}
+            survivors.sort(key=lambda member: ranks.get(member.name, len(ranks)))
         # R3: survivors before newcomers, in order of arrival.
-        members = self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
+        members = survivors + self._roster.newcomers()
         # R3: as many as there are places.
         return members[: counts.chosen]
 

@@ -50,7 +50,7 @@ def form_round(run: MembershipState, settings: RunSettings) -> None:
     if run.phase is not Phase.GATHERING:
         return
     record = record_of(
-        run._gathering.chosen(settings),
+        run._gathering.chosen(settings, run.round),
         # R1: above every number before it.
         number=run.number + 1,
         # R5: the term of the owner that decides it.

@@ -120,6 +120,7 @@ class AgentsEndRightly(Oracle):
         self._signals: dict[str, list[int]] = {}
         self._closed: dict[str, CloseRecord] = {}
         self._gone: dict[str, None] = {}
+        self._drained: dict[str, None] = {}
 
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
@@ -127,6 +128,8 @@ class AgentsEndRightly(Oracle):
             self._signals.setdefault(here.name, []).append(event.number)
         elif isinstance(event, on.Gone):
             self._gone[here.name] = None
+        elif isinstance(event, on.Drained):
+            self._drained[here.name] = None
 
     def run_ended(self, here: StartedNode, close: CloseRecord) -> None:
         """See Oracle."""
@@ -141,7 +144,7 @@ class AgentsEndRightly(Oracle):
         by_close = EXIT_CODES[close.outcome] if close is not None else None
         # A node whose workers have finished waits for the end of the run, as far as it can.
         is_done = here.system.has_finished and here.name in self._gone
-        others = [0] if here.system.has_left or is_done else []
+        others = [0] if here.system.has_left or is_done or here.name in self._drained else []
         if error is not None:
             others.append(code)
         if signals and code not in (by_signal, by_close, *others):

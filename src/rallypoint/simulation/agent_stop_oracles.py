@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.errors import SupersededError
+from rallypoint.errors import EvictedError, SupersededError
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine
@@ -59,8 +59,12 @@ class WorkersAreStopped(Oracle):
                 self._because(here, _Reason(f"it got signal {number}", at_s, turns, None, number))
             case on.LeaveAsked():
                 self._because(here, _Reason("a worker asked it to leave", at_s, turns))
+            case on.Drained():
+                self._because(here, _Reason("an operator asked it to leave", at_s, turns))
             case on.Gone(error=SupersededError()):
                 self._because(here, _Reason("another node has its name", at_s, turns))
+            case on.Gone(error=EvictedError()):
+                self._because(here, _Reason("an operator has evicted it", at_s, turns))
             case on.FailuresFound() if here.tokens:
                 number = here.tokens[-1][1]
                 self._because(here, _Reason("its worker has failed", at_s, turns, number))
@@ -134,7 +138,7 @@ class StopsAreShort(Oracle):
                 if count > 1 and here.name in self._ends_s:
                     ends_s = here.process.awake_s()
                     self._ends_s[here.name] = min(self._ends_s[here.name], ends_s)
-            case on.LeaveAsked() | on.RunClosed():
+            case on.LeaveAsked() | on.Drained() | on.RunClosed():
                 self._leaves[here.name] = None
             case on.Stopped():
                 self._ends_s.pop(here.name, None)
@@ -166,7 +170,7 @@ class StopsAreShort(Oracle):
 
 
 class DeparturesAreTold(Oracle):
-    """An agent that gets a signal is departing at once, so that the others hear of it (R7).
+    """An agent that gets a signal, or is drained, departs at once, so that the others hear it (R7).
 
     Its workers are told as well: they must not wait for a world that never comes.
     """
@@ -179,7 +183,7 @@ class DeparturesAreTold(Oracle):
 
     def agent_told(self, here: StartedNode, event: on.Event) -> None:
         """See Oracle."""
-        if isinstance(event, on.Signalled) and here.name not in self._had:
+        if isinstance(event, on.Signalled | on.Drained) and here.name not in self._had:
             self._got[here.name] = self._had[here.name] = None
 
     def agent_acted(

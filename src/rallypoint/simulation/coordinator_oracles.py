@@ -24,6 +24,7 @@ from rallypoint.core.values import (
     ChangeKind,
     CloseRecord,
     ConnectionEnd,
+    MemberState,
     NodeId,
     Phase,
     RoundRecord,
@@ -215,7 +216,12 @@ class ReportsAreTold(Oracle):
         for node, (connection_id, stop_s) in last.stopping.items():
             session = run.connections.by_name.get(node.name)
             is_there = session is not None and session.connection_id == connection_id
-            if is_there and node not in chosen and stopping_s < stop_s:
+            # An operator may have taken places away: then some that are ready have none.
+            member = run.membership.roster.living(node)
+            is_ready = member is not None and member.state is MemberState.READY
+            is_out = run.membership.orders.eviction_of(node.name) is not None
+            is_excused = is_ready or is_out
+            if is_there and node not in chosen and stopping_s < stop_s and not is_excused:
                 what = f"{front.process.name} forms round {record.head.number} without "
                 left = f"{node.name}, which has {stop_s - stopping_s:.1f} s left to stop"
                 self.scene.broke("R7", what + left)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from rallypoint.coordinator.hosted_run import HostedRun
+from rallypoint.core.values import RunSettings
 from rallypoint.simulation import lasting, situation_faults
 from rallypoint.simulation.agent_faults import AGENT_FAULTS
 from rallypoint.simulation.agents import agent_program
@@ -228,7 +229,7 @@ class Job:
         if not nodes:
             return True
         waits = [each for each in nodes if not each.is_working]
-        has_place = len(working) < self.scene.run_settings.max_nodes
+        has_place = len(working) < self._settings_of(run_id).max_nodes
         if waits and has_place and not self._has_finished(run_id):
             return False
         if not all(each.is_told_to_wait for each in waits):
@@ -236,6 +237,15 @@ class Job:
         if any(each.answered_s < self.scene.peace_s for each in working):
             return False  # Its calls of the store are answered, too.
         return bool(working) and len({each.tokens[-1] for each in working}) == 1
+
+    def _settings_of(self, run_id: str) -> RunSettings:
+        """The settings of the run, as its coordinator has them: an operator may have scaled it."""
+        fronts = [each for each in self.scene.fronts if each.process.is_alive]
+        hosted = [each.driver.coordinator.runs.get(run_id) for each in fronts]
+        owned = [run.membership for run in hosted if run is not None and run.is_claimed]
+        newest = max(owned, key=lambda membership: membership.term, default=None)
+        settings = newest.settings if newest is not None else None
+        return settings or self.scene.run_settings
 
     def _has_finished(self, run_id: str) -> bool:
         """Whether a node of the run has finished: then no newcomer is let in."""
@@ -250,7 +260,7 @@ class Job:
         is_waiting = not any(each.is_working for each in nodes)
         # One that lives has been heard as done, so the others do not wait for it.
         ends = any(each.has_finished for each in scene.living if each.run_id == run_id)
-        is_short = len(nodes) < self.plan.min_nodes and self._has_finished(run_id)
+        is_short = len(nodes) < self._settings_of(run_id).min_nodes and self._has_finished(run_id)
         return is_short and is_waiting and not ends
 
     def _state(self) -> str:

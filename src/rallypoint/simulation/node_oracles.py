@@ -85,8 +85,11 @@ class ProbesAreAnswered(Oracle):
         machine.received = receives
 
 
+_EXPELLED: Final = (RefusalCode.SUPERSEDED, RefusalCode.EVICTED)
+
+
 class SupersededStop(Oracle):
-    """R13: a node that is superseded stops for good: it attaches to no coordinator any more."""
+    """R13: a node that is superseded or evicted stops for good: it attaches nowhere any more."""
 
     def joins(self, here: StartedNode, node: Node) -> None:
         """See Oracle."""
@@ -95,7 +98,7 @@ class SupersededStop(Oracle):
         told: list[wire.Refused] = []
 
         def receives(message: Any, now_s: float) -> Any:
-            if isinstance(message, wire.Refused) and message.refusal.code is RefusalCode.SUPERSEDED:
+            if isinstance(message, wire.Refused) and message.refusal.code in _EXPELLED:
                 seen = machine.stamp
                 # Another ledger, or an owner of an earlier term, does not know who has the name.
                 is_known = message.stamp.ledger_id == seen.ledger_id
@@ -132,8 +135,9 @@ class RanksAreWhole(Oracle):
         known, seats = self._rounds.setdefault((here.run_id, token), (head, {}))
         if known != head:
             self.scene.broke("R2", f"{what} is {head}, elsewhere {known}")
-        if not settings.min_nodes <= head.nodes <= settings.max_nodes:
-            bounds = f"{settings.min_nodes} to {settings.max_nodes}"
+        sizes = ((settings.min_nodes, settings.max_nodes), *self.scene.sizes)
+        if not any(least <= head.nodes <= most for least, most in sizes):
+            bounds = " or ".join(f"{least} to {most}" for least, most in sizes)
             self.scene.broke("R3", f"{what} has {head.nodes} nodes, and the run {bounds}")
         seats[here.name] = seat
         nodes = sorted(each.node_rank for each in seats.values())

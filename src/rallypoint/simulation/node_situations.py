@@ -106,6 +106,37 @@ def standby(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def operators(plan: Plan, draw: random.Random) -> Plan:
+    """Operators drain and evict nodes, and scale the run, while other things happen."""
+    nodes, is_agents = draw.choice((4, 5)), draw.random() < 0.4
+    orders = ("drain", "drain", "evict", "scale", "scale", "scale")
+    more = () if is_agents else ("fail", "leave owner", "finish")
+    troubles = ("kill owner", "kill another", "slow ledger", *more)
+    moments = ("", "", "", "COMMITTING", "SUSPENDED", "GATHERING", "RESTORED")
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, 1, 2)),
+        max_nodes=draw.choice((0, 0, 2, 3)),
+        program="agent" if is_agents else "node",
+        replicas=draw.choice((0, 1, 2)),
+        hosts="auto",
+        has_older=draw.random() < 0.2,
+        same_names=draw.random() < 0.3,
+        lease_ttl_s=2.0,
+        last_call_s=1.0,
+        lost_after_s=10.0,
+        suspect_after_s=2.0,
+        stop_s=draw.choice((0.0, 1.0, 5.0)),
+        lasting="",
+        knobs=None,
+        faults=merged(
+            some_faults(draw, orders, draw.randrange(2, 6), 4.0, moments),
+            some_faults(draw, troubles, draw.randrange(0, 5), 5.0, moments),
+        ),
+    )
+
+
 def too_few(plan: Plan, draw: random.Random) -> Plan:
     """Some nodes are done, and others go for long: the rest may be too few for ever."""
     nodes = draw.choice((3, 4))

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.core.election.records import FORMAT, Lease, Mistake, RunRegister, encode
-from rallypoint.core.registers import Conflict, SwapOutcome, Versioned
+from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Versioned
 from rallypoint.ledger.contract import Changed, Ledger
 from rallypoint.ledger.keys import COORDINATORS, MISTAKE, RUNS
 from rallypoint.wire.messages import Attach, Welcome
@@ -55,8 +55,7 @@ class _Registers:
             return found
         (count, default), fields = known, _fields(found.value)
         if len(fields) > count:
-            if bytes(fields[count]) != msgspec.msgpack.encode(default):
-                self._kept[key, found.version] = fields[count:]
+            self._kept[key, found.version] = fields[count:]
             fields = (*fields[:count], msgspec.Raw(msgspec.msgpack.encode(default)))
         return Versioned(_encoded(fields), found.version)
 
@@ -67,6 +66,11 @@ class _Registers:
             return value
         kept = self._kept.get((key, expected), ()) if expected is not None else ()
         return _encoded(_fields(value)[: known[0]] + kept)
+
+    def swapped(self, key: str, expected: int | None, version: int) -> None:
+        """It has written this version, with the newer fields of the one before."""
+        if expected is not None and (key, expected) in self._kept:
+            self._kept[key, version] = self._kept[key, expected]
 
 
 def make_older(ledger: Ledger) -> None:
@@ -80,6 +84,8 @@ def make_older(ledger: Ledger) -> None:
 
     async def swap_older(key: str, expected: int | None, value: bytes) -> SwapOutcome:
         outcome = await swap(key, expected, registers.written(key, expected, value))
+        if isinstance(outcome, Swapped):
+            registers.swapped(key, expected, outcome.version)
         if isinstance(outcome, Conflict):
             return Conflict(registers.read(key, outcome.current))
         return outcome

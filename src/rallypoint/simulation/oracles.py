@@ -45,6 +45,7 @@ from rallypoint.simulation.node_oracles import (
     TablesAgree,
     WorkersGoOn,
 )
+from rallypoint.simulation.operator_oracles import OPERATOR_ORACLES
 from rallypoint.simulation.ownership_oracles import OWNERSHIP_ORACLES
 from rallypoint.simulation.progress_oracles import (
     HopelessRunsEnd,
@@ -137,4 +138,5 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     *ROUND_ORACLES,
     *LEAK_ORACLES,
     *AGENT_ORACLES,
+    *OPERATOR_ORACLES,
 )

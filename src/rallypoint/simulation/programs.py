@@ -23,6 +23,7 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.errors import (
     CoordinatorError,
+    EvictedError,
     JoinTimeoutError,
     LaunchError,
     LedgerError,
@@ -72,7 +73,7 @@ def judge(scene: Scene, here: StartedNode, error: Exception) -> None:
     A run may be closed, a name may be taken, a node may have waited since before the peace, and an
     agent may have found no memory for its workers before it.
     """
-    is_refused = isinstance(error, RunClosedError | NameTakenError | SupersededError)
+    is_refused = isinstance(error, RunClosedError | NameTakenError | SupersededError | EvictedError)
     # Nodes that brought other settings may have been the first of the run.
     is_refused |= scene.plan.has_unlike and isinstance(error, SettingsConflictError)
     is_late = scene.world.now_s > scene.peace_s + LOST_AFTER_S
@@ -149,7 +150,13 @@ async def _live(scene: Scene, here: StartedNode) -> None:
     workers = 1 + here.index % scene.plan.workers_max
     settings = settings_of(scene, here)
     run = here.settings = run_settings_of(scene, here)
-    node = here.node = Node(settings, run, workers=workers, ledger=ledger)
+    node = here.node = Node(
+        settings,
+        run,
+        workers=workers,
+        ledger=ledger,
+        on_asked_to_leave=lambda reason: _asked_to_leave(here, reason),
+    )
     scene.tell(Oracle.joins, here, node)
     try:
         await node.open()
@@ -184,6 +191,14 @@ async def _live(scene: Scene, here: StartedNode) -> None:
         if node.gone is not None and node.gone.message == left_run().message:
             scene.tell(Oracle.left, here)
         await ledger.aclose()
+
+
+def _asked_to_leave(here: StartedNode, reason: str) -> None:
+    """As an agent: say at once that it departs, and leave when the workers have stopped."""
+    if here.node is not None and not here.is_leaving:
+        here.node.depart(reason)
+        here.is_leaving = True
+        here.process.soon(here.task.cancel if here.task is not None else lambda: None)
 
 
 async def _until_over(node: Node) -> None:

@@ -47,7 +47,7 @@ class _Acting:
         self._looked_s = awake_s
 
 
-class _EndsInTime(Oracle):
+class EndsInTime(Oracle):
     """What `is_due` finds in a run may last for so long, while its coordinator could act."""
 
     def __init__(self, scene: Scene) -> None:
@@ -93,7 +93,7 @@ class _EndsInTime(Oracle):
                     self.scene.broke("R7", f"{self.late(run)}: {waiting}")
 
 
-class RoundsForm(_EndsInTime):
+class RoundsForm(EndsInTime):
     """R7: a round is formed within the last call plus one second, the stop time and any grace."""
 
     def is_due(self, run: HostedRun) -> bool:
@@ -105,16 +105,16 @@ class RoundsForm(_EndsInTime):
         return is_enough and membership.phase is Phase.GATHERING and not has_grace
 
     def bound_s(self) -> float:
-        """See _EndsInTime."""
+        """See EndsInTime."""
         plan = self.scene.plan
         return plan.last_call_s + 1.0 + plan.stop_s + STOP_MARGIN_S + MARGIN_S
 
     def late(self, run: HostedRun) -> str:
-        """See _EndsInTime."""
+        """See EndsInTime."""
         return f"no round of {run.run_id} in {self.bound_s():g} s"
 
 
-class HopelessRunsEnd(_EndsInTime):
+class HopelessRunsEnd(EndsInTime):
     """R7: a run that cannot reach its minimum any more, because others are done, ends at once.
 
     An open case may name the cause first.
@@ -148,11 +148,11 @@ class HopelessRunsEnd(_EndsInTime):
         return membership.phase is Phase.GATHERING and remaining < settings.min_nodes
 
     def bound_s(self) -> float:
-        """See _EndsInTime."""
+        """See EndsInTime."""
         return self.WITHIN_S
 
     def late(self, run: HostedRun) -> str:
-        """See _EndsInTime."""
+        """See EndsInTime."""
         return f"{run.run_id} cannot reach its minimum, and goes on"
 
 

@@ -100,7 +100,11 @@ class PlacesAreKept(Oracle):
     ) -> None:
         settings, passed_s = run.membership.settings, front.process.awake_s() - self._ended_s[run]
         assert settings is not None
-        left_out = [node.name for node in inside if node not in _nodes_of(record)]
+        # An operator may have taken places away: then some that are ready have none.
+        roster, is_full = run.membership.roster, record.head.nodes >= settings.max_nodes
+        ready = {m.id for m in roster if is_full and m.state is MemberState.READY}
+        out = [node for node in inside if node not in _nodes_of(record)]
+        left_out = [node.name for node in out if node not in ready]
         least_s = _least_s(self.scene, front, settings.last_call_s)
         if left_out and passed_s < least_s:
             what = f"{front.process.name} forms round {record.head.number} {passed_s:.2f} s after "

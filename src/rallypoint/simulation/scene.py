@@ -305,6 +305,8 @@ class Scene:
         self.is_chaotic = True
         """Whether faults may still come. Programs finish only after that."""
         self.is_quiet = False
+        self.sizes: list[tuple[int, int]] = []
+        """To how many nodes, at least and at most, operators have scaled a run."""
         """Whether the workers call nothing, for hours."""
         self.settled_s: float | None = None
         """Since when all nodes have been in one round, in peace."""

@@ -16,6 +16,7 @@ from rallypoint.simulation.files import FilesInWorld
 from rallypoint.simulation.knobs import tick
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
+from rallypoint.simulation.operator_faults import OPERATOR_FAULTS
 from rallypoint.simulation.racks import neighbours, preempted
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.world import Process
@@ -314,6 +315,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "full": _full,
     "disk": _disk,
     "owner cut off": _owner_cut_off,
+    **OPERATOR_FAULTS,
 }
 
 

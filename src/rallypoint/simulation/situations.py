@@ -103,5 +103,6 @@ LATER_SITUATIONS: Final[dict[str, Situation]] = {
 RARE: Final[dict[str, tuple[float, Situation]]] = {
     "hours": (0.005, owners.hours),
     "full queues": (0.005, owners.full_queues),
+    "operators": (0.01, nodes.operators),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

@@ -62,6 +62,7 @@ def _admits_anyone(
     roster: Any,
     *,
     is_new: Any,
+    is_scaled: Any,
     now_s: Any,
 ) -> None:
     return None
@@ -78,7 +79,7 @@ def _minimum_ignored(original: Any, run: Any, settings: Any) -> None:
 
 
 @replaces("rallypoint.core.gathering:Gathering.chosen")
-def _more_than_maximum(original: Any, self: Any, settings: Any) -> Any:
+def _more_than_maximum(original: Any, self: Any, settings: Any, previous: Any) -> Any:
     return self._roster.members(Bucket.READY_SURVIVOR) + self._roster.newcomers()
 
 

@@ -77,7 +77,7 @@ def _no_time_to_stop(original: Any, self: Any, survivors: Any, now_s: Any) -> No
 
 
 @replaces("rallypoint.core.gathering:Gathering.chosen")
-def _newcomers_first(original: Any, self: Any, settings: Any) -> Any:
+def _newcomers_first(original: Any, self: Any, settings: Any, previous: Any) -> Any:
     members = self._roster.newcomers() + self._roster.members(Bucket.READY_SURVIVOR)
     return members[: self.counts(settings).chosen]
 
