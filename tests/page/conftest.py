@@ -17,7 +17,7 @@ import pytest
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
-from tests.agent.processes import Machine
+from tests.agent.processes import Machine, Process
 from tests.cli.conftest import cli, plain_environment, serve
 
 __all__ = ["cli", "plain_environment", "serve"]
@@ -119,3 +119,15 @@ def coordinator() -> Iterator[Callable[..., Coordinator]]:
     yield start
     for each in started:
         each.close()
+
+
+def nodes(machine: Machine, endpoint: str, count: int, *more: str) -> list[Process]:
+    """Agents of one run, with a round."""
+    options = ("--run-id", "job", "--max-restarts", "3", *more)
+    found = [
+        machine.agent(f"n{number}", *options, nnodes=f"{count - 1}:{count}", endpoint=endpoint)
+        for number in range(count)
+    ]
+    for each in found:
+        each.worker()
+    return found

@@ -7,6 +7,7 @@
 
 const EVENTS_MAX = 4000;
 const KEPT = 2500;
+const FROM_HEAD = 1_000_000_000; // The number of an event that is read from the head of the run.
 
 /** What the events of these kinds make of a node. */
 const STATE_OF = {
@@ -71,6 +72,7 @@ export class History {
 
   reset() {
     this.events = [];
+    this.known = new Map();
     this.begin();
   }
 
@@ -93,23 +95,52 @@ export class History {
   }
 
   /**
-   * Take events, oldest first. Returns those that are new. If the place of one is before the last,
-   * the coordinator was started again and its runs were in memory: then all begins anew.
+   * Take events, oldest first. Returns those that are new. Some may belong before the last one: the
+   * ledger has told of the run before its coordinator did. If the name of one is known for another
+   * event, the coordinator was started again, and its runs were in memory: then all begins anew.
    */
   take(events) {
     const fresh = [];
+    let isInOrder = true;
     for (const event of events) {
-      const last = this.events[this.events.length - 1];
-      if (last && !isAfter(event, last)) {
-        if (event.id === last.id || this.events.some((each) => each.id === event.id && each.at === event.at)) continue;
+      const at = this.known.get(event.id);
+      if (at === event.at) continue;
+      if (at !== undefined) {
         this.reset();
+        this.isAnew = true;
       }
+      const last = this.events[this.events.length - 1];
+      isInOrder &&= !last || isAfter(event, last);
+      this.known.set(event.id, event.at);
       this.events.push(event);
-      this.see(event);
+      if (isInOrder) this.see(event);
       fresh.push(event);
     }
-    if (this.events.length > EVENTS_MAX) this.forget();
+    if (!isInOrder) this.rebuild();
+    else if (this.events.length > EVENTS_MAX) this.forget();
     return fresh;
+  }
+
+  /** Whether events that were taken before are gone or have another order now; asked once. */
+  get wasChanged() {
+    const found = this.isAnew ?? false;
+    this.isAnew = false;
+    return found;
+  }
+
+  /** Begin anew with the events in order. Their coordinator knows more than the head in the ledger. */
+  rebuild() {
+    const { dropped } = this;
+    const events = this.events.filter((each) => each.seq < FROM_HEAD);
+    events.sort((a, b) => a.term - b.term || a.seq - b.seq);
+    this.reset();
+    this.events = events;
+    for (const event of events) {
+      this.known.set(event.id, event.at);
+      this.see(event);
+    }
+    this.dropped = Math.max(this.dropped, dropped);
+    this.isAnew = true;
   }
 
   /** The stream could not keep up, or began too late: so many events are not known. */
@@ -122,9 +153,12 @@ export class History {
   forget() {
     const { closed } = this;
     const events = this.events.slice(-KEPT);
-    this.begin();
+    this.reset();
     this.events = events;
-    for (const event of events) this.see(event);
+    for (const event of events) {
+      this.known.set(event.id, event.at);
+      this.see(event);
+    }
     this.closed ??= closed;
     this.gaps.unshift({ from: null, to: this.start, text: "this page has dropped earlier events" });
   }

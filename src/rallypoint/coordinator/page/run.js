@@ -388,7 +388,8 @@ class RunView {
   take(events) {
     const fresh = this.history.take(events);
     if (!fresh.length) return fresh;
-    this.prepend(fresh);
+    if (this.history.wasChanged) this.drawEvents();
+    else this.prepend(fresh);
     this.drawHistory();
     return fresh;
   }

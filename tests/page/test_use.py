@@ -1,0 +1,155 @@
+"""How a person uses the page in a real Chromium: signs in, by keyboard, with a screen reader."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.processes import Machine
+from tests.cli.conftest import Cli, Served
+from tests.page.conftest import nodes
+
+pytestmark = [pytest.mark.verify, pytest.mark.processes, pytest.mark.sockets]
+
+TOKEN = "the-token-of-the-page-that-nobody-guesses"
+
+
+def test_signing_in(
+    look: Callable[..., Any], coordinator: Callable[..., Any], serve: Callable[..., Served]
+) -> None:
+    url = coordinator(token=TOKEN).url
+    page = look(f"{url}/#/runs/none")
+    page.get_by_role("heading", name="This coordinator needs a token").wait_for()
+    field, button = page.get_by_label("Token"), page.get_by_role("button", name="Sign in")
+    field.fill("not the token")
+    button.click()
+    page.get_by_text("This is not a token").wait_for()
+    field.fill("wrong-token-that-is-long-enough")
+    button.click()
+    page.get_by_text("The token is wrong").wait_for()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    field.fill(f" {TOKEN}\n")
+    button.click()
+    page.get_by_text("There is no run of this name.").wait_for()
+    page.get_by_role("link", name="Runs").click()
+    page.get_by_text("No runs.").wait_for()
+    assert not [each for each in sent if TOKEN in each]
+    assert page.context.cookies() == []
+    assert page.evaluate("Object.keys(localStorage).length") == 0
+    page.reload()  # the tab still has it
+    page.get_by_text("No runs.").wait_for()
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("heading", name="This coordinator needs a token").wait_for()
+    other = page.context.new_page()  # another tab does not
+    other.goto(url)
+    other.get_by_role("heading", name="This coordinator needs a token").wait_for()
+
+
+def test_the_identity_of_a_host_is_not_sent(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    page = look(f"{coordinator(token=TOKEN).url}/")
+    secret = f"rlp1.{'a' * 64}.{'s' * 43}"
+    shown: list[str] = []
+    page.on("request", lambda request: shown.append(request.headers.get("authorization", "")))
+    page.get_by_label("Token").fill(f"{secret}.{'k' * 300}")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("The token is wrong").wait_for()
+    assert f"Bearer {secret}" in shown
+    assert not [each for each in shown if "kkk" in each]
+
+
+def test_over_tls_with_the_token_of_a_host(
+    look: Callable[..., Any], cli: Cli, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """A browser does not know the token's authority: a person has to accept the certificate."""
+    token = tmp_path / "token"
+    assert cli("token", "new", str(token)).code == 0
+    served = serve("--token-file", str(token))
+    assert served.endpoint.startswith("https://")
+    page = look(f"{served.endpoint}/", ignore_https_errors=True)
+    shown: list[str] = []
+    page.on("request", lambda request: shown.append(request.headers.get("authorization", "")))
+    page.get_by_label("Token").fill(token.read_text())
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("No runs.").wait_for()
+    # What proves that a process is a coordinator stays in the browser.
+    assert max(map(len, shown)) < 200 < len(token.read_text())
+
+
+def test_axe_finds_nothing_serious(
+    look: Callable[..., Any],
+    machine: Machine,
+    serve: Callable[..., Served],
+    coordinator: Callable[..., Any],
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    endpoint = serve().endpoint
+    found = nodes(machine, endpoint, 2)
+    page = look(f"{endpoint}/")
+
+    def check(where: str, page: Any = page) -> None:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            result = axe.run(page).response
+            bad = [
+                f"{where}, {scheme}: {each['id']}: {[n['html'][:160] for n in each['nodes'][:3]]}"
+                for each in result["violations"]
+                if each["impact"] in ("serious", "critical")
+            ]
+            assert bad == []
+            assert len(result["passes"]) > 10
+
+    page.get_by_role("link", name="job", exact=True).wait_for()
+    check("runs")
+    os.kill(found[1].pid, signal.SIGKILL)
+    page.get_by_role("link", name="job", exact=True).click()
+    page.locator(".events li[data-kind=broken]").wait_for()
+    page.locator(".detail h3").wait_for()
+    check("run")
+    page.get_by_role("button", name="Close run").click()
+    page.get_by_role("dialog").wait_for()
+    check("dialog")
+    other = look(coordinator(token=TOKEN).url)
+    other.get_by_label("Token").wait_for()
+    check("sign in", other)
+
+
+def test_rounds_are_selected_by_keyboard_and_the_run_is_closed_after_a_question(
+    look: Callable[..., Any], machine: Machine, serve: Callable[..., Served]
+) -> None:
+    endpoint = serve().endpoint
+    found = nodes(machine, endpoint, 3)
+    os.kill(found[2].pid, signal.SIGKILL)
+    page = look(f"{endpoint}/#/runs/job", viewport={"width": 390, "height": 800})
+    page.locator(".events li[data-kind=formed]", has_text="round 2").wait_for()
+    page.get_by_role("region", name="Timeline: what each node did").focus()
+    page.keyboard.press("End")
+    page.locator(".detail h3", has_text="Round 2").wait_for()
+    page.keyboard.press("ArrowLeft")
+    page.locator(".detail h3", has_text="Round 1").wait_for()
+    page.locator(".detail", has_text="n2 lost").wait_for()
+    page.get_by_role("button", name="2", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.locator(".detail h3", has_text="Round 2").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator(".detail h3", has_text="Round 1").wait_for()
+    close = page.get_by_role("button", name="Close run")
+    close.click()
+    dialog = page.get_by_role("dialog", name="Close this run?")
+    assert "Run job ends on all its nodes" in dialog.inner_text()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    close.click()
+    dialog.get_by_label("Reason, for the others").fill("<b>enough</b>")
+    dialog.get_by_role("button", name="Close job").click()
+    page.locator(".why-box", has_text="<b>enough</b>").wait_for()
+    page.locator(".chip", has_text="stopped").wait_for()
+    assert close.is_disabled()
+    found[0].code()
