@@ -7,12 +7,14 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from rallypoint import errors
-from rallypoint.coordinator.audit import Audit
+from rallypoint.coordinator.audit import Audit, Record
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
 from rallypoint.security.sums import AT_ONCE
@@ -114,3 +116,19 @@ def test_a_flood_of_refused_logins_makes_few_records_which_count_all() -> None:
     records = lines.records()
     assert len(records) == AT_ONCE + 1
     assert sum(each.get("count", 1) for each in records) == count
+
+
+def test_the_example_of_the_guide_is_a_record() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    [example] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    found = msgspec.json.decode(example, type=Record)
+    assert (found.action, found.outcome, found.run) == ("close", "done", "job-42")
+    assert json.loads(msgspec.json.encode(found)) == json.loads(example)
+    fields = {each.encode_name for each in msgspec.structs.fields(Record)}
+    table = page.partition("## Audit log")[2].partition("\n## ")[0]
+    assert fields == {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }

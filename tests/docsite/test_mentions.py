@@ -10,7 +10,7 @@ import pytest
 from tests.docsite.pages import PAGES, ROOT, text_of
 from tools.docsite.mentions import Mention, Repository, in_page, in_source
 
-READERS = frozenset({"train.py", "script.py", "two.py", "test_my_ledger.py"})
+READERS = frozenset({"train.py", "script.py", "two.py", "test_my_ledger.py", "tokens.toml"})
 """Files that a reader has or makes, not this repository."""
 GROUPS = frozenset({"rallypoint.ledgers"})
 """Groups of entry points."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -102,3 +104,10 @@ def test_a_token_is_known_by_its_hash_until_its_end_and_until_it_is_revoked() ->
     expired = tokens.login(f"Bearer {text}")
     assert isinstance(expired, Denial)
     assert (expired.reason, "token dash expired at" in expired.message) == ("expired", True)
+
+
+def test_the_example_of_the_guide_is_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    [token] = read_toml(example.encode())
+    assert (token.id, token.roles, token.runs) == ("dashboard", (Role.VIEWER,), "team-*")

@@ -38,13 +38,15 @@ UNKNOWN: Final = "unknown"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line. docs/security.md has the fields. `count`: how many like this one it stands for."""
+    """A line. docs/security.md has the fields. `sender`: the id of the token, which is not secret.
+    `count`: how many like this one it stands for.
+    """
 
     time: str
     action: str
     outcome: str
     status: int = 0
-    token: str = ""
+    sender: str = msgspec.field(default="", name="token")
     roles: str = ""
     address: str = ""
     asked_by: str = ""
@@ -58,7 +60,7 @@ class _Key(msgspec.Struct, frozen=True):
     """What like records have in common."""
 
     action: str
-    token: str
+    sender: str
     roles: str
     address: str
 
@@ -90,7 +92,7 @@ class Audit:
 
     def acted(self, request: web.Request, principal: Principal, status: int | None) -> None:
         """A request that changes a run was answered; None: it has ended before."""
-        token, roles = _named(principal)
+        sender, roles = _named(principal)
         outcome = UNKNOWN if status is None else DONE if status < 400 else FAILED
         self._write(
             Record(
@@ -98,7 +100,7 @@ class Audit:
                 action=guard.action_of(request),
                 outcome=outcome,
                 status=status or 0,
-                token=token,
+                sender=sender,
                 roles=roles,
                 address=_address(request.remote),
                 asked_by=_asked_by(request),

@@ -83,4 +83,5 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     token_origin: str = ""
 
     def __repr__(self) -> str:
-        return repr_without(self, "token", "lease_token", "more_tokens")
+        hidden = ("token", "lease_token", "more_tokens", "hashed_tokens", "revoked_tokens")
+        return repr_without(self, *hidden)

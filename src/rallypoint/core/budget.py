@@ -31,7 +31,7 @@ HOW_TO_RAISE: Final = "raise it where the coordinator starts: --memory or RALLYP
 class Excess(FrozenStruct, frozen=True):
     """Why a run cannot have `asked` more bytes. All sizes in bytes.
 
-    `of_token`: `all` and `bytes_max` are those of the runs of its token, and not of all runs.
+    `of_one_sender`: `all` and `bytes_max` are those of the runs of its token, and not of all runs.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Excess(FrozenStruct, frozen=True):
     fair: int
     all: int
     bytes_max: int
-    of_token: bool = False
+    of_one_sender: bool = False
 
     def __str__(self) -> str:
-        if self.of_token:
+        if self.of_one_sender:
             return (
                 f"{self.name} cannot get {size_text(self.asked)} more: the runs of its token use "
                 f"{size_text(self.all)} of {size_text(self.bytes_max)} (RALLYPOINT_TOKEN_MEMORY)"
