@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from rallypoint._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Unpack
 
     from rallypoint import aio
     from rallypoint.client.blocking import Portal, Run, Store, World
     from rallypoint.client.options import JoinOptions
+    from rallypoint.client.waiting import StillWaiting
     from rallypoint.client.world import Store as AsyncStore
     from rallypoint.core.reasons import Waiting
     from rallypoint.core.values import (
@@ -42,8 +43,24 @@ if TYPE_CHECKING:
         EvictedError,
         ForkedProcessError,
         JoinTimeoutError,
+        LauncherError,
+        LaunchError,
+        LedgerAccessError,
+        LedgerCorruptError,
+        LedgerError,
+        LedgerForeignError,
+        LedgerFormatError,
+        LedgerFullError,
+        LedgerLimitError,
+        LedgerReplacedError,
+        LedgerUnfitError,
+        LedgerUnreachableError,
+        LimitError,
+        LogDirectoryError,
         NameTakenError,
         NotACoordinatorError,
+        PlatformError,
+        ProgramNotFoundError,
         RallypointError,
         RefusedError,
         RoundBrokenError,
@@ -58,6 +75,7 @@ if TYPE_CHECKING:
         UntrustedCoordinatorError,
         UsageError,
         VersionError,
+        WorkerStartError,
     )
 
 _BLOCKING = "rallypoint.client.blocking"
@@ -69,6 +87,7 @@ _WHERE = {
     "World": _BLOCKING,
     "Store": _BLOCKING,
     "JoinOptions": "rallypoint.client.options",
+    "StillWaiting": "rallypoint.client.waiting",
     "Waiting": "rallypoint.core.reasons",
     "Change": _VALUES,
     "ChangeKind": _VALUES,
@@ -80,10 +99,27 @@ _WHERE = {
     "CoordinatorError": _ERRORS,
     "CoordinatorLostError": _ERRORS,
     "EndpointError": _ERRORS,
+    "EvictedError": _ERRORS,
     "ForkedProcessError": _ERRORS,
     "JoinTimeoutError": _ERRORS,
+    "LaunchError": _ERRORS,
+    "LauncherError": _ERRORS,
+    "LedgerAccessError": _ERRORS,
+    "LedgerCorruptError": _ERRORS,
+    "LedgerError": _ERRORS,
+    "LedgerForeignError": _ERRORS,
+    "LedgerFormatError": _ERRORS,
+    "LedgerFullError": _ERRORS,
+    "LedgerLimitError": _ERRORS,
+    "LedgerReplacedError": _ERRORS,
+    "LedgerUnfitError": _ERRORS,
+    "LedgerUnreachableError": _ERRORS,
+    "LimitError": _ERRORS,
+    "LogDirectoryError": _ERRORS,
     "NameTakenError": _ERRORS,
     "NotACoordinatorError": _ERRORS,
+    "PlatformError": _ERRORS,
+    "ProgramNotFoundError": _ERRORS,
     "RallypointError": _ERRORS,
     "RefusedError": _ERRORS,
     "RoundBrokenError": _ERRORS,
@@ -93,12 +129,12 @@ _WHERE = {
     "StoreError": _ERRORS,
     "StoreTimeoutError": _ERRORS,
     "SupersededError": _ERRORS,
-    "EvictedError": _ERRORS,
     "TokenError": _ERRORS,
     "UnreachableError": _ERRORS,
     "UntrustedCoordinatorError": _ERRORS,
     "UsageError": _ERRORS,
     "VersionError": _ERRORS,
+    "WorkerStartError": _ERRORS,
 }
 """Where each public name is defined; loaded at its first use."""
 
@@ -112,6 +148,7 @@ def join(
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
     ledger: str | None = None,
+    on_waiting: Callable[[StillWaiting], None] | None = None,
     **options: Unpack[JoinOptions],
 ) -> Run:
     """Join a run, and wait until the coordinator lets this node in.
@@ -128,6 +165,10 @@ def join(
         labels: names and texts about this node, for the other members.
         ledger: instead of `endpoint`, the ledger through which the nodes elect their coordinator:
             `file:DIR`, `etcd://...`, or the URL of a ledger that an installed package registers.
+        on_waiting: called while this node waits for the coordinator or for a round, with the reason
+            and the time: after about 2 s, and then at growing intervals of up to a minute. It runs
+            in Rallypoint's thread, so it must be short and must not call Rallypoint. In a worker of
+            `rallypoint run` the agent waits, so it is not called.
         options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
             `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
             `rallypoint.JoinOptions` has all of them.
@@ -149,6 +190,7 @@ def join(
             token=token,
             labels=labels,
             ledger=ledger,
+            on_waiting=on_waiting,
             options=options,
         ),
         _store_for_torch,
@@ -194,9 +236,25 @@ __all__ = [
     "ForkedProcessError",
     "JoinOptions",
     "JoinTimeoutError",
+    "LaunchError",
+    "LauncherError",
+    "LedgerAccessError",
+    "LedgerCorruptError",
+    "LedgerError",
+    "LedgerForeignError",
+    "LedgerFormatError",
+    "LedgerFullError",
+    "LedgerLimitError",
+    "LedgerReplacedError",
+    "LedgerUnfitError",
+    "LedgerUnreachableError",
+    "LimitError",
+    "LogDirectoryError",
     "NameTakenError",
     "NotACoordinatorError",
     "Outcome",
+    "PlatformError",
+    "ProgramNotFoundError",
     "RallypointError",
     "RefusedError",
     "RoundBrokenError",
@@ -205,6 +263,7 @@ __all__ = [
     "RunClosedError",
     "RunLostError",
     "SettingsConflictError",
+    "StillWaiting",
     "Store",
     "StoreError",
     "StoreTimeoutError",
@@ -215,6 +274,7 @@ __all__ = [
     "UsageError",
     "VersionError",
     "Waiting",
+    "WorkerStartError",
     "World",
     "__version__",
     "aio",

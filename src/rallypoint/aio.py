@@ -10,11 +10,12 @@ A Run belongs to the event loop in which it was joined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Unpack
 
 from rallypoint.client import join_plan
 from rallypoint.client.options import JoinOptions
+from rallypoint.client.waiting import StillWaiting
 from rallypoint.client.world import Run, Store, World
 
 __all__ = ["Run", "Store", "World", "join"]
@@ -29,9 +30,13 @@ async def join(
     token: str | None = None,
     labels: Mapping[str, str] | None = None,
     ledger: str | None = None,
+    on_waiting: Callable[[StillWaiting], None] | None = None,
     **options: Unpack[JoinOptions],
 ) -> Run:
-    """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open."""
+    """Join a run. Arguments and errors as `rallypoint.join`; cancelling it leaves nothing open.
+
+    `on_waiting` is called from the event loop.
+    """
     planned = join_plan.plan(
         run_id,
         endpoint,
@@ -40,6 +45,7 @@ async def join(
         token=token,
         labels=labels,
         ledger=ledger,
+        on_waiting=on_waiting,
         options=options,
     )
     return Run(await join_plan.open_client(planned), planned.join_timeout_s)

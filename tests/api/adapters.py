@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -56,6 +56,10 @@ class AsyncApi:
         assert not left, f"tasks are left: {left}"
 
 
+async def _awaited(answer: Awaitable[T]) -> T:
+    return await answer
+
+
 class AsyncRun:
     """An aio.Run with the blocking one's face."""
 
@@ -80,7 +84,7 @@ class AsyncRun:
 
     @property
     def waiting(self) -> Any:
-        return self._api.wait(self._run.waiting())
+        return self._api.wait(_awaited(self._run.waiting))
 
     def leave(self, *reason: str) -> None:
         self._api.wait(self._run.leave(*reason))
@@ -128,7 +132,7 @@ class AsyncWorld:
 
     @property
     def members(self) -> Any:
-        return self._api.wait(self._world.members())
+        return self._api.wait(_awaited(self._world.members))
 
     def barrier(self, *args: Any, **more: Any) -> None:
         self._api.wait(self._world.barrier(*args, **more))

@@ -145,7 +145,7 @@ def _what_ended_the_program() -> BaseException | None:
 atexit.register(leave_open_runs)
 
 
-class Store:
+class Store(aio.OfThisProcess):
     """The round's key-value store, with the semantics of torch.distributed.Store; blocking.
 
     Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`. Any thread may
@@ -156,6 +156,14 @@ class Store:
     def __init__(self, runner: Runner, store: aio.Store) -> None:
         self._run = runner.run
         self._store = store
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest time that a call waits, in seconds. Set it with `set_timeout`."""
+        return self._store.timeout_s
 
     @property
     def timeout(self) -> timedelta:
@@ -263,7 +271,7 @@ class World(aio.Facts):
         They are fetched at the first access. Raises RoundBrokenError if the round is over by then.
         """
         if self._members is None:
-            self._members = self._portal.run(self._world.members())
+            self._members = self._portal.run(self._world._client.members())
         return self._members
 
     def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
@@ -294,8 +302,10 @@ class World(aio.Facts):
         return self._portal.run(self._world.__aexit__(kind, error, trace))
 
 
-class Run:
+class Run(aio.OfThisProcess):
     """A run from the view of one of its programs. Use it as `with rallypoint.join(...) as run:`."""
+
+    _instead = aio.Run._instead
 
     def __init__(
         self,
@@ -308,6 +318,9 @@ class Run:
         self._for_torch = for_torch
         self._last: World | None = None
         _open_runs.append(self)
+
+    def __repr__(self) -> str:
+        return repr(self._run)
 
     @property
     def run_id(self) -> str:
@@ -338,8 +351,8 @@ class Run:
         Each step of the iteration leaves the present world, which ends that world for all its
         members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
-        while (world := self._portal.run(self._run.next_or_none())) is not None:
-            yield self.given(world)
+        while (world := self._portal.run(self._run._next_or_none())) is not None:
+            yield self._given(world)
 
     def next_world(self) -> World | None:
         """Wait for the next World. Returns None if the run is closed.
@@ -349,17 +362,17 @@ class Run:
         Raises UsageError if this node has left the run, and the errors of `worlds`.
         """
         world = self._portal.run(self._run.next_world())
-        return self.given(world) if world is not None else None
+        return self._given(world) if world is not None else None
 
-    def given(self, world: aio.World) -> World:
-        """The blocking twin of a world of this run. Only Run and rallypoint.testing call this."""
+    def _given(self, world: aio.World) -> World:
+        """The blocking twin of a world of this run."""
         self._last = World(self._portal, world, self._for_torch)
         return self._last
 
     @property
     def waiting(self) -> Waiting | None:
         """Ask the coordinator why there is no round yet, as data; None if there is a round."""
-        return self._portal.run(self._run.waiting())
+        return self._portal.run(self._run._client.waiting())
 
     def leave(self, reason: str = "the program left the run") -> None:
         """Take this node out of the run. The others regroup at once."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from typing import Any, get_type_hints
 
 import msgspec
@@ -12,6 +13,7 @@ from rallypoint import errors, settings
 from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.options import JoinOptions
 from rallypoint.client.run_client import RunClient, open_node
+from rallypoint.client.waiting import StillWaiting
 from rallypoint.core.values import RunSettings
 from rallypoint.endpoints import parse_ledger
 from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
@@ -23,6 +25,7 @@ class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
     channel: WorkerChannel | None = None
     node: NodeSettings | None = None
     run: RunSettings | None = None
+    on_waiting: Callable[[StillWaiting], None] | None = None
 
     @property
     def join_timeout_s(self) -> float | None:
@@ -68,6 +71,7 @@ def plan(
     labels: Mapping[str, str] | None,
     options: Mapping[str, Any],
     ledger: str | None = None,
+    on_waiting: Callable[[StillWaiting], None] | None = None,
 ) -> JoinPlan:
     """Decide how to join. Raises UsageError."""
     _check_types(
@@ -79,6 +83,7 @@ def plan(
         labels=(labels, Mapping),
         ledger=(ledger, str),
     )
+    _check_callback(on_waiting)
     if ledger is not None:
         endpoint = _ledger_endpoint(ledger, endpoint)
     _check_options(options)
@@ -111,7 +116,7 @@ def plan(
     run = settings.run_settings(
         found=found, min_nodes=min_nodes, max_nodes=max_nodes, **run_options
     )
-    return JoinPlan(node=node, run=run)
+    return JoinPlan(node=node, run=run, on_waiting=on_waiting)
 
 
 def _ledger_endpoint(ledger: str, endpoint: str | Endpoint | None) -> Endpoint:
@@ -121,6 +126,16 @@ def _ledger_endpoint(ledger: str, endpoint: str | Endpoint | None) -> Endpoint:
             hint="give one of them: a ledger is an endpoint",
         )
     return parse_ledger(ledger)
+
+
+def _check_callback(on_waiting: object) -> None:
+    if on_waiting is None or (callable(on_waiting) and not iscoroutinefunction(on_waiting)):
+        return
+    what = "a coroutine function" if callable(on_waiting) else _shown(on_waiting)
+    raise errors.UsageError(
+        f"on_waiting must be a function, not {what}",
+        hint="it is called while the node waits, so it must be short; start a task in it",
+    )
 
 
 def _check_types(**given: tuple[object, Any]) -> None:
@@ -174,4 +189,4 @@ async def open_client(planned: JoinPlan) -> RunClient:
         return await AgentClient.open(planned.channel)
     if planned.node is None or planned.run is None:
         raise errors.UsageError("there is no run to join", hint="pass a run id and an endpoint")
-    return await open_node(planned.node, planned.run)
+    return await open_node(planned.node, planned.run, planned.on_waiting)

@@ -18,11 +18,11 @@ from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
 from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.store_calls import StoreCalls
-from rallypoint.client.waiting import ON_STANDBY, Why, while_waiting
+from rallypoint.client.waiting import ON_STANDBY, WAITING, StillWaiting, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
-from rallypoint.core.reasons import Waiting
+from rallypoint.core.reasons import Waiting, duration
 from rallypoint.core.store import StoreOp, StoreResult
-from rallypoint.core.telling import Lines
+from rallypoint.core.telling import Intervals, Lines
 from rallypoint.core.values import (
     Address,
     Change,
@@ -118,9 +118,16 @@ class NodeRunClient:
     """The RunClient of a program that is a node itself."""
 
     def __init__(
-        self, settings: NodeSettings, run: RunSettings, keeper: SocketKeeper | None = None
+        self,
+        settings: NodeSettings,
+        run: RunSettings,
+        keeper: SocketKeeper | None = None,
+        on_waiting: Callable[[StillWaiting], None] | None = None,
     ) -> None:
-        """`keeper`: see Node."""
+        """`keeper`: see Node. `on_waiting`: see rallypoint.join."""
+        self._on_waiting = on_waiting
+        self._reports = Intervals()
+        self._waits_since_s = 0.0
         self.on_ended: Callable[[Change], None] = lambda change: None
         self._node = Node(
             settings, run, workers=1, keeper=keeper, on_asked_to_leave=self._asked_to_leave
@@ -158,6 +165,7 @@ class NodeRunClient:
     async def open(self) -> None:
         """Attach. Raises the errors of Node.open."""
         logs.enter(self._node.place)
+        self._begin_wait()
         async with while_waiting(self._node, self._waits):
             await self._node.open()
 
@@ -174,6 +182,7 @@ class NodeRunClient:
             self._reservation, self._was_given = reserve_for_rank_0(ports, last), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
         logs.enter(self._node.place)
+        self._begin_wait()
         try:
             async with while_waiting(self._node, self._waits):
                 found = await self._node.next_round(
@@ -195,9 +204,22 @@ class NodeRunClient:
             _log.warning("%s: leaving the run: %s", self.node_name, reason)
             self._node.depart(reason)
 
+    def _begin_wait(self) -> None:
+        self._waits_since_s = asyncio.get_running_loop().time()
+        self._reports = Intervals()
+
     def _waits(self, why: Why) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        waited_s = now_s - self._waits_since_s
+        if self._on_waiting is not None and self._reports.is_due(waited_s):
+            text = f"{why.text.removeprefix(WAITING)} (for {duration(waited_s)})"
+            # So that an error of the callback goes to the loop's exception handler, as on_change's.
+            loop.call_soon(
+                self._on_waiting, StillWaiting(waited_s, text, why.waiting, self._node.left_s)
+            )
         # A warning is shown even in a program that has not set up logging.
-        if self._lines.is_due(why.reason, asyncio.get_running_loop().time()):
+        if self._lines.is_due(why.reason, now_s):
             level = logging.INFO if why.reason == ON_STANDBY else logging.WARNING
             _log.log(level, "%s: %s", self.node_name, why.text)
 
@@ -338,8 +360,12 @@ def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failu
     return Failure(kind, line, rank=rank, local_rank=0)
 
 
-async def open_node(settings: NodeSettings, run: RunSettings) -> NodeRunClient:
+async def open_node(
+    settings: NodeSettings,
+    run: RunSettings,
+    on_waiting: Callable[[StillWaiting], None] | None = None,
+) -> NodeRunClient:
     """Open a program's own node. Raises the errors of Node.open."""
-    client = NodeRunClient(settings, run)
+    client = NodeRunClient(settings, run, on_waiting=on_waiting)
     await client.open()
     return client

@@ -15,6 +15,8 @@ from rallypoint.core.reasons import Waiting, duration
 
 _log = logging.getLogger("rallypoint.client")
 
+WAITING: Final = "waiting: "
+"""How the text of a reason begins."""
 ON_STANDBY: Final = "on standby"
 """The reason of a node for which the round has no place now."""
 HOSTS: Final = "this node hosts the coordinator: the run ends with it"
@@ -57,6 +59,25 @@ class Why(msgspec.Struct, frozen=True):
 
     text: str
     reason: object
+    waiting: Waiting | None = None
+
+
+class StillWaiting(msgspec.Struct, frozen=True):
+    """That a program's node waits, and why: the argument of `on_waiting`. str() is its text.
+
+    `waited_s`: how long it has waited. `text`: the reason in one line, in the words of `rallypoint
+    status`. `waiting`: the coordinator's reason as data; None if there is no coordinator yet, or if
+    the node is on standby. `left_s`: how long it will wait still; None: without a limit. Durations
+    are in seconds.
+    """
+
+    waited_s: float
+    text: str
+    waiting: Waiting | None = None
+    left_s: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @contextlib.asynccontextmanager
@@ -142,20 +163,21 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
         async with asyncio.timeout(timeout_s):
             waiting = await node.waiting()
     except (TimeoutError, errors.RallypointError):
-        text = "waiting: the coordinator gave no reason"
+        text = f"{WAITING}the coordinator gave no reason"
         return Why(text, text)
     if waiting is None:
         return on_standby(node.nodes_max)
     left_s = node.left_s
     left = f"; gives up in {duration(left_s)}" if left_s is not None else ""
     hosts = f"; {HOSTS}" if node.hosts_run else ""
-    return Why(f"waiting: {waiting}{left}{hosts}", (waiting.without_times(), node.hosts_run))
+    reason = (waiting.without_times(), node.hosts_run)
+    return Why(f"{WAITING}{waiting}{left}{hosts}", reason, waiting)
 
 
 def _why_unreached(node: Waits) -> Why:
     left_s = node.left_s
     left = f" for {duration(left_s)}" if left_s is not None else ""
-    return Why(f"waiting: {node.looking}; trying again{left}", _without_numbers(node.looking))
+    return Why(f"{WAITING}{node.looking}; trying again{left}", _without_numbers(node.looking))
 
 
 def _without_numbers(text: str) -> str:

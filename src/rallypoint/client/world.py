@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
 from rallypoint import errors
 from rallypoint.client.run_client import RunClient, WorldFacts
@@ -25,8 +26,45 @@ STORE_TIMEOUT_S: Final = 300.0
 _T = TypeVar("_T")
 
 
-class Facts:
+class OfThisProcess:
+    """The base of objects that use this process's connection, and mean nothing in another one."""
+
+    _instead = "call rallypoint.join in the other process"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} cannot be pickled or copied, because it uses this process's connection to "
+            f"the coordinator: {self._instead}"
+        )
+
+
+class Answer(Generic[_T]):
+    """The answer of the coordinator: `await` it. Each await asks anew."""
+
+    def __init__(self, name: str, ask: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+        self._name, self._ask = name, ask
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        return self._ask().__await__()
+
+    def __call__(self) -> Coroutine[Any, Any, _T]:
+        """The former way. Deprecated: the name is a property, as in the blocking API."""
+        text = f"{self._name} is a property now: write `await ...{self._name}`, without parentheses"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self._ask()
+
+    def __repr__(self) -> str:
+        return f"<{self._name}: not awaited>"
+
+
+class Facts(OfThisProcess):
     """The properties of both kinds of World that need no call to the coordinator."""
+
+    _instead = (
+        "pass what the other process needs, such as world.rank, world.size and world.bootstrap, or "
+        "call rallypoint.join there"
+    )
 
     def __init__(self, facts: WorldFacts) -> None:
         self._facts = facts
@@ -100,7 +138,7 @@ class Facts:
         )
 
 
-class Store:
+class Store(OfThisProcess):
     """The round's key-value store, with the semantics of torch.distributed.Store.
 
     Values are bytes; a str is stored as UTF-8. Calls wait for at most `timeout`.
@@ -116,16 +154,28 @@ class Store:
     ) -> None:
         self._calls = calls
         self._error_of = error_of
-        self.timeout_s = STORE_TIMEOUT_S
+        self._timeout_s = STORE_TIMEOUT_S
+
+    def __repr__(self) -> str:
+        return f"<Store: calls wait for at most {self._timeout_s:g} s>"
 
     @property
     def timeout(self) -> timedelta:
         """The longest time that a call waits."""
-        return timedelta(seconds=self.timeout_s)
+        return timedelta(seconds=self._timeout_s)
+
+    @property
+    def timeout_s(self) -> float:
+        """The same in seconds. Set it with `set_timeout`."""
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
 
     def set_timeout(self, timeout: timedelta | float) -> None:
         """Set how long calls wait at most: a timedelta, or seconds."""
-        self.timeout_s = seconds(timeout)
+        self._timeout_s = seconds(timeout)
 
     async def set(self, key: str, value: bytes | str) -> None:
         """Store a value."""
@@ -177,11 +227,7 @@ class Store:
         """The number of keys."""
         return cast(int, await self._call(ops.NumKeys()))
 
-    async def barrier(self, name: str, rank: int, timeout: timedelta | float | None) -> None:
-        """See World.barrier."""
-        await self._call(ops.Barrier(name, rank), timeout)
-
-    async def call(self, op: ops.StoreOp, timeout_s: float) -> object:
+    async def _execute(self, op: ops.StoreOp, timeout_s: float) -> object:
         """Execute one operation, which may wait for `timeout_s`, and return its value.
 
         Raises the errors of the operation's own method.
@@ -194,7 +240,7 @@ class Store:
     def _call(
         self, op: ops.StoreOp, timeout: timedelta | float | None = None
     ) -> Coroutine[Any, Any, object]:
-        return self.call(op, self.timeout_s if timeout is None else seconds(timeout))
+        return self._execute(op, self._timeout_s if timeout is None else seconds(timeout))
 
 
 class World(Facts):
@@ -209,7 +255,12 @@ class World(Facts):
         super().__init__(facts)
         self._client = client
         self._callbacks: list[Callable[[Change], None]] = []
-        self.store = Store(_RoundCalls(client, self), self._error_of)
+        self._store = Store(_RoundCalls(client, self), self._error_of)
+
+    @property
+    def store(self) -> Store:
+        """The round's store."""
+        return self._store
 
     def _error_of(self, failure: ops.StoreFailure) -> Exception:
         if failure.code == ops.ROUND_ENDED:
@@ -221,8 +272,8 @@ class World(Facts):
             return self._client.gone
         return store_error(failure)
 
-    def ended(self, change: Change) -> None:
-        """The round has ended, or the cause became known. Only Run calls this."""
+    def _ended(self, change: Change) -> None:
+        """The round has ended, or the cause became known."""
         is_first = self._change is None
         self._change = change
         if is_first:
@@ -242,16 +293,20 @@ class World(Facts):
     def _call_back(self, callback: Callable[[Change], None], change: Change) -> None:
         asyncio.get_running_loop().call_soon(callback, change)
 
-    async def members(self) -> tuple[RoundMember, ...]:
-        """All members of the round in node-rank order: name, host, addresses, labels, workers."""
-        return await self._client.members()
+    @property
+    def members(self) -> Answer[tuple[RoundMember, ...]]:
+        """All members of the round in node-rank order: name, host, addresses, labels, workers.
+
+        Use it as `await world.members`. Raises RoundBrokenError if the round is over by then.
+        """
+        return Answer("members", self._client.members)
 
     async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round has called the barrier of this name.
 
         Raises StoreTimeoutError, which names the missing ranks.
         """
-        await self.store.barrier(name, self.rank, timeout)
+        await self._store._call(ops.Barrier(name, self.rank), timeout)
 
     async def __aenter__(self) -> World:
         return self
@@ -279,14 +334,20 @@ class _RoundCalls:
         return await self._client.call(op, timeout_s) if ended is None else round_ended(ended)
 
 
-class Run:
+class Run(OfThisProcess):
     """A run from the view of a program. Use it as `async with await join(...) as run:`."""
+
+    _instead = "pass the run's id and the endpoint, and call rallypoint.join in the other process"
 
     def __init__(self, client: RunClient, join_timeout_s: float | None = None) -> None:
         self._client = client
         self._join_timeout_s = join_timeout_s
         self._world: World | None = None
         client.on_ended = self._on_ended
+
+    def __repr__(self) -> str:
+        state = "open" if self.closed is None else self.closed.outcome
+        return f"<Run {self.run_id!r} ({state}): node {self.node}>"
 
     @property
     def run_id(self) -> str:
@@ -317,10 +378,10 @@ class Run:
         Each step of the iteration leaves the present world, which ends that world for all its
         members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
-        while (world := await self.next_or_none()) is not None:
+        while (world := await self._next_or_none()) is not None:
             yield world
 
-    async def next_or_none(self) -> World | None:
+    async def _next_or_none(self) -> World | None:
         """The next World; None if the run is closed or this node has left it. For `worlds`."""
         try:
             return await self.next_world()
@@ -347,11 +408,15 @@ class Run:
 
     def _on_ended(self, change: Change) -> None:
         if self._world is not None and self._world.number == change.round:
-            self._world.ended(change)
+            self._world._ended(change)
 
-    async def waiting(self) -> Waiting | None:
-        """Ask the coordinator why there is no round yet, as data; None if there is a round."""
-        return await self._client.waiting()
+    @property
+    def waiting(self) -> Answer[Waiting | None]:
+        """Ask the coordinator why there is no round yet, as data; None if there is a round.
+
+        Use it as `await run.waiting`.
+        """
+        return Answer("waiting", self._client.waiting)
 
     async def leave(self, reason: str = "the program left the run") -> None:
         """Take this node out of the run. The others regroup at once."""

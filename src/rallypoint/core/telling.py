@@ -9,6 +9,10 @@ LEAST_S: Final = 2.0
 AGAIN_S: Final = 30.0
 """The shortest time until a reason is repeated, also if other reasons came between."""
 KEPT_MAX: Final = 16
+FIRST_S: Final = 2.0
+"""How long a wait lasts before a program is told of it."""
+LONGEST_S: Final = 60.0
+"""The longest interval between two reports to a program."""
 
 
 class Lines:
@@ -33,3 +37,18 @@ class Lines:
     def forget(self) -> None:
         """The wait is over: every reason of the next one is new."""
         self._said_s.clear()
+
+
+class Intervals:
+    """When a program is told that one wait goes on: after FIRST_S, and at growing intervals."""
+
+    def __init__(self) -> None:
+        self._due_s = self._interval_s = FIRST_S
+
+    def is_due(self, waited_s: float) -> bool:
+        """Whether to tell it now, after so many seconds. If True, it counts as told."""
+        if waited_s < self._due_s:
+            return False
+        self._interval_s = min(2 * self._interval_s, LONGEST_S)
+        self._due_s = waited_s + self._interval_s
+        return True

@@ -112,7 +112,7 @@ async def _play(
     if rank == 0:
         await world.store.set(_SECRET, runtime.here().token_bytes(SECRET_BYTES))
     secret = await world.store.get(_SECRET)
-    names = _names(await world.members())
+    names = _names(await world.members)
     own = (case.local_addr,) if case.local_addr else await _own(case)
     async with PairListener(secret, ports) as listener:
         entry = _Entry(own, listener.port)

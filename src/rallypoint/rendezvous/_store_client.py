@@ -69,7 +69,7 @@ class TcpStore(BlockingStore):
 
     def __init__(self, portal: Portal, calls: _TcpCalls, timeout_s: float, keeps: object) -> None:
         store = AsyncStore(calls, _error_of)
-        store.timeout_s = timeout_s
+        store.set_timeout(timeout_s)
         super().__init__(portal, store)
         self.host = calls.host
         self.port = calls.port

@@ -293,13 +293,20 @@ def _store_class() -> Any:
             self._ours = store
             self.set_timeout(store.timeout_s)
 
+        def __repr__(self) -> str:
+            return f"<Store: calls wait for at most {self.timeout_s:g} s>"
+
+        @property
+        def timeout_s(self) -> float:
+            return float(self.timeout.total_seconds())
+
         def set_timeout(self, timeout: timedelta | float) -> None:
             super().set_timeout(timedelta(seconds=min(seconds(timeout), TIMEOUT_S_MAX)))
 
         def _ask(self, op: ops.StoreOp, timeout: timedelta | float | None = None) -> Any:
             limit_s = seconds(self.timeout if timeout is None else timeout)
             try:
-                return self._runner.run(self._ours.call(op, limit_s))
+                return self._runner.run(self._ours._execute(op, limit_s))
             except (errors.StoreError, errors.RoundBrokenError, errors.CoordinatorError) as error:
                 raise store_error(error) from error
 

@@ -201,7 +201,7 @@ class ClusterNode:
         world = self._aio.world
         if world is not None and world.change is None:
             killed = "this node was killed by the test"
-            world.ended(Change(ChangeKind.NODE_LOST, world.number, (self.name,), 1, killed))
+            world._ended(Change(ChangeKind.NODE_LOST, world.number, (self.name,), 1, killed))
         await self._client.drop()
 
     # -- for Cluster ------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ class Cluster:
             raise problem
         found = [future.result() for future in futures]
         worlds = [
-            each.run.given(world)
+            each.run._given(world)
             for each, world in zip(asked, found, strict=True)
             if world is not None
         ]
