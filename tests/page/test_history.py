@@ -142,6 +142,21 @@ def test_the_end_of_a_run_ends_all(take: Take) -> None:
     assert found["tracks"]["a"]["segments"][-1] == ["active", BASE + 27, BASE + 40]
 
 
+def test_of_a_large_run_only_what_events_name_is_known(take: Take) -> None:
+    names = [f"n{number}" for number in range(8)]
+    found = take(
+        [
+            event(1, 1, "attached", 0, node="n900"),
+            event(1, 2, "ready", 2, nodes=names[:2], count=1_000),
+            event(1, 3, "formed", 3, round=1, nodes=names, count=1_000, seconds=3.0),
+            event(1, 4, "broken", 9, round=1, cause="ready_again", seconds=6.0),
+        ]
+    )
+    assert found["tracks"]["n900"]["segments"] == [["starting", BASE, BASE + 3]]
+    # Whether and when it has stopped its workers is not in the events.
+    assert found["tracks"]["n7"]["segments"] == [["active", BASE + 3, BASE + 9]]
+
+
 def test_a_page_that_is_open_for_days_keeps_the_newest_events(take: Take) -> None:
     many = [event(1, number, "ready", number, node=f"n{number % 7}") for number in range(1, 4_102)]
     found = take(many[:4_000], many[4_000:])

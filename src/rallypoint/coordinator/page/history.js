@@ -7,6 +7,7 @@
 
 const EVENTS_MAX = 4000;
 const KEPT = 2500;
+const SUMMARISED_ABOVE = 100; // Of more nodes, an event names eight at most.
 const FROM_HEAD = 1_000_000_000; // The number of an event that is read from the head of the run.
 
 /** What the events of these kinds make of a node. */
@@ -87,6 +88,7 @@ export class History {
     this.closed = null;
     this.dropped = 0;
     this.waits = [];
+    this.isLarge = false;
   }
 
   get lastId() {
@@ -331,15 +333,23 @@ export class History {
     return found;
   }
 
-  /** Members of a round: those that it names, and all that were ready. Who was not has `standby`. */
+  /**
+   * Members of a round: those that it names, and all that were ready. Who was not has `standby`. The
+   * events of a large run name few nodes, so nothing is known of the others.
+   */
   begunBy(event, t) {
+    this.isLarge = event.count > SUMMARISED_ABOVE;
     for (const name of event.nodes ?? []) this.track(name).become("active", t);
-    for (const track of this.tracks.values()) if (track.state === "waiting") track.become("active", t);
+    for (const track of this.tracks.values()) {
+      if (track.state === "waiting") track.become("active", t);
+      else if (this.isLarge && track.state === "starting") track.end(t);
+    }
   }
 
   stoppedBy(t) {
     for (const track of this.tracks.values()) {
-      if (track.state === "active") track.become("stopping", t);
+      if (track.state === "active" && this.isLarge) track.end(t);
+      else if (track.state === "active") track.become("stopping", t);
       else if (track.state === "standby") track.become("waiting", t);
     }
   }

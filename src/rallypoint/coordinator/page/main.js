@@ -108,6 +108,18 @@ async function whoAmI(signal) {
   say(document.getElementById("who"), signout.hidden ? "" : whoText(page.me));
 }
 
+/** Ask who this is, and then show the view: without a token, only one request is refused. */
+async function begun(begin, body, signal, runId) {
+  const once = new AbortController();
+  const ask = async (within) => {
+    await whoAmI(within);
+    once.abort();
+    return 0;
+  };
+  await page.loop(ask, AbortSignal.any([signal, once.signal]), page.notice);
+  if (!signal.aborted) await begin(page, body, signal, runId);
+}
+
 /** Whose token this is, in few words. */
 function whoText(me) {
   if (!me) return "";
@@ -134,10 +146,7 @@ function show() {
   crumbs(runId);
   const begin = runId === null ? showRuns : showRun;
   page.connection("asking", "connecting");
-  const whole = Promise.all([
-    page.loop(async (within) => (await whoAmI(within), 600000), signal, h("div")),
-    begin(page, body, signal, runId),
-  ]);
+  const whole = begun(begin, body, signal, runId);
   whole.catch((error) => {
     if (signal.aborted) return;
     fill(notice, h("div", { class: "notice", role: "alert" }, `This page has a fault: ${error}. Load it again.`));

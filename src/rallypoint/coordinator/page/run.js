@@ -110,7 +110,7 @@ class RunView {
             ),
         },
         { title: "Formed", class: "tight", text: (each) => clock(each.formed) },
-        { title: "Nodes", class: "number", text: (each) => each.nodes ?? "?" },
+        { title: "Nodes", class: "number", text: (each) => (each.nodes === null ? "?" : whole(each.nodes)) },
         { title: "Gathered", class: "number", text: (each) => duration(each.gatheringS) || "?" },
         { title: "Lasted", class: "number", text: (each) => this.lasted(each) },
         { title: "Ended", class: "why", hasTitle: true, text: (each) => whyEnded(each) },
@@ -228,7 +228,7 @@ class RunView {
     const run = this.status;
     const parts = [
       run.round ? `round ${run.round}: ${count(run.nodes, "node")}, ${count(run.size, "worker")}` : "no round yet",
-      `${run.attached ?? "?"} attached`,
+      `${run.attached === null ? "?" : whole(run.attached)} attached`,
       count(run.restart_count, "restart"),
       run.term ? `term ${run.term}` : null,
       run.settings ? `${run.settings.min_nodes} to ${run.settings.max_nodes} nodes` : null,
@@ -635,7 +635,7 @@ function eventRow(event) {
   const lines = event.last_lines ?? [];
   return h(
     "li",
-    { class: IMPORTANT.has(event.kind) ? "important" : "", "data-kind": event.kind, "data-id": event.id },
+    { class: IMPORTANT.has(event.kind) ? "important" : "", "data-kind": event.kind, "data-cause": event.cause, "data-id": event.id },
     h("time", { datetime: new Date(event.at * 1000).toISOString(), title: `${day(event.at)} by the clock of ${event.on}; event ${event.id}` }, clock(event.at, true)),
     h("span", { class: "round" }, event.round ? `r${event.round}` : ""),
     h("span", { class: "text" }, event.text, lines.length ? h("details", {}, h("summary", {}, count(lines.length, "last line")), h("pre", { tabindex: "0" }, lines.join("\n"))) : null),
