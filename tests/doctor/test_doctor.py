@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from rallypoint.doctor.findings import Finding, Verdict
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.rendezvous._store_server import StoreServer
 from rallypoint.security.authority import new_secret
+from rallypoint.security.roles import Role
+from rallypoint.security.state import State
 from rallypoint.security.token_form import ca_of, parse, written
 from rallypoint.settings import Endpoint, EndpointKind
 from rallypoint.tokens import Keys, KnownToken, Origin
@@ -225,6 +228,33 @@ def test_two_tokens_of_one_authority_that_differ(cli: Cli, serve: Serve, tmp_pat
         assert tokens.fingerprint(path.read_text().strip()) in found["token"]["summary"]
     assert "--token-file" in found["token"]["what_to_do"][0]
     assert "the token is refused" in found["wire"]["evidence"][0]
+
+
+@pytest.mark.parametrize(
+    ("role", "days", "said"),
+    [
+        (Role.NODE, 0, ""),
+        (Role.VIEWER, 0, "with this token no node can join"),
+        (Role.NODE, -9, "expired at"),
+        (Role.NODE, 9, "does not count before"),
+    ],
+)
+def test_what_a_claim_says_and_whether_it_counts(
+    cli: Cli, serve: Serve, tmp_path: Path, role: Role, days: int, said: str
+) -> None:
+    state, path = State(tmp_path / "state"), tmp_path / "claim"
+    state.create()
+    begins = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+    claim, text = state.authority().claim((role,), "team-*", dt.timedelta(days=1), begins)
+    tokens.make_file(path, text)
+    served = serve("--state", str(state.folder))
+    options = ("--token-file", str(path))
+    found = checked(cli, served.endpoint, *options, code=1 if days else 0)["token"]
+    assert found["facts"]["claim"] == claim.id
+    assert said in found["summary"]
+    assert any(f"claim {claim.id}: {role}, runs 'team-*'" in each for each in found["evidence"])
+    assert found["facts"].get("accepted") is (not days)
+    assert text not in json.dumps(found)
 
 
 def test_a_coordinator_with_tls_and_no_token_here(cli: Cli, serve: Serve, tmp_path: Path) -> None:
