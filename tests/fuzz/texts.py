@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import tempfile
@@ -11,13 +12,15 @@ from random import Random
 from typing import Any, Final
 
 from rallypoint import endpoints, environments, errors, settings
-from rallypoint.coordinator import hosts
+from rallypoint.coordinator import hosts, tokens
 from rallypoint.core import naming
 from rallypoint.core.printable import escaped
 from rallypoint.launch import console_rule
 from rallypoint.ledger import keys
 from rallypoint.rendezvous import rallypoint_rendezvous, utils
 from rallypoint.rendezvous.api import RendezvousParameters
+from rallypoint.security.hashed import as_toml, read_toml
+from rallypoint.security.roles import Denial, Principal, Role
 from rallypoint.simulation.fleet import trace
 from tests.environments.recorded import mpi_process, pod, slurm_task
 from tests.fuzz.watching import Watch, must
@@ -81,6 +84,41 @@ def _token_file(value: str, rng: Random) -> None:
         settings.resolve_token(str(path), {})
     except errors.UsageError as error:
         must(SECRET not in f"{error} {error.hint}", "what a token file holds is shown")
+
+
+_CLAIM: Final = b'{"id":"a","roles":["node"],"runs":"team-*","not_before":0,"ends_at":9999999999}'
+_TOML: Final = '[[token]]\nid = "a"\nsha256 = "' + "ab" * 32 + '"\nrole = "viewer"\nruns = "x-*"\n'
+_CA: Final = "ab" * 32
+
+
+def _claim(value: str, rng: Random) -> None:
+    """A claim that nobody has signed, with some bytes changed: it is never accepted."""
+    payload = bytearray(_CLAIM)
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(payload))
+        payload[at : at + rng.randrange(4)] = value.encode("utf-8", "surrogateescape")[:9]
+    parts = [base64.urlsafe_b64encode(each).decode().rstrip("=") for each in (payload, payload)]
+    text = f"rlp1.{_CA}.c.{parts[0]}.{parts[1][: rng.randrange(99)]}"
+    known = tokens.Tokens(("t",), authorities={})
+    must(isinstance(known.login(f"Bearer {text}"), Denial), "a claim of nobody is accepted")
+    settings.check_token(text, "token")
+
+
+def _hashed(value: str, rng: Random) -> None:
+    """tokens.toml: what is read is written so that it is read again."""
+    at = rng.randrange(len(_TOML))
+    changed = _TOML[:at] + value + _TOML[at + rng.randrange(9) :]
+    for each in read_toml(changed.encode("utf-8", "surrogateescape")):
+        must(read_toml(as_toml(each).encode()) == (each,), f"{changed!r} is read as {each}")
+
+
+def _limits(value: str, rng: Random) -> None:
+    """The header of a forwarded request only takes rights away."""
+    viewer = Principal("id", (Role.VIEWER,), ("team-*",))
+    found = viewer.narrowed(rng.choice(("viewer;", "operator;", "viewer,node;*", "")) + value)
+    must(set(found.roles) <= {Role.VIEWER}, f"{value!r} adds a role")
+    must(not found.sees("job-1"), f"{value!r} adds a run")
+    Principal(runs=(value,)).sees(value)
 
 
 def _endpoint(value: str, rng: Random) -> None:
@@ -201,6 +239,9 @@ _TRIED: Final[dict[Callable[[str, Random], None], tuple[type[Exception], ...]]] 
     _token: (errors.UsageError,),
     _endpoint: (errors.EndpointError,),
     _token_file: (),
+    _claim: (errors.UsageError,),
+    _hashed: (ValueError,),
+    _limits: (),
     _password: (errors.EndpointError,),
     _ledger: (errors.EndpointError,),
     _names: (),

@@ -24,6 +24,7 @@ from rallypoint.security import pki
 from rallypoint.security.access import Access, CertificateFileError, Certificates
 from rallypoint.security.authority import new_host_token
 from rallypoint.security.client_certificates import UnknownClientError, principal_of
+from rallypoint.security.hashed import check_id
 from rallypoint.security.roles import Role
 from rallypoint.security.token_form import credential
 from rallypoint.settings import certificates_of_command, node_settings
@@ -212,6 +213,26 @@ def test_a_role_runs_and_node_of_a_certificate_count(own: Issuer) -> None:
             viewer = shown_by(own, "spiffe://rallypoint/viewer")
             with pytest.raises(TokenError, match="may not join a run"):
                 await dialled(port, Access("", viewer, "127.0.0.1"))
+
+    run_clean(main)
+
+
+def test_a_certificate_that_is_revoked_is_refused_and_its_connection_ends(own: Issuer) -> None:
+    async def main() -> None:
+        files = own.issue("server", "127.0.0.1")
+        async with served(config(files, client_ca=own.file)) as (server, port):
+            cert, key = own.issue("a", uris=("spiffe://rallypoint/node",))
+            mine = {"tls_ca": str(own.file), "tls_cert": str(cert), "tls_key": str(key)}
+            async with opened(at(port), ONE, "team-1", node_name="a", **mine) as node:
+                [session] = server.coordinator.sessions.values()
+                name = session.principal.id
+                assert check_id(name).startswith("certificate-")
+                server.replace_tokens((), (), frozenset({name}))
+                with pytest.raises(TokenError, match=f"{name} was revoked"):
+                    await node.next_round(BOOTSTRAP)
+            with pytest.raises(TokenError, match=f"{name} was revoked"):
+                async with opened(at(port), ONE, "team-1", node_name="a", **mine):
+                    pass
 
     run_clean(main)
 

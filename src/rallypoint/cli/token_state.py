@@ -16,6 +16,7 @@ from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
 from rallypoint.security import claims
 from rallypoint.security.claims import time_text
+from rallypoint.security.hashed import check_id
 from rallypoint.security.roles import ALL_RUNS, Role
 from rallypoint.security.state import State
 
@@ -105,6 +106,10 @@ def revoke(
     Without --ledger only a `serve` with this state directory learns of it.
     """
     place = None if ledger is None else parse_ledger(ledger)
+    try:
+        check_id(token_id)
+    except ValueError as error:
+        raise UsageError(f"id {error}", hint="`rallypoint token list` shows the ids") from None
     found = State(Path(state).absolute())
     rows = {each["id"]: each for each in _rows(found)}
     row = rows.get(token_id)
@@ -113,13 +118,10 @@ def revoke(
             f"{token_id} is the shared token of nodes, which has no end of its own",
             hint=f"rallypoint token rotate --state {state}",
         )
-    try:
-        with as_usage_error():
-            found.revoke(token_id)
-    except ValueError as error:
-        raise UsageError(f"id {error}", hint="`rallypoint token list` shows the ids") from None
     if place is not None:
         threads.run(_revoke_in(place, token_id, None if row is None else row["ends_at"]))
+    with as_usage_error():
+        found.revoke(token_id)
     where = f"in {found.folder}" + (f" and {place}" if place is not None else "")
     if row is None:
         output.warn(f"no token of this id is known here; {token_id} is revoked all the same")
@@ -129,12 +131,20 @@ def revoke(
 
 
 async def _revoke_in(place: Endpoint, token_id: str, ends_at: float | None) -> None:
-    """Raises LedgerError."""
+    """Raises LedgerError; UsageError for a ledger that does not exist, which is not made."""
     from rallypoint.coordinator import revocations
+    from rallypoint.ledger.etcd.ledger import EtcdLedger
+    from rallypoint.ledger.file.ledger import FileLedger
     from rallypoint.ledger.open import open_ledger
 
-    async with open_ledger(place, settings.etcd_password(place)) as opened:
-        await revocations.revoke(opened, token_id, ends_at, time.time())
+    ledger = open_ledger(place, settings.etcd_password(place))
+    try:
+        if isinstance(ledger, EtcdLedger | FileLedger) and not await ledger.find():
+            raise UsageError(f"there is no ledger in {place}", hint="check --ledger")
+        await ledger.open()
+        await revocations.revoke(ledger, token_id, ends_at, time.time())
+    finally:
+        await ledger.aclose()
 
 
 def rotate(

@@ -172,7 +172,8 @@ class CoordinatorServer:
                     certificate_end.warn(lambda: self._identities.ends_at),
                     self.coordinator.events.failed,
                 )
-            if self._revocations is not None and self.tokens.may_be_revoked:
+            has_ids = self.tokens.may_be_revoked or self._identities.asks_for_certificates
+            if self._revocations is not None and has_ids:
                 # Before the first login, so that no revoked token is accepted.
                 await self._revocations.look()
                 self._looking = runtime.spawn(

@@ -41,7 +41,7 @@ def principal_of(certificate: Mapping[str, Any]) -> Principal:
     role, runs, node = _parts(texts[0])
     ends = certificate.get("notAfter")
     return Principal(
-        f"certificate {str(certificate.get('serialNumber', ''))[:40].lower()}",
+        f"certificate-{str(certificate.get('serialNumber', ''))[:40].lower()}",
         (role,),
         () if runs == ALL_RUNS else (runs,),
         None if ends is None else float(ssl.cert_time_to_seconds(str(ends))),
