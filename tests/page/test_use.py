@@ -51,6 +51,39 @@ def test_signing_in(
     other.get_by_role("heading", name="This coordinator needs a token").wait_for()
 
 
+def test_after_many_wrong_tokens_the_page_says_when_to_try_again(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    one = coordinator(token=TOKEN)
+    page = look(f"{one.url}/")
+    field, button = page.get_by_label("Token"), page.get_by_role("button", name="Sign in")
+    field.wait_for()
+    # To see that a token is needed is no failed login.
+    assert one.server.tallies.logins_refused == 0
+    codes: list[int] = []
+    while 429 not in codes:
+        assert len(codes) < 100, codes
+        field.fill(f"wrong-token-number-{len(codes)}")
+        with page.expect_response("**/api/v1/runs?limit=1") as answer:
+            button.click()
+        codes.append(answer.value.status)
+    page.get_by_text("Try again in").wait_for()
+    field.fill(TOKEN)
+    button.click()
+    page.get_by_text("No runs.").wait_for()
+
+
+def test_a_name_that_is_like_others_leads_to_them(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    one = coordinator()
+    one.call(lambda: one.server.coordinator.open_run("job-42"))
+    page = look(f"{one.url}/#/runs/job-24")
+    page.get_by_text("There is no run of this name.").wait_for()
+    page.get_by_role("link", name="job-42").click()
+    page.locator("h1", has_text="job-42").wait_for()
+
+
 def test_the_identity_of_a_host_is_not_sent(
     look: Callable[..., Any], coordinator: Callable[..., Any]
 ) -> None:

@@ -67,6 +67,7 @@ from rallypoint.wire import messages as wire
 _log = logging.getLogger("rallypoint.coordinator")
 
 _NOT_A_NODE: Final = "use a node of Rallypoint: another program, or a damaged message, came"
+_ASKED_WITHOUT: Final = (wire.ATTACH_PATH, api_paths.ME)
 UNSENT_BYTES_MAX: Final = 32 * 1024
 """How many bytes a connection's transport may buffer. More wait in the session, which counts them.
 """
@@ -404,8 +405,8 @@ class CoordinatorServer:
         if guard.right_of(request) is Right.NOTHING:
             response = await handler(request)
         else:
-            # A node with several addresses to dial asks without a token first.
-            is_asking = request.path == wire.ATTACH_PATH and "Authorization" not in request.headers
+            # A node with several addresses asks without a token first, and so does the page.
+            is_asking = request.path in _ASKED_WITHOUT and "Authorization" not in request.headers
             why = denied.message
             self.tallies.logins_refused += not is_asking
             waits_s = self._failed(request, denied)

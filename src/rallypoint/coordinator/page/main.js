@@ -40,7 +40,7 @@ const page = {
       } catch (error) {
         if (signal.aborted) return;
         if (!(error instanceof ApiError)) throw error;
-        if (error.status === 401) await signIn(error);
+        if (isRefusedLogin(error)) await signIn(error);
         else await tryAgain(error, backoff, signal, notice);
       }
     }
@@ -51,6 +51,11 @@ const page = {
     return whyNot(page.me, action);
   },
 };
+
+/** 401; or 429 after many of them, which has the fingerprint of the coordinator's token, too. */
+function isRefusedLogin({ status, body }) {
+  return status === 401 || (status === 429 && body.fingerprint !== undefined);
+}
 
 function whyNot(me, action) {
   if (!Array.isArray(me?.rights) || me.rights.includes("act")) return "";
@@ -101,7 +106,7 @@ async function whoAmI(signal) {
   try {
     page.me = await get("api/v1/me", signal);
   } catch (error) {
-    if (!(error instanceof ApiError) || error.status === 401 || error.status === 0) throw error;
+    if (!(error instanceof ApiError) || error.status !== 404) throw error;
     page.me = null; // A coordinator of an older release does not say.
   }
   signout.hidden = session.token === "";
