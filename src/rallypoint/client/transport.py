@@ -368,14 +368,19 @@ class _ErrorBody(msgspec.Struct):
     reason: str = ""
 
 
+def _is_unchecked(body: _ErrorBody) -> bool:
+    """Whether a coordinator has not checked this node's claim, and may do so soon."""
+    return body.reason == claims.UNCHECKED.reason
+
+
 def _is_about_token(status: int, body: _ErrorBody) -> bool:
     """Whether a coordinator refuses this token for good.
 
     403: it is accepted, and is not for a node. 429: it is wrong, as others before; or it was not
-    checked, and may be right.
+    checked, and may be right; or a proxy answers, which knows no token.
     """
     if status == TOO_MANY:
-        return bool(body.error) and body.reason != claims.UNCHECKED.reason
+        return bool(body.error) and not _is_unchecked(body)
     return status == 401 or (status == 403 and body.reason == "role")
 
 
@@ -389,7 +394,8 @@ def _status_error(address: Address, response: Response) -> Exception:
         told = (body.hint, body.fingerprint, body.origin, body.reason)
         return token_error(f"{address}: {message}", *told)
     answer = f"HTTP status {response.status_code} {response.reason_phrase}"
-    if response.status_code in (*RETRIED_STATUSES, TOO_MANY):
+    is_unchecked = response.status_code == TOO_MANY and _is_unchecked(body)
+    if response.status_code in RETRIED_STATUSES or is_unchecked:
         # A coordinator's 503 names the limit that was reached, and how to raise it.
         said = tidy("; ".join(filter(None, (body.error, body.hint))), SAID_MAX)
         return ConnectionRefusedError(f"{answer}: {said}" if said else answer)
