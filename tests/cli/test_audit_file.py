@@ -35,6 +35,7 @@ def test_after_a_rotation_the_new_file_is_written(tmp_path: Path) -> None:
     wait_until(lambda: path.read_bytes() == b"one\n", says="the line is not written")
     path.rename(tmp_path / "audit.1")
     file.reopen()
+    wait_until(path.exists, says="it waits for the next line")
     file.write(b"two\n")
     file.close()
     assert (tmp_path / "audit.1").read_bytes() == b"one\n"

@@ -49,8 +49,10 @@ class AuditFile:
             _log.error(text, self._dropped, extra=logs.limit(1, 60.0))
 
     def reopen(self) -> None:
-        """Open the file by its name again, before the next line: it was renamed."""
+        """Open the file by its name again soon, and before the next line: it was renamed."""
         self._is_renamed.set()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(b"")  # wakes the thread
 
     def close(self) -> None:
         """Write what waits, within CLOSE_WITHIN_S."""

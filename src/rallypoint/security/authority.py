@@ -11,6 +11,7 @@ it.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -173,12 +174,11 @@ class Authority:
 
 def has_signed(ca_certificate: bytes, what: bytes, signature: bytes) -> bool:
     """Whether the CA with this certificate (DER) has signed this. About 0.1 ms."""
-    from cryptography import x509
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = x509.load_der_x509_certificate(ca_certificate).public_key()
+    key = _public_key(ca_certificate)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return False
     try:
@@ -186,6 +186,13 @@ def has_signed(ca_certificate: bytes, what: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+@functools.lru_cache(maxsize=16)
+def _public_key(certificate: bytes) -> object:
+    from cryptography import x509
+
+    return x509.load_der_x509_certificate(certificate).public_key()
 
 
 def new_host_token(valid: dt.timedelta = CA_VALID) -> str:
