@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -64,8 +65,11 @@ def test_the_only_run_is_shown_in_detail(cli: Cli, endpoint: str) -> None:
     lines = done.out.splitlines()
     assert (done.code, done.err) == (0, "")
     assert lines[0] == "run a/b c: active, round 1: 1 node, 1 worker, 0 restarts"
-    assert lines[3].split()[:5] == ["0", "0", "node0", "active", "connected"]
-    assert lines[6].split()[:3] == ["1", "1", "1"]
+    assert lines[1].startswith("coordinator: ")
+    assert lines[1].endswith(f" by the clock of {socket.gethostname()}")
+    assert lines[4].split()[:5] == ["0", "0", "node0", "active", "connected"]
+    assert lines[7].split()[0] == "1"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", lines[7].split()[1])
     assert cli("status", "a/b c", "--endpoint", endpoint).out.splitlines()[0] == lines[0]
 
 
@@ -356,3 +360,35 @@ def test_a_watch_on_a_terminal_ends_with_ctrl_c(serve: Callable[..., Served]) ->
     assert code == 0
     assert b"coordinator: rallypoint" in shown
     assert b"\x1b[3" not in shown  # NO_COLOR: the cursor may move, no colour is set
+
+
+@pytest.mark.processes
+def test_keys_sort_and_end_a_watch_on_a_terminal(endpoint: str) -> None:
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LINES": "8", "COLUMNS": "120"}
+    command = [*COMMAND, "status", "a/b c", "--endpoint", endpoint, "--watch"]
+    process = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        with contextlib.suppress(OSError):  # It has ended.
+            while text not in shown and select.select([ours], [], [], 60)[0]:
+                shown += os.read(ours, 65_536)
+        assert text in shown
+
+    try:
+        until(b"s sorts (by rank)")
+        os.write(ours, b"s")
+        until(b"s sorts (by name)")
+        os.write(ours, b"\x1b[B")
+        os.write(ours, b"q")
+        until(b"\x1b[?1049l")  # The screen is as before, and what was shown last is on it.
+        shown = shown.rpartition(b"\x1b[?1049l")[2]
+        until(b"round 1: 1 node")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

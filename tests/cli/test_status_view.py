@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rallypoint.cli import output, status_view
+from rallypoint.cli import output, status_view, watching
 
 SUMMARY: dict[str, Any] = {
     "run_id": "job-42",
@@ -134,3 +134,12 @@ def test_ranks_are_drawn_short(numbers: list[int], text: str) -> None:
 )
 def test_durations_are_drawn_short(value: float | None, text: str) -> None:
     assert status_view.seconds(value) == text
+
+
+def test_keys_that_are_typed_together_are_taken_one_by_one() -> None:
+    typed = bytearray(b"s\x1b[Bx\x1b[5~q\x1b[99q")
+    found = []
+    while typed:
+        found.append(watching.next_key(typed))
+    assert found == ["sort", "down", "other", "page up", "quit", "other"]
+    assert watching.next_key(bytearray()) == "quit"

@@ -7,6 +7,7 @@ read as one has every field, and each is of its type.
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from rallypoint.coordinator import status
 from rallypoint.coordinator.ledger_view import Kept, Unread, detail, look, look_at_all
+from rallypoint.coordinator.run_events import EventKind, RunEvent
 from rallypoint.coordinator.status import RunList, RunStatus, RunSummary
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Waiting
@@ -25,6 +27,10 @@ from rallypoint.ledger.memory import MemoryLedger
 from tests.coordinator.one_run import NAMES, Case, Held
 from tests.coordinator.shared_ledger import until
 from tests.loops import run_virtual
+
+jsonschema: Any = pytest.importorskip("jsonschema")
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "status.schema.json"
+SCHEMA: Any = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
 
 
 def names(kind: type[msgspec.Struct]) -> set[str]:
@@ -44,6 +50,7 @@ def checked(told: RunStatus) -> RunStatus:
     for value, kind in values:
         assert value is None or set(value) == names(kind)
     assert set(msgspec.json.decode(body)) == names(RunStatus)
+    SCHEMA.validate(msgspec.json.decode(body))
     return read
 
 
@@ -175,6 +182,33 @@ def test_a_list_has_the_same_fields_for_unreadable_runs_too() -> None:
 
 def _summary(each: Kept | Unread) -> RunSummary:
     return each.summary()
+
+
+def test_the_schema_is_that_of_the_code_and_refuses_other_answers() -> None:
+    assert json.loads(SCHEMA_FILE.read_text()) == status.schema()
+    jsonschema.Draft202012Validator.check_schema(status.schema())
+    unknown = msgspec.to_builtins(status.unknown("a", "no such run", "host"))
+    SCHEMA.validate(unknown | {"of_a_later_release": 1})
+    for wrong in ({}, {**unknown, "round": "1"}, {**unknown, "members": [{}]}):
+        assert not SCHEMA.is_valid(wrong)
+
+
+def test_what_a_round_waited_for_is_told_by_the_events_before_it() -> None:
+    def event(seq: int, kind: EventKind, number: int, **more: Any) -> RunEvent:
+        return RunEvent(
+            term=1, seq=seq, kind=kind, at=1.0, offset_s=1.0, on="host", round=number, **more
+        )
+
+    found = status.waits_of(
+        [
+            event(1, EventKind.FORMED, 1),
+            event(2, EventKind.WAITED, 1, node="q2", seconds=39.0, detail="it was ready last"),
+            event(3, EventKind.WAITED, 1, nodes=("q3",), count=1, seconds=2.0),
+            event(4, EventKind.FORMED, 2),
+            event(5, EventKind.WAITED, 2, seconds=3.0),
+        ]
+    )
+    assert found == {2: ["waited 39.0 s for q2: it was ready last", "waited 2.0 s for q3"]}
 
 
 def test_fields_missing_in_an_older_release_are_null() -> None:

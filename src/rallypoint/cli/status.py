@@ -43,7 +43,7 @@ def status(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Keep showing it: in place on a terminal, else at each change."
+            "--watch", help="Keep showing it: full screen on a terminal, else at each change."
         ),
     ] = False,
     members: Annotated[
@@ -160,23 +160,18 @@ def _print(status: Status, as_json: bool) -> None:
 
 def _watch(ask: Callable[[], Answer], as_json: bool, *, until_ended: bool) -> None:
     """Watch until Ctrl-C or, if `until_ended`, until the shown run is over."""
-    seconds = _each_second(ask, until_ended)
     try:
         if sys.stdout.isatty() and not as_json:
-            _watch_in_place(seconds)
+            # Imported only here, because it loads rich.
+            from rallypoint.cli import watching
+
+            seconds = _each_second(ask, until_ended, pause_s=0.0)
+            watching.watch(seconds, status_view.draw, status_view.order_name, WATCH_EVERY_S)
         else:
+            seconds = _each_second(ask, until_ended, pause_s=WATCH_EVERY_S)
             _watch_in_blocks(seconds, as_json)
     except KeyboardInterrupt:
         pass  # how a watch ends
-
-
-def _watch_in_place(seconds: Iterator[Status]) -> None:
-    from rich.console import Group
-    from rich.live import Live
-
-    with Live(console=output.console(), auto_refresh=False) as live:
-        for status in seconds:
-            live.update(Group(*status_view.draw(status)), refresh=True)
 
 
 def _watch_in_blocks(seconds: Iterator[Status], as_json: bool) -> None:
@@ -192,7 +187,9 @@ def _watch_in_blocks(seconds: Iterator[Status], as_json: bool) -> None:
         _print(status, as_json)
 
 
-def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Status]:
+def _each_second(
+    ask: Callable[[], Answer], until_ended: bool, *, pause_s: float
+) -> Iterator[Status]:
     while True:
         answer = ask()
         if not answer.is_known and answer.error is not None:
@@ -201,4 +198,4 @@ def _each_second(ask: Callable[[], Answer], until_ended: bool) -> Iterator[Statu
         yield status
         if until_ended and status_view.has_ended(status):
             return
-        time.sleep(WATCH_EVERY_S)
+        time.sleep(pause_s)

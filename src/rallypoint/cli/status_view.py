@@ -6,6 +6,7 @@ A coordinator of another release may omit a field or add one. A missing field is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli.output import cell, table
@@ -32,9 +33,35 @@ _VOLATILE: Final = frozenset(
 """The fields that differ between two statuses only because time has passed."""
 
 
-def draw(status: Status) -> list[RenderableType]:
-    """The parts of a status of one run, or of all runs of a coordinator."""
-    return _draw_run(status) if "run_id" in status else _draw_runs(status)
+MEMBER_ORDERS: Final = ("rank", "name", "state", "host", "trouble")
+"""In which order members can be shown. The first one is usual."""
+RUN_ORDERS: Final = ("id", "phase", "size")
+"""The same for runs."""
+
+
+def draw(status: Status, order: int = 0) -> list[RenderableType]:
+    """The parts of a status of one run, or of all runs of a coordinator.
+
+    `order`: the number of an order of MEMBER_ORDERS or RUN_ORDERS; a larger one begins anew.
+    """
+    if "run_id" in status:
+        return _draw_run(status, MEMBER_ORDERS[order % len(MEMBER_ORDERS)])
+    return _draw_runs(status, RUN_ORDERS[order % len(RUN_ORDERS)])
+
+
+def order_name(status: Status, order: int) -> str:
+    """The name of the order in which `draw` shows it."""
+    orders = MEMBER_ORDERS if "run_id" in status else RUN_ORDERS
+    return orders[order % len(orders)]
+
+
+def time_of_day(at: object) -> str:
+    """A time in seconds since 1970, in the time zone of the terminal; "" if it is unknown."""
+    if not isinstance(at, int | float) or at <= 0:
+        return ""
+    moment = datetime.fromtimestamp(at, UTC).astimezone()
+    is_today = moment.date() == datetime.now(UTC).astimezone().date()
+    return f"{moment:%H:%M:%S}" if is_today else f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def key(status: object) -> object:
@@ -78,14 +105,22 @@ def _count(number: object, noun: str) -> str:
 # -- all runs ------------------------------------------------------------------------------------
 
 
-def _draw_runs(status: Status) -> list[RenderableType]:
+def _draw_runs(status: Status, order: str) -> list[RenderableType]:
     coordinator = status.get("coordinator")
     head = cell(_coordinator(coordinator) if coordinator else "no coordinator serves a run now")
     runs = status.get("runs") or []
     if not runs:
         return [head, cell("no runs")]
     headings = ("run", "phase", "round", "nodes", "workers", "attached", "restarts", "why")
-    return [head, table(headings, [_run_row(each) for each in runs])]
+    return [head, table(headings, [_run_row(each) for each in _runs_by(order, runs)])]
+
+
+def _runs_by(order: str, runs: list[Status]) -> list[Status]:
+    if order == "phase":
+        return sorted(runs, key=lambda run: str(run.get("phase")))
+    if order == "size":
+        return sorted(runs, key=lambda run: -int(run.get("size") or 0))
+    return runs
 
 
 def _coordinator(it: Status) -> str:
@@ -113,11 +148,13 @@ def _phase(run: Status) -> Text:
 # -- one run -------------------------------------------------------------------------------------
 
 
-def _draw_run(run: Status) -> list[RenderableType]:
+def _draw_run(run: Status, order: str) -> list[RenderableType]:
     parts: list[RenderableType] = [_head(run)]
     if run.get("reason"):
         parts.append(cell(f"{_why(run)}: {run['reason']}"))
-    parts += _members(run)
+    parts += _owner(run)
+    parts += _orders(run)
+    parts += _members(run, order)
     parts += _rounds(run)
     parts += _losses(run)
     return parts
@@ -133,13 +170,45 @@ def _head(run: Status) -> Text:
     return line
 
 
+def _owner(run: Status) -> list[RenderableType]:
+    """Which process coordinates the run, and when this was so."""
+    owner, coordinator = run.get("owner") or {}, run.get("coordinator") or {}
+    process = str(owner.get("process") or coordinator.get("host") or "")
+    if not process:
+        return []
+    addresses = ", ".join(map(str, owner.get("addresses") or ()))
+    software = str(coordinator.get("software") or "")
+    where = f" at {addresses}" if addresses else ""
+    told = f" ({software})" if software else ""
+    shown, on = time_of_day(run.get("shown_at")), run.get("shown_on")
+    when = f"; {shown} by the clock of {on}" if shown and on else ""
+    return [cell(f"coordinator: {process}{where}{told}{when}")]
+
+
+def _orders(run: Status) -> list[RenderableType]:
+    """What operators have ordered."""
+    lines = []
+    scaled = run.get("scaled")
+    if scaled:
+        why = f": {scaled['reason']}" if scaled.get("reason") else ""
+        size = f"{scaled.get('min_nodes')}:{scaled.get('max_nodes')}"
+        lines.append(f"scaled to {size} nodes by {scaled.get('by')}{why}")
+    for each in run.get("members") or ():
+        if each.get("drained"):
+            lines.append(f"{each.get('name')} was asked to leave by {each['drained']}")
+    for each in run.get("evicted") or ():
+        why = f": {each['reason']}" if each.get("reason") else ""
+        lines.append(f"{each.get('node')} was evicted by {each.get('by')}{why}")
+    return [cell(line) for line in lines]
+
+
 def _why(run: Status) -> str:
     if run.get("phase") == "closed":
         return "ended"
     return "from the ledger" if run.get("source") == "ledger" else "waiting"
 
 
-def _members(run: Status) -> list[RenderableType]:
+def _members(run: Status, order: str) -> list[RenderableType]:
     members = run.get("members") or []
     total = int(run.get("members_total") or len(members))
     if not total:
@@ -150,11 +219,24 @@ def _members(run: Status) -> list[RenderableType]:
         has_index = any(each.get("index") is not None for each in members)
         if has_index:
             headings.append("index")
-        rows = [_member_row(each, has_index) for each in _by_rank(members)]
+        has_labels = any(each.get("labels") for each in members)
+        if has_labels:
+            headings.append("labels")
+        rows = [_member_row(each, has_index, has_labels) for each in _members_by(order, members)]
         parts.append(table(headings, rows))
     if total > len(members):
         parts.append(cell(f"and {total - len(members)} more (--members {total} shows all)"))
     return parts
+
+
+def _members_by(order: str, members: list[Status]) -> list[Status]:
+    by_rank = _by_rank(members)
+    match order:
+        case "trouble":
+            return sorted(by_rank, key=lambda member: -float(member.get("troubled_s") or 0.0))
+        case "name" | "state" | "host":
+            return sorted(by_rank, key=lambda member: str(member.get(order) or ""))
+    return by_rank
 
 
 def _by_rank(members: list[Status]) -> list[Status]:
@@ -167,11 +249,12 @@ def _by_rank(members: list[Status]) -> list[Status]:
     return sorted(members, key=place)
 
 
-def _member_row(member: Status, has_index: bool) -> tuple[Text, ...]:
+def _member_row(member: Status, has_index: bool, has_labels: bool) -> tuple[Text, ...]:
     link = str(member.get("link") or "")
     is_troubled = link not in ("connected", "")
     since = f" for {seconds(member.get('troubled_s'))}" if is_troubled else ""
     rank, index = member.get("node_rank"), member.get("index")
+    labels = ",".join(f"{name}={text}" for name, text in (member.get("labels") or {}).items())
     return (
         cell("-" if rank is None else rank),
         cell(spans(member.get("ranks") or []) or "-"),
@@ -180,6 +263,7 @@ def _member_row(member: Status, has_index: bool) -> tuple[Text, ...]:
         cell(link + since, "red" if is_troubled else ""),
         cell(member.get("host", "")),
         *((cell("" if index is None else index),) if has_index else ()),
+        *((cell(labels),) if has_labels else ()),
     )
 
 
@@ -187,8 +271,20 @@ def _rounds(run: Status) -> list[RenderableType]:
     rounds = run.get("rounds") or []
     if not rounds:
         return []
-    headings = ("round", "nodes", "workers", "gathered in", "lasted", "ended")
-    return [cell(""), table(headings, [_round_row(each) for each in rounds[-ROUNDS_SHOWN:]])]
+    shown = rounds[-ROUNDS_SHOWN:]
+    formed = [time_of_day(each.get("formed_at")) for each in shown]
+    waited = ["; ".join(each.get("waited") or ()) for each in shown]
+    headings = ["round", "nodes", "workers", "gathered in", "lasted", "ended"]
+    rows = [list(_round_row(each)) for each in shown]
+    if any(waited):
+        headings.insert(4, "waited for")
+        for row, text in zip(rows, waited, strict=True):
+            row.insert(4, cell(text.removeprefix("waited ")))
+    if any(formed):
+        headings.insert(1, "formed at")
+        for row, text in zip(rows, formed, strict=True):
+            row.insert(1, cell(text))
+    return [cell(""), table(headings, rows)]
 
 
 def _round_row(each: Status) -> tuple[Text, ...]:

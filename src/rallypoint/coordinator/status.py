@@ -12,7 +12,8 @@ beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ import msgspec
 
 from rallypoint import runtime
 from rallypoint.coordinator.config import SOFTWARE
+from rallypoint.coordinator.run_events import EventKind, RunEvent
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.orders import Orders
@@ -51,6 +53,9 @@ UNKNOWN: Final = "unknown"
 
 FROM_COORDINATOR: Final = "coordinator"
 FROM_LEDGER: Final = "ledger"
+
+EVENTS_MAX: Final = 2_000
+"""How many of a run's events are looked through for what its rounds waited for."""
 
 Named = dict[str, Any]
 """A value of `core`, with the names of its fields: `named(value)`."""
@@ -102,7 +107,11 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
 
 
 class RoundStatus(_Shown, frozen=True, kw_only=True):
-    """A round. See `core.past.PastRound` for its times."""
+    """A round. See `core.past.PastRound` for its times.
+
+    `waited`: what it was waited for, for more than a second each, in words, from the run's events;
+    null from the ledger.
+    """
 
     number: int
     nodes: int
@@ -120,6 +129,7 @@ class RoundStatus(_Shown, frozen=True, kw_only=True):
     ended_on: str | None
     ended: str
     change: Named | None
+    waited: list[str] | None
 
 
 class LossStatus(_Shown, frozen=True, kw_only=True):
@@ -253,7 +263,7 @@ def status_of(
         digest=record.head.digest if record else None,
         members=members,
         members_total=len(membership.roster),
-        rounds=[_round(each) for each in run.history.rounds],
+        rounds=_rounds(run),
         losses=[_loss(each) for each in run.history.losses],
         evicted=_evicted(membership.orders),
         scaled=_scaled(membership.orders),
@@ -342,8 +352,28 @@ def _ranks(seat: Seat | None) -> list[int]:
     return list(range(seat.first_rank, seat.first_rank + seat.workers)) if seat else []
 
 
-def _round(each: RoundHistory) -> RoundStatus:
-    fields = {name: getattr(each, name) for name in RoundStatus.__struct_fields__}
+def _rounds(run: HostedRun) -> list[RoundStatus]:
+    waited = waits_of(run.events.last(EVENTS_MAX))
+    return [_round(each, waited.get(each.number, [])) for each in run.history.rounds]
+
+
+def waits_of(events: Iterable[RunEvent]) -> dict[int, list[str]]:
+    """By the number of a round: what it was waited for, in words. `events`: oldest first."""
+    found: dict[int, list[str]] = {}
+    waits: list[str] = []
+    for event in events:
+        if event.kind is EventKind.WAITED:
+            waits.append(str(event))
+        elif waits and event.kind in (EventKind.FORMED, EventKind.NOT_BEGUN):
+            found[event.round] = waits
+            waits = []
+    return found
+
+
+def _round(each: RoundHistory, waited: list[str]) -> RoundStatus:
+    names = [name for name in RoundStatus.__struct_fields__ if name != "waited"]
+    fields: dict[str, Any] = {name: getattr(each, name) for name in names}
+    fields["waited"] = waited
     fields["change"] = named(each.change) if each.change is not None else None
     fields["formed_on"], fields["ended_on"] = each.formed_on or None, each.ended_on or None
     return RoundStatus(**fields)
@@ -488,6 +518,7 @@ def _kept_rounds(register: RunRegister) -> list[RoundStatus]:
                 ended_on=past.ended_on or None,
                 ended=past.ended,
                 change=named(change) if change is not None else None,
+                waited=None,
             )
         )
     return shown
@@ -504,3 +535,26 @@ def unread(run_id: str, reason: str) -> RunSummary:
     """A run that cannot be read, as a line of a list."""
     unset: dict[str, Any] = dict.fromkeys(RunSummary.__struct_fields__)
     return RunSummary(**unset | {"run_id": run_id, "phase": UNKNOWN, "reason": reason})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `rallypoint status --json`: of one run, and of a list of runs.
+
+    docs/status.schema.json has it. A later release may add fields.
+    """
+    _, definitions = msgspec.json.schema_components(
+        (RunStatus, RunList), ref_template="#/$defs/{name}"
+    )
+    for each in definitions.values():
+        if each.get("type") == "object":
+            each["additionalProperties"] = True
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "rallypoint status --json",
+        "anyOf": [{"$ref": "#/$defs/RunStatus"}, {"$ref": "#/$defs/RunList"}],
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))
