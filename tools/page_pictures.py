@@ -69,7 +69,7 @@ def chromium() -> str | None:
 def taken(page: Any, name: str, *, full_page: bool = False) -> None:
     """Take a picture. With few colours, it has a third of the bytes."""
     data = page.screenshot(full_page=full_page)
-    few = Image.open(io.BytesIO(data)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few = Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(PICTURES / f"{name}.png", optimize=True)
 
 

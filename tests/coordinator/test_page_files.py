@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from importlib import resources
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.page_files import page_file
 from rallypoint.coordinator.response_headers import HEADERS
+from rallypoint.core.values import NodeId
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.wire import messages as wire
 from tests.coordinator.peers import TOKEN, UPGRADE, get, raw
@@ -209,9 +211,16 @@ def test_the_leases_of_a_ledger_and_their_ages() -> None:
             assert other["addresses"] == [f"127.0.0.1:{b.port}"]
             assert 0 <= other["unchanged_s"] < 60
             assert other["ttl_s"] == 60.0
-        async with replica(ledger, only_run="one") as c:
+        async with replica(ledger, only_run="one", own_node=NodeId("n", 1)) as c:
             _, found = await c.ask("/api/v1/coordinators")
             assert [each["only_run"] for each in found["coordinators"]] == ["one"]
+            limits: dict[str, Any] = {"Rallypoint-Limits": "viewer;team-*"}
+            assert (await c.ask("/api/v1/coordinators", **limits))[1]["coordinators"] == []
+        async with replica(ledger, own_node=NodeId("n", 1)) as d:
+            _, whole = await d.ask("/api/v1/coordinators")
+            _, limited = await d.ask("/api/v1/coordinators", **limits)
+            assert [each["node"] for each in whole["coordinators"]] == ["n"]
+            assert [each["node"] for each in limited["coordinators"]] == [None]
 
     run_clean(main)
 

@@ -18,6 +18,7 @@ from rallypoint.core import election as e
 from rallypoint.errors import LedgerError
 from rallypoint.ledger.contract import Ledger
 from rallypoint.ledger.keys import COORDINATORS, lease_key
+from rallypoint.security.roles import Principal
 from rallypoint.wire import api_paths
 
 LEASES_MAX: Final = 64
@@ -36,7 +37,6 @@ class CoordinatorLease(msgspec.Struct, frozen=True, kw_only=True):
 
     process: str
     addresses: list[str]
-    state: str
     ttl_s: float
     unchanged_s: float
     is_own: bool
@@ -67,7 +67,7 @@ class Leases:
         self._looking = asyncio.Lock()
 
     async def look(self, process: str) -> list[CoordinatorLease]:
-        """All leases that are not revoked, this process's first. Raises LedgerError, TimeoutError.
+        """The leases of processes that serve, this one's first. Raises LedgerError, TimeoutError.
 
         `process`: the name of this process's lease.
         """
@@ -99,8 +99,8 @@ class Leases:
                 lease = e.decode_lease(value.value)
             except e.UnreadableError:
                 continue  # Another release has written it.
-            if lease.state is e.LeaseState.REVOKED:
-                continue
+            if lease.state is not e.LeaseState.SERVING:
+                continue  # Its process has ended, or is about to.
             before = self._seen.get(key)
             is_same = before is not None and before[0].beat == lease.beat
             now_s = asyncio.get_running_loop().time()
@@ -123,20 +123,27 @@ async def _coordinators(request: web.Request) -> web.Response:
     problem: str | None = None
     if leases is not None:
         try:
-            sees = guard.principal_of(request).sees
             found = await leases.look(coordinator.ownership.process)
-            found = [each for each in found if each.only_run is None or sees(each.only_run)]
+            principal = guard.principal_of(request)
+            found = [seen for each in found if (seen := _as_seen(each, principal)) is not None]
         except (LedgerError, TimeoutError, NotImplementedError) as error:
             problem = f"the leases cannot be read: {http_api.why_unread(error)}"
     answer = LeaseList(coordinators=found, problem=problem, shown_on=coordinator.config.clock_host)
     return web.Response(body=msgspec.json.encode(answer) + b"\n", content_type="application/json")
 
 
+def _as_seen(each: CoordinatorLease, principal: Principal) -> CoordinatorLease | None:
+    """Without names of runs for which the principal's roles do not count, nor of their nodes."""
+    if each.only_run is not None:
+        return each if principal.sees(each.only_run) else None
+    # A node without a run's name may be of any run.
+    return msgspec.structs.replace(each, node=None) if principal.patterns else each
+
+
 def _shown(lease: e.Lease, unchanged_s: float, is_own: bool) -> CoordinatorLease:
     return CoordinatorLease(
         process=lease.process,
         addresses=[str(each) for each in lease.addresses],
-        state=lease.state.value,
         ttl_s=lease.ttl_s,
         unchanged_s=unchanged_s,
         is_own=is_own,

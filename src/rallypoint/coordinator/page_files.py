@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from importlib import resources
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from aiohttp import web
 from rallypoint.coordinator import http_api
 from rallypoint.wire import api_paths
 
-FOLDER: Final = "page"
+FOLDER: Final = Path(__file__).parent / "page"
 _TYPES: Final = {
     "css": "text/css",
     "html": "text/html",
@@ -38,7 +38,7 @@ class PageFile(msgspec.Struct, frozen=True):
 def page_file(name: str) -> PageFile:
     """A file of the page. Raises KeyError if the page has none of that name."""
     # Only names in the folder's listing are opened, so no name leads out of it.
-    found = {each.name: each for each in resources.files(__package__).joinpath(FOLDER).iterdir()}
+    found = {each.name: each for each in FOLDER.iterdir()}
     body = found[name].read_bytes()
     content_type = _TYPES[name.rpartition(".")[2]]
     return PageFile(body, content_type, hashlib.sha256(body).hexdigest()[:32])

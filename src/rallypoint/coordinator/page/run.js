@@ -514,14 +514,10 @@ class RunView {
 
   drawDetail() {
     const round = this.list?.find((each) => each.number === this.selected);
-    const key = round ? JSON.stringify([round.number, round.ended, round.verdict?.id, round.formed, round.names.length, this.lastedKey(round)]) : "";
+    const key = round ? JSON.stringify([round.number, round.ended, round.verdict?.id, round.formed, round.names.length]) : "";
     if (this.detailKey === key) return;
     this.detailKey = key;
     fill(this.detail, round ? this.detailOf(round) : null);
-  }
-
-  lastedKey(round) {
-    return round.ended === null ? Math.floor((this.now() - (round.formed ?? 0)) / 5) : 0;
   }
 
   detailOf(round) {
@@ -546,8 +542,8 @@ class RunView {
         row("gathered in", gathered),
         row("waited", waitedFor(round)),
         row("members", round.names.length ? some(round.names, round.nodes ?? round.names.length, 16) : ""),
-        row("lasted", this.lasted(round)),
-        row("ended", round.ended === null ? "it is active" : `${clock(round.ended, true)}: ${round.reason || "not known why"}`),
+        row("lasted", round.ended === null ? "" : this.lasted(round)),
+        row("ended", round.ended === null ? "not yet: it is active" : `${clock(round.ended, true)}: ${round.reason || "not known why"}`),
         row("first cause", cause && cause !== round.reason ? cause : ""),
         row("also failed", round.failures.length > 1 ? some(round.failures.map((each) => each.node), round.failures.length) : ""),
       ),
@@ -590,7 +586,7 @@ class RunView {
         h("td", {}, each.addresses.join(", ")),
         h("td", {}, owns ? `owner, term ${run.term}` : each.only_run ? `only ${each.only_run}` : "replica"),
         h("td", { class: late ? "bad" : "" }, late ? `not renewed for ${counting(each.unchanged_s)}` : `renewed ${counting(each.unchanged_s)} ago`, ` (limit ${duration(each.ttl_s)})`),
-        h("td", {}, each.state === "serving" ? each.node ? `in node ${each.node}` : "serve" : each.state),
+        h("td", {}, each.node ? `in node ${each.node}` : "serve"),
       );
     });
     const heads = ["Coordinator", "Address", "This run", "Lease", "Kind"].map((each) => h("th", { scope: "col" }, each));

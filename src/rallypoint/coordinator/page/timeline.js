@@ -71,7 +71,7 @@ export class Timeline {
 
   legend() {
     const items = LEGEND.map((kind) => h("li", {}, h("i", { class: `swatch ${kind}` }), WORDS[kind]));
-    items.push(h("li", {}, h("i", { class: "swatch unheard" }), "not heard"), h("li", {}, h("i", { class: "swatch gap" }), "not recorded"));
+    items.push(h("li", {}, h("i", { class: "swatch unheard" }), "not heard, or suspended"), h("li", {}, h("i", { class: "swatch gap" }), "not recorded"));
     items.push(h("li", {}, h("b", { class: "bad" }, "✕"), " lost"), h("li", {}, h("b", { class: "bad" }, "!"), " a worker failed"), h("li", {}, h("b", {}, "▾"), " ready last"));
     return h("ul", { class: "legend", "aria-label": "Legend" }, items);
   }
@@ -248,6 +248,8 @@ export class Timeline {
     const t = this.timeAt(x);
     const gap = this.data.gaps.find((each) => t >= (each.from ?? -Infinity) && t <= (each.to ?? this.data.now));
     if (gap) return gap.text;
+    const suspended = this.data.suspensions.find((each) => t >= each.from && t <= (each.to ?? this.data.now));
+    if (suspended) return suspended.text;
     const round = this.data.rounds.findLast((each) => (each.since ?? each.formed ?? Infinity) <= t);
     if (!round || (round.ended !== null && t > round.ended)) return "no round";
     if (t < round.formed) return `round ${round.number} gathers: ${duration(round.gatheringS)}`;
@@ -330,7 +332,6 @@ export class Timeline {
     c.clip();
     this.drawTicks(c, from, to, TOP, true);
     this.drawSelection(c, TOP);
-    for (const each of this.data.suspensions) this.span(c, each, BAND + 4, 20, colours.gap, 0.5);
     let edge = -Infinity;
     for (const round of this.data.rounds) {
       if (round.formed === null) continue;
@@ -351,6 +352,8 @@ export class Timeline {
         c.fillRect(Math.max(b, e - 3), BAND + 1, 3, 24);
       }
     }
+    c.fillStyle = colours.unheard;
+    for (const each of this.data.suspensions) c.fillRect(x(each.from), BAND + 24, Math.max(2, x(each.to ?? this.data.now) - x(each.from)), 3);
     for (const gap of this.data.gaps) this.hatch(c, gap, BAND, 26);
     for (const term of this.data.terms.slice(1)) this.dashed(c, x(term.from), 16, TOP, colours.text);
     c.restore();
@@ -462,7 +465,7 @@ export class Timeline {
       if (!withText) continue;
       c.fillStyle = colours.faint;
       const text = step >= 86400 ? dateOf(n * step + zone) : clock(n * step + zone, step < 1);
-      c.fillText(text, at + 3, 10);
+      if (at + 3 + c.measureText(text).width <= this.left + this.plot + 16) c.fillText(text, at + 3, 10);
     }
   }
 
@@ -472,14 +475,6 @@ export class Timeline {
     const [a, b] = [this.x(round.since ?? round.formed), this.x(round.ended ?? this.data.now)];
     c.fillStyle = this.colours.select;
     c.fillRect(a - 1, 0, Math.max(3, b - a + 2), height);
-  }
-
-  span(c, part, y, height, colour, alpha) {
-    const [a, b] = [this.x(part.from), this.x(part.to ?? this.data.now)];
-    c.globalAlpha = alpha;
-    c.fillStyle = colour;
-    c.fillRect(a, y, Math.max(1, b - a), height);
-    c.globalAlpha = 1;
   }
 
   hatch(c, gap, y, height) {
