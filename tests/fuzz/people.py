@@ -18,6 +18,7 @@ _ODD_METHODS: Final = ("", "get", "CONNECT", "PRI", "X" * 300, "G\0T", "\x16\x03
 _PATHS: Final = (
     *("/", "/healthz", "/api/v1/runs", "/api/v1/runs/r", "/api/v1/runs/r/close", "/v1/attach"),
     *("/api/v1/runs/r?members=3", "/api/v1/runs/a%2Fb", "/api/v1/runs/a%2Fb/close", "/metrics"),
+    *("/page/main.js", "/api/v1/me", "/api/v1/coordinators", "/page/..%2fguard.py", "/page/"),
 )
 _ODD_PATHS: Final = (
     *("*", "", "//", "///healthz", "/api/v1/runs/", "/api/v1/runs/%", "/api/v1/runs/%ff/close"),
@@ -56,6 +57,13 @@ _HEADERS: Final = (
     ),
     *("Cookie: a=b; c", "Cookie: " + ";" * 2_000, "X" * 9_000 + ": a", "X: " + "a" * 9_000),
     *("X-Rallypoint-Client: node", "No colon", ": empty", " folded", "\tfolded", "A\0: b", "A: \0"),
+    *("Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: \udcff", "Sec-Fetch-Mode: navigate"),
+    *(
+        'If-None-Match: "x", W/"\udcff"',
+        "If-None-Match: *",
+        'If-None-Match: "',
+        "Rallypoint-Limits: ;",
+    ),
     *("A: \x1b[31m", "é: é", "A : b", "Keep-Alive: timeout=x", "Via: 1.1 x"),
     *("Authorization: Basic eDp5", "Authorization: Bearer", "Authorization: Bearer \udcff"),
     *(f"Authorization: {scheme}{TOKEN}" for scheme in ("bearer ", "Bearer  ", "Basic ", "")),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint.coordinator import response_headers
 from rallypoint.coordinator import session as sessions
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.ledger import keys
@@ -145,9 +146,7 @@ def test_a_damaged_file_that_is_no_declared_error_is_found(
 
 
 def test_a_release_in_an_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "rallypoint.coordinator.http_connection.SERVER_NAME", "Python/3.11 aiohttp/3.14"
-    )
+    monkeypatch.setitem(response_headers.HEADERS, "Server", "Python/3.11 aiohttp/3.14")
     assert "no name of ours" in found_in("people")
 
 

@@ -7,7 +7,6 @@ and programs of this host. A proxy that owns the host's name may add it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
@@ -29,7 +28,7 @@ POLICY: Final = "; ".join(
         "trusted-types 'none'",
     )
 )
-HEADERS: Final[Mapping[str, str]] = {
+HEADERS: Final[dict[str, str]] = {
     "Server": SERVER_NAME,
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
