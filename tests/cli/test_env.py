@@ -10,6 +10,7 @@ import pytest
 
 from rallypoint.memory import MemoryLimit
 from rallypoint.settings import SETTINGS
+from rallypoint.settings.table import USUAL
 from tests.environments.recorded import pod, slurm_task
 
 from .conftest import Cli
@@ -23,7 +24,41 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_defaults_are_shown(cli: Cli, snapshot: Callable[[str, str], None]) -> None:
-    snapshot("env-defaults", str(cli("env")))
+    snapshot("env-defaults", str(cli("env", "--all")))
+
+
+def test_settings_for_experts_are_shown_if_they_are_set(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = cli("env")
+    count = len(SETTINGS) - len(USUAL)
+    assert len(usual.out.splitlines()) == 1 + len(USUAL)
+    assert f"{count} more settings, for experts, have their defaults: see --all" in usual.err
+    assert "mass_min" not in usual.out
+    monkeypatch.setenv("RALLYPOINT_MASS_MIN", "7")
+    assert "how many nodes may be missing before it counts as an outage" in cli("env").out
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RALLYPOINT_LASTCALL", "3")
+    monkeypatch.setenv("RALLYPOINT_XYZZY", "3")
+    monkeypatch.setenv("RALLYPOINT_TEST_ETCD", "etcd")
+    monkeypatch.setenv("RALLYPOINT_MAX_NODES", "3")  # as in a worker
+    for options in ([], ["--json"]):
+        done = cli("env", *options)
+        warned = [line for line in done.err.splitlines() if "is no setting" in line]
+        assert [line.partition("warning: ")[2] for line in warned] == [
+            "RALLYPOINT_LASTCALL is set, and is no setting: did you mean RALLYPOINT_LAST_CALL?",
+            "RALLYPOINT_XYZZY is set, and is no setting",
+        ]
+        assert done.code == 0
+
+
+def test_each_usual_setting_exists_and_each_setting_says_what_it_does() -> None:
+    assert {each.name for each in SETTINGS} >= USUAL
+    assert all(each.help for each in SETTINGS)
 
 
 def test_each_setting_shows_its_source(
@@ -64,7 +99,7 @@ def test_an_unreadable_setting_is_shown_with_the_rest(
 ) -> None:
     monkeypatch.setenv("RALLYPOINT_NNODES", "4:2")
     monkeypatch.setenv("RALLYPOINT_TOKEN_FILE", "/nonexistent")
-    done = cli("env")
+    done = cli("env", "--all")
     assert done.code == 2
     assert len(done.out.splitlines()) == 1 + len(SETTINGS)
     assert "RALLYPOINT_NNODES must be MIN:MAX with MIN not above MAX" in done.err

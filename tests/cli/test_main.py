@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -126,3 +128,39 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     os.close(write)
     assert done.stderr == b""
     assert done.returncode != 0
+
+
+def test_the_table_of_exit_codes_has_those_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    table = page.partition("## Exit codes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    documented = [each for each in rows if each not in ("code", "---")]
+    assert documented == [*(str(code.value) for code in ExitCode), "128 + n"]
+    for code in ExitCode:
+        assert f" {code.value} " in f" {main._EXIT_CODES} ".replace(":", " ")
+
+
+NOBODY = ("--endpoint", "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (0, ("--version",)),
+        (0, ("env",)),
+        (2, ("status", "--no-such-option")),
+        (2, ("scale", "job", "--nnodes", "3:2", *NOBODY)),
+        (3, ("status", *NOBODY)),
+        (3, ("events", "job", *NOBODY)),
+        (3, ("wait", "job", "--timeout", "0.1", *NOBODY)),
+        (3, ("close", "job", *NOBODY)),
+        (3, ("scale", "job", "--nnodes", "2:3", *NOBODY)),
+        (3, ("drain", "job", "node", *NOBODY)),
+        (3, ("evict", "job", "node", "--yes", *NOBODY)),
+    ],
+)
+@pytest.mark.sockets
+def test_commands_end_with_the_documented_code(
+    cli: Cli, code: int, arguments: tuple[str, ...]
+) -> None:
+    assert cli(*arguments).code == code

@@ -26,6 +26,7 @@ class Row(msgspec.Struct, frozen=True):
     value: str
     source: str
     help: str
+    is_expert: bool = False
     error: str = ""
     hint: str = ""
 
@@ -36,21 +37,39 @@ def add_to(app: typer.Typer) -> None:
 
 
 def env(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show the settings for experts, too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all settings as JSON.")] = False,
 ) -> None:
-    """Show every setting, its value here and the origin of the value. Never shows a secret."""
+    """Show each setting, its value here, the origin of the value, and what it does.
+
+    Settings for experts are shown if they are set, or with --all. No secret is ever shown.
+    Variables that begin with RALLYPOINT_ and are no setting are named.
+    """
     found = settings.launched(is_node=True)
     rows = [*(_row(each, found) for each in settings.SETTINGS), *_labels(found)]
     if as_json:
         output.print_json([msgspec.to_builtins(each) for each in rows])
     else:
-        headings = ("setting", "value", "from", "variable")
-        output.show(output.table(headings, [_cells(each) for each in rows]))
+        shown = [each for each in rows if show_all or _is_shown(each)]
+        headings = ("setting", "value", "from", "variable", "what it does")
+        output.show(output.table(headings, [_cells(each) for each in shown]))
+        if len(shown) < len(rows):
+            more = len(rows) - len(shown)
+            output.note(f"{more} more settings, for experts, have their defaults: see --all")
     for warning in found.warnings:
         output.warn(warning)
+    for name, alike in settings.unknown_variables(each.variable for each in rows).items():
+        question = f": did you mean {alike}?" if alike else ""
+        output.warn(f"{name} is set, and is no setting{question}")
     wrong = [each for each in rows if each.error]
     if wrong:
         raise UsageError("; ".join(dict.fromkeys(each.error for each in wrong)), hint=_hint(wrong))
+
+
+def _is_shown(row: Row) -> bool:
+    return not row.is_expert or row.source != "default" or bool(row.error)
 
 
 def _hint(wrong: list[Row]) -> str:
@@ -66,13 +85,15 @@ def _row(setting: Setting, found: Found) -> Row:
         source, hint = f"environment {setting.variable}", ""
         if isinstance(error, LauncherError):
             source, hint = error.source, error.hint
-        texts = (source, setting.help, error.message, hint)
-        return Row(setting.name, setting.variable, "?", *texts)
+        about = (setting.help, setting.is_expert)
+        return Row(setting.name, setting.variable, "?", source, *about, error.message, hint)
     shown = resolved.shown
     if setting.name == "memory" and resolved.value is None:
         # The default depends on this machine: the limit that `serve` would use here.
         shown = size_text(default_budget(is_embedded=False).bytes)
-    row = Row(setting.name, setting.variable, shown, resolved.source, setting.help)
+    row = Row(
+        setting.name, setting.variable, shown, resolved.source, setting.help, setting.is_expert
+    )
     try:
         _check(resolved, found)
     except UsageError as error:
@@ -121,5 +142,5 @@ def _token() -> Resolved:
 def _cells(row: Row) -> tuple[Text, ...]:
     is_set = row.source != "default"
     style = "red" if row.error else "bold" if is_set else "dim"
-    texts = (row.name, row.value, row.source, row.variable)
+    texts = (row.name, row.value, row.source, row.variable, row.help)
     return tuple(output.cell(each, style) for each in texts)

@@ -57,7 +57,11 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("etcd://a:2379,b:2379/rp", "the ledger, and the coordinators in it"),
         ("--all-pairs", "under srun: each connection between the nodes"),
     ),
-    "env": (("", "each setting, and where its value comes from"), ("--json", "for programs")),
+    "env": (
+        ("", "each usual setting, and where its value comes from"),
+        ("--all", "those for experts, too"),
+        ("--json", "all of them, for programs"),
+    ),
     "token new": (
         ("token", "a file that only you can read"),
         ("--state state", "a directory for `rallypoint serve --state`"),

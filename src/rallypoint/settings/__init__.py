@@ -42,6 +42,7 @@ from rallypoint.settings.environment import (
     home,
     process_environment,
     shares_torch_store,
+    unknown_variables,
     visible_gpus,
     withhold_secrets,
 )
@@ -152,6 +153,7 @@ __all__ = [
     "setting",
     "shares_torch_store",
     "token_bits",
+    "unknown_variables",
     "visible_gpus",
     "with_ports",
     "withhold_secrets",

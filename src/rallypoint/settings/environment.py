@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -94,6 +94,30 @@ def visible_gpus(environ: Environ | None = None) -> tuple[str, ...] | None:
             break
         devices.append(each.strip())
     return tuple(devices)
+
+
+def unknown_variables(known: Iterable[str], environ: Environ | None = None) -> dict[str, str]:
+    """Each variable RALLYPOINT_... that nobody reads, and the `known` one most like it, or ""."""
+    # Only here, because each command imports this module.
+    import difflib
+
+    from rallypoint.environments.agents import LAUNCH
+
+    all_known = {*known, *_OF_WORKERS, LAUNCH}
+    found = {}
+    for name in sorted(variables(environ)):
+        if name.startswith(PREFIX) and not name.startswith(_OF_TESTS) and name not in all_known:
+            found[name] = next(iter(difflib.get_close_matches(name, sorted(all_known), 1, 0.8)), "")
+    return found
+
+
+PREFIX: Final = "RALLYPOINT_"
+_OF_TESTS: Final = "RALLYPOINT_TEST_"
+_OF_WORKERS: Final = (
+    *("RALLYPOINT_AGENT", "RALLYPOINT_AGENT_SECRET", "RALLYPOINT_NODE", "RALLYPOINT_TERM"),
+    *("RALLYPOINT_ROUND", "RALLYPOINT_MIN_NODES", "RALLYPOINT_MAX_NODES"),
+)
+"""What an agent sets for its workers."""
 
 
 def check_platform(platform: str | None = None) -> None:

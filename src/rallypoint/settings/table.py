@@ -57,6 +57,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         return self.name in SECRETS
 
     @property
+    def is_expert(self) -> bool:
+        """Whether few users need it, so that `rallypoint env` shows it only if it is set."""
+        return self.name not in USUAL
+
+    @property
     def option(self) -> str:
         """The option of `rallypoint run` that sets it."""
         if self.name in _SET_ONLY:
@@ -67,6 +72,15 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 _SET_ONLY: Final = ("node_index",)
 """Settings that a launcher can give, and that have no option of their own."""
 SECRETS: Final = ("token", "etcd_password")
+USUAL: Final = frozenset(
+    {
+        *("endpoint", "run_id", "nnodes", "nproc_per_node", "node_name", "host_coordinator"),
+        *("local_addr", "interface", "port_range", "token_file", "token", "insecure"),
+        *("tls_ca", "tls_cert", "tls_key", "join_timeout_s", "stop_timeout_s", "last_call_s"),
+        *("max_restarts", "lost_after_s", "rank_policy", "log_dir", "log_format", "memory"),
+    }
+)
+"""The settings that most users may need."""
 
 
 def _setting(name: str, parse: Callable[[str], Any], default: Any, help: str) -> Setting:
