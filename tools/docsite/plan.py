@@ -23,6 +23,7 @@ TASKS = {
     "docs/status.md": "Output of status",
     "docs/events.md": "Events",
     "docs/metrics.md": "Metrics",
+    "docs/http-api.md": "The HTTP API",
     "docs/testing.md": "Test your program",
     "docs/ledgers.md": "Ledgers of other packages",
     "docs/compatibility.md": "Compatibility",
