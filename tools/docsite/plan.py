@@ -14,6 +14,7 @@ TASKS = {
     "docs/clusters.md": "Clusters",
     "docs/frameworks.md": "Frameworks",
     "docs/operations.md": "Operations",
+    "docs/runbook.md": "Errors and reasons",
     "docs/logs.md": "Logs",
     "docs/doctor.md": "What keeps the nodes from meeting",
     "docs/simulate.md": "How would my job fare",
