@@ -105,6 +105,24 @@ def test_a_stream_of_events_ends_with_its_token() -> None:
     run_clean(main)
 
 
+@pytest.mark.sockets
+def test_a_connection_that_is_closed_is_none_that_stays() -> None:
+    text = "the-token-of-a-node"
+    hashed = (HashedToken("n", hash_of(text), (Role.NODE,)),)
+    config = CoordinatorConfig(token="t", hashed_tokens=hashed)
+
+    async def main() -> None:
+        async with (
+            served(config) as (server, port),
+            opened(f"http://127.0.0.1:{port}", token=text),
+        ):
+            assert server.replace_tokens(("t",), hashed) == 0
+            assert server.replace_tokens(("t",), ()) == 1
+            assert server.replace_tokens(("t",), hashed, frozenset({"n"})) == 0
+
+    run_clean(main)
+
+
 def test_of_many_that_revoke_at_once_none_is_lost() -> None:
     async def main() -> None:
         ledger = MemoryLedger()

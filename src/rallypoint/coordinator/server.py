@@ -290,7 +290,9 @@ class CoordinatorServer:
             self.tokens.replace(accepted, hashed, self._identities.authorities)
         self._revoked_here = revoked
         self._revoke()
-        outlets = [session.outlet for session in self.coordinator.sessions.values()]
+        sessions = self.coordinator.sessions.values()
+        stay = [each for each in sessions if each.principal.id not in self.tokens.revoked]
+        outlets = [session.outlet for session in stay]
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
         return sum(each is None or not self.tokens.knows(each) for each in shown)
 
