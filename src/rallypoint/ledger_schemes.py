@@ -12,12 +12,13 @@ when its ledger is opened. What a URL means must not be here.
 
 from __future__ import annotations
 
-import difflib
 import re
-from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rallypoint.errors import EndpointError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "rallypoint.ledgers"
 OWN: Final = ("etcd", "etcds", "file", "http", "https")
@@ -49,6 +50,8 @@ def refused() -> list[EntryPoint]:
 
 def nearest(scheme: str) -> str:
     """The known scheme that is most like this one; "" if none is."""
+    import difflib
+
     known = {*OWN, *(each.name for each in _installed())}
     return next(iter(difflib.get_close_matches(scheme, sorted(known), n=1)), "")
 
@@ -60,4 +63,7 @@ def origin(entry: EntryPoint) -> str:
 
 
 def _installed() -> list[EntryPoint]:
+    # Every command imports this file, and this module takes as long as all of `import rallypoint`.
+    from importlib.metadata import entry_points
+
     return sorted(entry_points(group=GROUP), key=lambda each: (each.name, each.value))
