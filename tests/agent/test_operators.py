@@ -86,3 +86,19 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert "nodes of this run: a" in err
     os.kill(third.pid, signal.SIGUSR2)
     a.ends(0)
+
+
+@pytest.mark.parametrize(("order", "code"), [("drain", 0), ("evict", 7)])
+def test_the_node_that_hosts_the_coordinator_stays_for_the_others(
+    machine: Machine, order: str, code: int
+) -> None:
+    a, b = (machine.agent(name, *OPTIONS, nnodes="1:2") for name in "ab")
+    old = [agent.worker(1) for agent in (a, b)]
+    more = ("--yes",) if order == "evict" else ()
+    assert rallypoint(machine, order, RUN, "a", "--reason", "hot", *more)[0] == 0
+    second = b.worker(2)
+    assert not alive(old[0].pid)
+    assert a.popen.poll() is None
+    os.kill(second.pid, signal.SIGUSR2)
+    b.ends(0)
+    assert "hot" in a.ends(code)
