@@ -44,6 +44,7 @@ ALLOWED: dict[str, str] = {
     "net.py": "compares a name with the machine's own; a simulated network has its own names",
     "line_limits.py": "limits the log lines of all threads of a process, in real time",
     "tokens.py": "reads and writes the token's file, which is not simulated",
+    "security/state.py": "names a file of the state directory, which is not simulated",
     "security/authority.py": "makes keys, in a thread or a command; a simulator uses none",
     "client/blocking.py": "the loop's thread, for callers that block",
     "client/peer_sockets.py": "frees callers that a library blocks",

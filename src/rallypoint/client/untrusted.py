@@ -43,6 +43,7 @@ OTHER_AUTHORITY: Final = (18, 19, 20, 21)
 ..._UNABLE_TO_GET_ISSUER_CERT_LOCALLY, ..._UNABLE_TO_VERIFY_LEAF_SIGNATURE: the chain of another
 authority. Source: OpenSSL, x509_vfy.h.
 """
+_CLOSED: Final = "closed the connection during the TLS handshake"
 _PASSING: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
@@ -119,7 +120,7 @@ def refused_by_pki(
             f"the coordinator at {where} refused {mine}: {what}", hint=_NEW_CERTIFICATE
         )
     if isinstance(error, _PASSING):
-        return ConnectionResetError("closed the connection during the TLS handshake")
+        return ConnectionResetError(_CLOSED)
     return not_a_coordinator(
         where, f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})"
     )
@@ -150,7 +151,7 @@ def failed_handshake(
 ) -> NotACoordinatorError | ConnectionResetError:
     """The handshake failed. A connection that only ended is a ConnectionResetError."""
     if isinstance(error, _PASSING):
-        return ConnectionResetError("closed the connection during the TLS handshake")
+        return ConnectionResetError(_CLOSED)
     if isinstance(error, ssl.SSLCertVerificationError):
         said = error.verify_message
         what, hint = _REASONS.get(said, (f"its certificate is not accepted: {said}", _NEW_TOKEN))

@@ -89,7 +89,10 @@ async def revoke(ledger: Ledger, token_id: str, keep_until: float | None, now_s:
             return
         # After an unknown outcome the id may be there already: then this writes it again.
         found = outcome.current if isinstance(outcome, Conflict) else await ledger.read(REVOKED)
-    raise LedgerError(f"token {token_id} is not revoked: others write {REVOKED!r} all the time")
+    raise LedgerError(
+        f"token {token_id} is not revoked: others write {REVOKED!r} all the time",
+        hint="try again; `rallypoint token list` shows whether it is",
+    )
 
 
 def _ids_in(found: Versioned | None) -> dict[str, float]:
@@ -99,4 +102,7 @@ def _ids_in(found: Versioned | None) -> dict[str, float]:
     try:
         return msgspec.msgpack.decode(found.value, type=_Revoked).ids
     except msgspec.DecodeError as error:
-        raise LedgerCorruptError(f"register {REVOKED!r} of the ledger: {error}") from error
+        raise LedgerCorruptError(
+            f"register {REVOKED!r} of the ledger: {error}",
+            hint="another program has written into this ledger's place: give each its own",
+        ) from error
