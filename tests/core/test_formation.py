@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,3 +118,19 @@ def test_r7_the_minimum_is_enough_once_the_last_call_is_over(given_: Counts) -> 
 def test_r7_the_last_call_runs_as_soon_as_the_minimum_is_ready(given_: Counts) -> None:
     is_enough = given_.ready >= given_.minimum
     assert (decide(given_) is not Decision.TOO_FEW) == is_enough
+
+
+@pytest.mark.parametrize("held", [{"stopping": 1}, {"absent": 1}, {"places_held": 1}])
+def test_r7_survivors_are_waited_for_though_an_operator_has_taken_their_places(
+    held: dict[str, Any],
+) -> None:
+    """Three were in the round, two are ready, and there are two places now."""
+    counts = Counts(minimum=1, maximum=2, ready_survivors=2, **held)
+    assert decide(counts) is Decision.LAST_CALL
+    assert decide(Counts(minimum=1, maximum=2, ready_survivors=3)) is Decision.FORM_MAXIMUM
+    over = msgspec.structs.replace(counts, call=Call.OVER)
+    assert decide(over).forms_round is ("places_held" in held)
+
+
+def test_r3_no_more_are_chosen_than_an_operator_wants() -> None:
+    assert Counts(minimum=1, maximum=2, ready_survivors=4, newcomers=3).chosen == 2

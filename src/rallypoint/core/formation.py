@@ -90,13 +90,12 @@ _FORMING: Final = frozenset(each for each in Decision if each.name.startswith("F
 def decide(counts: Counts) -> Decision:
     """Decide what to do now. Pure: the same counts always get the same answer."""
     chosen = counts.chosen
-    # R7: survivors hold more places than an operator has left, so all of them are waited for.
-    is_contested = bool(counts.held) and counts.ready_survivors + counts.held > counts.maximum
     # R3: never below the minimum.
     if counts.ready < counts.minimum:
         return Decision.TOO_FEW
-    # R7: no other node can come.
-    if chosen >= counts.maximum and not is_contested:
+    # R7: no other node can come. If an operator has taken places away, survivors may still hold
+    # more than there are, and all of them are waited for.
+    if chosen >= counts.maximum and not counts.held:
         return Decision.FORM_MAXIMUM
     # R7: their stop time bounds the wait.
     if counts.call is Call.OVER and counts.stopping:
