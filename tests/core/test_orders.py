@@ -121,6 +121,37 @@ def test_r4_an_eviction_counts_for_each_start_of_the_name() -> None:
     assert driver.run.roster.get("a") is None
 
 
+def test_r11_the_first_eviction_of_a_name_counts() -> None:
+    driver = met(manual_marks=False)
+    driver.evict("a", reason="first")
+    driver.evict("a", reason="second")
+    assert [each.reason for each in driver.run.orders.evictions] == ["first"]
+    assert [each.reason for each in driver.register.orders.evictions] == ["first"]
+
+
+def test_r1_the_next_round_is_written_with_the_orders() -> None:
+    driver = met(manual_marks=False)
+    driver.evict("a")
+    driver.scale(1, 2)
+    driver.drain("b")
+    driver.advance(1.0)  # The ledger is written once in each settle time.
+    orders = driver.register.orders
+    driver.ready("b", "c")
+    driver.advance(1.0)
+    assert driver.run.number == 2
+    assert driver.register.orders == orders == driver.run.orders
+    assert (len(orders.drains), len(orders.evictions)) == (1, 1)
+
+
+def test_r5_a_deposed_coordinator_asks_nobody() -> None:
+    driver = met(manual_marks=False)
+    driver.drain("a")
+    driver.refuse_commit()
+    driver.take()
+    driver.attach("a")
+    assert not kinds(driver, do.AskToLeave)
+
+
 def test_an_eviction_breaks_the_round_with_its_reason() -> None:
     driver = met(manual_marks=False)
     driver.evict("a", reason="ECC errors")
