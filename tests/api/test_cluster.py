@@ -59,7 +59,9 @@ def test_nodes_meet_and_a_killed_one_is_lost_at_once(cluster: Cluster) -> None:
         killed.freeze()
 
 
-def test_a_call_that_waits_ends_when_its_node_is_killed(cluster: Cluster) -> None:
+@pytest.mark.parametrize("number", range(6))
+def test_a_call_that_waits_ends_when_its_node_is_killed(number: int, cluster: Cluster) -> None:
+    """At any moment of the call: it may just begin."""
     cluster.start(2)
     node = cluster.nodes[0]
     caught: list[BaseException] = []
@@ -72,6 +74,7 @@ def test_a_call_that_waits_ends_when_its_node_is_killed(cluster: Cluster) -> Non
 
     thread = threading.Thread(target=wait_for_a_round)
     thread.start()
+    thread.join(number * 0.002)
     node.kill()
     thread.join(60)
     assert not thread.is_alive()

@@ -49,13 +49,12 @@ class _Thread(blocking.Portal):
         super().__init__()
         self.name = name
         self.is_killed = False
+        self._lock = threading.Lock()
+        """Between a call that begins and the death of the node: it is known, or is not begun."""
         self._open: set[Future[Any]] = set()
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """See Portal.run. Raises NodeKilledError if the node is killed, also meanwhile."""
-        if self.is_killed:
-            work.close()
-            raise self._killed()
         try:
             return super().run(work, timeout_s)
         except CancelledError:
@@ -64,11 +63,20 @@ class _Thread(blocking.Portal):
             raise
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """See Portal.start."""
-        future = super().start(work)
-        self._open.add(future)
+        """See Portal.start. Raises NodeKilledError."""
+        with self._lock:
+            if self.is_killed:
+                work.close()
+                raise self._killed()
+            future = super().start(work)
+            self._open.add(future)
         future.add_done_callback(self._open.discard)
         return future
+
+    def mark_killed(self) -> None:
+        """No call begins from now on."""
+        with self._lock:
+            self.is_killed = True
 
     def cancel_all(self) -> None:
         """End the calls that wait. For the thread itself."""
@@ -152,7 +160,7 @@ class ClusterNode:
         """
         if self.is_killed:
             return
-        self._thread.is_killed = True
+        self._thread.mark_killed()
         if self._thaw is None:
             self._thread.apart(self._die()).result(_END_S)
         else:
