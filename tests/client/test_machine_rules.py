@@ -333,3 +333,12 @@ def test_r13_only_a_node_in_a_round_is_orphaned() -> None:
     assert a_machine().orphaned(10.0) == []
     assert ended(3).orphaned(10.0) == []
     assert len(ends(in_round(3).orphaned(10.0))) == 1
+
+
+@pytest.mark.parametrize("state", list(m.DesiredState))
+def test_r11_only_a_node_that_does_not_leave_anyway_is_asked_to(state: m.DesiredState) -> None:
+    machine = in_round()
+    machine.desired = state
+    asked = machine.received(wire.AskedToLeave(machine.stamp, "ann", "late"), 1.0)
+    leaves = ("done", "departing", "gone")
+    assert asked == ([] if state in leaves else [act.LeaveWanted("drained by ann: late")])

@@ -143,6 +143,32 @@ def test_r1_the_next_round_is_written_with_the_orders() -> None:
     assert (len(orders.drains), len(orders.evictions)) == (1, 1)
 
 
+def test_r11_a_repeated_scale_changes_nothing() -> None:
+    driver = met(manual_marks=False)
+    driver.scale(1, 2)
+    driver.take()
+    driver.scale(1, 2)
+    assert driver.take() == []
+
+
+def test_r12_an_eviction_without_room_is_not_taken() -> None:
+    driver = met(manual_marks=False)
+    for count in range(100):
+        driver.evict(f"n{count}", reason="x" * 300)
+    assert len(driver.run.orders.evictions) < 100
+    assert len(msgspec.msgpack.encode(driver.run.orders)) <= ORDERS_BYTES_MAX
+
+
+@pytest.mark.parametrize(("most", "is_begun"), [(1, False), (2, True), (3, True)])
+def test_r3_only_a_round_that_is_too_large_is_not_begun(most: int, is_begun: bool) -> None:
+    driver = Driver(min=1, max=2, manual_commit=True)
+    driver.join("a", "b")
+    driver.scale(1, most)
+    driver.take()
+    driver.commit()
+    assert bool(kinds(driver, do.Publish)) is is_begun
+
+
 def test_r5_a_deposed_coordinator_asks_nobody() -> None:
     driver = met(manual_marks=False)
     driver.drain("a")

@@ -151,7 +151,7 @@ class KeptOrders:
 
     def record_formed(self) -> None:
         """A record of the run is to be written, with the present orders."""
-        # R1: a record that is written again has the same bytes.
+        # Kept, so that a record that is written again has the same bytes.
         self.at_forming = self.now
 
     def marks_formed(self) -> Orders:

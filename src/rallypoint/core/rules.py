@@ -59,7 +59,8 @@ def advance_active(run: MembershipState, settings: RunSettings) -> None:
         return
     scale = run._orders.now.scale
     # R3: an operator wants fewer nodes. A round of which a node has finished ends by itself.
-    if scale is not None and in_round > settings.max_nodes and not run._finished.count:
+    if in_round > settings.max_nodes and not run._finished.count:
+        assert scale is not None
         rounds.break_round(run, ordering.scaled_down(run, scale))
         return
     # R3: newcomers get free places only.

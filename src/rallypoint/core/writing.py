@@ -48,8 +48,8 @@ def close_run(
 
 
 def commit_close(run: MembershipState, record: CloseRecord) -> None:
-    # R6: the run is closed when the ledger says so, and not before.
     run._orders.record_formed()
+    # R6: the run is closed when the ledger says so, and not before.
     run._committing.begin(msgspec.structs.replace(record, round=run.number))
     run._committing.close_wanted = None
     run._enter(Phase.COMMITTING)
