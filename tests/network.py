@@ -185,8 +185,9 @@ class Node:
         run_id: str = RUN,
     ):
         self.machine = m.NodeMachine(
-            run_id, info, settings, silence_s=silence_s, resume_secret=secret
+            run_id, info, settings, silence_s=silence_s, resume_secret=secret, takes_orders=True
         )
+        self.asked_to_leave = ""
         self.link: Link | None = None
         self.rounds: list[tuple[RoundHead, Seat]] = []
         self.changes: list[Change] = []
@@ -262,6 +263,8 @@ class Node:
                 self.refused = refusal
             case act.CallAnswered(request_id=request_id, result=result):
                 self.answers[request_id] = result
+            case act.LeaveWanted(reason=reason):
+                self.asked_to_leave = reason
             case act.MembersTold() | act.WaitingTold():
                 self.told.append(action)
 

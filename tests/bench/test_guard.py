@@ -104,7 +104,7 @@ def run_of(count: int, **more: object) -> RunSettings:
 
 @cache
 def story(count: int) -> Counted:
-    """A run of so many nodes: a loss with its cause, a standby, a barrier, leavers, the close."""
+    """A run of so many nodes: a loss, its cause, standbys, a barrier, leavers, a drain, the end."""
     network = Counted()
     first = network.node("node-0000", run_of(count))
     first.act(first.machine.ask_waiting()[1])
@@ -138,6 +138,8 @@ def story(count: int) -> Counted:
     network.until(lambda: all(len(node.rounds) == 2 for node in [one, another, *others]))
     for node in others[: len(others) // 2]:
         node.act(node.machine.goodbye("all at once"))
+    network.settle()
+    network.run.post(on.DrainRequested(others[-1].machine.info.id, "operator ann", "kernel"))
     network.settle()
     one.act(one.machine.close(Outcome.SUCCEEDED, "trained"))
     network.advance(0.1)
