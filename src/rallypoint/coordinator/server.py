@@ -276,11 +276,9 @@ class CoordinatorServer:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         `hashed`: more, each with its roles. `revoked`: the ids of those that count no more, whose
-        connections are closed. All other connections stay open.
-
-        Those connections stay open. Accept the old and the new token together for a while, so that
-        no node is refused. The files of a PKI are read again, too. Raises ValueError if no token is
-        left, or one names an authority of which none has a certificate; then nothing has changed.
+        connections are closed. All others stay open: accept the old and the new token together for
+        a while, so that no node is refused. The files of a PKI are read again, too. Raises
+        ValueError if no token is left, or one names an authority of which none has a certificate.
         """
         if len(self.tokens) and not any(accepted) and not hashed:
             raise ValueError("a coordinator with a token needs one")
