@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from rallypoint.security.roles import (
     ALL_ROLES,
     EVERYBODY,
+    LIMITS_CHARACTERS_MAX,
+    PATTERNS_MAX,
     RIGHTS,
     Principal,
     Right,
     Role,
+    _compiled,
     check_pattern,
     matches,
 )
@@ -82,7 +85,7 @@ PRINCIPALS = st.builds(
     Principal,
     st.just("id"),
     st.sets(st.sampled_from(ALL_ROLES)).map(lambda found: tuple(sorted(found))),
-    st.lists(st.text(min_size=1, max_size=8), max_size=2).map(tuple),
+    st.lists(st.text(min_size=1, max_size=8).filter(str.isprintable), max_size=2).map(tuple),
 )
 
 
@@ -111,6 +114,39 @@ def test_no_header_adds_a_right(text: str) -> None:
 @pytest.mark.parametrize("text", ["king;", "viewer;%ff", "viewer,operator,king;*"])
 def test_limits_that_cannot_be_read_leave_no_right(text: str) -> None:
     assert EVERYBODY.narrowed(text).roles == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "viewer;" + " ".join(f"*[!{number}]*" for number in range(PATTERNS_MAX + 1)),
+        "viewer;" + "x" * 201,
+        "viewer;a%0Ab",
+        "viewer;%E2%80%8B",
+        "viewer;*" + " " * LIMITS_CHARACTERS_MAX,
+    ],
+)
+def test_limits_that_cost_too_much_leave_no_right(text: str) -> None:
+    found = EVERYBODY.narrowed(text)
+    assert found.roles == ()
+    assert len(found.runs) <= 1
+
+
+def test_limits_that_are_named_again_and_again_stay_few() -> None:
+    found = Principal("id", (Role.VIEWER,), ("team-*",))
+    for number in (1, 2, 3, 3, 3):
+        found = found.narrowed(f"viewer;*{number}* *")
+    assert found.roles == (Role.VIEWER,)
+    assert found.runs == ("team-*", "*1*", "*2*", "*3*")
+    assert found.narrowed("viewer;*4*").roles == ()
+
+
+def test_a_request_compiles_each_of_its_patterns_once_for_all_runs() -> None:
+    text = "viewer;" + " ".join(f"*[!{number}]*" for number in range(PATTERNS_MAX))
+    found = EVERYBODY.narrowed(text)
+    _compiled.cache_clear()
+    assert all(found.sees(f"team-{number}") for number in range(1_000))
+    assert _compiled.cache_info().misses == PATTERNS_MAX
 
 
 @pytest.mark.parametrize("pattern", ["", "a\nb", "x" * 201])

@@ -19,6 +19,11 @@ from rallypoint.core.printable import escaped
 from rallypoint.core.values import FrozenStruct
 
 PATTERN_CHARACTERS_MAX: Final = 200
+PATTERNS_MAX: Final = 4
+"""How many patterns a request may have: its token's, and those of who forwards it. Each run that is
+listed is compared with every one."""
+LIMITS_CHARACTERS_MAX: Final = 4_096
+"""The longest text of `Principal.limits` that is read."""
 ALL_RUNS: Final = "*"
 _SHOWN_MAX: Final = 80
 
@@ -145,22 +150,36 @@ class Principal(FrozenStruct, frozen=True):
     def narrowed(self, text: str) -> Principal:
         """With no more rights than those in `text`, which `limits` has written.
 
-        A text that cannot be read leaves no right.
+        A text that cannot be read leaves no right, nor does one that is longer than
+        LIMITS_CHARACTERS_MAX, or makes more than PATTERNS_MAX patterns.
         """
-        roles, _, limits = text.partition(";")
         try:
-            named = {Role(each) for each in roles.split(",") if each}
-            patterns = tuple(urllib.parse.unquote(each, errors="strict") for each in limits.split())
+            named, patterns = _read_limits(text)
         except ValueError:
             named, patterns = set(), ()
+        runs = tuple(dict.fromkeys((*self.patterns, *patterns)))
+        if len(runs) > PATTERNS_MAX:
+            named, runs = set(), self.runs
         kept = tuple(each for each in self.roles if each in named)
-        runs = (*self.runs, *patterns)
         return Principal(self.id, kept, runs, self.ends_at, self.source, self.node)
 
     def limits(self) -> str:
         """Its roles and patterns in ASCII, for another coordinator."""
         patterns = (urllib.parse.quote(each, safe="*?[]!") for each in self.patterns)
         return f"{','.join(self.roles)};{' '.join(patterns)}"
+
+
+def _read_limits(text: str) -> tuple[set[Role], tuple[str, ...]]:
+    """The roles and the patterns in a text of `limits`. Raises ValueError."""
+    if len(text) > LIMITS_CHARACTERS_MAX:
+        raise ValueError
+    roles, _, limits = text.partition(";")
+    named = {Role(each) for each in roles.split(",") if each}
+    quoted = limits.split(maxsplit=PATTERNS_MAX)
+    if len(quoted) > PATTERNS_MAX:
+        raise ValueError
+    found = (check_pattern(urllib.parse.unquote(each, errors="strict")) for each in quoted)
+    return named, tuple(each for each in found if each != ALL_RUNS)
 
 
 EVERYBODY: Final = Principal()
