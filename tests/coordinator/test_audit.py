@@ -17,7 +17,8 @@ from rallypoint import errors
 from rallypoint.coordinator.audit import Audit, Record
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
-from rallypoint.security.sums import AT_ONCE
+from rallypoint.security.roles import Denial, Principal, Role
+from rallypoint.security.sums import AT_ONCE, KEYS_MAX
 from rallypoint.tokens import fingerprint
 from tests.coordinator.replica import TOKEN, Replica
 from tests.coordinator.test_guard import CONFIG, NODE, OPERATOR, VIEWER
@@ -116,6 +117,48 @@ def test_a_flood_of_refused_logins_makes_few_records_which_count_all() -> None:
     records = lines.records()
     assert len(records) == AT_ONCE + 1
     assert sum(each.get("count", 1) for each in records) == count
+
+
+def test_strangers_at_many_addresses_do_not_hide_who_has_a_token() -> None:
+    lines, holder = Lines(), Principal("dash", roles=(Role.VIEWER,))
+    denial = Denial("not for this run", "", "run")
+
+    async def main() -> None:
+        audit = Audit(lines.append)
+        for number in range(2 * KEYS_MAX):
+            audit.login_refused(f"10.0.{number // 256}.{number % 256}", "the token is wrong")
+        flood = len(lines)
+        for number in range(2 * KEYS_MAX):
+            audit.attach_denied(f"10.1.{number // 256}.{number % 256}", holder, "job-1", denial)
+        audit.attach_denied("10.2.0.1", Principal("other", roles=(Role.NODE,)), "job-1", denial)
+        assert flood <= KEYS_MAX + AT_ONCE
+        audit.close()
+
+    run_clean(main)
+    records = lines.records()
+    of_dash = [each for each in records if each.get("token") == "dash"]
+    assert len(of_dash) <= KEYS_MAX + AT_ONCE + 1
+    assert sum(each.get("count", 1) for each in of_dash) == 2 * KEYS_MAX
+    assert any(each.get("token") == "other" for each in records)
+    others = {each["action"]: each["count"] for each in records if each["address"] == "others"}
+    assert others == {"login": KEYS_MAX - AT_ONCE, "attach": KEYS_MAX - AT_ONCE}
+
+
+def test_the_addresses_of_an_ipv6_network_count_as_one() -> None:
+    lines, count = Lines(), 40
+
+    async def main() -> None:
+        audit = Audit(lines.append)
+        for number in range(count):
+            audit.login_refused(f"2001:db8:0:1::{number:x}", "the token is wrong")
+        audit.close()
+
+    run_clean(main)
+    *single, summed = lines.records()
+    assert [each["address"] for each in single] == [
+        f"2001:db8:0:1::{number}" for number in range(AT_ONCE)
+    ]
+    assert (summed["address"], summed["count"]) == ("2001:db8:0:1::/64", count - AT_ONCE)
 
 
 def test_the_example_of_the_guide_is_a_record() -> None:

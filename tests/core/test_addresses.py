@@ -47,3 +47,9 @@ def test_an_address_may_have_a_zone() -> None:
     assert addresses.needs_zone("FEBF::1")
     assert not addresses.needs_zone("fe80::1%eth0")
     assert not addresses.needs_zone("fec0::1")
+
+
+def test_an_ipv6_network_counts_as_one_owner() -> None:
+    assert addresses.network("2001:db8:0:1::7%eth0") == "2001:db8:0:1::/64"
+    assert addresses.network("::ffff:10.0.0.7") == addresses.network("10.0.0.7") == "10.0.0.7"
+    assert addresses.network("local") == "local"

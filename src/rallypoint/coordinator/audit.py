@@ -20,7 +20,7 @@ from aiohttp import web
 from rallypoint import runtime
 from rallypoint.coordinator import guard
 from rallypoint.core import reasons
-from rallypoint.core.addresses import plain
+from rallypoint.core.addresses import network, plain
 from rallypoint.core.values import NAME_LENGTH_MAX
 from rallypoint.security.roles import Denial, Principal
 from rallypoint.security.sums import WINDOW_S, Sums
@@ -56,8 +56,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count: int = 1
 
 
+OTHERS: Final = "others"
+"""The address in a line that counts refusals of more addresses than are known at once."""
+
+
 class _Key(msgspec.Struct, frozen=True):
-    """What like records have in common."""
+    """What like records have in common. `address`: of IPv6, the /64 network.
+
+    Who has one address of such a network has all of them.
+    """
 
     action: str
     sender: str
@@ -65,30 +72,45 @@ class _Key(msgspec.Struct, frozen=True):
     address: str
 
 
+def _of_token(key: _Key) -> _Key:
+    return _Key(key.action, key.sender, key.roles, OTHERS)
+
+
+def _of_action(key: _Key) -> _Key:
+    return _Key(key.action, "", "", OTHERS)
+
+
 class Audit:
     """Makes the records of one coordinator. Owned by one event loop. `sink` None: makes none."""
 
     def __init__(self, sink: Callable[[bytes], None] | None = None) -> None:
         self._sink = sink
-        self._sums: Sums[_Key] = Sums(_Key("", "", "", "others"))
+        # Strangers must not take the room of those who have a token.
+        self._strangers: Sums[_Key] = Sums(_of_action)
+        self._known: Sums[_Key] = Sums(_of_token, _of_action)
         self._timer: asyncio.TimerHandle | None = None
 
     # -- what happened -------------------------------------------------------------------------
 
     def login_refused(self, address: str | None, why: str) -> None:
         """A request without an accepted token."""
-        self._refused(_Key(LOGIN, "", "", _address(address)), detail=why, status=401)
+        self._refused(LOGIN, _address(address), detail=why, status=401)
 
     def denied(self, request: web.Request, principal: Principal, denial: Denial) -> None:
         """A request whose token does not allow it."""
-        key = _Key(guard.action_of(request), *_named(principal), _address(request.remote))
-        run = _tidy(request.match_info.get("run_id", ""))
-        self._refused(key, detail=denial.message, status=403, run=run, asked_by=_asked_by(request))
+        self._refused(
+            guard.action_of(request),
+            _address(request.remote),
+            principal,
+            detail=denial.message,
+            status=403,
+            run=_tidy(request.match_info.get("run_id", "")),
+            asked_by=_asked_by(request),
+        )
 
     def attach_denied(self, address: str, principal: Principal, run: str, denial: Denial) -> None:
         """A node whose token is not for the run."""
-        key = _Key(ATTACH, *_named(principal), address)
-        self._refused(key, detail=denial.message, run=_tidy(run))
+        self._refused(ATTACH, address, principal, detail=denial.message, run=_tidy(run))
 
     def acted(self, request: web.Request, principal: Principal, status: int | None) -> None:
         """A request that changes a run was answered; None: it has ended before."""
@@ -118,16 +140,32 @@ class Audit:
 
     # -- records -------------------------------------------------------------------------------
 
-    def _refused(self, key: _Key, **more: Any) -> None:
+    def _refused(
+        self, action: str, address: str, principal: Principal | None = None, **more: Any
+    ) -> None:
+        """`principal`: who sends the request; None for a stranger."""
         if self._sink is None:
             return
         now_s = asyncio.get_running_loop().time()
-        if self._sums.admits(key, now_s):
-            self._write(Record(time=_now(), outcome=REFUSED, **_fields(key), **more))
+        sender, roles = ("", "") if principal is None else _named(principal)
+        sums = self._strangers if principal is None else self._known
+        if sums.admits(_Key(action, sender, roles, network(address)), now_s):
+            self._write(
+                Record(
+                    time=_now(),
+                    action=action,
+                    outcome=REFUSED,
+                    sender=sender,
+                    roles=roles,
+                    address=address,
+                    **more,
+                )
+            )
         self._look_later(now_s)
 
     def _look_later(self, now_s: float) -> None:
-        ends_s = self._sums.ends_s()
+        ends = [each.ends_s() for each in (self._known, self._strangers)]
+        ends_s = min((each for each in ends if each is not None), default=None)
         if self._timer is None and ends_s is not None:
             after_s = min(WINDOW_S, max(0.0, ends_s - now_s))
             self._timer = asyncio.get_running_loop().call_later(after_s, self._look)
@@ -139,17 +177,14 @@ class Audit:
         self._look_later(now_s)
 
     def _sum_up(self, now_s: float) -> None:
-        for key, count in self._sums.over(now_s):
-            self._write(Record(time=_now(), outcome=REFUSED, count=count, **_fields(key)))
+        for key, count in (*self._known.over(now_s), *self._strangers.over(now_s)):
+            self._write(
+                Record(time=_now(), outcome=REFUSED, count=count, **msgspec.structs.asdict(key))
+            )
 
     def _write(self, record: Record) -> None:
         if self._sink is not None:
             self._sink(msgspec.json.encode(record) + b"\n")
-
-
-def _fields(key: _Key) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.structs.asdict(key)
-    return found
 
 
 def _named(principal: Principal) -> tuple[str, str]:

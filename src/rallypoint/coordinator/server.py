@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -50,7 +49,7 @@ from rallypoint.coordinator.tallies import Tallies
 from rallypoint.coordinator.timed_ledger import TimedLedger
 from rallypoint.coordinator.tokens import Login, Tokens
 from rallypoint.coordinator.websocket import OTHER_BYTES_MAX, FrameReader
-from rallypoint.core.addresses import plain
+from rallypoint.core.addresses import network, plain
 from rallypoint.core.quotas import Account
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.values import Address, ConnectionEnd
@@ -590,10 +589,7 @@ def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
     `peer`: its address, in the form that the socket returns.
     """
     name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
-    host = plain(str(peer[0])).partition("%")[0] if peer else ""
-    if ":" in host:
-        host = ipaddress.ip_address(host).packed[:8].hex()
-    return Account(name, host)
+    return Account(name, network(str(peer[0])) if peer else "")
 
 
 def _account_of(request: web.Request) -> Account:

@@ -38,6 +38,14 @@ def plain(text: str) -> str:
     return str(address) if isinstance(address, ipaddress.IPv4Address) else text
 
 
+def network(text: str) -> str:
+    """The addresses that one owner has: of IPv6 the /64 network; any other text is `plain`."""
+    address = literal(text)
+    if not isinstance(address, ipaddress.IPv6Address):
+        return plain(text)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
 def is_loopback(text: str) -> bool:
     """Whether this is an address that reaches only this machine. For a name it is False."""
     address = literal(text)

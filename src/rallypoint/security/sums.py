@@ -6,6 +6,7 @@ argument, in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
@@ -14,14 +15,18 @@ AT_ONCE: Final = 5
 WINDOW_S: Final = 10.0
 """At most AT_ONCE records of one key are written in this time; the others are summed up."""
 KEYS_MAX: Final = 1_024
-"""How many keys are known at once. What comes under more keys is summed up together."""
+"""How many keys are known at once. What comes under more keys is summed up under coarser ones."""
 
 
 class Sums(Generic[K]):
-    """The records of the present windows, by key. `others`: the key of those that have no room."""
+    """The records of the present windows, by key.
 
-    def __init__(self, others: K, keys_max: int = KEYS_MAX) -> None:
-        self._others = others
+    `coarser`: what takes the place of a key that has no room, the finest first. Each has room for
+    `keys_max` more keys, and the last one always has room, so it must make few keys.
+    """
+
+    def __init__(self, *coarser: Callable[[K], K], keys_max: int = KEYS_MAX) -> None:
+        self._coarser = coarser
         self._keys_max = keys_max
         self._windows: dict[K, tuple[float, int]] = {}
         """When the window of a key ends, and how many records came in it. The oldest come first."""
@@ -31,11 +36,10 @@ class Sums(Generic[K]):
 
     def admits(self, key: K, now_s: float) -> bool:
         """Count a record. Whether it is to be written."""
-        if key not in self._windows and len(self._windows) >= self._keys_max:
-            key = self._others
+        key = self._known_as(key)
         ends_s, count = self._windows.get(key, (now_s + WINDOW_S, 0))
         self._windows[key] = ends_s, count + 1
-        return count < AT_ONCE and key != self._others
+        return count < AT_ONCE
 
     def over(self, now_s: float) -> list[tuple[K, int]]:
         """Forget the windows that have ended. Returns how many records of each were not written."""
@@ -46,11 +50,19 @@ class Sums(Generic[K]):
             if ends_s > now_s:
                 break
             del self._windows[key]
-            left = count if key == self._others else count - AT_ONCE
-            if left > 0:
-                found.append((key, left))
+            if count > AT_ONCE:
+                found.append((key, count - AT_ONCE))
         return found
 
     def ends_s(self) -> float | None:
         """When the first window ends; None if there is none."""
         return next((ends_s for ends_s, _ in self._windows.values()), None)
+
+    def _known_as(self, key: K) -> K:
+        """The key under which a record counts: itself, or a coarser one if there is no room."""
+        found, room = key, self._keys_max
+        for coarser in self._coarser:
+            if found in self._windows or len(self._windows) < room:
+                break
+            found, room = coarser(key), room + self._keys_max
+        return found
