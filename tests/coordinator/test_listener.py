@@ -18,6 +18,7 @@ from rallypoint.coordinator import listener as listening
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.http_connection import HttpConnection
+from rallypoint.security.authority import new_host_token
 from tests.loops import opened, run_clean, run_virtual, served, until
 
 pytestmark = pytest.mark.sockets
@@ -86,6 +87,53 @@ def test_at_the_bound_connections_without_a_token_have_less_time(
                 await until_closed(loop, held[0])
                 async with connections_without_token(port, 1):
                     await until_closed(loop, held[1])
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_at_the_bound_a_silent_handshake_has_less_time_too(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A connection in its TLS handshake takes up as much room as one that is silent after it."""
+    uvloop = pytest.importorskip("uvloop")
+    factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[kind]
+    monkeypatch.setattr(listening, "CROWDED_S", 0.6)
+    token = new_host_token()
+    config = CoordinatorConfig(token=token, strangers_max=2, attach_timeout_s=600.0)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with served(config) as (server, port), connections_without_token(port, 2) as held:
+            async with asyncio.timeout(20.0):  # A handshake has 600 s otherwise.
+                await until_closed(loop, held[0])
+                async with opened(f"http://127.0.0.1:{port}", token=token):
+                    pass
+            assert server._listener is not None
+            held[1].close()
+            await server._listener.entered()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+def test_a_connection_that_is_cut_as_its_handshake_ends_is_closed() -> None:
+    class Owner(asyncio.Protocol):
+        ends = 0
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.ends += 1
+
+    async def main() -> None:
+        owner, (near, far) = Owner(), socket.socketpair()
+        limits = listening.ListenerLimits()
+        listener = listening.Listener((), lambda: owner, lambda: 0, limits)
+        stranger = listener._new_stranger(near)
+        with far:
+            stranger.cut()
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: stranger, near)
+            await until(lambda: owner.ends == 1, "it is open")
+            assert not listener._strangers
 
     run_clean(main)
 
@@ -281,11 +329,9 @@ def test_listeners_in_two_threads_read_into_different_buffers() -> None:
 
     async def buffer() -> memoryview:
         limits = listening.ListenerLimits()
-        return (
-            listening.Listener((), asyncio.Protocol, lambda: 0, limits)
-            ._new_stranger()
-            .get_buffer(-1)
-        )
+        listener = listening.Listener((), asyncio.Protocol, lambda: 0, limits)
+        with socket.socket() as connection:
+            return listener._new_stranger(connection).get_buffer(-1)
 
     one, another = asyncio.run(buffer()), asyncio.run(buffer())
     one[:5], another[:5] = b"first", b"other"

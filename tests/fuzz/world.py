@@ -7,6 +7,7 @@ tested is written again here.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Final, Protocol
 
 import msgspec
@@ -113,9 +114,9 @@ class World:
         listener = self.server._listener
         assert listener is not None
         self._peers += 1
-        return MemoryTransport(
-            listener._new_stranger(), ("192.0.2.7", 1_024 + self._peers % 60_000)
-        )
+        with socket.socket() as unused:  # the transport has no socket
+            stranger = listener._new_stranger(unused)
+        return MemoryTransport(stranger, ("192.0.2.7", 1_024 + self._peers % 60_000))
 
     async def check_empty(self) -> None:
         """All connections but the honest one have ended: so must all that they brought about."""

@@ -168,7 +168,7 @@ class Listener:
         # connection had ended since the last count.
         if self._open_at_most >= self._limits.connections_max:
             self._open_at_most = self._count() + len(self._entering)
-        strangers = self._limits.strangers_max - len(self._strangers) - len(self._entering)
+        strangers = self._limits.strangers_max - len(self._strangers)
         return min(strangers, self._limits.connections_max - self._open_at_most)
 
     def _accept(self, sock: socket.socket) -> None:
@@ -191,33 +191,38 @@ class Listener:
                 connection.close()
                 continue
             connection.setblocking(False)
-            task = self._loop.create_task(self._enter(connection))
+            # It is a stranger from now on: a TLS handshake that does not end takes up room, too.
+            stranger = self._new_stranger(connection)
+            task = self._loop.create_task(self._enter(connection, stranger))
             self._look_soon()
             self._entering.add(task)
             task.add_done_callback(self._entering.discard)
 
-    async def _enter(self, connection: socket.socket) -> None:
+    async def _enter(self, connection: socket.socket, stranger: _Stranger) -> None:
         where = None
         try:
             where = connection.getpeername()
             context = self._tls()
             limit_s = None if context is None else self._limits.stranger_s
             await self._loop.connect_accepted_socket(
-                self._new_stranger, connection, ssl=context, ssl_handshake_timeout=limit_s
+                lambda: stranger, connection, ssl=context, ssl_handshake_timeout=limit_s
             )
         except ssl.SSLCertVerificationError as error:
             # asyncio does not send the alert, so the client does not learn the reason.
             why = f"its certificate is not accepted: {error.verify_message}"
             peer = str(where[0]) if isinstance(where, tuple) else None  # else it is local
             login_refused(peer, why, logging.WARNING)
-            connection.close()
         except OSError as error:
             _log.debug("a connection ended before it was accepted: %s", error)
-            connection.close()
+        finally:
+            stranger.end_entering()
 
-    def _new_stranger(self) -> _Stranger:
+    def _new_stranger(self, connection: socket.socket) -> _Stranger:
         now_s = self._clock.now_s()
-        return _Stranger(self._strangers, self._new_protocol(), now_s, self._buffer)
+        owner = self._new_protocol()
+        stranger = _Stranger(self._strangers, owner, now_s, self._buffer, connection)
+        self._strangers[stranger] = None
+        return stranger
 
     def _out_of_descriptors(self, error: OSError) -> None:
         self._pause()
@@ -239,7 +244,7 @@ class Listener:
     def _look(self) -> None:
         """Close strangers whose time is over, and accept again if there is room."""
         self._looking = None
-        if self._strangers or self._entering or not self._is_reading:
+        if self._strangers or not self._is_reading:
             self._look_soon()
         now_s = self._clock.now_s()
         is_crowded = len(self._strangers) >= self._limits.strangers_max
@@ -253,7 +258,10 @@ class Listener:
 
 
 class _Stranger(asyncio.BufferedProtocol):
-    """The protocol of a connection until it is admitted. It passes all calls on to its owner."""
+    """The protocol of a connection until it is admitted. It passes all calls on to its owner.
+
+    With TLS there is no transport until the handshake has ended.
+    """
 
     def __init__(
         self,
@@ -261,6 +269,7 @@ class _Stranger(asyncio.BufferedProtocol):
         owner: asyncio.Protocol,
         since_s: float,
         buffer: memoryview,
+        connection: socket.socket,
     ) -> None:
         """`buffer`: shared by all strangers of the listener.
 
@@ -270,7 +279,9 @@ class _Stranger(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._strangers = strangers
         self._owner = owner
+        self._connection = connection
         self._transport: asyncio.Transport | None = None
+        self._is_cut = False
 
     def admit(self) -> None:
         self._strangers.pop(self, None)
@@ -279,16 +290,28 @@ class _Stranger(asyncio.BufferedProtocol):
 
     def cut(self) -> None:
         self._strangers.pop(self, None)
+        self._is_cut = True
         if self._transport is not None:
             self._transport.abort()
+        else:
+            # The event loop owns the handshake, and reads the end of the connection next.
+            with contextlib.suppress(OSError):  # the other side has closed it
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def end_entering(self) -> None:
+        """There is a transport now, or there will be none."""
+        if self._transport is None:
+            self._strangers.pop(self, None)
+            self._connection.close()
 
     # -- calls that are passed on --------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have these methods, but do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
-        self._strangers[self] = None
         self._owner.connection_made(transport)
+        if self._is_cut:  # as its handshake ended
+            self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
