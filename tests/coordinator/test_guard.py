@@ -13,12 +13,12 @@ from aiohttp import web
 from rallypoint import errors
 from rallypoint.coordinator import guard, http_api, replicas
 from rallypoint.coordinator.config import CoordinatorConfig
-from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.coordinator.server import CoordinatorServer, account_of
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
 from rallypoint.security.hashed import HashedToken
-from rallypoint.security.roles import Right, Role
+from rallypoint.security.roles import EVERYBODY, Principal, Right, Role
 from tests.coordinator.replica import TOKEN, Replica, replica
 from tests.coordinator.test_replicas import lease_of, rewrite_lease
 from tests.loops import BOOTSTRAP, node, opened, run_clean, served
@@ -213,6 +213,15 @@ def test_why_a_run_waits_names_no_run_that_does_not_match() -> None:
 
 
 # -- nodes -----------------------------------------------------------------------------------------
+
+
+def test_an_account_is_of_a_principal_and_not_of_a_text() -> None:
+    peer = ("10.0.0.1", 1)
+    one, other = Principal("a", source="a signed claim"), Principal("a", source="tokens.toml")
+    assert account_of(peer, one) == account_of(peer, one.narrowed("viewer;team-*"))
+    accounts = {account_of(peer, each) for each in (one, other, EVERYBODY)}
+    assert len(accounts) == 3
+    assert account_of(peer, EVERYBODY).token == ""
 
 
 def test_a_node_enters_only_runs_that_its_token_names() -> None:

@@ -583,17 +583,18 @@ _TEXT_REFUSAL: Final = Refusal(
 )
 
 
-def account_of(peer: Sequence[Any] | None, token: str | None) -> Account:
-    """The account of a connection: its token and address (of IPv6, the /64 network).
+def account_of(peer: Sequence[Any] | None, principal: Principal) -> Account:
+    """The account of a connection: who it is, and its address (of IPv6, the /64 network).
 
-    `peer`: its address, in the form that the socket returns.
+    The text of a token does not count: several texts may be one claim. `peer`: its address, in the
+    form that the socket returns.
     """
-    name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
+    who = f"{principal.source}\n{principal.id}"
+    name = hashlib.sha256(who.encode()).hexdigest()[:16] if principal.id else ""
     return Account(name, network(str(peer[0])) if peer else "")
 
 
 def _account_of(request: web.Request) -> Account:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
-    token = request.get(http_api.SHOWN)
-    return account_of(peer, guard.principal_of(request).id if token is None else token)
+    return account_of(peer, guard.principal_of(request))

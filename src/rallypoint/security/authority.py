@@ -34,6 +34,8 @@ HOST_TOKEN_VALID: Final = dt.timedelta(days=30)
 CLAIM_VALID: Final = dt.timedelta(days=30)
 """How long a claim counts, unless another time is given."""
 CLAIM_ID_BYTES: Final = 6
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of the group of P-256 (SEC 2, 2.4.2)."""
 HOST_URI: Final = "spiffe://rallypoint/host"
 HOST_NAME: Final = "rallypoint"
 """The names (SAN) in the certificate of a coordinator. Nodes do not look at them. Other programs,
@@ -167,13 +169,17 @@ class Authority:
         )
 
         def sign(payload: str) -> bytes:
-            return self._key.sign(signed(self.ca, payload), ec.ECDSA(hashes.SHA256()))
+            found = self._key.sign(signed(self.ca, payload), ec.ECDSA(hashes.SHA256()))
+            return _canonical(self._key.curve.name, found)
 
         return made, written_claim(self.ca, made, sign)
 
 
 def has_signed(ca_certificate: bytes, what: bytes, signature: bytes) -> bool:
-    """Whether the CA with this certificate (DER) has signed this. About 0.1 ms."""
+    """Whether the CA with this certificate (DER) has signed this. About 0.1 ms.
+
+    Of the two signatures that anybody can make of one, only the canonical one counts.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,7 +191,20 @@ def has_signed(ca_certificate: bytes, what: bytes, signature: bytes) -> bool:
         key.verify(signature, what, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         return False
-    return True
+    return _canonical(key.curve.name, signature) == signature
+
+
+def _canonical(curve: str, signature: bytes) -> bytes:
+    """The signature with the lower one of the two s that are valid.
+
+    The CAs of Rallypoint are of P-256. With another curve the signature stays as it is.
+    """
+    from cryptography.hazmat.primitives.asymmetric import utils
+
+    if curve != "secp256r1":
+        return signature
+    r, s = utils.decode_dss_signature(signature)
+    return utils.encode_dss_signature(r, min(s, _P256_ORDER - s))
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,7 +14,6 @@ A token of another form names no CA. Such a token is sent without TLS, so it is 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable
 from typing import Final
@@ -22,7 +21,7 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.values import repr_without
-from rallypoint.security.claims import Claim, payload_of, read_payload
+from rallypoint.security.claims import Claim, decoded, payload_of, read_payload
 
 PREFIX: Final = "rlp1."
 LENGTH_MAX: Final = 4096
@@ -98,17 +97,16 @@ def parse(token: str) -> Parts | None:
 
 def _signed(payload: str, signature: str) -> Signed:
     try:
-        found = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
-    except binascii.Error:
+        found = decoded(signature)
+    except ValueError:
         raise ValueError("is damaged: it has no signature (it is not shown here)") from None
     return Signed(read_payload(payload), payload, found)
 
 
 def _identity(text: str) -> Identity:
     try:
-        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        return msgspec.msgpack.decode(data, type=Identity)
-    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return msgspec.msgpack.decode(decoded(text), type=Identity)
+    except (msgspec.DecodeError, ValueError):
         raise ValueError(
             "is damaged: its last part has no certificate (it is not shown here)"
         ) from None
