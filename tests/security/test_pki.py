@@ -12,9 +12,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from rallypoint.cli import api
 from rallypoint.client.transport import connect
+from rallypoint.coordinator import guard
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address, RunSettings
@@ -25,9 +28,10 @@ from rallypoint.security.access import Access, CertificateFileError, Certificate
 from rallypoint.security.authority import new_host_token
 from rallypoint.security.client_certificates import UnknownClientError, principal_of
 from rallypoint.security.hashed import check_id
-from rallypoint.security.roles import Role
+from rallypoint.security.roles import Principal, Right, Role
 from rallypoint.security.token_form import credential
 from rallypoint.settings import certificates_of_command, node_settings
+from rallypoint.wire.messages import ATTACH_PATH
 from tests.loops import BOOTSTRAP, opened, run_clean, served
 from tests.security.pki import DAY, Issuer
 
@@ -329,6 +333,15 @@ def test_a_clients_certificate_of_another_authority_is_told(
             "n ",
         ),
         ({"subjectAltName": (("URI", "spiffe://rallypoint/viewer/*"),)}, Role.VIEWER, (), None),
+        (
+            {
+                "subject": ((("commonName", "operator"),),),
+                "subjectAltName": (("URI", "Spiffe://Rallypoint/viewer/Team"),),
+            },
+            Role.VIEWER,
+            ("Team",),
+            None,
+        ),
     ],
 )
 def test_what_a_certificate_names(
@@ -347,6 +360,77 @@ def test_a_certificate_that_names_no_role(name: str) -> None:
         return
     with pytest.raises(UnknownClientError, match="which is no role"):
         principal_of({"subject": ((("commonName", name),),)})
+
+
+@pytest.mark.parametrize(
+    ("certificate", "said"),
+    [
+        ({"subject": ((("commonName", "viewer"), ("commonName", "operator")),)}, "several roles"),
+        ({"subject": ((("commonName", "viewer"),), (("commonName", "viewer"),))}, "several roles"),
+        (
+            {
+                "subject": ((("commonName", "operator"),),),
+                "subjectAltName": (("DNS", "web"), ("URI", "spiffe://example.org/web")),
+            },
+            "names 'nothing', which is no role",
+        ),
+        (
+            {
+                "subjectAltName": (
+                    ("URI", "spiffe://rallypoint/viewer"),
+                    ("URI", "SPIFFE://rallypoint/operator"),
+                )
+            },
+            "several roles",
+        ),
+    ],
+)
+def test_a_certificate_that_is_for_something_else_names_no_role(
+    certificate: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UnknownClientError, match=said):
+        principal_of(certificate)
+
+
+FORWARDED = {"Sec-Rallypoint-Client": "coordinator", "Rallypoint-Only-Own": "1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "may_act"),
+    [
+        ("POST", "/api/v1/runs/{run_id}/close", FORWARDED, True),
+        ("POST", "/api/v1/runs/{run_id}/close", {"Rallypoint-Limits": "operator;"}, False),
+        ("POST", "/api/v1/runs/{run_id}/close", {"Rallypoint-Only-Own": "1"}, False),
+        (
+            "POST",
+            "/api/v1/runs/{run_id}/close",
+            FORWARDED | {"Sec-Rallypoint-Client": "command"},
+            False,
+        ),
+        ("GET", ATTACH_PATH, FORWARDED | {"Rallypoint-Limits": "node;"}, False),
+    ],
+)
+def test_a_hosts_certificate_has_all_roles_only_for_what_it_forwards(
+    method: str, path: str, headers: dict[str, str], may_act: bool
+) -> None:
+    certificate = {"subjectAltName": (("URI", "spiffe://rallypoint/host/job-*/n1"),)}
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response()
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_route(method, path, handler)
+        request = make_mocked_request(method, path.replace("{run_id}", "job-1"), headers, app=app)
+        request._match_info = await app.router.resolve(request)
+        found = guard.of_certificate(certificate, request)
+        assert isinstance(found, Principal)
+        assert found.has(Right.ACT) is may_act
+        assert found.node == "n1"
+        assert found.runs == ("job-*",)
+        assert found.node_denial("n2") is not None
+
+    asyncio.run(main())
 
 
 # -- files and settings ----------------------------------------------------------------------------

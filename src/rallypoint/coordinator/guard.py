@@ -11,7 +11,14 @@ from typing import Any, Final
 from aiohttp import web
 
 from rallypoint.security import client_certificates
-from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right, Role
+from rallypoint.security.roles import (
+    ALL_ROLES,
+    EVERYBODY,
+    Denial,
+    Principal,
+    Right,
+    Role,
+)
 from rallypoint.wire import api_paths, headers
 from rallypoint.wire import messages as wire
 
@@ -78,7 +85,7 @@ def of_certificate(
     """Who sends a request, by the certificate of its connection, if it has one.
 
     A coordinator that forwards a request has all rights, of which it keeps those of the sender: it
-    could be the coordinator of each run itself.
+    could be the coordinator of each run itself. It forwards no node, so it is none by that.
     """
     if not certificate:
         return NO_CERTIFICATE
@@ -86,9 +93,16 @@ def of_certificate(
         found = client_certificates.principal_of(certificate)
     except client_certificates.UnknownClientError as error:
         return Denial(str(error), _GIVE_A_CERTIFICATE, "")
-    if Role.HOST in found.roles and headers.LIMITS in request.headers:
-        return Principal(found.id, runs=found.runs, ends_at=found.ends_at, source=found.source)
+    if Role.HOST in found.roles and _is_forwarded(request):
+        return Principal(found.id, ALL_ROLES, found.runs, found.ends_at, found.source, found.node)
     return found
+
+
+def _is_forwarded(request: web.Request) -> bool:
+    """Whether another coordinator sends this request in the name of its own client."""
+    shown = request.headers
+    is_so = shown.get(headers.CLIENT) == "coordinator" and headers.ONLY_OWN in shown
+    return is_so and right_of(request) is not Right.ATTACH
 
 
 def denial(request: web.Request, principal: Principal) -> Denial | None:

@@ -1,11 +1,12 @@
 """Who a client is, by the certificate that it shows: its role, its runs and its node.
 
     spiffe://rallypoint/<role>[/<runs>[/<node>]]     a URI in the subject's alternative names
-    <role>[/<runs>[/<node>]]                         or the subject's common name
+    <role>[/<runs>[/<node>]]                         the common name, if there are no such names
 
 `<runs>` is a pattern of run ids and `<node>` the name of one node, both percent-encoded; without
 them it counts for all. TLS has checked the certificate before this file reads it. Source: SPIFFE-ID
-2.2, RFC 5280 4.2.1.6.
+2.1 and 2.2 (scheme and trust domain are compared without case), RFC 5280 4.2.1.6, RFC 6125 6.4.4
+(the common name counts only without alternative names).
 """
 
 from __future__ import annotations
@@ -32,13 +33,10 @@ def principal_of(certificate: Mapping[str, Any]) -> Principal:
 
     Raises UnknownClientError.
     """
-    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
-    ours = [each.removeprefix(PREFIX) for each in names if each.startswith(PREFIX)]
-    subject = dict(pair for part in certificate.get("subject", ()) for pair in part)
-    texts = ours or [str(subject.get("commonName", ""))]
+    texts = _names(certificate)
     if len(texts) > 1:
         raise UnknownClientError("its certificate names several roles, and one is allowed")
-    role, runs, node = _parts(texts[0])
+    role, runs, node = _parts(texts[0] if texts else "")
     ends = certificate.get("notAfter")
     return Principal(
         f"certificate-{str(certificate.get('serialNumber', ''))[:40].lower()}",
@@ -48,6 +46,16 @@ def principal_of(certificate: Mapping[str, Any]) -> Principal:
         SOURCE,
         node,
     )
+
+
+def _names(certificate: Mapping[str, Any]) -> list[str]:
+    """What it names: a URI of ours, or the common name if it has no alternative names at all."""
+    others = certificate.get("subjectAltName", ())
+    if not others:
+        pairs = (pair for part in certificate.get("subject", ()) for pair in part)
+        return [str(value) for name, value in pairs if name == "commonName"]
+    uris = [str(value) for kind, value in others if kind == "URI"]
+    return [each[len(PREFIX) :] for each in uris if each[: len(PREFIX)].lower() == PREFIX]
 
 
 def _parts(text: str) -> tuple[Role, str, str | None]:
