@@ -7,10 +7,14 @@ import contextlib
 import datetime as dt
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from rallypoint.cli import api
 from rallypoint.client.transport import connect
@@ -30,6 +34,7 @@ from tests.loops import BOOTSTRAP, needs_ipv6, opened, run_clean, served
 pytestmark = pytest.mark.sockets
 TWO = RunSettings(min_nodes=2, max_nodes=2, max_restarts=None)
 DAY = dt.timedelta(days=1)
+Reach = Callable[[int, str], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +126,82 @@ def test_a_server_that_repeats_the_authoritys_certificate_hears_nothing() -> Non
             with pytest.raises(UntrustedCoordinatorError):
                 await asyncio.to_thread(api.runs, parse_endpoint(f"http://127.0.0.1:{port}"), token)
             assert b"".join(heard) == b""
+
+    run_clean(main)
+
+
+def _with_other_names(authority: Authority, signer: Authority | None = None) -> Authority:
+    """The authority with another certificate for its key. `signer`: not itself, but this one."""
+    _, key = map(load_pem, authority.pem())
+    by = key if signer is None else load_pem(signer.pem()[1])
+    now = dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "other names")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 7, now - DAY, now + DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(by, hashes.SHA256())
+    )
+    return Authority(certificate, key)
+
+
+def load_pem(text: bytes) -> Any:
+    if b"CERTIFICATE" in text:
+        return x509.load_pem_x509_certificate(text)
+    return serialization.load_pem_private_key(text, None)
+
+
+async def fetched(port: int, token: str) -> None:
+    """As one coordinator asks another one."""
+    parts = parse(token)
+    assert parts is not None
+
+    async def where() -> dict[str, Any]:
+        return {"host": "127.0.0.1", "port": port}
+
+    async with aiohttp.ClientSession() as http:
+        url = f"https://127.0.0.1:{port}/healthz"
+        answer = await first_look.dial(parts, where, lambda c: http.get(url, **c.options))
+        answer.close()
+
+
+async def commanded(port: int, token: str) -> None:
+    await asyncio.to_thread(api.runs, parse_endpoint(f"http://127.0.0.1:{port}"), token)
+
+
+WAYS = pytest.mark.parametrize("reach", [dialled, commanded, fetched])
+
+
+@WAYS
+def test_a_certificate_is_kept_only_once_a_handshake_has_proved_it(reach: Reach) -> None:
+    """A server can put the authority's public key into a certificate of its own."""
+    authority, thief = Authority.new(), Authority.new()
+    stolen = thief.identity()
+    pretended = Identity(_with_other_names(authority, thief).der, stolen.leaf, stolen.key)
+    token = written(authority.ca, new_secret(), authority.identity())
+
+    async def main() -> None:
+        async with shows(pretended) as (port, heard):
+            with pytest.raises((UntrustedCoordinatorError, ssl.SSLCertVerificationError)):
+                await reach(port, credential(token))
+            assert b"".join(heard) == b""
+        async with served(CoordinatorConfig(token=token)) as (_, port):
+            await reach(port, credential(token))
+
+    run_clean(main)
+
+
+@WAYS
+def test_a_new_certificate_for_the_same_key_is_looked_at(reach: Reach) -> None:
+    authority = Authority.new()
+    renewed = _with_other_names(authority)
+    secret = new_secret()
+
+    async def main() -> None:
+        for each in (authority, renewed, authority):
+            token = written(each.ca, secret, each.identity())
+            async with served(CoordinatorConfig(token=token)) as (_, port):
+                for _ in range(2):
+                    await reach(port, credential(token))
 
     run_clean(main)
 

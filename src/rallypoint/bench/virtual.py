@@ -323,14 +323,19 @@ async def connect(node: VirtualNode, address: SocketAddress) -> None:
     Raises FleetError if it is refused.
     """
     _, where = address
-    secured: dict[str, Any] = {}
-    try:
-        parts = parse(node.token)
-        if parts is not None:
-            client = await first_look.client_of(parts, lambda: _reached(address))
-            secured = client.options
+
+    async def dialed(secured: dict[str, Any]) -> None:
         node.sock = await _connected(address)
         await asyncio.get_running_loop().create_connection(lambda: node, sock=node.sock, **secured)
+
+    try:
+        parts = parse(node.token)
+        if parts is None:
+            await dialed({})
+        else:
+            await first_look.dial(
+                parts, lambda: _reached(address), lambda client: dialed(client.options)
+            )
     except OSError as error:
         raise FleetError(f"{where[0]}:{where[1]}: {error.strerror or error}") from error
 

@@ -278,8 +278,10 @@ async def connect(address: Address, sockaddr: object, family: int, access: Acces
                 raise
             raise untrusted.needs_token(str(address)) from None
     try:
-        client = await first_look.client_of(parts, where)
-        return await _connect(address, sockaddr, family, token, client.options)
+        connection = await first_look.dial(
+            parts, where, lambda client: _dialed(address, sockaddr, family, token, client.options)
+        )
+        return await _opened(connection)
     except first_look.OtherAuthorityError as error:
         raise untrusted.other_authority(str(address), parts.ca, error.shown) from None
     except ssl.SSLCertVerificationError as error:
@@ -315,6 +317,13 @@ async def _connect_by_pki(
 async def _connect(
     address: Address, sockaddr: object, family: int, token: str, secured: dict[str, Any]
 ) -> Connection:
+    return await _opened(await _dialed(address, sockaddr, family, token, secured))
+
+
+async def _dialed(
+    address: Address, sockaddr: object, family: int, token: str, secured: dict[str, Any]
+) -> Connection:
+    """A connection after its TLS handshake, if it has one."""
     loop = asyncio.get_running_loop()
     sock = ResettingSocket(family, socket.SOCK_STREAM)
     fork_safety.close_in_children(sock)
@@ -326,6 +335,10 @@ async def _connect(
     except BaseException:
         sock.close()
         raise
+    return connection
+
+
+async def _opened(connection: Connection) -> Connection:
     try:
         await connection.opened()
     except BaseException:

@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import os
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -40,6 +41,7 @@ from rallypoint.security.roles import Principal
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ASKED_BY, CLIENT, LIMITS, ONLY_OWN
 
+T = TypeVar("T")
 ANSWER_WITHIN_S: Final = 3.0
 """The time limit for other coordinators, in seconds. A command waits 5 s in all."""
 LEDGER_WITHIN_S: Final = 1.5
@@ -230,8 +232,8 @@ class Replicas:
                 for address in lease.addresses:
                     try:
                         headers = _headers(lease, caller, asked_by)
-                        client = await self._client(lease, address)
-                        return await self._ask(address, headers, path, post, client)
+                        asked = partial(self._ask, address, headers, path, post)
+                        return await self._dial(lease, address, asked)
                     except (aiohttp.ClientError, OSError, NoAnswerError) as error:
                         problem = _problem(error)
         except TimeoutError:
@@ -258,17 +260,21 @@ class Replicas:
             headers["Last-Event-ID"] = last_id
         limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_WITHIN_S, sock_read=quiet_s)
         problem = "its lease names no address"
+
+        async def begun(address: Address, client: tls.Client | None) -> aiohttp.ClientResponse:
+            assert self._streams is not None
+            scheme = "http" if client is None else "https"
+            return await self._streams.get(
+                URL(f"{scheme}://{address}{path}", encoded=True),
+                headers=headers,
+                timeout=limits,
+                allow_redirects=False,
+                **({} if client is None else client.options),
+            )
+
         for address in lease.addresses:
             try:
-                client = await self._client(lease, address)
-                scheme = "http" if client is None else "https"
-                answer = await self._streams.get(
-                    URL(f"{scheme}://{address}{path}", encoded=True),
-                    headers=headers,
-                    timeout=limits,
-                    allow_redirects=False,
-                    **({} if client is None else client.options),
-                )
+                answer = await self._dial(lease, address, partial(begun, address))
             except (aiohttp.ClientError, OSError, NoAnswerError) as error:
                 problem = _problem(error)
                 continue
@@ -277,10 +283,15 @@ class Replicas:
             return
         raise NoAnswerError(problem)
 
-    async def _client(self, lease: e.Lease, address: Address) -> tls.Client | None:
-        """How to ask the process with this lease: see `security`. None: in clear.
+    async def _dial(
+        self,
+        lease: e.Lease,
+        address: Address,
+        ask: Callable[[tls.Client | None], Awaitable[T]],
+    ) -> T:
+        """Ask the process with this lease: see `security`. `ask` gets None: in clear.
 
-        Raises NoAnswerError for a lease with a damaged token, and OSError.
+        Raises NoAnswerError for a lease with a damaged token, OSError, and the errors of `ask`.
         """
         try:
             parts = token_form.parse(lease.token)
@@ -291,13 +302,14 @@ class Replicas:
             async def where() -> dict[str, Any]:
                 return {"host": address.host, "port": address.port}
 
-            return await first_look.client_of(parts, where)
+            return await first_look.dial(parts, where, ask)
         if lease.token:
-            return None
+            return await ask(None)
         try:
-            return await runtime.in_thread(lambda: self._trusted(address.host))
+            client = await runtime.in_thread(lambda: self._trusted(address.host))
         except CertificateFileError as error:
             raise NoAnswerError(str(error)) from None
+        return await ask(client)
 
     async def _ask(
         self,

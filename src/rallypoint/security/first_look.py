@@ -1,9 +1,11 @@
 """How a client learns the certificate of the CA that its token names.
 
 The token has only the CA's hash. So the first dial of a process looks at the certificates that the
-server shows, before anything is said to it, and takes the one whose key has that hash. It is kept;
-all later dials trust it and no other. A certificate that was shown proves nothing by itself: the
-handshake that follows proves that the server has a key that this CA has signed.
+server shows, before anything is said to it, and takes the one whose key has that hash. A
+certificate that was shown proves nothing by itself: another server can put the CA's public key into
+a certificate of its own. The handshake that follows proves that the server has a key that this CA
+has signed. Only then is the certificate kept, and later dials trust it. If a handshake with it
+fails, they look once more: the CA may have a new certificate for the same key.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from rallypoint.security.der import public_key_hash
 from rallypoint.security.token_form import Parts
 
 KEPT_MAX: Final = 256
+T = TypeVar("T")
+S = TypeVar("S", bound=ssl.SSLSocket)
 HAS_TLS_S: Final = 1.0
 """How long a server may take to show that it speaks TLS, in seconds, after it gave no answer."""
 _known: dict[str, bytes] = {}
@@ -34,31 +38,85 @@ class OtherAuthorityError(OSError):
         self.shown = shown
 
 
-def known(parts: Parts) -> tls.Client | None:
-    """How to dial servers of this CA, if its certificate is known already."""
-    if parts.identity is not None:
-        _keep(parts.ca, (parts.identity.ca,))
-    found = _known.get(parts.ca)
-    return tls.client(found) if found is not None else None
+async def dial(
+    parts: Parts,
+    where: Callable[[], Awaitable[dict[str, Any]]],
+    connect: Callable[[tls.Client], Awaitable[T]],
+) -> T:
+    """Connect to a server with this token; look at the server first if its CA is not known.
+
+    `where` returns what `loop.create_connection` needs to reach it: host and port, or a connected
+    socket, which is closed after the look. `connect` returns once the handshake has succeeded. It
+    may be called twice; the second time after it has raised ssl.SSLCertVerificationError.
+
+    Raises OtherAuthorityError; OSError, such as ssl.SSLError from a server without TLS; and the
+    errors of `connect`. The caller limits the time.
+    """
+    kept, failed = _kept(parts), None
+    if kept is not None:
+        try:
+            return await connect(tls.client(kept))
+        except ssl.SSLCertVerificationError as error:
+            failed = error
+    found = _of(parts.ca, await shown_at(await where(), tls.server_name(parts.ca)))
+    if failed is not None and found == kept:
+        raise failed
+    connected = await connect(tls.client(found))
+    _keep(parts.ca, found)
+    return connected
 
 
-def learned(ca: str, shown: tuple[bytes, ...]) -> tls.Client:
-    """How to dial servers of this CA, from the certificates (DER) that one shows.
+def secured(parts: Parts, connect: Callable[[], socket.socket], kind: type[S]) -> S:
+    """As `dial`, for a connection by TLS that blocks.
+
+    `connect` returns a connected socket. It is called up to three times: for a handshake, a look,
+    and another handshake. `kind`: the class of the result. Raises OtherAuthorityError and other
+    OSErrors.
+    """
+
+    def handshake(certificate: bytes) -> S:
+        client = tls.new_client(certificate)
+        client.context.sslsocket_class = kind
+        found = client.context.wrap_socket(connect(), server_hostname=client.server_name)
+        assert isinstance(found, kind)
+        return found
+
+    kept, failed = _kept(parts), None
+    if kept is not None:
+        try:
+            return handshake(kept)
+        except ssl.SSLCertVerificationError as error:
+            failed = error
+    found = _of(parts.ca, shown_blocking(connect(), tls.server_name(parts.ca)))
+    if failed is not None and found == kept:
+        raise failed
+    connected = handshake(found)
+    _keep(parts.ca, found)
+    return connected
+
+
+def _kept(parts: Parts) -> bytes | None:
+    """The certificate of this CA, if it is known already. A host token has it, as its own."""
+    if parts.identity is not None and parts.ca not in _known:
+        _keep(parts.ca, parts.identity.ca)
+    return _known.get(parts.ca)
+
+
+def _of(ca: str, shown: tuple[bytes, ...]) -> bytes:
+    """The certificate of this CA, of those (DER) that a server shows.
 
     Raises OtherAuthorityError if it is not among them.
     """
-    _keep(ca, shown)
-    if ca not in _known:
+    found = next((each for each in shown if _hash_of(each) == ca), None)
+    if found is None:
         raise OtherAuthorityError(_hash_of(shown[-1]) if shown else "")
-    return tls.client(_known[ca])
+    return found
 
 
-def _keep(ca: str, certificates: tuple[bytes, ...]) -> None:
-    for each in certificates:
-        if ca not in _known and _hash_of(each) == ca:
-            while len(_known) >= KEPT_MAX:
-                del _known[next(iter(_known))]
-            _known[ca] = each
+def _keep(ca: str, certificate: bytes) -> None:
+    while ca not in _known and len(_known) >= KEPT_MAX:
+        del _known[next(iter(_known))]
+    _known[ca] = certificate
 
 
 def _hash_of(certificate: bytes) -> str:
@@ -68,21 +126,8 @@ def _hash_of(certificate: bytes) -> str:
         return ""
 
 
-async def client_of(parts: Parts, where: Callable[[], Awaitable[dict[str, Any]]]) -> tls.Client:
-    """How to dial a server with this token; it looks at the server first if it has to.
-
-    `where` returns what `loop.create_connection` needs to reach it: host and port, or a connected
-    socket, which is closed after the look. Raises OtherAuthorityError; OSError, such as
-    ssl.SSLError from a server without TLS. The caller limits the time.
-    """
-    found = known(parts)
-    if found is not None:
-        return found
-    return learned(parts.ca, await shown_at(await where(), tls.server_name(parts.ca)))
-
-
 async def has_tls(where: Callable[[], Awaitable[dict[str, Any]]]) -> bool:
-    """Whether a server speaks TLS within HAS_TLS_S. `where`: as for `client_of`."""
+    """Whether a server speaks TLS within HAS_TLS_S. `where`: as for `dial`."""
     import asyncio  # here, because commands use this file, and not that
 
     try:
@@ -94,7 +139,7 @@ async def has_tls(where: Callable[[], Awaitable[dict[str, Any]]]) -> bool:
 
 async def authority_at(reached: dict[str, Any]) -> str:
     """The CA of the certificates that a server shows, as in tokens; "" for none. `reached`: what
-    `where` of `client_of` returns. Raises OSError.
+    `where` of `dial` returns. Raises OSError.
     """
     shown = await shown_at(reached, tls.NO_AUTHORITY)
     return _hash_of(shown[-1]) if shown else ""
@@ -103,7 +148,7 @@ async def authority_at(reached: dict[str, Any]) -> str:
 async def shown_at(reached: dict[str, Any], server_name: str) -> tuple[bytes, ...]:
     """The certificates (DER) that a server shows for this name, its own first. Raises OSError.
 
-    `reached`: what `where` of `client_of` returns.
+    `reached`: what `where` of `dial` returns.
     """
     import asyncio  # here, because commands use this file, and not that
 
@@ -135,29 +180,6 @@ def authority_blocking(connected: socket.socket) -> str:
     """As `authority_at`, over a connection that is used up by it."""
     shown = shown_blocking(connected, tls.NO_AUTHORITY)
     return _hash_of(shown[-1]) if shown else ""
-
-
-def client_of_blocking(parts: Parts, connected: socket.socket) -> tls.Client:
-    """As `client_of`, over a connection that is used up by it. Its timeout counts."""
-    return learned(parts.ca, shown_blocking(connected, tls.server_name(parts.ca)))
-
-
-S = TypeVar("S", bound=ssl.SSLSocket)
-
-
-def secured(parts: Parts, connect: Callable[[], socket.socket], kind: type[S]) -> S:
-    """A connection by TLS to a server of this token, which blocks.
-
-    `connect` returns a connected socket. It is called twice if the server's CA is not known.
-    `kind`: the class of the result. Raises OtherAuthorityError and other OSErrors.
-    """
-    if known(parts) is None:
-        client_of_blocking(parts, connect())
-    client = tls.new_client(_known[parts.ca])
-    client.context.sslsocket_class = kind
-    found = client.context.wrap_socket(connect(), server_hostname=client.server_name)
-    assert isinstance(found, kind)
-    return found
 
 
 def shown_by(connection: Any) -> tuple[bytes, ...]:
