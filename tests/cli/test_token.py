@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from rallypoint import tokens
+from rallypoint.endpoints import parse_ledger
+from rallypoint.ledger.open import open_ledger
 from rallypoint.security.authority import ends_at
 from rallypoint.security.token_form import ca_of, can_host, credential, parse
 from tests.cli.conftest import Cli
@@ -224,6 +227,22 @@ def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path
     assert [kind for kind, _, _ in rows_of(cli, state).values()].count("shared") == 1
     both = cli("token", "rotate", *of, "--end-old", "--overlap", "7d")
     assert (both.code, "contradict" in both.err) == (2, True)
+
+
+def test_a_certificate_is_revoked_in_the_ledger_without_a_state(cli: Cli, tmp_path: Path) -> None:
+    place = f"file://{tmp_path / 'ledger'}"
+
+    async def made() -> None:
+        ledger = open_ledger(parse_ledger(place))
+        await ledger.open()
+        await ledger.aclose()
+
+    asyncio.run(made())
+    shown = cli("token", "revoke", "Certificate-01234567-0A", "--ledger", place)
+    assert (shown.code, "certificate-01234567-0a is revoked in" in shown.err) == (0, True)
+    for more in (("dash", "--ledger", place), ("certificate-01234567-0a",)):
+        refused = cli("token", "revoke", *more)
+        assert (refused.code, "--state DIR" in refused.err) == (2, True)
 
 
 def test_a_tokens_file_with_a_fault_or_that_others_can_read_is_refused(

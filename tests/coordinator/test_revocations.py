@@ -191,3 +191,55 @@ def test_without_the_ledger_the_last_ids_hold() -> None:
             await revoke(ledger, "b", None, 1_000.0)
 
     run_virtual(main())
+
+
+@pytest.mark.sockets
+def test_tokens_with_ids_wait_until_the_revoked_ones_are_known() -> None:
+    _, text = AUTHORITY.claim((Role.NODE,), "*", DAY)
+    dash = "the-token-of-a-dashboard"
+    hashed = (HashedToken("dash", hash_of(dash), (Role.VIEWER,)),)
+
+    async def main() -> None:
+        ledger = Unreadable()
+        async with replica(ledger, token=HOST, hashed_tokens=hashed) as a:
+            for each in (text, dash):
+                code, said = await a.ask("/api/v1/runs", token=each)
+                assert (code, said["reason"]) == (429, "unchecked")
+                assert "could not read yet which tokens were revoked" in said["error"]
+            assert (await a.ask("/api/v1/runs", token=form.credential(HOST)))[0] == 200
+            ledger.is_away = False
+            await until(lambda: not a.server.tokens.awaits_revoked, "it is not read")
+            for each in (text, dash):
+                assert (await a.ask("/api/v1/runs", token=each))[0] == 200
+
+    run_clean(main)
+
+
+class Unreadable(Troubled):
+    """Only the revoked tokens cannot be read."""
+
+    is_away = True
+
+    async def read(self, key: str) -> Versioned | None:
+        return await (super().read(key) if key == REVOKED else MemoryLedger.read(self, key))
+
+
+@pytest.mark.sockets
+def test_a_coordinator_that_gets_tokens_with_ids_later_reads_the_revoked_ones() -> None:
+    plain = "a-token-without-an-authority"
+    hashed = (HashedToken("dash", hash_of("x" * 30), (Role.VIEWER,)),)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        await revoke(ledger, "dash", None, 1_000.0)
+        async with replica(ledger, token=plain) as a:
+            assert a.server._looking is None
+            assert a.server._ending_soon is None
+            a.server.replace_tokens((plain,), hashed)
+            await until(lambda: "dash" in a.server.tokens.revoked, "it is not read")
+            a.server.replace_tokens((HOST,), hashed, frozenset({"more"}))
+            assert a.server._ending_soon is not None
+            a.server.replace_tokens((HOST,), hashed)
+            assert a.server.tokens.revoked == {"dash", "more"}
+
+    run_clean(main)

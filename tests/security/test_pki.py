@@ -392,6 +392,19 @@ def test_a_certificate_that_is_for_something_else_names_no_role(
         principal_of(certificate)
 
 
+def test_the_id_of_a_certificate_names_its_issuer_too() -> None:
+    ids = set()
+    for issuer in ("One CA", "Another CA"):
+        shown = {
+            "subject": ((("commonName", "viewer"),),),
+            "issuer": ((("countryName", "CH"),), (("commonName", issuer),)),
+            "serialNumber": "0A" * 20,
+        }
+        ids.add(check_id(principal_of(shown).id))
+    assert len(ids) == 2
+    assert {each.rpartition("-")[2] for each in ids} == {"0a" * 20}
+
+
 FORWARDED = {"Sec-Rallypoint-Client": "coordinator", "Rallypoint-Only-Own": "1"}
 
 

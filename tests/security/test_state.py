@@ -160,6 +160,22 @@ def test_issued_and_revoked_tokens_are_noted_without_a_secret(made: s.State) -> 
         made.revoke("no\nid")
 
 
+def test_what_was_revoked_stays_so_when_the_file_is_copied_or_lost(made: s.State) -> None:
+    claim, _ = made.issue(Role.NODE, "job-*", dt.timedelta(days=1))
+    made.revoke(claim.id)
+    path = made.folder / "revoked"
+    text = path.read_text()
+    path.write_text("")  # as cp begins
+    assert s.State(made.folder).revoked() == {claim.id}
+    path.unlink()
+    with pytest.raises(s.StateError, match="is gone, and 1 tokens were revoked"):
+        s.State(made.folder).revoked()
+    path.write_text(text)
+    path.chmod(0o600)
+    made.revoke("dash")
+    assert s.State(made.folder).revoked() == {claim.id, "dash"}
+
+
 @pytest.mark.parametrize("name", ["tokens.toml", "issued", "revoked"])
 def test_a_list_that_others_can_read_is_refused(made: s.State, name: str) -> None:
     path = made.folder / name

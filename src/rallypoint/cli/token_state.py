@@ -16,6 +16,7 @@ from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
 from rallypoint.security import claims
 from rallypoint.security.claims import time_text
+from rallypoint.security.client_certificates import ID_PREFIX
 from rallypoint.security.hashed import check_id
 from rallypoint.security.roles import ALL_RUNS, Role
 from rallypoint.security.state import State
@@ -89,8 +90,17 @@ def _cells(row: Row) -> list[Any]:
 
 
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `token list` shows it.")],
-    state: StateOption,
+    token_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `token list` or the audit log shows it.")
+    ],
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="The state directory of the tokens. A certificate of a PKI needs only --ledger.",
+        ),
+    ] = None,
     ledger: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +111,8 @@ def revoke(
         ),
     ] = None,
 ) -> None:
-    """Let a claim, or a token of tokens.toml, count no more, and end its connections.
+    """Let a claim, a token of tokens.toml, or a certificate of a PKI count no more, and end its
+    connections.
 
     Without --ledger only a `serve` with this state directory learns of it.
     """
@@ -110,6 +121,19 @@ def revoke(
         check_id(token_id)
     except ValueError as error:
         raise UsageError(f"id {error}", hint="`rallypoint token list` shows the ids") from None
+    is_certificate = token_id.lower().startswith(ID_PREFIX)
+    if is_certificate:
+        token_id = token_id.lower()
+    if state is None:
+        if place is None or not is_certificate:
+            raise UsageError(
+                "the id of a token needs --state DIR, and that of a certificate --ledger LEDGER "
+                "or --state DIR",
+                hint="add --state DIR",
+            )
+        threads.run(_revoke_in(place, token_id, None))
+        output.note(f"{token_id} is revoked in {place}")
+        return
     found = State(Path(state).absolute())
     rows = {each["id"]: each for each in _rows(found)}
     row = rows.get(token_id)
@@ -123,7 +147,7 @@ def revoke(
     with as_usage_error():
         found.revoke(token_id)
     where = f"in {found.folder}" + (f" and {place}" if place is not None else "")
-    if row is None:
+    if row is None and not is_certificate:
         output.warn(f"no token of this id is known here; {token_id} is revoked all the same")
     output.note(f"{token_id} is revoked {where}")
     if place is None:

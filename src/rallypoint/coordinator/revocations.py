@@ -39,7 +39,8 @@ class _Revoked(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Revocations:
-    """Reads the ids every LOOK_S, until cancelled. `changed` gets all of them after a change.
+    """Reads the ids every LOOK_S, until cancelled. `changed` gets all of them after a change, and
+    after the first time that they were read.
 
     While the ledger cannot be read, the ids of the last time hold.
     """
@@ -47,7 +48,7 @@ class Revocations:
     def __init__(self, ledger: Ledger, changed: Callable[[frozenset[str]], None]) -> None:
         self._ledger = ledger
         self._changed = changed
-        self._known: frozenset[str] = frozenset()
+        self._known: frozenset[str] | None = None
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -60,7 +61,8 @@ class Revocations:
         try:
             found = frozenset(_ids_in(await self._ledger.read(REVOKED)))
         except (LedgerError, TimeoutError) as error:
-            text = "the revoked tokens cannot be read; those of the last time hold: %s"
+            what = "no token with an id counts" if self._known is None else "those known hold"
+            text = f"the revoked tokens cannot be read; {what}: %s"
             _log.warning(text, error, extra=logs.limit(1, 60.0))
             return
         if found != self._known:

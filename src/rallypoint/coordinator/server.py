@@ -115,6 +115,7 @@ class CoordinatorServer:
         self._leases: leases_api.Leases | None = None
         if ledger is not None:
             self._revocations = Revocations(ledger, self._revoked)
+            self.tokens.awaits_revoked = True
             own = self.config
             look_s = LOOK_S if own.only_run is None else ELECTED_LOOK_S
             events = self.coordinator.events
@@ -167,22 +168,30 @@ class CoordinatorServer:
             self._lag = runtime.spawn(
                 metrics.measure_lag(self.tallies), self.coordinator.events.failed
             )
-            if self._identities:
-                self._ending_soon = runtime.spawn(
-                    certificate_end.warn(lambda: self._identities.ends_at),
-                    self.coordinator.events.failed,
-                )
-            has_ids = self.tokens.may_be_revoked or self._identities.asks_for_certificates
-            if self._revocations is not None and has_ids:
-                # Before the first login, so that no revoked token is accepted.
+            if self._revocations is not None and self._has_ids:
+                # Before the first login, so that nobody has to wait for it.
                 await self._revocations.look()
-                self._looking = runtime.spawn(
-                    self._revocations.run(), self.coordinator.events.failed
-                )
+            self._watch()
             await self._serve()
         except BaseException:
             await self.aclose()
             raise
+
+    @property
+    def _has_ids(self) -> bool:
+        return self.tokens.may_be_revoked or self._identities.asks_for_certificates
+
+    def _watch(self) -> None:
+        """Look after certificates and revoked tokens, as soon as there are such: also after a
+        reload."""
+        if self._lag is None or self._ending is not None:  # not started yet, or stopping
+            return
+        failed = self.coordinator.events.failed
+        if self._identities and self._ending_soon is None:
+            warning = certificate_end.warn(lambda: self._identities.ends_at)
+            self._ending_soon = runtime.spawn(warning, failed)
+        if self._revocations is not None and self._has_ids and self._looking is None:
+            self._looking = runtime.spawn(self._revocations.run(), failed)
 
     async def _serve(self) -> None:
         app = web.Application(client_max_size=64 * 1024, middlewares=[self._record_request()])
@@ -275,9 +284,10 @@ class CoordinatorServer:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         `hashed`: more, each with its roles. `revoked`: the ids of those that count no more, whose
-        connections are closed. All others stay open: accept the old and the new token together for
-        a while, so that no node is refused. The files of a PKI are read again, too. Raises
-        ValueError if no token is left, or one names an authority of which none has a certificate.
+        connections are closed; they stay revoked. All others stay open: accept the old and the new
+        token together for a while, so that no node is refused. The files of a PKI are read again,
+        too. Raises ValueError if no token is left, or one names an authority of which none has a
+        certificate.
         """
         if len(self.tokens) and not any(accepted) and not hashed:
             raise ValueError("a coordinator with a token needs one")
@@ -285,8 +295,9 @@ class CoordinatorServer:
         self.tallies.certificate_ends_at = self._identities.ends_at
         if any(accepted) or hashed:
             self.tokens.replace(accepted, hashed, self._identities.authorities)
-        self._revoked_here = revoked
+        self._revoked_here |= revoked
         self._revoke()
+        self._watch()
         sessions = self.coordinator.sessions.values()
         stay = [each for each in sessions if each.principal.id not in self.tokens.revoked]
         outlets = [session.outlet for session in stay]
@@ -295,6 +306,7 @@ class CoordinatorServer:
 
     def _revoked(self, in_ledger: frozenset[str]) -> None:
         self._revoked_in_ledger = in_ledger
+        self.tokens.awaits_revoked = False
         self._revoke()
 
     def _revoke(self) -> None:
@@ -394,8 +406,8 @@ class CoordinatorServer:
         if not asks or request.transport is None or "Authorization" in request.headers:
             return login
         found = guard.of_certificate(request.transport.get_extra_info("peercert"), request)
-        if isinstance(found, Principal) and found.id in self.tokens.revoked:
-            return claims.revoked(found.id)
+        if isinstance(found, Principal):
+            return self.tokens.revocation(found.id, found.id) or found
         return found
 
     async def _unauthorized(
@@ -421,7 +433,7 @@ class CoordinatorServer:
     def _failed(self, request: web.Request, denied: Denial) -> float:
         """Count a failed login. Returns how long its address has to wait, in seconds."""
         now_s = _now_s()
-        if denied is claims.UNCHECKED:
+        if denied in (claims.UNCHECKED, claims.UNREAD):
             return 1.0
         if denied is claims.DAMAGED:
             self._logins.check_failed(now_s)

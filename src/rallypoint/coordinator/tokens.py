@@ -42,6 +42,7 @@ class Tokens:
     `accepted` have all roles in all runs. `hashed`: others, each with its own roles and runs.
     `authorities`: the CAs whose claims are accepted, by name, each with its certificate (DER).
     `revoked`: the ids of claims and of hashed tokens that are not accepted any more.
+    `awaits_revoked`: whether those ids are not known yet; then no token with an id is accepted.
 
     Raises ValueError for a claim among `accepted`: its holder has not all roles.
     """
@@ -58,6 +59,7 @@ class Tokens:
         self._principals: dict[str, Principal] = {}
         self._checked: dict[str, claims.Claim] = {}
         self.revoked: frozenset[str] = frozenset()
+        self.awaits_revoked = False
 
     def __repr__(self) -> str:
         return f"Tokens({len(self)} set)"
@@ -120,6 +122,12 @@ class Tokens:
             return self._of_hashed(text, hashed)
         return self._of_claim(text, may_check) if token_form.is_claim(text) else WRONG
 
+    def revocation(self, token_id: str, what: str) -> Denial | None:
+        """Why what has this id does not count, as far as it may be revoked; None if it counts."""
+        if token_id in self.revoked:
+            return claims.revoked(what)
+        return claims.UNREAD if self.awaits_revoked else None
+
     def knows(self, token: str) -> bool:
         """Whether a token that was accepted before still is. Never use it for a stranger's."""
         return isinstance(self.login(f"Bearer {token}"), Login)
@@ -134,8 +142,9 @@ class Tokens:
 
     def _of_hashed(self, token: str, hashed: HashedToken) -> Login | Denial:
         what = f"token {hashed.id}"
-        if hashed.id in self.revoked:
-            return claims.revoked(what)
+        denied = self.revocation(hashed.id, what)
+        if denied is not None:
+            return denied
         if hashed.ends_at is not None and runtime.here().wall_s() > hashed.ends_at:
             return claims.expired(what, hashed.ends_at)
         return Login(token, hashed.principal)
@@ -151,9 +160,9 @@ class Tokens:
             while len(self._checked) >= CLAIMS_KEPT:
                 del self._checked[next(iter(self._checked))]
             self._checked[token] = claim
-        if claim.id in self.revoked:
-            return claims.revoked(f"claim {claim.id}")
-        return claim.problem(runtime.here().wall_s()) or Login(token, claim.principal)
+        denied = self.revocation(claim.id, f"claim {claim.id}")
+        denied = denied or claim.problem(runtime.here().wall_s())
+        return denied or Login(token, claim.principal)
 
     def _checked_claim(self, token: str, may_check: Callable[[], bool]) -> claims.Claim | Denial:
         try:

@@ -77,6 +77,15 @@ UNCHECKED: Final = Denial(
 )
 
 
+UNREAD: Final = Denial(
+    "this coordinator could not read yet which tokens were revoked: until then only those of its "
+    "token file count",
+    "try again in a few seconds; if it stays so, its log says what its ledger lacks",
+    "unchecked",
+)
+"""Its reason lets a node try again, as for UNCHECKED."""
+
+
 def expired(what: str, ends_at: float) -> Denial:
     """The denial of a credential whose time is over."""
     return Denial(

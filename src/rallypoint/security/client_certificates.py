@@ -11,6 +11,7 @@ them it counts for all. TLS has checked the certificate before this file reads i
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import urllib.parse
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from rallypoint.core.reasons import tidy
 from rallypoint.security.roles import ALL_RUNS, Principal, Role, check_pattern
 
 PREFIX: Final = "spiffe://rallypoint/"
+ID_PREFIX: Final = "certificate-"
 SOURCE: Final = "its certificate"
 _SHOWN_MAX: Final = 80
 
@@ -39,13 +41,21 @@ def principal_of(certificate: Mapping[str, Any]) -> Principal:
     role, runs, node = _parts(texts[0] if texts else "")
     ends = certificate.get("notAfter")
     return Principal(
-        f"certificate-{str(certificate.get('serialNumber', ''))[:40].lower()}",
+        _id_of(certificate),
         (role,),
         () if runs == ALL_RUNS else (runs,),
         None if ends is None else float(ssl.cert_time_to_seconds(str(ends))),
         SOURCE,
         node,
     )
+
+
+def _id_of(certificate: Mapping[str, Any]) -> str:
+    """Names the certificate, as its issuer and its serial number do (RFC 5280 4.1.2.2)."""
+    pairs = (pair for part in certificate.get("issuer", ()) for pair in part)
+    issuer = "\n".join(f"{name}={value}" for name, value in pairs)
+    serial = str(certificate.get("serialNumber", ""))[:40].lower()
+    return f"{ID_PREFIX}{hashlib.sha256(issuer.encode()).hexdigest()[:8]}-{serial}"
 
 
 def _names(certificate: Mapping[str, Any]) -> list[str]:

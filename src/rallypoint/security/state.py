@@ -46,6 +46,10 @@ TOKENS_MAX: Final = 8
 """How many tokens of nodes there may be at once."""
 
 
+_seen: dict[Path, frozenset[str]] = {}
+"""The revoked ids that this process has read, by their folder."""
+
+
 class StateError(ValueError):
     """The directory cannot be used. The text says why, and `hint` what to do."""
 
@@ -145,13 +149,31 @@ class State:
             ) from None
 
     def revoked(self) -> frozenset[str]:
-        """The ids that count no more. Raises StateError."""
-        return frozenset(self._read_list(REVOKED).decode("utf-8", "replace").split())
+        """The ids that count no more, with all that this process has read there before.
+
+        So a copy that is half written lets no token count again. Raises StateError, also for a file
+        that is not there any more.
+        """
+        known = _seen.get(self.folder.absolute(), frozenset())
+        data = self._read_list(REVOKED)
+        if known and not data and not (self.folder / REVOKED).exists():
+            raise StateError(
+                f"{str(self.folder / REVOKED)!r} is gone, and {len(known)} tokens were revoked "
+                "there",
+                "restore it: without it, they count again after the next start",
+            )
+        found = known | frozenset(data.decode("utf-8", "replace").split())
+        _seen[self.folder.absolute()] = found
+        return found
 
     def revoke(self, token_id: str) -> None:
         """Let this id count no more. Idempotent. Raises StateError; ValueError for no id."""
-        if check_id(token_id) not in self.revoked():
+        check_id(token_id)
+        self.revoked()
+        # What this process has read before may be missing in the file.
+        if token_id not in self._read_list(REVOKED).decode("utf-8", "replace").split():
             self._append(REVOKED, f"{token_id}\n")
+        self.revoked()
 
     def issued(self) -> tuple[Claim, ...]:
         """The claims that were made here; lines that cannot be read are left out.
