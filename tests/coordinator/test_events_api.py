@@ -23,6 +23,9 @@ from rallypoint.core import events as on
 from rallypoint.core.values import NodeInfo, Outcome
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
+from rallypoint.runtime import SystemRuntime
+from rallypoint.security.hashed import HashedToken, hash_of
+from rallypoint.security.roles import Role
 from tests.coordinator.replica import SETTINGS, TOKEN, Replica, replica
 from tests.loops import run_clean, until
 
@@ -213,6 +216,38 @@ def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyP
                     log.add(EventKind.READY, detail="x" * 400)
                 await asyncio.sleep(0.01)
             writer.close()
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("is_relayed", [False, True])
+def test_a_stream_ends_with_the_time_of_its_token(
+    is_relayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_api, "TIME_LOOK_S", 0.02)
+    at_s = [1_000.0]
+    monkeypatch.setattr(SystemRuntime, "wall_s", lambda _: at_s[0])
+    token = "the-token-of-a-dashboard"
+    ending = (HashedToken("dash", hash_of(token), (Role.VIEWER,), ends_at=1_060.0),)
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with (
+            replica(ledger, hashed_tokens=ending) as a,
+            replica(ledger, hashed_tokens=ending) as b,
+        ):
+            await a.has("run")
+            port = (b if is_relayed else a).port
+            url = f"http://127.0.0.1:{port}/api/v1/runs/run/events"
+            shown = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+            async with aiohttp.ClientSession() as http, http.get(url, headers=shown) as stream:
+                assert stream.status == 200
+                assert await stream.content.readline()
+                at_s[0] = 1_061.0
+                async with asyncio.timeout(20.0):
+                    assert b"is over" in await stream.content.read()
+                async with http.get(url, headers=shown) as again:
+                    assert (again.status, (await again.json())["reason"]) == (401, "expired")
 
     run_clean(main)
 

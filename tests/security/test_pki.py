@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import Endpoint, parse_endpoint
 from rallypoint.errors import TokenError, UntrustedCoordinatorError, UsageError
-from rallypoint.security import pki
+from rallypoint.security import claims, pki
 from rallypoint.security.access import Access, CertificateFileError, Certificates
 from rallypoint.security.authority import new_host_token
 from rallypoint.security.client_certificates import UnknownClientError, principal_of
 from rallypoint.security.hashed import check_id
-from rallypoint.security.roles import Principal, Right, Role
+from rallypoint.security.roles import Denial, Principal, Right, Role
 from rallypoint.security.token_form import credential
 from rallypoint.settings import certificates_of_command, node_settings
 from rallypoint.wire.messages import ATTACH_PATH
@@ -390,6 +391,33 @@ def test_a_certificate_that_is_for_something_else_names_no_role(
 ) -> None:
     with pytest.raises(UnknownClientError, match=said):
         principal_of(certificate)
+
+
+def test_a_certificate_ends_on_an_open_connection_too() -> None:
+    now_s = time.time()
+    for ends_at, ended in ((now_s + 3_600.0, False), (now_s - 60.0, True)):
+        shown = {
+            "subject": ((("commonName", "viewer"),),),
+            "notAfter": time.strftime("%b %d %H:%M:%S %Y GMT", time.gmtime(ends_at)),
+        }
+        found = guard.of_certificate(shown, make_mocked_request("GET", "/"))
+        assert isinstance(found, Denial) is ended
+        assert not isinstance(found, Denial) or found.reason == "expired"
+
+
+@pytest.mark.parametrize(
+    ("source", "late_s", "ended"),
+    [
+        (claims.SOURCE, claims.LEEWAY_S - 1.0, False),
+        (claims.SOURCE, claims.LEEWAY_S + 1.0, True),
+        ("tokens.toml", 1.0, True),
+        ("tokens.toml", -1.0, False),
+    ],
+)
+def test_what_was_accepted_ends_when_a_login_would(source: str, late_s: float, ended: bool) -> None:
+    found = Principal("id", ends_at=1_000.0, source=source)
+    assert claims.has_ended(found, 1_000.0 + late_s) is ended
+    assert not claims.has_ended(Principal("id", source=source), 1e12)
 
 
 def test_the_id_of_a_certificate_names_its_issuer_too() -> None:

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import ClientError, StreamReader, web
 
 from rallypoint import runtime
-from rallypoint.coordinator import http_api, ledger_view, sending
+from rallypoint.coordinator import guard, http_api, ledger_view, sending
 from rallypoint.coordinator.event_log import SHOWN_AFTER_S, EventLog
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, json_error
@@ -29,6 +29,7 @@ from rallypoint.coordinator.replicas import (
 from rallypoint.coordinator.run_events import RunEvent, position_of, shown
 from rallypoint.core.election.records import RunRegister
 from rallypoint.core.quotas import Holdings
+from rallypoint.security import claims
 from rallypoint.wire import api_paths
 from rallypoint.wire.headers import ONLY_OWN
 
@@ -39,6 +40,8 @@ STREAMS_MAX: Final = 128
 """The most open streams of all accounts. They are half of all requests, so that others find room.
 """
 HEARTBEAT_S: Final = 15.0
+TIME_LOOK_S: Final = 1.0
+"""A stream whose token has an end looks for it so often."""
 LOOK_S: Final = 0.4
 """A stream without an event sends a comment, and one of a large run looks for events, so often, in
 seconds."""
@@ -272,7 +275,9 @@ async def _relayed(
             response = await _begun(request)
             try:
                 while await _passed_on(request, response, owner.content):
-                    pass
+                    if _has_expired(request):
+                        await _write(response, _EXPIRED)
+                        break
             except (TimeoutError, OSError, ClientError):
                 """The owner has ended, or the client does not read: the client asks again."""
                 if request.transport is not None:
@@ -346,13 +351,16 @@ async def _stream(request: web.Request, run: HostedRun, asking: Asked) -> web.St
         while True:
             news.clear()
             before = place
+            if _has_expired(request):
+                await _write(response, _EXPIRED)
+                return response
             place = await _write_new(request, response, log, place)
             if place != before:
                 written_s = loop.time()
             if log.is_over:
                 await _write(response, _message("end", {"reason": "the run is not here any more"}))
                 return response
-            if await _has_news(news, log):
+            if await _has_news(news, log, has_end=_ends(request)):
                 continue
             if loop.time() - written_s >= HEARTBEAT_S:
                 await _write(response, b": heartbeat\n\n")
@@ -366,11 +374,23 @@ async def _stream(request: web.Request, run: HostedRun, asking: Asked) -> web.St
         log.listeners.pop(news.set, None)
 
 
-async def _has_news(news: asyncio.Event, log: EventLog) -> bool:
-    """Wait for an event, and for others that happen together. False: it is time for a heartbeat."""
+def _ends(request: web.Request) -> bool:
+    return guard.principal_of(request).ends_at is not None
+
+
+def _has_expired(request: web.Request) -> bool:
+    """Whether the token or the certificate of the request counts no more."""
+    return claims.has_ended(guard.principal_of(request), runtime.here().wall_s())
+
+
+async def _has_news(news: asyncio.Event, log: EventLog, *, has_end: bool) -> bool:
+    """Wait for an event, and for others that happen together. False: it is time for a heartbeat,
+    or to look at the time (`has_end`).
+    """
+    look_s = TIME_LOOK_S if has_end else HEARTBEAT_S
     try:
         # A large run does not tell when nodes are ready: look for them.
-        async with asyncio.timeout(LOOK_S if log.is_large else HEARTBEAT_S):
+        async with asyncio.timeout(LOOK_S if log.is_large else look_s):
             await news.wait()
             # Events that are being collected are shown after this time.
             await asyncio.sleep(SHOWN_AFTER_S if log.waits else COALESCE_S)
@@ -406,3 +426,6 @@ def _message(kind: str, body: object, event_id: str = "") -> bytes:
     """One event of a stream. JSON has no line break, so it is one line of data."""
     place = f"id: {event_id}\n" if event_id else ""
     return f"{place}event: {kind}\ndata: ".encode() + msgspec.json.encode(body) + b"\n\n"
+
+
+_EXPIRED: Final = _message("end", {"reason": "the time of the token or certificate is over"})

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from rallypoint.security import client_certificates
+from rallypoint import runtime
+from rallypoint.security import claims, client_certificates
 from rallypoint.security.roles import (
     ALL_ROLES,
     EVERYBODY,
@@ -93,6 +94,10 @@ def of_certificate(
         found = client_certificates.principal_of(certificate)
     except client_certificates.UnknownClientError as error:
         return Denial(str(error), _GIVE_A_CERTIFICATE, "")
+    if claims.has_ended(found, runtime.here().wall_s()):
+        # TLS has checked the time only when the connection began.
+        assert found.ends_at is not None
+        return claims.expired(found.id, found.ends_at, "use a new one")
     if Role.HOST in found.roles and _is_forwarded(request):
         return Principal(found.id, ALL_ROLES, found.runs, found.ends_at, found.source, found.node)
     return found

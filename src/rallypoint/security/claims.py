@@ -86,11 +86,17 @@ UNREAD: Final = Denial(
 """Its reason lets a node try again, as for UNCHECKED."""
 
 
-def expired(what: str, ends_at: float) -> Denial:
-    """The denial of a credential whose time is over."""
+def expired(what: str, ends_at: float, hint: str = _NEW) -> Denial:
+    """The denial of a credential whose time is over. `hint`: how to get another one."""
     return Denial(
-        f"{what} expired at {time_text(ends_at)}", f"{_NEW}, or check the clocks", "expired"
+        f"{what} expired at {time_text(ends_at)}", f"{hint}, or check the clocks", "expired"
     )
+
+
+def has_ended(principal: Principal, now_s: float) -> bool:
+    """Whether the time of a credential is over, which was accepted before."""
+    leeway_s = LEEWAY_S if principal.source == SOURCE else 0.0
+    return principal.ends_at is not None and now_s > principal.ends_at + leeway_s
 
 
 def revoked(what: str) -> Denial:
