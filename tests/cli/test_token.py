@@ -229,6 +229,13 @@ def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path
     assert (both.code, "contradict" in both.err) == (2, True)
 
 
+def test_the_note_of_a_hosts_token_says_that_its_login_has_no_end(cli: Cli, tmp_path: Path) -> None:
+    of = ("--state", str(tmp_path / "state"))
+    assert cli("token", "new", *of).code == 0
+    said = cli("token", "new", str(tmp_path / "host"), *of, "--role", "host", "--ttl", "1d").err
+    assert "as a login it has all roles in all runs, without end" in " ".join(said.split())
+
+
 def test_a_certificate_is_revoked_in_the_ledger_without_a_state(cli: Cli, tmp_path: Path) -> None:
     place = f"file://{tmp_path / 'ledger'}"
 

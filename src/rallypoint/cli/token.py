@@ -138,7 +138,10 @@ def _new_host(file: Path, state: State, run: str | None, ttl: str | None) -> Non
         made = state.host_tokens(valid)
     mark = tokens.make_file(file, made[0])
     ends = (dt.datetime.now(dt.UTC) + valid).astimezone()
-    until = f"its certificate counts until {ends:%Y-%m-%d %H:%M}"
+    until = (
+        f"its certificate counts until {ends:%Y-%m-%d %H:%M}; as a login it has all roles in all "
+        "runs, without end: `rallypoint token rotate` ends it"
+    )
     _tell(file, f"a host's token of {state.folder}, fingerprint {mark}; {until}")
 
 
