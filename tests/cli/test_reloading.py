@@ -386,6 +386,35 @@ def test_an_error_while_reading_does_not_block_later_reloads(
     assert "MemoryError('no memory')" in caplog.text
 
 
+def test_an_error_of_the_use_does_not_lose_the_next_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    may_read = threading.Semaphore(0)
+
+    def read() -> tuple[str, ...]:
+        assert may_read.acquire(timeout=20)
+        return ("new",)
+
+    async def main() -> None:
+        uses = 0
+
+        def use(tokens: tuple[str, ...]) -> int:
+            nonlocal uses
+            uses += 1
+            if uses == 1:
+                raise ValueError("half-written")
+            return 0
+
+        reloader = Reloader(read, use)
+        reloader.ask()
+        reloader.ask()
+        may_read.release(2)
+        await until(lambda: uses == 2, "the second request was lost")
+
+    asyncio.run(main())
+    assert "the tokens stay as they were: the file was not read: ValueError('half-" in caplog.text
+
+
 def test_without_a_thread_the_token_stays_and_a_reload_may_be_repeated(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,23 @@ def test_a_renewed_certificate_is_shown_without_a_restart(own: Issuer) -> None:
     run_clean(main)
 
 
+def test_the_files_can_be_read_in_a_thread_before_they_are_used(own: Issuer) -> None:
+    # A file system may hang, and the event loop must not wait for it.
+    files = own.issue("server", "old.example")
+
+    async def main() -> None:
+        async with served(config(files, token=PLAIN)) as (server, port):
+            own.issue("server", "new.example")
+            prepared = await asyncio.to_thread(server.prepare, (PLAIN,))
+            for each in files:
+                each.unlink()
+            await dialled(port, trusting(own, "old.example"))
+            server.replace_tokens((PLAIN,), identities=prepared)
+            await dialled(port, trusting(own, "new.example"))
+
+    run_clean(main)
+
+
 # -- clients' certificates -------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from typing import Final, Generic, TypeVar
 
 from rallypoint import logs, settings
 from rallypoint.errors import UsageError
+from rallypoint.security.access import CertificateFileError
 from rallypoint.threads import call_from_loop
 
 S = TypeVar("S", bound=Sized)
@@ -41,7 +42,8 @@ class Reloader(Generic[S]):
     """Reads the tokens again on request. Owned by one event loop.
 
     `read`: the tokens of the file, with the checks of the start; raises UsageError. None: there is
-    no file. `use`: replaces the tokens, and returns how many connections use another one.
+    no file. `use`: replaces the tokens, and returns how many connections use another one. It is
+    called in the loop, so all that may block belongs into `read`. If it raises, nothing changes.
 
     The file is read in a thread, because a file system may hang, and the loop must not wait for it.
     """
@@ -73,17 +75,24 @@ class Reloader(Generic[S]):
 
     def _finish(self, outcome: S | BaseException) -> None:
         self._is_reading = False
-        if isinstance(outcome, BaseException):
+        try:
+            if isinstance(outcome, BaseException):
+                self._tell_problem(outcome)
+            else:
+                self._tell(len(outcome), self._use(outcome))
+        except (ValueError, OSError) as error:
+            self._tell_problem(error)
+        finally:
             # Any error only fails this request. Later ones are still handled.
-            problem = outcome if isinstance(outcome, UsageError) else _not_read(outcome)
-            hint = f" (hint: {problem.hint})" if problem.hint else ""
-            told = (self._why, problem.message, hint)
-            _log.error("%s: the tokens stay as they were: %s%s", *told)
-        else:
-            self._tell(len(outcome), self._use(outcome))
-        if self._is_asked_again:
-            self._is_asked_again = False
-            self.ask()
+            if self._is_asked_again:
+                self._is_asked_again = False
+                self.ask()
+
+    def _tell_problem(self, error: BaseException) -> None:
+        problem = error if isinstance(error, UsageError) else _not_read(error)
+        hint = f" (hint: {problem.hint})" if problem.hint else ""
+        told = (self._why, problem.message, hint)
+        _log.error("%s: the tokens stay as they were: %s%s", *told)
 
     def _tell(self, count: int, others: int) -> None:
         accepted = "1 token is" if count == 1 else f"{count} tokens are"
@@ -151,4 +160,5 @@ def signature(path: Path) -> tuple[tuple[int, int, int], ...] | None:
 
 
 def _not_read(error: BaseException) -> UsageError:
-    return UsageError(f"the file was not read: {error!r}", hint="send SIGHUP again")
+    why = str(error) if isinstance(error, CertificateFileError) else repr(error)
+    return UsageError(f"the file was not read: {why}", hint="send SIGHUP again")

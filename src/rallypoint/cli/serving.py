@@ -39,6 +39,7 @@ from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, is_loopback
 from rallypoint.ledger.open import open_ledger
 from rallypoint.memory import default_budget
+from rallypoint.security.identities import Prepared
 from rallypoint.tokens import Origin
 
 STOP_WITHIN_S: Final = 2.5
@@ -216,10 +217,7 @@ async def _serve(
     try:
         await server.start([sock], addresses)
         stop = _stop_signal()
-        reloader = Reloader(
-            reloads.reread,
-            lambda found: server.replace_tokens(found.tokens, found.hashed, found.revoked),
-        )
+        reloader = Reloader(_read_and_prepare(server, reloads), partial(_use, server))
         loop = asyncio.get_running_loop()
 
         def hung_up() -> None:
@@ -242,6 +240,33 @@ async def _serve(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await server.aclose()
+
+
+class _Reread(msgspec.Struct, frozen=True):
+    """What was read again, with all that needs files."""
+
+    accepted: settings.Accepted
+    identities: Prepared
+
+    def __len__(self) -> int:
+        return len(self.accepted)
+
+
+def _read_and_prepare(server: CoordinatorServer, reloads: Reloads) -> Callable[[], _Reread] | None:
+    reread = reloads.reread
+    if reread is None:
+        return None
+
+    def read() -> _Reread:
+        accepted = reread()
+        return _Reread(accepted, server.prepare(accepted.tokens))
+
+    return read
+
+
+def _use(server: CoordinatorServer, found: _Reread) -> int:
+    now = found.accepted
+    return server.replace_tokens(now.tokens, now.hashed, now.revoked, found.identities)
 
 
 def _stop_signal() -> asyncio.Future[int]:

@@ -57,7 +57,7 @@ from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security import claims
 from rallypoint.security.hashed import HashedToken
-from rallypoint.security.identities import Identities
+from rallypoint.security.identities import Identities, Prepared
 from rallypoint.security.logins import Logins
 from rallypoint.security.roles import EVERYBODY, Denial, Principal, Right
 from rallypoint.wire import api_paths, headers
@@ -275,23 +275,32 @@ class CoordinatorServer:
         port: int = self._sockets[0].getsockname()[1]
         return port
 
+    def prepare(self, accepted: tuple[str, ...]) -> Prepared:
+        """The TLS contexts for `replace_tokens`, with a PKI's files as they are now.
+
+        Any thread may call it: a file system may hang. Raises ValueError as `replace_tokens`.
+        """
+        return self._identities.prepare(accepted)
+
     def replace_tokens(
         self,
         accepted: tuple[str, ...],
         hashed: tuple[HashedToken, ...] = (),
         revoked: frozenset[str] = frozenset(),
+        identities: Prepared | None = None,
     ) -> int:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         `hashed`: more, each with its roles. `revoked`: the ids of those that count no more, whose
         connections are closed; they stay revoked. All others stay open: accept the old and the new
-        token together for a while, so that no node is refused. The files of a PKI are read again,
-        too. Raises ValueError if no token is left, or one names an authority of which none has a
+        token together for a while, so that no node is refused. `identities`: of
+        `prepare`; None: the files of a PKI are read again here, and the event loop waits for them.
+        Raises ValueError if no token is left, or one names an authority of which none has a
         certificate.
         """
         if len(self.tokens) and not any(accepted) and not hashed:
             raise ValueError("a coordinator with a token needs one")
-        self._identities.replace(accepted)
+        self._identities.use(identities or self.prepare(accepted))
         self.tallies.certificate_ends_at = self._identities.ends_at
         if any(accepted) or hashed:
             self.tokens.replace(accepted, hashed, self._identities.authorities)

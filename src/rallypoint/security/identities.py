@@ -10,6 +10,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 
+import msgspec
+
 from rallypoint.security import pki, tls, token_form
 from rallypoint.security.access import SYSTEM, Certificates
 from rallypoint.security.der import public_key_hash, validity
@@ -18,6 +20,15 @@ from rallypoint.security.token_form import Identity
 
 class NoIdentityError(ValueError):
     """Tokens name a CA, and none of them has a certificate of it."""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The contexts that show the identities of some tokens: see `Identities.prepare`."""
+
+    by_name: dict[str, ssl.SSLContext]
+    first: ssl.SSLContext | None
+    authorities: tuple[bytes, ...]
+    leaves: tuple[bytes, ...]
 
 
 class Identities:
@@ -48,7 +59,15 @@ class Identities:
     def replace(self, tokens: Iterable[str]) -> None:
         """Use the identities of these tokens for connections that come from now on.
 
-        The files of the PKI are read again, too.
+        The files of the PKI are read again, too, in this thread.
+        """
+        self.use(self.prepare(tokens))
+
+    def prepare(self, tokens: Iterable[str]) -> Prepared:
+        """What `use` needs. Any thread may call it.
+
+        It reads the files of the PKI, so it may block as long as a file system does. Raises
+        NoIdentityError; ValueError for a damaged token, or files that cannot be used.
         """
         has_own = self._own is not None and self._own.cert is not None
         found = _identities(tokens, may_miss=has_own)
@@ -58,11 +77,14 @@ class Identities:
         if self._own is not None and has_own:
             first = pki.server_context(self._own, self._client_ca)
             leaves.append(pki.own_certificate(self._own))
-        self._leaves = tuple(leaves)
-        self._by_name, self._first = contexts, first
-        self._authorities = tuple(each.ca for each in found.values())
         if first is not None and (len(contexts) > 1 or (contexts and has_own)):
             first.sni_callback = self._choose
+        return Prepared(contexts, first, tuple(each.ca for each in found.values()), tuple(leaves))
+
+    def use(self, prepared: Prepared) -> None:
+        """Use these for connections that come from now on."""
+        self._by_name, self._first = prepared.by_name, prepared.first
+        self._authorities, self._leaves = prepared.authorities, prepared.leaves
 
     @property
     def ends_at(self) -> float | None:
