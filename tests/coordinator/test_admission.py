@@ -121,7 +121,7 @@ def test_a_refusal_by_a_closed_run_has_the_reason_and_the_time():
     assert late.refused.code is RefusalCode.CLOSED
     assert late.refused.close is not None
     assert late.refused.close.reason == "trained"
-    assert "closed 65 s ago: succeeded: trained (by n0)" in late.refused.message
+    assert "closed 65 s ago: succeeded: trained (by node 'n0')" in late.refused.message
 
 
 def test_a_run_closed_while_disconnected_is_closed_for_the_node_too():

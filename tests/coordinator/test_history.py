@@ -184,7 +184,7 @@ def test_the_end_of_a_run_is_in_the_ledger_with_its_last_round(clocks: Clocks) -
         shown = await detail(ledger, kept, 10, "here")
         assert (shown.phase, shown.source) == ("closed", "ledger")
         last = (shown.rounds or [])[-1]
-        assert last.ended == own.ended == "stopped: enough (by somebody)"
+        assert last.ended == own.ended == "stopped: enough (by node 'somebody')"
         assert last.active_s == pytest.approx(7.0, abs=0.2)
         assert own.active_s == pytest.approx(7.0, abs=0.2)
         # The same from a coordinator that has taken the run over since.

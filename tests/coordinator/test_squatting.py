@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from rallypoint.core import events as on
-from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S
+from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S, is_reusable
 from rallypoint.core.reasons import RefusalCode
-from rallypoint.core.values import NodeInfo, Outcome, RunSettings, Stamp
+from rallypoint.core.values import CloseRecord, NodeInfo, Outcome, RunSettings, Stamp
 from rallypoint.wire import messages as wire
 from tests.coordinator.one_coordinator import HERE, OneCoordinator, Peer
 
@@ -40,7 +41,7 @@ def test_an_operator_can_close_a_run_in_the_jobs_way() -> None:
     here = OneCoordinator()
     squatter = here.attach("job", "x", **SQUATTERS)
     here.coordinator.runs["job"].post(
-        on.CloseRequested("operator at ::1", Outcome.STOPPED, "not ours")
+        on.CloseRequested("operator at ::1", Outcome.STOPPED, "not ours", by_operator=True)
     )
     here.commit()
     assert here.attach("job", "n0", **JOBS).is_welcome
@@ -69,7 +70,7 @@ def test_late_nodes_of_the_same_job_learn_that_it_is_closed() -> None:
     closed_by_node(here, **JOBS).hang_up()
     late = here.attach("job", "late", **JOBS)
     assert late.refusal.code is RefusalCode.CLOSED
-    assert "squatted (by x)" in late.refusal.message
+    assert "squatted (by node 'x')" in late.refusal.message
     assert "in 30 s under this one" in late.refusal.hint
     here.pass_time(BEGIN_AGAIN_AFTER_S + 1)
     assert here.attach("job", "n0", **JOBS).is_welcome
@@ -79,13 +80,35 @@ def test_a_run_closed_by_an_operator_stays_closed_for_its_job() -> None:
     here = OneCoordinator()
     here.attach("job", "x", **JOBS)
     here.coordinator.runs["job"].post(
-        on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough")
+        on.CloseRequested("operator at ::1", Outcome.STOPPED, "enough", by_operator=True)
     )
     here.commit()
     here.pass_time(2 * BEGIN_AGAIN_AFTER_S)
     refusal = here.attach("job", "n0", **JOBS).refusal
     assert refusal.code is RefusalCode.CLOSED
     assert refusal.hint == "start again under another run id"
+
+
+def test_a_node_whose_name_is_like_an_operator_is_a_node() -> None:
+    here, name = OneCoordinator(), "operator at 10.0.0.7"
+    node = here.attach("job", name, **JOBS)
+    node.say(wire.CloseRun(Stamp(), Outcome.STOPPED, "maintenance"))
+    here.commit()
+    node.hang_up()
+    close = here.coordinator.runs["job"].membership.close
+    assert str(close) == f"stopped: maintenance (by node {name!r})"
+    here.pass_time(BEGIN_AGAIN_AFTER_S + 1)
+    assert here.attach("job", "n0", **JOBS).is_welcome
+
+
+@pytest.mark.parametrize(("by", "is_so"), [("operator at ::1", False), ("x", True), ("", True)])
+def test_a_record_of_an_older_release_tells_by_its_text_who_closed_the_run(
+    by: str, is_so: bool
+) -> None:
+    older = msgspec.msgpack.encode(("stopped", "enough", by, 3, 0, None))
+    close = msgspec.msgpack.decode(older, type=CloseRecord)
+    assert is_reusable(close) is is_so
+    assert str(close) == (f"stopped: enough (by {by})" if by else "stopped: enough")
 
 
 def test_a_run_that_had_a_round_stays_closed() -> None:

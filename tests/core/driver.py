@@ -280,8 +280,15 @@ class Driver:
         for token in tokens:
             self.step(on.NodeHeard(node_id(token)))
 
-    def close(self, outcome: Outcome = Outcome.STOPPED, reason: str = "asked to", by: str = "ann"):
-        self.step(on.CloseRequested(by, outcome, reason))
+    def close(
+        self,
+        outcome: Outcome = Outcome.STOPPED,
+        reason: str = "asked to",
+        by: str = "ann",
+        *,
+        by_operator: bool = True,
+    ):
+        self.step(on.CloseRequested(by, outcome, reason, by_operator=by_operator))
 
     def drain(self, *tokens: str, reason: str = "new kernel") -> None:
         """An operator asks a node to leave."""

@@ -194,12 +194,14 @@ def test_r1_a_run_that_is_taken_over_before_its_first_round_begins_above_its_flo
 AGAIN = "under this one"
 
 
-def closed(*, has_round: bool = False, has_successor: bool = False) -> Driver:
+def closed(
+    *, has_round: bool = False, has_successor: bool = False, by_operator: bool = False
+) -> Driver:
     driver = Driver(min=1, max=1, has_successor=has_successor)
     driver.attach("a")
     if has_round:
         driver.ready("a")
-    driver.close()
+    driver.close(by_operator=by_operator)
     assert driver.phase is Phase.CLOSED
     return driver
 
@@ -220,6 +222,11 @@ def test_r6_only_a_run_in_memory_that_never_had_a_round_begins_again(
     driver.attach("b")
     (refused,) = (each for _, each in driver.take() if isinstance(each, do.Refuse))
     assert (AGAIN in refused.refusal.hint) is may
+
+
+def test_r6_a_run_that_an_operator_closed_is_not_begun_again() -> None:
+    driver = closed(by_operator=True)
+    assert not driver.run.may_begin_again(driver.settings, driver.now_s + 60.0)
 
 
 def test_r6_an_open_run_is_not_begun_again() -> None:

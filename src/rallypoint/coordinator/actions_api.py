@@ -224,7 +224,7 @@ def _refuse_closed(run_id: str, close: CloseRecord) -> web.Response:
 
 async def _close(request: web.Request, run: HostedRun, body: _Body) -> web.Response:
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX) or CLOSED_BY_REQUEST
-    run.post(on.CloseRequested(operator(request), Outcome.STOPPED, reason))
+    run.post(on.CloseRequested(operator(request), Outcome.STOPPED, reason, by_operator=True))
     why = await _why_not(request, run, lambda: run.is_closed)
     if why:
         return json_error(503, f"run {run.run_id!r} is not closed yet: {why}", _MAY_STILL)

@@ -18,8 +18,8 @@ BEGIN_AGAIN_AFTER_S: Final = 30.0
 """
 NODE_COUNTS: Final = frozenset({"min_nodes", "max_nodes", "expected_nodes"})
 """The settings that an operator can change while the run goes on."""
-OPERATOR: Final = "operator"
-"""The prefix of `CloseRecord.by` if a person closed the run, and not a node."""
+_OPERATOR: Final = "operator"
+"""The prefix of `CloseRecord.by` in a record of an older release, if an operator closed the run."""
 
 
 class Admission:
@@ -84,5 +84,7 @@ def is_reusable(close: CloseRecord) -> bool:
 
     A run that an operator closed stays closed, however late its nodes start.
     """
+    if close.by_operator is None:
+        return not close.by.startswith(_OPERATOR)
     # R6: a run that an operator closed stays closed.
-    return not close.by.startswith(OPERATOR)
+    return not close.by_operator

@@ -91,11 +91,12 @@ class NodeLeft(Event, frozen=True):
 
 
 class CloseRequested(Event, frozen=True):
-    """A node or a person asked for the end of the run."""
+    """A node or an operator asked for the end of the run. `by`: its name, or which operator."""
 
     by: str
     outcome: Outcome
     reason: str
+    by_operator: bool = False
 
 
 class DrainRequested(Event, frozen=True):

@@ -161,4 +161,5 @@ def on_left(run: MembershipState, event: on.NodeLeft) -> None:
 
 
 def on_close_requested(run: MembershipState, event: on.CloseRequested) -> None:
-    writing.close_run(run, event.outcome, event.reason, by=event.by)
+    by, by_operator = event.by, event.by_operator
+    writing.close_run(run, event.outcome, event.reason, by=by, by_operator=by_operator)

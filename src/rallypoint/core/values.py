@@ -478,7 +478,12 @@ class Outcome(enum.StrEnum):
 
 
 class CloseRecord(FrozenStruct, frozen=True):
-    """The end of a run as it is committed. Nothing follows it (R6)."""
+    """The end of a run as it is committed. Nothing follows it (R6).
+
+    `by`: a node's name, or an operator. `by_operator`: which of both it is; None if nobody asked
+    for the end, or an older release wrote the record. The text of `by` must not decide that: nodes
+    choose their names.
+    """
 
     outcome: Outcome
     reason: str
@@ -486,10 +491,12 @@ class CloseRecord(FrozenStruct, frozen=True):
     term: int = 0
     round: int = 0
     cause: Change | None = None
+    by_operator: bool | None = None
 
     def __str__(self) -> str:
         """One line: how the run ended, why, and by whom."""
-        by = f" (by {self.by})" if self.by else ""
+        who = f"node {self.by!r}" if self.by_operator is False else self.by
+        by = f" (by {who})" if self.by else ""
         return f"{self.outcome.value.replace('_', ' ')}: {self.reason}{by}"
 
 

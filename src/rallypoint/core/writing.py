@@ -35,10 +35,11 @@ def close_run(
     reason: str,
     *,
     by: str = "",
+    by_operator: bool | None = None,
     cause: Change | None = None,
 ) -> None:
     """End the run: at once, or after the record that is being written (R6)."""
-    record = CloseRecord(outcome, reason, by, run.term, run.number, cause)
+    record = CloseRecord(outcome, reason, by, run.term, run.number, cause, by_operator)
     # R1: one write at a time, also for the close.
     if run.phase is Phase.COMMITTING:
         # R6: the first close counts.

@@ -98,9 +98,17 @@ def _loss_while_writing(original: Any, self: Any, member: Any, kind: Any, detail
 
 @replaces("rallypoint.core.writing:close_run")
 def _closes_over_the_write(
-    original: Any, run: Any, outcome: Any, reason: Any, *, by: Any = "", cause: Any = None
+    original: Any,
+    run: Any,
+    outcome: Any,
+    reason: Any,
+    *,
+    by: Any = "",
+    by_operator: Any = None,
+    cause: Any = None,
 ) -> None:
-    writing.commit_close(run, CloseRecord(outcome, reason, by, run.term, run.number, cause))
+    close = CloseRecord(outcome, reason, by, run.term, run.number, cause, by_operator)
+    writing.commit_close(run, close)
 
 
 @replaces("rallypoint.core.rounds:charge")
