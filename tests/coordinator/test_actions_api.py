@@ -17,8 +17,9 @@ from rallypoint import errors
 from rallypoint.client.node import Node
 from rallypoint.client.run_client import open_node
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.core import events as on
 from rallypoint.core.membership import Membership
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import NodeId, RunSettings
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.settings import NodeSettings
@@ -118,6 +119,35 @@ def test_an_evicted_node_ends_with_the_reason_and_cannot_come_back() -> None:
             assert (evicted["node"], evicted["by"]) == ("q2", "operator at 127.0.0.1")
             # What follows from it is not told as another loss.
             assert "lost" not in [each["kind"] for each in events]
+
+    run_clean(main)
+
+
+def test_an_order_without_room_is_refused_at_once_and_says_what_to_do() -> None:
+    long = "\U0001f600" * 200
+
+    async def main() -> None:
+        async with alone() as one, orderly(one.port, "q1") as a:
+            run = one.server.coordinator.runs["run"]
+            for count in range(300):
+                run.post(on.EvictRequested(NodeId(f"gone{count}", 1), "somebody", "r" * 100))
+            assert len(run.membership.orders.evictions) < 300
+            bodies = {
+                "drain": {"node": "q1"},
+                "evict": {"node": "q1"},
+                "scale": {"min_nodes": 1, "max_nodes": 9},
+            }
+            for action, body in bodies.items():
+                code, said = await order(one, action, reason=long, **body)
+                kept = len(run.membership.orders.evictions)
+                assert (code, said["error"]) == (
+                    409,
+                    f"run 'run' has no room for more orders: it keeps {kept} evictions",
+                )
+                assert "shorter reason" in said["hint"]
+            assert run.membership.orders.drains == ()
+            assert run.membership.orders.scale is None
+            assert a.node.gone is None
 
     run_clean(main)
 

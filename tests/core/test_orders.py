@@ -248,11 +248,25 @@ def test_r12_orders_are_bounded_and_old_drains_make_room() -> None:
     assert 10 < len(orders.drains) < 100
     assert orders.drains[-1].node.name == f"drained{count}"
     count = 0
-    while orders.has_room_for(order(NodeId(f"n{count}", 1), "ann", "x" * 1_000)):
+    while orders.has_room_for(eviction=order(NodeId(f"n{count}", 1), "ann", "x" * 1_000)):
         orders = orders.with_eviction(order(NodeId(f"n{count}", 1), "ann", "x" * 1_000))
         count += 1
     assert 10 < count < 100
     assert len(msgspec.msgpack.encode(orders)) <= ORDERS_BYTES_MAX
+
+
+def test_r12_without_room_for_an_order_nothing_changes() -> None:
+    driver = met(manual_marks=False)
+    for count in range(100):
+        driver.evict(f"n{count}", reason="x" * 150)
+    driver.take()
+    before = driver.run.orders
+    driver.drain("a", reason="x" * 200)
+    driver.step(on.ScaleRequested(Scale(1, 2, "operator ann", "\U0001f600" * 200)))
+    assert (driver.run.orders, driver.take()) == (before, [])
+    driver.drain("a", reason="")
+    assert driver.run.orders.drain_of(node_id("a")) is not None
+    assert len(msgspec.msgpack.encode(driver.run.orders)) <= ORDERS_BYTES_MAX
 
 
 @pytest.mark.parametrize("tens", seeds(5, verify=15, long=150))

@@ -215,6 +215,14 @@ async def _why_not(request: web.Request, run: HostedRun, is_so: Callable[[], boo
     return ""
 
 
+def _no_room(run: HostedRun) -> web.Response:
+    """An order that the run's head cannot keep with the evictions that it has."""
+    count = len(run.membership.orders.evictions)
+    what = f"run {run.run_id!r} has no room for more orders: it keeps {count} evictions"
+    hint = "give a shorter reason or none; if that has no room, close the run and begin another"
+    return json_error(409, what, hint)
+
+
 def _refuse_closed(run_id: str, close: CloseRecord) -> web.Response:
     return json_error(409, f"run {run_id!r} is over: {close}", "nothing is left to do")
 
@@ -249,8 +257,10 @@ async def _drain(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
         return answer({**told, "was_asked": True, "state": member.state.value})
     if not member.takes_orders:
         return _cannot_be_asked(member)
-    reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX)
-    run.post(on.DrainRequested(node, operator(request), reason))
+    reason, by = reasons.tidy(body.reason, REASON_CHARACTERS_MAX), operator(request)
+    if before is None and not membership.orders.has_room_for(drain=order(node, by, reason)):
+        return _no_room(run)
+    run.post(on.DrainRequested(node, by, reason))
 
     def is_asked() -> bool:
         living = membership.roster.living(node)
@@ -287,10 +297,8 @@ async def _evict(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
             return member
         name, by = member.name, operator(request)
         reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX)
-        if not membership.orders.has_room_for(order(member.id, by, reason)):
-            count = len(membership.orders.evictions)
-            what = f"run {run.run_id!r} has evicted {count} nodes, and cannot keep more"
-            return json_error(409, what, "give shorter reasons, or close the run")
+        if not membership.orders.has_room_for(eviction=order(member.id, by, reason)):
+            return _no_room(run)
         run.post(on.EvictRequested(member.id, by, reason))
     why = await _why_not(
         request, run, lambda: membership.orders_written.eviction_of(name) is not None
@@ -310,6 +318,8 @@ async def _scale(request: web.Request, run: HostedRun, body: _ScaleBody) -> web.
     before, was_active = membership.settings, membership.phase_of_work is Phase.ACTIVE
     reason = reasons.tidy(body.reason, REASON_CHARACTERS_MAX)
     wanted = scale(body.min_nodes, body.max_nodes, operator(request), reason)
+    if not membership.orders.has_room_for(scale=wanted):
+        return _no_room(run)
     run.post(on.ScaleRequested(wanted))
     why = await _why_not(request, run, lambda: membership.orders_written.scale == wanted)
     if why:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import member_changes, ordering, reasons
@@ -24,6 +22,8 @@ def on_drain_requested(run: MembershipState, event: on.DrainRequested) -> None:
     if run._orders.now.drain_of(member.id) is not None:
         return
     drain = order(member.id, event.by, event.reason)
+    if not run._orders.now.has_room_for(drain=drain):
+        return
     run._orders.now = run._orders.now.with_drain(drain)
     ordering.wanted(run)
     if not run._has_successor:
@@ -34,7 +34,7 @@ def on_evict_requested(run: MembershipState, event: on.EvictRequested) -> None:
     orders, name = run._orders.now, event.node.name
     eviction = order(event.node, event.by, event.reason)
     # R11: the first one counts.
-    if orders.eviction_of(name) is not None or not orders.has_room_for(eviction):
+    if orders.eviction_of(name) is not None or not orders.has_room_for(eviction=eviction):
         return
     run._orders.now = orders.with_eviction(eviction)
     ordering.wanted(run)
@@ -49,7 +49,9 @@ def on_scale_requested(run: MembershipState, event: on.ScaleRequested) -> None:
     # R11: a repeat changes nothing.
     if run._orders.now.scale == event.scale:
         return
-    run._orders.now = msgspec.structs.replace(run._orders.now, scale=event.scale)
+    if not run._orders.now.has_room_for(scale=event.scale):
+        return
+    run._orders.now = run._orders.now.with_scale(event.scale)
     run.adopt_settings(run.asked_settings)
     ordering.wanted(run)
     run._do(do.Rescale(event.scale))

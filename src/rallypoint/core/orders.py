@@ -63,13 +63,29 @@ class Orders(FrozenStruct, frozen=True):
         """The eviction of the node of this name, if there was one."""
         return next((each for each in self.evictions if each.node.name == name), None)
 
-    def has_room_for(self, order: Order) -> bool:
-        """Whether the run's head has room for another eviction. Old drains make room for it."""
-        evicted = msgspec.structs.replace(self, drains=(), evictions=(*self.evictions, order))
-        return _size(evicted) <= ORDERS_BYTES_MAX
+    def has_room_for(
+        self,
+        *,
+        drain: Order | None = None,
+        eviction: Order | None = None,
+        scale: Scale | None = None,
+    ) -> bool:
+        """Whether the run's head has room for these orders. Old drains make room for them."""
+        made = msgspec.structs.replace(
+            self,
+            drains=() if drain is None else (drain,),
+            evictions=self.evictions if eviction is None else (*self.evictions, eviction),
+            scale=scale or self.scale,
+        )
+        return _size(made) <= ORDERS_BYTES_MAX
 
     def with_drain(self, order: Order) -> Orders:
-        """These orders and this drain. The oldest drains are dropped if there is no room."""
+        """These orders and this drain. The oldest drains are dropped if there is no room.
+
+        If the drain would have no room even then, nothing changes.
+        """
+        if not self.has_room_for(drain=order):
+            return self
         drains = [each for each in self.drains if each.node != order.node]
         return self._with_drains((*drains, order))
 
@@ -78,6 +94,10 @@ class Orders(FrozenStruct, frozen=True):
         drains = tuple(each for each in self.drains if each.node.name != order.node.name)
         evictions = (*self.evictions, order)
         return msgspec.structs.replace(self, evictions=evictions)._with_drains(drains)
+
+    def with_scale(self, scale: Scale) -> Orders:
+        """These orders and these numbers of nodes, in place of earlier ones."""
+        return msgspec.structs.replace(self, scale=scale)._with_drains(self.drains)
 
     def without_drain(self, node: NodeId) -> Orders:
         """These orders without the drain of a node that has left."""
