@@ -132,7 +132,7 @@ def test_an_order_without_room_is_refused_at_once_and_says_what_to_do() -> None:
             for count in range(300):
                 run.post(on.EvictRequested(NodeId(f"gone{count}", 1), "somebody", "r" * 100))
             assert len(run.membership.orders.evictions) < 300
-            bodies = {
+            bodies: dict[str, dict[str, object]] = {
                 "drain": {"node": "q1"},
                 "evict": {"node": "q1"},
                 "scale": {"min_nodes": 1, "max_nodes": 9},

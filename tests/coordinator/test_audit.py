@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
 from rallypoint import errors
 from rallypoint.coordinator.audit import Audit, Record
+from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.net import bind
+from rallypoint.security.access import Certificates
 from rallypoint.security.roles import Denial, Principal, Role
 from rallypoint.security.sums import AT_ONCE, KEYS_MAX
 from rallypoint.tokens import fingerprint
 from tests.coordinator.replica import TOKEN, Replica
 from tests.coordinator.test_guard import CONFIG, NODE, OPERATOR, VIEWER
-from tests.loops import node, run_clean
+from tests.loops import node, run_clean, until
+from tests.security.pki import Issuer
 
 pytestmark = pytest.mark.sockets
 
@@ -39,9 +45,9 @@ class Lines(list[bytes]):
 
 
 @contextlib.asynccontextmanager
-async def audited(lines: Lines) -> AsyncIterator[Replica]:
+async def audited(lines: Lines, config: CoordinatorConfig = CONFIG) -> AsyncIterator[Replica]:
     sock = bind("127.0.0.1", 0)
-    async with CoordinatorServer(CONFIG, audit=Audit(lines.append)) as server:
+    async with CoordinatorServer(config, audit=Audit(lines.append)) as server:
         await server.start([sock])
         yield Replica(server, server.port)
 
@@ -142,6 +148,91 @@ def test_strangers_at_many_addresses_do_not_hide_who_has_a_token() -> None:
     assert any(each.get("token") == "other" for each in records)
     others = {each["action"]: each["count"] for each in records if each["address"] == "others"}
     assert others == {"login": KEYS_MAX - AT_ONCE, "attach": KEYS_MAX - AT_ONCE}
+
+
+def test_a_certificate_that_is_not_accepted_is_recorded(tmp_path: Path) -> None:
+    lines, own, other = Lines(), Issuer(tmp_path / "own"), Issuer(tmp_path / "other", "Other CA")
+    cert, key = own.issue("server", "127.0.0.1")
+    config = CoordinatorConfig(
+        certificates=Certificates(cert=str(cert), key=str(key)), client_ca=str(own.file)
+    )
+    uris = ("spiffe://rallypoint/operator",)
+    shown = (other.issue("a", uris=uris), own.issue("b", uris=uris, ends=-dt.timedelta(hours=1)))
+
+    async def show(files: tuple[Path, Path], port: int) -> None:
+        before = len(lines)
+        context = ssl.create_default_context(cafile=str(own.file))
+        context.load_cert_chain(*map(str, files))
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.close()
+        await until(lambda: len(lines) > before, "it is not recorded")
+
+    async def main() -> None:
+        async with CoordinatorServer(config, audit=Audit(lines.append)) as server:
+            await server.start([bind("127.0.0.1", 0)])
+            for files in shown:
+                await show(files, server.port)
+
+    run_clean(main)
+    records = lines.records()
+    assert {each["action"] for each in records} == {"login"}
+    assert {each["outcome"] for each in records} == {"refused"}
+    assert {each["address"] for each in records} == {"127.0.0.1"}
+    first, second = (each["detail"] for each in records)
+    assert "its certificate is not accepted: " in first
+    assert "expired" in second
+
+
+@pytest.mark.parametrize("config", [CONFIG, CoordinatorConfig()], ids=["token", "no token"])
+def test_the_refusal_of_a_foreign_page_is_recorded(config: CoordinatorConfig) -> None:
+    lines = Lines()
+    page = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+
+    async def main() -> None:
+        async with audited(lines, config) as a:
+            await a.has("team-1")
+            assert (await a.ask(CLOSE, post=b"{}", **page))[0] == 403
+
+    run_clean(main)
+    [record] = lines.records()
+    assert record == {
+        "action": "close",
+        "outcome": "refused",
+        "status": 403,
+        "address": "127.0.0.1",
+        "run": "team-1",
+        "detail": "requests from a web page of https://evil.example are refused",
+    }
+
+
+def test_a_request_under_the_name_of_another_host_is_recorded() -> None:
+    lines = Lines()
+
+    async def main() -> None:
+        async with audited(lines, CoordinatorConfig()) as a:
+            await a.has("team-1")
+            assert (await a.ask(CLOSE, token="", post=b"{}", Host="evil.example"))[0] == 421
+
+    run_clean(main)
+    [record] = lines.records()
+    assert (record["action"], record["outcome"], record["status"]) == ("close", "refused", 421)
+    assert "evil.example" in record["detail"]
+
+
+def test_an_action_whose_body_is_too_large_has_its_status() -> None:
+    lines = Lines()
+
+    async def main() -> None:
+        async with audited(lines) as a, aiohttp.ClientSession() as http:
+            shown = {"Authorization": f"Bearer {OPERATOR}"}
+            url = f"http://127.0.0.1:{a.port}{CLOSE}"
+            async with http.post(url, data=b"x" * 70_000, headers=shown) as answer:
+                assert answer.status == 413
+
+    run_clean(main)
+    [record] = lines.records()
+    assert (record["outcome"], record["status"]) == ("failed", 413)
 
 
 def test_the_addresses_of_an_ipv6_network_count_as_one() -> None:

@@ -96,6 +96,21 @@ class Audit:
         """A request without an accepted token."""
         self._refused(LOGIN, _address(address), detail=why, status=401)
 
+    def certificate_refused(self, address: str | None, why: str) -> None:
+        """A connection with a certificate that is not accepted. It has sent no request."""
+        self._refused(LOGIN, _address(address), detail=why)
+
+    def page_refused(self, request: web.Request, status: int, why: str) -> None:
+        """A request that may come from a web page of another site."""
+        self._refused(
+            guard.action_of(request),
+            _address(request.remote),
+            request.get(guard.PRINCIPAL),
+            detail=_tidy(why),
+            status=status,
+            run=_tidy(request.match_info.get("run_id", "")),
+        )
+
     def denied(self, request: web.Request, principal: Principal, denial: Denial) -> None:
         """A request whose token does not allow it."""
         self._refused(

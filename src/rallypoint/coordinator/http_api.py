@@ -89,10 +89,15 @@ def is_sent_by_foreign_page(request: web.Request) -> bool:
     return site not in ("same-origin", "none") and not is_link
 
 
+def why_foreign(request: web.Request) -> str:
+    """Why the request of a page of another site is refused."""
+    origin = reasons.tidy(request.headers.get("Origin", "another site"), 200)
+    return f"requests from a web page of {origin} are refused"
+
+
 def foreign_page(request: web.Request) -> web.Response:
     """The answer to a page of another site."""
-    origin = reasons.tidy(request.headers.get("Origin", "another site"), 200)
-    message = f"requests from a web page of {origin} are refused"
+    message = why_foreign(request)
     hint = "open the coordinator's own page; a proxy must keep the Host header"
     return json_error(403, message, hint)
 
@@ -110,9 +115,14 @@ async def is_for_another(request: web.Request, known: KnownHosts) -> bool:
     return False
 
 
+def why_for_another(request: web.Request) -> str:
+    """Why a request under a name that this coordinator does not know is refused."""
+    return f"this coordinator has no token, and {request.host!r} is not a name of its machine"
+
+
 def for_another(request: web.Request) -> web.Response:
-    """The answer to a request under a name that this coordinator does not know."""
-    message = f"this coordinator has no token, and {request.host!r} is not a name of its machine"
+    """The answer to such a request."""
+    message = why_for_another(request)
     hint = "use its address, or set a token: then any name works"
     return json_error(421, message, hint)
 

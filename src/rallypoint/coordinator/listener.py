@@ -92,7 +92,8 @@ class Listener:
     `new_protocol` makes the protocol of a connection. `count` returns the number of connections,
     including strangers, but not those that are being accepted. `is_welcome` gets the socket of a
     new connection and returns whether to accept it. `tls` returns the context for a new connection,
-    None for one in clear.
+    None for one in clear. `on_refused` gets the address of a client whose certificate is not
+    accepted, None if it is local, and why.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Listener:
         limits: ListenerLimits,
         is_welcome: Callable[[socket.socket], bool] = lambda connection: True,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+        on_refused: Callable[[str | None, str], None] = lambda peer, why: None,
     ) -> None:
         self._sockets = tuple(sockets)
         self._new_protocol = new_protocol
@@ -110,6 +112,7 @@ class Listener:
         self._limits = limits
         self._is_welcome = is_welcome
         self._tls = tls
+        self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         # This clock leaves out stalls, so that bytes that strangers sent meanwhile are read before
         # they are closed.
@@ -212,6 +215,7 @@ class Listener:
             why = f"its certificate is not accepted: {error.verify_message}"
             peer = str(where[0]) if isinstance(where, tuple) else None  # else it is local
             login_refused(peer, why, logging.WARNING)
+            self._on_refused(peer, why)
         except OSError as error:
             _log.debug("a connection ended before it was accepted: %s", error)
         finally:

@@ -226,6 +226,7 @@ class CoordinatorServer:
             lambda: len(server.connections),
             limits,
             tls=self._identities.server,
+            on_refused=self._audit.certificate_refused,
         )
         self._listener.start()
 
@@ -353,7 +354,7 @@ class CoordinatorServer:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             if http_api.is_sent_by_foreign_page(request):
-                return _last(request, http_api.foreign_page(request))
+                return self._foreign(request)
             if not self._admits_everybody:
                 found = self._login(request)
                 if isinstance(found, Denial):
@@ -361,7 +362,7 @@ class CoordinatorServer:
                 request[guard.PRINCIPAL] = guard.narrowed(found, request)
                 self._admit(request)
                 if http_api.SHOWN not in request and http_api.is_foreign_page(request):
-                    return _last(request, http_api.foreign_page(request))
+                    return self._foreign(request)
                 denied = guard.denial(request, guard.principal_of(request))
                 if denied is not None:
                     return self._denied(request, denied)
@@ -369,8 +370,10 @@ class CoordinatorServer:
                 self._admit(request)
                 request[guard.PRINCIPAL] = guard.narrowed(EVERYBODY, request)
                 if http_api.is_foreign_page(request):
-                    return http_api.foreign_page(request)
+                    return self._foreign(request)
                 if await http_api.is_for_another(request, self._known_hosts):
+                    why = http_api.why_for_another(request)
+                    self._audit.page_refused(request, 421, why)
                     return http_api.for_another(request)
                 denied = guard.denial(request, guard.principal_of(request))
                 if denied is not None:
@@ -460,6 +463,9 @@ class CoordinatorServer:
             answer = await self._requests.answer(request, handler, account, is_last=is_last)
             status = answer.status
             return answer
+        except web.HTTPException as error:
+            status = error.status
+            raise
         finally:
             self._audit.acted(request, guard.principal_of(request), status)
 
@@ -467,6 +473,11 @@ class CoordinatorServer:
         seen = session.outlet.seen if isinstance(session.outlet, WebSocketOutlet) else None
         address = plain(seen.host) if seen is not None else "local"
         self._audit.attach_denied(address, session.principal, run_id, denied)
+
+    def _foreign(self, request: web.Request) -> web.StreamResponse:
+        """The answer to a page of another site."""
+        self._audit.page_refused(request, 403, http_api.why_foreign(request))
+        return _last(request, http_api.foreign_page(request))
 
     def _denied(self, request: web.Request, denied: Denial) -> web.StreamResponse:
         """The answer to a request whose token is accepted, and does not suffice."""
