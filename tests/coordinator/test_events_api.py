@@ -302,6 +302,28 @@ def test_another_replica_passes_on_pages_and_streams() -> None:
     run_clean(main)
 
 
+def test_the_head_of_a_stream_has_no_body_and_ends() -> None:
+    request = (
+        f"HEAD {PATH} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Accept: text/event-stream\r\nConnection: close\r\n\r\n"
+    )
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            for each in (a, b):
+                reader, writer = await asyncio.open_connection("127.0.0.1", each.port)
+                writer.write(request.encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert b"text/event-stream" in head
+                assert body == b""
+                writer.close()
+
+    run_clean(main)
+
+
 def test_a_stream_of_a_replica_ends_with_the_owner() -> None:
     async def main() -> None:
         ledger = MemoryLedger()

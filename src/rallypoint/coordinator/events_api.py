@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientError, StreamReader, web
+from aiohttp import ClientError, StreamReader, hdrs, web
 
 from rallypoint import runtime
 from rallypoint.coordinator import guard, http_api, ledger_view, sending
@@ -52,6 +52,12 @@ COALESCE_S: Final = 0.05
 RETRY_MS: Final = 1_000
 """When a client connects again after a stream has ended."""
 _STREAM: Final = "text/event-stream"
+_STREAM_HEADERS: Final = {
+    "Content-Type": _STREAM,
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
+"""Proxies must pass on each event at once."""
 _STREAMS: web.AppKey[Holdings] = web.AppKey("streams", Holdings)
 
 
@@ -107,10 +113,14 @@ async def _events(request: web.Request) -> web.StreamResponse:
         except LOOK_ERRORS as error:
             return http_api.unreadable(run_id, error)
         if kept is not None:
+            if is_stream and request.method == hdrs.METH_HEAD:
+                return _head()
             return await _elsewhere(request, replicas, kept, asking, is_stream)
         run = coordinator.runs.get(run_id)
     if run is None:
         return await http_api.no_such_run(request, run_id)
+    if is_stream and request.method == hdrs.METH_HEAD:
+        return _head()
     if is_stream:
         return await _limited(request, run, asking)
     return _page(request, run, asking)
@@ -323,10 +333,13 @@ async def _limited(request: web.Request, run: HostedRun, asking: Asked) -> web.S
         streams.give_back(account)
 
 
+def _head() -> web.Response:
+    """The answer to HEAD: RFC 9110, 9.3.2 allows it no body."""
+    return web.Response(headers=_STREAM_HEADERS)
+
+
 async def _begun(request: web.Request) -> web.StreamResponse:
-    # Proxies must pass on each event at once.
-    headers = {"Content-Type": _STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = web.StreamResponse(headers=headers)
+    response = web.StreamResponse(headers=_STREAM_HEADERS)
     response.force_close()
     async with asyncio.timeout(sending.SEND_S):
         await response.prepare(request)
