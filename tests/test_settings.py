@@ -280,6 +280,8 @@ def test_a_run_with_an_endpoint_needs_an_id() -> None:
     [
         {"run_id": ""},
         {"run_id": "x" * 257},
+        {"run_id": "."},
+        {"run_id": ".."},
         {"node_name": "a\n"},
         {"local_addr": "a b"},
         {"interface": "eth0:1"},

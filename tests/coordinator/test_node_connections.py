@@ -298,6 +298,21 @@ def test_a_node_with_a_bad_name_is_refused_with_a_reason(info: NodeInfo):
     run_clean(main)
 
 
+@pytest.mark.parametrize("run_id", [".", "..", "a\n"])
+def test_a_bad_run_id_is_refused_with_a_reason(run_id: str):
+    async def main() -> None:
+        async with served() as (server, port):
+            info = NodeInfo("a", 1, "host")
+            message = wire.Attach(stamp(ledger_id=""), wire.VERSION, run_id, info, TWO)
+            refused, _ = await refusal_of(port, wire.encode(message))
+            assert refused is not None
+            assert refused.refusal.code is RefusalCode.MALFORMED
+            assert "--run-id" in refused.refusal.hint
+            assert not server.coordinator.runs
+
+    run_clean(main)
+
+
 @pytest.mark.parametrize("host", ["a\0b", "a\nb", "a=b", "", "-x"])
 def test_a_bad_bootstrap_host_reaches_no_other_node(host: str):
     async def main() -> None:

@@ -64,3 +64,14 @@ def test_a_name_is_limited_in_bytes() -> None:
     assert naming.info_problem(info) == ""
     one_more = msgspec.structs.replace(info, labels=labels | {"0" * 10: "x" * 251})
     assert "bytes" in naming.info_problem(one_more)
+
+
+@pytest.mark.parametrize("run_id", [".", "..", "a\x00"])
+def test_a_run_id_that_a_path_cannot_have_is_refused(run_id: str) -> None:
+    """Clients and proxies remove "." and ".." from the path of a request, also as %2E."""
+    assert naming.run_id_problem(run_id)
+
+
+@pytest.mark.parametrize("run_id", ["...", ".a", "a/..", "../a", "a.b"])
+def test_other_run_ids_with_dots_are_accepted(run_id: str) -> None:
+    assert naming.run_id_problem(run_id) == ""

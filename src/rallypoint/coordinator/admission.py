@@ -119,10 +119,11 @@ class Admission:
             self.turned_away.record(attach.run_id, host.now_s())
             return reasons.other_run(only, attach.run_id)
         problem = naming.info_problem(attach.node)
-        if not attach.run_id.isprintable():
-            problem = "the run id has characters that cannot be printed"
+        hint = "check --node-name, --local-addr and --label of this node"
+        if not problem:
+            problem = naming.run_id_problem(attach.run_id)
+            hint = "give every node another --run-id"
         if problem:
-            hint = "check --node-name, --local-addr and --label of this node"
             return Refusal(RefusalCode.MALFORMED, problem, hint)
         if attach.stamp.ledger_id and attach.stamp.ledger_id != host.ledger_id:
             why = "lost with the coordinator that kept it in memory"

@@ -17,6 +17,10 @@ INFO_BYTES_MAX: Final = 8 * 1024
 HOST_BYTES_MAX: Final = 255
 """RFC 1035: a host name has no more."""
 
+_STEPS: Final = (".", "..")
+"""RFC 3986, 5.2.4: clients and proxies remove them from the path of a URL, also if they are written
+as %2E. So a request about such a run would be one about something else.
+"""
 _HOST: Final = re.compile(r"\w([\w.-]*[\w.])?")
 _ZONE: Final = re.compile(r"[\w.-]{1,64}")
 
@@ -38,6 +42,15 @@ def is_host(text: str) -> bool:
 def host_problem(what: str, host: str) -> str:
     """Why `host` cannot be the `what` of a node; "" if it can."""
     return "" if is_host(host) else f"{what} {_shown(host)} is neither a host name nor an address"
+
+
+def run_id_problem(run_id: str) -> str:
+    """Why a run cannot have this id; "" if it can."""
+    if not run_id.isprintable():
+        return "the run id has characters that cannot be printed"
+    if run_id in _STEPS:
+        return f"{run_id!r} cannot be a run id: in a path it means a directory"
+    return ""
 
 
 def label_problem(name: str, value: str) -> str:

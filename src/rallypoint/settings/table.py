@@ -32,6 +32,7 @@ from rallypoint.settings.values import (
     parse_path,
     parse_port_range,
     parse_restarts,
+    parse_run_id,
     parse_share_lines,
     parse_stop_s,
     parse_token,
@@ -106,7 +107,7 @@ SETTINGS: Final = (
     ),
     # No default: two jobs with the same default would meet each other at a shared coordinator. Only
     # a run that no other process can reach gets a random name.
-    _setting("run_id", parse_name, None, "the run's name; required with an endpoint"),
+    _setting("run_id", parse_run_id, None, "the run's name; required with an endpoint"),
     _setting(
         "nnodes",
         parse_nnodes,

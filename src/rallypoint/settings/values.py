@@ -158,6 +158,14 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_run_id(text: str) -> str:
+    run_id = parse_name(text)
+    problem = naming.run_id_problem(run_id)
+    if problem:
+        raise ValueError(f"must be another one: {problem}")
+    return run_id
+
+
 def parse_orphan(text: str) -> float:
     return math.inf if text == "never" else parse_duration_s(text)
 
