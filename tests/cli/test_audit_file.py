@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 from collections.abc import Callable
@@ -65,6 +66,23 @@ def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, mode: i
     with pytest.raises(UsageError, match="other users") as caught:
         AuditFile(str(path))
     assert f"chmod 600 {path}" in caught.value.hint
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "audit").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="symbolic") as caught:
+        AuditFile(str(tmp_path / "audit"))
+    assert "not a link" in caught.value.hint
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    path.touch(0o600)
+    os.chown(path, 65_534, 65_534)
+    with pytest.raises(UsageError, match="belongs to user 65534"):
+        AuditFile(str(path))
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ STDERR: Final = "-"
 WAITING_MAX: Final = 4_096
 """How many lines may wait for the disk. More are dropped, and counted."""
 CLOSE_WITHIN_S: Final = 2.0
-_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -27,7 +27,8 @@ class AuditFile:
     """Appends lines to a file of mode 0600. `path`: "-" is stderr.
 
     `write` may be called in any thread, and never blocks. Raises UsageError if the file cannot be
-    opened, or if others can read it.
+    opened, belongs to another user than this one or root, or can be read by others. A
+    symbolic link is not followed.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,9 +95,15 @@ def _opened(path: str) -> int:
     except OSError as error:
         raise UsageError(
             f"the audit log {path!r} cannot be opened: {error.strerror or error}",
-            hint="give a file in a directory that exists and that this user may write",
+            hint="give a file, not a link, in a directory that exists and that this user may write",
         ) from error
     about = os.fstat(file)
+    if about.st_uid not in (os.geteuid(), 0):
+        os.close(file)
+        raise UsageError(
+            f"the audit log {path!r} belongs to user {about.st_uid}, who could change it",
+            hint="give a file of this user, in a directory where no other user may write",
+        )
     if stat.S_ISREG(about.st_mode) and about.st_mode & _OTHERS:
         os.close(file)
         raise UsageError(
