@@ -184,3 +184,18 @@ def test_a_list_that_others_can_read_is_refused(made: s.State, name: str) -> Non
     with pytest.raises(s.StateError, match="other users") as caught:
         (made.hashed_tokens(), made.issued(), made.revoked())
     assert f"chmod 600 {path}" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_directory_in_which_others_may_replace_files_is_refused(
+    tmp_path: Path, mode: int
+) -> None:
+    made = s.State(tmp_path / "state")
+    made.create()
+    made.folder.chmod(mode)
+    for read in (made.tokens, made.authority, made.host_tokens):
+        with pytest.raises(s.StateError, match="other users may replace") as caught:
+            read()
+        assert "chmod 700" in caught.value.hint
+    made.folder.chmod(0o755)
+    assert made.tokens()

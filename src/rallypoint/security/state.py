@@ -287,6 +287,7 @@ class State:
     def _read(self, name: str, *, is_secret: bool = False, bytes_max: int = _BYTES_MAX) -> bytes:
         path = self.folder / name
         try:
+            self._check_folder()
             if is_secret:
                 self._check(path)
             with path.open("rb") as file:
@@ -298,6 +299,15 @@ class State:
             ) from error
         except OSError as error:
             raise self._unusable("read", error) from error
+
+    def _check_folder(self) -> None:
+        """Raises StateError if others may replace or remove the files, whatever their mode is."""
+        mode = self.folder.stat().st_mode
+        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+            raise StateError(
+                f"other users may replace the files in {str(self.folder)!r}",
+                f"chmod 700 {self.folder}",
+            )
 
     def _check(self, path: Path) -> None:
         """Raises StateError unless only this user, or root, can read and write it."""
