@@ -458,16 +458,32 @@ def make_file(path: Path, token: str = "") -> str:
     try:
         _create(path, token)
     except FileExistsError as error:
-        raise UsageError(
-            f"{str(path)!r} already exists, and was not changed",
-            hint="give another path, or remove it; `rallypoint token show` shows its fingerprint",
-        ) from error
+        raise _exists(path) from error
     except OSError as error:
         raise UsageError(
             f"cannot make a token file at {str(path)!r}: {error.strerror or error}",
             hint="give a path in an existing folder that you can write to",
         ) from error
     return fingerprint(token)
+
+
+def check_new_file(path: Path) -> None:
+    """Raises UsageError, as `make_file` would, if the path exists or its folder does not."""
+    if os.path.lexists(path):
+        raise _exists(path)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(
+            f"cannot make a token file at {str(path)!r}: {str(path.parent)!r} is no folder that "
+            "you can write to",
+            hint="make the folder, or give another path",
+        )
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(
+        f"{str(path)!r} already exists, and was not changed",
+        hint="give another path, or remove it; `rallypoint token show` shows its fingerprint",
+    )
 
 
 def make_home_file() -> tuple[Path, str]:

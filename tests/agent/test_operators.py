@@ -70,7 +70,7 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert said == (0, f"run '{RUN}' is scaled to 1:2: round 2 goes on\n", "")
     # A person is asked, and says no.
     code, shown = on_terminal(machine, "n\n", "evict", RUN, "b")
-    assert f"Evict node 'b' from run '{RUN}', for good? [y/N]: " in shown
+    assert f"Evict node 'b' from run '{RUN}', for good? [y/N]:" in shown
     assert code == 130
     code, out, _ = rallypoint(machine, "evict", RUN, "b", "--reason", "ECC errors", "--yes")
     assert (code, out) == (0, f"node 'b' is evicted from run '{RUN}'\n")

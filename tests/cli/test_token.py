@@ -267,3 +267,28 @@ def test_a_tokens_file_with_a_fault_or_that_others_can_read_is_refused(
     done = cli("serve", "--state", str(state), "--port", "0")
     assert (done.code, done.out) == (2, "")
     assert f"chmod 600 {path}" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("more", [["--role", "viewer"], ["--listed", "x"]], ids=["claim", "listed"])
+def test_what_cannot_be_kept_is_not_made(cli: Cli, tmp_path: Path, more: list[str]) -> None:
+    state, path = str(tmp_path / "state"), tmp_path / "viewer"
+    assert cli("token", "new", "--state", state).code == 0
+    before = json.loads(cli("token", "list", "--state", state, "--json").out)
+    path.write_text("mine")
+    for place in (path, tmp_path / "nowhere" / "viewer"):
+        assert cli("token", "new", str(place), "--state", state, *more).code == 2
+    assert json.loads(cli("token", "list", "--state", state, "--json").out) == before
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("more", [["--role", "viewer"], ["--listed", "x"]], ids=["claim", "listed"])
+def test_an_empty_pattern_is_not_that_of_all_runs(
+    cli: Cli, tmp_path: Path, more: list[str]
+) -> None:
+    """As of a script whose variable is not set."""
+    state, path = str(tmp_path / "state"), tmp_path / "viewer"
+    assert cli("token", "new", "--state", state).code == 0
+    done = cli("token", "new", str(path), "--state", state, *more, "--run", "")
+    assert done.code == 2
+    assert "--run must be the id of a run" in done.err
+    assert not path.exists()

@@ -240,6 +240,15 @@ def test_losses_between_rounds_are_logged_and_survive(
         case.run.post(on.LedgerRestored(SuspensionCause.COMMIT))
         await until(lambda: case.run.membership.roster.get("d") is None)
 
+        waiting = case.run.waiting()
+        assert waiting is not None
+        assert (waiting.lost, waiting.lost_count) == (("d",), 1)  # the others before round 2
+        assert "lost since the last round: d" in str(waiting)
+        case.come("d")
+        waiting = case.run.waiting()
+        assert waiting is not None
+        assert waiting.lost == ()
+
         losses = case.status().losses or []
         ended = "lost: its process ended: the kernel closed its connection"
         assert [(each.round, each.phase, each.nodes, each.text) for each in losses] == [

@@ -112,14 +112,18 @@ def new(
         )
     else:
         file, found = Path(path).absolute(), State(Path(state).absolute())
+        tokens.check_new_file(file)  # before a claim or an entry is made that nobody would have
+        runs = ALL_RUNS if run is None else run
         if role is Role.HOST:
             if listed is not None:
                 raise UsageError("--listed is not for hosts", hint="give another --role")
             _new_host(file, found, run, ttl)
         elif listed is not None:
-            _new_listed(file, found, listed, role or Role.NODE, run or ALL_RUNS, ttl)
+            _new_listed(
+                file, found, listed, role or Role.NODE, ALL_RUNS if run is None else run, ttl
+            )
         elif has_limits:
-            _new_claim(file, found, role or Role.NODE, run or ALL_RUNS, ttl)
+            _new_claim(file, found, role or Role.NODE, runs, ttl)
         else:
             with as_usage_error():
                 shared = found.tokens()[0]

@@ -22,7 +22,7 @@ from rallypoint.core.past import (
     bounded_past,
     loss_of,
 )
-from rallypoint.core.values import Change, CloseRecord, Phase, RoundMember, RoundRecord
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Phase, RoundMember, RoundRecord
 
 NAMES_KEPT_MAX: Final = 64
 LOSSES_REMEMBERED: Final = 50
@@ -203,6 +203,22 @@ class History:
         loss = PastLoss(change.round, phase.value, wall_s, self._host, names, count, text)
         self.losses.append(loss)
         return loss
+
+    def lost_lately(self) -> list[str]:
+        """The nodes that were lost with the last round or since, each once; those that are named.
+
+        At most NAMES_KEPT_MAX.
+        """
+        last = self.rounds[-1] if self.rounds else None
+        change = None if last is None else last.change
+        found: dict[str, None] = {}
+        if change is not None and change.kind is ChangeKind.NODE_LOST:
+            found |= dict.fromkeys(change.nodes)
+        number = 0 if last is None else last.number
+        for loss in self.losses:
+            if loss.round >= number:
+                found |= dict.fromkeys(loss.nodes)
+        return list(found)[:NAMES_KEPT_MAX]
 
     # -- for a successor -----------------------------------------------------------------------
 

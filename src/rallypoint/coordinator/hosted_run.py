@@ -413,10 +413,15 @@ class HostedRun:
     def waiting(self, sees: Callable[[str], bool] = EVERYBODY.sees) -> Waiting | None:
         """Why there is no round yet. It names other runs only if `sees` says so."""
         waiting = self.membership.waiting(self._now_s())
-        others = () if waiting is None else tuple(filter(sees, self._host.other_runs(self)))
-        if waiting is None or not others:
+        if waiting is None:
+            return None
+        others = tuple(filter(sees, self._host.other_runs(self)))
+        roster = self.membership.roster
+        lost = [each for each in self.history.lost_lately() if each not in roster]
+        if not others and not lost:
             return waiting
-        return msgspec.structs.replace(waiting, other_runs=others)
+        names = reasons.first_names(lost)
+        return msgspec.structs.replace(waiting, other_runs=others, lost=names, lost_count=len(lost))
 
     def phase_s(self) -> float | None:
         """How long the run has been in its phase, as far as this coordinator has seen."""

@@ -71,6 +71,9 @@ class Waiting(FrozenStruct, frozen=True):
     ready_names: tuple[str, ...] = ()
     other_runs: tuple[str, ...] = ()
     """Other runs of the same coordinator whose nodes wait as well."""
+    lost: tuple[str, ...] = ()
+    """Nodes that were lost with the last round, or since, and have not come back."""
+    lost_count: int = 0
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -102,6 +105,8 @@ class Waiting(FrozenStruct, frozen=True):
             clauses.append(
                 f"waiting for {some(self.missing, self.missing_count)}{self._stopping()}"
             )
+        if self.lost:
+            clauses.append(f"lost since the last round: {some(self.lost, self.lost_count)}")
         if self.last_call_s is not None:
             clauses.append(f"waiting {self.last_call_s:.1f} s for more nodes (last call)")
         if self.guard_s is not None:

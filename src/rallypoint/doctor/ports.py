@@ -130,7 +130,10 @@ _ENDED: Final = (
 )
 _STRANGER: Final = "give another port in --endpoint, or end the program that holds this one"
 _ADVICE: Final = {
-    Kind.TLS: "give the port where the coordinator speaks plain HTTP, or that of no proxy",
+    Kind.TLS: (
+        "if it is a coordinator, give its token (--token-file FILE), or its authority (--tls-ca "
+        "FILE): see the checks of certificate and token; else give another port"
+    ),
     Kind.TCP_STORE: (
         "a job of torchrun or torch has this port (its c10d store): give --endpoint another port, "
         "or start that job with --rdzv-backend=rallypoint"
