@@ -28,9 +28,12 @@ WAIT_MS = 60_000
 """For what takes a second at most, on a machine that does much else."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser for all tests of this process."""
+    """A browser for the tests of a file, and no longer.
+
+    Playwright keeps an event loop running in this thread, where later tests run theirs.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip(f"no Chromium here: none of {', '.join(NAMES)} is on PATH")
