@@ -70,8 +70,7 @@ def ask(net: Wires, near: str, far: str) -> str:
             return "refused"
         except OSError as error:
             # What the kernel makes of a neighbour that has been silent for three seconds.
-            assert error.errno == errno.EHOSTUNREACH
-            return "silence"
+            return "silence" if error.errno == errno.EHOSTUNREACH else str(error)
 
 
 @pytest.mark.parametrize(
