@@ -7,6 +7,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core import finished
 from rallypoint.core.finished import REMEMBERED_MAX, Finished
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import ChangeKind, MemberState, NodeId, Outcome, Phase
@@ -99,6 +100,18 @@ def test_r11_a_done_node_that_was_removed_and_returns_is_done_and_counted_once()
     member = driver.run.roster.living(node_id("a"))
     assert member is not None
     assert member.state is MemberState.DONE
+
+
+def test_r11_marks_of_the_round_count_more_nodes_than_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finished, "REMEMBERED_MAX", 1)
+    driver = met("a", "b", "c", "d")
+    driver.done("a", "b")  # of which b is remembered
+    driver.disconnect("a")
+    driver.advance(10.0)
+    done_late(driver, "a")
+    assert driver.run._finished.count == 2
 
 
 def test_r11_a_done_node_that_has_left_is_counted_once_under_a_successor_too() -> None:
