@@ -35,7 +35,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.sockets
-def test_every_replica_refuses_a_revoked_claim_and_ends_its_connections() -> None:
+def test_every_replica_refuses_a_revoked_claim_and_ends_its_connections(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     claim, text = AUTHORITY.claim((Role.NODE,), "*", DAY)
     _, other = AUTHORITY.claim((Role.NODE,), "*", DAY)
 
@@ -61,6 +63,8 @@ def test_every_replica_refuses_a_revoked_claim_and_ends_its_connections() -> Non
                 assert (code, said["reason"]) == (401, "revoked")
                 assert (await each.ask("/api/v1/runs/one", token=other))[0] == 200
             assert b.server.coordinator.runs["two"].attached_count == 1
+            told = f"token {claim.id} was revoked: the connections of one node are closed"
+            assert told in caplog.text
 
     run_clean(main, 60.0)
 

@@ -229,7 +229,7 @@ def test_one_node_of_a_large_run_is_still_named() -> None:
     shown_at_s = one.now_s + 2 * event_log.SHOWN_AFTER_S
     (gone,) = [each for each in events_of(run, shown_at_s) if each.kind.value == "disconnected"]
     assert (gone.node, gone.count) == ("n7", 0)
-    assert str(gone) == "the connection of n7 closed: unknown"
+    assert str(gone) == "the connection of n7 closed: how is not known"
 
 
 def test_nodes_that_are_lost_together_are_one_event() -> None:

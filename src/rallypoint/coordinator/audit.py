@@ -127,6 +127,10 @@ class Audit:
         """A node whose token is not for the run."""
         self._refused(ATTACH, address, principal, detail=denial.message, run=_tidy(run))
 
+    def connection_closed(self, address: str, principal: Principal, denial: Denial) -> None:
+        """The open connection of a node was closed, because its token counts no more."""
+        self._refused(ATTACH, address, principal, detail=denial.message)
+
     def acted(self, request: web.Request, principal: Principal, status: int | None) -> None:
         """A request that changes a run was answered; None: it has ended before."""
         sender, roles = _named(principal)

@@ -29,6 +29,7 @@ from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
     Change,
     ChangeKind,
+    ConnectionEnd,
     Failure,
     MemberState,
     Phase,
@@ -57,6 +58,18 @@ _ABOUT_A_MEMBER: Final = frozenset(
 _ABOUT_THE_LEDGER: Final = frozenset({on.LedgerLost, on.LedgerRestored})
 WATCHED: Final = _ABOUT_A_MEMBER | _ABOUT_THE_LEDGER | {on.Committed}
 """The events of the core that change what their effects do not tell."""
+
+
+_HOW: Final = {
+    ConnectionEnd.UNKNOWN: "how is not known",
+    ConnectionEnd.PROCESS_ENDED: "its process ended",
+    ConnectionEnd.FIN: "its side, or something between, ended it",
+    ConnectionEnd.RESET: "it was reset",
+    ConnectionEnd.TIMEOUT: "nothing was acknowledged any more",
+    ConnectionEnd.CLOSE: "the node closed it",
+    ConnectionEnd.OURS: "this coordinator closed it; its log says why",
+}
+"""How a connection ended, in words."""
 
 
 class Before(msgspec.Struct, frozen=True):
@@ -248,7 +261,7 @@ class Observer:
         # A member that was removed in this step has a LOST or LEFT event.
         if is_new and member is not None and member.reachability is Reachability.DISCONNECTED:
             name = event.node.name
-            self.log.add_node(EventKind.DISCONNECTED, name, now_s, detail=event.how.value)
+            self.log.add_node(EventKind.DISCONNECTED, name, now_s, detail=_HOW[event.how])
 
     def _after_failed(self, event: on.WorkerFailed, before: Before, now_s: float) -> None:
         if event.round != before.number:

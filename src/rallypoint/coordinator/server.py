@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
@@ -326,10 +327,16 @@ class CoordinatorServer:
         new = now - before
         if not new:
             return
+        closed: Counter[str] = Counter()
         for session in list(self.coordinator.sessions.values()):
             if session.principal.id in new:
                 told = claims.revoked(f"this node's token {session.principal.id}")
                 session.refuse(Refusal(RefusalCode.TOKEN, told.message, told.hint))
+                self._audit.connection_closed(session.outlet.peer, session.principal, told)
+                closed[session.principal.id] += 1
+        for token_id, count in closed.items():
+            nodes = "one node" if count == 1 else f"{count} nodes"
+            _log.warning("token %s was revoked: the connections of %s are closed", token_id, nodes)
         for request in list(self._answering.values()):
             if guard.principal_of(request).id in new and request.transport is not None:
                 request.transport.abort()
