@@ -407,6 +407,23 @@ def test_an_earlier_term_does_not_seal_a_log_of_a_later_one(
     run_virtual(main())
 
 
+def test_an_owner_reads_and_seals_what_it_has_written_in_its_own_term() -> None:
+    """R5: only a later owner's log is not its to seal."""
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        owner = Owner(ledger, term=1)
+        await owner.begin()
+        await owner.write(3)
+        successor = Owner(ledger, await reader(ledger, 9).sealed(), 9)
+        successor.written = 3
+        await successor.write(2)
+        sealed = await reader(ledger, 9).sealed()
+        assert sealed.replay.latest_term == 9
+
+    run_virtual(main())
+
+
 def test_a_reader_that_finds_no_log_checks_its_lease_first() -> None:
     """A successor that formed the next round has dropped it: that is no loss of anything."""
 
