@@ -59,11 +59,9 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
 
     @property
     def chosen(self) -> int:
-        """How many would be in the round if it were formed now."""
+        """How many would be in the round if it were formed now, when no place is kept."""
         # R3: never above the maximum.
-        free = max(0, self.maximum - self.ready_survivors - self.held)
-        # R3: newcomers get free places only. An operator may have taken places away.
-        return min(self.maximum, self.ready_survivors + min(self.newcomers, free))
+        return min(self.maximum, self.ready)
 
 
 class Decision(enum.StrEnum):
