@@ -135,7 +135,7 @@ def closed_by_pki(own: Certificates) -> NotACoordinatorError | ConnectionResetEr
     said = "closed the connection without an answer"
     if own.cert is None:
         return ConnectionResetError(said)
-    why = pki.out_of_date(own.cert)
+    why = pki.out_of_date(own)
     if why:
         return UntrustedCoordinatorError(
             f"the coordinator refused the certificate {own.cert!r}: {why}", hint=_NEW_CERTIFICATE

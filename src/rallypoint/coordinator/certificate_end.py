@@ -6,12 +6,12 @@ Whoever is connected stays so. A node that connects after the end refuses the co
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 from collections.abc import Callable
 from typing import Final
 
 from rallypoint import logs, runtime
+from rallypoint.security.claims import time_text
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -37,9 +37,9 @@ async def warn(ends_at: Callable[[], float | None]) -> None:
 
 def told(ends_at: float, now_at: float) -> str:
     """The line of the log."""
-    at = dt.datetime.fromtimestamp(ends_at, dt.UTC)
+    at = time_text(ends_at)
     if ends_at < now_at:
-        what = f"has ended at {at:%Y-%m-%d %H:%M} UTC: nodes that connect now refuse it"
+        what = f"has ended at {at}: nodes that connect now refuse it"
     else:
-        what = f"ends at {at:%Y-%m-%d %H:%M} UTC; nodes that connect after that refuse it"
+        what = f"ends at {at}; nodes that connect after that refuse it"
     return f"the certificate of this coordinator {what}: {WHAT_TO_DO}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ssl
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from rallypoint.doctor.findings import Finding, Notes, skipped
 from rallypoint.doctor.ports import Asked
 from rallypoint.security import first_look, pki, tls, token_form
 from rallypoint.security.access import CertificateFileError, Certificates
+from rallypoint.security.claims import time_text
 from rallypoint.security.der import public_key_hash, validity
 
 CHECK: Final = "certificate"
@@ -90,7 +90,7 @@ def _judge(certificate: bytes, what: str, notes: Notes, key: str, authority: str
     notes.facts[key] = {"sha256": mark, "authority": authority, "ends_at": end}
     named = ", ".join(pki.names_of(certificate))
     signer = f", of authority {authority[: untrusted.DIGITS_SHOWN]}" if authority else ""
-    until = f"{dt.datetime.fromtimestamp(end, dt.UTC):%Y-%m-%d %H:%M} UTC"
+    until = time_text(end)
     notes.saw(
         f"{what}: SHA-256 {mark[: untrusted.DIGITS_SHOWN]}{signer}"
         f"{f', for {named}' if named else ''}, until {until}"

@@ -24,14 +24,7 @@ def public_key_hash(certificate: bytes) -> str:
 
     Raises ValueError for bytes that are no certificate.
     """
-    begin, end = _inside(certificate, 0, len(certificate), _SEQUENCE)
-    at, end = _inside(certificate, begin, end, _SEQUENCE)
-    if at < end and certificate[at] == _VERSION:
-        _, at = _inside(certificate, at, end, _VERSION)
-    for _ in range(_FIELDS_BEFORE_KEY):
-        if at >= end:
-            raise ValueError(_NONE)
-        _, at = _inside(certificate, at, end, certificate[at])
+    at, end = _after(certificate, _FIELDS_BEFORE_KEY)
     _, key_end = _inside(certificate, at, end, _SEQUENCE)
     return hashlib.sha256(certificate[at:key_end]).hexdigest()
 
@@ -41,14 +34,7 @@ def validity(certificate: bytes) -> tuple[float, float]:
 
     Raises ValueError for bytes that are no certificate.
     """
-    begin, end = _inside(certificate, 0, len(certificate), _SEQUENCE)
-    at, end = _inside(certificate, begin, end, _SEQUENCE)
-    if at < end and certificate[at] == _VERSION:
-        _, at = _inside(certificate, at, end, _VERSION)
-    for _ in range(_FIELDS_BEFORE_VALIDITY):
-        if at >= end:
-            raise ValueError(_NONE)
-        _, at = _inside(certificate, at, end, certificate[at])
+    at, end = _after(certificate, _FIELDS_BEFORE_VALIDITY)
     at, end = _inside(certificate, at, end, _SEQUENCE)
     found = []
     for _ in range(2):
@@ -59,6 +45,19 @@ def validity(certificate: bytes) -> tuple[float, float]:
         text = certificate[first:at].decode("ascii", "replace")
         found.append(dt.datetime.strptime(text, form).replace(tzinfo=dt.UTC).timestamp())
     return found[0], found[1]
+
+
+def _after(certificate: bytes, fields: int) -> tuple[int, int]:
+    """Where the field after so many of them begins, and where all of them end."""
+    begin, end = _inside(certificate, 0, len(certificate), _SEQUENCE)
+    at, end = _inside(certificate, begin, end, _SEQUENCE)
+    if at < end and certificate[at] == _VERSION:
+        _, at = _inside(certificate, at, end, _VERSION)
+    for _ in range(fields):
+        if at >= end:
+            raise ValueError(_NONE)
+        _, at = _inside(certificate, at, end, certificate[at])
+    return at, end
 
 
 def _inside(data: bytes, at: int, limit: int, tag: int) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from typing import Final, TypeVar
 from rallypoint.core.reasons import tidy
 from rallypoint.security import tls
 from rallypoint.security.access import SYSTEM, CertificateFileError, Certificates
+from rallypoint.security.claims import time_text
+from rallypoint.security.der import validity
 
 _SHOWN_MAX: Final = 3
 
@@ -121,19 +123,17 @@ def own_certificate(files: Certificates) -> bytes:
         raise CertificateFileError(f"{files.cert!r} cannot be read: {_why(error)}") from None
 
 
-def out_of_date(path: str) -> str:
-    """Why the certificate in this file does not count now; "" if it does. Loads `cryptography`."""
-    from cryptography import x509
-
+def out_of_date(files: Certificates) -> str:
+    """Why this process's certificate does not count now; "" if it does."""
     try:
-        found = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        return f"it cannot be read any more: {_why(error)}"
-    now = dt.datetime.now(dt.UTC)
-    if now > found.not_valid_after_utc:
-        return f"it has expired, on {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    if now < found.not_valid_before_utc:
-        return f"it is valid only from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
+        begin, end = validity(own_certificate(files))
+    except ValueError as error:
+        return f"it cannot be read any more: {error}"
+    now = dt.datetime.now(dt.UTC).timestamp()
+    if now > end:
+        return f"it has expired, on {time_text(end)}"
+    if now < begin:
+        return f"it is valid only from {time_text(begin)} on"
     return ""
 
 
