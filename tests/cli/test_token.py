@@ -13,7 +13,7 @@ import pytest
 from rallypoint import tokens
 from rallypoint.endpoints import parse_ledger
 from rallypoint.ledger.open import open_ledger
-from rallypoint.security.authority import ends_at
+from rallypoint.security.der import validity
 from rallypoint.security.token_form import ca_of, can_host, credential, parse
 from tests.cli.conftest import Cli
 
@@ -113,7 +113,8 @@ def test_a_state_makes_tokens_of_nodes_and_of_hosts(cli: Cli, tmp_path: Path) ->
     parts = parse(texts[2])
     assert parts is not None
     assert parts.identity is not None
-    left = ends_at(parts.identity) - dt.datetime.now(dt.UTC)
+    _, ends_at = validity(parts.identity.leaf)
+    left = dt.datetime.fromtimestamp(ends_at, dt.UTC) - dt.datetime.now(dt.UTC)
     assert dt.timedelta(days=6, hours=23) < left < dt.timedelta(days=7, hours=1)
     for each in texts:
         assert parse(each) is not None

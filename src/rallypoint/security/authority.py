@@ -228,13 +228,6 @@ def new_secret() -> str:
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
-def ends_at(identity: Identity) -> dt.datetime:
-    """Until when an identity counts, in UTC. Raises ValueError for one that cannot be read."""
-    from cryptography import x509
-
-    return x509.load_der_x509_certificate(identity.leaf).not_valid_after_utc
-
-
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
