@@ -21,29 +21,33 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists des
 WITHIN_S = 60.0
 """For what takes milliseconds."""
 PROGRAM = """
-import socket, sys, threading, time
+import os, socket, sys, threading, time
 from rallypoint.client.kept_service import keep_beside
 from rallypoint.client.peer_sockets import ServicePort
+
+def say(*words):
+    # In one piece: print writes the end of a line on its own, and another thread comes between.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 last_s, thread_s = map(float, sys.argv[1:])
 server = socket.create_server(("127.0.0.1", 0))
 service = ServicePort(server.getsockname()[1])
-print(server.getsockname()[1], flush=True)
+say(server.getsockname()[1])
 client, _ = server.accept()
 
 def serve():
     client.recv(1)
-    print("the client has left", flush=True)
+    say("the client has left")
     client.close()
 
 def work():
     threading.main_thread().join()
     time.sleep(thread_s)
-    print("the last thread has ended", flush=True)
+    say("the last thread has ended")
 
 threading.Thread(target=serve, daemon=True).start()
 threading.Thread(target=work).start()
-keep_beside(service, lambda: print("the service has ended", flush=True), last_s)
+keep_beside(service, lambda: say("the service has ended"), last_s)
 """
 
 
