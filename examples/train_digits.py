@@ -21,7 +21,6 @@ Needs numpy and scikit-learn: pip install rallypoint[examples]
 """
 
 import argparse
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ import rallypoint
 
 PIXELS, CLASSES, BATCH, RATE, MOMENTUM = 64, 10, 120, 0.5, 0.9
 NUMBERS = PIXELS * CLASSES + CLASSES
+NEWEST = "newest.npz"
 
 
 @dataclass
@@ -87,25 +87,20 @@ def sum_over_workers(world, step, mine):
 
 
 def save(model, directory, world):
-    """Write a whole file or none, and never over one that another round may be reading."""
-    name = f"step-{model.step:06}-round-{world.number:04}.npz"
-    part = directory / f"{name}.part"
-    with part.open("wb") as file:
+    """Write a whole file or none, and never over that of a later round: see docs/departures.md."""
+    with world.fenced(directory / NEWEST) as file:
         np.savez(file, step=model.step, weights=model.weights, velocity=model.velocity)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / name)
 
 
 def resume(directory, world):
-    """Rank 0 picks the newest checkpoint and names it in the store, so that all load the same."""
+    """All load the same checkpoint: from rank 0's claim on, no earlier round can replace it."""
     if world.rank == 0:
-        newest = max((path.name for path in directory.glob("step-*.npz")), default="")
-        world.store.set("checkpoint", newest)
-    name = world.store.get("checkpoint").decode()
-    if not name:
+        world.claim(directory / NEWEST)
+        world.store.set("claimed", "yes")
+    world.store.get("claimed")
+    if not (directory / NEWEST).exists():
         return Model()
-    with np.load(directory / name) as saved:
+    with np.load(directory / NEWEST) as saved:
         return Model(int(saved["step"]), saved["weights"], saved["velocity"])
 
 

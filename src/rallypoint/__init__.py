@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from rallypoint import aio
     from rallypoint.client.blocking import Portal, Run, Store, World
+    from rallypoint.client.fencing import FencingToken
     from rallypoint.client.options import JoinOptions
     from rallypoint.client.waiting import StillWaiting
     from rallypoint.client.world import Store as AsyncStore
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         CoordinatorLostError,
         EndpointError,
         EvictedError,
+        FencedError,
         ForkedProcessError,
         JoinTimeoutError,
         LauncherError,
@@ -86,6 +88,7 @@ _WHERE = {
     "Run": _BLOCKING,
     "World": _BLOCKING,
     "Store": _BLOCKING,
+    "FencingToken": "rallypoint.client.fencing",
     "JoinOptions": "rallypoint.client.options",
     "StillWaiting": "rallypoint.client.waiting",
     "Waiting": "rallypoint.core.reasons",
@@ -100,6 +103,7 @@ _WHERE = {
     "CoordinatorLostError": _ERRORS,
     "EndpointError": _ERRORS,
     "EvictedError": _ERRORS,
+    "FencedError": _ERRORS,
     "ForkedProcessError": _ERRORS,
     "JoinTimeoutError": _ERRORS,
     "LaunchError": _ERRORS,
@@ -233,6 +237,8 @@ __all__ = [
     "EvictedError",
     "Failure",
     "FailureKind",
+    "FencedError",
+    "FencingToken",
     "ForkedProcessError",
     "JoinOptions",
     "JoinTimeoutError",

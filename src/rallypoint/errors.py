@@ -23,6 +23,7 @@
     │       └── LimitError               something is larger than the coordinator allows
     ├── JoinTimeoutError (TimeoutError)  no round was formed in time: who was missing
     ├── RoundBrokenError                 the round has ended: why
+    ├── FencedError                      a later round owns the file: which one
     ├── StoreError                       a call of the round's store failed
     │   └── StoreTimeoutError (TimeoutError)  ... keys are missing, or nodes at a barrier
     ├── LedgerError                      a ledger cannot be used
@@ -245,6 +246,22 @@ class RoundBrokenError(RallypointError):
     def __init__(self, change: Change) -> None:
         super().__init__(f"round {change.round} has ended: {change}")
         self.change = change
+
+
+class FencedError(RallypointError):
+    """A later round owns the file, so this one must not write it (R13). The file is unchanged.
+
+    `path`: the file. `token`: the (term, round) that was refused. `owner`: that of the owner; None
+    if it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, path: str, token: object, owner: object = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.token = token
+        self.owner = owner
 
 
 class StoreError(RallypointError):

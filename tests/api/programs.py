@@ -48,6 +48,37 @@ def peer() -> None:
             run.close("seen")
 
 
+def writes_late() -> None:
+    """Write a file, and be stopped in the middle, until the round is long over."""
+    with join() as run:
+        world = run.next_world()
+        assert world is not None
+        say("met", world.size, world.token)
+        try:
+            with world.fenced(sys.argv[4]) as file:
+                file.write(b"first half")
+                say("half")
+                sys.stdin.readline()
+                file.write(b"second half")
+        except rallypoint.FencedError as error:
+            say("refused:", error.token, "by", error.owner)
+
+
+def writes_next() -> None:
+    """Write the same file in the round after that."""
+    with join() as run:
+        for world in run.worlds():
+            say("met", world.size, world.token)
+            if world.size == 1:
+                with world.fenced(sys.argv[4]) as file:
+                    file.write(b"by the next round")
+                say("written")
+                sys.stdin.readline()
+                return
+            while not world.change:
+                time.sleep(0.005)
+
+
 def forks() -> None:
     """A child that uses the run, and one that does not use it and survives its parent."""
     run = join()

@@ -127,6 +127,28 @@ def test_silence_counts_even_if_a_child_holds_the_connection(
     assert lines(peer) == []
 
 
+def test_a_worker_of_an_old_round_that_writes_late_is_refused(
+    programs, coordinator, monkeypatch, tmp_path
+):
+    """R13: its process was stopped while it wrote, and the others went on without it."""
+    monkeypatch.setenv("RALLYPOINT_LOST_AFTER", "3")
+    path = tmp_path / "model.pt"
+    late = programs.start("writes_late", coordinator, "a", str(path))
+    peer = programs.start("writes_next", coordinator, "b", str(path))
+    assert line(late) == line(peer) == "met 2 round 1 of term 1"
+    assert line(late) == "half"
+    late.send_signal(signal.SIGSTOP)
+    assert line(peer) == "met 1 round 2 of term 1"
+    assert line(peer) == "written"
+    late.send_signal(signal.SIGCONT)
+    late.stdin.write("go on\n")
+    late.stdin.flush()
+    assert line(late) == "refused: round 1 of term 1 by round 2 of term 1"
+    assert path.read_bytes() == b"by the next round"
+    assert lines(peer) == []
+    assert late.wait(30) == 0
+
+
 def connections_to(port: int, pid: int) -> set[str]:
     """The connections of a process to a port of this machine, by the kernel's number of each."""
     there = set()

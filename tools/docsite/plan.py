@@ -11,6 +11,7 @@ GUIDE = {
 TASKS = {
     "docs/from-torch.md": "torchrun and torch",
     "docs/native.md": "The native API",
+    "docs/departures.md": "Departures and checkpoints",
     "docs/clusters.md": "Clusters",
     "docs/frameworks.md": "Frameworks",
     "docs/operations.md": "Operations",

@@ -109,7 +109,8 @@ class AgentClient(asyncio.Protocol):
         admitted = await self._admitted
         if not self._was_given:
             self._was_given = True
-            return WorldFacts(admitted.node, admitted.head, admitted.seat, self._channel.local_rank)
+            local_rank, place = self._channel.local_rank, (self.run_id, admitted.ledger_id)
+            return WorldFacts(admitted.node, admitted.head, admitted.seat, local_rank, *place)
         if self._change is None:
             self._send(local.Regroup())
         await self._no_more_worlds.wait()

@@ -144,6 +144,11 @@ class Node:
         return Round(head, seat) if head is not None and seat is not None else None
 
     @property
+    def ledger_id(self) -> str:
+        """The id of the run's ledger; "" before a coordinator has sent it."""
+        return self._machine.ledger_id
+
+    @property
     def closed(self) -> CloseRecord | None:
         """How the run ended; None while it is open."""
         return self._machine.closed

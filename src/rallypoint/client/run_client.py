@@ -44,12 +44,17 @@ MESSAGE_CHARACTERS_MAX = 500
 
 
 class WorldFacts(msgspec.Struct, frozen=True):
-    """What a program has of its round: the head, its node's seat, and its rank on the node."""
+    """What a program has of its round: the head, its node's seat, and its rank on the node.
+
+    `run_id`, `ledger_id`: where the round is from; its token can be compared only with theirs.
+    """
 
     node: str
     head: RoundHead
     seat: Seat
     local_rank: int
+    run_id: str = ""
+    ledger_id: str = ""
 
     @property
     def rank(self) -> int:
@@ -195,7 +200,10 @@ class NodeRunClient:
         self._lines.forget()
         if found is not None and found.seat.node_rank == 0:
             self._reservation.hand_over()
-        return WorldFacts(self.node_name, found.head, found.seat, 0) if found is not None else None
+        if found is None:
+            return None
+        place = self.run_id, self._node.ledger_id
+        return WorldFacts(self.node_name, found.head, found.seat, 0, *place)
 
     def _asked_to_leave(self, reason: str) -> None:
         """As an agent's worker: the world ends, and the program gets no other one."""

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Generic, NoReturn, SupportsIndex, TypeVar, cast
+from typing import Any, BinaryIO, Final, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
 from rallypoint import errors
+from rallypoint.client.fencing import Fence, FencingToken, Writer
 from rallypoint.client.run_client import RunClient, WorldFacts
 from rallypoint.client.store_calls import COORDINATOR_LOST, StoreCalls, round_ended, store_error
 from rallypoint.core import store as ops
@@ -114,6 +117,38 @@ class Facts(OfThisProcess):
     def term(self) -> int:
         """The term of the coordinator that formed the round."""
         return self._facts.head.term
+
+    @property
+    def token(self) -> FencingToken:
+        """(term, number) of this round. It grows with each round of the run (R13)."""
+        return FencingToken(self.term, self.number)
+
+    def fenced(self, path: str | os.PathLike[str]) -> AbstractContextManager[BinaryIO]:
+        """Write a file that no earlier round may write over: a checkpoint.
+
+            with world.fenced("model.pt") as file:
+                torch.save(state, file)
+
+        The block gets a new file, open for writing bytes, in the folder "<path>.fence"; its `name`
+        is a path for libraries that need one. When the block ends, the file is forced to the disk
+        and gets its name in one step. After an error in the block, the old file stays. The calls
+        block; any thread may make them.
+
+        Raises FencedError if a later round of the run, or another run, has claimed or written the
+        file; then it is unchanged. Raises OSError.
+        """
+        return self._fence(path).writing()
+
+    def claim(self, path: str | os.PathLike[str]) -> None:
+        """Claim a file before you read it: no earlier round can write it from now on.
+
+        Raises FencedError and OSError, as `fenced`. The call blocks; any thread may make it.
+        """
+        self._fence(path).claim()
+
+    def _fence(self, path: str | os.PathLike[str]) -> Fence:
+        facts = self._facts
+        return Fence(path, Writer(self.token, facts.run_id, facts.ledger_id, facts.node))
 
     @property
     def restart_count(self) -> int:

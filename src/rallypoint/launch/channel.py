@@ -217,7 +217,8 @@ class WorkerLink(asyncio.Protocol):
         channel.admit(self, self._transport)
         node = channel.node
         ended = node.change if node.round == current else None
-        self.send(local.Admitted(node.info.name, current.head, current.seat, ended))
+        head, seat = current.head, current.seat
+        self.send(local.Admitted(node.info.name, head, seat, ended, node.ledger_id))
         if node.closed is not None:
             self.send(local.RunClosed(node.closed))
         if channel.departing is not None:

@@ -94,12 +94,16 @@ FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | AskWaiting | Regrou
 
 
 class Admitted(LocalMessage, frozen=True, tag="admitted"):
-    """The round and the node's seat in it. `ended`: why the round has already ended, if it has."""
+    """The round and the node's seat in it. `ended`: why the round has already ended, if it has.
+
+    `ledger_id`: of the run's ledger.
+    """
 
     node: str
     head: RoundHead
     seat: Seat
     ended: Change | None = None
+    ledger_id: str = ""
 
 
 class Denied(LocalMessage, frozen=True, tag="denied"):
