@@ -67,7 +67,7 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert not alive(old[2].pid)
 
     said = rallypoint(machine, "scale", RUN, "--nnodes", "1:2")
-    assert said == (0, f"run '{RUN}' is scaled to 1:2: round 2 goes on\n", "")
+    assert said == (0, f"run '{RUN}' is scaled to 1:2 nodes: round 2 goes on\n", "")
     # A person is asked, and says no.
     code, shown = on_terminal(machine, "n\n", "evict", RUN, "b")
     assert f"Evict node 'b' from run '{RUN}', for good? [y/N]:" in shown

@@ -100,7 +100,7 @@ def test_close_ends_the_run_for_all(cli: Cli, run: tuple[str, rallypoint.Run]) -
     assert str(done) == "run 'a/b c' is closed\nexit code 0\n"
     assert list(joined.worlds()) == []
     shown = cli("status", "a/b c", "--endpoint", endpoint).out
-    assert "run a/b c: closed" in shown
+    assert "run a/b c: closed after round 1" in shown
     assert "ended: stopped: enough" in shown
     assert "had already ended" in cli("close", "a/b c", "--endpoint", endpoint).out
 
@@ -132,7 +132,11 @@ def test_a_watch_prints_each_change_once_and_ends_with_the_run(
         watch.wait()
     heads = [line for line in (first + rest).splitlines() if line.startswith("run ")]
     assert watch.returncode == 0
-    assert [head.partition(",")[0] for head in heads] == ["run a/b c: active", "run a/b c: closed"]
+    states = ["run a/b c: active", "run a/b c: closed after round 1"]
+    assert [head.partition(",")[0] for head in heads] == states
+    times = [line for line in (first + rest).splitlines() if line.startswith("-- ")]
+    assert len(times) == len(heads)
+    assert first == f"{times[0]}\n"
 
 
 # -- the token -----------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from rallypoint.cli import output, status_view, watching
+from rallypoint.coordinator import status
+from rallypoint.core.reasons import Waiting
 
 SUMMARY: dict[str, Any] = {
     "run_id": "job-42",
@@ -118,6 +120,41 @@ def test_the_key_changes_with_events_but_not_with_time() -> None:
     assert status_view.key(later) == status_view.key(DETAIL)
     later["members"][1]["link"] = "connected"
     assert status_view.key(later) != status_view.key(DETAIL)
+
+
+DURATIONS = [
+    name
+    for kind in (status.RunStatus, status.MemberStatus, status.RoundStatus, Waiting)
+    for name in kind.__struct_fields__
+    if name.endswith("_s")
+]
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+def test_no_duration_of_a_status_is_news(name: str) -> None:
+    keys = [status_view.key({"waiting": {name: value}}) for value in (1.0, 2.0, None)]
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "head"),
+    [
+        ({}, "run job-42: gathering after round 2, 3 nodes attached, 1 restart"),
+        ({"attached": None, "phase": "closed"}, "run job-42: closed after round 2, 1 restart"),
+        ({"round": 0}, "run job-42: gathering, 3 nodes attached"),
+        ({"phase": "active"}, "run job-42: active, round 2: 3 nodes, 12 workers, 1 restart"),
+        ({"phase": "suspended"}, "run job-42: suspended, round 2: 3 nodes, 12 workers, 1 restart"),
+        (
+            {"phase": "suspended", "rounds": [{"number": 2, "ended": "x"}]},
+            "run job-42: suspended after round 2, 1 restart",
+        ),
+    ],
+)
+def test_the_head_says_what_is_the_case_now(
+    more: dict[str, Any], head: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _drawn({**DETAIL, **more}, capsys).splitlines()[0] == head
 
 
 @pytest.mark.parametrize(

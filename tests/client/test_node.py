@@ -172,7 +172,7 @@ def test_the_error_says_what_the_round_waits_for():
             waiting = caught.value.waiting
             assert waiting is not None
             assert (waiting.ready, waiting.minimum) == (1, 2)
-            assert "within 0.2 s: 1 of at least 2 nodes ready" in caught.value.message
+            assert "within 0.2 s: 1 of 2 nodes ready" in caught.value.message
 
     run_clean(main)
 

@@ -285,7 +285,8 @@ def test_a_run_is_scaled_and_nodes_with_other_numbers_accept_it() -> None:
                 assert d.node.nodes_max == 3
                 code, said = await order(one, "scale", min_nodes=4, max_nodes=8)
                 assert code == 200
-                assert said["text"] == "1 of at least 4 nodes are ready, so the next round waits"
+                text = "1 of at least 4 nodes ready (at most 8), so the next round waits"
+                assert said["text"] == text
                 status = await one.status("run")
                 assert status.scaled is not None
                 assert (status.scaled.min_nodes, status.scaled.by) == (4, "operator at 127.0.0.1")

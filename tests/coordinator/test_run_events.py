@@ -15,6 +15,7 @@ from rallypoint.coordinator.events_api import EventPage
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.observer import Observer
 from rallypoint.coordinator.run_events import ABOUT, FIELDS, EventKind, RunEvent, position_of, shown
+from rallypoint.coordinator.waits import Waits
 from rallypoint.core import events as on
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import Address, ConnectionEnd, NodeId, Outcome, Phase
@@ -97,6 +98,80 @@ def test_the_sentences_name_the_node_the_cause_and_the_time() -> None:
         await case.aclose()
 
     run_virtual(main())
+
+
+def waited(run: HostedRun) -> list[str]:
+    return [str(event) for event in events_of(run) if event.kind is EventKind.WAITED]
+
+
+@pytest.mark.parametrize("pause_s", [0.5, 5.0])
+def test_a_wait_names_all_who_were_missing_and_not_the_first_who_came_back(pause_s: float) -> None:
+    async def main() -> None:
+        case = await Case.begun(MemoryLedger(), 1, "machine-a")
+        case.come(*NAMES)
+        case.ready(*NAMES)
+        await case.is_in(Phase.ACTIVE, 1)
+        case.fail("a")
+        await asyncio.sleep(20.0)  # both stop their workers
+        case.ready("a")
+        await asyncio.sleep(pause_s)
+        case.ready("b")
+        await case.is_in(Phase.ACTIVE, 2)
+        told = ["waited 20.0 s for a, b: no node was ready before"]
+        told += ["waited 5.0 s for b: it was ready last"] if pause_s > 1 else []
+        assert waited(case.run) == told
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_a_pause_between_rounds_is_no_wait_for_nodes() -> None:
+    async def main() -> None:
+        case = await Case.begun(MemoryLedger(), 1, "machine-a")
+        case.come(*NAMES)
+        case.ready("a")
+        case.run.post(on.LedgerLost("no quorum", cause=SuspensionCause.COMMIT))
+        await asyncio.sleep(9.0)
+        case.run.post(on.LedgerRestored(SuspensionCause.COMMIT))
+        case.ready("b")
+        await case.is_in(Phase.ACTIVE, 1)
+        assert waited(case.run) == []
+        await case.aclose()
+
+    run_virtual(main())
+
+
+def test_a_round_without_a_lost_node_names_it() -> None:
+    one = OneCoordinator()
+    size: dict[str, Any] = {"min_nodes": 2, "max_nodes": 3, "last_call_s": 10.0}
+    peers = [one.attach("r", name, **size) for name in ("a", "b", "c")]
+    for peer in peers:
+        ready(peer)
+    one.commit()
+    run = one.coordinator.runs["r"]
+    peers[2].session.connection_lost(ConnectionEnd.PROCESS_ENDED)
+    one.pass_time(1.0)
+    assert run.membership.phase is Phase.GATHERING
+    ready(peers[0], leaving=1)
+    one.pass_time(3.0)
+    ready(peers[1], leaving=1)
+    one.pass_time(30.0)
+    assert waited(run) == ["waited 3.0 s for b: it was ready last"]
+
+
+def test_the_longest_waits_of_a_gathering_are_kept() -> None:
+    waits = Waits(0.0)
+    at_s = 0.0
+    for number in range(1, 10):
+        at_s += number
+        waits.ready((f"n{number}",), 1, at_s)
+    assert [each.seconds for each in waits.told()] == [6.0, 7.0, 8.0, 9.0]
+    assert [each.names[0] for each in waits.told()] == ["n6", "n7", "n8", "n9"]
+    assert [each.count for each in waits.told()] == [4, 3, 2, 1]
+    waits.go_on(100.0)
+    assert waits.told() == ()
+    waits.ready((), 1, 100.5)
+    assert waits.told() == ()
 
 
 def test_an_outage_of_the_ledger_is_told_with_its_reason_and_length() -> None:

@@ -144,7 +144,7 @@ def test_the_status_of_a_run_is_served_over_http():
                 one = (await get(port, "/api/v1/runs"))[1]["runs"][0]
                 assert (one["phase"], one["attached"]) == ("gathering", 2)
                 assert one["waiting"]["minimum"] == 2
-                assert one["reason"].startswith("0 of at least 2 nodes ready")
+                assert one["reason"].startswith("0 of 2 nodes ready")
                 await asyncio.gather(a.next_round(BOOTSTRAP), b.next_round(BOOTSTRAP))
                 a.failed(Failure(FailureKind.EXCEPTION, "ValueError: no", 0))
                 await a.cause(10)

@@ -210,7 +210,7 @@ def test_a_round_that_is_not_formed_in_time_says_what_is_missing(
         return node
 
     monkeypatch.setattr(NodeRendezvousHandler, "_opened", late)
-    with takes_at_most(6), pytest.raises(RendezvousTimeoutError, match="1 of at least 3") as caught:
+    with takes_at_most(6), pytest.raises(RendezvousTimeoutError, match="1 of 3 nodes") as caught:
         group.handler(3, 3, join=6).next_rendezvous()
     assert "within 6 s" in str(caught.value)
 

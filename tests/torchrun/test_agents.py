@@ -159,7 +159,7 @@ def test_events_are_logged_once_on_stderr_unless_quiet(job: Job) -> None:
     job.serve()
     given: dict[str, Any] = {"nnodes": "2", "env": {"LOGLEVEL": "WARNING"}}
     (a,) = job.start("a", QUIET, **given)
-    a.process.line(r"^\[a\] waiting: 1 of at least 2 nodes ready", PATIENCE_S)
+    a.process.line(r"^\[a\] waiting: 1 of 2 nodes ready", PATIENCE_S)
     job.start("b", QUIET, **given, conf="quiet=true")
     job.at_work("a b")
     job.nodes["b"].die()

@@ -10,6 +10,7 @@ import typer
 from rallypoint import settings
 from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
+from rallypoint.core.printable import size_of
 from rallypoint.errors import RunClosedError
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -70,9 +71,9 @@ def scale(
     wanted = settings.read(known, nnodes, "--nnodes")
     body = {"min_nodes": wanted.min, "max_nodes": wanted.max, "reason": reason}
     answer = _act(endpoint, token_file, run_id, "scale", body)
-    numbers = f"{answer.get('min_nodes')}:{answer.get('max_nodes')}"
+    size = size_of(answer.get("min_nodes", wanted.min), answer.get("max_nodes", wanted.max))
     what = output.clean(str(answer.get("text") or ""))
-    output.tell_result(f"run {_shown(run_id)} is scaled to {output.clean(numbers)}: {what}")
+    output.tell_result(f"run {_shown(run_id)} is scaled to {output.clean(size)}: {what}")
 
 
 def drain(

@@ -181,8 +181,11 @@ def _watch_in_blocks(seconds: Iterator[Status], as_json: bool) -> None:
         key = status_view.key(status)
         if key == last:
             continue
-        if last is not None and not as_json:
-            print()
+        if not as_json:
+            # A person reads these blocks in a log, where each needs its time.
+            if last is not None:
+                print()
+            print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
         last = key
         _print(status, as_json)
 

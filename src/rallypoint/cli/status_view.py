@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli.output import cell, table
+from rallypoint.core.printable import size_of
 from rallypoint.core.sizes import size_text
 
 if TYPE_CHECKING:
@@ -26,11 +27,10 @@ _PHASE_STYLES: Final = {
     "committing": "yellow",
     "suspended": "red",
 }
-_VOLATILE: Final = frozenset(
-    {"shown_at", "connections", "troubled_s", "last_call_s", "guard_s", "since_s", "reason"}
-    | {"gathering_s", "committing_s", "active_min_s", "memory_bytes", "phase_s"}
-)
-"""The fields that differ between two statuses only because time has passed."""
+_VOLATILE: Final = frozenset({"shown_at", "connections", "reason", "memory_bytes"})
+"""Fields that differ between two statuses without any news: `waiting` is the reason as data."""
+_WITHOUT_ROUND: Final = frozenset({"gathering", "committing", "closed"})
+"""The phases in which no round is active."""
 
 
 MEMBER_ORDERS: Final = ("rank", "name", "state", "host", "trouble")
@@ -67,10 +67,15 @@ def time_of_day(at: object) -> str:
 def key(status: object) -> object:
     """A key that stays equal while only times change."""
     if isinstance(status, Mapping):
-        return {name: key(each) for name, each in status.items() if name not in _VOLATILE}
+        return {name: _key(name, each) for name, each in status.items() if name not in _VOLATILE}
     if isinstance(status, list):
         return [key(each) for each in status]
     return status
+
+
+def _key(name: str, value: object) -> object:
+    # A duration passes (coordinator/status.py says how they are named). That there is one is news.
+    return value is None if name.endswith("_s") else key(value)
 
 
 def has_ended(status: Status) -> bool:
@@ -132,10 +137,12 @@ def _coordinator(it: Status) -> str:
 
 def _run_row(run: Status) -> tuple[Text, ...]:
     names = ("round", "nodes", "size", "attached", "restart_count")
+    past = ("nodes", "size") if run.get("phase") in _WITHOUT_ROUND else ()
+    shown = ("-" if name in past else run.get(name) for name in names)
     return (
         cell(run.get("run_id", "")),
         _phase(run),
-        *(cell("?" if run.get(name) is None else run[name]) for name in names),
+        *(cell("?" if each is None else each) for each in shown),
         cell(run.get("reason", "")),
     )
 
@@ -161,12 +168,19 @@ def _draw_run(run: Status, order: str) -> list[RenderableType]:
 
 
 def _head(run: Status) -> Text:
+    """What is the case now. The size of a round that is over is in the table of rounds."""
     line = cell(f"run {run.get('run_id')}: ", "bold") + _phase(run)
-    if run.get("round"):
-        line += cell(
-            f", round {run['round']}: {_count(run.get('nodes'), 'node')}, "
-            f"{_count(run.get('size'), 'worker')}, {_count(run.get('restart_count'), 'restart')}"
-        )
+    number, restarts = run.get("round"), _count(run.get("restart_count"), "restart")
+    if run.get("phase") in _WITHOUT_ROUND:
+        after = f" after round {number}" if number else ""
+        here = f", {_count(run['attached'], 'node')} attached" if run.get("attached") else ""
+        line += cell(f"{after}{here}{f', {restarts}' if number else ''}")
+    elif number:
+        last = (run.get("rounds") or [{}])[-1]
+        is_over = last.get("number") == number and bool(last.get("ended"))
+        size = f"{_count(run.get('nodes'), 'node')}, {_count(run.get('size'), 'worker')}"
+        what = f" after round {number}" if is_over else f", round {number}: {size}"
+        line += cell(f"{what}, {restarts}")
     return line
 
 
@@ -191,8 +205,8 @@ def _orders(run: Status) -> list[RenderableType]:
     scaled = run.get("scaled")
     if scaled:
         why = f": {scaled['reason']}" if scaled.get("reason") else ""
-        size = f"{scaled.get('min_nodes')}:{scaled.get('max_nodes')}"
-        lines.append(f"scaled to {size} nodes by {scaled.get('by')}{why}")
+        size = size_of(scaled.get("min_nodes", 0), scaled.get("max_nodes", 0))
+        lines.append(f"scaled to {size} by {scaled.get('by')}{why}")
     for each in run.get("members") or ():
         if each.get("drained"):
             lines.append(f"{each.get('name')} was asked to leave by {each['drained']}")

@@ -36,7 +36,7 @@ from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import order, scale
-from rallypoint.core.printable import some
+from rallypoint.core.printable import are_ready, some
 from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
@@ -343,7 +343,7 @@ def _what_follows(membership: Membership, was_active: bool) -> str:
         return "they count when the first node attaches"
     if membership.phase_of_work is not Phase.ACTIVE:
         if roster.ready_count < settings.min_nodes:
-            ready = f"{roster.ready_count} of at least {settings.min_nodes} nodes are ready"
+            ready = are_ready(roster.ready_count, settings.min_nodes, settings.max_nodes)
             return f"{ready}, so the next round waits"
         return (
             f"round {number} has ended for that" if was_active else "they count for the next round"

@@ -16,6 +16,7 @@ from rallypoint.coordinator.event_log import SUMMARISED_ABOVE, EventLog, Events
 from rallypoint.coordinator.history import History
 from rallypoint.coordinator.past_events import past_events
 from rallypoint.coordinator.run_events import LINE_MAX, LINES_MAX, EventKind, RunEvent
+from rallypoint.coordinator.waits import WAIT_MIN_S, Wait, Waits
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
@@ -23,7 +24,7 @@ from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import Order
 from rallypoint.core.printable import shortened
-from rallypoint.core.reasons import RefusalCode
+from rallypoint.core.reasons import RefusalCode, Waiting, first_names
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     NAMES_SHOWN_MAX,
@@ -34,11 +35,9 @@ from rallypoint.core.values import (
     MemberState,
     Phase,
     Reachability,
+    RoundHead,
     RoundRecord,
 )
-
-WAITED_MIN_S: Final = 1.0
-"""A shorter wait before a round is no event."""
 
 REFUSED_EVERY_S: Final = 60.0
 REFUSALS_KEPT: Final = 64
@@ -116,12 +115,10 @@ class Observer:
         self._events = events
         self._membership = membership
         self._history = history
-        self._last_ready = ""
-        self._ready_s = now_s
-        """When that node was ready, or the gathering began."""
-        self._ready_before_s = now_s
-        self._gathering_s = now_s
+        self._waits = Waits(now_s)
         self._commit_s = now_s
+        self._committed: RoundHead | None = None
+        """Of the round that was given to the ledger last."""
         self.watched = WATCHED
         """For which events of the core `before` is to be called."""
         self._told_ready = 0
@@ -205,7 +202,7 @@ class Observer:
         member = self._membership.roster.living(event.node)
         if member is not None and member.state is MemberState.READY is not before.state:
             name = event.node.name
-            self._ready_before_s, self._ready_s, self._last_ready = self._ready_s, now_s, name
+            self._waits.ready((name,), 1, now_s)
             self.log.add_node(EventKind.READY, name, now_s)
 
     def _gather(self) -> None:
@@ -221,11 +218,11 @@ class Observer:
         latest = membership.roster.latest_ready(max(2, min(new, NAMES_SHOWN_MAX)))
         # The core knows when a node may be let in, which is so long after it was ready.
         asked_s = [member.eligible_s - settings.scale_up_delay_s for member in latest]
-        self._last_ready = latest[0].name
-        self._ready_before_s = asked_s[1] if new > 1 and len(latest) > 1 else self._ready_s
-        self._ready_s = max(self._ready_before_s, asked_s[0])
         names = [member.name for member in latest[:new]]
-        self.log.add_nodes(EventKind.READY, names, new, self._ready_s)
+        if new > 1 and len(latest) > 1:
+            self._waits.ready(names[1:], new - 1, asked_s[1])
+        self._waits.ready(names[:1], 1, asked_s[0])
+        self.log.add_nodes(EventKind.READY, names, new, self._waits.ready_s)
 
     def _after_done(self, event: on.NodeDone, before: Before, now_s: float) -> None:
         member = self._membership.roster.living(event.node)
@@ -286,6 +283,7 @@ class Observer:
             self.log.add(EventKind.SUSPENDED, cause=new[0].value, detail=suspension.reasons[0])
         elif before.causes and not suspension.causes:
             self.log.add(EventKind.RESTORED, seconds=before.suspended_s)
+            self._waits.not_before(now_s)
 
     def _see_not_begun(self) -> None:
         """A round was written, and is not published."""
@@ -295,6 +293,8 @@ class Observer:
             why = str(membership.case.change) if membership.case is not None else ""
             self.log.round = membership.number
             self.log.add(EventKind.NOT_BEGUN, detail=why)
+            # What was waited for was told: from now on the next round is waited for.
+            self._waits.go_on(self._commit_s)
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ class Observer:
         name = effect.node.name
         member = self._membership.roster.get(name)
         if len(self._membership.roster) == 1 and not effect.resumed:
-            self._ready_s = self._ready_before_s = self._gathering_s = now_s
+            self._waits.begin(now_s)
         host = member.info.host if member is not None else ""
         kind = EventKind.RESUMED if effect.resumed else EventKind.ATTACHED
         away_s = now_s - member.trouble_since_s if member and member.trouble_since_s else None
@@ -406,29 +406,45 @@ class Observer:
             self.log.add(EventKind.LAST_CALL, count=ready, seconds=delay_s)
         elif kind is do.TimerKind.PACE:
             self.log.add(EventKind.HELD_BACK, seconds=delay_s)
+            self._waits.not_before(now_s + delay_s)
         elif kind is do.TimerKind.MASS:
             names = membership.roster.troubled_names
             first = tuple(islice(names, NAMES_SHOWN_MAX))
             self.log.add(EventKind.GUARDED, nodes=first, count=len(names), seconds=delay_s)
 
     def _see_commit(self, event: Any, effect: do.Commit, now_s: float) -> None:
-        if not isinstance(effect.record, RoundRecord):
+        record = effect.record
+        # The same record is given to the ledger again after an outage, and nobody was waited for.
+        if not isinstance(record, RoundRecord) or record.head == self._committed:
             return
-        self._commit_s = now_s
-        waited_s = self._ready_s - self._ready_before_s
-        if waited_s >= WAITED_MIN_S:
-            detail = "it was ready last"
-            self.log.add(EventKind.WAITED, node=self._last_ready, seconds=waited_s, detail=detail)
-        idle_s = now_s - self._ready_s
+        self._committed, self._commit_s = record.head, now_s
+        for each in self._waits.told():
+            self._see_wait(each)
+        idle_s = self._waits.idle_s(now_s)
         waiting = self._membership.waiting(now_s)
-        if idle_s >= WAITED_MIN_S and waiting is not None:
-            self.log.add(
-                EventKind.WAITED,
-                nodes=waiting.missing,
-                count=waiting.missing_count,
-                seconds=idle_s,
-                detail="they did not come" if waiting.missing_count else "none came",
-            )
+        if idle_s >= WAIT_MIN_S and waiting is not None:
+            self._see_absent(waiting, idle_s)
+
+    def _see_wait(self, wait: Wait) -> None:
+        self.log.add(
+            EventKind.WAITED,
+            node=wait.node,
+            nodes=() if wait.node else tuple(wait.names),
+            count=0 if wait.node else wait.count,
+            seconds=wait.seconds,
+            detail=wait.detail,
+        )
+
+    def _see_absent(self, waiting: Waiting, idle_s: float) -> None:
+        """The round is formed without nodes that were waited for."""
+        names, count, detail = waiting.missing, waiting.missing_count, "not ready in time"
+        if not count:
+            lost = [
+                each for each in self._history.lost_lately() if each not in self._membership.roster
+            ]
+            names, count = first_names(lost), len(lost)
+            detail = "lost, and not back in time" if lost else "none came"
+        self.log.add(EventKind.WAITED, nodes=names, count=count, seconds=idle_s, detail=detail)
 
     def _see_round(self, event: Any, effect: do.Publish, now_s: float) -> None:
         record = effect.record
@@ -442,8 +458,8 @@ class Observer:
         phases = {}
         if gathering_s is not None:
             phases = {
-                "ready_s": max(0.0, self._ready_s - self._gathering_s),
-                "forming_s": max(0.0, self._commit_s - self._ready_s),
+                "ready_s": max(0.0, self._waits.ready_s - self._waits.began_s),
+                "forming_s": max(0.0, self._commit_s - self._waits.ready_s),
                 "writing_s": now_s - self._commit_s,
             }
         log.add(
@@ -466,7 +482,8 @@ class Observer:
             )
         rounds = self._history.rounds
         active_s = rounds[-1].active_s if rounds and rounds[-1].number == change.round else None
-        self._ready_s = self._ready_before_s = self._gathering_s = now_s
+        # Nodes on standby are ready, and so is the one that has ended the round by asking again.
+        self._waits.begin(now_s, has_ready=self._membership.roster.ready_count > 0)
         # Members on standby were told. Who ended the round by asking for the next was not.
         self._told_ready = self._membership.roster.ready_count - isinstance(event, on.NodeReady)
         self.log.add(EventKind.BROKEN, seconds=active_s, **_fields_of(change))

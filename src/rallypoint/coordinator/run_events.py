@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rallypoint.core.printable import some
+from rallypoint.core.printable import size_of, some
 
 TEXT_MAX: Final = 500
 """The most characters of a detail."""
@@ -213,7 +213,7 @@ ABOUT: Final[dict[EventKind, About]] = {
         "Start a sound machine under another name.",
     ),
     EventKind.SCALED: About(
-        "scaled to {scale} nodes by {by}",
+        "scaled to {scale} by {by}",
         ("min_nodes", "max_nodes", "by", "detail"),
         "An operator has changed how many nodes the run has. `detail`: the operator's reason.",
     ),
@@ -232,8 +232,9 @@ ABOUT: Final[dict[EventKind, About]] = {
     EventKind.WAITED: About(
         "waited {seconds} for {who}",
         ("node", "nodes", "count", "seconds", "detail"),
-        "A round is formed, and one cause of the wait was longer than a second: a node that was "
-        "ready last, or nodes that did not come.",
+        "A round is formed, and for more than a second no further node was ready. It names those "
+        "that were ready later, or that were not ready in time. At most four, the longest ones, "
+        "are told.",
     ),
     EventKind.FORMED: About(
         "round {round} formed with {count}",
@@ -350,7 +351,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             count=counted,
             seconds=duration(self.seconds),
             by=self.by or "an operator",
-            scale=f"{self.min_nodes}:{self.max_nodes}",
+            scale=size_of(self.min_nodes, self.max_nodes),
         )
         return f"{text}: {self.detail}" if self.detail else text
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from rallypoint.core.printable import shortened
+from rallypoint.core.printable import shortened, size_of
 from rallypoint.core.values import FrozenStruct, NodeId, RunSettings
 
 ORDERS_BYTES_MAX: Final = 8 * 1024
@@ -42,7 +42,7 @@ class Scale(FrozenStruct, frozen=True):
 
     def __str__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
-        return f"scaled to {self.min_nodes}:{self.max_nodes} by {self.by}{reason}"
+        return f"scaled to {size_of(self.min_nodes, self.max_nodes)} by {self.by}{reason}"
 
 
 class Orders(FrozenStruct, frozen=True):

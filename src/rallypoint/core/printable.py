@@ -30,6 +30,27 @@ def some(names: Sequence[str], count: int = 0) -> str:
     """Names in words, with the number of those left out: 'a, b and 3 more'."""
     total = max(count, len(names))
     if not names:
-        return f"{total} nodes" if total else "a node"
+        return counted(total, "node") if total else "a node"
     shown = ", ".join(names)
     return f"{shown} and {total - len(names)} more" if total > len(names) else shown
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 node", "2 nodes"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def are_ready(ready: int, minimum: int, maximum: int) -> str:
+    """How many of a round's nodes are ready: "1 of 3 nodes ready"."""
+    if minimum == maximum:
+        return f"{ready} of {counted(minimum, 'node')} ready"
+    if ready < minimum:
+        return f"{ready} of at least {counted(minimum, 'node')} ready (at most {maximum})"
+    return f"{ready} of at most {counted(maximum, 'node')} ready (at least {minimum})"
+
+
+def size_of(minimum: int, maximum: int) -> str:
+    """How many nodes a round may have: "3 nodes"; or as --nnodes has it, "2:4 nodes"."""
+    if minimum == maximum:
+        return counted(minimum, "node")
+    return f"{minimum}:{maximum} nodes"

@@ -14,7 +14,7 @@ import msgspec
 
 from rallypoint.core.orders import Order
 from rallypoint.core.past import PastLoss
-from rallypoint.core.printable import escaped, some
+from rallypoint.core.printable import are_ready, counted, escaped, some
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
@@ -96,9 +96,7 @@ class Waiting(FrozenStruct, frozen=True):
 
     def _clauses(self) -> list[str]:
         ready = f": {some(self.ready_names, self.ready)}" if self.ready_names else ""
-        clauses = [
-            f"{self.ready} of at least {self.minimum} nodes ready (at most {self.maximum}){ready}"
-        ]
+        clauses = [f"{are_ready(self.ready, self.minimum, self.maximum)}{ready}"]
         if self.attached > self.ready and not self.missing:
             clauses.append(f"{self.attached - self.ready} attached but not ready")
         if self.missing:
@@ -471,11 +469,11 @@ def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> st
     `node_rank` is known.
     """
     if seat is None:
-        return f"round {head.number}: {_count(head.nodes, 'node')}; this is node {node_rank}"
+        return f"round {head.number}: {counted(head.nodes, 'node')}; this is node {node_rank}"
     last = seat.first_rank + seat.workers - 1
     ranks = f"rank {last}" if seat.workers == 1 else f"ranks {seat.first_rank} to {last}"
     return (
-        f"round {head.number}: {_count(head.nodes, 'node')}, {_count(head.size, 'worker')}; "
+        f"round {head.number}: {counted(head.nodes, 'node')}, {counted(head.size, 'worker')}; "
         f"this is node {seat.node_rank} with {ranks}"
     )
 
@@ -536,7 +534,3 @@ def first_names(names: Iterable[str]) -> tuple[str, ...]:
             break
         shown.append(name)
     return tuple(shown)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

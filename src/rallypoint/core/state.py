@@ -162,7 +162,8 @@ class MembershipState:
         settings = self.settings
         if self.phase in (Phase.ACTIVE, Phase.CLOSED) or settings is None:
             return None
-        stop_left_s = self._gathering.stopping.left_s(now_s)
+        stopping_count = self.roster.count(Bucket.STOPPING)
+        stop_left_s = self._gathering.stopping.left_s(now_s) if stopping_count else 0.0
         return Waiting(
             ready=self.roster.ready_count,
             minimum=settings.min_nodes,
@@ -178,7 +179,7 @@ class MembershipState:
             attached=len(self.roster),
             ledger_away_s=self.suspension.ledger_away_s(now_s) if self.suspended_reason else None,
             stopping=reasons.first_names(self.roster.names(Bucket.STOPPING)) if stop_left_s else (),
-            stopping_count=self.roster.count(Bucket.STOPPING) if stop_left_s else 0,
+            stopping_count=stopping_count if stop_left_s else 0,
             stop_left_s=stop_left_s,
             held_back_s=self._gathering.pause_left_s(now_s),
             ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),

@@ -315,10 +315,11 @@ class RendezvousParameters:
             ) from error
 
     def __repr__(self) -> str:
+        low, high = self.min_nodes, self.max_nodes
         # Without the options, which may include a token.
         return (
             f"<RendezvousParameters {self.backend} at {self.endpoint!r}, run {self.run_id!r}, "
-            f"{self.min_nodes} to {self.max_nodes} nodes>"
+            f"{low if low == high else f'{low} to {high}'} nodes>"
         )
 
 
