@@ -147,3 +147,25 @@ def test_follow_goes_on_when_the_coordinator_was_killed(
     assert "closed" in kinds
     again = cli("events", "job-42", "--endpoint", ledger, "--json", "--follow")  # It ends at once.
     assert again.code == 0
+
+
+def test_the_last_lines_of_a_failure_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shower = command._Shower(False, None)
+    failed, other = ["Traceback", "ValueError: boom"], ["Segmentation fault"]
+    told: list[tuple[str, int, list[str]]] = [
+        ("worker_failed", 1, failed),
+        ("broken", 1, failed),
+        ("ready", 1, []),
+        ("worker_failed", 1, other),
+        ("formed", 2, []),
+        ("cause", 1, failed),
+        ("worker_failed", 2, failed),
+    ]
+    for seq, (kind, number, lines) in enumerate(told, 1):
+        event = {"id": f"1.{seq}", "seq": seq, "text": kind, "round": number, "last_lines": lines}
+        shower.show(event, 0.0)
+    shown = [line.strip(" |") for line in capsys.readouterr().out.splitlines()]
+    assert shown == [
+        *("worker_failed", *failed, "broken", "ready"),
+        *("worker_failed", *other, "formed", "cause", "worker_failed", *failed),
+    ]

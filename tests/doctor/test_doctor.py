@@ -22,7 +22,7 @@ from rallypoint.client.blocking import portal
 from rallypoint.doctor import examination, limits, names, proxies, room
 from rallypoint.doctor.answering import Kind
 from rallypoint.doctor.case import Case
-from rallypoint.doctor.findings import Finding, Verdict
+from rallypoint.doctor.findings import Finding, Notes, Verdict
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.rendezvous._store_server import StoreServer
 from rallypoint.security.authority import new_secret
@@ -227,7 +227,10 @@ def test_two_tokens_of_one_authority_that_differ(cli: Cli, serve: Serve, tmp_pat
     for path in (own, Path(theirs)):
         assert tokens.fingerprint(path.read_text().strip()) in found["token"]["summary"]
     assert "--token-file" in found["token"]["what_to_do"][0]
-    assert "the token is refused" in found["wire"]["evidence"][0]
+    # Nothing is known of its wire version, so nothing is well with it.
+    assert found["wire"]["verdict"] == "skipped"
+    assert "was not asked, because it refuses the token" in found["wire"]["summary"]
+    assert found["wire"]["facts"] == {}
 
 
 @pytest.mark.parametrize(
@@ -509,3 +512,30 @@ def test_a_check_that_hangs_is_reported_and_stops_no_other(
 def test_a_token_of_a_lease_is_shown_nowhere() -> None:
     keys = Keys(KnownToken("secret-of-a-lease", Origin.LEASE, "the lease"))
     assert "secret" not in repr(case("head:29400", keys=keys))
+
+
+# -- nothing to look at ----------------------------------------------------------------------------
+
+
+def test_what_could_not_be_looked_at_is_not_well() -> None:
+    notes = Notes("a")
+    notes.missed("the first one says nothing")
+    notes.missed("nor does the second one")
+    found = notes.finding("all is well")
+    assert found.verdict is Verdict.SKIPPED
+    assert found.summary == "the first one says nothing; and 1 more"
+    assert "nor does the second one" in found.evidence
+    notes.saw("the third one is well")
+    found = notes.finding("those that answer are well")
+    assert (found.verdict, found.summary) == (Verdict.OK, "those that answer are well")
+    notes.fail("the fourth one is ill", "heal it")
+    assert notes.finding("").verdict is Verdict.FAILED
+
+
+def test_without_an_answer_nothing_about_a_coordinator_is_well(cli: Cli) -> None:
+    found = checked(cli, f"127.0.0.1:{free_port()}", code=0)
+    unseen = ("certificate", "token", "wire", "ledger", "clock")
+    assert {name: found[name]["verdict"] for name in unseen} == dict.fromkeys(unseen, "skipped")
+    assert all(found[name]["summary"] for name in unseen)
+    for name in ("token", "wire", "clock"):
+        assert "no coordinator has answered" in found[name]["summary"]

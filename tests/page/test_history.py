@@ -31,7 +31,7 @@ TAKE = """async (batches) => {
   return {
     fresh, tracks, rounds, gaps: history.gaps, dropped: history.dropped, closed: history.closed?.t ?? null,
     ids: history.events.map((each) => each.id), times: history.events.map((each) => each.t),
-    changed: history.wasChanged,
+    changed: history.wasChanged, withLines: history.events.filter((each) => each.hasNewLines).map((each) => each.id),
   };
 }"""  # noqa: E501
 
@@ -162,3 +162,17 @@ def test_a_page_that_is_open_for_days_keeps_the_newest_events(take: Take) -> Non
     found = take(many[:4_000], many[4_000:])
     assert (len(found["ids"]), found["ids"][-1]) == (2_500, "1.4101")
     assert found["gaps"][0]["from"] is None
+
+
+def test_the_last_lines_of_a_failure_are_shown_with_the_first_event_that_has_them(
+    take: Take,
+) -> None:
+    failed = event(1, 1, "worker_failed", 1.0, round=1, node="a", last_lines=["boom"])
+    broken = event(1, 2, "broken", 1.1, round=1, nodes=["a"], last_lines=["boom"])
+    other = event(1, 3, "worker_failed", 1.2, round=1, node="b", last_lines=["bang"])
+    formed = event(1, 4, "formed", 1.3, round=2, nodes=["a", "b"])
+    cause = event(1, 5, "cause", 1.4, round=1, nodes=["a"], last_lines=["boom"])
+    again = event(1, 6, "worker_failed", 2.0, round=2, node="a", last_lines=["boom"])
+    found = take([failed, broken], [other, formed, cause], [again])
+    assert found["withLines"] == ["1.1", "1.3", "1.6"]
+    assert [each["lines"] for each in found["rounds"]] == [["boom"], []]

@@ -95,6 +95,9 @@ class _Shower:
         self._day = ""
         self._from_head: set[str] = set()
         self._problem = ""
+        self._round: object = None
+        self._last_lines: set[tuple[str, ...]] = set()
+        """Those of failures in that round, which are on the screen."""
 
     def note(self, problem: str) -> None:
         """Say on stderr what is missing, once."""
@@ -134,8 +137,19 @@ class _Shower:
             when = f"{moment:%H:%M:%S}.{moment.microsecond // 1_000:03d}"
         late = " (from the run's head)" if event.get("is_late") else ""
         yield f"{when}  {text}{late}"
-        for each in event.get("last_lines") or ():
-            yield f"{' ' * 14}| {output.clean(str(each))}"
+        for each in self._new_lines(event):
+            yield f"{' ' * 14}| {output.clean(each)}"
+
+    def _new_lines(self, event: Mapping[str, Any]) -> tuple[str, ...]:
+        """The last lines of the event's failure. Several events of a round have the same ones."""
+        lines, number = tuple(map(str, event.get("last_lines") or ())), event.get("round")
+        if not lines:
+            return ()
+        if number != self._round:
+            self._round, self._last_lines = number, set()
+        is_new = lines not in self._last_lines
+        self._last_lines.add(lines)
+        return lines if is_new else ()
 
 
 # -- what there is now -----------------------------------------------------------------------------

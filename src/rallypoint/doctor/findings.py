@@ -56,11 +56,14 @@ class Finding(msgspec.Struct, frozen=True):
 class Notes:
     """Collects what one check sees, until `finding` makes one result of it.
 
-    The summary is that of the first trouble, or else the given one.
+    The summary is that of the first trouble, or else the given one. If nothing could be looked at,
+    the check is skipped, and the summary says why.
     """
 
     def __init__(self, check: str) -> None:
         self.check = check
+        self._missed: list[str] = []
+        self._has_seen = False
         self.facts: dict[str, Any] = {}
         self._evidence: list[str] = []
         self._advice: list[str] = []
@@ -68,6 +71,12 @@ class Notes:
 
     def saw(self, line: str) -> None:
         """Add evidence for what is in order."""
+        self._has_seen = True
+        self._evidence.append(line)
+
+    def missed(self, line: str) -> None:
+        """Something could not be looked at, for this reason."""
+        self._missed.append(line)
         self._evidence.append(line)
 
     def warn(self, line: str, what_to_do: str) -> None:
@@ -86,8 +95,10 @@ class Notes:
 
     def finding(self, summary: str) -> Finding:
         """The result. `summary`: the text if there is no trouble."""
-        verdict = worst([each for each, lines in self._troubles.items() if lines] or [Verdict.OK])
-        told = self._troubles.get(verdict) or [summary]
+        is_unseen = bool(self._missed) and not self._has_seen
+        well = Verdict.SKIPPED if is_unseen else Verdict.OK
+        verdict = worst([each for each, lines in self._troubles.items() if lines] or [well])
+        told = self._troubles.get(verdict) or (self._missed if is_unseen else [summary])
         shown = told[0] if len(told) == 1 else f"{told[0]}; and {len(told) - 1} more"
         evidence = tuple(each for each in self._evidence if each != shown)
         return Finding(self.check, verdict, shown, evidence, tuple(self._advice), self.facts)

@@ -25,7 +25,9 @@ def check(case: Case) -> Finding:
     _check_own(own, notes, is_alone=case.is_on_this_machine)
     for host in case.hosts:
         _check_host(host, notes)
-    return notes.finding(f"{own} and the endpoint's hosts have addresses")
+    return notes.finding(
+        "each name that is used has an address" if case.hosts else f"this machine is {own}"
+    )
 
 
 def _check_own(name: str, notes: Notes, *, is_alone: bool) -> None:

@@ -22,7 +22,7 @@ def check(case: Case, root: Path = Path("/"), shared: Path = Path("/dev/shm")) -
     notes = Notes(CHECK)
     _check_limit(root, notes)
     _check_shared(shared, notes)
-    return notes.finding("there is memory left, and shared memory for workers")
+    return notes.finding("there is memory left for workers")
 
 
 def _check_limit(root: Path, notes: Notes) -> None:
@@ -68,7 +68,7 @@ def _check_shared(shared: Path, notes: Notes) -> None:
     try:
         about = os.statvfs(shared)
     except OSError:
-        notes.saw(f"there is no {shared} here")
+        notes.missed(f"there is no {shared} here")
         return
     size, free = about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize
     notes.facts |= {"shm_bytes": size, "shm_free_bytes": free}

@@ -108,12 +108,14 @@ def check(case: Case, asked: Sequence[Asked]) -> Finding:
     others = [each for one in asked for each in one.answers if each.kind == Kind.TLS]
     for each in others if case.certificates in (None, Certificates()) else ():
         _compare_authority(case.keys, each, notes)
-    if found:
+    if not found and not case.keys.token:
+        notes.missed("this node has no token, and no coordinator has answered that may need one")
+    if any(each.is_accepted for each in found):
         return notes.finding("the coordinator accepts this node's token")
     return notes.finding(
-        f"this node's token is from {case.keys.known.place}"
+        f"this node's token is from {case.keys.known.place}; nobody has checked it"
         if case.keys.token
-        else "this node has no token; no coordinator has asked for one"
+        else "no token is needed"
     )
 
 

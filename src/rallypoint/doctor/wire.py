@@ -46,7 +46,7 @@ async def _ask(where: Address, access: Access, notes: Notes) -> None:
         notes.fail(text, "look at its log, and whether a proxy on the way lets WebSockets through")
         return
     except TokenError:
-        notes.saw(f"{where}: not asked, because the token is refused")
+        notes.missed(f"{where} was not asked, because it refuses the token")
         return
     except NotACoordinatorError as error:
         advice = "a proxy on the way has to let WebSockets through (Upgrade and Connection headers)"
@@ -60,7 +60,7 @@ async def _ask(where: Address, access: Access, notes: Notes) -> None:
 
 def _judge(where: Address, accepted: range | None, notes: Notes) -> None:
     if accepted is None:
-        notes.saw(f"the coordinator at {where} does not tell its wire versions")
+        notes.missed(f"the coordinator at {where} does not tell its wire versions")
         return
     notes.facts.setdefault("accepted", {})[str(where)] = [accepted[0], accepted[-1]]
     own = range(messages.VERSION_MIN, messages.VERSION + 1)

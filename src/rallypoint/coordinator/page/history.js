@@ -88,6 +88,8 @@ export class History {
     this.closed = null;
     this.dropped = 0;
     this.waits = [];
+    this.linesRound = null;
+    this.linesSeen = new Set();
     this.isLarge = false;
   }
 
@@ -175,8 +177,19 @@ export class History {
       this.end = Math.max(this.end ?? t, t);
     }
     this.start = Math.min(this.start ?? t, t);
+    this.seeLines(event);
     this.seeRun(event, t);
     if (!event.is_late) this.seeNodes(event, t);
+  }
+
+  /** Several events of a round have the last lines of one failure: they are shown with the first. */
+  seeLines(event) {
+    if (!event.last_lines?.length) return;
+    if (event.round !== this.linesRound) this.linesSeen.clear();
+    this.linesRound = event.round;
+    const text = event.last_lines.join("\n");
+    event.hasNewLines = !this.linesSeen.has(text);
+    this.linesSeen.add(text);
   }
 
   timeOf(event) {

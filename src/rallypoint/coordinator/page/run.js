@@ -628,7 +628,7 @@ function worthALook(rounds) {
 }
 
 function eventRow(event) {
-  const lines = event.last_lines ?? [];
+  const lines = event.hasNewLines ? event.last_lines : [];
   return h(
     "li",
     { class: IMPORTANT.has(event.kind) ? "important" : "", "data-kind": event.kind, "data-cause": event.cause, "data-id": event.id },
