@@ -48,6 +48,7 @@ SUMMARIES: Final = {
     ("POST", f"{RUN}/close"): "End a run for all its nodes",
     ("POST", f"{RUN}/drain"): "Ask a node to leave in order",
     ("POST", f"{RUN}/evict"): "Take a node out, and keep its name out of the run",
+    ("POST", f"{RUN}/admit"): "Lift the eviction of a node",
     ("POST", f"{RUN}/scale"): "Change how many nodes the run has",
 }
 QUERY: Final[dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]]] = {
@@ -257,6 +258,7 @@ ANSWERS: Final[dict[str, Any]] = {
     "close_answer": _object({"run_id": _TEXT, "was_closed": _YES_NO}),
     "drain_answer": _object({**_NODE, "was_asked": _YES_NO, "state": _TEXT}),
     "evict_answer": _object({**_NODE, "was_evicted": _YES_NO, "reason": _TEXT}),
+    "admit_answer": _object({**_NODE, "was": _TEXT}),
     "scale_answer": _object(
         {
             "run_id": _TEXT,

@@ -79,7 +79,7 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     third = a.worker(3)
     assert "round 2 has ended: b lost: evicted by operator" in a.text
     again = machine.agent("b", *OPTIONS, nnodes="1:3")
-    assert "this run admits no node of that name any more" in again.ends(7)
+    assert "can lift that with `rallypoint admit`" in again.ends(7)
 
     code, _, err = rallypoint(machine, "drain", RUN, "bb")
     assert code == 2

@@ -123,6 +123,36 @@ def test_an_evicted_node_ends_with_the_reason_and_cannot_come_back() -> None:
     run_clean(main)
 
 
+def test_an_evicted_node_may_join_again_when_an_operator_has_admitted_it() -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with (
+            replica(ledger) as one,
+            replica(ledger) as other,
+            orderly(one.port, "q1") as a,
+            orderly(one.port, "q2") as b,
+        ):
+            await both_in_a_round(a, b)
+            code, said = await order(one, "admit", node="q2")
+            assert (code, said["error"]) == (404, "node 'q2' is not evicted from run 'run'")
+            assert (await order(one, "evict", node="q2", reason="hot"))[0] == 200
+            code, said = await order(one, "admit", node="q3")
+            assert (code, said["hint"]) == (404, "evicted nodes of this run: q2")
+            code, said = await order(other, "admit", node="q2", reason="cool")
+            assert (code, said["was"]) == (200, "operator at 127.0.0.1: hot")
+            run = one.server.coordinator.runs["run"]
+            assert _written(run.membership) == ([], [])
+            async with orderly(one.port, "q2") as again:
+                await until(lambda: "q2" in run.membership.roster, "it was not let in")
+                assert again.node.gone is None
+            events = (await one.ask("/api/v1/runs/run/events"))[1]["events"]
+            texts = [each["text"] for each in events if each["kind"] == "readmitted"]
+            by = "operator at 127.0.0.1 through 127.0.0.1"
+            assert texts == [f"eviction of q2 lifted by {by}: cool"]
+
+    run_clean(main)
+
+
 def test_an_order_without_room_is_refused_at_once_and_says_what_to_do() -> None:
     long = "\U0001f600" * 200
 
@@ -144,7 +174,7 @@ def test_an_order_without_room_is_refused_at_once_and_says_what_to_do() -> None:
                     409,
                     f"run 'run' has no room for more orders: it keeps {kept} evictions",
                 )
-                assert "shorter reason" in said["hint"]
+                assert "or lift evictions" in said["hint"]
             assert run.membership.orders.drains == ()
             assert run.membership.orders.scale is None
             assert a.node.gone is None

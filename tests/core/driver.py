@@ -300,6 +300,11 @@ class Driver:
         for token in tokens:
             self.step(on.EvictRequested(node_id(token), "operator ann", reason))
 
+    def admit(self, *tokens: str, reason: str = "memory replaced") -> None:
+        """An operator lifts the eviction of a node."""
+        for token in tokens:
+            self.step(on.AdmitRequested(node_id(token), "operator ann", reason))
+
     def scale(self, min_nodes: int, max_nodes: int) -> None:
         """An operator changes how many nodes the run has."""
         self.step(on.ScaleRequested(Scale(min_nodes, max_nodes, "operator ann")))

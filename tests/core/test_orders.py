@@ -11,7 +11,7 @@ from rallypoint.core.orders import ORDERS_BYTES_MAX, Orders, Scale, order
 from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.values import NodeId, Phase, RunSettings
 from tests.core.driver import Driver, node_id
-from tests.core.test_properties import a_round_is_formed
+from tests.core.test_properties import a_round_is_formed, heal
 from tests.core.walks import EVICTED, NAMES, walk
 from tests.kinds import seeds
 
@@ -274,6 +274,7 @@ def test_r7_a_round_is_formed_though_an_operator_has_acted(tens: int) -> None:
     """R7, for the numbers of nodes that the operator wants, with nodes that are not evicted."""
     for seed in range(10 * tens, 10 * tens + 10):
         driver = walk(seed, steps=80, has_operator=True)
+        heal(driver)  # A scale that was kept counts from here on.
         settings = driver.run.settings or driver.settings
         good = [name for name in NAMES if name not in EVICTED]
         a_round_is_formed(driver, good[: max(settings.min_nodes, 1 + seed % 4)])
@@ -283,3 +284,87 @@ def test_a_drain_of_another_start_of_a_node_changes_nothing() -> None:
     driver = met(manual_marks=False)
     driver.step(on.DrainRequested(node_id("a'"), "operator ann", ""))
     assert driver.run.orders.drains == ()
+
+
+def test_r4_a_lifted_eviction_holds_until_the_ledger_has_its_end() -> None:
+    """Else a successor, which still reads the eviction, would take the node out again."""
+    driver = met()
+    driver.evict("a")
+    driver.marks_written()
+    driver.admit("a")
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Refuse)
+    driver.advance(1.0)  # The ledger is written once in each settle time.
+    driver.marks_written()
+    driver.attach("a'")
+    assert kinds(driver, do.Welcome)
+    driver.fail_over()
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Welcome)
+
+
+def test_r4_a_successor_keeps_an_eviction_whose_end_was_not_written() -> None:
+    driver = met()
+    driver.evict("a")
+    driver.marks_written()
+    driver.admit("a")
+    driver.fail_over()
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Refuse)
+
+
+def test_a_node_may_be_evicted_again_after_it_was_admitted() -> None:
+    driver = met(manual_marks=False)
+    driver.evict("a", reason="first")
+    driver.admit("a")
+    driver.evict("a", reason="second")
+    driver.advance(1.0)
+    assert [each.reason for each in driver.register.orders.evictions] == ["second"]
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Refuse)
+
+
+def test_a_newcomer_that_waits_for_its_name_is_refused_until_the_end_is_written() -> None:
+    driver = met()
+    driver.attach("a'")
+    driver.evict("a")
+    driver.admit("a")
+    assert [type(each) for each in kinds(driver, do.Refuse)] == [do.Refuse]
+
+
+def test_r11_a_node_that_was_not_evicted_is_not_admitted_again() -> None:
+    driver = met(manual_marks=False)
+    driver.admit("a")
+    assert driver.take() == []
+    assert driver.run.orders == Orders()
+
+
+def test_a_lifted_eviction_makes_room_for_others() -> None:
+    driver = met(manual_marks=False)
+    for count in range(100):
+        driver.evict(f"n{count}", reason="x" * 300)
+    kept = len(driver.run.orders.evictions)
+    driver.admit("n0")
+    driver.evict("m0", reason="x" * 300)
+    assert len(driver.run.orders.evictions) == kept
+
+
+@pytest.mark.parametrize("last", ["evict", "admit"])
+def test_r4_the_last_order_counts_that_came_while_the_run_was_suspended(last: str) -> None:
+    driver = met(manual_marks=False)
+    driver.lose_ledger()
+    for _ in range(2):
+        driver.evict("a")
+        driver.admit("a")
+    if last == "evict":
+        driver.evict("a")
+    driver.admit("b")  # Another node's does not replace it.
+    driver.restore_ledger()
+    driver.advance(1.0)
+    assert [each.node.name for each in driver.register.orders.evictions] == (
+        ["a"] if last == "evict" else []
+    )

@@ -156,6 +156,7 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
             | "die"
             | "drain"
             | "evict"
+            | "admit"
             | "heard"
             | "answer" as command,
             *nodes,
@@ -210,6 +211,8 @@ def _words(effect: do.Effect) -> str:
             return f"ask {token_of(order.node)}{again} to leave: {order}"
         case do.Evict(node=node, refusal=refusal):
             return f"evict {token_of(node)} ({refusal.code}): {refusal.message}"
+        case do.Readmit(order=order):
+            return f"admit {order.node.name} again: {order}"
         case do.Rescale(scale=scale):
             return str(scale)
         case do.WriteMarks(orders=orders):

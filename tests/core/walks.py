@@ -43,7 +43,7 @@ def random_run(random: Random) -> Driver:
 
 
 def walk(seed: int, steps: int = 150, *, has_operator: bool = False) -> Driver:
-    """A run after so many steps. `has_operator`: somebody drains, evicts and scales meanwhile."""
+    """A run after so many steps. `has_operator`: somebody gives orders meanwhile."""
     random = Random(seed)
     operator = Random(f"{seed}/operator")
     driver = random_run(random)
@@ -59,13 +59,16 @@ def walk(seed: int, steps: int = 150, *, has_operator: bool = False) -> Driver:
 
 def order_something(driver: Driver, random: Random) -> None:
     """Something that an operator might do."""
-    deed = random.choice(["drain", "drain", "evict", "scale", "scale"])
+    deed = random.choice(["drain", "drain", "evict", "admit", "scale", "scale"])
     if deed == "scale":
         least = random.randint(1, 3)
         driver.scale(least, random.randint(least, 4))
         return
     # Names of `EVICTED` are the only ones that may be out for good.
-    name = random.choice(EVICTED if deed == "evict" else NAMES)
+    name = random.choice(EVICTED if deed in ("evict", "admit") else NAMES)
+    if deed == "admit":
+        driver.admit(name)
+        return
     member = driver.run.roster.get(name)
     getattr(driver, deed)(token_of(member.id) if member is not None else name)
 

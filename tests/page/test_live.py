@@ -138,3 +138,8 @@ def test_nodes_are_drained_and_evicted_and_the_run_is_scaled(
     page.locator(".events li[data-kind=evicted]").wait_for()
     found[2].ends(7)
     page.locator(".events li[data-kind=formed]", has_text="with 1 node").wait_for()
+    page.get_by_role("button", name="Admit n2").click()
+    assert "It may then join run job again" in dialog.inner_text()
+    dialog.get_by_role("button", name="Admit n2").click()
+    page.locator(".events li[data-kind=readmitted]").wait_for()
+    page.locator(".orders li", has_text="n2 was evicted").wait_for(state="detached")

@@ -11,6 +11,7 @@ from rallypoint.core import ordering
 from rallypoint.core.orders import NO_ORDERS, KeptOrders
 from rallypoint.simulation.job import Job
 from tests.kinds import seeds
+from tests.simulation.planted.planting import Bug, planted, replaces
 from tests.simulation.test_situations import drawn
 
 WITHIN = 40
@@ -48,3 +49,25 @@ def test_a_successor_that_forgets_the_orders_is_found(monkeypatch: pytest.Monkey
 def test_a_coordinator_that_asks_nobody_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "ask", lambda run, drain, is_repeat=False: None)
     assert found("R7", "was asked to leave, and stays")
+
+
+@replaces("rallypoint.core.operator_requests:on_admit_requested")
+def _lifts_without_the_ledger(original: Any, run: Any, event: Any) -> None:
+    """The eviction is lifted here, and the ledger is not told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordering, "wanted", lambda run: None)
+        original(run, event)
+
+
+def _bug(*parts: Any) -> Bug:
+    return Bug(name="here", rule="none", source="this test", parts=parts)
+
+
+def test_an_eviction_that_stays_in_the_ledger_is_found() -> None:
+    with planted(_bug(_lifts_without_the_ledger)):
+        assert found("R7", "that was lifted")
+
+
+def test_a_coordinator_that_admits_evicted_nodes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptOrders, "eviction_of", lambda self, name: None)
+    assert found("R4", "was evicted, and is let in")

@@ -120,6 +120,8 @@ class RunChecker:
         self._earlier: list[RunSettings] = []
         """The settings for which a record may have been formed that is not given yet."""
         self._orders = NO_ORDERS
+        self._admitted: dict[str, None] = {}
+        """The names whose evictions operators wanted to lift."""
         """What operators have asked for."""
         self._token = (0, 0)
         self._restored_number = 0
@@ -259,6 +261,8 @@ class RunChecker:
                 self._orders = self._orders.with_drain(order(named, by, reason))
             case on.EvictRequested(node=named, by=by, reason=reason):
                 self._evicted(order(named, by, reason))
+            case on.AdmitRequested(node=named):
+                self._admitted[named.name] = None
             case on.CommitRefused():
                 self._suspended = self._deposed = True
             case on.LedgerLost(cause=cause) if not self._closed:
@@ -406,6 +410,10 @@ class RunChecker:
                 if self._orders.eviction_of(named.name) is None:
                     self._fail("R8", f"{named.name} was evicted, and nobody wanted it")
                 self._superseded.add(named.name)
+            case do.Readmit(order=lifted):
+                if lifted.node.name not in self._admitted:
+                    self._fail("R8", f"{lifted.node.name} is admitted, and nobody wanted it")
+                self._orders = self._orders.without_eviction(lifted.node.name)
             case do.Rescale(scale=scale):
                 if self._writing_marks or isinstance(event, on.LedgerRestored):
                     # A record may have been formed already, which waits for that write.

@@ -1,4 +1,4 @@
-"""`rallypoint close`, `scale`, `drain` and `evict`: what an operator does to a run."""
+"""`rallypoint close`, `scale`, `drain`, `evict` and `admit`: what an operator does to a run."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("scale")(scale)
     app.command("drain")(drain)
     app.command("evict")(evict)
+    app.command("admit")(admit)
 
 
 def close(
@@ -111,13 +112,32 @@ def evict(
     """Take a node out of a run at once, and keep it out.
 
     The others form a round without it. The node stops its workers and ends with exit code 7. Each
-    later start of a node of that name is refused, with the reason.
+    later start of a node of that name is refused, with the reason, until `rallypoint admit`.
     """
-    _confirm(yes, f"Evict node {node!r} from run {run_id!r}, for good?")
+    _confirm(yes, f"Evict node {node!r} from run {run_id!r}?")
     answer = _act(endpoint, token_file, run_id, "evict", {"node": node, "reason": reason})
     name = _shown(answer.get("node", node))
     how = "was evicted before" if answer.get("was_evicted") else "is evicted"
     output.tell_result(f"node {name} {how} from run {_shown(run_id)}")
+
+
+def admit(
+    run_id: RunArgument,
+    node: Annotated[
+        str, typer.Argument(metavar="NODE", help="The name of the node that was evicted.")
+    ],
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Lift the eviction of a node, so that it may join the run again.
+
+    The node has ended with exit code 7: start it again.
+    """
+    answer = _act(endpoint, token_file, run_id, "admit", {"node": node, "reason": reason})
+    name = _shown(answer.get("node", node))
+    was = output.clean(str(answer.get("was") or ""))
+    output.tell_result(f"node {name} may join run {_shown(run_id)} again; it was evicted by {was}")
 
 
 def _act(

@@ -1,4 +1,4 @@
-"""What operators do to a run over HTTP: close it, scale it, drain or evict a node.
+"""What operators do to a run over HTTP: close it, scale it, drain, evict or admit a node.
 
 The core decides. This file passes the request to the coordinator that owns the run, waits until the
 ledger has the order, and says what became of it. If the ledger does not have it in time, the answer
@@ -219,7 +219,7 @@ def _no_room(run: HostedRun) -> web.Response:
     """An order that the run's head cannot keep with the evictions that it has."""
     count = len(run.membership.orders.evictions)
     what = f"run {run.run_id!r} has no room for more orders: it keeps {count} evictions"
-    hint = "give a shorter reason or none; if that has no room, close the run and begin another"
+    hint = "give a shorter reason or none, or lift evictions with `rallypoint admit`"
     return json_error(409, what, hint)
 
 
@@ -243,7 +243,7 @@ def _was_closed(run_id: str, close: CloseRecord) -> web.Response:
     return answer({"run_id": run_id, "was_closed": True})
 
 
-# -- drain and evict -------------------------------------------------------------------------------
+# -- drain, evict and admit ------------------------------------------------------------------------
 
 
 async def _drain(request: web.Request, run: HostedRun, body: _NodeBody) -> web.Response:
@@ -308,6 +308,35 @@ async def _evict(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
         return json_error(503, f"{what}: {why}", _MAY_STILL)
     told = {"run_id": run.run_id, "node": name, "was_evicted": before is not None}
     return answer({**told, "reason": before.reason if before is not None else body.reason})
+
+
+async def _admit(request: web.Request, run: HostedRun, body: _NodeBody) -> web.Response:
+    membership, name = run.membership, body.node
+    # An eviction that was lifted before may be in the ledger still.
+    eviction = membership.orders.eviction_of(name) or membership.orders_written.eviction_of(name)
+    if eviction is None:
+        return _not_evicted(run, name)
+    reason, by = reasons.tidy(body.reason, REASON_CHARACTERS_MAX), operator(request)
+    run.post(on.AdmitRequested(eviction.node, by, reason))
+
+    def is_admitted() -> bool:
+        return membership.orders_written.eviction_of(name) is None
+
+    why = await _why_not(request, run, is_admitted)
+    if why:
+        what = f"the ledger still has the eviction of node {name!r}"
+        return json_error(503, f"{what}: {why}", _MAY_STILL)
+    return answer({"run_id": run.run_id, "node": name, "was": str(eviction)})
+
+
+def _not_evicted(run: HostedRun, text: str) -> web.Response:
+    """Only a name counts here: an evicted node has no host and no rank in the run."""
+    evicted = [each.node.name for each in run.membership.orders.evictions]
+    alike, names = nearest(text, dict.fromkeys(evicted)), reasons.first_names(evicted)
+    listed = some(names, len(evicted)) if names else "none"
+    hint = f"{did_you_mean(alike)}evicted nodes of this run: {listed}"
+    what = f"node {reasons.tidy(text, NAME_LENGTH_MAX)!r} is not evicted from run {run.run_id!r}"
+    return json_error(404, what, hint, nearest=alike)
 
 
 # -- scale -----------------------------------------------------------------------------------------
@@ -390,6 +419,9 @@ ACTIONS: Final = (
     ),
     Action(
         "evict", _NodeBody, '{"node": "...", "reason": "..."}', "changed", _evict, _refuse_closed
+    ),
+    Action(
+        "admit", _NodeBody, '{"node": "...", "reason": "..."}', "changed", _admit, _refuse_closed
     ),
     Action(
         "scale",

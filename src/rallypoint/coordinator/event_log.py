@@ -40,6 +40,7 @@ LASTING: Final = frozenset(
         EventKind.LOST,
         EventKind.DRAIN_ASKED,
         EventKind.EVICTED,
+        EventKind.READMITTED,
         EventKind.SCALED,
         EventKind.CLOSED,
     }

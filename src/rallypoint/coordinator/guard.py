@@ -42,6 +42,7 @@ NEEDS: Final[dict[tuple[str, str], Right]] = {
     ("POST", f"{RUN}/close"): Right.ACT,
     ("POST", f"{RUN}/drain"): Right.ACT,
     ("POST", f"{RUN}/evict"): Right.ACT,
+    ("POST", f"{RUN}/admit"): Right.ACT,
     ("POST", f"{RUN}/scale"): Right.ACT,
 }
 """What each route needs, by its method and path. A handler of a route with `{run_id}` is called

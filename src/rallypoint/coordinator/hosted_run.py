@@ -528,6 +528,10 @@ class HostedRun:
         if session is not None:
             session.refuse(effect.refusal)
 
+    def _readmit(self, effect: do.Readmit) -> None:
+        what, order = "run %s: the eviction of %s was lifted by %s", effect.order
+        _log.info(what, self.run_id, order.node.name, order, extra=self._place())
+
     def _rescale(self, effect: do.Rescale) -> None:
         _log.info("run %s: %s", self.run_id, effect.scale, extra=self._place())
 
@@ -671,6 +675,7 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Supersede: HostedRun._supersede,
     do.AskToLeave: HostedRun._ask_to_leave,
     do.Evict: HostedRun._evict,
+    do.Readmit: HostedRun._readmit,
     do.Rescale: HostedRun._rescale,
     do.Commit: HostedRun._commit,
     do.WriteMarks: HostedRun._write_marks,

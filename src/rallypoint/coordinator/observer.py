@@ -384,6 +384,9 @@ class Observer:
     def _order(self, kind: EventKind, order: Order) -> None:
         self.log.add(kind, node=order.node.name, by=order.by, detail=order.reason)
 
+    def _see_admission(self, event: Any, effect: do.Readmit, now_s: float) -> None:
+        self._order(EventKind.READMITTED, effect.order)
+
     def _see_scale(self, event: Any, effect: do.Rescale, now_s: float) -> None:
         scale = effect.scale
         self.log.add(
@@ -535,6 +538,7 @@ _SEE: Final[dict[type[Effect], Callable[..., None]]] = {
     do.Supersede: Observer._see_superseded,
     do.AskToLeave: Observer._see_drain,
     do.Evict: Observer._see_eviction,
+    do.Readmit: Observer._see_admission,
     do.Rescale: Observer._see_scale,
     do.Notify: Observer._see_standby,
     do.SetTimer: Observer._see_timer,

@@ -49,6 +49,7 @@ class EventKind(enum.StrEnum):
     DONE = "done"
     DRAIN_ASKED = "drain_asked"
     EVICTED = "evicted"
+    READMITTED = "readmitted"
     SCALED = "scaled"
     LAST_CALL = "last_call"
     HELD_BACK = "held_back"
@@ -210,7 +211,14 @@ ABOUT: Final[dict[EventKind, About]] = {
         ("node", "by", "detail"),
         "An operator has taken the node out of the run. It is refused from now on. `detail`: the "
         "operator's reason.",
-        "Start a sound machine under another name.",
+        "Start a sound machine under another name, or lift it with `rallypoint admit`.",
+    ),
+    EventKind.READMITTED: About(
+        "eviction of {who} lifted by {by}",
+        ("node", "by", "detail"),
+        "An operator has lifted an eviction. A start of the node may join when the ledger has "
+        "that. `detail`: the operator's reason.",
+        "Start the node again.",
     ),
     EventKind.SCALED: About(
         "scaled to {scale} by {by}",

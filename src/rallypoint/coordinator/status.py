@@ -145,7 +145,7 @@ class LossStatus(_Shown, frozen=True, kw_only=True):
 
 
 class EvictionStatus(_Shown, frozen=True, kw_only=True):
-    """A node that an operator has taken out of the run, for good."""
+    """A node that an operator has taken out of the run."""
 
     node: str
     by: str

@@ -40,7 +40,7 @@ def on_attached(run: MembershipState, event: on.NodeAttached) -> None:
 
 def refusal_of(run: MembershipState, event: on.NodeAttached) -> Refusal | None:
     """Why the node is refused; None if it is admitted."""
-    evicted = run._orders.now.eviction_of(event.node.name)
+    evicted = run._orders.eviction_of(event.node.name)
     # R4: a node that an operator has evicted gets no round of this run, however it is started.
     if evicted is not None:
         return reasons.evicted(evicted, knows=event.takes_orders)

@@ -102,6 +102,12 @@ class Evict(Effect, frozen=True):
     refusal: Refusal
 
 
+class Readmit(Effect, frozen=True):
+    """An operator has lifted an eviction, which `order` names and says by whom. For people."""
+
+    order: Order
+
+
 class Rescale(Effect, frozen=True):
     """The run has another number of nodes from now on, as an operator wants. For people."""
 

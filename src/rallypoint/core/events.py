@@ -115,6 +115,14 @@ class EvictRequested(Event, frozen=True):
     reason: str
 
 
+class AdmitRequested(Event, frozen=True):
+    """An operator lifts the eviction of the node of this name: a start of it may join again."""
+
+    node: NodeId
+    by: str
+    reason: str
+
+
 class ScaleRequested(Event, frozen=True):
     """An operator changes how many nodes the run has."""
 
@@ -205,6 +213,7 @@ EVENTS: tuple[type[Event], ...] = (
     CloseRequested,
     DrainRequested,
     EvictRequested,
+    AdmitRequested,
     ScaleRequested,
     ProbeAnswered,
     ConnectionLost,

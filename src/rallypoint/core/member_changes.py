@@ -80,7 +80,7 @@ def free_name(run: MembershipState, name: str) -> None:
     newcomer = run._name_conflicts.pop(name) or run._suspended_events.take_attached(name)
     if newcomer is None:
         return
-    evicted = run._orders.now.eviction_of(name)
+    evicted = run._orders.eviction_of(name)
     # R4: an evicted node gets no round of this run, also if it has waited for its name.
     if evicted is not None:
         refusal = reasons.evicted(evicted, knows=newcomer.takes_orders)

@@ -175,6 +175,8 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.DrainRequested, Handling.KEPT): attaching.keep,
     (on.EvictRequested, Handling.NOW): operator_requests.on_evict_requested,
     (on.EvictRequested, Handling.KEPT): attaching.keep,
+    (on.AdmitRequested, Handling.NOW): operator_requests.on_admit_requested,
+    (on.AdmitRequested, Handling.KEPT): attaching.keep,
     (on.ScaleRequested, Handling.NOW): operator_requests.on_scale_requested,
     (on.ScaleRequested, Handling.KEPT): attaching.keep,
     # `_heard_from` has done all that these two events mean.

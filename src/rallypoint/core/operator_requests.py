@@ -1,4 +1,4 @@
-"""What operators ask for: a node is drained or evicted, or the run is scaled.
+"""What operators ask for: a node is drained, evicted or admitted again, or the run is scaled.
 
 `orders` keeps it, and `ordering` tells nodes and the ledger.
 """
@@ -43,6 +43,16 @@ def on_evict_requested(run: MembershipState, event: on.EvictRequested) -> None:
         return
     run._do(do.Evict(member.id, eviction, reasons.evicted(eviction, knows=member.takes_orders)))
     member_changes.remove(run, [member], ChangeKind.NODE_LOST, reasons.evicted_by(eviction))
+
+
+def on_admit_requested(run: MembershipState, event: on.AdmitRequested) -> None:
+    orders, name = run._orders.now, event.node.name
+    # R11: a repeat changes nothing.
+    if orders.eviction_of(name) is None:
+        return
+    run._orders.now = orders.without_eviction(name)
+    ordering.wanted(run)
+    run._do(do.Readmit(order(event.node, event.by, event.reason)))
 
 
 def on_scale_requested(run: MembershipState, event: on.ScaleRequested) -> None:

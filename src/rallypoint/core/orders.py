@@ -1,9 +1,9 @@
 """What operators have ordered for a run, and how much of it the ledger has.
 
 A *drain* asks a node to leave in order. An *eviction* takes a node out at once, and keeps its name
-out. A *scale* changes how many nodes a run has. All three are in the run's head, so they outlive
-the coordinator that took them. This file keeps them. It must not decide what follows from them:
-that is in `requests` and `rules`.
+out until it is lifted. A *scale* changes how many nodes a run has. They are in the run's head, so
+they outlive the coordinator that took them. This file keeps them. It must not decide what follows
+from them: that is in `requests` and `rules`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ class Orders(FrozenStruct, frozen=True):
         evictions = (*self.evictions, order)
         return msgspec.structs.replace(self, evictions=evictions)._with_drains(drains)
 
+    def without_eviction(self, name: str) -> Orders:
+        """These orders without the eviction of that name."""
+        evictions = tuple(each for each in self.evictions if each.node.name != name)
+        return msgspec.structs.replace(self, evictions=evictions)
+
     def with_scale(self, scale: Scale) -> Orders:
         """These orders and these numbers of nodes, in place of earlier ones."""
         return msgspec.structs.replace(self, scale=scale)._with_drains(self.drains)
@@ -163,6 +168,11 @@ class KeptOrders:
     def written(self) -> Orders:
         """The orders that the ledger has; all of them if nothing is written."""
         return self._written if self._is_kept else self.now
+
+    def eviction_of(self, name: str) -> Order | None:
+        """The eviction that keeps this name out. One that was lifted counts until it is written."""
+        # R5: a successor that does not know that it was lifted would take the node out again.
+        return self.now.eviction_of(name) or self.written.eviction_of(name)
 
     @property
     def is_due(self) -> bool:

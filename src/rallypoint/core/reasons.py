@@ -174,7 +174,7 @@ class RefusalCode(enum.StrEnum):
     LIMIT = "limit"
     SUPERSEDED = "superseded"
     EVICTED = "evicted"
-    """An operator has taken the node out of the run, for good."""
+    """An operator has taken the node out of the run."""
     ELSEWHERE = "elsewhere"
     """Another process coordinates the run, at the refusal's addresses."""
     MOVED = "moved"
@@ -279,8 +279,8 @@ def evicted(order: Order, *, knows: bool) -> Refusal:
     return Refusal(
         code,
         f"node {order.node.name!r} was evicted by {order}",
-        hint="this run admits no node of that name any more; ask its operator, or use another "
-        "--node-name for a machine that is sound",
+        hint="ask the operator of the run, who can lift that with `rallypoint admit`; or use "
+        "another --node-name for a machine that is sound",
     )
 
 

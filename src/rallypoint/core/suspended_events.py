@@ -20,11 +20,17 @@ class SuspendedEvents:
         self._kept: dict[tuple[str, ...], on.Event] = {}
 
     def keep(self, event: on.Event) -> None:
-        """Keep an event. A repeat replaces the earlier one, except that the first close counts."""
+        """Keep an event. A repeat replaces the earlier one, except that the first close counts.
+
+        Of evictions and admissions, the last one counts.
+        """
         key = _key(event)
         # R6: the first close counts.
         if isinstance(event, on.CloseRequested) and key in self._kept:
             return
+        # R4: an operator who evicts, admits and evicts a node again wants it out.
+        if isinstance(event, on.EvictRequested | on.AdmitRequested):
+            self._kept.pop(key, None)
         self._kept[key] = event
 
     def attached(self, node: NodeId) -> on.NodeAttached | None:

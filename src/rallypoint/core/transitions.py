@@ -93,6 +93,7 @@ _ATTACHED: Final = "admitted, resumed, or refused with the reason"
 _READY: Final = "counted; may complete the round"
 _LEFT: Final = "removed; may end the run"
 _DRAIN: Final = "the node is asked to leave, once the ledger has that"
+_ADMIT: Final = "the node is no longer refused, once the ledger has that"
 _CLOSE: Final = "the close is given to the ledger"
 _LOST: Final = "lost at once if its process ended; else it has the grace to resume"
 _SILENT: Final = "suspect, shown as such"
@@ -170,6 +171,14 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         "removed, and refused from now on; may end the run",
         "removed, and refused from now on; the next round begins once this one is written",
         "removed, and refused from now on; ends the round unless done or departing",
+        _KEPT,
+        _NOTHING,
+    ),
+    **_rows(
+        on.AdmitRequested,
+        _ADMIT,
+        "the node is no longer refused, once the ledger has that, after the record being written",
+        _ADMIT,
         _KEPT,
         _NOTHING,
     ),
@@ -259,6 +268,8 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.StoreLost): (ACTIVE, GATHERING),
     (GATHERING, on.DrainRequested): (GATHERING,),
     (ACTIVE, on.DrainRequested): (ACTIVE,),
+    (GATHERING, on.AdmitRequested): (GATHERING,),
+    (ACTIVE, on.AdmitRequested): (ACTIVE,),
     (ACTIVE, on.ScaleRequested): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeSilent): (ACTIVE,),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),

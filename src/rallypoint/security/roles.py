@@ -49,7 +49,7 @@ class Right(enum.Enum):
     MEASURE = enum.auto()
     """Read the metrics of the coordinator."""
     ACT = enum.auto()
-    """Change a run from outside: close it, drain or evict a node, scale it."""
+    """Change a run from outside: close it, drain, evict or admit a node, scale it."""
 
 
 RIGHTS: Final[dict[Role, frozenset[Right]]] = {

@@ -1,4 +1,4 @@
-"""What operators do to a run, at moments that the seed draws: they drain, evict and scale.
+"""What operators do to a run, at moments that the seed draws: they drain, evict, admit and scale.
 
 Each is a fault of situations: see `situation_faults`. It reaches the coordinator as a request does:
 in a turn of its process. A coordinator that owns no run is not asked.
@@ -13,6 +13,7 @@ from typing import Final
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import events as on
 from rallypoint.core.orders import Scale
+from rallypoint.core.values import NodeId
 from rallypoint.simulation.scene import Scene, StartedNode
 
 Fault = Callable[[Scene, StartedNode, random.Random], None]
@@ -34,6 +35,23 @@ def _evict(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
         return
     for delay_s in (draw.expovariate(0.5), draw.expovariate(0.05)):
         scene.start_later(victim.index, delay_s)
+    if draw.random() < 0.5:
+        _admit_later(scene, victim, node, draw)
+
+
+def _admit_later(scene: Scene, victim: StartedNode, node: NodeId, draw: random.Random) -> None:
+    """The operator lifts the eviction after some time, and the node is started at about then."""
+    after_s = draw.expovariate(0.3)
+    order = on.AdmitRequested(node, BY, "memory replaced")
+
+    def admit() -> None:
+        if scene.is_chaotic:
+            _order(scene, victim, order)
+
+    scene.world.after(after_s, admit)
+    # Also before the ledger has it, which a slow one has late.
+    for delay_s in (draw.random() * 0.2, draw.expovariate(0.5)):
+        scene.start_later(victim.index, after_s + delay_s)
 
 
 def _scale(scene: Scene, victim: StartedNode, draw: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""What must hold when operators drain and evict nodes, and scale runs. See docs/protocol.md.
+"""What must hold when operators drain, evict and admit nodes, and scale runs. See docs/protocol.md.
 
 That each round has the size that an operator wants is checked by `CoordinatorsKeepRules`.
 """
@@ -24,13 +24,16 @@ from rallypoint.simulation.scene import Oracle, Scene
 class OrdersOutliveOwners(Oracle):
     """An eviction or a scale that is in the ledger stays there, whoever owns the run.
 
-    R4: and no round is published with a node whose eviction the ledger had before.
+    Only an operator lifts an eviction. R4: no node is admitted, and no round is published with it,
+    while the ledger has its eviction.
     """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._known: dict[str, tuple[int, Orders]] = {}
         """By run: the floor of its head, and the orders there."""
+        self._lifted: dict[tuple[str, str], None] = {}
+        """Names that an operator has admitted again, by run."""
 
     def written(self, name: str, value: bytes | None) -> None:
         """See Oracle."""
@@ -46,7 +49,8 @@ class OrdersOutliveOwners(Oracle):
         self._known[run_id] = (head.floor, orders)
         if floor != head.floor:
             return
-        lost = [each for each in before.evictions if each not in orders.evictions]
+        gone = [each for each in before.evictions if each not in orders.evictions]
+        lost = [each for each in gone if (run_id, each.node.name) not in self._lifted]
         if lost:
             self.scene.broke("R4", f"the head of {run_id} has lost the eviction of {lost[0]}")
         if before.scale is not None and orders.scale is None:
@@ -56,12 +60,18 @@ class OrdersOutliveOwners(Oracle):
         self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
     ) -> None:
         """See Oracle."""
+        if isinstance(event, on.AdmitRequested):
+            self._lifted[run.run_id, event.node.name] = None
         known = self._known.get(run.run_id)
         if known is None:
             return
+        evicted = {each.node.name for each in known[1].evictions}
         for effect in effects:
-            if isinstance(effect, do.Publish):
-                evicted = {each.node.name for each in known[1].evictions}
+            # A former owner that is suspended does not know what the ledger has.
+            if isinstance(effect, do.Welcome) and not run.membership.suspended_reason:
+                if effect.node.name in evicted:
+                    self.scene.broke("R4", f"{effect.node.name} is admitted, and was evicted")
+            elif isinstance(effect, do.Publish):
                 inside = [row.name for row in effect.record.members if row.name in evicted]
                 if inside:
                     number = effect.record.head.number
@@ -91,4 +101,23 @@ class DrainedNodesLeave(EndsInTime):
         return f"a node of {run.run_id} was asked to leave, and stays"
 
 
-OPERATOR_ORACLES: Final[tuple[type[Oracle], ...]] = (OrdersOutliveOwners, DrainedNodesLeave)
+class LiftedEvictionsEnd(EndsInTime):
+    """An eviction that an operator has lifted is soon out of the ledger, so the node may join."""
+
+    def is_due(self, run: HostedRun) -> bool:
+        """See EndsInTime."""
+        orders, written = run.membership.orders, run.membership.orders_written
+        return any(orders.eviction_of(each.node.name) is None for each in written.evictions)
+
+    def bound_s(self) -> float:
+        """See EndsInTime: a write waits for the settle time, and for a slow ledger."""
+        return SLOW_S + MARGIN_S
+
+    def late(self, run: HostedRun) -> str:
+        """See EndsInTime."""
+        return f"the ledger still has an eviction of {run.run_id} that was lifted"
+
+
+OPERATOR_ORACLES: Final[tuple[type[Oracle], ...]] = (
+    *(OrdersOutliveOwners, DrainedNodesLeave, LiftedEvictionsEnd),
+)

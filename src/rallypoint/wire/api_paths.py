@@ -21,7 +21,7 @@ def run_path(run_id: str) -> str:
 
 
 def action_path(run_id: str, action: str) -> str:
-    """What an operator does to a run: close, scale, drain, evict; POST."""
+    """What an operator does to a run: close, scale, drain, evict, admit; POST."""
     return f"{run_path(run_id)}/{action}"
 
 

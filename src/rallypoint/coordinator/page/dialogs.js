@@ -31,16 +31,22 @@ const ACTIONS = {
     title: "Evict this node?",
     about: (run, node) => [
       "Node ", strong(node), " is taken out of run ", strong(run),
-      " at once, whether or not it answers. No node of this name can join this run again. This cannot be undone.",
+      " at once, whether or not it answers. No node of this name can join this run again, until it is admitted.",
     ],
     button: (run, node) => `Evict ${node}`,
     done: (run, node) => `${node} is taken out`,
   },
+  admit: {
+    title: "Admit this node again?",
+    about: (run, node) => ["Node ", strong(node), " was evicted. It may then join run ", strong(run), " again, when it is started again."],
+    button: (run, node) => `Admit ${node}`,
+    done: (run, node) => `${node} may join again`,
+  },
 };
 
 /**
- * Ask, and do it if the person confirms. `action`: close, scale, drain or evict. `node`: of the last
- * two. `settings`: how many nodes the run has now, to scale it.
+ * Ask, and do it if the person confirms. `action`: close, scale, drain, evict or admit. `node`: of the
+ * last three. `settings`: how many nodes the run has now, to scale it.
  */
 export function confirmAction(action, runId, { node, settings } = {}) {
   const { title, about, button, done } = ACTIONS[action];

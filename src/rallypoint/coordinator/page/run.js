@@ -139,9 +139,11 @@ class RunView {
 
   nodeButtons(name) {
     if (!this.mayAct()) return [];
-    const button = (action, text) =>
-      h("button", { type: "button", class: "small", "aria-label": `${text} ${name}`, onclick: () => confirmAction(action, this.runId, { node: name }) }, text);
-    return [button("drain", "Drain"), " ", button("evict", "Evict")];
+    return [this.nodeButton("drain", "Drain", name), " ", this.nodeButton("evict", "Evict", name)];
+  }
+
+  nodeButton(action, text, node) {
+    return h("button", { type: "button", class: "small", "aria-label": `${text} ${node}`, onclick: () => confirmAction(action, this.runId, { node }) }, text);
   }
 
   mayAct() {
@@ -307,12 +309,13 @@ class RunView {
   /** What operators have ordered, and who. */
   drawOrders() {
     const { scaled, evicted } = this.status;
-    const texts = (evicted ?? []).map((each) => `${each.node} was evicted by ${each.by}${because(each)}`);
-    if (scaled) texts.unshift(`${scaled.min_nodes} to ${scaled.max_nodes} nodes, by ${scaled.by}${because(scaled)}`);
-    const key = texts.join("\n");
+    const orders = (evicted ?? []).map((each) => ({ node: each.node, text: `${each.node} was evicted by ${each.by}${because(each)}` }));
+    if (scaled) orders.unshift({ text: `${scaled.min_nodes} to ${scaled.max_nodes} nodes, by ${scaled.by}${because(scaled)}` });
+    const mayAct = this.mayAct();
+    const key = [mayAct, ...orders.map((each) => each.text)].join("\n");
     if (this.ordersKey === key) return;
     this.ordersKey = key;
-    fill(this.orders, texts.map((each) => h("li", {}, each)));
+    fill(this.orders, orders.map(({ node, text }) => h("li", {}, text, node && mayAct ? [" ", this.nodeButton("admit", "Admit", node)] : null)));
   }
 
   loadAll() {
