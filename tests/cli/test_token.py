@@ -211,8 +211,13 @@ def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path
     }
     text = " ".join(cli("token", "list", *of).out.split())
     assert f"{claim} claim node job-42" in text
-    for each in (claim, "dash", "made-elsewhere"):
-        assert cli("token", "revoke", each, *of).code == 0
+    near, far = (cli("token", "revoke", each, *of) for each in ("dahs", "made-elsewhere"))
+    assert (near.code, far.code) == (2, 2)
+    assert "no token with id 'dahs'; nothing was changed" in near.err
+    assert "did you mean 'dash'?" in near.err
+    assert rows_of(cli, state)["dash"][2] == "counts"
+    for each in ((claim,), ("dash",), ("made-elsewhere", "--force"), ("dash",)):
+        assert cli("token", "revoke", *each, *of).code == 0
     found = rows_of(cli, state)
     assert [found[each][2] for each in (claim, "dash", "made-elsewhere")] == ["revoked"] * 3
     refused = cli("token", "revoke", shared, *of)
@@ -223,11 +228,40 @@ def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path
     assert found[old] == ("listed", "*", "counts")
     assert shared not in found
     assert cli("token", "rotate", *of).code == 0
-    assert [kind for kind, _, _ in rows_of(cli, state).values()].count("shared") == 2
-    assert cli("token", "rotate", *of, "--end-old").code == 0
-    assert [kind for kind, _, _ in rows_of(cli, state).values()].count("shared") == 1
+    rows = rows_of(cli, state)
+    assert [kind for kind, _, _ in rows.values()].count("shared") == 2
+    ended = cli("token", "rotate", *of, "--end-old")
+    assert ended.code == 0
+    after = rows_of(cli, state)
+    assert [kind for kind, _, _ in after.values()].count("shared") == 1
+    # The token whose end was set by --overlap is an old one, too.
+    assert after[old] == ("listed", "*", "revoked")
+    [newest] = [each for each, (kind, _, _) in after.items() if kind == "shared"]
+    [second] = [each for each in rows if each not in after]
+    assert " ".join(ended.err.split()) == (
+        f"rallypoint: these old tokens count no more: {second}, {old}; the token with fingerprint "
+        f"{newest} counts"
+    )
+    none = cli("token", "rotate", *of, "--end-old")
+    assert (none.code, f"only the one with fingerprint {newest} counts" in none.err) == (0, True)
     both = cli("token", "rotate", *of, "--end-old", "--overlap", "7d")
     assert (both.code, "contradict" in both.err) == (2, True)
+
+
+def test_a_wrong_role_or_time_is_refused_with_those_that_there_are(
+    cli: Cli, tmp_path: Path
+) -> None:
+    of = ("token", "new", str(tmp_path / "file"), "--state", str(tmp_path / "state"))
+    assert cli("token", "new", "--state", str(tmp_path / "state")).code == 0
+    role = cli(*of, "--role", "admin")
+    assert role.code == 2
+    assert role.err.startswith(
+        "error: Invalid value for '--role': 'admin' is not one of 'node', 'viewer', 'operator', "
+        "'host'\n"
+    )
+    time = cli(*of, "--role", "viewer", "--ttl", "1y")
+    assert (time.code, "500ms, 90s, 2m, 1h, 7d or 2w, not '1y'" in time.err) == (2, True)
+    assert cli(*of, "--role", "viewer", "--ttl", "2w").code == 0
 
 
 def test_the_note_of_a_hosts_token_says_that_its_login_has_no_end(cli: Cli, tmp_path: Path) -> None:

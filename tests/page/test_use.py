@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rallypoint import tokens
 from tests.agent.processes import Machine
 from tests.cli.conftest import Cli, Served
 from tests.page.conftest import nodes
@@ -25,6 +26,9 @@ def test_signing_in(
     url = coordinator(token=TOKEN).url
     page = look(f"{url}/#/runs/none")
     page.get_by_role("heading", name="This coordinator needs a token").wait_for()
+    mark = tokens.fingerprint(TOKEN)
+    # Before a token was wrong there is nothing to compare.
+    assert mark not in page.inner_text("main")
     field, button = page.get_by_label("Token"), page.get_by_role("button", name="Sign in")
     field.fill("not the token")
     button.click()
@@ -32,6 +36,9 @@ def test_signing_in(
     field.fill("wrong-token-that-is-long-enough")
     button.click()
     page.get_by_text("The token is wrong").wait_for()
+    said = page.get_by_role("alert").inner_text()
+    assert "rallypoint token show FILE prints the fingerprint of a token file." in said
+    assert mark in said
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url))
     field.fill(f" {TOKEN}\n")

@@ -112,9 +112,9 @@ def test_a_rotation_makes_a_new_first_token_and_the_old_one_counts_until_it_is_e
     [old] = made.tokens()
     new = made.rotate()
     assert made.tokens() == (new, old)
-    assert made.end_old() == 1
+    assert made.end_old() == (old,)
     assert made.tokens() == (new,)
-    assert made.end_old() == 0
+    assert made.end_old() == ()
     assert made.token_file.stat().st_mode & 0o777 == 0o600
 
 

@@ -102,6 +102,7 @@ def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "rallypoint"
     message = " ".join(error.format_message().split())  # typer writes each choice on its own line
+    message = message.replace(": Value error, ", ": ")  # a word of the library that typer uses
     listed = "commands" if hasattr(getattr(context, "command", None), "commands") else "options"
     hint = _hint_of_setting(error) or f"`{command} --help` lists the {listed}"
     output.print_error(message.rstrip("."), hint)

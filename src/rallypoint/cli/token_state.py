@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rallypoint.cli import output
 from rallypoint.cli.token_common import as_usage_error, lasting
 from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
-from rallypoint.security import claims
+from rallypoint.security import claims, token_form
 from rallypoint.security.claims import time_text
 from rallypoint.security.client_certificates import ID_PREFIX
 from rallypoint.security.hashed import check_id
@@ -110,11 +111,20 @@ def revoke(
             "seconds.",
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Revoke an id that this directory does not know, such as that of a claim that "
+            "another copy of it has made.",
+        ),
+    ] = False,
 ) -> None:
     """Let a claim, a token of tokens.toml, or a certificate of a PKI count no more, and end its
     connections.
 
-    Without --ledger only a `serve` with this state directory learns of it.
+    Without --ledger only a `serve` with this state directory learns of it. Ends with 2 for an id
+    that is not known.
     """
     place = None if ledger is None else parse_ledger(ledger)
     try:
@@ -142,16 +152,26 @@ def revoke(
             f"{token_id} is the shared token of nodes, which has no end of its own",
             hint=f"rallypoint token rotate --state {state}",
         )
+    if row is None and not (is_certificate or force):
+        raise _unknown(token_id, rows)
     if place is not None:
         threads.run(_revoke_in(place, token_id, None if row is None else row["ends_at"]))
     with as_usage_error():
         found.revoke(token_id)
     where = f"in {found.folder}" + (f" and {place}" if place is not None else "")
-    if row is None and not is_certificate:
-        output.warn(f"no token of this id is known here; {token_id} is revoked all the same")
     output.note(f"{token_id} is revoked {where}")
     if place is None:
         output.note("replicas with other copies of the directory need --ledger LEDGER")
+
+
+def _unknown(token_id: str, known: Iterable[str]) -> UsageError:
+    from rallypoint.coordinator.nearest import did_you_mean, nearest
+
+    return UsageError(
+        f"there is no token with id {token_id!r}; nothing was changed",
+        hint=f"{did_you_mean(nearest(token_id, known))}`rallypoint token list` shows the ids; "
+        "--force revokes one that another copy of this directory has made",
+    )
 
 
 async def _revoke_in(place: Endpoint, token_id: str, ends_at: float | None) -> None:
@@ -194,10 +214,7 @@ def rotate(
     found = State(Path(state).absolute())
     with as_usage_error():
         if end_old:
-            count = found.end_old()
-            output.note(
-                f"{count} old tokens count no more" if count else "there is no old token to end"
-            )
+            _tell_ended(found.end_old(), found)
             return
         ends = None if overlap is None else dt.datetime.now(dt.UTC) + lasting(overlap, "--overlap")
         new = found.rotate(ends)
@@ -207,3 +224,15 @@ def rotate(
         else f"until `rallypoint token rotate --state {found.folder} --end-old`"
     )
     output.note(f"the new token has fingerprint {tokens.fingerprint(new)}; old ones count {until}")
+
+
+def _tell_ended(ended: Sequence[str], state: State) -> None:
+    mark = tokens.fingerprint(state.tokens()[0])
+    if not ended:
+        output.note(f"there is no old token to end: only the one with fingerprint {mark} counts")
+        return
+    names = ", ".join(
+        tokens.fingerprint(each) if token_form.parse(each) else each for each in ended
+    )
+    what = "this old token counts" if len(ended) == 1 else "these old tokens count"
+    output.note(f"{what} no more: {names}; the token with fingerprint {mark} counts")

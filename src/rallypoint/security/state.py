@@ -226,7 +226,7 @@ class State:
         entries = ""
         for token in old:
             if hash_of(token) not in there:
-                name = f"old-{hash_of(token)[:8]}"
+                name = _old_id(hash_of(token))
                 ends_at = old_until.timestamp()
                 entries += "\n" + as_toml(
                     HashedToken(name, hash_of(token), tuple(Role), ends_at=ends_at)
@@ -236,15 +236,22 @@ class State:
         self._replace(TOKEN, f"{new}\n")
         return new
 
-    def end_old(self) -> int:
-        """Let only the first token of nodes count. Returns how many do not any more.
+    def end_old(self) -> tuple[str, ...]:
+        """Let only the first token of nodes count.
 
-        Raises StateError.
+        Returns those that count no more: the tokens of the file, and the ids of the ones in
+        tokens.toml for which `rotate` had set an end. Raises StateError.
         """
         first, *others = self.tokens()
+        revoked = self.revoked()
+        # `rotate` has named them so.
+        kept = [each.id for each in self.hashed_tokens() if each.id == _old_id(each.sha256)]
+        listed = [each for each in kept if each not in revoked]
+        for each in listed:
+            self.revoke(each)
         if others:
             self._replace(TOKEN, f"{first}\n")
-        return len(others)
+        return (*others, *listed)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -327,6 +334,11 @@ class State:
     def _unusable(self, how: str, error: OSError) -> StateError:
         problem = error.strerror or str(error)
         return StateError(f"the state in {str(self.folder)!r} cannot be {how}: {problem}")
+
+
+def _old_id(sha256: str) -> str:
+    """The id in tokens.toml of a former token of nodes."""
+    return f"old-{sha256[:8]}"
 
 
 def _write(path: Path, data: bytes) -> None:

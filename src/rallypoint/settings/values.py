@@ -79,15 +79,25 @@ def parse_port_range(text: str) -> PortRange:
     return PortRange(first, last)
 
 
-_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_UNITS_S: Final = {
+    "": 1.0,
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3_600.0,
+    "d": 86_400.0,
+    "w": 7 * 86_400.0,
+}
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds from "1.5", "90", "500ms", "10s", "2m", "1h" or "7d". Raises ValueError."""
+    """Seconds from "1.5", "90", "500ms", "10s", "2m", "1h", "7d" or "2w". Raises ValueError."""
     number = r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}"
-    found = re.fullmatch(rf"({number})\s*(ms|s|m|h|d|)", text.strip())
+    found = re.fullmatch(rf"({number})\s*(ms|s|m|h|d|w|)", text.strip())
     if found is None:
-        raise ValueError(f"must be a duration such as 1.5, 500ms, 90s, 2m or 1h, not {text!r}")
+        raise ValueError(
+            f"must be a duration such as 1.5, 500ms, 90s, 2m, 1h, 7d or 2w, not {text!r}"
+        )
     return float(found[1]) * _UNITS_S[found[2]]
 
 

@@ -14,7 +14,7 @@ export function askForToken(main, error, wasWrong) {
       required: true,
       "aria-describedby": "token-help token-error",
     });
-    const said = h("p", { class: "bad", id: "token-error", role: "alert" }, wasWrong ? text(error) : "");
+    const said = h("p", { class: "bad", id: "token-error", role: "alert" }, ...(wasWrong ? text(error) : []));
     const button = h("button", { type: "submit", class: "primary" }, "Sign in");
     const form = h(
       "form",
@@ -22,7 +22,13 @@ export function askForToken(main, error, wasWrong) {
       h("h1", {}, "This coordinator needs a token"),
       h("label", { for: "token" }, "Token"),
       field,
-      h("p", { class: "help", id: "token-help" }, ...help(error.body)),
+      h(
+        "p",
+        { class: "help", id: "token-help" },
+        "Paste the text of the token file, such as ",
+        h("code", {}, "~/.rallypoint/token"),
+        ". It stays in this tab, and is forgotten when the tab is closed.",
+      ),
       said,
       button,
     );
@@ -39,7 +45,7 @@ export function askForToken(main, error, wasWrong) {
         resolve();
       } catch (problem) {
         session.token = "";
-        say(said, text(problem));
+        fill(said, ...text(problem));
         field.select();
       } finally {
         button.disabled = false;
@@ -51,18 +57,20 @@ export function askForToken(main, error, wasWrong) {
 function text(error) {
   const wait = error.retryS ? ` Try again in ${Math.ceil(error.retryS)} s.` : "";
   const hint = error.status === 401 || !error.hint ? "" : ` Hint: ${error.hint}.`;
-  return `${error.message.slice(0, 1).toUpperCase()}${error.message.slice(1)}.${hint}${wait}`;
+  const said = `${error.message.slice(0, 1).toUpperCase()}${error.message.slice(1)}.${hint}${wait}`;
+  return [said, ...compared(error.body ?? {})];
 }
 
-function help({ fingerprint, origin }) {
-  const parts = [
-    "Paste the text of the token file, such as ",
-    h("code", {}, "~/.rallypoint/token"),
-    ". It stays in this tab, and is forgotten when the tab is closed.",
+/** How to find out whether a file has the token of this coordinator. */
+function compared({ fingerprint, origin }) {
+  if (!fingerprint) return [];
+  return [
+    " To compare: ",
+    h("code", {}, "rallypoint token show FILE"),
+    " prints the fingerprint of a token file. The coordinator's own token",
+    origin ? ` (${origin})` : "",
+    " has ",
+    h("code", {}, fingerprint),
+    "; tokens with a role have others.",
   ];
-  if (fingerprint) {
-    parts.push(" The coordinator's token has the fingerprint ", h("code", {}, fingerprint));
-    parts.push(origin ? ` and comes from ${origin}.` : ".");
-  }
-  return parts;
 }
