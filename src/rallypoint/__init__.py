@@ -184,9 +184,10 @@ def join(
         RefusedError: the coordinator refused this node; the class shows the reason.
     """
     from rallypoint.client import blocking, join_plan
+    from rallypoint.client.border import BORDER
 
-    return blocking.join(
-        join_plan.plan(
+    with BORDER:
+        planned = join_plan.plan(
             run_id,
             endpoint,
             min_nodes=min_nodes,
@@ -196,9 +197,8 @@ def join(
             ledger=ledger,
             on_waiting=on_waiting,
             options=options,
-        ),
-        _store_for_torch,
-    )
+        )
+        return blocking.join(planned, _store_for_torch)
 
 
 def _store_for_torch(portal: Portal, store: AsyncStore) -> Store | None:

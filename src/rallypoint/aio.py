@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Unpack
 
 from rallypoint.client import join_plan
+from rallypoint.client.border import BORDER
 from rallypoint.client.options import JoinOptions
 from rallypoint.client.waiting import StillWaiting
 from rallypoint.client.world import Run, Store, World
@@ -37,15 +38,16 @@ async def join(
 
     `on_waiting` is called from the event loop.
     """
-    planned = join_plan.plan(
-        run_id,
-        endpoint,
-        min_nodes=min_nodes,
-        max_nodes=max_nodes,
-        token=token,
-        labels=labels,
-        ledger=ledger,
-        on_waiting=on_waiting,
-        options=options,
-    )
-    return Run(await join_plan.open_client(planned), planned.join_timeout_s)
+    with BORDER:
+        planned = join_plan.plan(
+            run_id,
+            endpoint,
+            min_nodes=min_nodes,
+            max_nodes=max_nodes,
+            token=token,
+            labels=labels,
+            ledger=ledger,
+            on_waiting=on_waiting,
+            options=options,
+        )
+        return Run(await join_plan.open_client(planned), planned.join_timeout_s)

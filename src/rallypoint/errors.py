@@ -244,7 +244,11 @@ class RoundBrokenError(RallypointError):
     """The round has ended: ask for the next world. `change`: why it ended."""
 
     def __init__(self, change: Change) -> None:
-        super().__init__(f"round {change.round} has ended: {change}")
+        super().__init__(
+            f"round {change.round} has ended: {change}",
+            hint="ask the run for its next world; in `with world:` this error ends the block, and "
+            "not the program",
+        )
         self.change = change
 
 

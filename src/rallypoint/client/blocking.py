@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
+from rallypoint.client.border import bare
 from rallypoint.client.join_plan import JoinPlan, open_client
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
@@ -73,6 +74,9 @@ class Portal:
         future = self.start(work)
         try:
             return future.result(timeout_s)
+        except errors.RallypointError as error:
+            bare(error)
+            raise
         except BaseException:
             future.cancel()
             raise

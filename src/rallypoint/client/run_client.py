@@ -352,7 +352,9 @@ def left_error() -> errors.UsageError:
 
 def _said(error: BaseException, shares: bool) -> str:
     name = type(error).__name__
-    return f"{name}: {error}" if shares else f"{name} ({reasons.UNSHARED})"
+    # A hint is for the one who reads the traceback, and not for the other nodes.
+    text = error.message if isinstance(error, errors.RallypointError) else str(error)
+    return f"{name}: {text}" if shares else f"{name} ({reasons.UNSHARED})"
 
 
 def failure_of(error: BaseException, rank: int, *, shares: bool = True) -> Failure:

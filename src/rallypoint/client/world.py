@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Generic, NoReturn, SupportsIndex, TypeVar, cast
 
 from rallypoint import errors
+from rallypoint.client.border import BORDER
 from rallypoint.client.fencing import Fence, FencingToken, Writer
 from rallypoint.client.run_client import RunClient, WorldFacts
 from rallypoint.client.store_calls import COORDINATOR_LOST, StoreCalls, round_ended, store_error
@@ -432,7 +433,8 @@ class Run(OfThisProcess):
 
         Raises UsageError if this node has left the run, and the errors of `worlds`.
         """
-        facts = await self._client.next_world(self._join_timeout_s)
+        with BORDER:
+            facts = await self._client.next_world(self._join_timeout_s)
         if facts is None:
             return None
         self._world = World(self._client, facts)

@@ -46,7 +46,7 @@ def run_settings(
     try:
         return RunSettings(min_nodes=nodes.min, max_nodes=nodes.max, **values)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error)) from None
 
 
 def _expected(resolved: Resolved, nodes: NodeRange) -> int | None:
