@@ -157,7 +157,9 @@ def test_records_of_a_program_carry_its_run_and_node(caplog):
     [hello] = [each for each in caplog.records if each.getMessage() == "hello"]
     assert (hello.run, hello.term, hello.round) == ("run", 1, 1)
     assert hello.node
-    closed = next(each for each in caplog.records if "run run closed" in each.getMessage())
+    closed = next(
+        each for each in caplog.records if "run run: the run was closed" in each.getMessage()
+    )
     assert (closed.run, closed.term, closed.round) == ("run", 1, 1)
 
 
@@ -172,8 +174,8 @@ def test_json_has_every_field_and_the_exception_in_one_line():
     assert "\n" not in line
     found = json.loads(line)
     assert list(found) == [
-        *("time", "level", "run", "term", "round", "node", "message", "hint", "logger"),
-        "exception",
+        *("time", "level", "run", "term", "round", "node", "message", "hint", "event"),
+        *("logger", "exception"),
     ]
     assert found["exception"]["type"] == "ValueError"
     assert "Traceback" in found["exception"]["traceback"]

@@ -29,6 +29,8 @@ WITHIN_S: Final = 10.0
 KINDS_MAX: Final = 2_048
 """How many kinds are counted at a time. With more, all runs are one kind."""
 _TEXT_MAX: Final = 500
+KIND: Final = "rallypoint_kind"
+"""The attribute of a record that names its kind, in place of its message."""
 _AT_ONCE: Final = "rallypoint_at_once"
 _WITHIN_S: Final = "rallypoint_within_s"
 _IS_COUNT: Final = "rallypoint_is_count"
@@ -156,11 +158,12 @@ def _keys(record: logging.LogRecord) -> tuple[_Key, _Key]:
     The kind of a message without words ("%s") is its final text without numbers.
     """
     template, arguments = str(record.msg), record.args
-    general = (record.name, template if arguments else "")
+    kind = getattr(record, KIND, None)
+    general = (record.name, kind or (template if arguments else ""))
     run = ""
     if template.startswith(_OF_A_RUN) and isinstance(arguments, tuple) and arguments:
         run = str(arguments[0])
-    if arguments and _has_words(template):
+    if kind or (arguments and _has_words(template)):
         return (*general, "all"), (*general, "own", run)
     return (*general, "all"), (*general, "own", run, _NUMBER.sub("0", _text(record)))
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from rallypoint.core.printable import escaped
-from rallypoint.line_limits import LIMITS
+from rallypoint.line_limits import KIND, LIMITS
 from rallypoint.line_limits import limit as limit
 
 FIELDS: Final = ("run", "term", "round", "node")
@@ -133,6 +133,11 @@ def fields(
     return {"run": run, "term": term or None, "round": round or None, "node": node}
 
 
+def event(kind: str) -> dict[str, Any]:
+    """The `extra` of a line that was made from an event of a run. Lines of one kind are alike."""
+    return {"event": kind, KIND: kind}
+
+
 _place: contextvars.ContextVar[Place | None] = contextvars.ContextVar("place", default=None)
 
 
@@ -190,6 +195,7 @@ class JsonFormatter(logging.Formatter):
             at_s=record.created,
             logger=record.name,
             exception=_exception(record),
+            event=getattr(record, "event", None),
             **{name: getattr(record, name, None) for name in FIELDS},
         )
 
@@ -203,6 +209,7 @@ def as_json(message: str, *, level: str, at_s: float, logger: str, **more: Any) 
         **dict.fromkeys(FIELDS),
         "message": escaped(message, lines=True),
         "hint": None,
+        "event": None,
         "logger": logger,
         "exception": None,
     }

@@ -159,11 +159,11 @@ class TestReplicasBehindOneName:
         ]
         for agent in agents:
             agent.line("of 2 works in round 1")
-        owns = "run job: coordinated here from term 1 on"
+        owns = "run job: the run began"
         [owner] = wait_until(lambda: [name for name, each in replicas.items() if owns in each.text])
         made[owner].power_off()
         [other] = [each for name, each in replicas.items() if name != owner]
-        other.line("run job: coordinated here from term 2 on")
+        other.line("run job: this coordinator took the run over")
         (made.folder / "finish").touch()
         for agent in agents:
             assert "round 2" not in agent.ends(0)

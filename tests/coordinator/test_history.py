@@ -260,13 +260,13 @@ def test_losses_between_rounds_are_logged_and_survive(
         ]
         assert {each.lost_on for each in losses} == {"machine-a"}
         for line in (
-            f"x {ended}, while nodes gathered for round 1",
-            f"s {ended}, which was not in round 1",
-            f"b {ended}, while nodes gathered for round 2",
-            f"c {ended}, while the ledger was being written",
-            f"d {ended}, while nodes gathered for round 3",
+            f"x {ended}",
+            f"s {ended}",
+            f"b {ended}",
+            f"c {ended}",
+            f"d {ended}",
         ):
-            assert f"run run: {line}" in caplog.messages
+            assert caplog.messages.count(f"run run: {line}") == 1
         rounds = case.status().rounds or []
         assert [(each.number, each.published) for each in rounds] == [(1, True), (2, False)]
 

@@ -93,8 +93,9 @@ def test_the_sentences_name_the_node_the_cause_and_the_time() -> None:
         assert "waited 5.0 s for b: it was ready last" in told
         assert "round 1 formed with 2 nodes" in told
         assert "a worker failed on a: rank 0 failed (ValueError: no)" in told
-        assert any(line.startswith("round 1 ended: a worker failed on a") for line in told)
-        assert any(line.startswith("why round 1 ended: a worker failed on a") for line in told)
+        assert any(line.startswith("round 1 has ended: a worker failed on a") for line in told)
+        cause = "round 1 has ended: the cause was: a worker failed on a"
+        assert any(line.startswith(cause) for line in told)
         await case.aclose()
 
     run_virtual(main())

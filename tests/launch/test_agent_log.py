@@ -91,6 +91,14 @@ def test_the_records_of_loggers_are_lines() -> None:
     assert logging.getLogger("rallypoint").level == logging.NOTSET
 
 
+def test_what_the_coordinator_says_of_the_run_is_not_on_the_console_again() -> None:
+    lines, extra = Lines(), logs.event("broken")
+    with lines.log.with_loggers():
+        logs.tidy("rallypoint.coordinator").warning("run %s: %s", "job", "over", extra=extra)
+    assert lines.shown == []
+    assert "run job: over" in lines.kept[0]
+
+
 def test_verbose_shows_what_the_coordinator_in_this_node_does() -> None:
     lines = Lines(level=logging.DEBUG)
     with lines.log.with_loggers():

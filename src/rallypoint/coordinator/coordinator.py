@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from rallypoint.clock import TICK_S, StallProofClock
-from rallypoint.coordinator import hosted_run
+from rallypoint.coordinator import event_lines, hosted_run
 from rallypoint.coordinator.admission import Admission
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.event_log import Events
@@ -108,6 +108,7 @@ class Coordinator:
         self.people = self.budget.share("requests of people")
         self.events = Events(config.clock_host)
         """The events of all runs, for people."""
+        self.events.sinks.append(event_lines.write_line)
         self.turns = Turns()
         self.unread: dict[int, Session] = {}
         """Connections with a backlog, by their ids."""

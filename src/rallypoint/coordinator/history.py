@@ -99,8 +99,8 @@ class History:
         now_s: float,
         wall_s: float,
         phase: Phase = Phase.GATHERING,
-    ) -> PastLoss | None:
-        """Record the effects of one step of the core. Returns the loss beside a round, if any.
+    ) -> None:
+        """Record the effects of one step of the core.
 
         `phase`: the run's phase before that step.
         """
@@ -123,7 +123,8 @@ class History:
                     self._closed(close, now_s, wall_s)
                 case do.Forget(loss=Change() as loss):
                     lost.append(loss)
-        return self._record_loss(lost, phase, wall_s) if lost else None
+        if lost:
+            self._record_loss(lost, phase, wall_s)
 
     def restored(
         self, record: RoundRecord | None, past: Past, ended: Change | None, now_s: float
@@ -196,13 +197,12 @@ class History:
             self._over(now_s, wall_s)
             self.rounds[-1].ended = str(close)
 
-    def _record_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> PastLoss:
+    def _record_loss(self, lost: list[Change], phase: Phase, wall_s: float) -> None:
         change = loss_of(lost)
         text = str(change)
         names, count = change.nodes, change.count
         loss = PastLoss(change.round, phase.value, wall_s, self._host, names, count, text)
         self.losses.append(loss)
-        return loss
 
     def lost_lately(self) -> list[str]:
         """The nodes that were lost with the last round or since, each once; those that are named.

@@ -25,7 +25,7 @@ from rallypoint.coordinator.history import History
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.member_table import MemberTable
 from rallypoint.coordinator.observer import Observer
-from rallypoint.coordinator.run_events import EventKind
+from rallypoint.coordinator.run_events import ABOUT, EventKind
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
 from rallypoint.coordinator.session import Session
@@ -255,10 +255,7 @@ class HostedRun:
                     self.observer.record(EventKind.BEGAN)
                 self.history.first_arrival(now_s)
         if effects:
-            loss = self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
-            if loss is not None:
-                when = reasons.when_lost(loss)
-                _log.info("run %s: %s, %s", self.run_id, loss.text, when, extra=self._place())
+            self.history.observe(effects, now_s, runtime.here().wall_s(), phase)
         if effects or before is not None:
             observer.after(event, before, effects, now_s)
         if effects:
@@ -320,6 +317,9 @@ class HostedRun:
                 guarded(self._host.events.failed, earlier, self, state, formers)
         if last is not None:
             self.history.observe(effects, now_s, runtime.here().wall_s())
+            # What an earlier coordinator saw, it has recorded.
+            if store_lost and ended is None:
+                self.observer.after(None, None, effects, now_s)
             if not store_lost:
                 self._open_store(last, store, sealed)
                 # R10: a former owner whose lease was revoked early may still answer reads.
@@ -349,8 +349,8 @@ class HostedRun:
             return
         self.has_failed = True
         self.observer.record(EventKind.GAVE_UP, detail=error_text(error))
-        what = "run %s: ended here by an unexpected error"
-        _log.error(what, self.run_id, exc_info=error, extra=self._place())
+        what = ABOUT[EventKind.GAVE_UP].text
+        _log.error("run %s: %s", self.run_id, what, exc_info=error, extra=self._place())
         what = f"an unexpected error in the coordinator of run {self.run_id!r}: {error_text(error)}"
         refusal = Refusal(RefusalCode.MOVED, what)
         if not self.is_leased:
@@ -451,11 +451,6 @@ class HostedRun:
     # -- effects out ---------------------------------------------------------------------------
 
     def _set_timer(self, effect: do.SetTimer) -> None:
-        if effect.timer.kind is do.TimerKind.PACE and not self.is_forgotten:
-            what = "its rounds end too often, so the next one is held back"
-            _log.warning(
-                "run %s: %s for %.1f s", self.run_id, what, effect.delay_s, extra=self._place()
-            )
         self._timers.set(effect, self._now_s())
 
     def _welcome(self, effect: do.Welcome) -> None:
@@ -515,25 +510,16 @@ class HostedRun:
 
     def _ask_to_leave(self, effect: do.AskToLeave) -> None:
         order = effect.order
-        if not effect.is_repeat:
-            what = "run %s: %s was asked to leave by %s"
-            _log.info(what, self.run_id, order.node.name, order, extra=self._place())
         asked = wire.AskedToLeave(self.stamp, order.by, order.reason)
         self.connections.send_to(order.node, asked)
 
     def _evict(self, effect: do.Evict) -> None:
-        what = "run %s: %s"
-        _log.info(what, self.run_id, effect.refusal.message, extra=self._place())
         session = self.connections.of(effect.node)
         if session is not None:
             session.refuse(effect.refusal)
 
-    def _readmit(self, effect: do.Readmit) -> None:
-        what, order = "run %s: the eviction of %s was lifted by %s", effect.order
-        _log.info(what, self.run_id, order.node.name, order, extra=self._place())
-
-    def _rescale(self, effect: do.Rescale) -> None:
-        _log.info("run %s: %s", self.run_id, effect.scale, extra=self._place())
+    def _for_people(self, effect: Effect) -> None:
+        """The observer makes an event of it."""
 
     def _commit(self, effect: do.Commit) -> None:
         self._ownership.commit(self, effect.record)
@@ -551,9 +537,6 @@ class HostedRun:
         for session, seat in zip(sessions, self.store.seats.values(), strict=True):
             if session is not None:
                 session.send(wire.encode(wire.EncodedFormed(stamp, head, seat)))
-        nodes = "1 node" if len(members) == 1 else f"{len(members)} nodes"
-        number = record.head.number
-        _log.info("run %s: round %d with %s", self.run_id, number, nodes, extra=self._place())
 
     def _open_store(
         self, record: RoundRecord, store: RoundStore | None = None, sealed: SealedLog | None = None
@@ -570,8 +553,6 @@ class HostedRun:
     def _break(self, effect: do.Break) -> None:
         text = str(effect.change)
         self.memory.past.ended(effect.change)
-        number = effect.change.round
-        _log.info("run %s: round %d ended: %s", self.run_id, number, text, extra=self._place())
         # A node would not recognise the end of a round that it never received.
         self._send_held_seats()
         self._tell_round(wire.encode(wire.Broken(self.stamp, effect.change)))
@@ -583,7 +564,6 @@ class HostedRun:
 
     def _announce(self, effect: do.Announce) -> None:
         text = str(effect.close)
-        _log.info("run %s closed: %s", self.run_id, text, extra=self._place())
         self.connections.send_to_all(wire.encode(wire.Closed(self.stamp, effect.close)))
         self.store.end(f"the run was closed: {text}")
         self._has_fewer()
@@ -628,12 +608,6 @@ class HostedRun:
 
     def _step_down(self, effect: do.StepDown) -> None:
         """R5: make every attached node look for the coordinator that owns the run now."""
-        if effect.is_voluntary:
-            what = "over" if self.is_closed else "handed over"
-            _log.info("run %s: %s, and given up here: %s", self.run_id, what, effect.reason)
-        else:
-            what = "run %s: this coordinator has been deposed: %s"
-            _log.warning(what, self.run_id, effect.reason, extra=self._place())
         message = f"this coordinator no longer owns the run: {effect.reason}"
         self._refuse_all(Refusal(RefusalCode.MOVED, message))
         self._host.drop_run(self)
@@ -675,8 +649,8 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Supersede: HostedRun._supersede,
     do.AskToLeave: HostedRun._ask_to_leave,
     do.Evict: HostedRun._evict,
-    do.Readmit: HostedRun._readmit,
-    do.Rescale: HostedRun._rescale,
+    do.Readmit: HostedRun._for_people,
+    do.Rescale: HostedRun._for_people,
     do.Commit: HostedRun._commit,
     do.WriteMarks: HostedRun._write_marks,
     do.Dismiss: HostedRun._dismiss,

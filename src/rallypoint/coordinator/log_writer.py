@@ -188,7 +188,6 @@ class LogWriter:
         # whether this process is deposed, because it must not end the round then.
         elif await self._is_ours(run.run_id) and _needs(run, log):
             reason = f"log {record.name!r} was removed from the ledger"
-            _log.error("run %s: round %d: %s", run.run_id, run.membership.number, reason)
             run.post(on.StoreLost(run.membership.number, reason))
 
     async def _drop_older(self, run_id: str, live: LogId) -> None:
@@ -207,8 +206,6 @@ class LogWriter:
 
 def suspend(run: HostedRun, cause: SuspensionCause, reason: str) -> None:
     """The ledger does not accept a write of the run: suspend the run with this reason."""
-    if reason not in run.membership.suspension.reasons:
-        _log.error("run %s is suspended: %s", run.run_id, reason)
     run.post(on.LedgerLost(reason, cause=cause))
 
 

@@ -280,9 +280,10 @@ class Observer:
         new = [each for each in suspension.causes if each not in before.causes]
         # A deposed coordinator has a DEPOSED event.
         if new and new[0] is not SuspensionCause.DEPOSED:
-            self.log.add(EventKind.SUSPENDED, cause=new[0].value, detail=suspension.reasons[0])
+            self.log.add(EventKind.SUSPENDED, cause=new[0].value, detail=event.reason)
         elif before.causes and not suspension.causes:
-            self.log.add(EventKind.RESTORED, seconds=before.suspended_s)
+            cause = event.cause.value
+            self.log.add(EventKind.RESTORED, cause=cause, seconds=before.suspended_s)
             self._waits.not_before(now_s)
 
     def _see_not_begun(self) -> None:

@@ -15,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from rallypoint import logs
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
@@ -141,10 +140,6 @@ class OwnedRuns:
                 )
                 self._begun[run_id] = register.term
                 self._unreadable.pop(run_id, None)
-                place = logs.fields(run_id, register.term, register.number)
-                _log.info(
-                    "run %s: coordinated here from term %d on", run_id, register.term, extra=place
-                )
         except (UnreadableError, UnreadableLogError) as error:
             self.unreadable(run_id, str(error))
         finally:

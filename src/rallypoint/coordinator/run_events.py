@@ -1,7 +1,8 @@
 """The events of a run for people: one record for each thing that happened.
 
 `observer` makes them from the core's steps, and `event_log` keeps them. Status, page, metrics and
-logs may be made from them. No decision depends on them. `table` gives the table of docs/events.md.
+logs (`event_lines`) are made from them. No decision depends on them. `table` gives the table of
+docs/events.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.core import reasons
 from rallypoint.core.printable import size_of, some
 
 TEXT_MAX: Final = 500
@@ -111,8 +113,9 @@ ABOUT: Final[dict[EventKind, About]] = {
     ),
     EventKind.RESTORED: About(
         "no longer suspended after {seconds}",
-        ("seconds",),
-        "The ledger can be used again. `seconds`: how long the run was suspended.",
+        ("cause", "seconds"),
+        "The ledger can be used again. `seconds`: how long the run was suspended. `cause`: the "
+        "last one that ended.",
     ),
     EventKind.ATTACHED: About(
         "{who} attached",
@@ -262,14 +265,14 @@ ABOUT: Final[dict[EventKind, About]] = {
         "The round ends, so that newcomers get its free places.",
     ),
     EventKind.BROKEN: About(
-        "round {round} ended",
+        reasons.ROUND_HAS_ENDED,
         ("nodes", "count", "cause", "seconds", "detail", "last_lines"),
         "The round is over, and its members were told. `cause`: as in core/values.py, ChangeKind. "
         "`seconds`: how long the round was active here.",
         "If a worker failed, the event `cause` follows.",
     ),
     EventKind.CAUSE: About(
-        "why round {round} ended",
+        reasons.CAUSE_WAS,
         ("nodes", "count", "cause", "detail", "last_lines"),
         "The verdict: the first cause of the end of a round.",
         "docs/protocol.md, How the cause is found.",

@@ -54,7 +54,6 @@ async def read_and_seal(
     try:
         return Left(state, await _sealed_log(ledger, register.run_id, state, limits, renewed), "")
     except StoreLostError as error:
-        _log.warning("run %s: round %d ends: %s", register.run_id, register.number, error)
         # R10: a round whose store is gone has ended.
         return Left(state, None, str(error))
 

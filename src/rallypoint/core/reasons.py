@@ -13,7 +13,6 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.orders import Order
-from rallypoint.core.past import PastLoss
 from rallypoint.core.printable import are_ready, counted, escaped, some
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
@@ -25,7 +24,6 @@ from rallypoint.core.values import (
     Failure,
     FrozenStruct,
     Outcome,
-    Phase,
     RoundHead,
     Seat,
     SettingConflict,
@@ -451,17 +449,6 @@ def storm(rounds: int, within_s: float, last: Change | None) -> str:
     )
 
 
-def when_lost(loss: PastLoss) -> str:
-    """What the run was doing when members were lost whose loss ended no round, in words."""
-    match loss.phase:
-        case Phase.ACTIVE:
-            return f"which was not in round {loss.round}"
-        case Phase.COMMITTING:
-            return "while the ledger was being written"
-        case _:
-            return f"while nodes gathered for round {loss.round + 1}"
-
-
 def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> str:
     """One line: a round has begun, and the ranks of this node in it.
 
@@ -478,13 +465,18 @@ def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> st
     )
 
 
+ROUND_HAS_ENDED: Final = "round {round} has ended"
+CAUSE_WAS: Final = "round {round} has ended: the cause was"
+"""What nodes and coordinators say of the end of a round, before the cause."""
+
+
 def describe_end_of_round(change: Change, before: Change | None) -> str:
     """One line: a round has ended, or its cause is known now. "" if `before` had the same text."""
     why = str(change)
     if before is not None and before.round == change.round:
         is_known = str(before) == why
-        return "" if is_known else f"round {change.round} has ended: the cause was: {why}"
-    text = f"round {change.round} has ended: {why}"
+        return "" if is_known else f"{CAUSE_WAS.format(round=change.round)}: {why}"
+    text = f"{ROUND_HAS_ENDED.format(round=change.round)}: {why}"
     return text if change.confirmed else f"{text}; looking for the cause"
 
 

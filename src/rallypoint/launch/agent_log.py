@@ -136,7 +136,10 @@ class AgentLog:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         trace = f"\n{record.exc_text}" if record.exc_text else ""
         # What the coordinator inside this node does is for its file, or with -v.
-        is_detail = record.levelno < logging.WARNING and not record.name.endswith(".client")
+        # The agent says itself what happened to its rounds.
+        is_event = getattr(record, "event", None) is not None
+        is_minor = record.levelno < logging.WARNING or is_event
+        is_detail = is_minor and not record.name.endswith(".client")
         text = f"{level}{record.getMessage()}{trace}"
         self._take(record, text, is_shown=not is_detail or self._options.is_verbose)
 
