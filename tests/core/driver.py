@@ -14,6 +14,7 @@ import msgspec
 from rallypoint.checkers.invariants import Checked
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.blame import Blame
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import Orders, Scale
@@ -76,8 +77,8 @@ class Driver:
         self._links: dict[str, int] = {}
         self._rounds: dict[str, int] = {}
         self._told: Change | None = None
-        self._asked: tuple[RoundRecord | CloseRecord, int, Marks, Orders] | None = None
-        self._marks: tuple[Marks, int, Orders] | None = None
+        self._asked: tuple[RoundRecord | CloseRecord, int, Marks, Orders, Blame] | None = None
+        self._marks: tuple[Marks, int, Orders, Blame] | None = None
         self._marks_serial = 0
         self.register = RunState(term)
         """What the ledger holds of the run."""
@@ -110,9 +111,9 @@ class Driver:
         while queue:
             event = queue.pop(0)
             if event == on.MarksWritten(self._marks_serial) and self._marks is not None:
-                marks, restarts, orders = self._marks
+                marks, restarts, orders, blame = self._marks
                 self.register = msgspec.structs.replace(
-                    self.register, marks=marks, restarts=restarts, orders=orders
+                    self.register, marks=marks, restarts=restarts, orders=orders, blame=blame
                 )
                 self._marks = None
             effects = self.checked.step(event, self.now_s)
@@ -130,11 +131,13 @@ class Driver:
                 heapq.heappush(self._timers, (self.now_s + delay_s, self._order, timer))
             case do.Commit(record=record):
                 written = (self.run.marks_with(record), self.run.orders_with_record)
-                self._asked = (record, self.run.restart_count, *written)
+                blame = self.run.blame_with_record
+                self._asked = (record, self.run.restart_count, *written, blame)
                 if not self.manual_commit:
                     queue.append(on.Committed())
             case do.WriteMarks(serial=serial, marks=marks, restarts=restarts, orders=orders):
-                self._marks, self._marks_serial = (marks, restarts, orders), serial
+                self._marks = (marks, restarts, orders, effect.blame)
+                self._marks_serial = serial
                 if not self.manual_marks:
                     queue.append(on.MarksWritten(serial))
             case do.Break(change=change) | do.Verdict(change=change):
@@ -235,9 +238,12 @@ class Driver:
         self.attach(*tokens)
         self.ready(*tokens)
 
-    def fail(self, *tokens: str, kind: str = "exception", message: str = "") -> None:
+    def fail(
+        self, *tokens: str, kind: str = "exception", message: str = "", code: int | None = None
+    ) -> None:
         for token in tokens:
-            failure = Failure(FailureKind(kind), message or f"{kind} on {token}")
+            text = message or f"{kind} on {token}"
+            failure = Failure(FailureKind(kind), text, exit_code=code)
             self.step(on.WorkerFailed(node_id(token), self._rounds.get(token, 0), failure))
 
     def done(self, *tokens: str) -> None:
@@ -340,8 +346,11 @@ def _with(
     restarts: int,
     marks: Marks,
     orders: Orders,
+    blame: Blame,
 ) -> RunState:
-    kept = msgspec.structs.replace(register, restarts=restarts, marks=marks, orders=orders)
+    kept = msgspec.structs.replace(
+        register, restarts=restarts, marks=marks, orders=orders, blame=blame
+    )
     if isinstance(record, CloseRecord):
         return msgspec.structs.replace(kept, close=record)
     return msgspec.structs.replace(kept, round=record)
@@ -363,6 +372,13 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     lost: float = 30.0
     mass_min: int = 2
     mass_grace: float = 120.0
+    window: float | None = None
+    early: float = 0.0
+    same: int | None = None
+    codes: tuple[int, ...] = ()
+    per_node: int | None = None
+    cooldown: float = 60.0
+    cooldown_max: float = 3_600.0
 
     def settings(self) -> RunSettings:
         return RunSettings(
@@ -379,4 +395,11 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
             lost_after_s=self.lost,
             mass_min=self.mass_min,
             mass_grace_s=self.mass_grace,
+            restart_window_s=self.window,
+            early_s=self.early,
+            same_failure=self.same,
+            no_restart_exit_codes=self.codes,
+            max_restarts_per_node=self.per_node,
+            cooldown_s=self.cooldown,
+            cooldown_max_s=self.cooldown_max,
         )

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from rallypoint.core.causes import Case, failed, happened, restarts_after
-from rallypoint.core.values import NAMES_SHOWN_MAX, Change, ChangeKind, Failure, FailureKind
+from rallypoint.core.blame import is_covered
+from rallypoint.core.causes import Case, failed, happened
+from rallypoint.core.values import NAMES_SHOWN_MAX, ChangeKind, Failure, FailureKind
 
 SIGNAL, OOM, EXCEPTION, COMMUNICATION = FailureKind
 LOSS = happened(ChangeKind.NODE_LOST, 1, ["c"])
@@ -99,16 +100,10 @@ def test_a_report_after_the_verdict_changes_nothing() -> None:
     ("limit", "bears"), [(0, [False]), (1, [True, False, False]), (None, [True] * 5)]
 )
 def test_the_restart_budget_is_charged(limit: int | None, bears: list[bool]) -> None:
-    charged = case_of(EXCEPTION).close(0)
     spent = 0
     for is_borne in bears:
-        after = restarts_after(charged, spent, limit)
-        assert after == (spent + 1 if is_borne else None)
-        spent = spent if after is None else after
-
-
-def test_an_uncharged_cause_costs_nothing() -> None:
-    assert restarts_after(Change(ChangeKind.NODE_LEFT, 1), 0, 0) == 0
+        assert is_covered(spent, 1, limit) is is_borne
+        spent += is_borne
 
 
 def test_a_change_names_a_bounded_number_of_nodes() -> None:

@@ -12,6 +12,7 @@ import pytest
 from rallypoint.core import effects as do
 from rallypoint.core import election as e
 from rallypoint.core import events as on
+from rallypoint.core.blame import Blame
 from rallypoint.core.committing import Committing, record_of
 from rallypoint.core.election.lease import Standstill
 from rallypoint.core.finished import Finished
@@ -402,7 +403,7 @@ def marking(size: int) -> tuple[Marking, list[Member]]:
 
 
 def written(marks: Marking, now_s: float) -> do.WriteMarks:
-    (write,) = marks.write(0.0, 0, now_s, KeptOrders())
+    (write,) = marks.write(0.0, 0, now_s, KeptOrders(), Blame)
     assert isinstance(write, do.WriteMarks)
     return write
 
@@ -424,7 +425,7 @@ def test_r1_marks_are_written_one_write_at_a_time() -> None:
     marks.gone(a.id, 0.0)
     first = written(marks, 0.0)
     marks.gone(b.id, 0.0)
-    assert marks.write(0.0, 0, 1.0, KeptOrders()) == []
+    assert marks.write(0.0, 0, 1.0, KeptOrders(), Blame) == []
     assert marks.written(first.serial)
     assert not marks.written(first.serial)
     assert ranks_in(written(marks, 2.0).marks.gone) == {0, 1}

@@ -32,9 +32,9 @@ def test_the_settings_in_the_page_are_those_in_the_code() -> None:
 
 
 def _shown(default: object) -> str:
-    return (
-        "–" if default is None else f"{default:g}" if isinstance(default, float) else f"{default}"
-    )
+    if default is None or default == ():
+        return "–"
+    return f"{default:g}" if isinstance(default, float) else f"{default}"
 
 
 def test_every_rule_quoted_in_the_code_is_in_the_page() -> None:

@@ -111,6 +111,8 @@ def _new_run(options: dict[str, str]) -> Driver:
 def _value(text: str) -> Any:
     if text == "none":
         return None
+    if "," in text:
+        return tuple(int(each) for each in text.split(",") if each)
     return float(text) if "." in text else int(text)
 
 
@@ -131,7 +133,8 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
             leaving = int(options["leaving"]) if "leaving" in options else None
             driver.ready(*nodes, leaving=leaving, workers=int(options.get("workers", 1)))
         case ["fail", *nodes]:
-            driver.fail(*nodes, **options)
+            code = int(options.pop("code")) if "code" in options else None
+            driver.fail(*nodes, code=code, **options)
         case ["silent", *nodes, seconds]:
             driver.silent(*nodes, silent_s=float(seconds))
         case ["advance", seconds]:

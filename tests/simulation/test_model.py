@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from rallypoint.client.machine import DesiredState, NodeMachine
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core import (
-    causes,
     formation,
     gathering,
     ledger_events,
@@ -25,8 +26,6 @@ from rallypoint.core import (
     suspicion,
     writing,
 )
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
 from rallypoint.core.marking import Marking
 from rallypoint.core.membership import Membership
 from rallypoint.core.scale_up import ScaleUp
@@ -283,12 +282,13 @@ def _repeat_breaks_the_next_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def _charged_twice(patch: pytest.MonkeyPatch) -> None:
-    _replace(
-        patch,
-        causes,
-        "restarts_after",
-        lambda change, spent, limit: spent + 2 * change.charged,
-    )
+    charge = rounds.charge
+
+    def twice(run: Membership, change: Any) -> None:
+        charge(run, change)
+        run.restart_count += change.charged
+
+    _replace(patch, rounds, "charge", twice)
 
 
 def _lost_without_its_grace(patch: pytest.MonkeyPatch) -> None:

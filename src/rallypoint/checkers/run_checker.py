@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.checkers.budget_checker import BudgetChecker
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -98,7 +99,12 @@ class RunChecker:
         self._settings = RunSettings()
         self._digests: dict[int, str] = {}
         self._number = self._floor = 0
-        self._charged = 0
+        self._budget = BudgetChecker()
+        self._run_s = 0.0
+        """The time of this step, on the run's own clock."""
+        self._published_s: float | None = None
+        """When the last round was published; None if another coordinator did that."""
+        self._lasted_s: float | None = None
         self._pending: RoundRecord | CloseRecord | None = None
         self._just_committed: RoundRecord | CloseRecord | None = None
         self._published: RoundRecord | None = None
@@ -142,9 +148,19 @@ class RunChecker:
         """The latest events and their effects, oldest first, in short lines."""
         return tuple(line() for line in self._history)
 
-    def note(self, event: on.Event, now_s: float, effects: Sequence[do.Effect]) -> None:
-        """Check one step of the run. Raises InvariantViolation."""
+    def note(
+        self,
+        event: on.Event,
+        now_s: float,
+        effects: Sequence[do.Effect],
+        run_s: float | None = None,
+    ) -> None:
+        """Check one step of the run. Raises InvariantViolation.
+
+        `run_s`: the time of the step on the run's own clock, if the checks have another one.
+        """
         self._history.append(partial(step_line, event, now_s, tuple(effects)))
+        self._run_s = now_s if run_s is None else run_s
         now_s = self._judged_s(now_s)
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
@@ -171,20 +187,24 @@ class RunChecker:
         now_s: float,
         effects: Sequence[do.Effect],
         former_host: NodeId | None = None,
+        run_s: float | None = None,
     ) -> None:
         """Another coordinator has taken the run over, with this state from the ledger.
 
         `former_host`: the node that hosted the last coordinator, and ended with it. Raises
-        InvariantViolation if the state is not what was committed.
+        InvariantViolation if the state is not what was committed. `run_s`: see `note`.
         """
         self._history.append(partial(_restored_line, register, now_s, tuple(effects)))
+        self._run_s = now_s if run_s is None else run_s
+        self._published_s = self._lasted_s = None
         now_s = self._judged_s(now_s)
         self._must_follow(register)
         self.term, self._attach_grace_s = register.term, attach_grace_s
         self._attach_since_s, self._attach_until_s = now_s, now_s + attach_grace_s
         self._orders = register.orders
         self._settings = self._orders.settings_of(register.settings or RunSettings())
-        self._charged, self._floor = register.restarts, register.floor
+        self._budget.restored(register.blame, register.restarts, self._settings, self._run_s)
+        self._floor = register.floor
         self._pending = self._just_committed = self._broken = None
         self._earlier.clear()
         self._writing_marks = 0
@@ -292,6 +312,8 @@ class RunChecker:
         match event:
             case on.NodeReady():
                 self._ready(node, event)
+            case on.WorkerFailed():
+                self._forbids_restart(node, event)
             case on.NodeDone(round=number):
                 finished = number and not node.asked and self._was_in(node, number)
                 node.done = node.done or bool(finished and not node.departing)
@@ -377,8 +399,10 @@ class RunChecker:
                 self._must_be_a_round(record, is_new=is_new)
             case do.Commit(record=CloseRecord() as record):
                 self._must_be_due(record)
-            case do.WriteMarks(serial=serial):
+                self._must_be_paid(self._budget.of_close(record))
+            case do.WriteMarks(serial=serial, blame=blame):
                 self._must_be_alone()
+                self._must_be_paid(self._budget.of_ledger(blame, self._run_s))
                 self._writing_marks = serial
             case do.Publish(record=record):
                 self._publish(record)
@@ -469,9 +493,8 @@ class RunChecker:
         bounds = [*self._earlier, self._settings]
         if is_new and not any(each.min_nodes <= head.nodes <= each.max_nodes for each in bounds):
             self._fail("R3", f"round {head.number} has {head.nodes} nodes: {names}")
-        if head.restart_count != self._charged:
-            charged = f"{self._charged} rounds were charged"
-            self._fail("budget", f"{charged}, but the round says {head.restart_count}")
+        if is_new:
+            self._must_be_paid(self._budget.of_round(head.restart_count))
 
     def _publish(self, record: RoundRecord) -> None:
         if record != self._just_committed:
@@ -482,6 +505,7 @@ class RunChecker:
         if token <= self._token:
             self._fail("R13", f"(term, number) {token} was given after {self._token}")
         self._published, self._broken, self._token = record, None, token
+        self._published_s = self._run_s
         self._leavers.clear()
         for row in record.members:
             node = self._nodes.get(row.name)
@@ -498,6 +522,8 @@ class RunChecker:
             self._fail("R4", f"round {change.round} was broken twice, or never published")
             return
         self._broken = change
+        since_s = self._published_s
+        self._lasted_s = None if since_s is None else self._run_s - since_s
         inside = {row.name for row in record.members}
         is_inside = change.kind is not ChangeKind.NODES_JOINED
         if any((name in inside) != is_inside for name in change.nodes):
@@ -511,7 +537,21 @@ class RunChecker:
         if change.round in self._verdicts or not change.confirmed:
             self._fail("budget", f"two verdicts on round {change.round}, or one that is open")
         self._verdicts[change.round] = change
-        self._charged += change.charged
+        self._budget.verdict(change, self._settings, self._lasted_s, self._run_s)
+
+    def _must_be_paid(self, problem: str) -> None:
+        if problem:
+            self._fail("budget", problem)
+
+    def _forbids_restart(self, node: _Node, event: on.WorkerFailed) -> None:
+        """A worker's exit code ends the run, unless its report is too late."""
+        is_seen = event.round == self._number == node.seated and self._published is not None
+        # If processes end together, the report waits, and its node may be lost before.
+        is_burst = any(each.has_ended for each in self._nodes.values())
+        if not is_seen or is_burst or self._pending is not None or self._closed:
+            return
+        if event.failure.exit_code in self._settings.no_restart_exit_codes:
+            self._budget.forbade_restart()
 
     # -- R8: who may be declared lost ----------------------------------------------------------
 
@@ -659,8 +699,8 @@ def _lengths(value: object) -> Iterator[int]:
     """The lengths of all sequences and mappings in a value, except a failure's last lines."""
     if isinstance(value, FrozenStruct):
         for name in value.__struct_fields__:
-            # The number of orders does not depend on that of the nodes.
-            if name not in ("last_lines", "orders"):
+            # The number of orders does not depend on that of the nodes, and the blame is bounded.
+            if name not in ("last_lines", "orders", "blame"):
                 yield from _lengths(getattr(value, name))
     elif isinstance(value, tuple | list | dict):
         yield len(value)

@@ -25,6 +25,7 @@ from rallypoint.cli.run_config import build_config
 from rallypoint.cli.torchrun_args import rewritten
 
 _WORKERS: Final = "Workers"
+_RESTARTS: Final = "Restarts"
 _OUTPUT: Final = "Output"
 _TORCHRUN: Final = "Taken from torchrun"
 
@@ -157,7 +158,43 @@ def run(
             "--max-restarts",
             "N",
             "How many rounds may end by a failure of the program (default: 0).",
-            _WORKERS,
+            _RESTARTS,
+        ),
+    ] = None,
+    restart_window: Annotated[
+        str | None,
+        _text(
+            "--restart-window",
+            "TIME",
+            "How long a failure counts against --max-restarts (default: to the end).",
+            _RESTARTS,
+        ),
+    ] = None,
+    early: Annotated[
+        str | None,
+        _text(
+            "--early",
+            "TIME",
+            "A failure so soon after a start counts double (default: 0, none does).",
+            _RESTARTS,
+        ),
+    ] = None,
+    same_failure: Annotated[
+        str | None,
+        _text(
+            "--same-failure",
+            "N",
+            "End the run after N equal failures in a row (default: never).",
+            _RESTARTS,
+        ),
+    ] = None,
+    no_restart_exit_codes: Annotated[
+        str | None,
+        _text(
+            "--no-restart-exit-codes",
+            "N,...",
+            "End the run at once if a worker exits with one of these.",
+            _RESTARTS,
         ),
     ] = None,
     stop_timeout: Annotated[

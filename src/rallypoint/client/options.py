@@ -41,6 +41,13 @@ class JoinOptions(TypedDict, total=False):
     nnodes: str | None
     expected_nodes: int | str | None
     max_restarts: int | str | None
+    restart_window_s: float | str | None
+    early_s: float | str | None
+    same_failure: int | str | None
+    no_restart_exit_codes: tuple[int, ...] | str | None
+    max_restarts_per_node: int | str | None
+    cooldown_s: float | str | None
+    cooldown_max_s: float | str | None
     rank_policy: str | None
     last_call_s: float | str | None
     settle_s: float | str | None

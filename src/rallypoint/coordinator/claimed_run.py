@@ -60,6 +60,7 @@ def with_record(
         # R1: the same bytes if it is written again.
         orders=membership.orders_with_record,
         restarts=membership.restart_count,
+        blame=membership.blame_with_record,
         # R10: marks of the round before do not count for this one.
         marks=membership.marks_with(record),
         **changes,

@@ -364,7 +364,7 @@ class RunOwnership:
         assert not claimed.claim.is_committing, "something else is being written"
         claimed.writing_marks = effect.serial
         changes = {"marks": effect.marks, "restarts": effect.restarts, "past": run.past()}
-        changes |= {"orders": effect.orders}
+        changes |= {"orders": effect.orders, "blame": effect.blame}
         following = msgspec.structs.replace(claimed.register, **changes)
         self._do(claimed, claimed.claim.commit(following, _now_s()))
 

@@ -1,4 +1,4 @@
-"""The cause of a round's end, and what it costs of the run's restart budget.
+"""The cause of a round's end. `blame` has what it costs of the run's restart budget.
 
 When a node dies, the workers of the other nodes fail 10 to 20 ms later with errors about a closed
 connection. At that time it is not known that the node is dead. So a worker's failure ends the round
@@ -9,6 +9,8 @@ first counts.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
@@ -27,11 +29,15 @@ class Case:
     """What is known about the end of one round.
 
     `finished`: the member whose workers finished first, if any. A program that ends early on one
-    node explains the communication errors of the others.
+    node explains the communication errors of the others. `lasted_s`: how long the round was active,
+    in seconds; infinite: this coordinator does not know.
     """
 
-    def __init__(self, change: Change, finished: str = "") -> None:
+    def __init__(self, change: Change, finished: str = "", lasted_s: float = math.inf) -> None:
         self.round = change.round
+        self.lasted_s = lasted_s
+        self.final: Change | None = None
+        """A failure with an exit code that forbids a restart, until the run ends for it."""
         # A failure is confirmed already if an earlier coordinator gave the verdict on it.
         self.closed = change.confirmed
         self._change = change
@@ -42,6 +48,9 @@ class Case:
     @property
     def change(self) -> Change:
         """The best explanation so far."""
+        # The program has said itself why it ends, and that is why the run ends.
+        if self.final is not None and not self.closed:
+            return self.final
         if self._loss is not None:
             return self._loss
         is_explained = self._departure is not None and self._is_communication_error()
@@ -74,8 +83,8 @@ class Case:
 
     def needs_time(self) -> bool:
         """Whether only a communication error is known, whose cause is on another node."""
-        is_explained = self._loss is not None or self._departure is not None
-        return not is_explained and self._is_communication_error()
+        others = (self._loss, self._departure, self.final)
+        return not any(each is not None for each in others) and self._is_communication_error()
 
     def _is_communication_error(self) -> bool:
         failure = self._change.failure
@@ -87,9 +96,9 @@ class Case:
         It is charged to the budget only if the program is to blame: not if a member was lost, and
         not for a communication error while a member is missing.
         """
-        self.closed = True
         change = self.change
         is_consequence = self.needs_time()
+        self.closed = True
         explained = change.failure is None or (is_consequence and unresolved > 0)
         if is_consequence and self._finished:
             change = _after_finish(change, self._finished)
@@ -98,17 +107,9 @@ class Case:
         self._loss = self._departure = None
         return self._change
 
-
-def restarts_after(change: Change, spent: int, limit: int | None) -> int | None:
-    """How much of the run's restart budget is spent once this verdict is charged to it.
-
-    There is one budget for all nodes of a run. `limit` None: there is no limit. The result is None
-    if the budget does not cover the charge. Then the run ends, and nothing is spent.
-    """
-    # R11: a verdict is charged once, and only if the program is to blame.
-    if not change.charged:
-        return spent
-    return None if limit is not None and spent >= limit else spent + 1
+    def freeze(self) -> tuple[object, ...]:
+        """The state on which decisions depend, as a hashable value, without times."""
+        return (self.change, self.closed, self.final)
 
 
 def failed(round_number: int, node: str, failure: Failure) -> Change:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 
+from rallypoint.core.blame import Blame
 from rallypoint.core.orders import Order, Orders, Scale
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import Change, CloseRecord, FrozenStruct, Marks, NodeId, RoundRecord
@@ -124,13 +125,14 @@ class WriteMarks(Effect, frozen=True):
     """Write these marks to the ledger, and answer with MarksWritten.
 
     At most one write is open at a time, a Commit or a WriteMarks. `restarts`: how many rounds have
-    been charged. `orders`: those of operators.
+    been charged. `orders`: those of operators. `blame`: what the failures have cost.
     """
 
     serial: int
     marks: Marks
     restarts: int
     orders: Orders = Orders()
+    blame: Blame = Blame()
 
 
 class Dismiss(Effect, frozen=True):

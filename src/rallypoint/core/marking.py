@@ -11,8 +11,9 @@ This file keeps the marks, and decides what to write and when. It must not decid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from rallypoint.core.blame import Blame
 from rallypoint.core.closing import bounded_end
 from rallypoint.core.effects import Dismiss, Effect, TimerKind, WriteMarks
 from rallypoint.core.finished import Finished
@@ -165,14 +166,19 @@ class Marking:
         return self._writing > self._written
 
     def write(
-        self, spacing_s: float, restarts: int, now_s: float, orders: KeptOrders
+        self,
+        spacing_s: float,
+        restarts: int,
+        now_s: float,
+        orders: KeptOrders,
+        blame: Callable[[], Blame],
     ) -> list[Effect]:
         """Write the marks, or set the timer for that. Call it only if `due_s` is not None.
 
         Marks for which nodes wait are written first. The others wait for a moment, because the
         record of the next round may follow and make them needless. `spacing_s`: the least time
         between two writes. `restarts`: how many rounds have been charged. `orders`: those of
-        operators, which are written with the marks.
+        operators, which are written with the marks. `blame`: what the failures have cost, too.
         """
         if not self._is_kept:
             self.give_up()
@@ -187,7 +193,7 @@ class Marking:
             done, gone = bytes(self._done), bytes(self._gone)
             before = (self._finished_before, self._finished_nodes)
             marks = Marks(number, done, gone, self._ended, *before)
-            return [WriteMarks(self._serial, marks, restarts, orders.marks_formed())]
+            return [WriteMarks(self._serial, marks, restarts, orders.marks_formed(), blame())]
         if due_s >= self._timer_at_s:
             return []
         self._timer_at_s = due_s

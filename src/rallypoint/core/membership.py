@@ -103,6 +103,8 @@ class Membership(MembershipState):
         self._orders.restore(state.orders)
         self.adopt_settings(state.settings)
         self.restart_count = state.restarts
+        # R11: what was charged stays charged.
+        self._blame.restore(state.blame, state.restarts, self.settings, now_s)
         self.round = state.round
         self.close = state.close
         # R1: rounds begin above the floor of the run.

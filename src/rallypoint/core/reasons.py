@@ -25,6 +25,7 @@ from rallypoint.core.values import (
     FrozenStruct,
     Outcome,
     RoundHead,
+    RunSettings,
     Seat,
     SettingConflict,
 )
@@ -429,10 +430,35 @@ def store_lost(why: str) -> str:
 _NO_RESTARTS: Final = "the run allows no restarts (--max-restarts 0)"
 
 
-def budget_spent(change: Change, limit: int | None) -> str:
-    """Why a run ends with this change: its restart budget is spent."""
-    spent = f"the run's restart budget ({limit}) is spent" if limit else _NO_RESTARTS
-    return f"{change}; {spent}"
+def budget_spent(change: Change, settings: RunSettings, spent: int, weight: int) -> str:
+    """Why a run ends with this change: its restart budget is spent.
+
+    `weight`: how much this failure counts. `spent`: what the others have cost.
+    """
+    limit = settings.max_restarts
+    if not limit:
+        return f"{change}; {_NO_RESTARTS}"
+    why = f"the run's restart budget ({limit}) is spent"
+    if weight > 1:
+        left = max(0, limit - spent)
+        why += (
+            f": a failure within {settings.early_s:g} s of the start counts double, "
+            f"and {left} {'was' if left == 1 else 'were'} left"
+        )
+    elif settings.restart_window_s is not None:
+        why += f" within {duration(settings.restart_window_s)}"
+    return f"{change}; {why}"
+
+
+def same_failure(change: Change, times: int) -> str:
+    """Why a run ends with this change: the program fails again and again in the same way."""
+    return f"{change}; the program has failed in the same way {times} times in a row"
+
+
+def no_restart(change: Change) -> str:
+    """Why a run ends with this change: the worker's exit code forbids a restart."""
+    code = change.failure.exit_code if change.failure is not None else None
+    return f"{change}; the run does not restart after exit code {code}"
 
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:

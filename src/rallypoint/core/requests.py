@@ -88,11 +88,13 @@ def on_worker_failed(run: MembershipState, event: on.WorkerFailed) -> None:
     # R4: a report about another round ends nothing.
     if member is None or not event.round == run.number == member.last_round:
         return
+    change = causes.failed(run.number, member.name, event.failure)
     if member.bucket is Bucket.IN_ROUND:
-        rounds.break_round(run, causes.failed(run.number, member.name, event.failure))
+        rounds.break_round(run, change)
         run._probe.answered(member.name)
     elif run.case is not None:
         run.case.add_failure(member.name, event.failure)
+        rounds.note_final(run, change)
 
 
 def on_done(run: MembershipState, event: on.NodeDone) -> None:

@@ -1,13 +1,16 @@
 """A round is formed, begins and ends; and why it ended is charged to the restart budget.
 
-`formation` decides whether a round is full, and `causes` what its end was.
+`formation` decides whether a round is full, `causes` what its end was, and `blame` counts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-from rallypoint.core import causes, ordering, reasons, writing
+import msgspec
+
+from rallypoint.core import blame, causes, ordering, reasons, writing
 from rallypoint.core import effects as do
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import record_of
@@ -60,6 +63,7 @@ def form_round(run: MembershipState, settings: RunSettings) -> None:
         restart_count=run.restart_count,
     )
     run._orders.record_formed()
+    run._blame.record_formed(run.restart_count, settings, run._now_s)
     run._gathering.pace.round_formed(record.head.nodes)
     run._committing.begin(record)
     run._enter(Phase.COMMITTING)
@@ -143,10 +147,14 @@ def seat_members(run: MembershipState, record: RoundRecord) -> None:
 def break_round(run: MembershipState, change: Change) -> None:
     """End the active round, tell its members once, and gather for the next."""
     assert run.phase_of_work is Phase.ACTIVE
-    run._gathering.pace.round_ended(run._now_s - run._since_s, run._now_s)
+    lasted_s = run._now_s - run._since_s
+    run._gathering.pace.round_ended(lasted_s, run._now_s)
     run._enter(Phase.GATHERING)
     run._scale_up.reset()
-    run.case = Case(change, run._finished.first)
+    # R9: another coordinator has seen the beginning of a round that was taken over.
+    is_known = run.number != run._takeover.number
+    run.case = Case(change, run._finished.first, lasted_s if is_known else math.inf)
+    note_final(run, change)
     survivors = run.roster.members(Bucket.IN_ROUND)
     for member in survivors:
         member.survivor = True
@@ -188,6 +196,29 @@ def close_case(run: MembershipState, *, forced: bool = False) -> None:
     charge(run, change)
 
 
+def note_final(run: MembershipState, change: Change) -> None:
+    """If a worker's exit code forbids a restart, the run ends by the next rule."""
+    case, settings = run.case, run.settings
+    if case is None or settings is None or case.final is not None:
+        return
+    if blame.ends_at_once(change.failure, settings):
+        case.final = change
+
+
+def end_at_once(run: MembershipState) -> None:
+    """A worker's exit code forbids a restart: no other cause counts, and none is waited for."""
+    case = run.case
+    assert case is not None
+    assert case.final is not None
+    if not case.closed:
+        close_case(run, forced=True)
+    else:
+        # The verdict was given before, and the round is charged once (R11).
+        cause = msgspec.structs.replace(case.final, confirmed=True)
+        writing.close_run(run, Outcome.FAILED, reasons.no_restart(cause), cause=cause)
+    case.final = None
+
+
 def later_s(run: MembershipState) -> float:
     """When to write marks for which no node waits."""
     assert run.settings is not None
@@ -195,15 +226,27 @@ def later_s(run: MembershipState) -> float:
 
 
 def charge(run: MembershipState, change: Change) -> None:
-    """Tell the members the verdict. End the run if the budget does not cover the charge."""
+    """Tell the members the verdict. End the run if no restart is allowed after it."""
     assert run.settings is not None
-    limit = run.settings.max_restarts
-    restarts = causes.restarts_after(change, run.restart_count, limit)
     run._do(do.Verdict(change))
-    if restarts is not None:
-        run.restart_count = restarts
+    # R11: a verdict is charged once, and only if the program is to blame.
+    if not change.charged:
+        return
+    settings, now_s = run.settings, run._now_s
+    lasted_s = run.case.lasted_s if run.case is not None else math.inf
+    weight = blame.weight_of(lasted_s, settings)
+    repeats = run._blame.failed(change.failure, settings, now_s)
+    if blame.ends_at_once(change.failure, settings):
+        reason = reasons.no_restart(change)
+    elif settings.same_failure is not None and repeats >= settings.same_failure:
+        reason = reasons.same_failure(change, repeats)
+    elif not blame.is_covered(spent := run.spent(now_s), weight, settings.max_restarts):
+        reason = reasons.budget_spent(change, settings, spent, weight)
     else:
-        writing.close_run(run, Outcome.FAILED, reasons.budget_spent(change, limit), cause=change)
+        run.restart_count += 1
+        run._blame.charge(weight, settings, now_s)
+        return
+    writing.close_run(run, Outcome.FAILED, reason, cause=change)
 
 
 def _leave_last_round(members: Iterable[Member], ended_by: Change | None) -> None:

@@ -40,6 +40,8 @@ def advance(run: MembershipState) -> None:
         failures, run._failed_in_burst = run._failed_in_burst, []
         for each in failures:
             run._handle(each)
+    if run.case is not None and run.case.final is not None and run.phase is _GATHERING:
+        rounds.end_at_once(run)
     if run.case is not None and not run.case.closed:
         rounds.close_case(run)
     pace = run._gathering.pace

@@ -11,6 +11,7 @@ from itertools import chain
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S, Admission, is_reusable
+from rallypoint.core.blame import Blame, KeptBlame
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import Committing
 from rallypoint.core.effects import Effect
@@ -71,7 +72,7 @@ class MembershipState:
         self.round: RoundRecord | None = None
         self.close: CloseRecord | None = None
         self.restart_count = 0
-        """How many rounds have been charged to the run's restart budget."""
+        """How many rounds have been charged to the program."""
         self.case: Case | None = None
         """Why the last round ended, while the next one is gathered."""
         self.suspension = Suspension()
@@ -90,6 +91,7 @@ class MembershipState:
         self._marking = Marking(timers, is_kept=has_successor)
         self._finished = Finished()
         self._orders = KeptOrders(is_kept=has_successor)
+        self._blame = KeptBlame()
         self._admission = Admission(
             run_id, members_max=members_max, table_bytes_max=table_bytes_max
         )
@@ -145,6 +147,21 @@ class MembershipState:
     def orders_with_record(self) -> Orders:
         """The orders to write together with a record."""
         return self._orders.at_forming
+
+    @property
+    def blame_with_record(self) -> Blame:
+        """What the failures have cost, to write together with a record."""
+        return self._blame.at_forming
+
+    def blame(self, now_s: float) -> Blame:
+        """What the failures have cost, now."""
+        if self.settings is None:
+            return self._blame.at_forming
+        return self._blame.now(self.restart_count, self.settings, now_s)
+
+    def spent(self, now_s: float) -> int:
+        """What counts against the restart budget now."""
+        return self._blame.spent(now_s)
 
     def marks_with(self, record: RoundRecord | CloseRecord) -> Marks:
         """The marks to write together with a record."""
@@ -238,8 +255,8 @@ class MembershipState:
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
             (*self._committing.freeze(), tuple(self._suspended_events)),
-            (self.restart_count, self._finished.freeze()),
-            self.case and (self.case.change, self.case.closed, self._probe.is_settled),
+            (self.restart_count, self._finished.freeze(), self._blame.freeze()),
+            self.case and (*self.case.freeze(), self._probe.is_settled),
             (*self._gathering.freeze(), self._scale_up.is_due),
             (self._suspicion.guarding, tuple(self._probe.unanswered), self._probe.is_over),
             tuple(member.name for member in self._suspicion.ended_members()),

@@ -43,6 +43,8 @@ ProcessName = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z_-]{1,64}\\Z")]
 LabelText = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
 """A label's value. It is short, because every member table contains all labels."""
 STOP_S_MAX: Final = 60.0
+EXIT_CODES_MAX: Final = 64
+"""The most exit codes with which a worker can forbid a restart."""
 StopTime = Annotated[float, msgspec.Meta(ge=0, le=STOP_S_MAX)]
 """How long a node may need to stop its workers, in seconds. It keeps its place that long."""
 SECRET_BYTES: Final = 16
@@ -204,11 +206,28 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
     mass_min: int = 8
     mass_fraction: float = 0.1
     mass_grace_s: float = 120.0
+    # A node of an older release does not know the following ones. It agrees on their defaults.
+    restart_window_s: float | None = None
+    """For how long a failure counts against the restart budget. None: to the end of the run."""
+    early_s: float = 0.0
+    """A failure in a round that lasted less counts double against the budget. 0: none does."""
+    same_failure: int | None = None
+    """So many equal failures in a row end the run. None: any number is allowed."""
+    no_restart_exit_codes: tuple[int, ...] = ()
+    """A worker that exits with one of these ends the run at once."""
+    max_restarts_per_node: int | None = None
+    """How many rounds one node may break before it has to stay out. None: any number."""
+    cooldown_s: float = 60.0
+    """How long a node stays out for the first time. It doubles each time."""
+    cooldown_max_s: float = 3_600.0
+    """The longest time for which a node stays out."""
 
     def __post_init__(self) -> None:
         _check_node_counts(self.min_nodes, self.max_nodes, self.expected_nodes)
         if self.max_restarts is not None and self.max_restarts < 0:
             raise ValueError(f"max_restarts must not be negative, not {self.max_restarts}")
+        if self._has_restart_rules:
+            self._check_restart_rules()
         for name in _DURATIONS:
             seconds = getattr(self, name)
             if not 0 < seconds <= _DURATION_MAX_S:
@@ -222,6 +241,46 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
             raise ValueError(
                 f"lost_after_s ({self.lost_after_s:g}) must not be below "
                 f"suspect_after_s ({self.suspect_after_s:g})"
+            )
+
+    @property
+    def _has_restart_rules(self) -> bool:
+        """Found quickly: each node that attaches brings its settings."""
+        return (
+            self.restart_window_s,
+            self.early_s,
+            self.same_failure,
+            self.no_restart_exit_codes,
+            self.max_restarts_per_node,
+            self.cooldown_s,
+            self.cooldown_max_s,
+        ) != (None, 0.0, None, (), None, 60.0, 3_600.0)
+
+    def _check_restart_rules(self) -> None:
+        for name in ("restart_window_s", "cooldown_s", "cooldown_max_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds <= _DURATION_MAX_S:
+                raise ValueError(
+                    f"{name} must be more than 0 and at most {_DURATION_MAX_S:g} seconds, "
+                    f"not {seconds}"
+                )
+        _check_duration("early_s", self.early_s)
+        if self.cooldown_max_s < self.cooldown_s:
+            raise ValueError(
+                f"cooldown_max_s ({self.cooldown_max_s:g}) must not be below "
+                f"cooldown_s ({self.cooldown_s:g})"
+            )
+        if self.same_failure is not None and self.same_failure < 2:
+            raise ValueError(f"same_failure must be at least 2, not {self.same_failure}")
+        if self.max_restarts_per_node is not None and self.max_restarts_per_node < 0:
+            raise ValueError(
+                f"max_restarts_per_node must not be negative, not {self.max_restarts_per_node}"
+            )
+        codes = self.no_restart_exit_codes
+        if len(codes) > EXIT_CODES_MAX or not all(1 <= each <= 255 for each in codes):
+            raise ValueError(
+                f"no_restart_exit_codes must be at most {EXIT_CODES_MAX} numbers within 1 and 255, "
+                f"not {codes}"
             )
 
     def conflicts(self, other: RunSettings) -> tuple[SettingConflict, ...]:

@@ -5,6 +5,8 @@ One write at a time. `committing` and `marking` keep what is written; this file 
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from rallypoint.core import effects as do
@@ -26,7 +28,8 @@ def write_marks(run: MembershipState) -> None:
     if run.settings is None or run.phase not in (Phase.GATHERING, Phase.ACTIVE):
         return
     settle_s = run.settings.settle_s
-    run._do(*run._marking.write(settle_s, run.restart_count, run._now_s, run._orders))
+    blame = partial(run.blame, run._now_s)
+    run._do(*run._marking.write(settle_s, run.restart_count, run._now_s, run._orders, blame))
 
 
 def close_run(
@@ -50,6 +53,8 @@ def close_run(
 
 def commit_close(run: MembershipState, record: CloseRecord) -> None:
     run._orders.record_formed()
+    if run.settings is not None:
+        run._blame.record_formed(run.restart_count, run.settings, run._now_s)
     # R6: the run is closed when the ledger says so, and not before.
     run._committing.begin(msgspec.structs.replace(record, round=run.number))
     run._committing.close_wanted = None

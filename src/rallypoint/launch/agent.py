@@ -117,6 +117,7 @@ class Agent:
                 share_lines=config.share_lines,
                 culprit_s=round_workers.CULPRIT_S,
                 signal_settle_s=round_workers.SIGNAL_SETTLE_S,
+                no_restart_exit_codes=config.run.no_restart_exit_codes,
             )
         )
         ledger = self._system.ledger

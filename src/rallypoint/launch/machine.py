@@ -59,6 +59,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no output.
     `culprit_s`: how long the other workers are not stopped after a communication error.
     `signal_settle_s`: how long a worker's end by a stopping signal is not judged.
+    `no_restart_exit_codes`: those of the run. They end it, so each is reported.
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     share_lines: int
     culprit_s: float
     signal_settle_s: float
+    no_restart_exit_codes: tuple[int, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True):
@@ -447,11 +449,15 @@ class AgentMachine:
         actions: list[do.Action] = []
         for failure in worst_first(new):
             actions.append(do.Say(f"round {self._number}: {failure}", is_trouble=True))
-            if outranks(failure, known):
+            if outranks(failure, known) or self._ends_the_run(failure):
                 shared = failures.shared(failure, self._rules.share_lines)
                 actions.append(do.ReportFailure(shared))
                 known = [*known, failure]
         return actions
+
+    def _ends_the_run(self, failure: Failure) -> bool:
+        """Whether it counts whatever else is known."""
+        return failure.exit_code in self._rules.no_restart_exit_codes
 
     def _must_regroup(self, now_s: float) -> bool:
         """Whether to stop the workers for another round."""

@@ -21,6 +21,7 @@ from rallypoint.settings.values import (
     parse_at_least_one,
     parse_candidates,
     parse_duration_s,
+    parse_exit_codes,
     parse_fraction,
     parse_interface,
     parse_memory,
@@ -33,6 +34,7 @@ from rallypoint.settings.values import (
     parse_port_range,
     parse_restarts,
     parse_run_id,
+    parse_same_failure,
     parse_share_lines,
     parse_stop_s,
     parse_token,
@@ -70,8 +72,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         return f"--{self.name.removesuffix('_s').replace('_', '-')}"
 
 
-_SET_ONLY: Final = ("node_index",)
-"""Settings that a launcher can give, and that have no option of their own."""
+_SET_ONLY: Final = ("node_index", "cooldown_max_s")
+"""Settings that have no option of their own."""
 SECRETS: Final = ("token", "etcd_password")
 USUAL: Final = frozenset(
     {
@@ -318,6 +320,37 @@ SETTINGS: Final = (
         parse_restarts,
         "how many rounds may end by a failure of the program, or any",
     ),
+    _run_setting(
+        "restart_window_s",
+        parse_duration_s,
+        "for how long a failure counts against max_restarts; if unset, to the end of the run",
+    ),
+    _run_setting(
+        "early_s",
+        parse_duration_s,
+        "a failure of the program so soon after the start of a round counts double",
+    ),
+    _run_setting(
+        "same_failure",
+        parse_same_failure,
+        "how many equal failures of the program in a row end the run; if unset, any number",
+    ),
+    _run_setting(
+        "no_restart_exit_codes",
+        parse_exit_codes,
+        "exit codes of workers, such as 2,78, that end the run at once",
+    ),
+    _run_setting(
+        "max_restarts_per_node",
+        parse_restarts,
+        "how many rounds one node may break before it stays out for a while, or any",
+    ),
+    _run_setting(
+        "cooldown_s",
+        parse_duration_s,
+        "how long a node stays out that breaks too many rounds; twice as long each time",
+    ),
+    _run_setting("cooldown_max_s", parse_duration_s, "the longest time for which it stays out"),
     _run_setting(
         "last_call_s", parse_duration_s, "the wait for more nodes once the minimum is there"
     ),

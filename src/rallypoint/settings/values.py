@@ -18,7 +18,7 @@ import msgspec
 from rallypoint.core import addresses, naming
 from rallypoint.core.budget import BYTES_MIN
 from rallypoint.core.sizes import parse_size, size_text
-from rallypoint.core.values import NAME_LENGTH_MAX, STOP_S_MAX
+from rallypoint.core.values import EXIT_CODES_MAX, NAME_LENGTH_MAX, STOP_S_MAX
 from rallypoint.endpoints import NAME, is_ip
 from rallypoint.security import token_form
 
@@ -138,6 +138,24 @@ def parse_node_index(text: str) -> int:
 
 def parse_restarts(text: str) -> int | None:
     return None if text == "any" else whole(text, "a number of restarts, or any")
+
+
+def parse_exit_codes(text: str) -> tuple[int, ...]:
+    """ "2,78": the exit codes of workers, each once and in order. Raises ValueError."""
+    codes = sorted({whole(each, 'exit codes such as "2,78"') for each in text.split(",")})
+    if len(codes) > EXIT_CODES_MAX or not all(1 <= each <= 255 for each in codes):
+        raise ValueError(
+            f"must be at most {EXIT_CODES_MAX} exit codes within 1 and 255, not {text!r}"
+        )
+    return tuple(codes)
+
+
+def parse_same_failure(text: str) -> int:
+    """After how many equal failures a run ends. Raises ValueError."""
+    number = whole(text, "a number of failures")
+    if number < 2:
+        raise ValueError(f"must be at least 2 failures, not {text!r}")
+    return number
 
 
 def parse_fraction(text: str) -> float:

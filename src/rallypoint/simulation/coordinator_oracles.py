@@ -86,7 +86,8 @@ class CoordinatorsKeepRules(Oracle):
         """See Oracle."""
         checker = self._runs[run]
         if checker is not None:
-            self._check(run, lambda: checker.note(event, _clock_s(front), effects))
+            own_s = run.membership._now_s
+            self._check(run, lambda: checker.note(event, _clock_s(front), effects, own_s))
             wrong = guard_differs(checker, run.membership._suspicion.guarding)
             if wrong:
                 self.scene.broke("R8", f"at {front.process.name}: {wrong}")
@@ -103,6 +104,7 @@ class CoordinatorsKeepRules(Oracle):
         checker = self._runs[run]
         if checker is not None and not named.get("store_lost"):
             known = {name: named[name] for name in ("attach_grace_s", "former_host")}
+            known["run_s"] = named["now_s"]
             self._check(
                 run,
                 lambda: checker.restored(state, now_s=_clock_s(front), effects=effects, **known),
@@ -178,6 +180,8 @@ class ReportsAreTold(Oracle):
             match effect:
                 case do.Publish(record=record):
                     now = self._rounds[run] = _Round(record)
+                    # Processes may have ended while the round was written.
+                    now._has_burst = run.membership._suspicion.in_burst
                 case do.Break() if now is not None:
                     now.end(front, run)
                 case do.Commit(record=RoundRecord() as record) if now is not None:

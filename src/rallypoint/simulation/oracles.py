@@ -21,6 +21,7 @@ from rallypoint.simulation.coordinator_oracles import (
     NothingHangs,
     ReportsAreTold,
 )
+from rallypoint.simulation.guilt import GUILT_ORACLES
 from rallypoint.simulation.leak_oracles import LEAK_ORACLES
 from rallypoint.simulation.ledger_oracles import (
     FailoversAreCheap,
@@ -139,4 +140,5 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     *LEAK_ORACLES,
     *AGENT_ORACLES,
     *OPERATOR_ORACLES,
+    *GUILT_ORACLES,
 )

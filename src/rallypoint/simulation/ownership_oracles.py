@@ -191,6 +191,8 @@ class BreaksAreDue(Oracle):
                 case do.Commit(record=RoundRecord(head=head)):
                     settings = run.membership.settings
                     limit = settings.max_restarts if settings is not None else None
+                    if settings is not None and settings.restart_window_s is not None:
+                        limit = None  # Old charges are forgiven; `budget_checker` counts them.
                     if limit is not None and head.restart_count > limit:
                         what = f"round {head.number} begins after {head.restart_count} restarts"
                         self.scene.broke("budget", f"{what}, and the run has {limit}")

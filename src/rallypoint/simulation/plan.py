@@ -139,6 +139,11 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the job is about its rounds' stores: see `calls`."""
     has_long_calls: bool = False
     """Whether each node waits for keys that nobody sets. Its faults are harmless to calls then."""
+    restart_window_s: float | None = None
+    early_s: float = 0.0
+    same_failure: int | None = None
+    no_restart_exit_codes: tuple[int, ...] = ()
+    """See RunSettings, for these four."""
     unlogged_bytes_max: int = 0
     """How many bytes of writes wait for the ledger at most. 0: as in the product."""
 

@@ -293,6 +293,10 @@ class Scene:
             lost_after_s=plan.lost_after_s,
             mass_min=plan.mass_min,
             mass_grace_s=plan.mass_grace_s,
+            restart_window_s=plan.restart_window_s,
+            early_s=plan.early_s,
+            same_failure=plan.same_failure,
+            no_restart_exit_codes=plan.no_restart_exit_codes,
         )
         self.nodes: list[StartedNode] = []
         """Every start of a node or a replica, in order."""

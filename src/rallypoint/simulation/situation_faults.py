@@ -13,6 +13,7 @@ from typing import Final
 
 from rallypoint.simulation.etcd import Trouble
 from rallypoint.simulation.files import FilesInWorld
+from rallypoint.simulation.guilt import GUILT_FAULTS, LASTS_S
 from rallypoint.simulation.knobs import tick
 from rallypoint.simulation.ledgers import EtcdInWorld
 from rallypoint.simulation.operations import OPERATIONS
@@ -316,6 +317,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "disk": _disk,
     "owner cut off": _owner_cut_off,
     **OPERATOR_FAULTS,
+    **GUILT_FAULTS,
 }
 
 
@@ -332,6 +334,8 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
             return draw.uniform(3.0, 40.0)
         case "offline" | "finish offline":
             return draw.uniform(0.5, 4.0)
+        case "always fails":
+            return draw.uniform(0.3, 1.0) * LASTS_S
         case "twin of frozen":
             return draw.uniform(2.0, 15.0)
         case "late requests":

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from rallypoint.simulation import guilt
 from rallypoint.simulation import ledger_situations as owners
 from rallypoint.simulation import node_situations as nodes
 from rallypoint.simulation.plan import ISOLATED, Plan
@@ -104,5 +105,6 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "hours": (0.005, owners.hours),
     "full queues": (0.005, owners.full_queues),
     "operators": (0.01, nodes.operators),
+    "guilty": (0.01, guilt.guilty),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

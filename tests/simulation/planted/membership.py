@@ -169,9 +169,9 @@ def _loss_is_charged(original: Any, self: Any, unresolved: Any) -> Any:
     return self._change
 
 
-@replaces("rallypoint.core.causes:restarts_after")
-def _budget_without_end(original: Any, change: Any, spent: Any, limit: Any) -> Any:
-    return original(change, spent, None)
+@replaces("rallypoint.core.blame:is_covered")
+def _budget_without_end(original: Any, spent: Any, weight: Any, limit: Any) -> Any:
+    return True
 
 
 # -- the claim and the lease -----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from rallypoint.core.blame import NO_BLAME, Blame
 from rallypoint.core.orders import NO_ORDERS, Orders
 from rallypoint.core.past import NO_PAST, Past
 from rallypoint.core.reasons import OTHER_FORMAT_HINT
@@ -123,6 +124,7 @@ class RunState(FrozenStruct, frozen=True):
     marks: Marks = Marks()
     past: Past = NO_PAST
     orders: Orders = NO_ORDERS
+    blame: Blame = NO_BLAME
 
     @property
     def number(self) -> int:
@@ -145,6 +147,7 @@ class RunRegister(Kept, frozen=True):
     `formers`: the last processes that owned the run before, the newest last. Their events of it are
     under their names, for people. No decision depends on it.
     `orders`: those of operators. `settings` are what the nodes ask for.
+    `blame`: what the failures of the program have cost.
     """
 
     ledger_id: str
@@ -163,6 +166,7 @@ class RunRegister(Kept, frozen=True):
     unsure_s: float = 0.0
     formers: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
     orders: Orders = NO_ORDERS
+    blame: Blame = NO_BLAME
 
     @property
     def number(self) -> int:
@@ -228,6 +232,7 @@ class RunRegister(Kept, frozen=True):
             self.marks,
             self.past,
             self.orders,
+            self.blame,
         )
 
     @property

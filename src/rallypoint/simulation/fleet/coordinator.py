@@ -17,6 +17,7 @@ import msgspec
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.blame import NO_BLAME, Blame
 from rallypoint.core.election import RunState, Timing
 from rallypoint.core.membership import Membership
 from rallypoint.core.ranks import seats_of
@@ -59,11 +60,19 @@ class Register(msgspec.Struct):
     close: CloseRecord | None = None
     restarts: int = 0
     marks: Marks = NO_MARKS
+    blame: Blame = NO_BLAME
 
     def state(self) -> RunState:
         """What a new owner starts from."""
         return RunState(
-            self.term, self.settings, self.round, self.close, self.restarts, 0, self.marks
+            self.term,
+            self.settings,
+            self.round,
+            self.close,
+            self.restarts,
+            0,
+            self.marks,
+            blame=self.blame,
         )
 
 
@@ -252,11 +261,13 @@ class FleetCoordinator:
         register.settings = membership.settings
         if isinstance(effect, do.WriteMarks):
             register.marks, register.restarts = effect.marks, effect.restarts
+            register.blame = effect.blame
             self._step(on.MarksWritten(effect.serial))
         else:
             record = effect.record
             register.marks = membership.marks_with(record)
             register.restarts = membership.restart_count
+            register.blame = membership.blame_with_record
             if isinstance(record, CloseRecord):
                 register.close = record
             else:

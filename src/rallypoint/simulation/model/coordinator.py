@@ -320,11 +320,17 @@ class Coordinator:
                 effect.marks,
                 effect.restarts,
                 0,  # its serial number only has to come back
+                effect.blame,
             )
             return
         marks = membership.marks_with(effect.record)
         self.writing = Write(
-            self.term, membership.settings, effect.record, marks, membership.restart_count
+            self.term,
+            membership.settings,
+            effect.record,
+            marks,
+            membership.restart_count,
+            blame=membership.blame_with_record,
         )
 
     def _step_down(self, effect: do.StepDown) -> None:

@@ -7,6 +7,7 @@ a move of its own, so it may do so long after it was sent, or after its writer h
 from __future__ import annotations
 
 from rallypoint.checkers.violations import InvariantViolation
+from rallypoint.core.blame import NO_BLAME, Blame
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.ranks import seats_of
@@ -32,6 +33,7 @@ class Write(FrozenStruct, frozen=True):
     marks: Marks
     restarts: int
     serial: int | None = None
+    blame: Blame = NO_BLAME
 
 
 class Register(FrozenStruct, frozen=True):
@@ -48,6 +50,7 @@ class Register(FrozenStruct, frozen=True):
     close: CloseRecord | None = None
     restarts: int = 0
     marks: Marks = NO_MARKS
+    blame: Blame = NO_BLAME
     rounds: tuple[RoundRecord, ...] = ()
     restarts_before: int = 0
 
@@ -59,7 +62,14 @@ class Register(FrozenStruct, frozen=True):
     def state(self) -> RunState:
         """What a new owner starts from."""
         return RunState(
-            self.term, self.settings, self.round, self.close, self.restarts, 0, self.marks
+            self.term,
+            self.settings,
+            self.round,
+            self.close,
+            self.restarts,
+            0,
+            self.marks,
+            blame=self.blame,
         )
 
     def sealed(self, owner: int) -> Register:
@@ -69,6 +79,7 @@ class Register(FrozenStruct, frozen=True):
     def written(self, write: Write) -> Register:
         """The register after a write of its owner. Raises InvariantViolation."""
         settings, marks, restarts = write.settings, write.marks, write.restarts
+        blame = write.blame
         _must(self.term == write.term, "R5", f"term {write.term} wrote over term {self.term}")
         _must(restarts >= self.restarts, "budget", f"{restarts} restarts after {self.restarts}")
         charged = restarts - self.restarts_before
@@ -76,10 +87,11 @@ class Register(FrozenStruct, frozen=True):
         record = write.record
         if record is None:
             _must(self.close is None, "R6", "marks after the close")
-            return _with(self, settings=settings, marks=marks, restarts=restarts)
+            return _with(self, settings=settings, marks=marks, restarts=restarts, blame=blame)
         if isinstance(record, CloseRecord):
             _must(self.close is None, "R6", "closed twice")
-            return _with(self, settings=settings, close=record, marks=marks, restarts=restarts)
+            changes = {"settings": settings, "close": record, "marks": marks}
+            return _with(self, restarts=restarts, blame=blame, **changes)
         self._must_follow(record, settings)
         return _with(
             self,
@@ -87,6 +99,7 @@ class Register(FrozenStruct, frozen=True):
             round=record,
             marks=marks,
             restarts=restarts,
+            blame=blame,
             restarts_before=restarts,
             rounds=(*self.rounds, record),
         )
