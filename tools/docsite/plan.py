@@ -14,6 +14,7 @@ TASKS = {
     "docs/departures.md": "Departures and checkpoints",
     "docs/clusters.md": "Clusters",
     "docs/frameworks.md": "Frameworks",
+    "docs/restarts.md": "Restarts",
     "docs/operations.md": "Operations",
     "docs/runbook.md": "Errors and reasons",
     "docs/logs.md": "Logs",

@@ -33,7 +33,7 @@ class Resolved(msgspec.Struct, frozen=True):
         """The value for people: a secret only as "set"."""
         if self.value == math.inf:
             return "never"
-        if self.value is None or self.value == "":
+        if self.value is None or self.value in ("", ()):
             return "unset"
         if self.name in SECRETS:
             return "set"
@@ -41,6 +41,8 @@ class Resolved(msgspec.Struct, frozen=True):
             return size_text(self.value)
         if isinstance(self.value, bool):
             return "yes" if self.value else "no"
+        if isinstance(self.value, tuple):
+            return ",".join(map(str, self.value))
         return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
 
     def __repr__(self) -> str:
