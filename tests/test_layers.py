@@ -105,6 +105,7 @@ TORCH_PROGRAM = "bench/ddp_worker.py"
 ENVIRONMENT_EXEMPT = {
     "settings/environment.py": "the reader",
     "bench/processes.py": "starts what is measured without this shell's settings, reads none",
+    "launch/preload_process.py": "watches the environment for its workers, reads no setting",
     "launch/worker_env.py": "copies the agent's environment into its workers', reads no setting",
 }
 ENVIRONMENT_NAMES = frozenset(
@@ -113,6 +114,7 @@ ENVIRONMENT_NAMES = frozenset(
 
 # A computed import cannot be checked here. Modules that need one are named with the reason.
 COMPUTED_IMPORT_EXEMPT = {
+    "launch/preload_process.py": "imports what the user names, in a process of its own",
     "__init__.py": "public names are loaded when first used, from a table of its own modules",
 }
 

@@ -67,6 +67,8 @@ ALLOWED: dict[str, str] = {
     "launch/logs.py": _PROCESSES,
     "launch/orphans.py": _PROCESSES,
     "launch/output_streams.py": _PROCESSES,
+    "launch/preload_process.py": _PROCESSES,
+    "launch/preloader.py": _PROCESSES,
     "launch/system.py": "what an agent uses of its machine: a simulator has its own",
     "launch/worker_processes.py": _PROCESSES,
     "ledger/torch_backend.py": "calls foreign code in threads, one call at a time",

@@ -121,9 +121,13 @@ def test_agents_recover(is_embedded: bool) -> None:
 @pytest.mark.processes
 @pytest.mark.verify
 @pytest.mark.timeout(400)
-def test_a_ddp_job_recovers() -> None:
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_ddp_job_recovers(preload: bool) -> None:
     pytest.importorskip("torch")
     with driver.served() as at:
-        figures = recover.measure(driver.Plan(at, repeats=1, ddp=True), 3)
-    assert all(each.values[0] >= 0 for each in figures)
-    assert "DDP" in figures[-1].about
+        plan = driver.Plan(at, repeats=1, ddp=True, preload=preload)
+        figures = {each.name: each for each in recover.measure(plan, 3)}
+    assert all(each.values[0] >= 0 for each in figures.values())
+    assert "DDP" in figures["in all"].about
+    assert ("--preload" in figures["in all"].about) == preload
+    assert recover.RAISED in figures

@@ -15,6 +15,7 @@ from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
 from rallypoint.launch import affinity
 from rallypoint.launch.agent import AgentConfig
 from rallypoint.launch.console_rule import SHOW_ALL, STDERR, STDOUT
+from rallypoint.launch.warm_starts import Preload
 from rallypoint.settings import EndpointKind, parse_endpoint
 from rallypoint.settings.launcher import FROM_LAUNCHER
 from tests.environments.recorded import mpi_process, pod, slurm_job, slurm_task
@@ -530,6 +531,42 @@ def test_a_module_and_an_executable() -> None:
     assert program_argv({"program": ["sh", "-c", "true"], "no_python": True}) == (
         *("sh", "-c", "true"),
     )
+
+
+def test_modules_to_preload_are_named_or_learned(script: str) -> None:
+    assert _config(script).preload is None
+    assert _config(script, preload=True).preload == Preload(modules=(), learn_after_s=60.0)
+    named = _config(script, preload_modules="torch, my.module,torch").preload
+    assert named == Preload(modules=("torch", "my.module"), learn_after_s=60.0)
+    quick = _config(script, preload=True, set=["preload_after=5s"]).preload
+    assert quick == Preload(modules=(), learn_after_s=5.0)
+
+
+@pytest.mark.parametrize("names", ["", "torch,", "my-module", "a b", "../x", "a..b"])
+def test_what_is_no_name_of_a_module_cannot_be_preloaded(script: str, names: str) -> None:
+    with pytest.raises(UsageError, match="--preload must be names of modules such as"):
+        _config(script, preload_modules=names)
+
+
+def test_the_program_itself_cannot_be_preloaded(script: str) -> None:
+    for names in ("pkg.train", "torch,pkg.train.__main__"):
+        with pytest.raises(UsageError, match="--preload names the program itself"):
+            _config(script, program=["pkg.train"], module=True, preload_modules=names)
+
+
+def test_a_program_that_cannot_be_forked_starts_cold_with_the_reason(script: str) -> None:
+    other = "/bin/sh"
+    for options, why in (
+        ({"no_python": True, "program": ["sh"]}, "with --no-python, the program need not"),
+        ({"python": other}, f"--python {other} is another interpreter than the agent's"),
+        ({"export": "tf"}, "with --export tf, another program starts each worker"),
+    ):
+        preload = _config(script, preload=True, **options).preload
+        assert preload is not None
+        assert preload.problem.startswith(why) or sys.platform != "linux"
+    same = _config(script, preload=True, python=sys.executable).preload
+    assert same is not None
+    assert same.problem == "" or sys.platform != "linux"
 
 
 def test_another_python_and_a_directory(tmp_path: Path) -> None:

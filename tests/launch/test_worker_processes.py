@@ -198,7 +198,7 @@ def test_a_worker_has_its_agents_first_limit_on_open_files(
 ) -> None:
     """The agent raises its own, and select() in a program does not bear as much."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(worker_processes, "_OPEN_FILES", (200, hard))
+    monkeypatch.setattr(worker_processes, "OPEN_FILES", (200, hard))
     code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)"
 
     async def scenario() -> None:

@@ -16,6 +16,7 @@ TASKS = {
     "docs/frameworks.md": "Frameworks",
     "docs/restarts.md": "Restarts",
     "docs/operations.md": "Operations",
+    "docs/warm-workers.md": "Warm workers",
     "docs/runbook.md": "Errors and reasons",
     "docs/logs.md": "Logs",
     "docs/doctor.md": "What keeps the nodes from meeting",

@@ -150,16 +150,18 @@ def team(
     token: str = "",
     until: str = "working",
     within_s: float = DEADLINE_S,
+    options: Sequence[str] = (),
 ) -> Iterator[Team]:
     """This many agents in their first round, whose workers have all logged the event `until`.
 
     The first agent is attached before the others start, so with a `host:port` endpoint it is the
     host. Without `token`, agents at such an endpoint get a new token, and not the user's.
+    `options`: of `rallypoint run`, for each agent.
     """
     if not token and parse_endpoint(endpoint).kind is EndpointKind.HOST:
         token = secrets.token_urlsafe(32)
     with scratch() as folder:
-        arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
+        arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id, *options)
         made = Team(folder, arguments, worker, token)
         try:
             for index in range(count):

@@ -8,6 +8,7 @@ It imports torch like any DDP script. That takes most of the time until a new ro
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,9 +40,14 @@ def train(on_first_step: Callable[[], None]) -> None:
         time.sleep(STEP_S)
 
 
+def _fail(*_: object) -> None:
+    raise ValueError("a bad batch")
+
+
 def main(path: str) -> None:
-    """Train, and log when that began and when the first step was taken."""
+    """Train, and log when that began and when the first step was taken. SIGUSR1 makes it fail."""
     log = EventWriter(path)
+    signal.signal(signal.SIGUSR1, _fail)
     log.write("working", pid=os.getpid())
     train(lambda: log.write("stepped", size=dist.get_world_size()))
 

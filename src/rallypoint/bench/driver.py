@@ -284,6 +284,7 @@ class Plan(msgspec.Struct):
     processes: int = 1
     seconds: float = 10.0
     ddp: bool = False
+    preload: bool = False
     runs: int = 1
     ledger: str = ""
     place: str = "served"

@@ -13,6 +13,9 @@ telling and meeting. Stopping and starting depend on the workers' program.
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import time
 from typing import Final
 
 from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, check_count, wait_for
@@ -31,6 +34,10 @@ STAGES: Final = {
 OURS: Final = ("noticed", "told", "met")
 REPEATS_MAX: Final = 5
 WITHIN_S: Final = 120.0
+RAISED: Final = "a worker raises"
+_RAISED: Final = {RAISED: "from the exception to the next round's first step"}
+PRELOAD: Final = ("--preload", "--set", "preload_after=8s")
+"""The first step is taken long before, so that all modules of a worker are known then."""
 
 
 def check(plan: Plan, nodes: int) -> None:
@@ -40,6 +47,11 @@ def check(plan: Plan, nodes: int) -> None:
             "--ddp needs torch, which is not installed",
             "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
         )
+    if plan.preload and not plan.ddp:
+        raise BenchError(
+            "--preload needs --ddp: a plain Python worker imports too little to preload",
+            "rallypoint bench recover --ddp --preload",
+        )
     check_count("recover", nodes, "at least two survivors must be left to meet again")
 
 
@@ -47,7 +59,10 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Kill one of this many, each time in a new run."""
     check(plan, nodes)
     results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
+    raised = [each.pop(RAISED) for each in results if RAISED in each]
     worker = "a small DDP job (gloo)" if plan.ddp else "plain Python"
+    if plan.preload:
+        worker = f"{worker}, --preload"
     ours = [sum(each[name] for name in OURS) for each in results]
     total = [sum(each.values()) for each in results]
 
@@ -65,6 +80,11 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
         *(figure(name, about, [r[name] for r in results]) for name, about in STAGES.items()),
         figure("the share that is ours", "noticed, told and met together", ours),
         figure("in all", f"from the kill to the next round's first step; workers: {worker}", total),
+        *(
+            [figure(RAISED, "from its end to the next round's first step", raised)]
+            if raised
+            else []
+        ),
     ]
 
 
@@ -78,9 +98,26 @@ def _once(plan: Plan, nodes: int) -> dict[str, float]:
         token=plan.at.token,
         until="stepped",
         within_s=WITHIN_S,
+        options=_options(plan),
     ) as started:
+        if plan.preload:
+            wait_for(started, "preloaded", within_s=WITHIN_S)
         *survivors, victim = started  # The first one may host the coordinator.
-        return split(survivors, victim.kill_all())
+        parts = split(survivors, victim.kill_all())
+        return parts | {RAISED: _raise(survivors)} if plan.ddp else parts
+
+
+def _options(plan: Plan) -> tuple[str, ...]:
+    """Options of the agents. Modules are learned soon after the first step."""
+    restarts = ("--max-restarts", "1") if plan.ddp else ()
+    return (*restarts, *PRELOAD) if plan.preload else restarts
+
+
+def _raise(survivors: list[Agent]) -> float:
+    """Make a worker fail. The seconds until all have taken the first step of the next round."""
+    failed_s = time.monotonic()
+    os.kill(survivors[0].worker_pid, signal.SIGUSR1)
+    return max(wait_for(survivors, "stepped", failed_s, WITHIN_S)) - failed_s
 
 
 def split(survivors: list[Agent], killed_s: float) -> dict[str, float]:

@@ -2,20 +2,24 @@
 
     python -m rallypoint.cli.logged_agent FILE run ...
 
-It logs the decisions of the node's machine (bench/logged_node.py), and when the agent has stopped a
-round's workers. The command does not differ in any other way.
+It logs the decisions of the node's machine (bench/logged_node.py), when the agent has stopped a
+round's workers, and when its preloader is ready. The command does not differ in any other way.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 
 from rallypoint.bench.event_log import EventWriter
 from rallypoint.bench.logged_node import logged
 from rallypoint.cli.main import main
 from rallypoint.launch import agent
+from rallypoint.launch.agent_events import PreloadEvent, PreloadReady
+from rallypoint.launch.preloader import PreloadPlan
 from rallypoint.launch.round_workers import RoundWorkers
+from rallypoint.launch.system import LocalSystem, WarmForks
 
 
 def logged_work(log: EventWriter) -> type[RoundWorkers]:
@@ -30,9 +34,33 @@ def logged_work(log: EventWriter) -> type[RoundWorkers]:
     return LoggedWork
 
 
+def logged_system(log: EventWriter) -> type[LocalSystem]:
+    """A system whose preloader logs when it is ready."""
+
+    class LoggedSystem(LocalSystem):
+        def preloader(
+            self,
+            plan: PreloadPlan,
+            tell: Callable[[PreloadEvent], None],
+            said: Callable[[str], None],
+        ) -> WarmForks:
+            def told(event: PreloadEvent) -> None:
+                if isinstance(event, PreloadReady):
+                    log.write("preloaded")
+                tell(event)
+
+            return super().preloader(plan, told, said)
+
+    return LoggedSystem
+
+
 if __name__ == "__main__":
     log = EventWriter(sys.argv[1])
-    replaced = {"Node": logged(log), "RoundWorkers": logged_work(log)}
+    replaced = {
+        "Node": logged(log),
+        "RoundWorkers": logged_work(log),
+        "LocalSystem": logged_system(log),
+    }
     # If the agent used a class of another name, its events would be missing without an error.
     assert replaced.keys() <= vars(agent).keys()
     vars(agent).update(replaced)

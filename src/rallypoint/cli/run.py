@@ -152,6 +152,18 @@ def run(
         str | None,
         _text("--export", "tf", "Give each worker TF_CONFIG, for TensorFlow.", _WORKERS),
     ] = None,
+    preload: Annotated[
+        bool,
+        _flag(
+            "--preload",
+            "Keep processes with the workers' modules loaded, and fork workers from them; "
+            "--preload=torch,my.module names the modules (default: they are learned).",
+            _WORKERS,
+        ),
+    ] = False,
+    preload_modules: Annotated[
+        str | None, typer.Option("--preload-modules", metavar="NAMES", hidden=True)
+    ] = None,
     max_restarts: Annotated[
         str | None,
         _text(

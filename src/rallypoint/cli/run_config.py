@@ -35,6 +35,7 @@ from rallypoint.settings.environment import variables
 
 if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
+    from rallypoint.launch.warm_starts import Preload
 
 Options = Mapping[str, Any]
 """The options by name; None or an empty value for those that were not given."""
@@ -102,6 +103,7 @@ def build_config(
         virtual_local_rank=bool(options.get("virtual_local_rank")),
         sees_own_device=_sees_own_device(options.get("visible_devices")),
         cpus=_cpus(options.get("numa_binding"), workers, environ),
+        preload=_preload(options, argv, given, environ),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
@@ -211,6 +213,58 @@ def _cpus(
     mode = affinity.parse(text)
     topology = affinity.read_topology(variables(environ))
     return tuple(affinity.cpus_of(mode, local_rank, topology) for local_rank in range(workers))
+
+
+# -- warm starts ---------------------------------------------------------------------------------
+
+
+def _preload(
+    options: Options, argv: tuple[str, ...], given: _Given, environ: Mapping[str, str] | None
+) -> Preload | None:
+    """What --preload asks for; None without it."""
+    names = options.get("preload_modules")
+    if names is None and not options.get("preload"):
+        return None
+    from rallypoint.launch.warm_starts import Preload
+
+    modules = tuple(dict.fromkeys(each.strip() for each in (names or "").split(",")))
+    if names is not None:
+        _check_modules(modules, options)
+    return Preload(
+        modules=modules if names is not None else (),
+        learn_after_s=_duration_s("preload_after_s", given, environ),
+        problem=_why_cold(options, argv),
+    )
+
+
+def _check_modules(modules: tuple[str, ...], options: Options) -> None:
+    for each in modules:
+        if not each or not all(part.isidentifier() for part in each.split(".")):
+            raise UsageError(
+                f"--preload must be names of modules such as torch,my.module, not {each!r}",
+                hint="without =NAMES the modules are learned from the first round",
+            )
+    program = options["program"][0]
+    if options.get("module") and {program, f"{program}.__main__"} & {*modules}:
+        raise UsageError(
+            f"--preload names the program itself, {program}",
+            hint="name the modules that it imports",
+        )
+
+
+def _why_cold(options: Options, argv: tuple[str, ...]) -> str:
+    """Why workers cannot be forks of a process of this interpreter; "" if they can."""
+    if sys.platform != "linux":
+        return "this system is not Linux"
+    if options.get("no_python"):
+        return "with --no-python, the program need not be Python's"
+    if options.get("python") and argv[0] != sys.executable:
+        return f"--python {argv[0]} is another interpreter than the agent's, {sys.executable}"
+    if options.get("export"):
+        return f"with --export {options['export']}, another program starts each worker"
+    if options.get("numa_binding"):
+        return "with --numa-binding, libraries must see a worker's CPUs when they are loaded"
+    return ""
 
 
 # -- the given options ---------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Rewrites torchrun's forms of options into Rallypoint's before the command line is read.
 
 torchrun's parser accepts `--tee 3`, `-t 3` and any unambiguous beginning of a long option. Here
-`--tee` is a flag, so its value becomes a separate option, and abbreviations are expanded. Arguments
-after the program are not changed, because they belong to it.
+`--tee` is a flag, so its value becomes a separate option, and abbreviations are expanded. So does
+the value of `--preload=NAMES`. Arguments after the program are not changed, because they belong to
+it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def rewritten(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list
             equals, value = "=", left.pop(0)
         if name == "-t" or (name == "--tee" and equals):
             name = "--tee-streams"
+        if name == "--preload" and equals:
+            name = "--preload-modules"
         if equals:
             done += [name, value] if takes_value.get(name, False) else [f"{name}={value}"]
         else:

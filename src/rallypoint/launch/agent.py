@@ -36,9 +36,11 @@ from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.machine import AgentMachine, Rules
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.phases import Phase
+from rallypoint.launch.preloader import REFILL_AFTER_S, PreloadPlan, modules_in, program_folders
 from rallypoint.launch.round_workers import Assignment, RoundWorkers
-from rallypoint.launch.system import LocalSystem, Port, System
-from rallypoint.launch.worker_env import ROLE
+from rallypoint.launch.system import LocalSystem, Port, System, WarmForks
+from rallypoint.launch.warm_starts import Preload
+from rallypoint.launch.worker_env import ROLE, preloader_environment, worker_variables
 from rallypoint.launch.worker_processes import WorkerExit
 from rallypoint.threads import new_event_loop
 
@@ -63,7 +65,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     ROLE_NAME. `virtual_local_rank`, `sees_own_device`: see WorkerContext. `cpus`: see
     Assignment. `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no
     output is sent. `ends_at_s`: when the launcher ends the job, as Unix time, if that is known and
-    the user has not given a stop time. `log`: which of its own lines the agent writes, and how.
+    the user has not given a stop time. `preload`: see warm_starts.py; None: workers start cold.
+    `log`: which of its own lines the agent writes, and how.
     """
 
     node: settings.NodeSettings
@@ -83,6 +86,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     sees_own_device: bool = False
     cpus: tuple[frozenset[int], ...] = ()
     ends_at_s: float | None = None
+    preload: Preload | None = None
     log: LogOptions = LogOptions()
 
 
@@ -118,6 +122,7 @@ class Agent:
                 culprit_s=round_workers.CULPRIT_S,
                 signal_settle_s=round_workers.SIGNAL_SETTLE_S,
                 no_restart_exit_codes=config.run.no_restart_exit_codes,
+                preload=config.preload,
             )
         )
         ledger = self._system.ledger
@@ -162,6 +167,9 @@ class Agent:
         self._work: RoundWorkers | None = None
         self._present: asyncio.Task[on.Answer] | None = None
         """The work that an action began, and for whose end the machine waits."""
+        self._preloader: WarmForks | None = None
+        self._watched: Path | None = None
+        """Where the first worker of this round writes which modules it imports."""
         self._reservation: Port | None = None
         self._scratch: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -204,6 +212,8 @@ class Agent:
         if self._work is not None:
             await self._work.stop(0)
             self._work = None
+        if self._preloader is not None:
+            self._preloader.close()
         await self._channel.aclose()
         for task in list(self._tasks):
             task.cancel()
@@ -316,16 +326,23 @@ class Agent:
 
     def _start_workers(self, action: do.StartWorkers) -> None:
         found = action.found
+        is_watched = action.start is do.Start.WATCHED and self._scratch is not None
+        if is_watched and self._scratch is not None:
+            self._watched = self._scratch / f"modules-{found.head.number}"
+        is_warm = action.start in (do.Start.WARM, do.Start.WHEN_READY)
+        assignment = self._assignment(found)
         work = self._work = RoundWorkers(
             found,
-            self._assignment(found),
+            msgspec.structs.replace(assignment, watched=self._watched if is_watched else None),
             exits=lambda exit: self._take(on.WorkerExited(exit)),
             output=self._pump,
             system=self._system,
+            forks=self._preloader if is_warm else None,
         )
         if found.seat.node_rank == 0 and self._reservation is not None:
             self._reservation.hand_over()
-        self._begin(self._start(work), given_up=on.Started(()))
+        waits = action.start is do.Start.WHEN_READY
+        self._begin(self._start(work, waits=waits), given_up=on.Started(()))
 
     def _assignment(self, found: Round) -> Assignment:
         own = self._node.own_address
@@ -347,12 +364,47 @@ class Agent:
             is_interface_wanted=self._config.node.interface is not None,
         )
 
-    async def _start(self, work: RoundWorkers) -> on.Started | on.StartFailed:
+    async def _start(self, work: RoundWorkers, *, waits: bool) -> on.Started | on.StartFailed:
+        if waits and self._preloader is not None:
+            await self._preloader.settled()
         try:
             await work.group.start()
         except errors.WorkerStartError as error:
             return on.StartFailed(error)
+        if self._preloader is not None:
+            asyncio.get_running_loop().call_later(REFILL_AFTER_S, self._preloader.refill)
         return on.Started(work.group.running)
+
+    # -- warm starts ---------------------------------------------------------------------------
+
+    def _start_preloader(self, action: do.StartPreloader) -> None:
+        if self._preloader is None:
+            config = self._config
+            plan = PreloadPlan(
+                argv=config.argv,
+                env=preloader_environment(self._system.environment, config.workers),
+                folders=program_folders(config.argv),
+                watched=tuple(worker_variables()),
+                workers=config.workers,
+                has_stdin=config.stdin is not None and self._system.may_read_stdin,
+            )
+            try:
+                self._preloader = self._system.preloader(plan, self._take, self._log.say)
+            except OSError as error:
+                self._take(on.PreloadRefused((on.Problem((), str(error)),)))
+                return
+        self._preloader.start(action.modules)
+
+    def _read_modules(self, action: do.ReadModules) -> None:
+        self._spawn(self._learn())
+
+    async def _learn(self) -> None:
+        text = ""
+        if self._watched is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(FILE_SYSTEM_TIMEOUT_S):
+                    text = await self._system.read_text(self._watched)
+        self._take(on.ModulesRead(modules_in(text, self._config.argv)))
 
     def _dial_rank_0(self, action: do.DialRank0) -> None:
         self._spawn(self._dial(action.address))
@@ -478,6 +530,8 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.AskRound: Agent._ask_round,
     do.GiveUpWait: Agent._give_up_wait,
     do.StartWorkers: Agent._start_workers,
+    do.StartPreloader: Agent._start_preloader,
+    do.ReadModules: Agent._read_modules,
     do.DialRank0: Agent._dial_rank_0,
     do.GiveUpStart: Agent._give_up_start,
     do.FindFailures: Agent._find_failures,

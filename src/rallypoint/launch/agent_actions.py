@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TypeAlias
 
 import msgspec
@@ -39,10 +40,37 @@ class GiveUpWait(msgspec.Struct, frozen=True):
     """Cancel the Prepare, Join or AskRound that is under way."""
 
 
+class Start(enum.StrEnum):
+    """How the workers of a round start: see warm_starts.py."""
+
+    COLD = "cold"
+    """Each is a process of its own from the beginning."""
+    WATCHED = "watched"
+    """Cold, and the first one tells which modules it imports."""
+    WARM = "warm"
+    """Forks of the preloader; cold if it has gone."""
+    WHEN_READY = "when ready"
+    """Warm as soon as the preloader is ready; cold if it cannot become ready."""
+
+
 class StartWorkers(msgspec.Struct, frozen=True):
     """Start the workers of this round. Started or StartFailed follows."""
 
     found: Round
+    start: Start = Start.COLD
+
+
+class StartPreloader(msgspec.Struct, frozen=True):
+    """Start a preloader in place of the last one, which imports these modules in this order.
+
+    PreloadReady, PreloadRefused or PreloaderEnded follows.
+    """
+
+    modules: tuple[str, ...]
+
+
+class ReadModules(msgspec.Struct, frozen=True):
+    """Read what the watched worker has told. ModulesRead follows."""
 
 
 class DialRank0(msgspec.Struct, frozen=True):
@@ -140,6 +168,8 @@ Action: TypeAlias = (
     | AskRound
     | GiveUpWait
     | StartWorkers
+    | StartPreloader
+    | ReadModules
     | DialRank0
     | GiveUpStart
     | FindFailures

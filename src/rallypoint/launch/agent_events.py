@@ -154,6 +154,51 @@ class CloseFailed(msgspec.Struct, frozen=True):
     message: str
 
 
+# -- the preloader -------------------------------------------------------------------------------
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why modules cannot be preloaded.
+
+    `modules`: those concerned; none: it is not known which. `detail`: a traceback, or "".
+    """
+
+    modules: tuple[str, ...]
+    why: str
+    detail: str = ""
+
+
+class PreloadReady(msgspec.Struct, frozen=True):
+    """The preloader can fork workers.
+
+    `modules`: how many are loaded. `took_s`: how long their imports took, in seconds.
+    """
+
+    modules: int
+    took_s: float
+    memory_bytes: int
+
+
+class PreloadRefused(msgspec.Struct, frozen=True):
+    """The preloader has ended, because its forks would not be like cold workers, or not safe."""
+
+    problems: tuple[Problem, ...]
+
+
+class PreloaderEnded(msgspec.Struct, frozen=True):
+    """The preloader has ended by itself, or could not be started."""
+
+    why: str
+
+
+class ModulesRead(msgspec.Struct, frozen=True):
+    """The modules that the watched worker has imported, in the order of their imports."""
+
+    modules: tuple[str, ...]
+
+
+PreloadEvent: TypeAlias = PreloadReady | PreloadRefused | PreloaderEnded | ModulesRead
+
 Answer: TypeAlias = (
     Prepared
     | Joined
@@ -182,4 +227,5 @@ Event: TypeAlias = (
     | Drained
     | CloseAsked
     | CloseFailed
+    | PreloadEvent
 )

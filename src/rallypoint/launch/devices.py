@@ -13,6 +13,8 @@ CUDA: Final = "CUDA_VISIBLE_DEVICES"
 HIP: Final = "HIP_VISIBLE_DEVICES"
 ONEAPI: Final = "ONEAPI_DEVICE_SELECTOR"
 ASCEND: Final = "ASCEND_RT_VISIBLE_DEVICES"
+NAMES: Final = (CUDA, HIP, "ROCR_VISIBLE_DEVICES", ONEAPI, ASCEND)
+"""The variables that choose devices."""
 _LEVEL_ZERO: Final = "level_zero"
 
 

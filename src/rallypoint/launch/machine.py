@@ -34,6 +34,7 @@ from rallypoint.launch import agent_events as on
 from rallypoint.launch import agent_messages, failures
 from rallypoint.launch.failures import outranks, worst_first
 from rallypoint.launch.phases import WAITS_FOR, Phase
+from rallypoint.launch.warm_starts import Preload, WarmStarts
 from rallypoint.launch.worker_processes import WorkerExit
 
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -59,7 +60,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `share_lines`: how many last lines of a failed worker are sent to other nodes; 0: no output.
     `culprit_s`: how long the other workers are not stopped after a communication error.
     `signal_settle_s`: how long a worker's end by a stopping signal is not judged.
-    `no_restart_exit_codes`: those of the run. They end it, so each is reported.
+    `no_restart_exit_codes`: those of the run. They end it, so each is reported. `preload`: what
+    --preload asks for; None: workers start cold.
     """
 
     run_id: str
@@ -69,6 +71,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     culprit_s: float
     signal_settle_s: float
     no_restart_exit_codes: tuple[int, ...] = ()
+    preload: Preload | None = None
 
 
 class End(msgspec.Struct, frozen=True):
@@ -123,6 +126,7 @@ class AgentMachine:
         """The failures of this round so far."""
         self._judged_from_s = 0.0
         self._patience_ends_s = 0.0
+        self.warm = WarmStarts(rules.preload)
 
     @property
     def waits_for(self) -> str:
@@ -147,7 +151,7 @@ class AgentMachine:
             (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
             (self._wants_to_leave, self._drained, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
-            tuple(self._reached),
+            (tuple(self._reached), self.warm.freeze()),
         )
 
     # -- events ------------------------------------------------------------------------------------
@@ -180,6 +184,8 @@ class AgentMachine:
                 return [do.Say(f"warning: a worker closed the run, but {message}")]
             case on.LetGo():
                 return self._on_let_go()
+            case on.PreloadReady() | on.PreloadRefused() | on.PreloaderEnded() | on.ModulesRead():
+                return [] if self.is_over else self.warm.step(event, now_s)
             case on.Started(running=running):
                 self._answer, self._running = event, running
             case on.Stopped():
@@ -277,6 +283,12 @@ class AgentMachine:
                 actions += self._end_by_error(self._answer.error)
             else:
                 actions += _DECISIONS[self.phase](self, now_s)
+        if not self.is_over:
+            is_next_wanted = self.phase is Phase.STOPPING and self._after_stop is None
+            is_round_over = is_next_wanted or self.phase is Phase.GATHERING
+            actions += self.warm.decide(now_s, is_round_over=is_round_over)
+            dues_s = [each for each in (self.due_s, self.warm.due_s) if each is not None]
+            self.due_s = min(dues_s, default=None)
         return actions
 
     def _take_answer(self) -> on.Answer | None:
@@ -293,7 +305,7 @@ class AgentMachine:
 
     def _begin(self, now_s: float) -> list[do.Action]:
         self.phase = Phase.PREPARING
-        return [do.Prepare()]
+        return [do.Prepare(), *self.warm.prepare()]
 
     def _prepare(self, now_s: float) -> list[do.Action]:
         if self._take_answer() is None:
@@ -317,7 +329,7 @@ class AgentMachine:
     def _gather(self, now_s: float) -> list[do.Action]:
         answer = self._take_answer()
         if isinstance(answer, on.RoundFound):
-            return self._begin_round(answer.found)
+            return self._begin_round(answer.found, now_s)
         if isinstance(answer, on.NoRound):
             assert self._closed is not None
             return self._end_of_run(self._closed)
@@ -338,7 +350,7 @@ class AgentMachine:
     def _leave_drained(self, reason: str) -> list[do.Action]:
         return [do.Say(agent_messages.of_drain(reason)), *self._end_with(End(ExitCode.DONE))]
 
-    def _begin_round(self, found: Round) -> list[do.Action]:
+    def _begin_round(self, found: Round, now_s: float) -> list[do.Action]:
         """Start this round's workers. It may have ended already."""
         assert not self._running, "R13: workers of another round still run"
         self.phase, self.found, self._is_given_up = Phase.STARTING, found, False
@@ -348,7 +360,8 @@ class AgentMachine:
         self._exits, self._unreported, self._failures = [], [], []
         self._judged_from_s = self._patience_ends_s = 0.0
         said = do.Say(agent_messages.of_round(found), is_common=True)
-        actions: list[do.Action] = [said, do.StartWorkers(found)]
+        start = self.warm.how_to_start(now_s)
+        actions: list[do.Action] = [said, do.StartWorkers(found, start)]
         rank_0 = found.head.bootstrap
         if found.seat.node_rank > 0 and rank_0.host not in self._reached:
             # Beside the start, as gloo would hang there for minutes in silence.

@@ -16,10 +16,10 @@ import msgspec
 
 from rallypoint.client.node import Round
 from rallypoint.core.values import Failure, RunSettings, repr_without
-from rallypoint.launch import failures
+from rallypoint.launch import failures, preloader
 from rallypoint.launch.system import Output, System
 from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
-from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
+from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerSpec
 
 DRAIN_S: Final = 0.2
 """How many seconds a failure report waits for the worker's last lines, and for its error file."""
@@ -41,7 +41,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     `scratch`: a directory of this agent for torch's error files; None if there is none. `stdin`:
     the local rank that reads the agent's standard input; None for none. `cpus`: those of
-    each worker, by its local rank; empty: the agent's. The other ones: see WorkerContext.
+    each worker, by its local rank; empty: the agent's. `watched`: a file to which the first worker
+    writes which modules it imports. The other ones: see WorkerContext.
     """
 
     argv: tuple[str, ...]
@@ -59,6 +60,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     interface: str = ""
     is_interface_wanted: bool = False
     cpus: tuple[frozenset[int], ...] = ()
+    watched: Path | None = None
 
     def __repr__(self) -> str:
         return repr_without(self, "agent_secret", "base")
@@ -75,6 +77,7 @@ class RoundWorkers:
         exits: Callable[[WorkerExit], None],
         output: Output,
         system: System,
+        forks: Forks | None = None,
     ) -> None:
         self.found = found
         self._assignment = assignment
@@ -82,7 +85,7 @@ class RoundWorkers:
         self._system = system
         output.begin_round(self.number)
         specs = [self._spec(index) for index in range(found.seat.workers)]
-        self.group = system.workers(specs, exits)
+        self.group = system.workers(specs, exits, forks)
 
     @property
     def number(self) -> int:
@@ -145,6 +148,8 @@ class RoundWorkers:
             is_interface_wanted=given.is_interface_wanted,
         )
         env = worker_environment(context, given.base)
+        if index == 0 and given.watched is not None:
+            env = preloader.watched_environment(env, given.watched)
         return WorkerSpec(
             argv=given.argv,
             env=env,

@@ -22,6 +22,7 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
 from rallypoint.client.sockets import SocketKeeper
 from rallypoint.core.values import Address, Change, CloseRecord
+from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
 from rallypoint.launch.guard import Guard
@@ -29,8 +30,9 @@ from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.machine import STOPPING_SIGNALS
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.orphans import OrphanReaper, is_first
+from rallypoint.launch.preloader import Preloader, PreloadPlan, become_subreaper
 from rallypoint.launch.worker_env import inherited_environment
-from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerGroup, WorkerSpec
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import PortRange
 
@@ -55,6 +57,22 @@ class Workers(Protocol):
 
     def signal_leaders(self, number: int) -> None:
         """Send a signal to the workers and not to their children."""
+
+
+class WarmForks(Forks, Protocol):
+    """Processes that have imported modules already: see preloader.Preloader."""
+
+    def start(self, modules: Sequence[str]) -> None:
+        """Start a preloader in place of the last one."""
+
+    async def settled(self) -> None:
+        """Wait until the present one can fork, or never will."""
+
+    def refill(self) -> None:
+        """Have as many standbys as workers again."""
+
+    def close(self) -> None:
+        """End the present one and its standbys."""
 
 
 class Output(Protocol):
@@ -179,8 +197,24 @@ class System(Protocol):
     def channel(self, node: Node, requests: Requests) -> LocalSocket:
         """A local socket that is not open yet."""
 
-    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
-        """Workers that have not started yet. `exits` is called for each when it has ended."""
+    def workers(
+        self,
+        specs: Sequence[WorkerSpec],
+        exits: Callable[[WorkerExit], None],
+        forks: Forks | None = None,
+    ) -> Workers:
+        """Workers that have not started yet. `exits` is called for each when it has ended.
+
+        `forks`: what `preloader` has returned, if they are to start warm.
+        """
+
+    def preloader(
+        self, plan: PreloadPlan, tell: Callable[[PreloadEvent], None], said: Callable[[str], None]
+    ) -> WarmForks:
+        """A preloader that has not started yet: see preloader.Preloader. Raises OSError.
+
+        From then on, this process waits for the orphans that it inherits.
+        """
 
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """A port for rank 0: see client/bootstrap_port.py. Raises LaunchError."""
@@ -250,7 +284,7 @@ class LocalSystem:
         for number in FORWARDED_SIGNALS:
             loop.add_signal_handler(number, forwarded, int(number))
         if is_first():
-            self._reaping = loop.create_task(OrphanReaper(self._guard.children).run())
+            self._reap_orphans()
 
     def loggers(self, log: AgentLog) -> AbstractContextManager[None]:
         """See System."""
@@ -283,12 +317,35 @@ class LocalSystem:
         """See System."""
         return Channel(node, requests)
 
-    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
+    def workers(
+        self,
+        specs: Sequence[WorkerSpec],
+        exits: Callable[[WorkerExit], None],
+        forks: Forks | None = None,
+    ) -> Workers:
         """See System."""
         assert self._pump is not None
         return WorkerGroup(
-            specs, output=self._pump, exits=exits, guard=self._guard, oom_counter=self._oom
+            specs,
+            output=self._pump,
+            exits=exits,
+            guard=self._guard,
+            oom_counter=self._oom,
+            forks=forks,
         )
+
+    def preloader(
+        self, plan: PreloadPlan, tell: Callable[[PreloadEvent], None], said: Callable[[str], None]
+    ) -> WarmForks:
+        """See System."""
+        become_subreaper()
+        self._reap_orphans()
+        return Preloader(plan, tell=tell, said=said, guard=self._guard)
+
+    def _reap_orphans(self) -> None:
+        if self._reaping is None:
+            loop = asyncio.get_running_loop()
+            self._reaping = loop.create_task(OrphanReaper(self._guard.children).run())
 
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""

@@ -24,6 +24,7 @@ _KEPT_FROM_WORKERS_PREFIXES = ("RALLYPOINT_TOKEN", "RALLYPOINT_ETCD_PASSWORD")
 # The variables of an outer agent (torchrun in a worker of Rallypoint, or the reverse) are not for
 # this worker.
 _OF_ANOTHER_AGENT = ("TORCHELASTIC_ERROR_FILE",)
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,28 +79,54 @@ def worker_environment(context: WorkerContext, base: Mapping[str, str]) -> dict[
     if context.virtual_local_rank:
         gpu = devices.nth(context.local_rank, base.get("CUDA_VISIBLE_DEVICES"))
         facts |= {"LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu}
-    return {**_defaults(context), **kept, **facts}
+    defaults = _defaults(context.local_world_size) | _interfaces(context)
+    return {**defaults, **kept, **facts}
+
+
+def preloader_environment(base: Mapping[str, str], local_world_size: int) -> dict[str, str]:
+    """The environment of the workers' preloader: a worker's, without what differs between them.
+
+    Libraries read some of it when they are loaded, such as OMP_NUM_THREADS.
+    """
+    own = set(worker_variables()) - set(devices.NAMES)
+    kept = {n: text for n, text in base.items() if not _is_kept_back(n) and n not in own}
+    return {**_defaults(local_world_size), LAUNCH: launch_of(base), **kept}
+
+
+def worker_variables() -> list[str]:
+    """The variables that may differ from worker to worker, or from round to round."""
+    context = WorkerContext(
+        **dict.fromkeys(WorkerContext.__struct_fields__, 0)  # type: ignore[arg-type]
+    )
+    facts = {**_torchrun(context), **_rallypoint(context)}
+    return sorted({*facts, *_OF_ANOTHER_AGENT, *_INTERFACES, *devices.NAMES})
 
 
 def _is_kept_back(name: str) -> bool:
     return name.startswith(_KEPT_FROM_WORKERS_PREFIXES) or name in _OF_ANOTHER_AGENT
 
 
-def _defaults(context: WorkerContext) -> dict[str, str]:
+def _defaults(local_world_size: int) -> dict[str, str]:
     defaults = {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         # its output is a pipe: without this, output arrives only in blocks of 8 KiB
         "PYTHONUNBUFFERED": "1",
     }
-    if context.local_world_size > 1:
+    if local_world_size > 1:
         defaults["OMP_NUM_THREADS"] = "1"
-    if context.interface:
-        # gloo takes the address of the host's name, which may be 127.0.1.1, or none.
-        defaults["GLOO_SOCKET_IFNAME"] = context.interface
-        if context.is_interface_wanted:
-            # NCCL searches well by itself, and may use several. "=": the exact name, no prefix.
-            defaults["NCCL_SOCKET_IFNAME"] = f"={context.interface}"
     return defaults
+
+
+def _interfaces(context: WorkerContext) -> dict[str, str]:
+    if not context.interface:
+        return {}
+    gloo, nccl = _INTERFACES
+    # gloo takes the address of the host's name, which may be 127.0.1.1, or none.
+    variables = {gloo: context.interface}
+    if context.is_interface_wanted:
+        # NCCL searches well by itself, and may use several. "=": the exact name, no prefix.
+        variables[nccl] = f"={context.interface}"
+    return variables
 
 
 def _torchrun(context: WorkerContext) -> dict[str, str]:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -90,13 +90,29 @@ class GroupRegistry(Protocol):
     def remove(self, pgid: int) -> None: ...
 
 
+class Process(Protocol):
+    """A child of this process: subprocess.Popen, or preloader.ForkedProcess."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Forks(Protocol):
+    """Forks workers that have their modules already: see preloader.Preloader."""
+
+    def take(self, spec: WorkerSpec, stdin: int, stdout: int, stderr: int) -> Process | None:
+        """Start a worker with these files; None if it must start cold."""
+
+
 class Worker:
     """One started worker. Its pid cannot be reused, because it stays a zombie until `reap`."""
 
-    def __init__(self, spec: WorkerSpec, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, spec: WorkerSpec, process: Process) -> None:
         self.spec = spec
-        self.popen = popen
-        self.pid = popen.pid
+        self.process = process
+        self.pid = process.pid
         self.exited: asyncio.Future[int]
         self.is_told = False
         self.killed_by_us = False
@@ -117,14 +133,14 @@ class Worker:
 
     def reap(self) -> None:
         self.reaped = True
-        self.popen.poll()
+        self.process.poll()
 
     def destroy(self) -> None:
         """Kill it and wait, in a thread. For a worker that is not watched yet."""
         self.signal_group(signal.SIGKILL)
         guard_process.kill_groups({self.pid: 0}, guard_process.KILL_WITHIN_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(guard_process.KILL_WITHIN_S)
+            self.process.wait(guard_process.KILL_WITHIN_S)
         self.reaped = True
 
 
@@ -134,7 +150,8 @@ class WorkerGroup:
     `exits` is called in the loop, once for each worker when it ends, also if stop() ended it, and
     never before start() has returned. Processes that an ended worker leaves in its session are
     killed: at once, or during a stop when the grace is over. Each group is registered with `guard`
-    as soon as it exists, and unregistered when all its processes have ended.
+    as soon as it exists, and unregistered when all its processes have ended. `forks`, if given,
+    starts the workers as far as it can.
     """
 
     def __init__(
@@ -145,12 +162,14 @@ class WorkerGroup:
         exits: Callable[[WorkerExit], None],
         guard: GroupRegistry | None = None,
         oom_counter: OomCounter | None = None,
+        forks: Forks | None = None,
     ) -> None:
         self._specs = tuple(specs)
         self._output = output
         self._exits = exits
         self._guard = guard
         self._oom_counter = oom_counter
+        self._forks = forks
         self._oom_before: int | None = None
         self._workers: list[Worker] = []
         self._lives: list[asyncio.Task[None]] = []
@@ -266,17 +285,28 @@ class WorkerGroup:
         with contextlib.ExitStack() as on_error:
             try:
                 (stdout_fd, stdout_write), (stderr_fd, stderr_write) = _two_pipes(on_error)
-                popen = _popen(spec, stdout_write, stderr_write)
+                process = self._process(spec, stdout_write, stderr_write)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 raise _start_error(spec, error) from error
             on_error.pop_all()
         if self._guard is not None:
             # At once, and not by the loop, which may be busy while the agent is killed.
-            self._guard.add(popen.pid)
+            self._guard.add(process.pid)
         os.close(stdout_write)
         os.close(stderr_write)
         self._output.attach(spec.local_rank, spec.rank, stdout_fd, stderr_fd)
-        return Worker(spec, popen)
+        return Worker(spec, process)
+
+    def _process(self, spec: WorkerSpec, stdout: int, stderr: int) -> Process:
+        forked: Process | None = None
+        if self._forks is not None:
+            with contextlib.ExitStack() as opened:
+                stdin = 0
+                if not spec.has_stdin:
+                    stdin = os.open(os.devnull, os.O_RDWR)
+                    opened.callback(os.close, stdin)
+                forked = self._forks.take(spec, stdin, stdout, stderr)
+        return _popen(spec, stdout, stderr) if forked is None else forked
 
     def _destroy(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
@@ -436,10 +466,7 @@ def _two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[i
 
 
 def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork beside other threads. The code between fork and exec takes no
-        # lock: it makes two system calls, through a library that is already loaded.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings_of_forks_ignored():
         return subprocess.Popen(
             spec.argv,
             env=spec.env,
@@ -448,8 +475,20 @@ def _popen(spec: WorkerSpec, stdout: int, stderr: int) -> subprocess.Popen[bytes
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=functools.partial(_before_exec, os.getpid(), _OPEN_FILES, spec.cpus),
+            preexec_fn=functools.partial(before_exec, os.getpid(), OPEN_FILES, spec.cpus),
         )
+
+
+@contextlib.contextmanager
+def warnings_of_forks_ignored() -> Iterator[None]:
+    """For Popen with before_exec.
+
+    Python 3.12 warns of a fork beside other threads. The code between fork and exec takes no lock:
+    it makes two system calls, through a library that is already loaded.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -458,10 +497,10 @@ _KILL = int(signal.SIGKILL)
 
 # The limit with which this process was started. An agent raises it for its own connections, but a
 # program may fail with that (select() only accepts descriptors below 1,024).
-_OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
+OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def _before_exec(parent: int, open_files: tuple[int, int], cpus: frozenset[int] | None) -> None:
+def before_exec(parent: int, open_files: tuple[int, int], cpus: frozenset[int] | None) -> None:
     """Runs in the child, between fork and exec."""
     resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
     if cpus is not None and sys.platform == "linux":
@@ -523,7 +562,7 @@ def _status(worker: Worker, options: int) -> int:
     """The exit status in the form of Popen: negative for a signal."""
     # Without waitid the pid is free at once, which is acceptable in development.
     if sys.platform == "darwin":
-        return worker.popen.wait()
+        return worker.process.wait()
     else:
         # Leave it as a zombie, because the number of a zombie cannot be reused for another group.
         result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | options)

@@ -296,6 +296,12 @@ SETTINGS: Final = (
         "how long this node takes to stop its work when a round ends; its place is kept for that "
         "time",
     ),
+    _setting(
+        "preload_after_s",
+        parse_duration_s,
+        60.0,
+        "how long a worker of the first round imports modules before --preload loads the same ones",
+    ),
     _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
     _setting(
         "log_format",

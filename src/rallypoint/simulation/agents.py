@@ -32,12 +32,14 @@ from rallypoint.errors import (
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.agent import Agent, AgentConfig
+from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Requests
 from rallypoint.launch.machine import AgentMachine
 from rallypoint.launch.phases import Phase
-from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, Workers
-from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
+from rallypoint.launch.preloader import PreloadPlan
+from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, WarmForks, Workers
+from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import PortRange
 from rallypoint.simulation.calls import drawn, make
@@ -50,9 +52,16 @@ from rallypoint.simulation.workers import (
     SimulatedWorker,
     SimulatedWorkers,
 )
+from rallypoint.simulation.world import Process
 
 WORKS_S: Final = 0.5
 """How long a worker works between two calls, on average, in seconds."""
+IMPORTS_S: Final = (0.1, 5.0)
+"""How long a preloader imports modules, between these bounds, in seconds."""
+REFUSED: Final = 0.2
+"""The part of the preloaders that refuse their modules."""
+PRELOADER_LIVES_S: Final = 20.0
+"""How long a preloader lives, on average, in seconds."""
 BROKEN_AFTER_S: Final = (0.001, 0.05)
 """How long after a worker its peers fail with an error of their connections."""
 BROKEN: Final = HowItEnds(
@@ -159,6 +168,63 @@ class SimulatedSocket:
         self.is_open = False
 
 
+class SimulatedPreloader:
+    """See launch.system.WarmForks. Its workers start sooner; it may refuse its modules, or die."""
+
+    def __init__(
+        self, process: Process, plan: PreloadPlan, tell: Callable[[PreloadEvent], None]
+    ) -> None:
+        self.is_ready = False
+        self._process = process
+        self._plan = plan
+        self._tell = tell
+        self._present = 0
+        self._settled = asyncio.Event()
+
+    def start(self, modules: Sequence[str]) -> None:
+        """See WarmForks."""
+        self.close()
+        self._settled.clear()
+        draw, present = self._process.random, self._present
+        took_s = draw.uniform(*IMPORTS_S)
+        if draw.random() < REFUSED:
+            problem = on.Problem((draw.choice(modules),), "it starts a thread of Python")
+            self._after(took_s, present, on.PreloadRefused((problem,)))
+            return
+        self._after(took_s, present, on.PreloadReady(len(modules), took_s, 2**28))
+        lives_s = draw.expovariate(1.0 / PRELOADER_LIVES_S)
+        self._after(took_s + lives_s, present, on.PreloaderEnded("signal 9"))
+
+    def _after(self, delay_s: float, present: int, event: PreloadEvent) -> None:
+        def happens() -> None:
+            if self._process.is_alive and present == self._present:
+                self.is_ready = isinstance(event, on.PreloadReady)
+                self._process.soon(self._told, present, event)
+
+        self._process.world.after(delay_s, happens)
+
+    def _told(self, present: int, event: PreloadEvent) -> None:
+        if present == self._present:
+            self._tell(event)
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """See WarmForks."""
+        await self._settled.wait()
+
+    def take(self, spec: WorkerSpec, stdin: int, stdout: int, stderr: int) -> None:
+        """See Forks. A simulated worker is no process."""
+
+    def refill(self) -> None:
+        """See WarmForks."""
+
+    def close(self) -> None:
+        """See WarmForks."""
+        self._present += 1
+        self.is_ready = False
+        self._settled.set()
+
+
 class SimulatedSystem:
     """See launch.system.System. The system of one agent, and the owner of its workers."""
 
@@ -250,11 +316,23 @@ class SimulatedSystem:
         self.socket = SimulatedSocket(node, requests)
         return self.socket
 
-    def workers(self, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]) -> Workers:
+    def workers(
+        self,
+        specs: Sequence[WorkerSpec],
+        exits: Callable[[WorkerExit], None],
+        forks: Forks | None = None,
+    ) -> Workers:
         """See System."""
-        group = SimulatedWorkers(self, specs, exits)
+        is_warm = isinstance(forks, SimulatedPreloader) and forks.is_ready
+        group = SimulatedWorkers(self, specs, exits, is_warm=is_warm)
         self.groups = [each for each in self.groups if each.living] + [group]
         return group
+
+    def preloader(
+        self, plan: PreloadPlan, tell: Callable[[PreloadEvent], None], said: Callable[[str], None]
+    ) -> WarmForks:
+        """See System."""
+        return SimulatedPreloader(self.process, plan, tell)
 
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""

@@ -20,6 +20,8 @@ from rallypoint.errors import WorkerStartError
 from rallypoint.launch.worker_processes import WorkerExit, WorkerSpec
 from rallypoint.simulation.world import Process
 
+WARM_START_S: Final = (0.001, 0.02)
+"""How long the start of one worker takes as a fork of a preloader."""
 START_S: Final = (0.005, 0.3)
 """How long the start of one worker takes, between these bounds, in seconds."""
 STOP_S: Final = (0.001, 0.4)
@@ -101,12 +103,18 @@ class SimulatedWorkers:
     """The workers of one round on this host: see launch.system.Workers."""
 
     def __init__(
-        self, owner: Owner, specs: Sequence[WorkerSpec], exits: Callable[[WorkerExit], None]
+        self,
+        owner: Owner,
+        specs: Sequence[WorkerSpec],
+        exits: Callable[[WorkerExit], None],
+        *,
+        is_warm: bool = False,
     ) -> None:
         self.all: list[SimulatedWorker] = []
         self._owner = owner
         self._specs = specs
         self._exits = exits
+        self._start_s = WARM_START_S if is_warm else START_S
         self._has_started = False
         self._kill_at_s: float | None = None
         self._changed = asyncio.Event()
@@ -129,7 +137,7 @@ class SimulatedWorkers:
         owner, draw = self._owner, self._owner.process.random
         try:
             for spec in self._specs:
-                await asyncio.sleep(draw.uniform(*START_S))
+                await asyncio.sleep(draw.uniform(*self._start_s))
                 if owner.cannot_start:
                     raise WorkerStartError(
                         spec.argv[0], "out of memory", hint="the simulator took it"
