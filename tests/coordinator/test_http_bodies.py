@@ -38,6 +38,23 @@ def test_a_body_is_never_decompressed():
     run_clean(main)
 
 
+def test_a_body_that_does_not_fit_is_refused_with_what_does_not():
+    async def main() -> None:
+        async with served() as (_, port), opened(f"http://127.0.0.1:{port}") as a:
+            path = CLOSE_PATH.removesuffix("close") + "scale"
+            for text, said in (
+                (b'{"min_nodes": 9, "max_nodes": 3}', "min_nodes (9) must not be above"),
+                (b'{"min_nodes": 0, "max_nodes": 3}', "Expected `int` >= 1 - at `$.min_nodes`"),
+                (b'{"min_nodes": 1}', "missing required field `max_nodes`"),
+            ):
+                status, body = await post(port, path, text)
+                assert (status, said in body["error"]) == (400, True), body
+                assert body["hint"].startswith("send JSON such as {")
+            assert a.closed is None
+
+    run_clean(main)
+
+
 def test_bytes_after_a_refused_request_are_not_read():
     """aiohttp would read on for 10 s, and hold the connection as long."""
     head = f"POST {CLOSE_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n{{"

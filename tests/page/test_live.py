@@ -93,7 +93,7 @@ def test_any_replica_shows_the_run_and_its_events(
     ledger = ("--ledger", f"file:{tmp_path / 'ledger'}")
     owner, other = serve(*ledger), serve(*ledger)
     page = look(f"{other.endpoint}/#/runs/job")
-    page.get_by_text("There is no run of this name.").wait_for()
+    page.get_by_role("alert").get_by_text("No run 'job' here.").wait_for()
     # The nodes find the owner in the ledger, and its successor.
     options = ("--host-coordinator", "no")
     found = nodes(machine, f"file://{tmp_path / 'ledger'}", 2, *options)

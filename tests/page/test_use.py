@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from rallypoint import tokens
+from rallypoint.core import events as on
+from rallypoint.core.values import NodeInfo, RunSettings
 from tests.agent.processes import Machine
 from tests.cli.conftest import Cli, Served
 from tests.page.conftest import nodes
@@ -43,7 +47,7 @@ def test_signing_in(
     page.on("request", lambda request: sent.append(request.url))
     field.fill(f" {TOKEN}\n")
     button.click()
-    page.get_by_text("There is no run of this name.").wait_for()
+    page.get_by_text("No run 'none' here.").wait_for()
     page.get_by_role("link", name="Runs").click()
     page.get_by_text("No runs.").wait_for()
     assert not [each for each in sent if TOKEN in each]
@@ -86,9 +90,107 @@ def test_a_name_that_is_like_others_leads_to_them(
     one = coordinator()
     one.call(lambda: one.server.coordinator.open_run("job-42"))
     page = look(f"{one.url}/#/runs/job-24")
-    page.get_by_text("There is no run of this name.").wait_for()
+    page.get_by_role("alert").get_by_text("No run 'job-24' here. Did you mean job-42?").wait_for()
+    # One message, and nothing that is empty.
+    assert page.get_by_role("alert").count() == 1
+    assert page.get_by_role("heading").count() == 0
+    assert "error" not in page.locator("#link").inner_text()
     page.get_by_role("link", name="job-42").click()
     page.locator("h1", has_text="job-42").wait_for()
+
+
+def begin(one: Any, count: int, **settings: Any) -> None:
+    """A run that waits for its nodes."""
+
+    def attach() -> None:
+        run = one.server.coordinator.open_run("job")
+        asked = RunSettings(min_nodes=count, max_nodes=count, **settings)
+        for number in range(count):
+            run.post(on.NodeAttached(NodeInfo(f"n{number}", 1, "h"), asked, number))
+
+    one.call(attach)
+
+
+def test_what_cannot_be_the_size_of_a_run_is_said_in_words(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    one = coordinator()
+    begin(one, 3)
+    page = look(f"{one.url}/#/runs/job")
+    page.get_by_text("needs 3 nodes").wait_for()
+    page.get_by_role("button", name="Change size").click()
+    dialog, most = page.get_by_role("dialog"), page.get_by_role("spinbutton", name="at most")
+    page.get_by_role("spinbutton", name="At least").fill("9")
+    dialog.get_by_role("button", name="Change job").click()
+    said = most.evaluate("each => each.validationMessage")
+    assert said == "The most nodes must not be fewer than the least: 9."
+    assert "JSON" not in dialog.inner_text()
+    most.fill("9")
+    assert most.evaluate("each => each.validationMessage") == ""
+    dialog.get_by_role("button", name="Change job").click()
+    dialog.wait_for(state="detached")
+    page.get_by_text("needs 9 nodes").wait_for()
+
+
+DRAWN = """new Promise((done) =>
+  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"""
+
+
+def test_what_is_old_is_dimmed_dated_and_counts_no_further(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    one = coordinator()
+    begin(one, 2)
+    for path in ("/", "/#/runs/job"):
+        page = look("about:blank")
+        page.clock.install()
+        page.goto(f"{one.url}{path}")
+        page.locator("#link[data-state=live]").wait_for()
+        page.get_by_role("row").filter(has_text="job" if path == "/" else "n1").first.wait_for()
+        old = page.locator(".view[data-stale]")
+        assert old.count() == 0
+        page.context.set_offline(True)
+        old.wait_for()
+        alert = page.get_by_role("alert")
+        alert.get_by_text(re.compile(r"What is shown is from \d\d:\d\d:\d\d\.")).wait_for()
+        if path != "/":
+            page.get_by_text("no connection to the coordinator").wait_for()
+            assert page.get_by_role("button", name="Close run").is_disabled()
+            assert page.get_by_role("button", name="Evict n1").count() == 0
+        # The page draws again each second, and the times on it stand still.
+        page.evaluate(DRAWN)
+        before = old.inner_text()
+        page.clock.fast_forward(5_000)
+        page.evaluate(DRAWN)
+        assert old.inner_text() == before
+        page.context.set_offline(False)
+        page.get_by_role("button", name="Try now").click()
+        old.wait_for(state="detached")
+        alert.wait_for(state="detached")
+
+
+APART = """async (marks) => {
+  const { apart } = await import("/page/timeline.js");
+  const sights = marks.map(([kind, at]) => ({ mark: { kind }, at }));
+  return apart(sights).map((each) => [each.mark.kind, each.at]);
+}"""
+
+
+def test_no_mark_of_the_timeline_covers_another(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    page = look(f"{coordinator().url}/")
+
+    def placed(*marks: tuple[str, float]) -> dict[str, float]:
+        return dict(page.evaluate(APART, list(marks)))
+
+    # A node whose worker fails says goodbye at once.
+    assert placed(("left", 100.0), ("failed", 98.0)) == {"failed": 98.0, "left": 111.0}
+    assert placed(("last", 50.0), ("lost", 300.0)) == {"last": 50.0, "lost": 300.0}
+    crowd = page.evaluate(APART, [["left", 100 + n / 10] for n in range(50)] + [["lost", 103]])
+    places = sorted(at for _, at in crowd)
+    assert crowd[0] == ["lost", 103]
+    assert all(b - a >= 11 for a, b in itertools.pairwise(places))
 
 
 def test_the_identity_of_a_host_is_not_sent(

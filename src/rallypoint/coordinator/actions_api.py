@@ -36,7 +36,7 @@ from rallypoint.core import reasons
 from rallypoint.core.addresses import plain
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import order, scale
-from rallypoint.core.printable import are_ready, some
+from rallypoint.core.printable import are_ready, escaped, some
 from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
@@ -75,7 +75,9 @@ class _ScaleBody(_Body, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.min_nodes > self.max_nodes:
-            raise ValueError("min_nodes must not be above max_nodes")
+            raise ValueError(
+                f"min_nodes ({self.min_nodes}) must not be above max_nodes ({self.max_nodes})"
+            )
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -119,6 +121,9 @@ async def _handle(action: Action, request: web.Request) -> web.Response:
         return response
     try:
         body = msgspec.json.decode(data or b"{}", type=action.body)
+    except msgspec.ValidationError as error:
+        what = f"the body of the request does not fit: {escaped(str(error))}"
+        return json_error(400, what, f"send JSON such as {action.example}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, f"the body must be JSON such as {action.example}")
     if isinstance(body, _NodeBody):

@@ -92,5 +92,12 @@ export function confirmAction(action, runId, { node, settings } = {}) {
 
 function sizeFields(settings) {
   const field = (id, value) => h("input", { type: "number", id, min: "1", max: "1000000", required: true, value });
-  return { least: field("least", settings?.min_nodes ?? 1), most: field("most", settings?.max_nodes ?? 1) };
+  const least = field("least", settings?.min_nodes ?? 1);
+  const most = field("most", settings?.max_nodes ?? 1);
+  const check = () => {
+    const fits = !(least.valueAsNumber > most.valueAsNumber);
+    most.setCustomValidity(fits ? "" : `The most nodes must not be fewer than the least: ${least.value}.`);
+  };
+  for (const each of [least, most]) each.addEventListener("input", check);
+  return { least, most };
 }

@@ -5,7 +5,7 @@ import { announce, fill, h, nextTask, say } from "./dom.js";
 import { showRun } from "./run.js";
 import { showRuns } from "./runs.js";
 import { askForToken } from "./signin.js";
-import { counting } from "./text.js";
+import { clock, counting, holdClock } from "./text.js";
 
 const main = document.getElementById("main");
 const link = document.getElementById("link");
@@ -17,11 +17,31 @@ let asking = null;
 const page = {
   main,
   me: null,
+  seenMs: null, // when the last answer came
+  isStale: false,
+  onFreshness: () => {}, // tells the view that it is stale now, or is no longer
 
   /** The state of the connection, in the top line. */
   connection(state, text) {
     link.dataset.state = state;
     say(link, text);
+  },
+
+  /** What the view shows is from now. */
+  fresh() {
+    page.seenMs = performance.now();
+    page.seenAt = Date.now() / 1000;
+    page.body.hidden = false;
+    if (page.isStale) page.age(false);
+    fill(page.notice);
+  },
+
+  /** Nothing new comes: what is shown is dimmed, and counts no further; or it is up to date again. */
+  age(isStale) {
+    page.isStale = isStale;
+    holdClock(isStale ? page.seenMs : null);
+    page.body.toggleAttribute("data-stale", isStale);
+    page.onFreshness();
   },
 
   /**
@@ -48,7 +68,7 @@ const page = {
 
   /** Why this person may not do this to the run; "" if they may. */
   whyNot(action) {
-    return whyNot(page.me, action);
+    return page.isStale ? "no connection to the coordinator" : whyNot(page.me, action);
   },
 };
 
@@ -63,17 +83,23 @@ function whyNot(me, action) {
 }
 
 async function tryAgain(error, backoff, signal, notice) {
-  page.connection("gone", error.status ? `error ${error.status}` : "no connection");
+  const isUnknown = error.status === 404 && Array.isArray(error.body.nearest);
+  const state = error.status ? `error ${error.status}` : "no connection";
+  page.connection(isUnknown ? "asking" : "gone", isUnknown ? "no such run" : state);
+  if (page.seenMs !== null) page.age(true);
+  else page.body.hidden = isUnknown; // It has nothing to show.
   const until = performance.now() + backoff.next(error);
   const wait = pause(until - performance.now(), signal);
   const when = h("span", { class: "when" });
+  const hint = error.hint ? h("span", {}, ` Hint: ${error.hint}.`) : null;
   fill(
     notice,
     h(
       "div",
       { class: "notice", role: "alert" },
       h("strong", {}, capital(error.message)),
-      error.hint ? h("span", {}, ` Hint: ${error.hint}.`) : null,
+      isUnknown ? h("span", {}, nearestRuns(error.body.nearest)) : hint,
+      page.isStale ? h("span", {}, ` What is shown is from ${clock(page.seenAt)}.`) : null,
       h("span", { class: "again" }, when, h("button", { type: "button", onclick: wait.wake }, "Try now")),
     ),
   );
@@ -82,6 +108,12 @@ async function tryAgain(error, backoff, signal, notice) {
   const ticking = setInterval(tick, 1000);
   await wait.over;
   clearInterval(ticking);
+}
+
+function nearestRuns(names) {
+  if (!names.length) return " It may have ended long ago, or its first node has not attached yet.";
+  const links = names.map((name) => h("a", { href: `#/runs/${encodeURIComponent(name)}` }, name));
+  return [" Did you mean ", links.map((link, index) => [index ? " or " : null, link]), "?"];
 }
 
 function capital(text) {
@@ -141,7 +173,8 @@ function show() {
   const notice = h("div", { class: "notices" });
   const body = h("div", { class: "view" });
   fill(main, notice, body);
-  page.notice = notice;
+  holdClock(null);
+  Object.assign(page, { notice, body, seenMs: null, isStale: false, onFreshness: () => {} });
   let runId = null;
   try {
     runId = place ? decodeURIComponent(place[1]) : null;

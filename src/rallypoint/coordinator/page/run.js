@@ -6,7 +6,7 @@ import { announce, fill, h, inFrame, nextTask, say } from "./dom.js";
 import { History, IMPORTANT, linesOf, waitedFor, whyEnded } from "./history.js";
 import { chip, phaseSeconds } from "./runs.js";
 import { Table } from "./table.js";
-import { attention, clock, count, counting, day, duration, phaseWord, some, spans, whole } from "./text.js";
+import { attention, clock, count, counting, day, duration, hasNoRound, nowMs, phaseWord, sizeOf, some, spans, whole } from "./text.js";
 import { Timeline } from "./timeline.js";
 
 const IDLE_MS = 2000;
@@ -35,6 +35,7 @@ class RunView {
     this.drawing = () => this.drawRounds();
     this.build();
     const ticking = setInterval(() => this.tick(), 500);
+    page.onFreshness = () => this.status && this.drawStatus();
     signal.addEventListener("abort", () => {
       clearInterval(ticking);
       this.timeline.close();
@@ -157,7 +158,7 @@ class RunView {
       const suspectS = this.status?.settings?.suspect_after_s;
       return suspectS ? `< ${duration(suspectS)} ago` : "connected";
     }
-    const seconds = (member.troubled_s ?? 0) + (performance.now() - this.seenMs) / 1000;
+    const seconds = (member.troubled_s ?? 0) + (nowMs() - this.seenMs) / 1000;
     return `${member.link === "silent" ? "silent" : "no connection"} for ${counting(seconds)}`;
   }
 
@@ -178,13 +179,7 @@ class RunView {
         // A large run's members are asked for less often than what has become of it.
         const whole = !isLarge || began - (this.membersMs ?? -Infinity) > ALONE_MS || this.membersMost;
         const query = whole ? (this.membersMost ? `?members=${this.membersMost}` : "") : "?members=0";
-        let found;
-        try {
-          found = await get(runPath(this.runId, query), signal);
-        } catch (error) {
-          if (error instanceof ApiError && error.status === 404) this.notFound(error);
-          throw error;
-        }
+        const found = await get(runPath(this.runId, query), signal);
         this.seenMs = performance.now();
         found.seenMs = this.seenMs;
         if (whole) this.membersMs = this.seenMs;
@@ -201,39 +196,35 @@ class RunView {
     );
   }
 
-  notFound(error) {
-    say(this.facts, "There is no run of this name.");
-    const near = error.body.nearest ?? [];
-    fill(
-      this.why,
-      near.length ? ["Names that are like it: ", near.map((name) => [h("a", { href: `#/runs/${encodeURIComponent(name)}` }, name), " "])] : "It may have ended long ago, or its first node has not attached yet.",
-    );
-  }
-
   show(status, hasMembers) {
     const before = this.status;
     this.status = status;
     if (hasMembers) this.members = byRank(status.members ?? []);
+    this.page.fresh();
     const isLive = status.source === "coordinator";
     const owner = status.owner?.addresses?.[0];
     const host = status.coordinator?.host ?? "";
     this.page.connection(isLive ? "live" : "gone", isLive ? `live · ${host}${owner ? ` · ${owner}` : ""}` : "from the ledger");
+    this.drawStatus();
+    if (before && before.phase !== status.phase) announce(`${this.runId} is ${phaseWord(status)}. ${status.reason ?? ""}`);
+  }
+
+  drawStatus() {
     this.drawHead();
     this.drawWhy();
     this.drawActions();
     this.drawHistory();
     this.drawMembers();
-    if (before && before.phase !== status.phase) announce(`${this.runId} is ${phaseWord(status)}. ${status.reason ?? ""}`);
   }
 
   drawHead() {
     const run = this.status;
     const parts = [
-      run.round ? `round ${run.round}: ${count(run.nodes, "node")}, ${count(run.size, "worker")}` : "no round yet",
+      roundNow(run),
       `${run.attached === null ? "?" : whole(run.attached)} attached`,
       count(run.restart_count, "restart"),
       run.term ? `term ${run.term}` : null,
-      run.settings ? `${run.settings.min_nodes} to ${run.settings.max_nodes} nodes` : null,
+      run.settings ? `needs ${sizeOf(run.settings.min_nodes, run.settings.max_nodes)}` : null,
     ];
     const seconds = phaseSeconds(run);
     const since = seconds === null ? "" : `for ${counting(seconds)}`;
@@ -310,7 +301,7 @@ class RunView {
   drawOrders() {
     const { scaled, evicted } = this.status;
     const orders = (evicted ?? []).map((each) => ({ node: each.node, text: `${each.node} was evicted by ${each.by}${because(each)}` }));
-    if (scaled) orders.unshift({ text: `${scaled.min_nodes} to ${scaled.max_nodes} nodes, by ${scaled.by}${because(scaled)}` });
+    if (scaled) orders.unshift({ text: `${sizeOf(scaled.min_nodes, scaled.max_nodes)}, by ${scaled.by}${because(scaled)}` });
     const mayAct = this.mayAct();
     const key = [mayAct, ...orders.map((each) => each.text)].join("\n");
     if (this.ordersKey === key) return;
@@ -433,7 +424,7 @@ class RunView {
     const { status, history } = this;
     if (history.closed) return Math.max(history.closed.t, history.end ?? 0);
     if (!status) return history.end ?? 0;
-    return Math.max(history.end ?? 0, status.shown_at + history.skew + (performance.now() - this.seenMs) / 1000);
+    return Math.max(history.end ?? 0, status.shown_at + history.skew + (nowMs() - this.seenMs) / 1000);
   }
 
   drawHistory() {
@@ -603,13 +594,20 @@ class RunView {
   // -- time passes --------------------------------------------------------------------------------
 
   tick() {
-    if (!this.status || document.hidden) return;
+    if (!this.status || document.hidden || this.page.isStale) return;
     this.drawHead();
     this.drawWhy();
     if (this.status.phase !== "closed") this.drawTimeline();
     this.memberTable.later();
     this.rounds.later();
   }
+}
+
+/** The round that is active now, or the one after which the run gathers or has ended. */
+function roundNow(run) {
+  if (!run.round) return "no round yet";
+  if (hasNoRound(run)) return `after round ${run.round}`;
+  return `round ${run.round}: ${count(run.nodes, "node")}, ${count(run.size, "worker")}`;
 }
 
 function because(order) {

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { announce, fill, h, say } from "./dom.js";
 import { Table } from "./table.js";
-import { attention, bytes, count, counting, phaseWord, whole } from "./text.js";
+import { attention, bytes, count, counting, hasNoRound, nowMs, phaseWord, whole } from "./text.js";
 
 const EVERY_MS = 1000;
 const PAGES_MAX = 5;
@@ -50,6 +50,7 @@ export async function showRuns(page, body, signal) {
   );
   const ticking = setInterval(draw, 1000);
   signal.addEventListener("abort", () => clearInterval(ticking));
+  page.onFreshness = draw;
 
   function choose(key) {
     filter = key;
@@ -76,6 +77,7 @@ export async function showRuns(page, body, signal) {
     const more = found.more ? ` (only the first ${whole(runs.length)} are listed)` : "";
     say(head, runs.length ? `${count(runs.length, "run")}${more}, ${asks}.` : "No runs. A run begins when its first node attaches.");
     say(problem, found.problem ?? "");
+    page.fresh();
     page.connection("live", coordinatorText(found.coordinator));
     draw();
     // A coordinator that needs long for an answer is not asked as often.
@@ -117,7 +119,7 @@ function coordinatorText(it) {
 /** How long the run has been in its phase, in seconds; null if that is unknown. */
 export function phaseSeconds(run) {
   if (run.phase_s === null || run.phase_s === undefined) return null;
-  return run.phase_s + (performance.now() - run.seenMs) / 1000;
+  return run.phase_s + (nowMs() - run.seenMs) / 1000;
 }
 
 const ORDERS = {
@@ -147,6 +149,7 @@ export function chip(run) {
 
 function runTable() {
   const number = (name) => (run) => run[name] ?? "?";
+  const ofRound = (name) => (run) => (hasNoRound(run) ? "–" : (run[name] ?? "?"));
   return new Table({
     label: "Runs",
     rowPx: 46,
@@ -173,8 +176,8 @@ function runTable() {
       { title: "Since", class: "number", text: (run) => counting(phaseSeconds(run)) || "?" },
       { title: "Attached", class: "number", text: number("attached") },
       { title: "Round", class: "number", text: number("round") },
-      { title: "Nodes", class: "number wide", text: number("nodes") },
-      { title: "Workers", class: "number wide", text: number("size") },
+      { title: "Nodes", class: "number wide", text: ofRound("nodes") },
+      { title: "Workers", class: "number wide", text: ofRound("size") },
       { title: "Restarts", class: "number wide", text: number("restart_count") },
       { title: "Coordinator", class: "wide tight", hasTitle: true, text: (run) => run.owner?.addresses?.[0] ?? (run.owner ? run.owner.process : "") },
       { title: "Term", class: "number wide", text: (run) => run.term ?? "" },

@@ -1,5 +1,20 @@
 // Numbers, durations and times as text, and the words for states.
 
+let heldMs = null;
+
+/**
+ * This browser's monotonic clock, for durations that count. It stands still while the coordinator
+ * cannot be reached: nobody knows whether what is shown goes on.
+ */
+export function nowMs() {
+  return heldMs ?? performance.now();
+}
+
+/** Let that clock stand still at a time; null: let it go on. */
+export function holdClock(ms) {
+  heldMs = ms;
+}
+
 /** A duration in seconds for people: three digits are enough. "" for an unknown one. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "";
@@ -48,6 +63,18 @@ export function whole(number) {
 export function count(number, noun) {
   if (number === null || number === undefined) return `? ${noun}s`;
   return number === 1 ? `1 ${noun}` : `${whole(number)} ${noun}s`;
+}
+
+/** How many nodes a round may have. */
+export function sizeOf(least, most) {
+  return least === most ? count(least, "node") : `${whole(least)} to ${count(most, "node")}`;
+}
+
+/** Whether no round is active now, as far as the status of a run says. */
+export function hasNoRound(run) {
+  if (["gathering", "committing", "closed"].includes(run.phase)) return true;
+  const last = run.rounds?.at(-1);
+  return run.phase !== "active" && last?.number === run.round && Boolean(last?.ended);
 }
 
 /** Numbers in order in few characters: 0-3,7. */

@@ -18,7 +18,9 @@ const WORDS = {
   starting: "starting", waiting: "ready, waits", standby: "on standby", active: "active", stopping: "stopping workers",
   done: "done",
 };
-const SIGNS = { lost: "✕", superseded: "✕", failed: "!", last: "▾", left: "⇥", refused: "⊘" };
+const SIGNS = { failed: "!", lost: "✕", superseded: "✕", refused: "⊘", left: "⇥", last: "▾" };
+const URGENCY = Object.keys(SIGNS); // What is drawn first keeps its place.
+const SIGN_PX = 11;
 const LEGEND = ["starting", "waiting", "active", "stopping", "standby", "done"];
 const COLOURS = [
   "starting", "waiting", "standby", "active", "stopping", "done", "unheard", "gap", "text", "faint", "line", "bad",
@@ -73,6 +75,7 @@ export class Timeline {
     const items = LEGEND.map((kind) => h("li", {}, h("i", { class: `swatch ${kind}` }), WORDS[kind]));
     items.push(h("li", {}, h("i", { class: "swatch unheard" }), "not heard, or suspended"), h("li", {}, h("i", { class: "swatch gap" }), "not recorded"));
     items.push(h("li", {}, h("b", { class: "bad" }, "✕"), " lost"), h("li", {}, h("b", { class: "bad" }, "!"), " a worker failed"), h("li", {}, h("b", {}, "▾"), " ready last"));
+    items.push(h("li", {}, h("b", {}, "⇥"), " left"), h("li", {}, h("b", {}, "⊘"), " refused"));
     return h("ul", { class: "legend", "aria-label": "Legend" }, items);
   }
 
@@ -405,9 +408,7 @@ export class Timeline {
     }
     c.textAlign = "center";
     c.font = `bold 13px ${colours.font}`;
-    for (const mark of row.marks) {
-      const at = x(mark.t);
-      if (at < this.left - 5 || at > this.left + this.plot + 16) continue;
+    for (const { mark, at } of this.placed(row.marks)) {
       const isBad = mark.kind === "lost" || mark.kind === "failed" || mark.kind === "superseded";
       const sign = SIGNS[mark.kind] ?? "·";
       const middle = y + ROW / 2 + (mark.kind === "last" ? -4 : 1);
@@ -419,6 +420,16 @@ export class Timeline {
     }
     c.textAlign = "left";
     c.font = `12px ${colours.font}`;
+  }
+
+  /** The marks of a row that are in sight, and where to draw each. */
+  placed(marks) {
+    const sights = [];
+    for (const mark of marks) {
+      const at = this.x(mark.t);
+      if (at >= this.left - 5 && at <= this.left + this.plot + 16) sights.push({ mark, at });
+    }
+    return apart(sights);
   }
 
   /** States differ in height and filling, not only in colour. */
@@ -507,6 +518,27 @@ export class Timeline {
     c.stroke();
     c.restore();
   }
+}
+
+/**
+ * Move marks so that none covers another: to the side if a more urgent one is there. One for which
+ * there is no room is left out; its event is in the list.
+ */
+export function apart(sights) {
+  if (sights.length < 2) return sights;
+  sights.sort((a, b) => URGENCY.indexOf(a.mark.kind) - URGENCY.indexOf(b.mark.kind) || a.at - b.at);
+  const taken = new Map(); // by steps of a sign's width, of which each has one sign at most
+  const isFree = (at) => {
+    const step = Math.floor(at / SIGN_PX);
+    return [step - 1, step, step + 1].every((each) => !(Math.abs(taken.get(each) - at) < SIGN_PX));
+  };
+  return sights.filter((each) => {
+    const at = [each.at, each.at + SIGN_PX, each.at - SIGN_PX].find(isFree);
+    if (at === undefined) return false;
+    each.at = at;
+    taken.set(Math.floor(at / SIGN_PX), at);
+    return true;
+  });
 }
 
 function isTrouble(round) {
