@@ -132,9 +132,9 @@ def test_of_many_that_revoke_at_once_none_is_lost() -> None:
         ledger = MemoryLedger()
         ids = [f"id{number}" for number in range(10)]
         await asyncio.gather(*(revoke(ledger, each, None, 1_000.0) for each in ids))
-        seen: list[frozenset[str]] = []
+        seen: list[dict[str, str]] = []
         await Revocations(ledger, seen.append).look()
-        assert seen == [frozenset(ids)]
+        assert seen == [dict.fromkeys(ids, "")]
 
     run_virtual(main())
 
@@ -142,12 +142,12 @@ def test_of_many_that_revoke_at_once_none_is_lost() -> None:
 def test_ids_are_forgotten_once_their_tokens_have_expired() -> None:
     async def main() -> None:
         ledger = MemoryLedger()
-        await revoke(ledger, "old", 1_000.0, 900.0)
-        await revoke(ledger, "unknown", None, 900.0)
+        await revoke(ledger, "old", 1_000.0, 900.0, "ann@host7")
+        await revoke(ledger, "unknown", None, 900.0, "ann@host7")
         await revoke(ledger, "new", 10_000_000.0, 1_000.0 + revocations.KEPT_AFTER_S + 1)
-        seen: list[frozenset[str]] = []
+        seen: list[dict[str, str]] = []
         await Revocations(ledger, seen.append).look()
-        assert seen == [frozenset({"unknown", "new"})]
+        assert seen == [{"unknown": "ann@host7", "new": ""}]
 
     run_virtual(main())
 
@@ -179,7 +179,7 @@ class Troubled(MemoryLedger):
 def test_without_the_ledger_the_last_ids_hold() -> None:
     async def main() -> None:
         ledger = Troubled()
-        seen: list[frozenset[str]] = []
+        seen: list[dict[str, str]] = []
         reader = Revocations(ledger, seen.append)
         await revoke(ledger, "a", None, 1_000.0)
         await reader.look()
@@ -190,7 +190,7 @@ def test_without_the_ledger_the_last_ids_hold() -> None:
         assert found is not None
         await ledger.swap(REVOKED, found.version, b"damaged")
         await reader.look()
-        assert seen == [frozenset({"a"})]
+        assert seen == [{"a": ""}]
         with pytest.raises(LedgerCorruptError):
             await revoke(ledger, "b", None, 1_000.0)
 

@@ -262,9 +262,10 @@ class Driver:
         for token in tokens:
             self.step(on.ProbeAnswered(node_id(token)))
 
-    def disconnect(self, *tokens: str) -> None:
+    def disconnect(self, *tokens: str, why: str = "") -> None:
         for token in tokens:
-            self.step(on.ConnectionLost(node_id(token), self._links[token]))
+            how = ConnectionEnd.OURS if why else ConnectionEnd.UNKNOWN
+            self.step(on.ConnectionLost(node_id(token), self._links[token], how, why))
 
     def die(self, *tokens: str) -> None:
         """The node's kernel closes its connection, as its process has ended."""

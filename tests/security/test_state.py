@@ -147,9 +147,11 @@ def test_issued_and_revoked_tokens_are_noted_without_a_secret(made: s.State) -> 
     [hashed] = made.hashed_tokens()
     assert (hashed.id, hashed.sha256, hashed.runs) == ("dash", hash_of(listed), "team-*")
     for token_id in (claim.id, "dash", claim.id):
-        made.revoke(token_id)
+        made.revoke(token_id, "ann@host7")
+        made.revoke(token_id, "somebody else")
     assert made.revoked() == {claim.id, "dash"}
-    for name in ("issued", "revoked", "tokens.toml"):
+    assert made.revoked_by() == {claim.id: "ann@host7", "dash": "ann@host7"}
+    for name in ("issued", "revoked", "revoked_by", "tokens.toml"):
         path = made.folder / name
         assert path.stat().st_mode & 0o777 == 0o600
         assert text not in path.read_text()

@@ -189,6 +189,7 @@ def _of(accepted: settings.Accepted) -> dict[str, Any]:
         "more_tokens": others,
         "hashed_tokens": accepted.hashed,
         "revoked_tokens": accepted.revoked,
+        "revoked_by": accepted.revoked_by,
         "token_origin": Origin.GIVEN if len(accepted) else "",
     }
 
@@ -266,7 +267,9 @@ def _read_and_prepare(server: CoordinatorServer, reloads: Reloads) -> Callable[[
 
 def _use(server: CoordinatorServer, found: _Reread) -> int:
     now = found.accepted
-    return server.replace_tokens(now.tokens, now.hashed, now.revoked, found.identities)
+    return server.replace_tokens(
+        now.tokens, now.hashed, now.revoked, found.identities, revoked_by=now.revoked_by
+    )
 
 
 def _stop_signal() -> asyncio.Future[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import getpass
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +15,8 @@ import typer
 from rallypoint import settings, threads, tokens
 from rallypoint.cli import output
 from rallypoint.cli.token_common import as_usage_error, lasting
+from rallypoint.core import reasons
+from rallypoint.core.values import NAME_LENGTH_MAX
 from rallypoint.endpoints import Endpoint, parse_ledger
 from rallypoint.errors import UsageError
 from rallypoint.security import claims, token_form
@@ -157,7 +161,7 @@ def revoke(
     if place is not None:
         threads.run(_revoke_in(place, token_id, None if row is None else row["ends_at"]))
     with as_usage_error():
-        found.revoke(token_id)
+        found.revoke(token_id, _own_name())
     where = f"in {found.folder}" + (f" and {place}" if place is not None else "")
     output.note(f"{token_id} is revoked {where}")
     if place is None:
@@ -174,6 +178,15 @@ def _unknown(token_id: str, known: Iterable[str]) -> UsageError:
     )
 
 
+def _own_name() -> str:
+    """Who revokes, for the log and the events: a user and a host, as far as they are known."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # A container may have no entry for its user.
+        user = "somebody"
+    return reasons.tidy(f"{user}@{socket.gethostname()}", NAME_LENGTH_MAX)
+
+
 async def _revoke_in(place: Endpoint, token_id: str, ends_at: float | None) -> None:
     """Raises LedgerError; UsageError for a ledger that does not exist, which is not made."""
     from rallypoint.coordinator import revocations
@@ -186,7 +199,7 @@ async def _revoke_in(place: Endpoint, token_id: str, ends_at: float | None) -> N
         if isinstance(ledger, EtcdLedger | FileLedger) and not await ledger.find():
             raise UsageError(f"there is no ledger in {place}", hint="check --ledger")
         await ledger.open()
-        await revocations.revoke(ledger, token_id, ends_at, time.time())
+        await revocations.revoke(ledger, token_id, ends_at, time.time(), _own_name())
     finally:
         await ledger.aclose()
 

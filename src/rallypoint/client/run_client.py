@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -119,6 +119,10 @@ class RunClient(StoreCalls, Protocol):
         """Close everything. Idempotent."""
 
 
+_TAKEN_OUT: Final = (errors.TokenError, errors.EvictedError, errors.SupersededError)
+"""The coordinator has taken the node out of its round, and the others go on without it."""
+
+
 class NodeRunClient:
     """The RunClient of a program that is a node itself."""
 
@@ -138,6 +142,9 @@ class NodeRunClient:
             settings, run, workers=1, keeper=keeper, on_asked_to_leave=self._asked_to_leave
         )
         self._node.on_ended = lambda change: self.on_ended(change)
+        self._node.on_gone = self._is_gone
+        self._out: Change | None = None
+        """Why this node is not in its round any more, if the coordinator has taken it out."""
         self._reservation: Reservation | None = None
         self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
@@ -161,7 +168,7 @@ class NodeRunClient:
 
     @property
     def change(self) -> Change | None:
-        return self._node.change
+        return self._node.change or self._out
 
     @property
     def gone(self) -> errors.CoordinatorError | None:
@@ -211,6 +218,16 @@ class NodeRunClient:
             self._departs = True
             _log.warning("%s: leaving the run: %s", self.node_name, reason)
             self._node.depart(reason)
+
+    def _is_gone(self, error: errors.CoordinatorError) -> None:
+        """If the coordinator has taken this node out, its world is over, and nobody says how."""
+        found = self._node.round
+        if not isinstance(error, _TAKEN_OUT) or found is None or self._node.change is not None:
+            return
+        number, who = found.head.number, (self.node_name,)
+        self._out = Change(ChangeKind.NODE_LOST, number, who, 1, error.message)
+        _log.warning("%s: this node is out of the run: %s", self.node_name, error.message)
+        self.on_ended(self._out)
 
     def _begin_wait(self) -> None:
         self._waits_since_s = asyncio.get_running_loop().time()
@@ -262,6 +279,8 @@ class NodeRunClient:
         self._tell_failure(error)
         if is_programs_own(error):
             return False
+        if self._out is not None:
+            return True  # The next call has the reason.
         try:
             cause = await self._node.cause(self._explain_s)
         except errors.CoordinatorError:

@@ -77,11 +77,19 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     more_tokens: tuple[str, ...] = ()
     hashed_tokens: tuple[HashedToken, ...] = ()
     revoked_tokens: frozenset[str] = frozenset()
+    revoked_by: dict[str, str] = {}
     certificates: Certificates | None = None
     client_ca: str | None = None
     clock_host: str = msgspec.field(default_factory=lambda: runtime.here().host_name)
     token_origin: str = ""
 
     def __repr__(self) -> str:
-        hidden = ("token", "lease_token", "more_tokens", "hashed_tokens", "revoked_tokens")
+        hidden = (
+            "token",
+            "lease_token",
+            "more_tokens",
+            "hashed_tokens",
+            "revoked_tokens",
+            "revoked_by",
+        )
         return repr_without(self, *hidden)

@@ -388,13 +388,15 @@ class HostedRun:
 
     # -- connections ---------------------------------------------------------------------------
 
-    def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
+    def connection_lost(
+        self, session: Session, node: NodeId, how: ConnectionEnd, why: str = ""
+    ) -> None:
         """A connection that had attached, or waited for that, is closed."""
         if self.connections.remove(session, node.name):
             self._has_fewer()
         self._unseated.pop(session, None)
         self.store.forget_session(session)
-        self.post(on.ConnectionLost(node, session.connection_id, how))
+        self.post(on.ConnectionLost(node, session.connection_id, how, why))
         if how is not ConnectionEnd.OURS:
             self._ownership.connection_lost()
         if not self.is_claimed:

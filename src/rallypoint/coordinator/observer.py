@@ -258,7 +258,9 @@ class Observer:
         # A member that was removed in this step has a LOST or LEFT event.
         if is_new and member is not None and member.reachability is Reachability.DISCONNECTED:
             name = event.node.name
-            self.log.add_node(EventKind.DISCONNECTED, name, now_s, detail=_HOW[event.how])
+            self.log.add_node(
+                EventKind.DISCONNECTED, name, now_s, detail=event.why or _HOW[event.how]
+            )
 
     def _after_failed(self, event: on.WorkerFailed, before: Before, now_s: float) -> None:
         if event.round != before.number:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote
@@ -102,6 +102,7 @@ class CoordinatorServer:
         authorities = self._identities.authorities
         self.tokens = Tokens(accepted, self.config.hashed_tokens, authorities)
         self.tokens.revoked = self._revoked_here
+        self.tokens.revoked_by.update((config or CoordinatorConfig()).revoked_by)
         self.tallies = Tallies()
         self.tallies.certificate_ends_at = self._identities.ends_at
         if ledger is not None:
@@ -290,13 +291,16 @@ class CoordinatorServer:
         hashed: tuple[HashedToken, ...] = (),
         revoked: frozenset[str] = frozenset(),
         identities: Prepared | None = None,
+        *,
+        revoked_by: Mapping[str, str] | None = None,
     ) -> int:
         """Accept these tokens from now on. Returns how many connections have another one.
 
         `hashed`: more, each with its roles. `revoked`: the ids of those that count no more, whose
-        connections are closed; they stay revoked. All others stay open: accept the old and the new
-        token together for a while, so that no node is refused. `identities`: of
-        `prepare`; None: the files of a PKI are read again here, and the event loop waits for them.
+        connections are closed; they stay revoked. `revoked_by`: who has revoked them, if known. All
+        others stay open: accept the old and the new token together for a while, so that no node is
+        refused. `identities`: of `prepare`; None: the files of a PKI are read again here, and the
+        event loop waits for them.
         Raises ValueError if no token is left, or one names an authority of which none has a
         certificate.
         """
@@ -307,6 +311,7 @@ class CoordinatorServer:
         if any(accepted) or hashed:
             self.tokens.replace(accepted, hashed, self._identities.authorities)
         self._revoked_here |= revoked
+        self.tokens.revoked_by |= revoked_by or {}
         self._revoke()
         self._watch()
         sessions = self.coordinator.sessions.values()
@@ -315,8 +320,9 @@ class CoordinatorServer:
         shown = [each.token for each in outlets if isinstance(each, WebSocketOutlet)]
         return sum(each is None or not self.tokens.knows(each) for each in shown)
 
-    def _revoked(self, in_ledger: frozenset[str]) -> None:
-        self._revoked_in_ledger = in_ledger
+    def _revoked(self, in_ledger: Mapping[str, str]) -> None:
+        self._revoked_in_ledger = frozenset(in_ledger)
+        self.tokens.revoked_by |= in_ledger
         self.tokens.awaits_revoked = False
         self._revoke()
 
@@ -328,15 +334,19 @@ class CoordinatorServer:
         if not new:
             return
         closed: Counter[str] = Counter()
+        who = self.tokens.revoked_by
         for session in list(self.coordinator.sessions.values()):
             if session.principal.id in new:
-                told = claims.revoked(f"this node's token {session.principal.id}")
-                session.refuse(Refusal(RefusalCode.TOKEN, told.message, told.hint))
+                what, by = f"token {session.principal.id}", who.get(session.principal.id, "")
+                told = claims.revoked(f"this node's {what}", by)
+                refusal = Refusal(RefusalCode.TOKEN, told.message, told.hint)
+                session.refuse(refusal, claims.revoked(f"its {what}", by).message)
                 self._audit.connection_closed(session.outlet.peer, session.principal, told)
                 closed[session.principal.id] += 1
         for token_id, count in closed.items():
             nodes = "one node" if count == 1 else f"{count} nodes"
-            _log.warning("token %s was revoked: the connections of %s are closed", token_id, nodes)
+            told = claims.revoked(f"token {token_id}", who.get(token_id, ""))
+            _log.warning("%s: the connections of %s are closed", told.message, nodes)
         for request in list(self._answering.values()):
             if guard.principal_of(request).id in new and request.transport is not None:
                 request.transport.abort()

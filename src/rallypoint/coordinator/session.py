@@ -93,7 +93,9 @@ class Run(Hashable, Protocol):
     def supervised(self, work: Callable[..., None], *args: Any) -> None:
         """Do some work. An unexpected error in it ends only this run."""
 
-    def connection_lost(self, session: Session, node: NodeId, how: ConnectionEnd) -> None:
+    def connection_lost(
+        self, session: Session, node: NodeId, how: ConnectionEnd, why: str = ""
+    ) -> None:
         """The connection has ended."""
 
     def beat(self) -> int:
@@ -183,6 +185,7 @@ class Session:
         "_share",
         "_source",
         "_turns",
+        "_why",
         "account",
         "attach_bytes",
         "connection_id",
@@ -216,6 +219,7 @@ class Session:
         self.input_turns = InputTurns(host.turns, host.put_off, connection_id)
         self._is_over = False
         self._has_ended = False
+        self._why = ""
         self._share = host.unattached
         self._kept = 0
         self._backlog: Backlog | None = None
@@ -277,7 +281,7 @@ class Session:
         self._let_all_go()
         run, asked = self.run, self._asked
         if run is not None and asked is not None:
-            run.connection_lost(self, asked.node.id, how)
+            run.connection_lost(self, asked.node.id, how, self._why)
 
     def _refuse_first(self, problem: str) -> None:
         hint = "the first message of a connection must be Attach"
@@ -382,10 +386,11 @@ class Session:
         else:
             self._backlog.owes_beat = True
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Send the refusal, and close."""
+    def refuse(self, refusal: Refusal, why: str = "") -> None:
+        """Send the refusal, and close. `why`: see ConnectionLost."""
         if self._is_over:
             return
+        self._why = why
         stamp = self.run.stamp if self.run else self._host.stamp()
         payload = wire.encode(wire.Refused(stamp, refusal))
         if self._backlog is None:

@@ -59,6 +59,8 @@ class Tokens:
         self._principals: dict[str, Principal] = {}
         self._checked: dict[str, claims.Claim] = {}
         self.revoked: frozenset[str] = frozenset()
+        self.revoked_by: dict[str, str] = {}
+        """Who has revoked them, as far as that is known."""
         self.awaits_revoked = False
 
     def __repr__(self) -> str:
@@ -125,7 +127,7 @@ class Tokens:
     def revocation(self, token_id: str, what: str) -> Denial | None:
         """Why what has this id does not count, as far as it may be revoked; None if it counts."""
         if token_id in self.revoked:
-            return claims.revoked(what)
+            return claims.revoked(what, self.revoked_by.get(token_id, ""))
         return claims.UNREAD if self.awaits_revoked else None
 
     def knows(self, token: str) -> bool:

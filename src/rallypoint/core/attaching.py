@@ -78,6 +78,7 @@ def attach_suspended(run: MembershipState, event: on.NodeAttached) -> None:
 
 def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None:
     member.connection_id = event.connection_id
+    member.closed_because = ""
     member.takes_orders = event.takes_orders
     if member.info.index != event.node.index:
         # The member table of a round, from which a successor knows it, has no indexes.

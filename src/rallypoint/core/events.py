@@ -134,11 +134,15 @@ class ProbeAnswered(SignOfLife, frozen=True):
 
 
 class ConnectionLost(Event, frozen=True):
-    """The node's connection closed without a goodbye, from either side."""
+    """The node's connection closed without a goodbye, from either side.
+
+    `why`: the reason of this coordinator, if it took the node's right to be here.
+    """
 
     node: NodeId
     connection_id: int
     how: ConnectionEnd = ConnectionEnd.UNKNOWN
+    why: str = ""
 
 
 class NodeSilent(Event, frozen=True):

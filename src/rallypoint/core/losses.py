@@ -37,6 +37,7 @@ def on_connection_lost(run: MembershipState, event: on.ConnectionLost) -> None:
         # R8: this is proof. `rules` removes the member, which frees its name.
         run._do(*run._suspicion.ended(member, run._now_s))
         return
+    member.closed_because = event.why
     run._do(*run._suspicion.disconnected(member, run.settings, run._now_s))
     newcomer = run._name_conflicts.waiting.get(member.name)
     if newcomer is not None:
@@ -56,6 +57,7 @@ def record_disconnected(run: MembershipState, event: on.ConnectionLost) -> None:
     elif event.how is ConnectionEnd.PROCESS_ENDED:
         run._do(*run._suspicion.ended(member, run._now_s))
     elif run.settings is not None:
+        member.closed_because = event.why
         run._suspicion.disconnected(member, run.settings, run._now_s)
 
 

@@ -67,6 +67,7 @@ class Member:
         "attached_s",
         "bootstrap",
         "bucket",
+        "closed_because",
         "connection_id",
         "due_s",
         "eligible_s",
@@ -103,6 +104,8 @@ class Member:
         self.name = info.name
         self.row_bytes = row_bytes(info)
         self.connection_id = connection_id
+        self.closed_because = ""
+        """Why this coordinator closed its connection, if it took the node's right to be here."""
         self.arrival = arrival
         self.attached_s = attached_s
         self.last_round = 0
@@ -208,6 +211,7 @@ class Member:
             self.told_standby,
             self.workers,
             self.last_round,
+            self.closed_because,
         )
 
 

@@ -5,7 +5,7 @@ and whether a round is formed.
 from __future__ import annotations
 
 from rallypoint.core import causes, member_changes, ordering, reasons, rounds, writing
-from rallypoint.core.roster import Bucket
+from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ChangeKind, Outcome, Phase, Reachability, RunSettings
 
@@ -32,10 +32,8 @@ def advance(run: MembershipState) -> None:
         run._do(*run._suspicion.update_guard(run.settings, run._now_s))
         overdue = run._suspicion.past_deadline()
         # R8: a member past its deadline is lost now.
-        if overdue:
-            is_closed = overdue[0].reachability is Reachability.DISCONNECTED
-            detail = reasons.NOT_RESUMED if is_closed else reasons.NOT_HEARD
-            member_changes.remove_gone(run, overdue, detail)
+        for why, members in _by_reason(overdue).items():
+            member_changes.remove_gone(run, members, why)
     if run._failed_in_burst and not run._suspicion.in_burst:
         failures, run._failed_in_burst = run._failed_in_burst, []
         for each in failures:
@@ -51,6 +49,19 @@ def advance(run: MembershipState) -> None:
         advance_active(run, run.settings)
     if run.phase is _GATHERING:
         advance_gathering(run, run.settings)
+
+
+def _by_reason(overdue: list[Member]) -> dict[str, list[Member]]:
+    """Members past their deadline, by why they are lost: those that are alike end a round once."""
+    found: dict[str, list[Member]] = {}
+    for member in overdue:
+        if member.closed_because:
+            found.setdefault(member.closed_because, []).append(member)
+    others = [member for member in overdue if not member.closed_because]
+    if others:
+        is_closed = others[0].reachability is Reachability.DISCONNECTED
+        found[reasons.NOT_RESUMED if is_closed else reasons.NOT_HEARD] = others
+    return found
 
 
 def advance_active(run: MembershipState, settings: RunSettings) -> None:

@@ -99,9 +99,9 @@ def has_ended(principal: Principal, now_s: float) -> bool:
     return principal.ends_at is not None and now_s > principal.ends_at + leeway_s
 
 
-def revoked(what: str) -> Denial:
-    """The denial of a credential that was revoked."""
-    return Denial(f"{what} was revoked", _NEW, "revoked")
+def revoked(what: str, by: str = "") -> Denial:
+    """The denial of a credential that was revoked. `by`: who has revoked it, if known."""
+    return Denial(f"{what} was revoked{f' by {by}' if by else ''}", _NEW, "revoked")
 
 
 def of_other_authority(named: str, own: tuple[str, ...]) -> Denial:

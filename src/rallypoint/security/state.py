@@ -9,6 +9,7 @@ and, once there are such:
     tokens.toml   tokens by their hashes, each with its roles and runs: see hashed.py
     issued        the claims that were made here, one a line, without what makes them secret
     revoked       the ids of claims and of tokens of tokens.toml that count no more, one a line
+    revoked_by    who has revoked them: an id and a name, one a line
 
 All of it is for one user only, as ssh's files are. `rallypoint serve --state` makes its own
 certificate from it each time that it starts or reads it again, so none lies about.
@@ -38,6 +39,7 @@ TOKEN: Final = "token"
 HASHED: Final = "tokens.toml"
 ISSUED: Final = "issued"
 REVOKED: Final = "revoked"
+REVOKED_BY: Final = "revoked_by"
 _PRIVATE: Final = stat.S_IRWXG | stat.S_IRWXO
 _BYTES_MAX: Final = 64 * 1024
 _LIST_BYTES_MAX: Final = 4 * 1024**2
@@ -166,10 +168,23 @@ class State:
         _seen[self.folder.absolute()] = found
         return found
 
-    def revoke(self, token_id: str) -> None:
-        """Let this id count no more. Idempotent. Raises StateError; ValueError for no id."""
+    def revoked_by(self) -> dict[str, str]:
+        """Who has revoked them, as far as that is known: the first one. Raises StateError."""
+        found: dict[str, str] = {}
+        for line in self._read_list(REVOKED_BY).decode("utf-8", "replace").splitlines():
+            token_id, _, by = line.partition(" ")
+            found.setdefault(token_id, by)
+        return found
+
+    def revoke(self, token_id: str, by: str = "") -> None:
+        """Let this id count no more. Idempotent. `by`: who wants that, in one line.
+
+        Raises StateError; ValueError for no id.
+        """
         check_id(token_id)
         self.revoked()
+        if by and token_id not in self.revoked_by():
+            self._append(REVOKED_BY, f"{token_id} {by}\n")
         # What this process has read before may be missing in the file.
         if token_id not in self._read_list(REVOKED).decode("utf-8", "replace").split():
             self._append(REVOKED, f"{token_id}\n")

@@ -63,12 +63,14 @@ def resolve_tokens(token_file: str | None = None, environ: Environ | None = None
 class Accepted(msgspec.Struct, frozen=True):
     """What a coordinator accepts. `tokens`: with all roles; `hashed`: each with its own.
 
-    `revoked`: the ids of claims and of hashed tokens that count no more.
+    `revoked`: the ids of claims and of hashed tokens that count no more; `revoked_by`: who has
+    revoked them, as far as that is known.
     """
 
     tokens: tuple[str, ...] = ()
     hashed: tuple[HashedToken, ...] = ()
     revoked: frozenset[str] = frozenset()
+    revoked_by: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.tokens) + len(self.hashed)
@@ -88,7 +90,7 @@ def resolve_accepted(token_file: str | None = None, environ: Environ | None = No
         return Accepted(tokens)
     state = State(Path(path))
     try:
-        return Accepted(tokens, state.hashed_tokens(), state.revoked())
+        return Accepted(tokens, state.hashed_tokens(), state.revoked(), state.revoked_by())
     except StateError as error:
         raise UsageError(str(error), hint=error.hint) from error
 
