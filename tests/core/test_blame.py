@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import msgspec
 import pytest
@@ -61,6 +62,20 @@ def test_a_fingerprint_is_one_printable_line_of_bounded_length() -> None:
     found = fingerprint(failure("\x1b[31m\n" + "word " * 999))
     assert found.isprintable()
     assert len(found) <= 200
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "ag", "0", "1,", ":", "a:", "0x", "/", "\\ ", "aaaaaaag", "é", "::1 ", " "]
+)
+def test_the_time_for_a_fingerprint_grows_with_the_text_and_not_faster(part: str) -> None:
+    """The text is a stranger's: 4,000 characters cost the coordinator up to 0.4 s once.
+
+    With the square of this length it would be a quarter of an hour, and not a tenth of a second.
+    """
+    text = (part * 200_000)[:200_000]
+    began_s = time.process_time()
+    fingerprint(failure(text))
+    assert time.process_time() - began_s < 30.0
 
 
 def test_an_early_failure_counts_double_and_an_unknown_one_once() -> None:
