@@ -252,6 +252,7 @@ ANSWERS: Final[dict[str, Any]] = {
             "roles": _TEXTS,
             "rights": _TEXTS,
             "runs": _TEXTS,
+            "name": _TEXT,
             "ends_at": {"type": ["number", "null"]},
         }
     ),

@@ -85,17 +85,48 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
         AuditFile(str(path))
 
 
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, has_reader: bool) -> None:
+    path = tmp_path / "audit"
+    os.mkfifo(path, 0o600)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if has_reader else None
+    with pytest.raises(UsageError, match="is a pipe") as caught:
+        AuditFile(str(path))
+    assert "/dev/stdout" in caught.value.hint
+    if reader is not None:
+        os.close(reader)
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="is a device"):
+        AuditFile("/dev/null")
+
+
+def test_a_stream_of_the_process_is_written_and_stays_open(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for path, text in (("/dev/stdout", b"one\n"), ("-", b"two\n"), ("/dev/stderr", b"three\n")):
+        file = AuditFile(path)
+        file.write(text)
+        file.reopen()
+        file.close()
+        os.fstat(1), os.fstat(2)
+    assert capfd.readouterr() == ("one\n", "two\nthree\n")
+
+
 def test_a_file_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file or directory"):
         AuditFile(str(tmp_path / "no" / "audit"))
 
 
 def test_a_disk_that_is_full_loses_records_and_nothing_else(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    file = AuditFile("/dev/full")
+    file = AuditFile(str(tmp_path / "audit"))
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        os.dup2(full.fileno(), file._file)
     file.write(b"one\n")
     file.close()
     assert "1 records are lost" in caplog.text

@@ -22,6 +22,7 @@ from rallypoint.cli import api, reloading
 from rallypoint.cli.reloading import Reloader
 from rallypoint.errors import UntrustedCoordinatorError, UsageError
 from rallypoint.security.authority import new_host_token
+from rallypoint.security.files import signature
 from rallypoint.security.state import State
 from rallypoint.security.token_form import credential
 from rallypoint.settings import parse_endpoint
@@ -160,13 +161,13 @@ def test_a_state_is_read_again_each_day(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_file_that_is_gone_for_a_moment_is_no_change(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    assert reloading.signature(path) is None
+    assert signature(path) is None
     path.write_text("a")
-    before = reloading.signature(path)
-    assert before == reloading.signature(path)
+    before = signature(path)
+    assert before == signature(path)
     path.unlink()
     path.write_text("b")
-    assert reloading.signature(path) != before
+    assert signature(path) != before
 
 
 def _is_missing(path: Path) -> None:

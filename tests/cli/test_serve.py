@@ -449,3 +449,39 @@ def test_a_token_that_is_revoked_is_refused_within_seconds(
     assert not any(answers())
     assert cli("token", "revoke", claim.id, "--state", str(state), *ledger).code == 0
     wait_until(lambda: all(answers()), says="it is still accepted")
+
+
+def test_its_end_names_the_runs_that_end_with_it(
+    serve: Callable[..., Served], cli: Cli, tmp_path: Path
+) -> None:
+    """With a ledger they go on. A closed run and a run without nodes are not named."""
+    alone, kept = serve(), serve("--ledger", f"file:{tmp_path / 'ledger'}")
+    for served in (alone, kept):
+        with rallypoint.join("over", served.endpoint, min_nodes=1, max_nodes=1) as run:
+            run.next_world()
+            run.close("done")
+    program = ("--no-python", "--", "sleep", "1000")
+    agents = [
+        subprocess.Popen(
+            [
+                *(*COMMAND, "run", "--nnodes", "1", "--run-id", "job", "--node-name", "n1"),
+                *("--endpoint", served.endpoint, *program),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        for served in (alone, kept)
+    ]
+    try:
+        for served in (alone, kept):
+            where = ("--endpoint", served.endpoint, "--for", "active", "--timeout", "60")
+            assert cli("wait", "job", *where).code == 0
+        lost, goes_on = (" ".join(served.stop()[1].split()) for served in (alone, kept))
+    finally:
+        for agent in agents:
+            agent.terminate()
+        for agent in agents:
+            agent.wait(60)
+    assert "run 'job' ends with this coordinator, as it has no ledger: n1" in lost
+    place = f"file:{tmp_path / 'ledger'}"
+    assert f"run 'job' goes on: the next coordinator of {place} takes over" in goes_on
+    assert "'over'" not in lost + goes_on

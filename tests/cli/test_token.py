@@ -165,11 +165,19 @@ def test_a_claim_says_what_it_is_for_and_is_never_shown(cli: Cli, tmp_path: Path
     assert parts.ca == ca_of((state / "token").read_text().strip())
     shown = cli("token", "show", str(file))
     assert shown.code == 0
-    told = f"claim {claim.id}: viewer, runs 'team-*', until "
+    assert claim.name == "claim"
+    told = f"claim {claim.id} (claim): viewer, runs 'team-*', until "
     assert told in " ".join(made.err.split())
     assert told in shown.out
     assert text not in str(made) + str(shown)
     assert file.stat().st_mode & 0o777 == 0o600
+    named = ("--state", str(state), "--name", "ann's laptop")
+    made = cli("token", "new", str(tmp_path / "named"), *named)
+    assert "(ann's laptop): node" in " ".join(made.err.split())
+    too_long = cli("token", "new", str(tmp_path / "long"), *named[:-1], "x" * 65)
+    assert (too_long.code, (tmp_path / "long").exists()) == (2, False)
+    host = cli("token", "new", str(tmp_path / "host"), *named, "--role", "host")
+    assert (host.code, (tmp_path / "host").exists()) == (2, False)
     plain = cli("token", "new", str(tmp_path / "plain"), "--state", str(state), "--run", "job-42")
     assert "node, runs 'job-42'" in " ".join(plain.err.split())
 
@@ -210,7 +218,7 @@ def test_the_tokens_of_a_state_are_listed_revoked_and_rotated(cli: Cli, tmp_path
         claim: ("claim", "job-42", "counts"),
     }
     text = " ".join(cli("token", "list", *of).out.split())
-    assert f"{claim} claim node job-42" in text
+    assert f"{claim} job claim node job-42" in text
     near, far = (cli("token", "revoke", each, *of) for each in ("dahs", "made-elsewhere"))
     assert (near.code, far.code) == (2, 2)
     assert "no token with id 'dahs'; nothing was changed" in near.err

@@ -20,8 +20,12 @@ from rallypoint import errors
 from rallypoint.coordinator.audit import Audit, Record
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.core.values import Address
+from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.net import bind
+from rallypoint.security import token_form as form
 from rallypoint.security.access import Certificates
+from rallypoint.security.authority import Authority, new_secret
 from rallypoint.security.roles import Denial, Principal, Role
 from rallypoint.security.sums import AT_ONCE, KEYS_MAX
 from rallypoint.tokens import fingerprint
@@ -45,10 +49,12 @@ class Lines(list[bytes]):
 
 
 @contextlib.asynccontextmanager
-async def audited(lines: Lines, config: CoordinatorConfig = CONFIG) -> AsyncIterator[Replica]:
+async def audited(
+    lines: Lines, config: CoordinatorConfig = CONFIG, ledger: MemoryLedger | None = None
+) -> AsyncIterator[Replica]:
     sock = bind("127.0.0.1", 0)
-    async with CoordinatorServer(config, audit=Audit(lines.append)) as server:
-        await server.start([sock])
+    async with CoordinatorServer(config, ledger=ledger, audit=Audit(lines.append)) as server:
+        await server.start([sock], (Address("127.0.0.1", sock.getsockname()[1]),))
         yield Replica(server, server.port)
 
 
@@ -74,11 +80,61 @@ def test_an_action_is_recorded_with_its_outcome() -> None:
         "address": "127.0.0.1",
         "asked_by": "192.0.2.7",
     }
+    no_json = "the body of the request does not fit: Expected `object`, got `array`"
+    no_run = "no run 'team-9' here"
     assert lines.records() == [
-        {"action": "close", "outcome": "failed", "status": 400, "run": "team-1"} | operator,
+        {"action": "close", "outcome": "failed", "status": 400, "run": "team-1"}
+        | {"detail": no_json}
+        | operator,
         {"action": "close", "outcome": "done", "status": 200, "run": "team-1"} | operator,
-        {"action": "close", "outcome": "failed", "status": 404, "run": "team-9"} | of_file,
+        {"action": "close", "outcome": "failed", "status": 404, "run": "team-9"}
+        | {"detail": no_run}
+        | of_file,
     ]
+
+
+def test_an_order_is_recorded_with_its_reason_and_the_sizes() -> None:
+    """Also by the coordinator that passed it on: each has its own log."""
+    one, other = Lines(), Lines()
+
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with audited(one, ledger=ledger) as a, audited(other, ledger=ledger) as b:
+            await a.has("team-1")
+            run = "/api/v1/runs/team-1"
+            scale = b'{"min_nodes": 1, "max_nodes": 6, "reason": "more is free"}'
+            evict = b'{"node": "a", "reason": "ECC errors"}'
+            unknown = b'{"node": "zz", "reason": "a typo"}'
+            assert (await b.ask(f"{run}/scale", token=OPERATOR, post=scale))[0] == 200
+            assert (await b.ask(f"{run}/drain", token=OPERATOR, post=unknown))[0] == 404
+            assert (await b.ask(f"{run}/evict", token=OPERATOR, post=evict))[0] == 200
+
+    run_clean(main)
+    for lines in (one, other):
+        scaled, failed, evicted = lines.records()
+        assert (scaled["size_before"], scaled["size"]) == ("2:2", "1:6")
+        assert scaled["reason"] == "more is free"
+        assert (failed["outcome"], failed["reason"]) == ("failed", "a typo")
+        assert failed["detail"] == "run 'team-1' has no node 'zz'"
+        assert (evicted["node"], evicted["reason"]) == ("a", "ECC errors")
+        assert "detail" not in evicted
+        assert "size" not in evicted
+
+
+def test_a_claim_is_recorded_with_its_name() -> None:
+    lines = Lines()
+    authority = Authority.new()
+    token = form.written(authority.ca, new_secret(), authority.identity())
+    claim, text = authority.claim((Role.OPERATOR,), "*", dt.timedelta(days=1), name="ann's laptop")
+    config = CoordinatorConfig(token=token)
+
+    async def main() -> None:
+        async with audited(lines, config) as a:
+            assert (await a.ask(CLOSE, token=text, post=b"{}"))[0] == 404
+
+    run_clean(main)
+    (record,) = lines.records()
+    assert (record["token"], record["name"]) == (claim.id, "ann's laptop")
 
 
 def test_refusals_are_recorded_and_reading_is_not() -> None:

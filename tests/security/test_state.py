@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import stat
 from pathlib import Path
 
@@ -186,6 +187,17 @@ def test_a_list_that_others_can_read_is_refused(made: s.State, name: str) -> Non
     with pytest.raises(s.StateError, match="other users") as caught:
         (made.hashed_tokens(), made.issued(), made.revoked())
     assert f"chmod 600 {path}" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    """That user could put other files in the place of those that are there."""
+    made = s.State(tmp_path / "state")
+    made.create()
+    os.chown(made.folder, 65534, -1)
+    for read in (made.tokens, made.authority, made.host_tokens):
+        with pytest.raises(s.StateError, match="belongs to user 65534, who may replace"):
+            read()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])

@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar
 from rallypoint import logs, settings
 from rallypoint.errors import UsageError
 from rallypoint.security.access import CertificateFileError
+from rallypoint.security.files import signature
 from rallypoint.threads import call_from_loop
 
 S = TypeVar("S", bound=Sized)
@@ -144,19 +145,6 @@ class Watch:
         """What differs once one of them was replaced. None while one is missing."""
         found = [signature(each) for each in self._paths]
         return None if None in found else tuple(found)
-
-
-def signature(path: Path) -> tuple[tuple[int, int, int], ...] | None:
-    """What differs once the file, or a file of the directory, was replaced or written.
-
-    None if it is missing or cannot be looked at.
-    """
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [each.stat() for each in files]
-    except OSError:
-        return None
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
 
 
 def _not_read(error: BaseException) -> UsageError:

@@ -13,7 +13,7 @@ import importlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,8 +32,11 @@ from rallypoint.cli.reloading import Reloader, Watch
 from rallypoint.client.identity import may_be_one_machine, own_addresses
 from rallypoint.coordinator.audit import Audit
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.listener import allow_many_descriptors
 from rallypoint.coordinator.server import CoordinatorServer
+from rallypoint.core.printable import counted, some
+from rallypoint.core.reasons import first_names
 from rallypoint.core.sizes import size_text
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint, is_loopback
@@ -44,6 +47,8 @@ from rallypoint.tokens import Origin
 
 STOP_WITHIN_S: Final = 2.5
 """How many seconds a clean end may take. The rest then ends with the process."""
+RUNS_TOLD_MAX: Final = 8
+"""How many runs without a ledger are named when their coordinator ends."""
 HAND_OVER_WITHIN_S: Final = 5.0
 """The same with a ledger, where the lease is handed over so that others take the runs at once."""
 
@@ -171,7 +176,7 @@ async def _serve_ledger(
         async with open_ledger(place, settings.etcd_password(place)) as ledger:
             server = CoordinatorServer(config, ledger=ledger, audit=audit)
             output.note(f"runs are kept in {place}; nodes connect to {addresses[0]}")
-            await _serve(server, sock, endpoint, reloads, addresses)
+            await _serve(server, sock, endpoint, reloads, addresses, str(place))
     finally:
         sock.close()
 
@@ -212,6 +217,7 @@ async def _serve(
     endpoint: str,
     reloads: Reloads,
     addresses: tuple[Address, ...] = (),
+    ledger: str = "",
 ) -> None:
     within_s = STOP_WITHIN_S if server.ownership.is_in_memory else HAND_OVER_WITHIN_S
     ends = contextlib.ExitStack()
@@ -236,11 +242,31 @@ async def _serve(
         output.note(f"coordinator {__version__} is ready at {endpoint}; Ctrl-C stops it")
         number = await stop
         output.note(f"{signal.Signals(number).name}: stopping the coordinator")
+        for line in last_words(server.coordinator.runs.values(), ledger):
+            output.note(output.clean(line))
     finally:
         ends.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await server.aclose()
+
+
+def last_words(runs: Iterable[HostedRun], ledger: str) -> list[str]:
+    """What becomes of the runs that are open when the coordinator ends. `ledger`: "" for none."""
+    open_runs = [run for run in runs if not run.is_closed and len(run.membership.roster)]
+    if not open_runs:
+        return []
+    if ledger:
+        names = some(first_names(repr(run.run_id) for run in open_runs), len(open_runs))
+        which = f"run {names} goes" if len(open_runs) == 1 else f"runs {names} go"
+        return [f"{which} on: the next coordinator of {ledger} takes over"]
+    lines = []
+    for run in open_runs[:RUNS_TOLD_MAX]:
+        members = run.membership.roster
+        names = some(first_names(each.name for each in members), len(members))
+        lines.append(f"run {run.run_id!r} ends with this coordinator, as it has no ledger: {names}")
+    left = len(open_runs) - len(lines)
+    return lines + ([f"so do {counted(left, 'other run')}"] if left else [])
 
 
 class _Reread(msgspec.Struct, frozen=True):

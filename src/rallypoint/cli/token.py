@@ -14,7 +14,7 @@ from rallypoint.cli import output, token_state
 from rallypoint.cli.common import warn_if_exposed
 from rallypoint.cli.token_common import as_usage_error, lasting
 from rallypoint.errors import UsageError
-from rallypoint.security import token_form
+from rallypoint.security import claims, token_form
 from rallypoint.security.authority import CLAIM_VALID, HOST_TOKEN_VALID
 from rallypoint.security.roles import ALL_RUNS, Role, check_pattern
 from rallypoint.security.state import State
@@ -79,6 +79,15 @@ def new(
             "id, in place of a signed claim.",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="TEXT",
+            help="How `token list`, the audit log and events call the claim (default: the name of "
+            "the file). Who has the claim can read it.",
+        ),
+    ] = None,
 ) -> None:
     """Draw a token of 256 bits into a new file that only you can read. Overwrites nothing.
 
@@ -87,11 +96,11 @@ def new(
     authority has signed: coordinators of that authority check it without a list.
     """
     settings.check_platform()
-    has_limits = any(each is not None for each in (role, run, ttl, listed))
+    has_limits = any(each is not None for each in (role, run, ttl, listed, name))
     if state is None:
         if has_limits:
             raise UsageError(
-                "--role, --run, --ttl and --listed are for tokens of a state directory",
+                "--role, --run, --ttl, --listed and --name are for tokens of a state directory",
                 hint="add --state DIR",
             )
         file = None if path is None else Path(path).absolute()
@@ -100,7 +109,8 @@ def new(
     elif path is None:
         if has_limits:
             raise UsageError(
-                "--role, --run, --ttl and --listed need the file to make", hint="add its path"
+                "--role, --run, --ttl, --listed and --name need the file to make",
+                hint="add its path",
             )
         found = State(Path(state).absolute())
         with as_usage_error():
@@ -114,6 +124,11 @@ def new(
         file, found = Path(path).absolute(), State(Path(state).absolute())
         tokens.check_new_file(file)  # before a claim or an entry is made that nobody would have
         runs = ALL_RUNS if run is None else run
+        if name is not None and (role is Role.HOST or listed is not None):
+            raise UsageError(
+                "--name is for claims: a host's token has none, and --listed gives an id",
+                hint="remove --name",
+            )
         if role is Role.HOST:
             if listed is not None:
                 raise UsageError("--listed is not for hosts", hint="give another --role")
@@ -123,7 +138,8 @@ def new(
                 file, found, listed, role or Role.NODE, ALL_RUNS if run is None else run, ttl
             )
         elif has_limits:
-            _new_claim(file, found, role or Role.NODE, runs, ttl)
+            called = file.stem[: claims.NAME_LENGTH_MAX] if name is None else name
+            _new_claim(file, found, role or Role.NODE, runs, ttl, called)
         else:
             with as_usage_error():
                 shared = found.tokens()[0]
@@ -166,14 +182,18 @@ def _new_listed(
     _tell(file, f"token {token_id} of {state.folder}: {role}, fingerprint {mark}")
 
 
-def _new_claim(file: Path, state: State, role: Role, run: str, ttl: str | None) -> None:
+def _new_claim(file: Path, state: State, role: Role, run: str, ttl: str | None, name: str) -> None:
     valid = CLAIM_VALID if ttl is None else lasting(ttl, "--ttl")
     try:
         check_pattern(run)
     except ValueError as error:
         raise UsageError(f"--run {error}", hint="write it as job-42 or 'team-*'") from None
+    try:
+        claims.check_name(name)
+    except ValueError as error:
+        raise UsageError(f"--name {error}", hint="give one with --name TEXT") from None
     with as_usage_error():
-        claim, text = state.issue(role, run, valid)
+        claim, text = state.issue(role, run, valid, name)
     tokens.make_file(file, text)
     _tell(file, claim.told())
 

@@ -43,7 +43,7 @@ def list_tokens(
     state: StateOption,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the tokens of a state directory: id, kind, roles, runs, end. Never shows a token.
+    """Show the tokens of a state directory: id, name, kind, roles, runs, end. Never shows a token.
 
     shared: of the file token, by its fingerprint. listed: of tokens.toml. claim: made here.
     """
@@ -51,7 +51,7 @@ def list_tokens(
     if as_json:
         output.print_json({"tokens": rows})
         return
-    headings = ("id", "kind", "roles", "runs", "until", "state")
+    headings = ("id", "name", "kind", "roles", "runs", "until", "state")
     output.show(output.table(headings, [_cells(each) for each in rows]))
 
 
@@ -62,7 +62,9 @@ def _rows(state: State) -> list[Row]:
     everything = tuple(Role)
     rows = [_row(tokens.fingerprint(each), "shared", everything, ALL_RUNS, None) for each in shared]
     rows += [_row(each.id, "listed", each.roles, each.runs, each.ends_at) for each in listed]
-    rows += [_row(each.id, "claim", each.roles, each.runs, each.ends_at) for each in issued]
+    rows += [
+        _row(each.id, "claim", each.roles, each.runs, each.ends_at, each.name) for each in issued
+    ]
     known = {each["id"] for each in rows}
     # An id may be of a claim that was made elsewhere.
     rows += [_row(each, "unknown", (), "", None) for each in sorted(revoked - known)]
@@ -73,12 +75,18 @@ def _rows(state: State) -> list[Row]:
 
 
 def _row(
-    token_id: str, kind: str, roles: tuple[Role, ...], runs: str, ends_at: float | None
+    token_id: str,
+    kind: str,
+    roles: tuple[Role, ...],
+    runs: str,
+    ends_at: float | None,
+    name: str = "",
 ) -> Row:
     leeway_s = claims.LEEWAY_S if kind == "claim" else 0.0
     has_ended = ends_at is not None and time.time() > ends_at + leeway_s
     return {
         "id": token_id,
+        "name": name,
         "kind": kind,
         "roles": list(roles),
         "runs": runs,
@@ -90,7 +98,7 @@ def _row(
 def _cells(row: Row) -> list[Any]:
     roles = "all" if set(row["roles"]) == set(Role) else ", ".join(row["roles"])
     until = "" if row["ends_at"] is None else time_text(row["ends_at"])
-    texts = (row["id"], row["kind"], roles, row["runs"], until, row["state"])
+    texts = (row["id"], row["name"], row["kind"], roles, row["runs"], until, row["state"])
     return [output.cell(each, "" if row["state"] == "counts" else "red") for each in texts]
 
 

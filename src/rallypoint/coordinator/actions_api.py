@@ -126,6 +126,9 @@ async def _handle(action: Action, request: web.Request) -> web.Response:
         return json_error(400, what, f"send JSON such as {action.example}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return json_error(400, f"the body must be JSON such as {action.example}")
+    request[audit.REASON] = body.reason
+    if isinstance(body, _ScaleBody):
+        request[audit.SIZE] = f"{body.min_nodes}:{body.max_nodes}"
     if isinstance(body, _NodeBody):
         request[audit.NODE] = body.node
     run = coordinator.runs.get(run_id)
@@ -199,7 +202,7 @@ def operator(request: web.Request) -> str:
     where = f"{asked_by} through {remote}" if asked_by else remote
     principal = guard.principal_of(request)
     # A token that may do everything is often the only one there is.
-    token = "" if principal.is_unlimited else f" with token {principal.id}"
+    token = "" if principal.is_unlimited else f" with token {principal.label}"
     return f"operator at {where}{token}"
 
 

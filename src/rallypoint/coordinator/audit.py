@@ -1,7 +1,7 @@
 """The audit log: who changed a run from outside, and who was refused. JSON, one record a line.
 
 Each request that needs the right ACT is recorded by the server, and so is each refusal. A handler
-of such a request only adds the node, if there is one: `request[audit.NODE] = name`.
+of such a request only adds what it is about: `request[audit.NODE] = name`, and so on.
 
 Records that anybody can cause are limited: see `security/sums.py`. This file must not write to a
 disk, which may hang: `sink` takes the lines.
@@ -28,6 +28,10 @@ from rallypoint.wire.headers import ASKED_BY
 
 NODE: web.RequestKey[str] = web.RequestKey("audited_node", str)
 """The node to which an action is done."""
+REASON: web.RequestKey[str] = web.RequestKey("audited_reason", str)
+"""Why the operator wants it."""
+SIZE: web.RequestKey[str] = web.RequestKey("audited_size", str)
+"""How many nodes a run is to have, as MIN:MAX."""
 LOGIN: Final = "login"
 ATTACH: Final = "attach"
 DONE: Final = "done"
@@ -39,7 +43,8 @@ UNKNOWN: Final = "unknown"
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line. docs/security.md has the fields. `sender`: the id of the token, which is not secret.
-    `count`: how many like this one it stands for.
+    `name`: of the token, for people. `size_before`, `size`: how many nodes a run had before
+    `scale`, and is to have. `count`: how many like this one it stands for.
     """
 
     time: str
@@ -47,11 +52,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcome: str
     status: int = 0
     sender: str = msgspec.field(default="", name="token")
+    name: str = ""
     roles: str = ""
     address: str = ""
     asked_by: str = ""
     run: str = ""
     node: str = ""
+    size_before: str = ""
+    size: str = ""
+    reason: str = ""
     detail: str = ""
     count: int = 1
 
@@ -70,10 +79,11 @@ class _Key(msgspec.Struct, frozen=True):
     sender: str
     roles: str
     address: str
+    name: str = ""
 
 
 def _of_token(key: _Key) -> _Key:
-    return _Key(key.action, key.sender, key.roles, OTHERS)
+    return _Key(key.action, key.sender, key.roles, OTHERS, key.name)
 
 
 def _of_action(key: _Key) -> _Key:
@@ -131,9 +141,22 @@ class Audit:
         """The open connection of a node was closed, because its token counts no more."""
         self._refused(ATTACH, address, principal, detail=denial.message)
 
-    def acted(self, request: web.Request, principal: Principal, status: int | None) -> None:
-        """A request that changes a run was answered; None: it has ended before."""
-        sender, roles = _named(principal)
+    def acted(
+        self,
+        request: web.Request,
+        principal: Principal,
+        status: int | None,
+        answer: web.StreamResponse | None = None,
+    ) -> None:
+        """A request that changes a run was answered; None: it has ended before.
+
+        `answer`: what it got, which says why it failed, and what the size of the run was. So the
+        record has that also if another coordinator has done it.
+        """
+        if self._sink is None:
+            return
+        sender, name, roles = _named(principal)
+        said = _said(answer)
         outcome = UNKNOWN if status is None else DONE if status < 400 else FAILED
         self._write(
             Record(
@@ -142,11 +165,16 @@ class Audit:
                 outcome=outcome,
                 status=status or 0,
                 sender=sender,
+                name=name,
                 roles=roles,
                 address=_address(request.remote),
                 asked_by=_asked_by(request),
                 run=_tidy(request.match_info.get("run_id", "")),
                 node=_tidy(request.get(NODE, "")),
+                size_before=_size(said.was),
+                size=request.get(SIZE, ""),
+                reason=reasons.tidy(request.get(REASON, "")),
+                detail=reasons.tidy(said.error),
             )
         )
 
@@ -166,15 +194,16 @@ class Audit:
         if self._sink is None:
             return
         now_s = asyncio.get_running_loop().time()
-        sender, roles = ("", "") if principal is None else _named(principal)
+        sender, name, roles = ("", "", "") if principal is None else _named(principal)
         sums = self._strangers if principal is None else self._known
-        if sums.admits(_Key(action, sender, roles, network(address)), now_s):
+        if sums.admits(_Key(action, sender, roles, network(address), name), now_s):
             self._write(
                 Record(
                     time=_now(),
                     action=action,
                     outcome=REFUSED,
                     sender=sender,
+                    name=name,
                     roles=roles,
                     address=address,
                     **more,
@@ -206,8 +235,29 @@ class Audit:
             self._sink(msgspec.json.encode(record) + b"\n")
 
 
-def _named(principal: Principal) -> tuple[str, str]:
-    return principal.id, ",".join(principal.roles)
+class _Said(msgspec.Struct):
+    """What a record has of the answer to an action."""
+
+    error: str = ""
+    was: Any = None
+
+
+def _said(answer: web.StreamResponse | None) -> _Said:
+    body = answer.body if isinstance(answer, web.Response) else None
+    try:
+        return msgspec.json.decode(body if isinstance(body, bytes) else b"{}", type=_Said)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Said()
+
+
+def _size(numbers: Any) -> str:
+    """How many nodes a run had, as MIN:MAX; "" if these are no such numbers."""
+    is_size = isinstance(numbers, list) and len(numbers) == 2
+    return f"{numbers[0]}:{numbers[1]}" if is_size else ""
+
+
+def _named(principal: Principal) -> tuple[str, str, str]:
+    return principal.id, principal.name, ",".join(principal.roles)
 
 
 def _address(remote: str | None) -> str:

@@ -12,11 +12,10 @@ from typing import Final
 
 from rallypoint import logs, runtime
 from rallypoint.security.claims import time_text
+from rallypoint.security.der import ENDS_SOON_S
 
 _log = logging.getLogger("rallypoint.coordinator")
 
-WARN_S: Final = 3 * 86_400.0
-"""How long before the end, in seconds."""
 LOOK_S: Final = 600.0
 TOLD_S: Final = 6 * 3_600.0
 """At most one line in this time."""
@@ -30,7 +29,7 @@ async def warn(ends_at: Callable[[], float | None]) -> None:
     """Look again and again, until cancelled. `ends_at`: in seconds since 1970."""
     while True:
         end = ends_at()
-        if end is not None and end - runtime.here().wall_s() < WARN_S:
+        if end is not None and end - runtime.here().wall_s() < ENDS_SOON_S:
             _log.warning(told(end, runtime.here().wall_s()), extra=logs.limit(1, TOLD_S))
         await asyncio.sleep(LOOK_S)
 

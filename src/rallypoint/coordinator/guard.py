@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
 from rallypoint import runtime
@@ -100,7 +101,7 @@ def of_certificate(
         assert found.ends_at is not None
         return claims.expired(found.id, found.ends_at, "use a new one")
     if Role.HOST in found.roles and _is_forwarded(request):
-        return Principal(found.id, ALL_ROLES, found.runs, found.ends_at, found.source, found.node)
+        return msgspec.structs.replace(found, roles=ALL_ROLES)
     return found
 
 

@@ -170,6 +170,7 @@ async def _me(request: web.Request) -> web.Response:
     return answer(
         {
             "id": principal.id,
+            "name": principal.name,
             "roles": list(principal.roles),
             "rights": rights,
             "runs": list(principal.patterns),

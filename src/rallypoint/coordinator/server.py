@@ -337,7 +337,7 @@ class CoordinatorServer:
         who = self.tokens.revoked_by
         for session in list(self.coordinator.sessions.values()):
             if session.principal.id in new:
-                what, by = f"token {session.principal.id}", who.get(session.principal.id, "")
+                what, by = f"token {session.principal.label}", who.get(session.principal.id, "")
                 told = claims.revoked(f"this node's {what}", by)
                 refusal = Refusal(RefusalCode.TOKEN, told.message, told.hint)
                 session.refuse(refusal, claims.revoked(f"its {what}", by).message)
@@ -475,6 +475,7 @@ class CoordinatorServer:
     ) -> web.StreamResponse:
         """Answer a request that changes a run, and record it."""
         status: int | None = None
+        answer: web.StreamResponse | None = None
         try:
             is_last = self._is_crowded()
             answer = await self._requests.answer(request, handler, account, is_last=is_last)
@@ -484,7 +485,7 @@ class CoordinatorServer:
             status = error.status
             raise
         finally:
-            self._audit.acted(request, guard.principal_of(request), status)
+            self._audit.acted(request, guard.principal_of(request), status, answer)
 
     def _attach_denied(self, session: Session, run_id: str, denied: Denial) -> None:
         seen = session.outlet.seen if isinstance(session.outlet, WebSocketOutlet) else None

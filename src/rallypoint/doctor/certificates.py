@@ -15,10 +15,9 @@ from rallypoint.doctor.ports import Asked
 from rallypoint.security import first_look, pki, tls, token_form
 from rallypoint.security.access import CertificateFileError, Certificates
 from rallypoint.security.claims import time_text
-from rallypoint.security.der import public_key_hash, validity
+from rallypoint.security.der import ENDS_SOON_S, public_key_hash, validity
 
 CHECK: Final = "certificate"
-SOON_S: Final = 3 * 86_400.0
 _CLOCKS: Final = "renew it, or compare the clocks of both machines (`date`)"
 _RENEW: Final = (
     "give the coordinator a new host token or new files of --tls-cert; `serve --state` makes its "
@@ -99,5 +98,5 @@ def _judge(certificate: bytes, what: str, notes: Notes, key: str, authority: str
         notes.fail(f"{what} has ended, at {until}", _CLOCKS)
     elif begin > now:
         notes.fail(f"{what} does not count yet", _CLOCKS)
-    elif end - now < SOON_S:
+    elif end - now < ENDS_SOON_S:
         notes.warn(f"{what} ends soon, at {until}", _RENEW)

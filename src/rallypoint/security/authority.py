@@ -15,7 +15,7 @@ import functools
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from rallypoint.security.claims import LEEWAY_S, Claim, signed
+from rallypoint.security.claims import LEEWAY_S, Claim, check_name, signed
 from rallypoint.security.der import public_key_hash
 from rallypoint.security.roles import Role, check_pattern
 from rallypoint.security.token_form import SECRET_BYTES, Identity, written, written_claim
@@ -150,10 +150,12 @@ class Authority:
         runs: str,
         valid: dt.timedelta,
         now: dt.datetime | None = None,
+        *,
+        name: str = "",
     ) -> tuple[Claim, str]:
         """A new signed claim, and its text. `valid`: for how long it counts, from now on.
 
-        Raises ValueError for a pattern of runs that is none.
+        Raises ValueError for a pattern of runs or a name that is none.
         """
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -166,6 +168,7 @@ class Authority:
             check_pattern(runs),
             int(begins.timestamp()),
             int(ends.timestamp()),
+            check_name(name),
         )
 
         def sign(payload: str) -> bytes:

@@ -19,11 +19,12 @@ from typing import Final
 import msgspec
 
 from rallypoint.core.values import FrozenStruct
-from rallypoint.security.roles import ALL_RUNS, Denial, Principal, Role, check_pattern
+from rallypoint.security.roles import ALL_RUNS, Denial, Principal, Role, check_pattern, labelled
 
 LEEWAY_S: Final = 300.0
 """How far the clocks of two machines may differ, in seconds."""
 ID_LENGTH_MAX: Final = 64
+NAME_LENGTH_MAX: Final = 64
 PAYLOAD_LENGTH_MAX: Final = 2_000
 SOURCE: Final = "a signed claim"
 _DOMAIN: Final = "rallypoint claim 1"
@@ -33,18 +34,23 @@ _NEW: Final = "make a new one with `rallypoint token new FILE --state DIR`"
 
 
 class Claim(FrozenStruct, frozen=True):
-    """A claim. `not_before`, `ends_at`: in seconds since 1970, by the wall clock."""
+    """A claim. `not_before`, `ends_at`: in seconds since 1970, by the wall clock.
+
+    `name`: for people, and not unique; coordinators of earlier releases do not read it.
+    """
 
     id: str
     roles: tuple[Role, ...]
     runs: str
     not_before: int
     ends_at: int
+    name: str = ""
 
     @property
     def principal(self) -> Principal:
         """Who sends it."""
-        return Principal(self.id, self.roles, (self.runs,), float(self.ends_at), SOURCE)
+        runs, ends_at = (self.runs,), float(self.ends_at)
+        return Principal(self.id, self.roles, runs, ends_at, SOURCE, name=self.name)
 
     def problem(self, now_s: float) -> Denial | None:
         """Why it does not count at this time; None if it does."""
@@ -62,7 +68,8 @@ class Claim(FrozenStruct, frozen=True):
     def told(self) -> str:
         """The claim in words, without what makes it secret."""
         runs = "all runs" if self.runs == ALL_RUNS else f"runs {self.runs!r}"
-        return f"claim {self.id}: {', '.join(self.roles)}, {runs}, until {time_text(self.ends_at)}"
+        what, roles = labelled(self.id, self.name), ", ".join(self.roles)
+        return f"claim {what}: {roles}, {runs}, until {time_text(self.ends_at)}"
 
 
 DAMAGED: Final = Denial(
@@ -114,6 +121,13 @@ def of_other_authority(named: str, own: tuple[str, ...]) -> Denial:
     )
 
 
+def check_name(name: str) -> str:
+    """The name of a claim, which may be empty. Raises ValueError."""
+    if len(name) > NAME_LENGTH_MAX or not name.isprintable():
+        raise ValueError(f"is at most {NAME_LENGTH_MAX} printable characters")
+    return name
+
+
 def payload_of(claim: Claim) -> str:
     """The claim as text."""
     return base64.urlsafe_b64encode(msgspec.json.encode(claim)).rstrip(b"=").decode()
@@ -141,6 +155,7 @@ def read_payload(text: str) -> Claim:
         dt.datetime.fromtimestamp(claim.not_before, dt.UTC)
         if not 1 <= len(claim.id) <= ID_LENGTH_MAX or not claim.id.isprintable():
             raise ValueError
+        check_name(claim.name)
     except (msgspec.DecodeError, ValueError, OverflowError, OSError):
         raise ValueError("is damaged: it has no claim (it is not shown here)") from None
     return claim

@@ -14,6 +14,8 @@ _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
 _FIELDS_BEFORE_KEY: Final = 5
 """serialNumber, signature, issuer, validity, subject."""
+ENDS_SOON_S: Final = 3 * 86_400.0
+"""How long before its end somebody has to know of it, in seconds."""
 _FIELDS_BEFORE_VALIDITY: Final = 3
 _TIMES: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 """UTCTime and GeneralizedTime, as RFC 5280, 4.1.2.5, allows them. %y is below 69 until 2068."""

@@ -20,6 +20,7 @@ from rallypoint.security import tls
 from rallypoint.security.access import SYSTEM, CertificateFileError, Certificates
 from rallypoint.security.claims import time_text
 from rallypoint.security.der import validity
+from rallypoint.security.files import signature
 
 _SHOWN_MAX: Final = 3
 
@@ -32,7 +33,7 @@ def client(files: Certificates, name: str) -> tls.Client:
 
     It may block as long as a file system does. Raises CertificateFileError.
     """
-    key = (files, signature(files.files))
+    key = (files, tuple(signature(Path(each)) for each in files.files))
     context = _contexts.get(key)
     if context is None:
         while len(_contexts) >= _CONTEXTS_MAX:
@@ -91,19 +92,6 @@ def check(files: Certificates, client_ca: str | None = None) -> None:
     _client_context(files)
     if client_ca is not None:
         _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), client_ca)
-
-
-def signature(files: tuple[str, ...]) -> tuple[object, ...]:
-    """What differs once one of the files was replaced or written."""
-    found: list[object] = []
-    for each in files:
-        try:
-            about = Path(each).stat()
-        except (OSError, ValueError):
-            found.append(None)
-        else:
-            found.append((about.st_ino, about.st_size, about.st_mtime_ns))
-    return tuple(found)
 
 
 def fingerprint(certificate: bytes) -> str:

@@ -80,13 +80,18 @@ class Denial(FrozenStruct, frozen=True):
     reason: str
 
 
+def labelled(token_id: str, name: str) -> str:
+    """A token for people: its id, and its name if it has one."""
+    return f"{token_id} ({name})" if name else token_id
+
+
 class Principal(FrozenStruct, frozen=True):
     """Who sends a request, as its token proves.
 
     `id` names the token, and is not secret. `runs`: patterns, all of which a run must match.
     `ends_at`: until when the token counts, in seconds since 1970 by the wall clock; None: without
     end. `source`: where the coordinator knows the token from, for people. `node`: the one node
-    that it may be; None: any.
+    that it may be; None: any. `name`: how people call the token.
     """
 
     id: str = ""
@@ -95,6 +100,12 @@ class Principal(FrozenStruct, frozen=True):
     ends_at: float | None = None
     source: str = ""
     node: str | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The id and the name, for people."""
+        return labelled(self.id, self.name)
 
     @property
     def is_unlimited(self) -> bool:
@@ -161,7 +172,7 @@ class Principal(FrozenStruct, frozen=True):
         if len(runs) > PATTERNS_MAX:
             named, runs = set(), self.runs
         kept = tuple(each for each in self.roles if each in named)
-        return Principal(self.id, kept, runs, self.ends_at, self.source, self.node)
+        return Principal(self.id, kept, runs, self.ends_at, self.source, self.node, self.name)
 
     def limits(self) -> str:
         """Its roles and patterns in ASCII, for another coordinator."""

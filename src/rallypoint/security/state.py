@@ -201,9 +201,11 @@ class State:
                 found.append(msgspec.json.decode(line, type=Claim))
         return tuple(found)
 
-    def issue(self, role: Role, runs: str, valid: dt.timedelta) -> tuple[Claim, str]:
-        """A new claim and its text. Raises StateError; ValueError for a pattern that is none."""
-        claim, text = self.authority().claim((role,), runs, valid)
+    def issue(
+        self, role: Role, runs: str, valid: dt.timedelta, name: str = ""
+    ) -> tuple[Claim, str]:
+        """A new claim and its text. Raises StateError; ValueError for a pattern or a name."""
+        claim, text = self.authority().claim((role,), runs, valid, name=name)
         self._append(ISSUED, msgspec.json.encode(claim).decode() + "\n")
         return claim, text
 
@@ -324,7 +326,14 @@ class State:
 
     def _check_folder(self) -> None:
         """Raises StateError if others may replace or remove the files, whatever their mode is."""
-        mode = self.folder.stat().st_mode
+        about = self.folder.stat()
+        if about.st_uid not in (os.geteuid(), 0):
+            raise StateError(
+                f"the directory {str(self.folder)!r} belongs to user {about.st_uid}, who may "
+                "replace the files in it",
+                "use a directory of this user or of root",
+            )
+        mode = about.st_mode
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             raise StateError(
                 f"other users may replace the files in {str(self.folder)!r}",
