@@ -47,7 +47,6 @@ class Told:
         plan = {
             "argv": (sys.executable, "-u", str(program)),
             "env": preloader_environment(dict(os.environ), 1),
-            "folders": (str(folder),),
             "watched": tuple(worker_variables()),
             "workers": 1,
             **more,

@@ -42,6 +42,18 @@ def system_of(job: Job, index: int) -> SimulatedSystem:
     return system
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_agents_whose_workers_start_warm_bear_faults(seed: int) -> None:
+    faults = [
+        PlannedFault(2.0 + 2.0 * at, kind, seed)
+        for at, kind in enumerate(("worker fails", "signal", "worker fails", "freeze"))
+    ]
+    job = Job(seed, plan=a_plan(*faults, preloads=True, nodes=4, max_restarts=9)).run()
+    assert job.problems == []
+    said = "\n".join(str(each) for each in job.scene.events)
+    assert "preload" in said
+
+
 def test_agents_without_faults_end_with_success() -> None:
     job = Job(1, plan=a_plan()).run()
     assert job.problems == []

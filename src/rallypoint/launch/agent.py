@@ -36,7 +36,7 @@ from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.machine import AgentMachine, Rules
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.phases import Phase
-from rallypoint.launch.preloader import REFILL_AFTER_S, PreloadPlan, modules_in, program_folders
+from rallypoint.launch.preloader import REFILL_AFTER_S, PreloadPlan, modules_in
 from rallypoint.launch.round_workers import Assignment, RoundWorkers
 from rallypoint.launch.system import LocalSystem, Port, System, WarmForks
 from rallypoint.launch.warm_starts import Preload
@@ -383,7 +383,6 @@ class Agent:
             plan = PreloadPlan(
                 argv=config.argv,
                 env=preloader_environment(self._system.environment, config.workers),
-                folders=program_folders(config.argv),
                 watched=tuple(worker_variables()),
                 workers=config.workers,
                 has_stdin=config.stdin is not None and self._system.may_read_stdin,

@@ -57,15 +57,14 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 class PreloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What every preloader of an agent is started with.
 
-    `argv`: the workers' command. `env`: see worker_env.preloader_environment. `folders`: where the
-    program finds modules first. `watched`: variables that differ between workers. `workers`: how
-    many standbys are kept. `has_stdin`: whether a worker reads the agent's standard input.
-    `import_s`: how many seconds one module may take, with what it imports.
+    `argv`: the workers' command. `env`: see worker_env.preloader_environment. `watched`: variables
+    that differ between workers. `workers`: how many standbys are kept. `has_stdin`: whether a
+    worker reads the agent's standard input. `import_s`: how many seconds one module may take, with
+    what it imports.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
-    folders: tuple[str, ...]
     watched: tuple[str, ...]
     workers: int
     has_stdin: bool = False
@@ -279,7 +278,7 @@ class _Running:
         sock, name = started.sock, ""
         task = {
             "modules": self._modules,
-            "folders": self._plan.folders,
+            "folders": program_folders(self._plan.argv),
             "watched": self._plan.watched,
         }
         preload_process.send_message(sock, task)

@@ -39,6 +39,7 @@ from rallypoint.launch.machine import AgentMachine
 from rallypoint.launch.phases import Phase
 from rallypoint.launch.preloader import PreloadPlan
 from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, WarmForks, Workers
+from rallypoint.launch.warm_starts import Preload
 from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerSpec
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import PortRange
@@ -363,7 +364,9 @@ class SimulatedSystem:
         """See System."""
 
     async def read_text(self, path: Path) -> str:
-        """See System: no worker has written a file."""
+        """See System: workers write only which modules they have imported."""
+        if path.name.startswith("modules"):
+            return "numpy\ntorch\n"
         raise FileNotFoundError(str(path))
 
     # -- the life of a worker ----------------------------------------------------------------------
@@ -482,6 +485,7 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         stop_timeout_s=draw.choice((1.0, 25.0)),
         regroup_stop_timeout_s=scene.plan.stop_s,
         ends_at_s=_end_of_the_job(scene, here),
+        preload=_preload(scene, here),
     )
     system.stop_timeout_s = config.stop_timeout_s
     if config.ends_at_s is not None:
@@ -508,6 +512,15 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         scene.world.after(
             draw.expovariate(1.0 / STARTS_AGAIN_S), partial(_start_again, scene, here)
         )
+
+
+def _preload(scene: Scene, here: StartedNode) -> Preload | None:
+    """What this agent preloads: named modules, learned ones, or none."""
+    draw = random.Random(f"{scene.world.seed}/{here.name}/preload")
+    if not scene.plan.preloads:
+        return None
+    named = Preload(modules=("numpy", "torch"))
+    return draw.choice((None, named, Preload(learn_after_s=draw.uniform(0.5, 5.0))))
 
 
 def _end_of_the_job(scene: Scene, here: StartedNode) -> float | None:

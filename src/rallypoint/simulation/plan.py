@@ -135,6 +135,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether some nodes bring other settings of the run, until there is peace."""
     orphan_s: float | None = None
     """The setting of each node: for how long its workers go on without a coordinator."""
+    preloads: bool = False
+    """Whether some agents fork their workers from a preloader."""
     is_store: bool = False
     """Whether the job is about its rounds' stores: see `calls`."""
     has_long_calls: bool = False

@@ -32,6 +32,9 @@ BLIPS: Final = ("cut", "flicker", "stutter", "freeze", "isolate")
 OLDER_PART: Final = 0.06
 """In which part of the seeds some processes are of an older release."""
 
+PRELOAD_PART: Final = 0.1
+"""In which part of the seeds with agents some of them fork their workers from a preloader."""
+
 
 def varied(seed: int, plan: Plan) -> Plan:
     """The plan of this seed, with what the seed draws besides."""
@@ -93,10 +96,17 @@ def _older(plan: Plan, draw: random.Random) -> Plan:
     return msgspec.structs.replace(plan, has_older=draw.random() < OLDER_PART)
 
 
+def _preloads(plan: Plan, draw: random.Random) -> Plan:
+    if plan.program != "agent" or draw.random() >= PRELOAD_PART:
+        return plan
+    return msgspec.structs.replace(plan, preloads=True)
+
+
 VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "idle proxy": _idle_proxy,
     "unnamed": _unnamed,
     "files": _files,
     "blips": _blips,
     "older": _older,
+    "preloads": _preloads,
 }
