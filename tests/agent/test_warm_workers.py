@@ -263,3 +263,28 @@ def test_standbys_that_die_are_not_left_as_zombies(machine: Machine) -> None:
     assert alive(preloader)
     os.kill(worker.pid, signal.SIGUSR2)
     agent.ends(0)
+
+
+def test_a_daemon_that_a_worker_leaves_is_waited_for_by_its_new_parent(machine: Machine) -> None:
+    child = program_with("""
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while os.getppid() != int(os.environ["AGENT"]):
+            time.sleep(0.01)
+        print("daemon", os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os._exit(0)
+os.wait()
+""").replace("import os,", "import time, os,")
+    child = child.replace('os.environ["AGENT"]', "AGENT").replace(
+        "def end", "AGENT = os.getppid()\n\ndef end"
+    )
+    agent = warm_agent(machine, program=machine.program(child))
+    daemon = int(agent.line(r"daemon (\d+)").group(1))
+    agent.rewind()
+    worker = agent.worker()
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{daemon}").exists())
+    os.kill(worker.pid, signal.SIGUSR2)
+    agent.ends(0)

@@ -240,6 +240,12 @@ def test_torch_passes_the_canary_unless_it_has_computed_in_parallel(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("name", ["json.py", "tempfile.py"])
+def test_a_program_with_modules_that_would_be_hidden_is_refused(tmp_path: Path, name: str) -> None:
+    a_module(tmp_path, "mine = 1", name.removesuffix(".py"))
+    assert problem(tmp_path, "fractions").why.startswith(f"{name} in {tmp_path} has the name of")
+
+
 def test_what_modules_write_is_shown(tmp_path: Path) -> None:
     a_module(tmp_path, "import os\nprint('from the import')\nos.write(2, b'and stderr\\n')")
 

@@ -16,7 +16,7 @@ decide whether warm starts are used; warm_starts.py does.
 """
 
 # This code must leave no module in a worker that it would not have otherwise, if possible.
-# ruff: noqa: PTH106, PTH108, PTH115, PTH118, PTH123, PTH208
+# ruff: noqa: PTH106, PTH108, PTH110, PTH112, PTH115, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -213,13 +213,18 @@ class _Preloader:
         task, _ = receive_message(self._agent)
         before = dict(os.environ)
         began_s = time.monotonic()
-        problems = import_all(
-            task["modules"], task["folders"], frozenset(task["watched"]), self._say_importing
-        )
+        problems = hidden_modules(task["folders"])
+        if not problems:
+            with _without_collections():
+                problems = import_all(
+                    task["modules"],
+                    task["folders"],
+                    frozenset(task["watched"]),
+                    self._say_importing,
+                )
         took_s = time.monotonic() - began_s
         self._changes = _changes(before, dict(os.environ))
         self._flush()
-        gc.collect()
         # What is there now is not looked at by the garbage collector of a fork, so that its memory
         # stays shared (docs of gc.freeze).
         gc.freeze()
@@ -287,6 +292,32 @@ class _Preloader:
         else:
             why = f"a fork of them failed in a matrix product or a small collective: {codes}"
         return [Problem([], why)]
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Objects of imports stay, so looking for garbage among them is a waste of time."""
+    before = gc.get_threshold()
+    gc.set_threshold(0, *before[1:])
+    try:
+        yield
+    finally:
+        if gc.get_threshold() == (0, *before[1:]):  # else an import has set its own
+            gc.set_threshold(*before)
+
+
+def hidden_modules(folders: list[str]) -> list[Problem]:
+    """Modules of the program with names that this file has loaded from Python's library."""
+    for folder in folders:
+        for entry in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
+            name, dot, end = entry.partition(".")
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            is_package = not dot and os.path.exists(os.path.join(folder, name, "__init__.py"))
+            is_module = end == "py" or is_package
+            if is_module and spec is not None and str(spec.origin).startswith("/"):
+                why = f"{entry} in {folder} has the name of a module of Python's that is loaded"
+                return [Problem([], why)]
+    return []
 
 
 def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str | None]:
@@ -598,17 +629,16 @@ def _set_environment(env: dict[str, str]) -> None:
 
 
 def seed_anew() -> None:
-    """Seed the random numbers of a fork as its own start would have.
+    """Seed the random numbers of a fork with new entropy, as its own start would have.
 
-    Python has seeded `random` anew in each fork. numpy takes new entropy, as at its import. torch
-    begins each process with the same seed, unless an import has set one.
+    Python has done that with `random` in each fork.
     """
     numpy_random: Any = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
     torch: Any = sys.modules.get("torch")
     if torch is not None:
-        torch.default_generator.manual_seed(torch.default_generator.initial_seed())
+        torch.default_generator.seed()
     process: Any = sys.modules.get("multiprocessing.process")
     if process is not None:
         key = process.AuthenticationString(os.urandom(32))
