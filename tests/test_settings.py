@@ -97,6 +97,7 @@ _BAD = {
     "token": "two words",
     "host_coordinator": "maybe",
     "log_dir": "\0",
+    "hang": "step=(",
     "audit": "\0",
     "token_memory": "1",
     "max_restarts": "-1",

@@ -18,6 +18,8 @@ from rallypoint.core.blame import Blame
 from rallypoint.core.election import RunState
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import Orders, Scale
+from rallypoint.core.progress import Progress
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
@@ -262,6 +264,31 @@ class Driver:
         for token in tokens:
             self.step(on.ProbeAnswered(node_id(token)))
 
+    def progress(
+        self,
+        *tokens: str,
+        step: int | None = None,
+        ago_s: float = 0.0,
+        timeout_s: float | None = 60.0,
+        number: int | None = None,
+    ) -> None:
+        """The node says how far its workers are."""
+        for token in tokens:
+            of_round = self._rounds.get(token, 0) if number is None else number
+            said = Progress(of_round, step, ago_s, timeout_s)
+            self.step(on.NodeProgressed(node_id(token), said))
+
+    def stacks(
+        self,
+        token: str,
+        *workers: WorkerStack,
+        serial: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """The node tells where its workers stand."""
+        asked = self.run.progress.serial if serial is None else serial
+        self.step(on.StacksTold(node_id(token), asked, progress, workers))
+
     def disconnect(self, *tokens: str, why: str = "") -> None:
         for token in tokens:
             how = ConnectionEnd.OURS if why else ConnectionEnd.UNKNOWN
@@ -319,7 +346,9 @@ class Driver:
     # -- what the ledger does ------------------------------------------------------------------
 
     def commit(self) -> None:
-        self.step(on.Committed())
+        # A ledger that cannot be reached says nothing about a record that it was not given.
+        if self.phase is not Phase.SUSPENDED or self._asked is not None:
+            self.step(on.Committed())
 
     def marks_written(self) -> None:
         """The ledger has the marks of the members."""

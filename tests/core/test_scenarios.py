@@ -11,6 +11,9 @@ read the diff to see whether they are right. The commands:
                                   what nodes do; `a'` is the second start of node a. `attach` of a
                                   member resumes it; `ready a leaving=1` repeats;
                                   `attach a stop=20` takes 20 s to stop its workers, and not 5
+    progress a step=3 ago=0 timeout=60, stacks a 0 all_reduce
+                                  what a node says of its workers: how far they are, and where the
+                                  one of that rank stands
     drain a, evict a, scale 2:6   what an operator does; `attach a older=yes` cannot be drained
     commit, commit refused, ledger lost cause=append, ledger restored cause=append
                                   what the ledger does; the cause is the lease if none is given
@@ -30,6 +33,7 @@ from typing import Any
 import pytest
 
 from rallypoint.core import effects as do
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Change,
@@ -135,6 +139,13 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
         case ["fail", *nodes]:
             code = int(options.pop("code")) if "code" in options else None
             driver.fail(*nodes, code=code, **options)
+        case ["progress", *nodes]:
+            step = int(options["step"]) if "step" in options else None
+            ago_s, timeout_s = float(options.get("ago", 0)), float(options.get("timeout", 60))
+            driver.progress(*nodes, step=step, ago_s=ago_s, timeout_s=timeout_s)
+        case ["stacks", node, rank, place]:
+            waits = place == "all_reduce"
+            driver.stacks(node, WorkerStack(int(rank), place=place, is_waiting=waits))
         case ["silent", *nodes, seconds]:
             driver.silent(*nodes, silent_s=float(seconds))
         case ["advance", seconds]:
@@ -199,6 +210,8 @@ def _words(effect: do.Effect) -> str:
         case do.Verdict(change=change):
             charged = "charged" if change.charged else "not charged"
             return f"verdict on round {change.round}, {charged}: {_change(change)}"
+        case do.AskStacks(round=number):
+            return f"ask for the stacks of round {number}"
         case do.Announce(close=close):
             return f"announce the end: {close}"
         case do.ProbeRound(round=number):

@@ -114,6 +114,14 @@ def rare_runs() -> None:
     driver = Driver(min=2, max=3)
     driver.join("a")
     driver.scale(1, 1)
+    # No worker advances: the last answer ends the round, or the run.
+    for restarts in (0, 1):
+        driver = Driver(min=2, max=2, restarts=restarts)
+        driver.join("a", "b")
+        driver.progress("a", timeout_s=1.0)
+        driver.advance(1.0)
+        driver.stacks("a")
+        driver.stacks("b")
     # What an operator does ends the run, or is followed by the next record at once.
     driver = Driver(min=2, max=2)
     driver.join("a", "b")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from rallypoint.core import events as on
+from rallypoint.core.progress import Progress
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
@@ -112,7 +113,7 @@ def _live_on(driver: Driver, random: Random, name: str) -> None:
         _do(driver, random.choice(deeds), token)
     elif member.state is MemberState.ACTIVE and driver.phase is Phase.ACTIVE:
         deeds = ["", "", "done", "done", "fail", "disconnect", "silent", "depart", "leave", "ready"]
-        _do(driver, random.choice(deeds), token, random)
+        _do(driver, random.choice([*deeds, "stacks", "progress"]), token, random)
     elif member.state in (MemberState.IDLE, MemberState.ACTIVE):
         deeds = ["ready", "ready", "ready", "ready", "answer", "silent", "disconnect", "done"]
         _do(driver, random.choice([*deeds, "fail", "depart"]), token, random)
@@ -126,6 +127,11 @@ def _do(driver: Driver, deed: str, token: str, random: Random | None = None) -> 
     elif deed == "fail":
         kind = random.choice(list(FailureKind)) if random else FailureKind.EXCEPTION
         driver.fail(token, kind=kind)
+    elif deed == "stacks":
+        driver.stacks(token)
+    elif deed == "progress":
+        timeout_s = random.choice([0.5, 2.0, None]) if random else None
+        driver.progress(token, timeout_s=timeout_s)
     elif deed:
         getattr(driver, deed)(token)
 
@@ -145,6 +151,8 @@ def strange_event(random: Random) -> on.Event:
             on.NodeLeft(node, "a reason"),
             on.ProbeAnswered(node),
             on.NodeHeard(node),
+            on.NodeProgressed(node, Progress(number, None, 3.0, 60.0)),
+            on.StacksTold(node, 1, None, ()),
             on.StoreLost(number, "its log was removed"),
         ]
     )

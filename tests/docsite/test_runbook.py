@@ -8,7 +8,7 @@ from typing import Any
 
 from rallypoint import errors
 from rallypoint.core.reasons import RefusalCode, Waiting
-from rallypoint.core.values import ChangeKind, FailureKind
+from rallypoint.core.values import HANG, ChangeKind, FailureKind
 from rallypoint.environments import LAUNCH
 from rallypoint.launch.worker_env import WorkerContext, worker_environment
 from tests.docsite.pages import ROOT
@@ -28,7 +28,7 @@ def test_each_field_of_a_wait_has_a_row() -> None:
 
 
 def test_each_end_of_a_round_has_a_row() -> None:
-    assert rows("Why a round ended") == {*ChangeKind, *FailureKind}
+    assert rows("Why a round ended") == {*ChangeKind, *FailureKind, HANG}
 
 
 def test_each_refusal_has_a_row_and_names_its_error() -> None:

@@ -321,11 +321,11 @@ def _standby_not_promoted(patch: pytest.MonkeyPatch) -> None:
 def _round_taken_when_not_ready(patch: pytest.MonkeyPatch) -> None:
     formed = NodeMachine._on_formed
 
-    def take(self: NodeMachine, message: Any) -> Any:
+    def take(self: NodeMachine, message: Any, now_s: float) -> Any:
         if self.desired is DesiredState.IN_ROUND:
             self.desired = DesiredState.READY
             self.number -= 1
-        return formed(self, message)
+        return formed(self, message, now_s)
 
     _replace(patch, NodeMachine, "_on_formed", take)
 

@@ -14,6 +14,7 @@ from rallypoint.core.election.records import (
     decode_run,
     encode,
 )
+from rallypoint.core.progress import Progress
 from rallypoint.core.registers import Swapped
 from rallypoint.core.values import EndedOwner, NodeInfo, RunSettings, Stamp
 from rallypoint.ledger.keys import lease_key, run_key
@@ -35,8 +36,13 @@ def test_it_does_not_say_that_an_owner_has_ended() -> None:
 
 
 def test_other_messages_are_the_same() -> None:
-    message = wire.encode(wire.Heartbeat(STAMP))
+    message = wire.encode(wire.Alive(STAMP))
     assert of_older(message) == message
+
+
+def test_its_heartbeats_report_no_progress() -> None:
+    told = wire.Heartbeat(STAMP, Progress(1, 5, 0.5, 60.0))
+    assert wire.decode_from_node(of_older(wire.encode(told))) == wire.Heartbeat(STAMP)
 
 
 def test_it_does_not_see_newer_fields_and_keeps_them() -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from rallypoint import errors
 from rallypoint.core import store as ops
 from rallypoint.core.effects import Standing
+from rallypoint.core.progress import Progress
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.values import (
     NAME_LENGTH_MAX,
     NAMES_SHOWN_MAX,
@@ -50,6 +52,7 @@ REFUSAL = Refusal(
     RefusalCode.CONFLICT, "no", "do", (SettingConflict("min_nodes", "1", "2"),), CLOSE
 )
 WAITING = Waiting(1, 2, 3, ("c",), 1, 29.5, ("d",), 100.0, True, "no ledger", 3.0, 4, 2.5)
+STACK = WorkerStack(5, 1, "stopped", "all_reduce (a.py:4)", True, "File ...", 41, "py-spy")
 RUN = RunSettings(min_nodes=2, max_nodes=4, expected_nodes=3, max_restarts=None)
 
 OPS: tuple[ops.StoreOp, ...] = (
@@ -85,12 +88,15 @@ FROM_NODE: tuple[wire.FromNode, ...] = (
     wire.Goodbye(STAMP, "done"),
     wire.CloseRun(STAMP, Outcome.STOPPED, "asked to"),
     wire.Heartbeat(STAMP),
+    wire.Heartbeat(STAMP, Progress(7, 41, 0.5, 600.0)),
     wire.Alive(STAMP),
     *(wire.StoreCall(STAMP, 5, op, 1.5, 3, (1, 2)) for op in OPS),
     wire.StoreCall(STAMP, 5, ops.NumKeys()),
     wire.StoreCancel(STAMP, 5),
     wire.AskMembers(STAMP, 5),
     wire.AskWaiting(STAMP, 5),
+    wire.StacksTold(STAMP, 5),
+    wire.StacksTold(STAMP, -5, (STACK, STACK), Progress(7)),
 )
 FROM_COORDINATOR: tuple[wire.FromCoordinator, ...] = (
     wire.Welcome(STAMP, 1, 1.5, Standing(7, CHANGE, True, True), "rallypoint 0.1.0"),
@@ -107,6 +113,7 @@ FROM_COORDINATOR: tuple[wire.FromCoordinator, ...] = (
     wire.Members(STAMP, 5, 7, "digest", (MEMBER, MEMBER)),
     wire.WaitingIs(STAMP, 5, WAITING),
     wire.WaitingIs(STAMP, 5, None),
+    wire.AskStacks(STAMP, -5, 4_096),
 )
 FROM_WORKER: tuple[local.FromWorker, ...] = (
     local.Hello("secret", 7, 1),
@@ -117,9 +124,12 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
     local.Regroup(),
     local.Leave("enough"),
     local.Close(Outcome.SUCCEEDED, "trained"),
+    local.Progressed(41),
+    local.DumpsStacks(4_711, 46),
 )
 FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.Admitted("a", HEAD, SEAT, CHANGE),
+    local.Admitted("a", HEAD, SEAT, None, "ledger", True, "/tmp/stacks.txt"),
     local.Denied("no"),
     *(local.Answer(5, result) for result in RESULTS),
     local.Members(5, (MEMBER,), ""),
@@ -199,17 +209,26 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
 def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-2:] == [["process", 7, None], False]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-2]))
+    assert fields[-3:] == [["process", 7, None], False, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-3]))
     assert older == msgspec.structs.replace(attach, ended=None)
 
 
 def test_a_node_of_a_release_that_takes_no_orders_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, takes_orders=True)
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-1] is True
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert fields[-2:] == [True, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-2]))
     assert older == msgspec.structs.replace(attach, takes_orders=False)
+
+
+def test_a_release_that_knows_no_hangs_reads_one_as_an_exception():
+    failure = Failure(FailureKind.EXCEPTION, "no worker has advanced", 5, is_hang=True)
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(failure))
+    assert fields[0] == "exception"
+    older = msgspec.convert(fields[:-1], Failure)
+    assert older == msgspec.structs.replace(failure, is_hang=False)
+    assert (failure.kind_name, older.kind_name) == ("hang", "exception")
 
 
 def test_an_ended_owner_without_the_address_that_refused_is_understood():
@@ -217,7 +236,7 @@ def test_an_ended_owner_without_the_address_that_refused_is_understood():
     fields = msgspec.msgpack.decode(
         wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN, ended=ended))
     )
-    assert fields[-2].pop() == ["10.0.0.1", 29400]
+    assert fields[-3].pop() == ["10.0.0.1", 29400]
     older = wire.decode_from_node(msgspec.msgpack.encode(fields))
     assert older == wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
 
@@ -286,7 +305,8 @@ LONGEST_STAMP = Stamp("0" * 16, LARGE, LARGE)
 @pytest.mark.parametrize(
     ("message", "bytes_max"),
     [
-        (wire.Heartbeat(LONGEST_STAMP), 32),
+        (wire.Heartbeat(LONGEST_STAMP), 33),
+        (wire.Heartbeat(LONGEST_STAMP, Progress(LARGE, 2**40, 0.123, 600.0)), 66),
         (wire.Alive(LONGEST_STAMP), 35),
         (wire.Probe(LONGEST_STAMP), 35),
         (wire.Beat(LONGEST_STAMP, 2**63), 43),

@@ -12,6 +12,7 @@ TASKS = {
     "docs/from-torch.md": "torchrun and torch",
     "docs/native.md": "The native API",
     "docs/departures.md": "Departures and checkpoints",
+    "docs/hangs.md": "Hangs",
     "docs/clusters.md": "Clusters",
     "docs/frameworks.md": "Frameworks",
     "docs/restarts.md": "Restarts",

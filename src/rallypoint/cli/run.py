@@ -227,6 +227,24 @@ def run(
             _WORKERS,
         ),
     ] = None,
+    hang: Annotated[
+        str | None,
+        _text(
+            "--hang",
+            "REGEX|output|file:PATH",
+            "What shows that a worker advances, such as 'step=(\\d+)' in its output.",
+            _WORKERS,
+        ),
+    ] = None,
+    hang_timeout: Annotated[
+        str | None,
+        _text(
+            "--hang-timeout",
+            "TIME",
+            "End a round in which no worker advances for so long (default with --hang: 10m).",
+            _WORKERS,
+        ),
+    ] = None,
     visible_devices: Annotated[
         str | None,
         _text(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
     from rallypoint.launch.warm_starts import Preload
 
+HANG_TIMEOUT_S: Final = 600.0
+"""After how long without progress a round ends, with --hang and without --hang-timeout."""
 Options = Mapping[str, Any]
 """The options by name; None or an empty value for those that were not given."""
 Note = Callable[[str], None]
@@ -75,6 +77,9 @@ def build_config(
     _note_agreed(options, node.endpoint, note)
     regroup_stop_timeout_s = _duration_s("regroup_stop_timeout_s", given, environ)
     node = msgspec.structs.replace(node, stop_s=min(regroup_stop_timeout_s, STOP_S_MAX))
+    hang = settings.resolve("hang", given.get("hang"), environ).value
+    if hang is not None and node.hang_timeout_s is None:
+        node = msgspec.structs.replace(node, hang_timeout_s=HANG_TIMEOUT_S)
     argv = _exported(program_argv(options), options.get("export"))
     wanted = settings.resolve("nproc_per_node", given.get("nproc_per_node"), environ, found).value
     workers = devices.count_workers(wanted, environ=environ, note=note)
@@ -104,6 +109,7 @@ def build_config(
         sees_own_device=_sees_own_device(options.get("visible_devices")),
         cpus=_cpus(options.get("numa_binding"), workers, environ),
         preload=_preload(options, argv, given, environ),
+        hang=hang,
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
@@ -294,6 +300,8 @@ _OPTIONS: Final = (
     "no_restart_exit_codes",
     "stop_timeout",
     "regroup_stop_timeout",
+    "hang",
+    "hang_timeout",
     "log_dir",
     "share_lines",
 )

@@ -99,6 +99,13 @@ class LeaveWanted(msgspec.Struct, frozen=True):
     reason: str
 
 
+class StacksWanted(msgspec.Struct, frozen=True):
+    """The coordinator asks where this node's workers stand. `NodeMachine.stacks_told` follows."""
+
+    request_id: int
+    bytes_max: int
+
+
 class PlacedOnStandby(msgspec.Struct, frozen=True):
     """A round is active without the node."""
 
@@ -116,5 +123,6 @@ Action: TypeAlias = (
     | MembersTold
     | WaitingTold
     | LeaveWanted
+    | StacksWanted
     | PlacedOnStandby
 )

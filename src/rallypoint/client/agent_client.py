@@ -14,8 +14,10 @@ from typing import Final, cast
 from rallypoint import errors
 from rallypoint.client import fork_safety
 from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
+from rallypoint.client.stack_dump import dump_on_signal
 from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_ended, store_error
 from rallypoint.client.waiting import close_unconfirmed
+from rallypoint.core.progress import STEP_MAX
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
@@ -26,6 +28,8 @@ from rallypoint.wire.messages import MalformedError, check_call
 CONNECT_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 30.0
+STEP_PAUSE_S: Final = 0.2
+"""The least time between two messages to the agent about steps, in seconds."""
 
 _SEE_AGENT: Final = "look at the log of this node's agent, `rallypoint run`"
 _DENIED: Final = (
@@ -54,6 +58,9 @@ class AgentClient(asyncio.Protocol):
         self._results: dict[int, tuple[type, asyncio.Future[object]]] = {}
         """For each open request, the type of its answer and the future that gets it."""
         self._requests = 0
+        self._step: int | None = None
+        """The newest step that the agent does not know yet."""
+        self._telling: asyncio.TimerHandle | None = None
         self._was_given = False
         self._has_left = False
         self._departs = False
@@ -170,6 +177,31 @@ class AgentClient(asyncio.Protocol):
         is_confirmed = self._change is not None and self._change.confirmed
         return is_confirmed or isinstance(error, errors.RoundBrokenError)
 
+    def progress(self, number: int, step: int) -> None:
+        admitted = self._admitted.result() if self._is_admitted else None
+        if admitted is None or not admitted.takes_progress or self._change is not None:
+            return
+        # A program may report a thousand steps a second. The agent needs the newest one soon.
+        self._step = step
+        if self._telling is None:
+            self._tell_step()
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(STEP_PAUSE_S, self._may_tell_again)
+
+    def _may_tell_again(self) -> None:
+        self._telling = None
+        if self._step is not None:
+            self.progress(self._channel.round, self._step)
+
+    def _tell_step(self) -> None:
+        assert self._step is not None
+        self._send(local.Progressed(max(-STEP_MAX, min(self._step, STEP_MAX))))
+        self._step = None
+
+    @property
+    def _is_admitted(self) -> bool:
+        return self._admitted.done() and self._admitted.exception() is None
+
     async def leave(self, reason: str) -> None:
         self._has_left = True
         self._send(local.Leave(reason))
@@ -236,6 +268,7 @@ class AgentClient(asyncio.Protocol):
             case local.Admitted():
                 if not self._admitted.done():
                     self._admitted.set_result(message)
+                    self._offer_stacks(message.stacks)
                 if message.ended is not None:
                     self._take_change(message.ended)
             case local.Denied():
@@ -251,6 +284,12 @@ class AgentClient(asyncio.Protocol):
                 self._end_run()
             case local.Departing():
                 self._depart(message.reason)
+
+    def _offer_stacks(self, path: str) -> None:
+        """Let the agent see where this process stands, also while it holds the GIL."""
+        dumps = dump_on_signal(path) if path else None
+        if dumps is not None:
+            self._send(local.DumpsStacks(*dumps))
 
     def _end_run(self) -> None:
         self._run_over.set()

@@ -85,6 +85,14 @@ class Portal:
         """Run a coroutine in the loop without waiting. Any thread of this process may call it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def post(self, callback: Callable[[], None]) -> None:
+        """Call this in the loop, and do not wait. Raises ForkedProcessError."""
+        if self.is_of_parent:
+            problem = self._problem()
+            assert problem is not None
+            raise problem
+        self._loop.call_soon_threadsafe(callback)
+
     def _problem(self) -> errors.UsageError | None:
         if self.is_of_parent:
             return errors.ForkedProcessError(
@@ -249,6 +257,8 @@ class World(aio.Facts):
         self._plain = Store(portal, world.store)
         self._for_torch = for_torch
         self._torch: Store | None = None
+        self._is_passing_on = False
+        """Whether a step is on its way to Rallypoint's thread."""
 
     @property
     def store(self) -> Store:
@@ -284,6 +294,26 @@ class World(aio.Facts):
         Raises StoreTimeoutError, which names the missing ranks.
         """
         self._portal.run(self._world.barrier(name, timeout))
+
+    def progress(self, step: int) -> None:
+        """This worker has come to `step`, a whole number that grows within the world.
+
+        If no worker of the world advances for `hang_timeout_s`, the world ends as a hang, with the
+        stacks of all workers as its cause (docs/hangs.md). The call does not wait; call it in every
+        step. A step that is not above the last one is no progress; one below it is logged, once.
+
+        Any thread may call it. Raises UsageError if `step` is no whole number, and
+        ForkedProcessError in a child made by fork().
+        """
+        if self._is_progress(step) and not self._is_passing_on:
+            self._is_passing_on = True
+            self._portal.post(self._pass_step_on)
+
+    def _pass_step_on(self) -> None:
+        """Pass on the newest step, in Rallypoint's thread."""
+        self._is_passing_on = False
+        assert self._step is not None
+        self._world._client.progress(self.number, self._step)
 
     def on_change(self, callback: Callable[[Change], None]) -> None:
         """Call back once when the round ends, or at once if it has ended.

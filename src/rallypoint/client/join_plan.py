@@ -57,6 +57,7 @@ NODE_OPTIONS = (
     "attach_grace_s",
     "yield_after_s",
     "stop_s",
+    "hang_timeout_s",
     "share_lines",
 )
 

@@ -23,13 +23,16 @@ from rallypoint.client.actions import (
     RoundFormed,
     RunEnded,
     Send,
+    StacksWanted,
     WasRefused,
 )
 from rallypoint.client.heartbeats import Heartbeats
 from rallypoint.client.open_requests import OpenRequests
+from rallypoint.client.progress import ProgressReports
 from rallypoint.core import reasons
 from rallypoint.core.orders import Order
 from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.store import StoreOp
 from rallypoint.core.values import (
     Address,
@@ -77,8 +80,9 @@ class NodeMachine:
     run's coordinator may have its address by now, so a refusal because of another run does not end
     the node. `resume_secret`: drawn for this node, so that no other can resume as this node. It is
     in every `Attach`, including the first, so that the loss of an answer does no harm.
-    `takes_orders`: an operator can ask the node to leave. All `now_s` are from one monotonic clock,
-    in seconds.
+    `takes_orders`: an operator can ask the node to leave. `tells_stacks`: the coordinator can ask
+    it where its workers stand. `hang_timeout_s`: see ProgressReports. All `now_s` are from one
+    monotonic clock, in seconds.
     """
 
     def __init__(
@@ -92,12 +96,15 @@ class NodeMachine:
         is_elected: bool = False,
         resume_secret: bytes = b"",
         takes_orders: bool = False,
+        tells_stacks: bool = False,
+        hang_timeout_s: float | None = None,
     ) -> None:
         self.run_id = run_id
         self.info = info
         self.settings = settings
         self.heartbeats = Heartbeats(silence_s)
         self.requests = OpenRequests()
+        self.progress = ProgressReports(hang_timeout_s)
         self.desired = DesiredState.NOTHING
         self.head: RoundHead | None = None
         self.number = 0
@@ -115,6 +122,7 @@ class NodeMachine:
         self._is_elected = is_elected
         self._resume_secret = resume_secret
         self._takes_orders = takes_orders
+        self._tells_stacks = tells_stacks
         self._redirects = _REDIRECTS | {RefusalCode.OTHER_RUN} if is_elected else _REDIRECTS
         self._ended_term = 0
         """The term of the coordinator that has reported why the last round ended."""
@@ -184,6 +192,7 @@ class NodeMachine:
             resume_secret=self._resume_secret,  # R4: only this node resumes as itself.
             ended=self._ended_owner,
             takes_orders=self._takes_orders,
+            tells_stacks=self._tells_stacks,
         )
         return [Send(attach)]
 
@@ -195,8 +204,13 @@ class NodeMachine:
         """Forget a refusal because of another run, which may end soon."""
         self.refused = None
 
-    def disconnected(self) -> None:
-        """The connection is closed. Open requests are sent again on the next one."""
+    def disconnected(self, now_s: float | None = None) -> None:
+        """The connection is closed. Open requests are sent again on the next one.
+
+        `now_s`: from then on, time does not count against the workers' progress.
+        """
+        if self.is_attached and now_s is not None:
+            self.progress.detached(now_s)
         self.is_attached = False
         self.heartbeats.next_tick_s = None
 
@@ -208,7 +222,10 @@ class NodeMachine:
         silent_s = heartbeats.tick(now_s)
         if silent_s is not None:
             return [Drop(f"the coordinator has been silent for {silent_s:.1f} s")]
-        return [Send(wire.Heartbeat(self.stamp))] if self.is_attached else []
+        if not self.is_attached:
+            return []
+        progress = self.progress.news(now_s) if self.has_workers else None
+        return [Send(wire.Heartbeat(self.stamp, progress))]
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -236,7 +253,7 @@ class NodeMachine:
             case wire.Refused():
                 return self._on_refused(message.refusal, message.stamp.ledger_id)
             case wire.Formed():
-                return self._on_formed(message)
+                return self._on_formed(message, now_s)
             case wire.Broken() | wire.CauseFound():
                 return self._on_ended(message.change)
             case wire.Closed():
@@ -249,6 +266,11 @@ class NodeMachine:
                 return [PlacedOnStandby()] if message.standby else []
             case wire.AskedToLeave():
                 return self._on_asked_to_leave(message)
+            case wire.AskStacks():
+                # R4: only workers of a round stand anywhere.
+                if not (self.has_workers and self._tells_stacks):
+                    return [Send(wire.StacksTold(self.stamp, message.request_id))]
+                return [StacksWanted(message.request_id, message.bytes_max)]
             case wire.Members() | wire.WaitingIs():
                 return self.requests.told(message)
 
@@ -278,6 +300,7 @@ class NodeMachine:
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> list[Action]:
         self.is_attached, self._ended_owner = True, None
+        self.progress.attached(now_s)
         self.is_in_memory, self.lease_ttl_s = message.in_memory, message.lease_ttl_s
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby = message.standing.standby
@@ -369,12 +392,13 @@ class NodeMachine:
             return bool(ledger_id) and not self._is_elected
         return refusal.code is not RefusalCode.LIMIT
 
-    def _on_formed(self, message: wire.Formed) -> list[Action]:
+    def _on_formed(self, message: wire.Formed, now_s: float) -> list[Action]:
         # R4: a node accepts no round for which it is not ready, and no round twice.
         if self.desired is not DesiredState.READY or message.head.number <= self.number:
             return []
         self.head, self.seat, self.ended = message.head, message.seat, None
         self.number = message.head.number  # R13: its tokens grow.
+        self.progress.begin_round(self.number, now_s)
         self.desired = DesiredState.IN_ROUND
         self.is_standby = False
         self._ready, self._failure = None, None
@@ -522,6 +546,13 @@ class NodeMachine:
         stamp = Stamp(self.stamp.ledger_id, self.stamp.term, self.number)
         call = self.requests.call(stamp, op, timeout_s, now_s)
         return call.request_id, self._say(call)
+
+    def stacks_told(
+        self, request_id: int, stacks: tuple[WorkerStack, ...], now_s: float
+    ) -> list[Action]:
+        """Where this node's workers stand, as the coordinator has asked."""
+        progress = self.progress.known(now_s) if self.has_workers else None
+        return self._say(wire.StacksTold(self.stamp, request_id, stacks, progress))
 
     def cancel(self, request_id: int) -> list[Action]:
         """The caller of this request does not wait any more."""

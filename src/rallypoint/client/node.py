@@ -9,9 +9,11 @@ Every wait has a deadline, and its error names what was awaited.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -31,6 +33,7 @@ from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import RefusalCode, Waiting
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.store import BAD_REQUEST, StoreFailure, StoreOp, StoreResult, StoreValue
 from rallypoint.core.values import (
     SECRET_BYTES,
@@ -52,6 +55,8 @@ from rallypoint.wire import messages as wire
 if TYPE_CHECKING:
     from rallypoint.client.hosting import EmbeddedCoordinator
 
+_log = logging.getLogger("rallypoint.client")
+
 WHY_TIMEOUT_S: Final = 1.0
 """How long, in seconds, an error waits for the coordinator's reason why there is no round yet."""
 LET_IN_S: Final = 5.0
@@ -62,6 +67,11 @@ ASK_TIMEOUT_S: Final = 30.0
 """How long the coordinator may take for a question that it can answer at once, in seconds."""
 ANSWER_MARGIN_S: Final = 5.0
 """How many seconds after the coordinator's own limit this side gives up a call of the store."""
+
+
+STACKS_WITHIN_S: Final = 1.7
+"""How long a node may take to tell where its workers stand: the coordinator waits for 2 s."""
+TellStacks = Callable[[int], Awaitable[tuple[WorkerStack, ...]]]
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -81,6 +91,9 @@ class Node:
     `on_asked_to_leave`: an operator asks the node to leave, with the reason; it should `depart`.
     Called again if the coordinator asks again. None: this node cannot be asked.
 
+    `tell_stacks`: finds out where the workers stand, with at most so many bytes of texts, within
+    STACKS_WITHIN_S. None: this node is not asked.
+
     `ledger`: the endpoint's ledger, if the caller has opened it and will close it. `keeper`: what
     ends the node's connections if this process dies; None: only the kernel.
     """
@@ -94,6 +107,7 @@ class Node:
         ledger: Ledger | None = None,
         keeper: SocketKeeper | None = None,
         on_asked_to_leave: Callable[[str], None] | None = None,
+        tell_stacks: TellStacks | None = None,
     ) -> None:
         self.settings = settings
         self.run = run
@@ -112,7 +126,11 @@ class Node:
             is_elected=settings.endpoint.kind is EndpointKind.LEDGER,
             resume_secret=runtime.here().token_bytes(SECRET_BYTES),
             takes_orders=on_asked_to_leave is not None,
+            tells_stacks=tell_stacks is not None,
+            hang_timeout_s=settings.hang_timeout_s,
         )
+        self._tell_stacks = tell_stacks
+        self._telling: set[asyncio.Task[None]] = set()
         machine = weakref.ref(self._machine)  # A record's context may live longer than the node.
         self.place = logs.Place(settings.run_id, self.info.name, lambda: _stamp_of(machine()))
         """Where the log records of this node come from."""
@@ -247,7 +265,7 @@ class Node:
 
     def disconnected(self) -> None:
         """The connection has ended."""
-        self._machine.disconnected()
+        self._machine.disconnected(_now_s())
         self._schedule_tick()
         self._waiters.notify()
 
@@ -363,6 +381,19 @@ class Node:
         if self._on_asked_to_leave is not None:
             self._on_asked_to_leave(action.reason)
             self._waiters.notify()
+
+    def _stacks_wanted(self, action: act.StacksWanted) -> None:
+        task = runtime.spawn(self._find_stacks(action), _stacks_failed)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _find_stacks(self, action: act.StacksWanted) -> None:
+        assert self._tell_stacks is not None
+        stacks: tuple[WorkerStack, ...] = ()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STACKS_WITHIN_S):
+                stacks = await self._tell_stacks(action.bytes_max)
+        self._act(self._machine.stacks_told(action.request_id, stacks, _now_s()))
 
     def _on_standby(self, action: act.PlacedOnStandby) -> None:
         self.on_standby()
@@ -505,6 +536,14 @@ class Node:
         """Report a worker's failure. It ends the round, and the coordinator finds the cause."""
         self._act(self._machine.failed(failure))
 
+    def advanced(self, step: int | None = None) -> None:
+        """A worker of the present round has advanced. `step`: how far, if it has said that."""
+        self._machine.progress.advanced(_now_s(), step)
+
+    def watch_from_start(self) -> None:
+        """Each round counts as hanging if no worker ever advances in it, also the first one."""
+        self._machine.progress.counts_from_start = True
+
     def done(self) -> None:
         """Report that all workers have finished."""
         self._act(self._machine.done())
@@ -552,6 +591,8 @@ class Node:
         ends all of this at once.
         """
         connector = self._connector
+        for task in list(self._telling):
+            task.cancel()
         hosts = [connector.own.take()]
         try:
             await self._hang_up()
@@ -613,6 +654,10 @@ class Node:
                 self._act(self._machine.cancel(request_id))
 
 
+def _stacks_failed(error: BaseException) -> None:
+    _log.error("the stacks of the workers could not be read", exc_info=error)
+
+
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
@@ -630,6 +675,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     act.MembersTold: Node._told,
     act.WaitingTold: Node._told,
     act.LeaveWanted: Node._leave_wanted,
+    act.StacksWanted: Node._stacks_wanted,
     act.PlacedOnStandby: Node._on_standby,
 }
 

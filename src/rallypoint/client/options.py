@@ -36,6 +36,7 @@ class JoinOptions(TypedDict, total=False):
     attach_grace_s: float | str | None
     yield_after_s: float | str | None
     stop_s: float | str | None
+    hang_timeout_s: float | str | None
     share_lines: int | str | None
     # the run's, on which its nodes must agree
     nnodes: str | None

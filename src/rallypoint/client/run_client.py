@@ -17,10 +17,12 @@ from rallypoint import errors, logs
 from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
 from rallypoint.client.sockets import SocketKeeper
+from rallypoint.client.stack_dump import own_stacks
 from rallypoint.client.store_calls import StoreCalls
 from rallypoint.client.waiting import ON_STANDBY, WAITING, StillWaiting, Why, while_waiting
 from rallypoint.core import failure_patterns, reasons
 from rallypoint.core.reasons import Waiting, duration
+from rallypoint.core.stacks import WorkerStack, stack
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.telling import Intervals, Lines
 from rallypoint.core.values import (
@@ -103,6 +105,9 @@ class RunClient(StoreCalls, Protocol):
     async def is_explained(self, error: Exception, number: int) -> bool:
         """Whether the confirmed end of round `number` explains the error."""
 
+    def progress(self, number: int, step: int) -> None:
+        """A worker has come to this step of round `number`. Does nothing if the round is over."""
+
     async def leave(self, reason: str) -> None:
         """Take this node out of the run."""
 
@@ -139,8 +144,15 @@ class NodeRunClient:
         self._waits_since_s = 0.0
         self.on_ended: Callable[[Change], None] = lambda change: None
         self._node = Node(
-            settings, run, workers=1, keeper=keeper, on_asked_to_leave=self._asked_to_leave
+            settings,
+            run,
+            workers=1,
+            keeper=keeper,
+            on_asked_to_leave=self._asked_to_leave,
+            tell_stacks=self._tell_stacks,
         )
+        self._step: int | None = None
+        """The last step of the present round that the program has reported."""
         self._node.on_ended = lambda change: self.on_ended(change)
         self._node.on_gone = self._is_gone
         self._out: Change | None = None
@@ -203,7 +215,7 @@ class NodeRunClient:
         except errors.CoordinatorLostError:
             self._check_is_in()  # it may have left meanwhile
             raise
-        self._was_given = True
+        self._was_given, self._step = True, None
         self._lines.forget()
         if found is not None and found.seat.node_rank == 0:
             self._reservation.hand_over()
@@ -294,6 +306,26 @@ class NodeRunClient:
             return False
         _log.info("round %d: %s: %s: as %s", number, type(error).__name__, error, cause)
         return True
+
+    def progress(self, number: int, step: int) -> None:
+        found = self._node.round
+        if found is not None and found.head.number == number:
+            self._step = step
+            self._node.advanced(step)
+
+    async def _tell_stacks(self, bytes_max: int) -> tuple[WorkerStack, ...]:
+        """Where the threads of this process stand. Rallypoint's own is left out."""
+        found = self._node.round
+        if found is None:
+            return ()
+        found_here = stack(
+            found.seat.first_rank,
+            0,
+            own_stacks()[:bytes_max],
+            step=self._step,
+            source="its own process",
+        )
+        return (found_here if self._shares else msgspec.structs.replace(found_here, text=""),)
 
     async def leave(self, reason: str) -> None:
         if not self._has_left:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import warnings
@@ -28,6 +29,7 @@ STORE_TIMEOUT_S: Final = 300.0
 """How long a call of the store waits by default, in seconds, as in torch."""
 
 _T = TypeVar("_T")
+_log = logging.getLogger("rallypoint.client")
 
 
 class OfThisProcess:
@@ -73,6 +75,8 @@ class Facts(OfThisProcess):
     def __init__(self, facts: WorldFacts) -> None:
         self._facts = facts
         self._change: Change | None = None
+        self._step: int | None = None
+        self._went_back = False
 
     @property
     def rank(self) -> int:
@@ -165,6 +169,22 @@ class Facts(OfThisProcess):
     def change(self) -> Change | None:
         """Why the round has ended; None while it is active. It is cheap: read it in every step."""
         return self._change
+
+    def _is_progress(self, step: Any) -> bool:
+        """Whether this step is above all before it. Warns once of one that is below the last."""
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise errors.UsageError(
+                f"a step is a whole number, not {step!r}", hint="count the steps of your training"
+            )
+        last = self._step
+        if last is None or step > last:
+            self._step = step
+            return True
+        if step < last and not self._went_back:
+            self._went_back = True
+            text = "rank %d: step %d after step %d is no progress: a step must grow within a world"
+            _log.warning(text, self.rank, step, last)
+        return False
 
     def __repr__(self) -> str:
         state = "ended" if self._change else "on"
@@ -343,6 +363,18 @@ class World(Facts):
         Raises StoreTimeoutError, which names the missing ranks.
         """
         await self._store._call(ops.Barrier(name, self.rank), timeout)
+
+    def progress(self, step: int) -> None:
+        """This worker has come to `step`, a whole number that grows within the world.
+
+        If no worker of the world advances for `hang_timeout_s`, the world ends as a hang, with the
+        stacks of all workers as its cause (docs/hangs.md). The call does not wait; call it in every
+        step. A step that is not above the last one is no progress; one below it is logged, once.
+
+        Raises UsageError if `step` is no whole number.
+        """
+        if self._is_progress(step):
+            self._client.progress(self.number, step)
 
     async def __aenter__(self) -> World:
         return self

@@ -29,6 +29,7 @@ from rallypoint.coordinator.run_events import ABOUT, EventKind
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
 from rallypoint.coordinator.session import Session
+from rallypoint.coordinator.stack_requests import StackRequests
 from rallypoint.coordinator.store_log import LogAppend, StoreLog
 from rallypoint.coordinator.store_service import StoreService
 from rallypoint.coordinator.supervision import error_text, guarded
@@ -42,6 +43,7 @@ from rallypoint.core.election import RunState
 from rallypoint.core.marking import may_call
 from rallypoint.core.membership import Membership
 from rallypoint.core.past import NO_PAST, Past
+from rallypoint.core.progress import Progress
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
@@ -197,6 +199,8 @@ class HostedRun:
         self._host = host
         self._ownership = ownership
         self.connections = Connections(membership, self.post, host.listen, self._now_s)
+        self.stacks = StackRequests(membership, self.connections, self.post)
+        """Questions to nodes where their workers stand."""
         self._unseated: dict[Session, None] = {}
         """Nodes whose seats are sent when the lease is valid again."""
         sessions = self.connections.by_name
@@ -442,6 +446,24 @@ class HostedRun:
         else:
             self._table.send(session, self.stamp, request_id, record)
 
+    # -- how far the workers are -----------------------------------------------------------------
+
+    def progressed(self, node: NodeId, progress: Progress) -> None:
+        """The node has said how far its workers are."""
+        event = on.NodeProgressed(node, progress)
+        is_quick = self.is_claimed and not self._is_draining and not self.has_failed
+        if not (is_quick and self.membership.progressed(event, self._now_s())):
+            self.post(event)
+
+    def stacks_told(self, node: NodeId, told: wire.StacksTold) -> None:
+        """The node has told where its workers stand."""
+        self.stacks.told(node, told)
+
+    def _ask_stacks(self, effect: do.AskStacks) -> None:
+        text = "run %s: round %d: no worker advances; the nodes are asked where their workers stand"
+        _log.warning(text, self.run_id, effect.round, extra=self._place())
+        self.stacks.ask_round(self.stamp, effect.serial)
+
     # -- the lease (on a ledger) ---------------------------------------------------------------
 
     def lease_confirmed(self) -> None:
@@ -662,6 +684,7 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Announce: HostedRun._announce,
     do.ProbeRound: HostedRun._probe_round,
     do.ProbeNode: HostedRun._probe_node,
+    do.AskStacks: HostedRun._ask_stacks,
     do.Notify: HostedRun._notify,
     do.Forget: HostedRun._forget,
     do.StepDown: HostedRun._step_down,

@@ -272,7 +272,7 @@ class Observer:
         log.add(
             EventKind.WORKER_FAILED,
             node=name,
-            cause=failure.kind.value,
+            cause=failure.kind_name,
             detail=str(failure),
             last_lines=_last_lines(failure),
         )

@@ -19,6 +19,7 @@ from rallypoint.coordinator.turns import InputTurns, Turns
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
+from rallypoint.core.progress import Progress
 from rallypoint.core.quotas import Account
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
 from rallypoint.core.sizes import size_text
@@ -107,6 +108,12 @@ class Run(Hashable, Protocol):
     def send_members(self, session: Session, node: NodeId, request_id: int) -> None:
         """Send the member table of the last round."""
 
+    def progressed(self, node: NodeId, progress: Progress) -> None:
+        """The node has said how far its workers are."""
+
+    def stacks_told(self, node: NodeId, told: wire.StacksTold) -> None:
+        """The node has told where its workers stand."""
+
 
 class Admission(Protocol):
     """What a session needs of its coordinator's admission."""
@@ -167,9 +174,9 @@ class Session:
     """One connection. `run` and `node` are None until the node was welcomed.
 
     `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node reads the
-    ledger to find another coordinator. `good_host`: the last valid bootstrap host, which is not
-    checked again, as a node repeats it in each round. `attach_bytes`: the size of the first
-    message. `principal`: what its token allows.
+    ledger to find another coordinator. `tells_stacks`: it understands `AskStacks`. `good_host`: the
+    last valid bootstrap host, which is not checked again, as a node repeats it in each round.
+    `attach_bytes`: the size of the first message. `principal`: what its token allows.
 
     The memory of a connection counts for its run (core/budget.py). `_backlog` has the messages that
     the peer has not read. It is None while the peer reads everything at once.
@@ -197,6 +204,7 @@ class Session:
         "principal",
         "reads_ledger",
         "run",
+        "tells_stacks",
     )
 
     def __init__(
@@ -207,6 +215,7 @@ class Session:
         self.run: Run | None = None
         self.node: NodeId | None = None
         self.reads_ledger = False
+        self.tells_stacks = False
         self.heard_s = 0.0
         self.good_host: str | None = None
         self.account = outlet.account
@@ -304,6 +313,7 @@ class Session:
             return
         self._source = message.source
         self.reads_ledger = message.reads_ledger
+        self.tells_stacks = message.tells_stacks
         # Only the hash is passed on, and not the secret itself.
         shown = secret_hash(message.resume_secret)
         asked = on.NodeAttached(
@@ -587,6 +597,12 @@ def _close_run(run: Run, session: Session, node: NodeId, message: wire.CloseRun)
 
 def _heartbeat(run: Run, session: Session, node: NodeId, message: wire.Heartbeat) -> None:
     session.beat(run)
+    if message.progress is not None:
+        run.progressed(node, message.progress)
+
+
+def _stacks_told(run: Run, session: Session, node: NodeId, message: wire.StacksTold) -> None:
+    run.stacks_told(node, message)
 
 
 def _alive(run: Run, session: Session, node: NodeId, message: wire.Alive) -> None:
@@ -625,4 +641,5 @@ _HANDLERS: dict[type[wire.Message], _Handler] = {
     wire.StoreCancel: _store_cancel,
     wire.AskMembers: _ask_members,
     wire.AskWaiting: _ask_waiting,
+    wire.StacksTold: _stacks_told,
 }

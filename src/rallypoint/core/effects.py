@@ -31,6 +31,7 @@ class TimerKind(enum.StrEnum):
     MARKS = "marks"
     BURST = "burst"
     PACE = "pace"
+    HANG = "hang"
 
 
 class Timer(FrozenStruct, frozen=True):
@@ -176,6 +177,13 @@ class ProbeNode(Effect, frozen=True):
     """Ask one node to answer."""
 
     node: NodeId
+
+
+class AskStacks(Effect, frozen=True):
+    """Ask every member of the round where its workers stand. StacksTold with `serial` follows."""
+
+    serial: int
+    round: int
 
 
 class Notify(Effect, frozen=True):

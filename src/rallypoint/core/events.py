@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from rallypoint.core.effects import Timer
 from rallypoint.core.orders import Scale
+from rallypoint.core.progress import Progress
+from rallypoint.core.stacks import Stacks
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
     Address,
@@ -133,6 +135,20 @@ class ProbeAnswered(SignOfLife, frozen=True):
     """The node answered a probe."""
 
 
+class NodeProgressed(SignOfLife, frozen=True):
+    """The node has said how far its workers are in the present round."""
+
+    progress: Progress
+
+
+class StacksTold(SignOfLife, frozen=True):
+    """The node has told where its workers stand, as the AskStacks of this serial number asks."""
+
+    serial: int
+    progress: Progress | None
+    stacks: Stacks
+
+
 class ConnectionLost(Event, frozen=True):
     """The node's connection closed without a goodbye, from either side.
 
@@ -220,6 +236,8 @@ EVENTS: tuple[type[Event], ...] = (
     AdmitRequested,
     ScaleRequested,
     ProbeAnswered,
+    NodeProgressed,
+    StacksTold,
     ConnectionLost,
     NodeSilent,
     NodeHeard,

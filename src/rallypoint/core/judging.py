@@ -14,6 +14,8 @@ class JudgingClock:
     def __init__(self) -> None:
         self._stopped_s: float | None = None
         self._left_out_s = 0.0
+        self._last_stop = (0.0, 0.0)
+        """When the clock stood still last: from, and until."""
 
     @property
     def is_stopped(self) -> bool:
@@ -36,7 +38,14 @@ class JudgingClock:
         if self._stopped_s is not None:
             # R8: the time of the outage counts for no member.
             self._left_out_s += now_s - self._stopped_s
+            self._last_stop = (self._stopped_s, now_s)
             self._stopped_s = None
+
+    def counted_s(self, ago_s: float, now_s: float) -> float:
+        """How much of the last `ago_s` seconds counts: without the time of the last outage."""
+        since_s, until_s = self._last_stop if self._stopped_s is None else (self._stopped_s, now_s)
+        # R15: the time of the outage counts for no deadline.
+        return ago_s - max(0.0, until_s - max(since_s, now_s - ago_s))
 
     def left_s(self, due_s: float, least_s: float, now_s: float) -> float:
         """The time left until a deadline, when judging begins again; 0 or less if it has passed.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from rallypoint.core import events as on
-from rallypoint.core import member_changes
+from rallypoint.core import hangs, member_changes
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ConnectionEnd, Reachability
@@ -19,8 +19,9 @@ _JUDGING = (
     TimerKind.GRACE,
     TimerKind.LOST,
     TimerKind.MASS,
+    TimerKind.HANG,
 )
-"""The timers that decide whether a member is lost."""
+"""The timers that decide whether a member is lost, or a round hangs."""
 
 
 def on_connection_lost(run: MembershipState, event: on.ConnectionLost) -> None:
@@ -96,6 +97,8 @@ def on_timer(run: MembershipState, event: on.TimerFired) -> None:
             run._marking.timer_fired()
         case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
             run._suspicion.deadline_passed(timer)
+        case TimerKind.HANG:
+            hangs.look(run)
         case TimerKind.BURST:
             pass  # The wait is over: `rules` goes on.
 
@@ -107,6 +110,7 @@ def judge_again(run: MembershipState) -> None:
         run._clock.go_on(run._now_s)
         return
     run._do(*run._suspicion.go_on(settings, run._now_s))
+    hangs.go_on(run)
     if run._suspicion.has_absent:
         run._do(*run._takeover.go_on(settings, run._now_s))
         if not run._takeover.is_grace_on:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from rallypoint.core import (
     attaching,
+    hangs,
     ledger_events,
     losses,
     operator_requests,
@@ -59,6 +60,10 @@ class Membership(MembershipState):
             writing.write_marks(self)
         effects, self._effects = self._effects, []
         return effects
+
+    def progressed(self, event: on.NodeProgressed, now_s: float) -> bool:
+        """Take a report to which nothing else follows, in less time than `step`. False: step it."""
+        return self.phase is Phase.ACTIVE and hangs.is_quick(self, event, now_s)
 
     def _heard_from(self, event: on.SignOfLife) -> None:
         """The event proves that the node is alive (R8)."""
@@ -184,6 +189,8 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     # `_heard_from` has done all that these two events mean.
     (on.ProbeAnswered, Handling.NOW): Membership._ignore,
     (on.NodeHeard, Handling.NOW): Membership._ignore,
+    (on.NodeProgressed, Handling.NOW): hangs.on_progressed,
+    (on.StacksTold, Handling.NOW): hangs.on_stacks_told,
     (on.ConnectionLost, Handling.NOW): losses.on_connection_lost,
     (on.ConnectionLost, Handling.RECORDED): losses.record_disconnected,
     (on.NodeSilent, Handling.NOW): losses.on_silent,

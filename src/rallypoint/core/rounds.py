@@ -151,6 +151,7 @@ def break_round(run: MembershipState, change: Change) -> None:
     run._gathering.pace.round_ended(lasted_s, run._now_s)
     run._enter(Phase.GATHERING)
     run._scale_up.reset()
+    run._progress.forget()
     # R9: another coordinator has seen the beginning of a round that was taken over.
     is_known = run.number != run._takeover.number
     run.case = Case(change, run._finished.first, lasted_s if is_known else math.inf)

@@ -23,6 +23,7 @@ from rallypoint.core.marking import Marking
 from rallypoint.core.name_conflicts import NameConflicts
 from rallypoint.core.orders import KeptOrders, Orders
 from rallypoint.core.probing import Probe
+from rallypoint.core.progress import RunProgress
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.scale_up import ScaleUp
@@ -85,6 +86,7 @@ class MembershipState:
         self._suspicion = Suspicion(self.roster, timers, clock, self._probe)
         self._takeover = Takeover(self.roster, timers, clock, self._suspicion)
         self._name_conflicts = NameConflicts(timers, clock, self._suspicion)
+        self._progress = RunProgress(timers, clock)
         self._gathering = Gathering(self.roster, timers)
         self._scale_up = ScaleUp(self.roster, timers)
         self._committing = Committing()
@@ -132,6 +134,11 @@ class MembershipState:
     def has_another_waiting(self, name: str) -> bool:
         """Whether a node of another name than this is connected, and waits for its own name."""
         return any(each != name for each in self._name_conflicts.waiting)
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far the workers of the present round are."""
+        return self._progress
 
     @property
     def orders(self) -> Orders:
@@ -266,6 +273,7 @@ class MembershipState:
             self._orders.freeze(),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
+            self._progress.freeze(),
         )
 
     # -- the phase, and the effects of this step ---------------------------------------------

@@ -415,7 +415,10 @@ def told_rows(members: tuple[RoundMember, ...]) -> list[tuple[object, ...]]:
 
 
 class FailureKind(enum.StrEnum):
-    """Why a worker failed, as its agent sees it. The worst comes first."""
+    """Why a worker failed, as its agent sees it. The worst comes first.
+
+    A hang is `Failure.is_hang`, because earlier releases could not read another kind.
+    """
 
     SIGNAL = "signal"
     OOM = "oom"
@@ -423,8 +426,16 @@ class FailureKind(enum.StrEnum):
     COMMUNICATION = "communication"
 
 
+HANG: Final = "hang"
+"""How the kind of a failure is called that is a hang."""
+
+
 class Failure(FrozenStruct, frozen=True):
-    """A worker's failure, as its node reports it."""
+    """A worker's failure, as its node reports it.
+
+    `is_hang`: no worker advances any more, and this one is the odd one out; for earlier releases it
+    is an exception. Then `last_lines` is its stack.
+    """
 
     kind: FailureKind
     message: Text
@@ -433,10 +444,18 @@ class Failure(FrozenStruct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     last_lines: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
+    is_hang: bool = False
+
+    @property
+    def kind_name(self) -> str:
+        """Its kind for people, and in events: that of `kind`, or a hang."""
+        return HANG if self.is_hang else self.kind.value
 
     def __str__(self) -> str:
         """One line: the rank of the worker, how it ended, and its message."""
         rank = f"rank {self.rank} " if self.rank is not None else ""
+        if self.is_hang:
+            return f"{rank}hangs ({self.message})" if rank else self.message
         if self.kind is FailureKind.OOM:
             how = "was killed for lack of memory"
         elif self.signal is not None:
@@ -495,6 +514,8 @@ class Change(FrozenStruct, frozen=True):
                 return self.detail  # The round's store was lost, and no member.
             case ChangeKind.NODE_LOST:
                 return f"{who} lost{detail}"
+            case ChangeKind.WORKER_FAILED if self.failure is not None and self.failure.is_hang:
+                return f"{who}: {self.failure}" if self.nodes else self.detail
             case ChangeKind.WORKER_FAILED:
                 return f"a worker failed on {who}: {self.failure or self.detail}"
             case ChangeKind.NODE_LEFT:

@@ -33,6 +33,7 @@ from rallypoint.launch import round_workers
 from rallypoint.launch.agent_log import AgentLog, LogOptions
 from rallypoint.launch.channel import Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
+from rallypoint.launch.hang_watch import HangWatch
 from rallypoint.launch.machine import AgentMachine, Rules
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.phases import Phase
@@ -67,6 +68,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     output is sent. `ends_at_s`: when the launcher ends the job, as Unix time, if that is known and
     the user has not given a stop time. `preload`: see warm_starts.py; None: workers start cold.
     `log`: which of its own lines the agent writes, and how.
+    `hang`: what shows that a worker advances, besides its own reports.
     """
 
     node: settings.NodeSettings
@@ -88,6 +90,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     ends_at_s: float | None = None
     preload: Preload | None = None
     log: LogOptions = LogOptions()
+    hang: settings.HangRule | None = None
 
 
 def main(config: AgentConfig) -> int:
@@ -133,6 +136,14 @@ class Agent:
             ledger=ledger,
             keeper=self._system.guard,
             on_asked_to_leave=lambda reason: self._take(on.Drained(reason)),
+            tell_stacks=lambda bytes_max: self._watch.stacks(bytes_max),
+        )
+        self._watch = HangWatch(
+            self._node,
+            config.hang,
+            lambda text: self._log.say(text),
+            lambda: {} if self._work is None else self._work.group.pids,
+            self._system.stacks,
         )
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
@@ -146,6 +157,7 @@ class Agent:
             prompting=config.stdin,
             lines_kept=max(LAST_LINES, config.share_lines),
             node=self._node.info.name,
+            tap=self._watch.seen if config.hang is not None else None,
         )
         self._log = AgentLog(
             self._node.place,
@@ -162,6 +174,9 @@ class Agent:
                 regroup=lambda: self._take(on.RegroupAsked()),
                 leave=lambda reason: self._take(on.LeaveAsked(reason)),
                 close=lambda outcome, reason: self._take(on.CloseAsked(outcome, reason)),
+                progressed=self._watch.progressed,
+                dumps_stacks=self._watch.dumps_stacks,
+                stacks_file=self._watch.stacks_file,
             ),
         )
         self._work: RoundWorkers | None = None
@@ -214,6 +229,7 @@ class Agent:
             self._work = None
         if self._preloader is not None:
             self._preloader.close()
+        self._watch.end_round()
         await self._channel.aclose()
         for task in list(self._tasks):
             task.cancel()
@@ -331,6 +347,7 @@ class Agent:
             self._watched = self._scratch / f"modules-{found.head.number}"
         is_warm = action.start in (do.Start.WARM, do.Start.WHEN_READY)
         assignment = self._assignment(found)
+        self._watch.begin_round(found, self._scratch)
         work = self._work = RoundWorkers(
             found,
             msgspec.structs.replace(assignment, watched=self._watched if is_watched else None),
@@ -435,6 +452,7 @@ class Agent:
     async def _stop(self, action: do.StopWorkers) -> on.Stopped:
         assert self._work is not None
         left = await self._work.stop(action.grace_s, action.first_signal)
+        self._watch.end_round()
         self._work = None
         return on.Stopped(left)
 

@@ -42,11 +42,18 @@ HELLO_TIMEOUT_S: Final = 10.0
 
 
 class Requests(msgspec.Struct, frozen=True):
-    """The requests of workers to the agent itself."""
+    """The requests of workers to the agent itself.
+
+    `progressed`: the worker of this local rank has come to this step. `dumps_stacks`: with this
+    pid, it writes its stacks when it gets this signal, to the file that `stacks_file` names.
+    """
 
     regroup: Callable[[], None]
     leave: Callable[[str], None]
     close: Callable[[Outcome, str], None]
+    progressed: Callable[[int, int], None] = lambda local_rank, step: None
+    dumps_stacks: Callable[[int, int, int], None] = lambda local_rank, pid, number: None
+    stacks_file: Callable[[int], str] = lambda local_rank: ""
 
 
 class Channel:
@@ -159,6 +166,7 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._round: Round | None = None
+        self._local_rank = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected. Its hello must follow."""
@@ -211,14 +219,16 @@ class WorkerLink(asyncio.Protocol):
             self.send(local.Denied(f"this agent no longer has a worker of round {hello.round}"))
             self.cut()
             return
-        self._round = current
+        self._round, self._local_rank = current, hello.local_rank
         self._unframer.bytes_max = ANSWER_BYTES_MAX
         assert self._transport is not None
         channel.admit(self, self._transport)
         node = channel.node
         ended = node.change if node.round == current else None
         head, seat = current.head, current.seat
-        self.send(local.Admitted(node.info.name, head, seat, ended, node.ledger_id))
+        stacks = channel.requests.stacks_file(hello.local_rank)
+        place = head, seat, ended, node.ledger_id
+        self.send(local.Admitted(node.info.name, *place, takes_progress=True, stacks=stacks))
         if node.closed is not None:
             self.send(local.RunClosed(node.closed))
         if channel.departing is not None:
@@ -242,6 +252,10 @@ class WorkerLink(asyncio.Protocol):
                 self._channel.requests.leave(message.reason)
             case local.Close():
                 self._channel.requests.close(message.outcome, message.reason)
+            case local.Progressed():
+                self._channel.requests.progressed(self._local_rank, message.step)
+            case local.DumpsStacks():
+                self._channel.requests.dumps_stacks(self._local_rank, message.pid, message.signal)
             case local.Hello():
                 """A second hello changes nothing."""
 

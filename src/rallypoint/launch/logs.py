@@ -21,6 +21,7 @@ import termios
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rallypoint.errors import LogDirectoryError
@@ -88,6 +89,7 @@ class LogPump:
     console shows a stream (STDOUT, STDERR) of a local rank; say() is always shown. `lines_kept`:
     how many last lines of each worker are kept. `prompting`: a local rank that may prompt a user,
     so its output is not held back until a line ends. `node`: the name of the agent's own file.
+    `tap` is called from the pump's thread with the local rank, the stream and all bytes.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class LogPump:
         prompting: int | None = None,
         lines_kept: int = LAST_LINES,
         node: str = "",
+        tap: Callable[[int, int, bytes], object] | None = None,
         stdout_fd: int = 1,
         stderr_fd: int = 2,
     ) -> None:
@@ -109,6 +112,7 @@ class LogPump:
         self._shows = shows
         self._prompting = prompting
         self._lines_kept = lines_kept
+        self._tap = tap
         self._stdout = Console(stdout_fd, self._stdout_full)
         self._stderr = Console(stderr_fd)
         self._round_dir: Path | None = None
@@ -152,7 +156,8 @@ class LogPump:
             os.set_blocking(fd, False)
             printed = console if self._shows(local_rank, number) else None
             holds = local_rank != self._prompting
-            return Stream(fd, printed, file, prefix, last, self._selector.unregister, holds)
+            tap = partial(self._tap, local_rank, number) if self._tap is not None else None
+            return Stream(fd, printed, file, prefix, last, self._selector.unregister, holds, tap)
 
         out = stream(stdout_fd, STDOUT, self._stdout, "out", None)
         err = stream(stderr_fd, STDERR, self._stderr, "err", kept)

@@ -148,6 +148,7 @@ class Stream:
     end is written in parts, so that its memory is bounded. A carriage return counts as an end
     there, because progress bars would show nothing otherwise. `on_end` is called with `fd` just
     before it is closed. `holds` False: nothing is held back, because a user may wait for a prompt.
+    `tap` is called with all bytes.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Stream:
         last_lines: LastLines | None,
         on_end: Callable[[int], object],
         holds: bool = True,
+        tap: Callable[[bytes], object] | None = None,
     ) -> None:
         self.fd = fd
         self.console = console
@@ -167,6 +169,7 @@ class Stream:
         self.last_lines = last_lines
         self.on_end = on_end
         self.holds = holds
+        self.tap = tap
         self._held = bytearray()
         self._at_line_start = True
         self._open = True
@@ -210,6 +213,8 @@ class Stream:
         # Keep the lines for the report first, so that they are there even if the writes below hang.
         if self.last_lines is not None:
             self.last_lines.feed(data)
+        if self.tap is not None:
+            self.tap(data)
         if self.file is not None:
             self.file.write(data)
         if self.console is not None:

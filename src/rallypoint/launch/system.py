@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +21,7 @@ from rallypoint.client.bootstrap_port import reserve_for_rank_0
 from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
 from rallypoint.client.sockets import SocketKeeper
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
@@ -33,6 +34,7 @@ from rallypoint.launch.orphans import OrphanReaper, is_first
 from rallypoint.launch.preloader import Preloader, PreloadPlan, become_subreaper
 from rallypoint.launch.worker_env import inherited_environment
 from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerGroup, WorkerSpec
+from rallypoint.launch.worker_stacks import Asked, stacks_of
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import PortRange
 
@@ -45,6 +47,10 @@ class Workers(Protocol):
     @property
     def running(self) -> tuple[int, ...]:
         """The local ranks of the workers whose end has not been reported yet."""
+
+    @property
+    def pids(self) -> Mapping[int, int]:
+        """The pid of each worker by its local rank, including ended ones."""
 
     async def start(self) -> None:
         """Start all workers or none. A cancellation gives up the start."""
@@ -191,6 +197,7 @@ class System(Protocol):
         prompting: int | None,
         lines_kept: int,
         node: str,
+        tap: Callable[[int, int, bytes], object] | None,
     ) -> Output:
         """Open the console and the log files. Called once, before `workers`."""
 
@@ -236,6 +243,9 @@ class System(Protocol):
 
     async def read_text(self, path: Path) -> str:
         """What is in a file. May hang. Raises OSError."""
+
+    async def stacks(self, workers: list[Asked], bytes_max: int) -> tuple[WorkerStack, ...]:
+        """Where these workers stand, within about 1.5 s: see worker_stacks.py."""
 
 
 class LocalSystem:
@@ -300,6 +310,7 @@ class LocalSystem:
         prompting: int | None,
         lines_kept: int,
         node: str,
+        tap: Callable[[int, int, bytes], object] | None,
     ) -> Output:
         """See System."""
         self._pump = LogPump(
@@ -310,6 +321,7 @@ class LocalSystem:
             prompting=prompting,
             lines_kept=lines_kept,
             node=node,
+            tap=tap,
         )
         return self._pump
 
@@ -374,3 +386,7 @@ class LocalSystem:
     async def read_text(self, path: Path) -> str:
         """See System."""
         return await asyncio.to_thread(path.read_text, "utf-8", "replace")
+
+    async def stacks(self, workers: list[Asked], bytes_max: int) -> tuple[WorkerStack, ...]:
+        """See System."""
+        return await stacks_of(workers, bytes_max)

@@ -43,7 +43,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     `tls_ca`, `tls_cert`, `tls_key`: files for a `serve` with `--tls-cert`, see security/pki.py.
     `orphan_s` None: LOST_ORPHAN_S once the run is known to be lost, if it has other nodes;
     infinite: never.
-    `attach_grace_s` None: derived, see `attach_grace_s`.
+    `attach_grace_s` None: derived, see `attach_grace_s`. `hang_timeout_s` None: a round in which no
+    worker advances goes on.
     `node_settings` fills one from arguments and environment.
 
     Raises:
@@ -77,6 +78,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     attach_grace_s: float | None = BY_NAME["attach_grace_s"].default
     yield_after_s: float = BY_NAME["yield_after_s"].default
     stop_s: float = BY_NAME["stop_s"].default
+    hang_timeout_s: float | None = BY_NAME["hang_timeout_s"].default
     share_lines: int = BY_NAME["share_lines"].default
     labels: dict[str, str] = {}
 
@@ -105,7 +107,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 _NODE_DURATIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name.endswith("_s")
 )
-_NO_DURATIONS: Final = (("orphan_s", None), ("orphan_s", math.inf), ("attach_grace_s", None))
+_NO_DURATIONS: Final = (
+    ("orphan_s", None),
+    ("orphan_s", math.inf),
+    ("attach_grace_s", None),
+    ("hang_timeout_s", None),
+)
 LOST_ORPHAN_S: Final = 600.0
 """How long workers go on in a run that is lost and has other nodes, unless `orphan_s` is set."""
 _MAY_BE_ZERO: Final = (

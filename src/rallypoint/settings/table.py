@@ -23,6 +23,7 @@ from rallypoint.settings.values import (
     parse_duration_s,
     parse_exit_codes,
     parse_fraction,
+    parse_hang,
     parse_interface,
     parse_memory,
     parse_name,
@@ -301,6 +302,20 @@ SETTINGS: Final = (
         parse_duration_s,
         60.0,
         "how long a worker of the first round imports modules before --preload loads the same ones",
+    ),
+    _setting(
+        "hang_timeout_s",
+        parse_duration_s,
+        None,
+        "after how long without progress of any worker a round ends as a hang; if unset, never, or "
+        "10 min with --hang",
+    ),
+    _setting(
+        "hang",
+        parse_hang,
+        None,
+        "what shows that a worker advances: a regular expression over its output, output, or "
+        "file:PATH",
     ),
     _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
     _setting(

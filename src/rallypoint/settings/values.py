@@ -29,6 +29,18 @@ SHARE_LINES_MAX: Final = 64
 MEMORY_BYTES_MAX: Final = 1024**5
 
 
+class HangRule(msgspec.Struct, frozen=True):
+    """What shows that a worker advances. Exactly one is set.
+
+    `pattern`: a regular expression that a line of its output matches; its first group, if it has
+    one, is a number that grows. `is_output`: any output. `path`: a file whose time changes.
+    """
+
+    pattern: str = ""
+    is_output: bool = False
+    path: str = ""
+
+
 class NodeRange(msgspec.Struct, frozen=True):
     """How many nodes a round has, at least and at most."""
 
@@ -210,6 +222,27 @@ def parse_share_lines(text: str) -> int:
     if lines > SHARE_LINES_MAX:
         raise ValueError(f"must be at most {SHARE_LINES_MAX} lines, not {text!r}")
     return lines
+
+
+def parse_hang(text: str) -> HangRule:
+    """ "output", "file:PATH" or a regular expression. Raises ValueError."""
+    if text == "output":
+        return HangRule(is_output=True)
+    if text.startswith("file:"):
+        path = text.removeprefix("file:")
+        if not path or "\0" in path:
+            raise ValueError(f"must name a file after file:, not {shortened(text)!r}")
+        return HangRule(path=path)
+    try:
+        found = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"must be output, file:PATH or a regular expression, and {shortened(text)!r} does not "
+            f"compile: {error}"
+        ) from error
+    if found.search("") is not None:
+        raise ValueError(f"must be a regular expression that not every line matches, not {text!r}")
+    return HangRule(pattern=text)
 
 
 def parse_at_least_one(text: str) -> int:

@@ -22,6 +22,7 @@ from rallypoint import runtime
 from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached
 from rallypoint.client.waiting import left_run
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.values import Address, Change, CloseRecord
 from rallypoint.errors import (
     CoordinatorError,
@@ -41,6 +42,7 @@ from rallypoint.launch.preloader import PreloadPlan
 from rallypoint.launch.system import EndGuard, LocalSocket, Output, Port, WarmForks, Workers
 from rallypoint.launch.warm_starts import Preload
 from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerSpec
+from rallypoint.launch.worker_stacks import Asked
 from rallypoint.ledger.contract import Ledger
 from rallypoint.settings import PortRange
 from rallypoint.simulation.calls import drawn, make
@@ -65,6 +67,8 @@ PRELOADER_LIVES_S: Final = 20.0
 """How long a preloader lives, on average, in seconds."""
 BROKEN_AFTER_S: Final = (0.001, 0.05)
 """How long after a worker its peers fail with an error of their connections."""
+LOADS: Final = "data loading (data.py:9)"
+WAITS: Final = "all_reduce (train.py:41)"
 BROKEN: Final = HowItEnds(
     1, lines=("Traceback (most recent call last):", "ConnectionResetError: Connection reset")
 )
@@ -368,6 +372,22 @@ class SimulatedSystem:
         if path.name.startswith("modules"):
             return "numpy\ntorch\n"
         raise FileNotFoundError(str(path))
+
+    async def stacks(self, workers: list[Asked], bytes_max: int) -> tuple[WorkerStack, ...]:
+        """See System. A worker that has stopped working is the odd one out."""
+        await asyncio.sleep(self.process.random.uniform(0.0, 0.3))
+        living = {each.pid: each for each in self.living}
+        return tuple(
+            WorkerStack(
+                each.rank,
+                each.local_rank,
+                place=LOADS if living[each.pid].hangs else WAITS,
+                is_waiting=not living[each.pid].hangs,
+                step=each.step,
+            )
+            for each in workers
+            if each.pid in living
+        )
 
     # -- the life of a worker ----------------------------------------------------------------------
 

@@ -15,12 +15,13 @@ from rallypoint.core.election.records import FORMAT, Lease, Mistake, RunRegister
 from rallypoint.core.registers import Conflict, SwapOutcome, Swapped, Versioned
 from rallypoint.ledger.contract import Changed, Ledger
 from rallypoint.ledger.keys import COORDINATORS, MISTAKE, RUNS
-from rallypoint.wire.messages import Attach, Welcome
+from rallypoint.wire.messages import Attach, Heartbeat, Welcome
 
 _Fields = tuple[msgspec.Raw, ...]
 
 _MESSAGES: Final = {
     b"\xa6attach": 1 + Attach.__struct_fields__.index("ended"),
+    b"\xa2hb": 1 + Heartbeat.__struct_fields__.index("progress"),
     b"\xa7welcome": 1 + Welcome.__struct_fields__.index("lease_ttl_s"),
 }
 """By the tag: how many fields of a message it knows, with the tag."""

@@ -68,6 +68,8 @@ class SimulatedWorker:
         self.is_alive = True
         self.is_told = False
         """Whether its agent knows that it has ended."""
+        self.hangs = False
+        """Whether it does nothing any more, and the others wait for it."""
         self.is_stopping = False
         """Whether its agent has sent it a signal."""
         self.how: HowItEnds | None = None
@@ -126,6 +128,11 @@ class SimulatedWorkers:
         if not self._has_started:
             return ()
         return tuple(each.spec.local_rank for each in self.all if not each.is_told)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """See Workers."""
+        return {each.spec.local_rank: each.pid for each in self.all}
 
     @property
     def living(self) -> list[SimulatedWorker]:

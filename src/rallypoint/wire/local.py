@@ -7,10 +7,11 @@ of a message in four bytes, big-endian, and the message in msgpack.
 from __future__ import annotations
 
 import struct
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from rallypoint.core.progress import Step
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
@@ -87,7 +88,31 @@ class Close(LocalMessage, frozen=True, tag="close"):
     reason: str
 
 
-FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | AskWaiting | Regroup | Leave | Close
+class Progressed(LocalMessage, frozen=True, tag="progress"):
+    """The worker has advanced to this step. Only for an agent that takes it: see `Admitted`."""
+
+    step: Step
+
+
+class DumpsStacks(LocalMessage, frozen=True, tag="dumps"):
+    """The worker writes its stacks to the file of `Admitted` when it gets this signal."""
+
+    pid: Annotated[int, msgspec.Meta(gt=0, le=2**31)]
+    signal: Annotated[int, msgspec.Meta(gt=0, le=128)]
+
+
+FromWorker: TypeAlias = (
+    Hello
+    | Call
+    | Cancel
+    | AskMembers
+    | AskWaiting
+    | Regroup
+    | Leave
+    | Close
+    | Progressed
+    | DumpsStacks
+)
 
 
 # -- from an agent -------------------------------------------------------------------------------
@@ -96,7 +121,8 @@ FromWorker: TypeAlias = Hello | Call | Cancel | AskMembers | AskWaiting | Regrou
 class Admitted(LocalMessage, frozen=True, tag="admitted"):
     """The round and the node's seat in it. `ended`: why the round has already ended, if it has.
 
-    `ledger_id`: of the run's ledger.
+    `ledger_id`: of the run's ledger. `takes_progress`: the agent takes `Progressed`. `stacks`: the
+    file to which the worker writes its stacks on a signal; "" for none.
     """
 
     node: str
@@ -104,6 +130,8 @@ class Admitted(LocalMessage, frozen=True, tag="admitted"):
     seat: Seat
     ended: Change | None = None
     ledger_id: str = ""
+    takes_progress: bool = False
+    stacks: str = ""
 
 
 class Denied(LocalMessage, frozen=True, tag="denied"):

@@ -16,7 +16,9 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from rallypoint.core.effects import Standing
+from rallypoint.core.progress import Progress
 from rallypoint.core.reasons import Refusal, RefusalCode, Waiting
+from rallypoint.core.stacks import Stacks
 from rallypoint.core.store import LIMIT, StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import (
     Address,
@@ -75,6 +77,7 @@ class Attach(Message, frozen=True, tag="attach"):
     a node with the secret of the first time is the same member. Empty: the node's release has none.
     `ended`: the run's owner, if it has ended as far as the node has seen.
     `takes_orders`: the node understands `AskedToLeave`, and that it can be evicted.
+    `tells_stacks`: the node understands `AskStacks`.
     """
 
     version: int
@@ -87,6 +90,7 @@ class Attach(Message, frozen=True, tag="attach"):
     resume_secret: Secret = b""
     ended: EndedOwner | None = None
     takes_orders: bool = False
+    tells_stacks: bool = False
 
     def __repr__(self) -> str:
         return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"
@@ -137,7 +141,13 @@ class CloseRun(Message, frozen=True, tag="close"):
 
 
 class Heartbeat(Message, frozen=True, tag="hb"):
-    """The node is alive. Answered by `Beat`."""
+    """The node is alive. Answered by `Beat`.
+
+    `progress`: how far its workers are, if they have advanced since the last one on this
+    connection.
+    """
+
+    progress: Progress | None = None
 
 
 class Alive(Message, frozen=True, tag="alive"):
@@ -176,6 +186,17 @@ class AskWaiting(Message, frozen=True, tag="waiting?"):
     request_id: int
 
 
+class StacksTold(Message, frozen=True, tag="stacks"):
+    """The answer to an `AskStacks`: where the node's workers stand.
+
+    `progress`: how far they are, also if that was sent before; None if nothing is known.
+    """
+
+    request_id: int
+    stacks: Stacks = ()
+    progress: Progress | None = None
+
+
 FromNode: TypeAlias = (
     Attach
     | Ready
@@ -190,6 +211,7 @@ FromNode: TypeAlias = (
     | StoreCancel
     | AskMembers
     | AskWaiting
+    | StacksTold
 )
 
 
@@ -276,6 +298,16 @@ class Probe(Message, frozen=True, tag="probe"):
     """Ask whether the node is alive. Answered by `Alive`."""
 
 
+class AskStacks(Message, frozen=True, tag="stacks?"):
+    """Ask where the node's workers stand. Answered by `StacksTold`, soon.
+
+    It is only sent to a node that tells stacks. `bytes_max`: the most bytes of all texts.
+    """
+
+    request_id: int
+    bytes_max: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Beat(Message, frozen=True, tag="beat"):
     """The answer to a heartbeat. `beat` increases while the coordinator renews its lease."""
 
@@ -332,6 +364,7 @@ FromCoordinator: TypeAlias = (
     | StoreAnswer
     | Members
     | WaitingIs
+    | AskStacks
 )
 
 

@@ -1,0 +1,214 @@
+"""R15: a round whose workers advance is not ended as a hang; one that does not is, in time."""
+
+import pytest
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.progress import AGAIN_S, ASK_S, Progress
+from rallypoint.core.stacks import WorkerStack
+from rallypoint.core.suspension import SuspensionCause
+from rallypoint.core.values import Change, Phase
+from tests.core.driver import Driver, node_id
+
+TIMEOUT_S = 60.0
+WAITS = WorkerStack(0, place="all_reduce (train.py:4)", is_waiting=True)
+LOADS = WorkerStack(1, local_rank=0, place="load (data.py:9)", text="line 1\nline 2")
+
+
+def in_round(*names: str, has_successor: bool = True) -> Driver:
+    driver = Driver(min=len(names), max=len(names), restarts=None, has_successor=has_successor)
+    driver.join(*names)
+    assert driver.phase is Phase.ACTIVE
+    driver.take()
+    return driver
+
+
+def asked(driver: Driver) -> list[float]:
+    return [at_s for at_s, effect in driver.effects if isinstance(effect, do.AskStacks)]
+
+
+def broken(driver: Driver) -> list[tuple[float, Change]]:
+    return [(at, each.change) for at, each in driver.effects if isinstance(each, do.Break)]
+
+
+def test_R15_a_round_in_which_nobody_advances_ends() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    assert asked(driver) == [TIMEOUT_S]
+    driver.stacks("a", WAITS)
+    driver.stacks("b", LOADS)
+    ((at_s, change),) = broken(driver)
+    assert at_s == TIMEOUT_S
+    failure = change.failure
+    assert failure is not None
+    assert failure.is_hang
+    assert failure.kind_name == "hang"
+    assert (change.nodes, failure.rank, change.charged, change.confirmed) == (("b",), 1, True, True)
+    assert failure.last_lines == ("line 1", "line 2")
+    assert driver.run.restart_count == 1
+
+
+def test_R15_nodes_that_do_not_answer_do_not_hold_up_the_end() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1)
+    driver.advance(TIMEOUT_S + ASK_S)
+    ((at_s, change),) = broken(driver)
+    assert at_s == TIMEOUT_S + ASK_S
+    assert "no answer from a, b" in str(change)
+
+
+def test_R15_without_a_report_nothing_ends() -> None:
+    driver = in_round("a", "b")
+    driver.advance(10 * TIMEOUT_S)
+    assert not asked(driver)
+
+
+def test_R15_a_report_without_a_timeout_ends_nothing() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1, timeout_s=None)
+    driver.advance(10 * TIMEOUT_S)
+    assert not asked(driver)
+    assert driver.run.progress.step == 1
+
+
+def test_R15_one_worker_that_advances_is_enough() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    for step in range(2, 8):
+        driver.advance(TIMEOUT_S / 2)
+        driver.progress("b", step=step)
+    driver.advance(TIMEOUT_S - 1)
+    assert not asked(driver)
+
+
+def test_R15_the_quick_way_moves_the_deadline_too() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1)
+    driver.advance(TIMEOUT_S - 1)
+    report = on.NodeProgressed(node_id("b"), Progress(1, 2, 0.0, TIMEOUT_S))
+    assert driver.run.progressed(report, driver.now_s)
+    driver.advance(TIMEOUT_S - 1)
+    assert not asked(driver)
+    driver.advance(1)
+    assert asked(driver)
+    assert not driver.run.progressed(report, driver.now_s)
+
+
+def test_R15_an_old_report_does_not_shorten_the_deadline() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1)
+    driver.progress("a", "b", step=1, ago_s=TIMEOUT_S - 1)
+    driver.advance(TIMEOUT_S - 1)
+    assert not asked(driver)
+
+
+def test_R15_the_longest_timeout_counts() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1, timeout_s=5.0)
+    driver.progress("b", step=1, timeout_s=TIMEOUT_S)
+    driver.progress("a", step=1, timeout_s=5.0)
+    driver.advance(TIMEOUT_S - 1)
+    assert not asked(driver)
+    driver.advance(1)
+    assert asked(driver)
+
+
+def test_R15_a_worker_that_advances_while_stacks_are_asked_for_goes_on() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.stacks("a", WAITS, progress=Progress(1, 2, 0.5, TIMEOUT_S))
+    driver.stacks("b", LOADS)
+    driver.advance(TIMEOUT_S - 1)
+    assert not broken(driver)
+    assert asked(driver) == [TIMEOUT_S]
+    driver.advance(0.5)
+    assert asked(driver) == [TIMEOUT_S, 2 * TIMEOUT_S - 0.5]
+
+
+@pytest.mark.parametrize("serial", [0, 2])
+def test_R15_an_answer_to_another_question_does_not_count(serial: int) -> None:
+    driver = in_round("a")
+    driver.progress("a", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.stacks("a", LOADS, serial=serial)
+    assert not broken(driver)
+
+
+def test_R15_reports_about_another_round_do_not_count() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1, number=7)
+    driver.advance(2 * TIMEOUT_S)
+    assert not asked(driver)
+
+
+def test_R15_the_deadline_ends_with_the_round() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.fail("b")
+    driver.ready("a", "b")
+    driver.advance(TIMEOUT_S)
+    assert driver.phase is Phase.ACTIVE
+    assert len(broken(driver)) == 1
+    assert len(asked(driver)) == 1
+
+
+def test_R15_the_time_of_an_outage_does_not_count() -> None:
+    driver = in_round(
+        "a",
+        "b",
+    )
+    driver.progress("a", "b", step=1)
+    driver.advance(20)
+    driver.lose_ledger(SuspensionCause.LEASE)
+    driver.advance(10 * TIMEOUT_S)
+    driver.progress("a", step=1, ago_s=20 + 10 * TIMEOUT_S)
+    driver.restore_ledger(SuspensionCause.LEASE)
+    driver.advance(39)
+    assert not asked(driver)
+    driver.advance(1)
+    assert asked(driver)
+
+
+def test_R15_after_an_outage_all_are_asked_anew() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.stacks("a", WAITS)
+    driver.lose_ledger(SuspensionCause.LEASE)
+    driver.stacks("b", LOADS)
+    driver.advance(10)
+    driver.restore_ledger(SuspensionCause.LEASE)
+    driver.advance(0)
+    assert not broken(driver)
+    assert len(asked(driver)) == 2
+
+
+def test_R15_a_round_is_not_judged_while_a_member_cannot_be_heard() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 10)
+    driver.silent("b")
+    driver.advance(15)
+    assert not asked(driver)
+    driver.heard("b")
+    driver.advance(AGAIN_S)
+    assert asked(driver)
+
+
+def test_R15_after_a_takeover_the_deadline_counts_from_what_is_known() -> None:
+    driver = in_round("a", "b", has_successor=True)
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 10)
+    driver.fail_over()
+    driver.attach("a")
+    driver.progress("a", step=1, ago_s=TIMEOUT_S - 10)
+    driver.advance(3)
+    driver.attach("b")
+    driver.progress("b", step=2, ago_s=20.0)
+    driver.advance(TIMEOUT_S - 20.1)
+    assert not asked(driver)
+    driver.advance(0.2)
+    assert asked(driver)
