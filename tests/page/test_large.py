@@ -100,6 +100,40 @@ def test_a_thousand_members_and_two_hundred_rounds_stay_quick(
     assert longest_ms < max(400, 8 * unit_ms)
 
 
+# As on a machine where each piece of work takes longer than a frame has time for.
+SLOW = """
+    let now_ms = 0;
+    performance.now = () => (now_ms += 5);
+"""
+# The most new rows of tables that came into the document in one frame.
+ROWS_AT_ONCE = """
+    window.rowsAtOnce = 0;
+    const known = new WeakSet();
+    const isRow = (each) => each.matches?.("tbody tr:not(.space)") && !known.has(each);
+    new MutationObserver((changes) => {
+      const rows = changes.flatMap(({ addedNodes }) => [...addedNodes]).filter(isRow);
+      for (const each of rows) known.add(each);
+      window.rowsAtOnce = Math.max(window.rowsAtOnce, rows.length);
+    }).observe(document, { childList: true, subtree: true });
+"""
+
+
+def test_work_that_takes_long_is_spread_over_frames(
+    look: Callable[..., Any], coordinator: Callable[..., Any]
+) -> None:
+    one = coordinator(heartbeats_per_suspicion=3)
+    large_run(one, 100, 30)
+    page = look("about:blank")
+    page.add_init_script(SLOW + ROWS_AT_ONCE)
+    page.goto(f"{one.url}/#/runs/large")
+    members = page.get_by_role("region", name="Members", exact=True).last
+    members.get_by_role("row", name="node-0018").wait_for()
+    page.get_by_role("button", name="30", exact=True).wait_for()
+    members.evaluate("each => { each.scrollTop = each.scrollHeight; }")
+    members.get_by_role("row", name="node-0099").wait_for()
+    assert 0 < page.evaluate("window.rowsAtOnce") <= 10
+
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 

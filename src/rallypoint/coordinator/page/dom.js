@@ -48,7 +48,7 @@ export function announce(text) {
   }, 2000);
 }
 
-const FRAME_MS = 8;
+const FRAME_MS = 4;
 const drawings = new Set();
 let frame = null;
 

@@ -13,7 +13,7 @@ const IDLE_MS = 2000;
 const LEAST_MS = 100;
 const LARGE = 200;
 const EVENTS_SHOWN = 60;
-const EVENTS_AT_ONCE = 100;
+const EVENTS_AT_ONCE = 50;
 const ALONE_MS = 2000;
 
 export async function showRun(page, body, signal, runId) {
@@ -76,7 +76,7 @@ class RunView {
       ),
       h(
         "div",
-        { class: "two-columns" },
+        { class: "two-columns below" },
         section("Rounds", this.rounds.element),
         section(
           "Events",

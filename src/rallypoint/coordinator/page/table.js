@@ -4,6 +4,7 @@
 import { h, inFrame, say } from "./dom.js";
 
 const MARGIN_ROWS = 8;
+const NEW_ROWS_MOST = 10; // in one frame, so that the browser is not busy for long
 
 /**
  * `columns`: each with `title`; `text(row)`, what the cell shows; `make(row)`, its content if that is
@@ -23,8 +24,22 @@ export class Table {
     this.none = h("p", { class: "none" }, empty);
     this.element = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, this.table, this.none);
     this.element.style.setProperty("--row", `${rowPx}px`);
-    this.element.addEventListener("scroll", () => this.later(), { passive: true });
-    addEventListener("resize", () => this.later());
+    // What a person has scrolled, and the height, come with events: to ask for them while the document
+    // changes makes the browser lay it out at once.
+    this.top = 0;
+    this.height = innerHeight;
+    this.element.addEventListener(
+      "scroll",
+      () => {
+        this.top = this.element.scrollTop;
+        this.later();
+      },
+      { passive: true },
+    );
+    new ResizeObserver(() => {
+      this.height = this.element.clientHeight || innerHeight;
+      this.later();
+    }).observe(this.element);
   }
 
   /** Show these rows. */
@@ -42,15 +57,19 @@ export class Table {
 
   draw() {
     const { rowPx, rows } = this;
-    const first = Math.max(0, Math.floor(this.element.scrollTop / rowPx) - MARGIN_ROWS);
-    const inSight = Math.ceil((this.element.clientHeight || innerHeight) / rowPx) + 2 * MARGIN_ROWS;
-    const last = Math.min(rows.length, first + inSight);
+    const first = Math.max(0, Math.floor(this.top / rowPx) - MARGIN_ROWS);
+    const inSight = Math.ceil(this.height / rowPx) + 2 * MARGIN_ROWS;
+    const end = Math.min(rows.length, first + inSight);
+    let last = first;
+    let fresh = 0;
     const focused = this.focused();
     const before = this.shown;
     this.shown = new Map();
     let place = this.before.nextSibling;
-    for (let index = first; index < last; index += 1) {
+    for (let index = first; index < end; index += 1) {
       const key = this.keyOf(rows[index]);
+      if (!before.has(key) && (fresh += 1) > NEW_ROWS_MOST) break;
+      last = index + 1;
       const kept = before.get(key) ?? { tr: h("tr"), texts: [], cells: [] };
       before.delete(key);
       this.shown.set(key, kept);
@@ -62,6 +81,7 @@ export class Table {
     this.before.firstChild.style.height = `${first * rowPx}px`;
     this.after.firstChild.style.height = `${(rows.length - last) * rowPx}px`;
     this.refocus(focused);
+    if (last < end) this.later();
   }
 
   /** The row and the column that have the keyboard's focus; null if it is elsewhere. */
@@ -110,8 +130,9 @@ export class Table {
     const index = this.rows.findIndex((each) => this.keyOf(each) === key);
     if (index < 0) return;
     const top = index * this.rowPx;
-    const { scrollTop, clientHeight } = this.element;
-    if (top < scrollTop || top + 2 * this.rowPx > scrollTop + clientHeight) this.element.scrollTop = top - clientHeight / 2;
+    if (top < this.top || top + 2 * this.rowPx > this.top + this.height) {
+      this.element.scrollTop = this.top = Math.max(0, top - this.height / 2);
+    }
     this.later();
   }
 }

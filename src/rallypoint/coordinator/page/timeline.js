@@ -35,6 +35,7 @@ export class Timeline {
     this.view = { mode: "all", from: 0, to: 1, span: 600 };
     this.selected = null;
     this.drawing = () => this.draw();
+    this.drawingRows = () => this.drawRows();
     this.top = h("canvas", { class: "top", role: "img" });
     this.rows = h("canvas", { class: "rows", "aria-hidden": "true" });
     this.spacer = h("div", { class: "spacer" }, this.rows);
@@ -81,8 +82,21 @@ export class Timeline {
 
   listen() {
     const redraw = () => this.later();
-    this.scroller.addEventListener("scroll", redraw, { passive: true });
-    this.watch = new ResizeObserver(redraw);
+    // To ask for these while the document changes makes the browser lay it out at once.
+    this.width = 0;
+    this.scrolled = 0;
+    this.scroller.addEventListener(
+      "scroll",
+      () => {
+        this.scrolled = this.scroller.scrollTop;
+        redraw();
+      },
+      { passive: true },
+    );
+    this.watch = new ResizeObserver(() => {
+      this.width = this.element.clientWidth;
+      redraw();
+    });
     this.watch.observe(this.element);
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.dark.addEventListener("change", () => {
@@ -105,8 +119,8 @@ export class Timeline {
   /** What to draw: rounds, rows, gaps, terms, suspensions; from `start` to `now`, in seconds. */
   set(data) {
     this.data = data;
-    const height = Math.min(data.rows.length, ROWS_MOST) * ROW;
-    this.scroller.style.height = `${height + 2}px`;
+    this.height = Math.min(data.rows.length, ROWS_MOST) * ROW;
+    this.scroller.style.height = `${this.height + 2}px`;
     this.spacer.style.height = `${data.rows.length * ROW}px`;
     this.later();
   }
@@ -285,7 +299,7 @@ export class Timeline {
   }
 
   draw() {
-    const width = this.element.clientWidth;
+    const { width } = this;
     if (!width || this.data.start === null) return;
     for (const each of this.modes) each.setAttribute("aria-pressed", String(each.dataset.mode === this.view.mode));
     this.colours ??= this.readColours();
@@ -294,7 +308,7 @@ export class Timeline {
     this.plot = Math.max(50, width - this.left - 16);
     this.x = (t) => this.left + ((t - from) / (to - from)) * this.plot;
     this.drawTop(width, from, to);
-    this.drawRows(width, from, to);
+    inFrame(this.drawingRows); // for itself: each of the two takes a while
     const { rounds, rows } = this.data;
     this.top.setAttribute(
       "aria-label",
@@ -364,11 +378,12 @@ export class Timeline {
     c.fillText("rounds", 4, BAND + 13);
   }
 
-  drawRows(width, from, to) {
-    const height = this.scroller.clientHeight;
-    const c = this.canvas(this.rows, width - 2, height);
+  drawRows() {
+    const { height } = this;
+    const { from, to } = this.range();
+    const c = this.canvas(this.rows, this.width - 2, height);
     const { colours } = this;
-    const top = this.scroller.scrollTop;
+    const top = this.scrolled;
     const first = Math.max(0, Math.floor(top / ROW));
     const last = Math.min(this.data.rows.length, Math.ceil((top + height) / ROW) + 1);
     for (let index = first; index < last; index += 1) {
