@@ -27,6 +27,7 @@ class Waiter:
         self.is_connected = False
         self.hosts_run = False
         self.nodes_max = 4
+        self.stays_out = ""
         self.left_s: float | None = 590.0
         self.looking = "the coordinator at host:1 does not answer"
         self.asked = 0

@@ -218,8 +218,15 @@ def _words(effect: do.Effect) -> str:
             return f"probe round {number}"
         case do.ProbeNode(node=node):
             return f"probe {token_of(node)}"
-        case do.Notify(node=node):
-            return f"tell {token_of(node)}: standby"
+        case do.Notify(node=node, reason=reason):
+            why = f" ({reason})" if reason else ""
+            return f"tell {token_of(node)}: standby{why}"
+        case do.StayOut(name=name, reason=reason, left_s=left_s):
+            return f"keep {name} out for {left_s:g} s: {reason}"
+        case do.LetBackIn(node=node, reason=reason):
+            return f"let {token_of(node)} back in: {reason}"
+        case do.Forgive(name=name):
+            return f"forgive {name}"
         case do.Forget(node=node, reason=reason):
             return f"forget {token_of(node)}: {reason}"
         case do.AskToLeave(order=order, is_repeat=is_repeat):

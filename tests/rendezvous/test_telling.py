@@ -44,6 +44,7 @@ class Waiter:
         self.is_connected = True
         self.hosts_run = False
         self.nodes_max = 2
+        self.stays_out = ""
         self.left_s: float | None = None
         self.looking = "the coordinator at host:1 does not answer"
         self.reason: Waiting | None = ALONE

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rallypoint.core import blame
+from rallypoint.core import blame, cooling
 from rallypoint.core.blame import NO_BLAME, KeptBlame
+from rallypoint.core.formation import Counts
 from rallypoint.simulation.job import Job
 from tests.kinds import seeds
 from tests.simulation.test_situations import drawn
@@ -29,10 +30,15 @@ def test_guilty_nodes_keep_the_rules(seed: int) -> None:
     assert Job(seed, plan=drawn("guilty", seed)).run().problems == []
 
 
-def found(rule: str, text: str) -> bool:
+@pytest.mark.parametrize("seed", seeds(6, verify=60, long=600))
+def test_nodes_that_stay_out_keep_the_rules(seed: int) -> None:
+    assert Job(seed, plan=drawn("cooling", seed)).run().problems == []
+
+
+def found(rule: str, text: str, situation: str = "guilty") -> bool:
     """Whether some world shows this problem."""
     for seed in range(WITHIN):
-        problems = map(str, Job(seed, plan=drawn("guilty", seed)).run().problems)
+        problems = map(str, Job(seed, plan=drawn(situation, seed)).run().problems)
         if any(each.startswith(rule) and text in each for each in problems):
             return True
     return False
@@ -69,3 +75,24 @@ def test_a_successor_that_forgets_the_blame_is_found(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(KeptBlame, "restore", nothing)
     assert found("R11", "has lost blame") or found("budget", "")
+
+
+def test_a_guilty_node_that_keeps_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooling, "update", lambda run, member: None)
+    assert found("R7", "would be large enough without", "cooling")
+
+
+def test_a_node_that_is_never_forgiven_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptBlame, "cooled", lambda self, now_s: [])
+    assert found("R7", "is kept out", "cooling")
+
+
+def test_a_run_that_waits_for_a_guilty_node_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stay out do not count, though the minimum needs them."""
+    monkeypatch.setattr(Counts, "able", Counts.ready)
+    assert found("R7", "no round of", "cooling")
+
+
+def test_a_successor_that_forgets_who_stays_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptBlame, "_offenders", lambda self, now_s: [])
+    assert found("R11", "has lost blame", "cooling") or found("R7", "", "cooling")

@@ -38,6 +38,7 @@ class Checked:
         def step() -> list[Effect]:
             effects = self.membership.step(event, now_s)
             self.checker.note(event, now_s, effects)
+            self.checker.must_be_in(kept_out(self.membership.roster))
             return effects
 
         return self._checked(step, event, now_s)
@@ -82,6 +83,11 @@ class Checked:
             history = (*self.checker.history, f"{now_s:10.3f} s  {what!r} failed")
             raise InvariantViolation("assertion", str(failed), history) from failed
         return effects
+
+
+def kept_out(roster: Roster) -> list[str]:
+    """The nodes that are ready, and have to stay out because they broke too many rounds."""
+    return [member.name for member in roster.cooling() if member.is_cooling]
 
 
 def check(membership: Membership) -> None:

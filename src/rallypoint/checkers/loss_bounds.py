@@ -81,15 +81,20 @@ def waits_differ(checker: RunChecker, waiting: Waiting) -> str:
     record = checker._published
     if record is None or checker._broken is None:
         return ""
-    missing = []
+    missing, surely = [], []
     for row in record.members:
         node = checker._nodes.get(row.name)
         # Who was lost, and has attached again, is a newcomer.
         if node is None or node.seated != record.head.number or not node.is_awaited:
             continue
         if not (node.asked and node.reachability is Reachability.CONNECTED):
-            missing.append(row.name)
-    if waiting.missing_count != len(missing) or not set(waiting.missing) <= set(missing):
+            # Nobody waits for those that broke too many rounds.
+            if not checker._cooling.is_out(row.name, checker._run_s):
+                missing.append(row.name)
+            if not checker._cooling.may_be_out(row.name, checker._run_s):
+                surely.append(row.name)
+    is_count = len(surely) <= waiting.missing_count <= len(missing)
+    if not is_count or not set(waiting.missing) <= set(missing):
         return f"it waits for {waiting.missing}, and these are not ready: {missing}"
     return ""
 

@@ -9,13 +9,14 @@ hide in both. Only tests use it, because a step costs O(N).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
 
 from rallypoint.checkers.budget_checker import BudgetChecker
+from rallypoint.checkers.cooling_checker import CoolingChecker
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
@@ -100,6 +101,7 @@ class RunChecker:
         self._digests: dict[int, str] = {}
         self._number = self._floor = 0
         self._budget = BudgetChecker()
+        self._cooling = CoolingChecker()
         self._run_s = 0.0
         """The time of this step, on the run's own clock."""
         self._published_s: float | None = None
@@ -204,6 +206,7 @@ class RunChecker:
         self._orders = register.orders
         self._settings = self._orders.settings_of(register.settings or RunSettings())
         self._budget.restored(register.blame, register.restarts, self._settings, self._run_s)
+        self._cooling.restored(register.blame, self._run_s)
         self._floor = register.floor
         self._pending = self._just_committed = self._broken = None
         self._earlier.clear()
@@ -408,8 +411,14 @@ class RunChecker:
                 self._publish(record)
             case do.Break(change=change):
                 self._break(change)
+                if change.confirmed and change.kind is ChangeKind.NODE_LOST:
+                    self._blame(change)
             case do.Verdict(change=change):
                 self._verdict(change)
+                self._blame(change)
+            case do.StayOut(name=name):
+                if not self._cooling.may_be_out(name, self._run_s):
+                    self._fail("R7", f"{name} has to stay out, and broke too few rounds")
             case do.Announce(close=close):
                 if close != self._just_committed:
                     self._fail("R6", "an end was announced that the ledger does not hold")
@@ -495,6 +504,10 @@ class RunChecker:
             self._fail("R3", f"round {head.number} has {head.nodes} nodes: {names}")
         if is_new:
             self._must_be_paid(self._budget.of_round(head.restart_count))
+            least = min(each.min_nodes for each in bounds)
+            kept_out = self._cooling.of_round(record, least, self._run_s)
+            if kept_out:
+                self._fail("R7", kept_out)
 
     def _publish(self, record: RoundRecord) -> None:
         if record != self._just_committed:
@@ -538,6 +551,16 @@ class RunChecker:
             self._fail("budget", f"two verdicts on round {change.round}, or one that is open")
         self._verdicts[change.round] = change
         self._budget.verdict(change, self._settings, self._lasted_s, self._run_s)
+
+    def _blame(self, change: Change) -> None:
+        if not any(self._orders.eviction_of(name) for name in change.nodes):
+            self._cooling.ended(change, self._settings, self._run_s)
+
+    def must_be_in(self, names: Iterable[str]) -> None:
+        """These nodes are kept out of the next round. Raises InvariantViolation."""
+        for name in names:
+            if not self._cooling.may_be_out(name, self._run_s):
+                self._fail("R7", f"{name} is kept out, and broke too few rounds, or long ago")
 
     def _must_be_paid(self, problem: str) -> None:
         if problem:

@@ -209,6 +209,24 @@ def run(
             _RESTARTS,
         ),
     ] = None,
+    max_restarts_per_node: Annotated[
+        str | None,
+        _text(
+            "--max-restarts-per-node",
+            "N",
+            "A node that breaks more rounds stays out for a while (default: never).",
+            _RESTARTS,
+        ),
+    ] = None,
+    cooldown: Annotated[
+        str | None,
+        _text(
+            "--cooldown",
+            "MIN:MAX",
+            "How long it stays out: at first, and at most (default: 1m:1h).",
+            _RESTARTS,
+        ),
+    ] = None,
     stop_timeout: Annotated[
         str | None,
         _text(

@@ -298,6 +298,7 @@ _OPTIONS: Final = (
     "early",
     "same_failure",
     "no_restart_exit_codes",
+    "max_restarts_per_node",
     "stop_timeout",
     "regroup_stop_timeout",
     "hang",
@@ -354,6 +355,8 @@ def _given(options: Options, note: Note) -> _Given:
     for name in _OPTIONS:
         if options.get(name) is not None:
             given.add(name, options[name], f"--{name.replace('_', '-')}")
+    if options.get("cooldown") is not None:
+        _add_cooldown(given, options["cooldown"])
     for name, text in _pairs(options.get("set") or (), "--set", "NAME=VALUE"):
         given.add(name, text, f"--set {name}")
     if options.get("insecure"):
@@ -362,6 +365,14 @@ def _given(options: Options, note: Note) -> _Given:
     if options.get("standalone"):
         _stand_alone(given)
     return given
+
+
+def _add_cooldown(given: _Given, text: str) -> None:
+    """MIN:MAX, or MIN alone, as two settings."""
+    least, separator, most = text.partition(":")
+    given.add("cooldown", least, "--cooldown")
+    if separator:
+        given.add("cooldown_max", most, "--cooldown")
 
 
 def _stand_alone(given: _Given) -> None:

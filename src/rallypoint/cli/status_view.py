@@ -210,6 +210,8 @@ def _orders(run: Status) -> list[RenderableType]:
     for each in run.get("members") or ():
         if each.get("drained"):
             lines.append(f"{each.get('name')} was asked to leave by {each['drained']}")
+        if each.get("cooling"):
+            lines.append(f"{each.get('name')} stays out, {each['cooling']}")
     for each in run.get("evicted") or ():
         why = f": {each['reason']}" if each.get("reason") else ""
         lines.append(f"{each.get('node')} was evicted by {each.get('by')}{why}")

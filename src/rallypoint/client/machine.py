@@ -115,6 +115,8 @@ class NodeMachine:
         self.refused: Refusal | None = None
         self.is_attached = False
         self.is_standby = False
+        self.stays_out = ""
+        """Why it has to stay out while it is on standby."""
         self.nodes_max = settings.max_nodes
         """How many nodes a round has at most, which an operator may have changed."""
         self.stamp = Stamp()
@@ -263,6 +265,7 @@ class NodeMachine:
             case wire.Standby():
                 self.is_standby = message.standby
                 self.nodes_max = message.nodes_max or self.nodes_max
+                self.stays_out = message.reason
                 return [PlacedOnStandby()] if message.standby else []
             case wire.AskedToLeave():
                 return self._on_asked_to_leave(message)
@@ -303,7 +306,7 @@ class NodeMachine:
         self.progress.attached(now_s)
         self.is_in_memory, self.lease_ttl_s = message.in_memory, message.lease_ttl_s
         self.heartbeats.attached(message.heartbeat_s, now_s)
-        self.is_standby = message.standing.standby
+        self.is_standby, self.stays_out = message.standing.standby, ""
         self.nodes_max = message.nodes_max or self.nodes_max
         actions: list[Action] = [Attached(), *self._catch_up(message)]
         # R11: requests without an answer are sent again.

@@ -203,6 +203,11 @@ class Node:
         return self._machine.nodes_max
 
     @property
+    def stays_out(self) -> str:
+        """Why this node has to stay out while it is on standby; "" if it does not."""
+        return self._machine.stays_out
+
+    @property
     def left_s(self) -> float | None:
         """How long the present wait may still take, in seconds; None: no limit."""
         own_s = math.inf if self._ends_s is None else self._ends_s

@@ -49,6 +49,9 @@ class Waits(Protocol):
     def nodes_max(self) -> int: ...
 
     @property
+    def stays_out(self) -> str: ...
+
+    @property
     def left_s(self) -> float | None: ...
 
     async def waiting(self) -> Waiting | None: ...
@@ -110,11 +113,15 @@ async def _tell(node: Waits, told: Callable[[Why], None]) -> None:
             next_ask_s = loop.time() + ASK_S
 
 
-def on_standby(nodes_max: int) -> Why:
+def on_standby(nodes_max: int, stays_out: str = "") -> Why:
     """Why a standby waits: the round is full, or newcomers are let in later.
 
-    The text has the maximum, which is 1 for users who forgot --nnodes.
+    The text has the maximum, which is 1 for users who forgot --nnodes. `stays_out`: why this node
+    is kept out for a while, and for how long; "" if it is not.
     """
+    if stays_out:
+        text = f"a round is running, and this node stays out of it, {stays_out}"
+        return Why(text, (ON_STANDBY, stays_out))
     most = f"{nodes_max} node" if nodes_max == 1 else f"{nodes_max} nodes"
     text = f"a round of at most {most} is running: this node is on standby until it has a place"
     return Why(text, ON_STANDBY)
@@ -166,7 +173,7 @@ async def why_it_waits(node: Waits, timeout_s: float) -> Why:
         text = f"{WAITING}the coordinator gave no reason"
         return Why(text, text)
     if waiting is None:
-        return on_standby(node.nodes_max)
+        return on_standby(node.nodes_max, node.stays_out)
     left_s = node.left_s
     left = f"; gives up in {duration(left_s)}" if left_s is not None else ""
     hosts = f"; {HOSTS}" if node.hosts_run else ""

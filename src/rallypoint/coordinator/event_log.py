@@ -42,6 +42,8 @@ LASTING: Final = frozenset(
         EventKind.EVICTED,
         EventKind.READMITTED,
         EventKind.SCALED,
+        EventKind.COOLING,
+        EventKind.LET_BACK_IN,
         EventKind.CLOSED,
     }
 )

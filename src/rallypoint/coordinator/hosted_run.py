@@ -429,6 +429,10 @@ class HostedRun:
         names = reasons.first_names(lost)
         return msgspec.structs.replace(waiting, other_runs=others, lost=names, lost_count=len(lost))
 
+    def restarts_spent(self) -> int:
+        """What counts against the restart budget now."""
+        return self.membership.spent(self._now_s())
+
     def phase_s(self) -> float | None:
         """How long the run has been in its phase, as far as this coordinator has seen."""
         membership, now_s = self.membership, self._now_s()
@@ -608,7 +612,7 @@ class HostedRun:
     def _notify(self, effect: do.Notify) -> None:
         settings = self.membership.settings
         assert settings is not None
-        standby = wire.Standby(self.stamp, effect.standby, settings.max_nodes)
+        standby = wire.Standby(self.stamp, effect.standby, settings.max_nodes, effect.reason)
         self.connections.send_to(effect.node, standby)
 
     def _forget(self, effect: do.Forget) -> None:
@@ -675,6 +679,9 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Evict: HostedRun._evict,
     do.Readmit: HostedRun._for_people,
     do.Rescale: HostedRun._for_people,
+    do.StayOut: HostedRun._for_people,
+    do.LetBackIn: HostedRun._for_people,
+    do.Forgive: HostedRun._for_people,
     do.Commit: HostedRun._commit,
     do.WriteMarks: HostedRun._write_marks,
     do.Dismiss: HostedRun._dismiss,

@@ -19,7 +19,7 @@ from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, READY_PATH, json_error
 from rallypoint.coordinator.tallies import Histogram, Tallies
-from rallypoint.core.roster import Bucket
+from rallypoint.core.roster import READY, Bucket
 from rallypoint.security.roles import EVERYBODY, Principal
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _REGISTRY: web.AppKey[dict[str, Any]] = web.AppKey("registry", dict)
 
 _STATES: Final[dict[str, tuple[Bucket, ...]]] = {
     "active": (Bucket.IN_ROUND,),
-    "ready": (Bucket.READY_SURVIVOR, Bucket.NEWCOMER),
+    "ready": READY,
     "stopping": (Bucket.STOPPING,),
     "missing": (Bucket.ABSENT, Bucket.PLACE),
     "departing": (Bucket.DEPARTING,),
@@ -137,6 +137,12 @@ class _Collector:
         yield _gauge("rallypoint_members", "Members of all runs, by state", ("state",), members)
         yield _gauge(
             "rallypoint_members_standby", "Members that are ready and have no place", (), standby
+        )
+        yield _gauge(
+            "rallypoint_members_cooling",
+            "Members that are ready, and stay out because they broke too many rounds",
+            (),
+            sum(_count(run, _COOLING) for run in runs),
         )
         yield _gauge(
             "rallypoint_members_unheard", "Members that cannot be heard and are missed", (), unheard
@@ -269,6 +275,9 @@ class _Collector:
             "",
             {"": tallies.loop_lag},
         )
+
+
+_COOLING: Final = (Bucket.COOLING, Bucket.COOLING_SURVIVOR)
 
 
 def _count(run: HostedRun, buckets: tuple[Bucket, ...]) -> float:

@@ -400,6 +400,17 @@ class Observer:
             detail=scale.reason,
         )
 
+    def _see_stay_out(self, event: Any, effect: do.StayOut, now_s: float) -> None:
+        self.log.add(
+            EventKind.COOLING, node=effect.name, seconds=effect.left_s, detail=effect.reason
+        )
+
+    def _see_let_back_in(self, event: Any, effect: do.LetBackIn, now_s: float) -> None:
+        self.log.add(EventKind.LET_BACK_IN, node=effect.node.name, detail=effect.reason)
+
+    def _see_forgiven(self, event: Any, effect: do.Forgive, now_s: float) -> None:
+        self.log.add(EventKind.FORGIVEN, node=effect.name)
+
     def _see_standby(self, event: Any, effect: do.Notify, now_s: float) -> None:
         if effect.standby:
             self.log.add_node(EventKind.STANDBY, effect.node.name, now_s)
@@ -543,6 +554,9 @@ _SEE: Final[dict[type[Effect], Callable[..., None]]] = {
     do.Evict: Observer._see_eviction,
     do.Readmit: Observer._see_admission,
     do.Rescale: Observer._see_scale,
+    do.StayOut: Observer._see_stay_out,
+    do.LetBackIn: Observer._see_let_back_in,
+    do.Forgive: Observer._see_forgiven,
     do.Notify: Observer._see_standby,
     do.SetTimer: Observer._see_timer,
     do.Commit: Observer._see_commit,

@@ -53,6 +53,9 @@ class EventKind(enum.StrEnum):
     EVICTED = "evicted"
     READMITTED = "readmitted"
     SCALED = "scaled"
+    COOLING = "cooling"
+    LET_BACK_IN = "let_back_in"
+    FORGIVEN = "forgiven"
     LAST_CALL = "last_call"
     HELD_BACK = "held_back"
     WAITED = "waited"
@@ -227,6 +230,25 @@ ABOUT: Final[dict[EventKind, About]] = {
         "scaled to {scale} by {by}",
         ("min_nodes", "max_nodes", "by", "detail"),
         "An operator has changed how many nodes the run has. `detail`: the operator's reason.",
+    ),
+    EventKind.COOLING: About(
+        "{who} stays out for {seconds}",
+        ("node", "seconds", "detail"),
+        "The node broke more rounds than `max_restarts_per_node`. Others come first for so long. "
+        "`detail`: how many rounds, and how the last one ended.",
+        "Look at that machine: its devices, its memory, its disks.",
+    ),
+    EventKind.LET_BACK_IN: About(
+        "{who} let back in, because there are too few others",
+        ("node", "detail"),
+        "The node should stay out, and the minimum needs it. `detail`: why it should.",
+        "Start a spare node, so that this one can stay out.",
+    ),
+    EventKind.FORGIVEN: About(
+        "{who} may join again",
+        ("node",),
+        "The node has stayed out for its time. The next time is twice as long, unless it breaks "
+        "no round for a while.",
     ),
     EventKind.LAST_CALL: About(
         "last call: enough nodes are ready, and others have {seconds}",

@@ -22,6 +22,8 @@ import msgspec
 from rallypoint import runtime
 from rallypoint.coordinator.config import SOFTWARE
 from rallypoint.coordinator.run_events import EventKind, RunEvent
+from rallypoint.core import cooling, reasons
+from rallypoint.core.blame import spent_of
 from rallypoint.core.election.records import Lease, RunRegister
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.orders import Orders
@@ -89,7 +91,8 @@ class OwnerStatus(_Shown, frozen=True, kw_only=True):
 class MemberStatus(_Shown, frozen=True, kw_only=True):
     """A member. `state`, `link`, `troubled_s` and `index` are only known from its coordinator.
 
-    `drained`: the operator who has asked it to leave, and why; null if none has.
+    `drained`: the operator who has asked it to leave, and why; null if none has. `cooling`: for how
+    long it stays out of rounds, and why; null if it does not.
     """
 
     name: str
@@ -104,6 +107,7 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
     node_rank: int | None
     ranks: list[int]
     drained: str | None
+    cooling: str | None
 
 
 class RoundStatus(_Shown, frozen=True, kw_only=True):
@@ -180,6 +184,7 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
     size: int | None
     attached: int | None
     restart_count: int | None
+    restarts_spent: int | None
     waiting: Named | None
     closed: Named | None
     source: str | None
@@ -302,6 +307,7 @@ def _summary_fields(
         "size": head.size if head else 0,
         "attached": len(membership.roster),
         "restart_count": membership.restart_count,
+        "restarts_spent": run.restarts_spent(),
         "waiting": named(waiting) if waiting else None,
         "closed": named(close) if close else None,
         "source": FROM_COORDINATOR,
@@ -315,6 +321,8 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
     is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE)
     place = seat if is_in_round else None
     state = "standby" if run.membership.is_standby(member) else member.state.value
+    why_out = cooling.why_out(run.membership, member)
+    left_s = cooling.left_s(run.membership, member, now_s)
     return MemberStatus(
         name=member.name,
         index=member.info.index,
@@ -328,6 +336,7 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
         node_rank=place.node_rank if place else None,
         ranks=_ranks(place),
         drained=_drained(run.membership.orders, member.id),
+        cooling=reasons.stays_out(left_s, why_out) if why_out else None,
     )
 
 
@@ -452,6 +461,7 @@ def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> di
         "size": head.size if head else 0,
         "attached": None,
         "restart_count": register.restarts,
+        "restarts_spent": spent_of(register.blame, register.restarts),
         "waiting": None,
         "closed": named(close) if close else None,
         "source": FROM_LEDGER,
@@ -484,6 +494,7 @@ def _kept_members(
             node_rank=seat.node_rank,
             ranks=_ranks(seat),
             drained=_drained(register.orders, NodeId(row.name, row.incarnation)),
+            cooling=None,
         )
         for row, seat in list(zip(members, seats, strict=True))[:members_shown]
     ]

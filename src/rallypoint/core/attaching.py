@@ -88,11 +88,12 @@ def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None
     run._probe.answered(member.name)
     if run._name_conflicts.waiting:
         run._do(*run._name_conflicts.refuse(member))
-    is_standby = member.told_standby = run.is_standby(member)  # The welcome has the reason.
+    is_standby = run.is_standby(member)
+    # The welcome tells it, but not why a node stays out.
+    member.told_standby = is_standby and not member.stays_out
     # R7: its stop time is bounded, and begins now.
     if member.survivor:
         run._gathering.stopping.told(member, run._now_s)
-    rounds.consider_newcomer(run, member)
     standing = do.Standing(
         # R4: a node that is not in the round must end it.
         round=member.last_round if member.bucket in (Bucket.IN_ROUND, Bucket.DONE) else 0,
@@ -101,6 +102,7 @@ def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None
         standby=is_standby,
     )
     run._do(do.Welcome(event.connection_id, member.id, resumed=True, standing=standing))
+    rounds.consider_newcomer(run, member)
     ordering.ask_again(run, member)
 
 

@@ -32,7 +32,12 @@ FINGERPRINT_CHARACTERS_MAX: Final = 200
 DOUBLINGS_MAX: Final = 30
 """More than enough to reach any longest cooldown, and small enough for a float."""
 
+LAST_MAX: Final = 120
+"""The most characters of the last failure of a node."""
+
 _NEVER: Final = math.inf
+_ROUNDING_S: Final = 1e-6
+"""A timer may fire so much too early, by rounding."""
 _PLACES: Final = 3
 """Seconds in the head are whole milliseconds."""
 _VARYING: Final = (
@@ -91,6 +96,11 @@ class Blame(FrozenStruct, frozen=True):
 NO_BLAME: Final = Blame()
 
 
+def spent_of(blame: Blame, restarts: int) -> int:
+    """What counted against the budget when this was written, if `restarts` rounds were charged."""
+    return blame.spent + max(0, restarts - blame.restarts)
+
+
 def fingerprint(failure: Failure) -> str:
     """What two failures of one cause have in common: one printable line.
 
@@ -135,7 +145,7 @@ def breaker_of(change: Change) -> str:
     return change.nodes[0] if is_one and (is_failure or is_loss) else ""
 
 
-class _Offence:
+class Offence:
     """What is known of one node that broke rounds. Times on the run's clock."""
 
     def __init__(self, rounds: int, cools_until_s: float, forgiven_at_s: float, last: str) -> None:
@@ -143,6 +153,12 @@ class _Offence:
         self.cools_until_s = cools_until_s
         self.forgiven_at_s = forgiven_at_s
         self.last = last
+        self.is_cooling = cools_until_s > 0.0
+        """Whether nobody has been told yet that it is over."""
+
+    def left_s(self, now_s: float) -> float:
+        """For how many seconds it has to stay out still."""
+        return max(0.0, self.cools_until_s - now_s) if self.is_cooling else 0.0
 
 
 class KeptBlame:
@@ -156,7 +172,7 @@ class KeptBlame:
         self._fingerprint = ""
         self._repeats = 0
         self._row_ends_s = _NEVER
-        self._offences: dict[str, _Offence] = {}
+        self._offences: dict[str, Offence] = {}
         self.at_forming = NO_BLAME
         """What is written with the record that is being written."""
 
@@ -193,6 +209,55 @@ class KeptBlame:
         self._row_ends_s = _NEVER if window_s is None else now_s + window_s
         return self._repeats
 
+    # -- the nodes -------------------------------------------------------------------------------
+
+    def broke(self, name: str, last: str, settings: RunSettings, now_s: float) -> Offence:
+        """This node broke a round, by `last`. Above the limit it has to stay out from now on."""
+        limit = settings.max_restarts_per_node
+        assert limit is not None
+        known = self._offences.pop(name, None)
+        before = known.rounds if known is not None and now_s < known.forgiven_at_s else 0
+        cools_s = cooldown_s(before + 1 - limit, settings)
+        until_s = now_s + cools_s
+        window_s = settings.restart_window_s
+        forgiven_at_s = until_s + (settings.cooldown_max_s if window_s is None else window_s)
+        found = Offence(before + 1, until_s, forgiven_at_s, shortened(escaped(last), LAST_MAX))
+        found.is_cooling = cools_s > 0
+        self._offences[name] = found
+        self._forget_some(now_s)
+        return found
+
+    def _forget_some(self, now_s: float) -> None:
+        """Keep the memory bounded: those who are forgiven go first, then those with least blame."""
+        if len(self._offences) <= OFFENDERS_MAX:
+            return
+        least = min(self._offences.items(), key=lambda each: _weight(each[1], now_s))
+        del self._offences[least[0]]
+
+    def offence(self, name: str) -> Offence | None:
+        """What is known of this node."""
+        return self._offences.get(name)
+
+    def names(self) -> list[str]:
+        """The nodes that broke rounds."""
+        return list(self._offences)
+
+    def next_end_s(self, now_s: float) -> float | None:
+        """In how many seconds the first node may come in again; None if none stays out."""
+        lefts = [each.cools_until_s for each in self._offences.values() if each.is_cooling]
+        return max(0.0, min(lefts) - now_s) if lefts else None
+
+    def cooled(self, now_s: float) -> list[str]:
+        """The nodes whose time is over. Each is named once."""
+        found = [
+            name
+            for name, each in self._offences.items()
+            if each.is_cooling and each.cools_until_s <= now_s + _ROUNDING_S
+        ]
+        for name in found:
+            self._offences[name].is_cooling = False
+        return found
+
     # -- the ledger ------------------------------------------------------------------------------
 
     def restore(
@@ -213,7 +278,7 @@ class KeptBlame:
         left_s = blame.row_left_s
         self._row_ends_s = _NEVER if left_s is None else now_s + left_s
         self._offences = {
-            each.name: _Offence(
+            each.name: Offence(
                 each.rounds,
                 now_s + each.left_s,
                 now_s + each.left_s + each.forgiven_s,
@@ -221,6 +286,8 @@ class KeptBlame:
             )
             for each in blame.offenders
         }
+        for each in blame.offenders:
+            self._offences[each.name].is_cooling = each.left_s > 0
         self.at_forming = blame
 
     def now(self, restarts: int, settings: RunSettings, now_s: float) -> Blame:
@@ -246,7 +313,7 @@ class KeptBlame:
             Offender(
                 name,
                 each.rounds,
-                _left_s(each.cools_until_s, now_s),
+                round(each.left_s(now_s), _PLACES),
                 _left_s(each.forgiven_at_s, max(now_s, each.cools_until_s)),
                 each.last,
             )
@@ -263,8 +330,22 @@ class KeptBlame:
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value, without times."""
         weights = tuple(weight for _, weight in self._charges)
-        offences = tuple((name, each.rounds) for name, each in self._offences.items())
+        offences = tuple(
+            (name, each.rounds, each.is_cooling) for name, each in self._offences.items()
+        )
         return (self._kept, weights, self._fingerprint, self._repeats, offences, self.at_forming)
+
+
+def cooldown_s(above: int, settings: RunSettings) -> float:
+    """How long a node stays out that broke so many rounds more than it may; 0: it does not."""
+    if above <= 0:
+        return 0.0
+    doubled = settings.cooldown_s * float(2 ** min(above - 1, DOUBLINGS_MAX))
+    return min(settings.cooldown_max_s, doubled)
+
+
+def _weight(offence: Offence, now_s: float) -> tuple[bool, bool, int]:
+    return (offence.forgiven_at_s > now_s, offence.is_cooling, offence.rounds)
 
 
 def is_used(settings: RunSettings) -> bool:

@@ -32,6 +32,7 @@ class TimerKind(enum.StrEnum):
     BURST = "burst"
     PACE = "pace"
     HANG = "hang"
+    COOLDOWN = "cooldown"
 
 
 class Timer(FrozenStruct, frozen=True):
@@ -116,6 +117,27 @@ class Rescale(Effect, frozen=True):
     scale: Scale
 
 
+class StayOut(Effect, frozen=True):
+    """This node broke too many rounds, and stays out for `left_s` seconds. For people."""
+
+    name: str
+    reason: str
+    left_s: float
+
+
+class LetBackIn(Effect, frozen=True):
+    """The node should stay out, and is in the next round: there are too few others. For people."""
+
+    node: NodeId
+    reason: str
+
+
+class Forgive(Effect, frozen=True):
+    """This node has stayed out for its time, and is a newcomer like any other. For people."""
+
+    name: str
+
+
 class Commit(Effect, frozen=True):
     """Write the record to the ledger, and answer with Committed, CommitRefused or LedgerLost."""
 
@@ -187,10 +209,11 @@ class AskStacks(Effect, frozen=True):
 
 
 class Notify(Effect, frozen=True):
-    """Tell one node whether it is on standby."""
+    """Tell one node whether it is on standby. `reason`: why it stays out; "" if it does not."""
 
     node: NodeId
     standby: bool
+    reason: str = ""
 
 
 class Forget(Effect, frozen=True):

@@ -12,6 +12,10 @@ Survivors keep their places until they are ready, are lost, or the last call end
 only free places (R3, R7). Two kinds of survivors keep their places after the last call: those that
 can be heard and have time left to stop their workers, and those that have yet to attach after a
 takeover. Without this, newcomers could form a round beside members that are alive.
+
+Nodes that have to stay out (`cooling`) keep no place. They count as ready where the question is how
+long to wait, and get the places that are missing for the minimum when the round is formed. So they
+delay no round: it begins when it would have begun with them. Every other node comes before them.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
     stopping: int = 0
     absent: int = 0
     newcomers: int = 0
+    cooling_survivors: int = 0
+    cooling: int = 0
     settled: bool = False
     call: Call = Call.NOT_YET
 
@@ -48,6 +54,11 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
     def ready(self) -> int:
         """How many nodes are ready, including those without a place."""
         return self.ready_survivors + self.newcomers
+
+    @property
+    def able(self) -> int:
+        """The same, with those that have to stay out if there are enough others."""
+        return self.ready + self.cooling_survivors + self.cooling
 
     @property
     def held(self) -> int:
@@ -60,8 +71,10 @@ class Counts(FrozenStruct, frozen=True, kw_only=True):
     @property
     def chosen(self) -> int:
         """How many would be in the round if it were formed now, when no place is kept."""
+        # R7: those that have to stay out are taken as far as the minimum needs them.
+        needed = max(self.ready, min(self.able, self.minimum))
         # R3: never above the maximum.
-        return min(self.maximum, self.ready)
+        return min(self.maximum, needed)
 
 
 class Decision(enum.StrEnum):
@@ -89,7 +102,7 @@ def decide(counts: Counts) -> Decision:
     """Decide what to do now. Pure: the same counts always get the same answer."""
     chosen = counts.chosen
     # R3: never below the minimum.
-    if counts.ready < counts.minimum:
+    if counts.able < counts.minimum:
         return Decision.TOO_FEW
     # R7: no other node can come. If an operator has taken places away, survivors may still hold
     # more than there are, and all of them are waited for.
@@ -109,9 +122,9 @@ def decide(counts: Counts) -> Decision:
     if counts.held:
         return Decision.LAST_CALL
     # R7: all that were started are here.
-    if counts.expected is not None and chosen >= counts.expected:
+    if counts.expected is not None and min(counts.maximum, counts.able) >= counts.expected:
         return Decision.FORM_EXPECTED
-    if counts.ready_survivors:
+    if counts.ready_survivors or counts.cooling_survivors:
         # R7: survivors need no last call.
         return Decision.FORM_SURVIVORS if counts.settled else Decision.SETTLE
     return Decision.LAST_CALL

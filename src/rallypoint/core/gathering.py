@@ -75,6 +75,8 @@ class Gathering:
             stopping=count(Bucket.STOPPING),
             absent=count(Bucket.ABSENT),
             newcomers=count(Bucket.NEWCOMER),
+            cooling_survivors=count(Bucket.COOLING_SURVIVOR),
+            cooling=count(Bucket.COOLING),
             settled=self._is_settled,
             call=self.call,
         )
@@ -92,13 +94,16 @@ class Gathering:
             survivors.sort(key=lambda member: ranks.get(member.name, len(ranks)))
         # R3: survivors before newcomers, in order of arrival.
         members = survivors + self._roster.newcomers()
+        if len(members) < counts.chosen:
+            # R7: below the minimum, those that should stay out are let in.
+            members += self._roster.cooling()
         # R3: as many as there are places.
         return members[: counts.chosen]
 
     def decide(self, settings: RunSettings) -> Decision:
         """Whether to form the round now, or what to wait for."""
         counts = self.counts(settings)
-        if not (counts.ready or counts.held or counts.places_held):
+        if not (counts.able or counts.held or counts.places_held):
             # No node is left, so the next one begins a new gathering. This case is checked first
             # because it occurs for each of thousands of nodes that attach before one is ready.
             if self._has_begun:

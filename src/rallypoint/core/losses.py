@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+from rallypoint.core import cooling, hangs, member_changes, rounds
 from rallypoint.core import events as on
-from rallypoint.core import hangs, member_changes
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ConnectionEnd, Reachability
@@ -81,6 +81,10 @@ def on_timer(run: MembershipState, event: on.TimerFired) -> None:
     match timer.kind:
         case TimerKind.SETTLE | TimerKind.LAST_CALL | TimerKind.STOP | TimerKind.PACE:
             run._gathering.timer_fired(timer.kind, run._now_s)
+        case TimerKind.COOLDOWN:
+            for each in cooling.timer_fired(run):
+                each.told_standby = False  # The reason that it was told is over.
+                rounds.consider_newcomer(run, each)
         case TimerKind.SCALE_UP:
             run._scale_up.timer_fired()
         case TimerKind.CASE:

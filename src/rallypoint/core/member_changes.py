@@ -5,7 +5,7 @@ Why a member goes is decided elsewhere: it said goodbye, was lost, or was supers
 
 from __future__ import annotations
 
-from rallypoint.core import causes, ordering, reasons, rounds
+from rallypoint.core import causes, cooling, ordering, reasons, rounds
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket, Member
@@ -18,6 +18,7 @@ def admit(run: MembershipState, event: on.NodeAttached) -> None:
         run._since_s = run._now_s
     member = run.roster.add(event.node, event.connection_id, run._now_s, event.secret_hash)
     member.takes_orders = event.takes_orders
+    cooling.update(run, member)
     standing = do.Standing(change=run.departure_history.change(member.name))
     run._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
     ordering.ask_again(run, member)
@@ -68,7 +69,9 @@ def remove(
         take_out(run, member, own, says_goodbye=says_goodbye, is_loss=is_loss)
     # R13: the others must not go on without it.
     if in_round and run.phase_of_work is Phase.ACTIVE:
-        rounds.break_round(run, causes.happened(kind, run.number, in_round, detail, since_s))
+        change = causes.happened(kind, run.number, in_round, detail, since_s)
+        rounds.break_round(run, change)
+        cooling.blamed(run, change)
     elif survivors and run.case is not None and kind is ChangeKind.NODE_LOST:
         run.case.add_loss(causes.happened(kind, run.number, survivors, detail, since_s))
     for member in members:

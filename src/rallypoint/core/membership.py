@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from rallypoint.core import (
     attaching,
+    cooling,
     hangs,
     ledger_events,
     losses,
@@ -144,6 +145,7 @@ class Membership(MembershipState):
                     now_s=now_s,
                 )
             )
+            cooling.update_all(self)
             if marks.ended is not None:
                 rounds.break_round(self, marks.ended)
             elif store_lost:

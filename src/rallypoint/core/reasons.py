@@ -73,6 +73,9 @@ class Waiting(FrozenStruct, frozen=True):
     lost: tuple[str, ...] = ()
     """Nodes that were lost with the last round, or since, and have not come back."""
     lost_count: int = 0
+    cooling: tuple[str, ...] = ()
+    """Nodes that are ready, and stay out because they broke too many rounds."""
+    cooling_count: int = 0
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -104,6 +107,9 @@ class Waiting(FrozenStruct, frozen=True):
             )
         if self.lost:
             clauses.append(f"lost since the last round: {some(self.lost, self.lost_count)}")
+        if self.cooling:
+            out = some(self.cooling, self.cooling_count)
+            clauses.append(f"to stay out, unless the minimum needs them: {out}")
         if self.last_call_s is not None:
             clauses.append(f"waiting {self.last_call_s:.1f} s for more nodes (last call)")
         if self.guard_s is not None:
@@ -448,6 +454,16 @@ def budget_spent(change: Change, settings: RunSettings, spent: int, weight: int)
     elif settings.restart_window_s is not None:
         why += f" within {duration(settings.restart_window_s)}"
     return f"{change}; {why}"
+
+
+def broke_rounds(rounds: int, last: str) -> str:
+    """Why a node stays out."""
+    return f"it broke {counted(rounds, 'round')}, the last one by: {last}"
+
+
+def stays_out(left_s: float, why: str) -> str:
+    """For how long a node stays out, if that is known, and why."""
+    return f"for {duration(left_s)}: {why}" if left_s else why
 
 
 def same_failure(change: Change, times: int) -> str:

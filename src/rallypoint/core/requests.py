@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rallypoint.core import causes, member_changes, reasons, rounds, writing
+from rallypoint.core import causes, cooling, member_changes, reasons, rounds, writing
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.roster import Bucket, Member
@@ -52,6 +52,7 @@ def adopt_end(run: MembershipState, speaker: Member, event: on.NodeReady) -> Non
     run._probe.answered(speaker.name)
     if change.charged:
         rounds.charge(run, change)
+    cooling.blamed(run, change)
     if change.kind in (ChangeKind.NODE_LEFT, ChangeKind.NODE_LOST):
         named = [m for m in map(run.roster.get, change.nodes) if m is not None]
         for member in named:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from itertools import islice
+from typing import Final
 
 from rallypoint.core.tables import row_bytes
 from rallypoint.core.values import (
@@ -44,10 +45,15 @@ class Bucket(enum.StrEnum):
     """
     NEWCOMER = "newcomer"
     """Ready, and was not in the last round."""
+    COOLING_SURVIVOR = "cooling_survivor"
+    """Was in the round that ended, is ready, and has to stay out, if there are enough others."""
+    COOLING = "cooling"
+    """The same, and was not in the last round."""
     DEPARTING = "departing"
     DONE = "done"
     OTHER = "other"
-    """Attached without asking for a round; or a newcomer that cannot be heard."""
+    """Attached without asking for a round; or a newcomer that cannot be heard; or a survivor that
+    is not ready, and keeps no place because it has to stay out."""
 
 
 # Each event reindexes its member. A global is found ten times faster than a member of an enum.
@@ -56,6 +62,8 @@ _READY, _ACTIVE = MemberState.READY, MemberState.ACTIVE
 _IN_ROUND = Bucket.IN_ROUND
 _READY_SURVIVOR, _NEWCOMER = Bucket.READY_SURVIVOR, Bucket.NEWCOMER
 _STOPPING = Bucket.STOPPING
+READY: Final = (_READY_SURVIVOR, _NEWCOMER, Bucket.COOLING_SURVIVOR, Bucket.COOLING)
+"""The buckets of the members that ask for the next round and can be heard."""
 
 
 class Member:
@@ -74,11 +82,13 @@ class Member:
         "grace_ends_s",
         "info",
         "is_absent",
+        "is_cooling",
         "is_late",
         "last_change",
         "last_round",
         "name",
         "reachability",
+        "rounds_broken",
         "row_bytes",
         "secret_hash",
         "state",
@@ -124,6 +134,9 @@ class Member:
         """When its workers should have stopped; None before it was told that its round ended."""
         self.is_late = False
         """Whether that time has passed."""
+        self.is_cooling = False
+        """Whether it broke too many rounds, and has to stay out."""
+        self.rounds_broken = 0
         self.told_standby = False
         self.takes_orders = False
         """Whether its node can be asked to leave."""
@@ -174,16 +187,26 @@ class Member:
         """How long it has not been heard, in seconds; 0 if it can be heard."""
         return 0.0 if self.reachability is _CONNECTED else now_s - self.trouble_since_s
 
+    @property
+    def stays_out(self) -> bool:
+        """Whether a round has it only if there are too few others."""
+        return self.is_cooling
+
     def where(self) -> Bucket:
         """The bucket for this member in its present state."""
         state = self.state
         # R7: a node that cannot be heard is in no round.
         if state is _READY and self.reachability is _CONNECTED:
+            if self.stays_out:
+                return Bucket.COOLING_SURVIVOR if self.survivor else Bucket.COOLING
             # R3: survivors before newcomers.
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
         if state is _ACTIVE:
             if not self.survivor:
                 return _IN_ROUND
+            # R7: no round waits for it.
+            if self.stays_out:
+                return Bucket.OTHER
             if self.is_absent:
                 return Bucket.ABSENT
             return (
@@ -193,7 +216,8 @@ class Member:
             return Bucket.DONE
         if state is MemberState.DEPARTING:
             return Bucket.DEPARTING
-        if not self.survivor:
+        # R7: no round waits for one that has to stay out.
+        if not self.survivor or self.stays_out:
             return Bucket.OTHER
         return Bucket.ABSENT if self.is_absent else Bucket.PLACE
 
@@ -208,6 +232,7 @@ class Member:
             self.survivor,
             self.is_absent,
             self.is_late,
+            self.is_cooling,
             self.told_standby,
             self.workers,
             self.last_round,
@@ -305,8 +330,9 @@ class Roster:
 
     @property
     def ready_count(self) -> int:
-        """How many are ready for the next round, survivors and newcomers. O(1)."""
-        return len(self._buckets[_READY_SURVIVOR]) + len(self._buckets[_NEWCOMER])
+        """How many are ready for the next round, also if they have to stay out. O(1)."""
+        buckets = self._buckets
+        return sum(map(len, map(buckets.__getitem__, READY)))
 
     def names(self, bucket: Bucket) -> Iterator[str]:
         """The names in a bucket, in the order in which they came into it."""
@@ -327,6 +353,11 @@ class Roster:
         """The newcomers, in the order in which they asked for a round. O(n log n)."""
         # R7: in the order of their requests, so that none waits for ever.
         return sorted(self.members(_NEWCOMER), key=lambda member: member.arrival)
+
+    def cooling(self) -> list[Member]:
+        """Those that are ready and have to stay out, the one with the least blame first."""
+        out = self.members(Bucket.COOLING_SURVIVOR) + self.members(Bucket.COOLING)
+        return sorted(out, key=lambda each: (each.rounds_broken, not each.survivor, each.arrival))
 
     def troubled(self) -> list[Member]:
         """The members for which `is_troubled` holds."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from rallypoint.core import blame, causes, ordering, reasons, writing
+from rallypoint.core import blame, causes, cooling, ordering, reasons, writing
 from rallypoint.core import effects as do
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import record_of
@@ -29,6 +29,7 @@ from rallypoint.core.values import (
 
 # Each event uses these. To find a member in its class takes seven times as long (Python 3.11).
 _NEWCOMER = Bucket.NEWCOMER
+_STAYS_OUT = (Bucket.COOLING, Bucket.COOLING_SURVIVOR)
 _IS_READY = MemberState.READY
 _IS_ACTIVE = MemberState.ACTIVE
 
@@ -38,12 +39,14 @@ def consider_newcomer(run: MembershipState, member: Member) -> None:
 
     The node is notified once that it is on standby, and not again in every later round.
     """
-    if member.bucket is not _NEWCOMER:
+    if member.bucket is _NEWCOMER:
+        run._scale_up.newcomer(member)
+    elif member.bucket not in _STAYS_OUT:
         return
-    run._scale_up.newcomer(member)
     if run.is_standby(member) and not member.told_standby:
         member.told_standby = True
-        run._do(do.Notify(member.id, standby=True))
+        reason = cooling.told_to(run, member)
+        run._do(do.Notify(member.id, standby=True, reason=reason))
 
 
 def form_round(run: MembershipState, settings: RunSettings) -> None:
@@ -52,8 +55,10 @@ def form_round(run: MembershipState, settings: RunSettings) -> None:
     # R6: the verdict may have ended the run.
     if run.phase is not Phase.GATHERING:
         return
+    chosen = run._gathering.chosen(settings, run.round)
+    cooling.let_in(run, chosen)
     record = record_of(
-        run._gathering.chosen(settings, run.round),
+        chosen,
         # R1: above every number before it.
         number=run.number + 1,
         # R5: the term of the owner that decides it.
@@ -93,8 +98,9 @@ def begin_round(run: MembershipState, record: RoundRecord) -> None:
         run._enter(Phase.ACTIVE)
         seat_members(run, record)
         run._do(do.Publish(record))
-        for member in run.roster.members(Bucket.NEWCOMER):
-            consider_newcomer(run, member)
+        for bucket in (Bucket.NEWCOMER, Bucket.COOLING):
+            for member in run.roster.members(bucket):
+                consider_newcomer(run, member)
 
 
 def gone_of(run: MembershipState, record: RoundRecord) -> list[NodeId]:
@@ -195,6 +201,7 @@ def close_case(run: MembershipState, *, forced: bool = False) -> None:
     probe.end()
     run._marking.ended(change, later_s(run))
     charge(run, change)
+    cooling.blamed(run, change)
 
 
 def note_final(run: MembershipState, change: Change) -> None:

@@ -25,7 +25,7 @@ from rallypoint.core.orders import KeptOrders, Orders
 from rallypoint.core.probing import Probe
 from rallypoint.core.progress import RunProgress
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.roster import Bucket, Member, Roster
+from rallypoint.core.roster import READY, Bucket, Member, Roster
 from rallypoint.core.scale_up import ScaleUp
 from rallypoint.core.suspended_events import SuspendedEvents
 from rallypoint.core.suspension import Suspension
@@ -37,7 +37,7 @@ from rallypoint.core.values import CloseRecord, Marks, NodeId, Phase, RoundRecor
 
 _MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
 """The buckets of survivors that are not ready and keep their places."""
-_READY = (Bucket.READY_SURVIVOR, Bucket.NEWCOMER)
+_COOLING = (Bucket.COOLING_SURVIVOR, Bucket.COOLING)
 
 
 class MembershipState:
@@ -206,7 +206,9 @@ class MembershipState:
             stopping_count=stopping_count if stop_left_s else 0,
             stop_left_s=stop_left_s,
             held_back_s=self._gathering.pause_left_s(now_s),
-            ready_names=reasons.first_names(chain(*map(self.roster.names, _READY))),
+            cooling=reasons.first_names(chain(*map(self.roster.names, _COOLING))),
+            cooling_count=sum(map(self.roster.count, _COOLING)),
+            ready_names=reasons.first_names(chain(*map(self.roster.names, READY))),
         )
 
     def closed_ago_s(self, now_s: float) -> float:
@@ -252,7 +254,8 @@ class MembershipState:
 
     def is_standby(self, member: Member) -> bool:
         """Whether it is ready while a round is active without it."""
-        return member.bucket is Bucket.NEWCOMER and self.phase_of_work is Phase.ACTIVE
+        waits = member.bucket in (Bucket.NEWCOMER, Bucket.COOLING)
+        return waits and self.phase_of_work is Phase.ACTIVE
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value, for tests and model checkers.

@@ -148,7 +148,7 @@ class Agent:
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
         self._node.on_gone = lambda error: self._take(on.Gone(error, self._node.orphan.left_s))
-        self._node.on_standby = lambda: self._log.waits(on_standby(self._node.nodes_max))
+        self._node.on_standby = self._say_standby
         self._pump = self._system.output(
             run_id=config.node.run_id,
             log_dir=Path(config.log_dir) if config.log_dir else None,
@@ -190,6 +190,10 @@ class Agent:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- start and end of the agent ------------------------------------------------------------
+
+    def _say_standby(self) -> None:
+        node = self._node
+        self._log.waits(on_standby(node.nodes_max, node.stays_out))
 
     async def run(self) -> int:
         """Join, work and leave. Returns the exit code."""

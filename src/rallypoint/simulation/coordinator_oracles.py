@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rallypoint.checkers.invariants import check
+from rallypoint.checkers.invariants import check, kept_out
 from rallypoint.checkers.loss_bounds import SLACK, guard_differs, overdue, waits_differ
 from rallypoint.checkers.run_checker import RunChecker
 from rallypoint.checkers.violations import InvariantViolation, short
@@ -88,6 +88,7 @@ class CoordinatorsKeepRules(Oracle):
         if checker is not None:
             own_s = run.membership._now_s
             self._check(run, lambda: checker.note(event, _clock_s(front), effects, own_s))
+            self._check(run, lambda: checker.must_be_in(kept_out(run.membership.roster)))
             wrong = guard_differs(checker, run.membership._suspicion.guarding)
             if wrong:
                 self.scene.broke("R8", f"at {front.process.name}: {wrong}")
@@ -224,7 +225,9 @@ class ReportsAreTold(Oracle):
             member = run.membership.roster.living(node)
             is_ready = member is not None and member.state is MemberState.READY
             is_out = run.membership.orders.eviction_of(node.name) is not None
-            is_excused = is_ready or is_out
+            # It broke too many rounds.
+            is_guilty = member is not None and member.stays_out
+            is_excused = is_ready or is_out or is_guilty
             if is_there and node not in chosen and stopping_s < stop_s and not is_excused:
                 what = f"{front.process.name} forms round {record.head.number} without "
                 left = f"{node.name}, which has {stop_s - stopping_s:.1f} s left to stop"

@@ -55,6 +55,22 @@ def guilty(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def cooling(plan: Plan, draw: random.Random) -> Plan:
+    """The same, and nodes that break too many rounds stay out. There may be spares."""
+    nodes = draw.choice((3, 4, 5))
+    return msgspec.structs.replace(
+        guilty(plan, draw),
+        nodes=nodes,
+        min_nodes=draw.choice((1, 2, nodes - 1, nodes)),
+        max_nodes=draw.choice((0, nodes - 1)),
+        max_restarts=None,
+        same_failure=None,
+        no_restart_exit_codes=(),
+        max_restarts_per_node=draw.choice((0, 1, 2)),
+        cooldown_s=draw.choice((2.0, 5.0, 30.0)),
+    )
+
+
 def _always_fails(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """The workers of one node fail soon after each round has begun, also after its next start."""
     own = random.Random(draw.getrandbits(32))
@@ -88,6 +104,8 @@ def _failure(draw: random.Random) -> Failure:
 
 
 GUILT_FAULTS: Final = {"always fails": _always_fails}
+LONG_S: Final = 60.0
+"""No world of these situations goes on for so long between two writes."""
 LASTS_S: Final = 40.0
 """How long a node fails in each round."""
 
@@ -118,10 +136,20 @@ class BlameOutlivesOwners(Oracle):
         if not is_forgiven and head.blame.spent < before.spent:
             what = f"{before.spent} counted against its budget, and now {head.blame.spent}"
             self.scene.broke("R11", f"the head of {run_id} has lost blame: {what}")
+        self._must_keep(run_id, before, head.blame)
         is_charged = head.restarts > charged
         if not is_charged and not is_forgiven and head.blame.repeats < before.repeats:
             what = f"{before.repeats} times {before.fingerprint!r}"
             self.scene.broke("R11", f"the head of {run_id} has forgotten that it failed {what}")
+
+    def _must_keep(self, run_id: str, before: Blame, after: Blame) -> None:
+        """A node that has to stay out for long is not forgotten by the next write."""
+        known = {each.name: each.rounds for each in after.offenders}
+        for each in before.offenders:
+            is_long = each.left_s + each.forgiven_s > LONG_S
+            if is_long and known.get(each.name, 0) < each.rounds:
+                what = f"{each.name} broke {each.rounds} rounds, and now {known.get(each.name, 0)}"
+                self.scene.broke("R11", f"the head of {run_id} has lost blame: {what}")
 
 
 GUILT_ORACLES: Final[tuple[type[Oracle], ...]] = (BlameOutlivesOwners,)

@@ -145,7 +145,9 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     early_s: float = 0.0
     same_failure: int | None = None
     no_restart_exit_codes: tuple[int, ...] = ()
-    """See RunSettings, for these four."""
+    max_restarts_per_node: int | None = None
+    cooldown_s: float = 60.0
+    """See RunSettings, for these."""
     unlogged_bytes_max: int = 0
     """How many bytes of writes wait for the ledger at most. 0: as in the product."""
 

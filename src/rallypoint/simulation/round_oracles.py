@@ -103,6 +103,8 @@ class PlacesAreKept(Oracle):
         # An operator may have taken places away: then some that are ready have none.
         roster, is_full = run.membership.roster, record.head.nodes >= settings.max_nodes
         ready = {m.id for m in roster if is_full and m.state is MemberState.READY}
+        # Those that broke too many rounds keep no place.
+        ready |= {m.id for m in roster if m.stays_out}
         out = [node for node in inside if node not in _nodes_of(record)]
         left_out = [node.name for node in out if node not in ready]
         least_s = _least_s(self.scene, front, settings.last_call_s)

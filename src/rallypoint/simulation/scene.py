@@ -297,6 +297,9 @@ class Scene:
             early_s=plan.early_s,
             same_failure=plan.same_failure,
             no_restart_exit_codes=plan.no_restart_exit_codes,
+            max_restarts_per_node=plan.max_restarts_per_node,
+            cooldown_s=plan.cooldown_s,
+            cooldown_max_s=4 * plan.cooldown_s,
         )
         self.nodes: list[StartedNode] = []
         """Every start of a node or a replica, in order."""

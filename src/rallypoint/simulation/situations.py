@@ -106,5 +106,6 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "full queues": (0.005, owners.full_queues),
     "operators": (0.01, nodes.operators),
     "guilty": (0.01, guilt.guilty),
+    "cooling": (0.01, guilt.cooling),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

@@ -278,10 +278,12 @@ class Standby(Message, frozen=True, tag="standby"):
     """The round is active without this node, which joins when a place is free.
 
     `nodes_max`: how many nodes a round has at most; 0 from a release that does not tell it.
+    `reason`: why the node stays out, and for how long; "" if it does not.
     """
 
     standby: bool
     nodes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    reason: Text = ""
 
 
 class AskedToLeave(Message, frozen=True, tag="leave"):

@@ -25,7 +25,7 @@ export const IMPORTANT = new Set([
   "began", "took_over", "handed_over", "deposed", "gave_up", "suspended", "restored", "refused", "suspect",
   "disconnected", "guarded", "worker_failed", "lost", "superseded", "held_back", "waited", "formed", "not_begun",
   "let_in", "broken", "cause", "closed", "dropped", "left", "departing", "missing",
-  "drain_asked", "evicted", "readmitted", "scaled",
+  "drain_asked", "evicted", "readmitted", "scaled", "cooling", "let_back_in",
 ]);
 
 /** What one node did: `segments` with a kind and times, `marks` at one time, `unheard` spans. */

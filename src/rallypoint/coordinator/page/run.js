@@ -128,7 +128,7 @@ class RunView {
       columns: [
         { title: "Rank", class: "number", text: (each) => each.node_rank ?? "–" },
         { title: "Node", isHead: true, hasTitle: true, class: "name", text: (each) => each.name },
-        { title: "State", class: "tight", hasTitle: true, text: (each) => (each.drained ? `${each.state}, drained by ${each.drained}` : (each.state ?? "?")) },
+        { title: "State", class: "tight", hasTitle: true, text: (each) => (each.drained ? `${each.state}, drained by ${each.drained}` : each.cooling ? `stays out, ${each.cooling}` : (each.state ?? "?")) },
         { title: "Heard", class: "tight", text: (each) => this.heard(each), make: (each) => h("span", { class: each.link === "connected" || !each.link ? "" : "bad" }, this.heard(each)) },
         { title: "Host", class: "tight", hasTitle: true, text: (each) => each.host },
         { title: "Worker ranks", class: "tight", hasTitle: true, text: (each) => spans(each.ranks) || "–" },
