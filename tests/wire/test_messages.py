@@ -311,7 +311,7 @@ LONGEST_STAMP = Stamp("0" * 16, LARGE, LARGE)
         (wire.Probe(LONGEST_STAMP), 35),
         (wire.Beat(LONGEST_STAMP, 2**63), 43),
         (wire.Done(LONGEST_STAMP, LARGE), 39),
-        (wire.Standby(LONGEST_STAMP, True, LARGE), 43),
+        (wire.Standby(LONGEST_STAMP, True, LARGE), 44),
         (
             wire.Formed(
                 LONGEST_STAMP,
