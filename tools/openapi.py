@@ -50,6 +50,7 @@ SUMMARIES: Final = {
     ("POST", f"{RUN}/evict"): "Take a node out, and keep its name out of the run",
     ("POST", f"{RUN}/admit"): "Lift the eviction of a node",
     ("POST", f"{RUN}/scale"): "Change how many nodes the run has",
+    ("POST", f"{RUN}/stacks"): "Where the workers of the round stand",
 }
 QUERY: Final[dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]]] = {
     ("GET", api_paths.RUNS): {
@@ -235,6 +236,21 @@ _YES_NO: Final = {"type": "boolean"}
 _TEXTS: Final = {"type": "array", "items": _TEXT}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _NODE: Final = {"run_id": _TEXT, "node": _TEXT}
+_WORKERS: Final = {
+    "type": "array",
+    "items": _object(
+        {
+            "rank": _COUNT,
+            "local_rank": _COUNT,
+            "state": {**_TEXT, "description": "of a frozen process; empty for any other"},
+            "place": _TEXT,
+            "is_waiting": {**_YES_NO, "description": "it waits for other workers"},
+            "text": {**_TEXT, "description": "its stacks"},
+            "step": {"type": ["integer", "null"]},
+            "source": {**_TEXT, "description": "faulthandler, py-spy, /proc or its own process"},
+        }
+    ),
+}
 ANSWERS: Final[dict[str, Any]] = {
     "Error": _object(
         {"error": _TEXT, "hint": _TEXT},
@@ -267,6 +283,17 @@ ANSWERS: Final[dict[str, Any]] = {
             "max_nodes": _COUNT,
             "was": {"type": ["array", "null"], "items": _COUNT},
             "text": _TEXT,
+        }
+    ),
+    "stacks_answer": _object(
+        {
+            "run_id": _TEXT,
+            "round": _COUNT,
+            "summary": {**_TEXT, "description": "who stands where, in one line"},
+            "step": {"type": ["integer", "null"]},
+            "nodes": {"type": "array", "items": _object({"node": _TEXT, "workers": _WORKERS})},
+            "silent": {**_TEXTS, "description": "the nodes that have not answered in time"},
+            "cannot": {**_TEXTS, "description": "the nodes of a release that cannot be asked"},
         }
     ),
 }

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.agent.processes import Machine, Process, program_with
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -138,3 +139,24 @@ def test_a_step_that_goes_backwards_is_said_once(machine: Machine) -> None:
     a.line("warning: rank 0: step 3 after step 9 is no progress")
     os.kill(worker.pid, signal.SIGUSR2)
     assert a.ends(0).count("is no progress") == 1
+
+
+def test_the_stacks_of_a_run_are_shown_on_demand(machine: Machine) -> None:
+    program = machine.program(JOINED, "joined.py")
+    a = machine.agent("a", nnodes="2", program=program)
+    b = machine.agent("b", nnodes="2", program=program)
+    where = ("--endpoint", machine.endpoint)
+
+    def text() -> str:
+        return machine.command("stacks", "test", *where).ends(0)
+
+    a.line("round 1: 2 nodes")
+    wait_until(lambda: " in load (joined.py:6)" in (shown := text()) and "in barrier" in shown)
+    shown = text()
+    assert "(by faulthandler)" in shown
+    assert 'joined.py", line 6 in load' in shown
+    one = machine.command("stacks", "test", "b", "--json", *where).ends(0)
+    assert '"silent": []' in one
+    machine.command("close", "test", "--yes", *where).ends(0)
+    a.ends(6)
+    b.ends(6)

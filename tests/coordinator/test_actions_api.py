@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from rallypoint import errors
-from rallypoint.client.node import Node
+from rallypoint.client.node import Node, TellStacks
 from rallypoint.client.run_client import open_node
 from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.core import events as on
 from rallypoint.core.membership import Membership
+from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.values import NodeId, RunSettings
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.ledger.memory import MemoryLedger
@@ -39,7 +40,12 @@ class Asked(list[str]):
 
 @contextlib.asynccontextmanager
 async def orderly(
-    port: int, name: str, *, takes_orders: bool = True, **own: Any
+    port: int,
+    name: str,
+    *,
+    takes_orders: bool = True,
+    tell_stacks: TellStacks | None = None,
+    **own: Any,
 ) -> AsyncIterator[Asked]:
     """A node that is attached, and departs when it is asked to leave."""
     asked = Asked()
@@ -52,7 +58,12 @@ async def orderly(
     settings = NodeSettings(
         endpoint=endpoint, run_id="run", node_name=name, token=TOKEN, insecure=True, **own
     )
-    asked.node = Node(settings, TWO, on_asked_to_leave=leave if takes_orders else None)
+    asked.node = Node(
+        settings,
+        TWO,
+        on_asked_to_leave=leave if takes_orders else None,
+        tell_stacks=tell_stacks,
+    )
     await asked.node.open()
     try:
         yield asked
@@ -349,5 +360,61 @@ def test_numbers_of_nodes_that_make_no_sense_are_refused(body: dict[str, object]
             code, said = await order(one, "scale", **body)
             assert code == 400
             assert '"min_nodes": 2' in said["error"]
+
+    run_clean(main)
+
+
+# -- stacks ----------------------------------------------------------------------------------------
+
+
+def standing(rank: int, place: str) -> Callable[[int], Awaitable[tuple[WorkerStack, ...]]]:
+    """A node whose only worker stands there."""
+
+    async def tell(bytes_max: int) -> tuple[WorkerStack, ...]:
+        assert bytes_max >= 1_024
+        return (WorkerStack(rank, place=place, text="File 1\nFile \x1b[31m2", source="a test"),)
+
+    return tell
+
+
+def test_stacks_say_who_stands_where() -> None:
+    async def main() -> None:
+        async with (
+            alone() as one,
+            orderly(one.port, "q1", tell_stacks=standing(0, "all_reduce")) as a,
+            orderly(one.port, "q2", tell_stacks=standing(1, "load")) as b,
+        ):
+            code, said = await order(one, "stacks")
+            assert (code, said["error"]) == (
+                409,
+                "run 'run' has no active round, so no worker runs",
+            )
+            await both_in_a_round(a, b)
+            code, said = await order(one, "stacks")
+            assert (code, said["round"]) == (200, 1)
+            assert said["summary"] == "q1 rank 0 in all_reduce, q2 rank 1 in load"
+            assert [each["node"] for each in said["nodes"]] == ["q1", "q2"]
+            (worker,) = said["nodes"][0]["workers"]
+            assert worker["text"] == "File 1\nFile \\x1b[31m2"
+            code, said = await order(one, "stacks", node="1")
+            assert (code, said["summary"]) == (200, "1 of 1 in load")
+            code, said = await order(one, "stacks", node="q7")
+            assert code == 404
+            assert a.node.change is None
+
+    run_clean(main)
+
+
+def test_a_node_that_cannot_be_asked_is_named() -> None:
+    async def main() -> None:
+        async with (
+            alone() as one,
+            orderly(one.port, "q1", tell_stacks=standing(0, "load")) as a,
+            orderly(one.port, "q2") as b,
+        ):
+            await both_in_a_round(a, b)
+            code, said = await order(one, "stacks")
+            assert (code, said["cannot"], said["silent"]) == (200, ["q2"], [])
+            assert said["summary"] == "1 of 1 in load, no answer from q2"
 
     run_clean(main)

@@ -1,4 +1,4 @@
-"""`rallypoint close`, `scale`, `drain`, `evict` and `admit`: what an operator does to a run."""
+"""`rallypoint close`, `scale`, `drain`, `evict`, `admit` and `stacks`: what an operator does."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("drain")(drain)
     app.command("evict")(evict)
     app.command("admit")(admit)
+    app.command("stacks")(stacks)
 
 
 def close(
@@ -138,6 +139,45 @@ def admit(
     name = _shown(answer.get("node", node))
     was = output.clean(str(answer.get("was") or ""))
     output.tell_result(f"node {name} may join run {_shown(run_id)} again; it was evicted by {was}")
+
+
+def stacks(
+    run_id: RunArgument,
+    node: Annotated[
+        str, typer.Argument(metavar="[NODE]", help="One node: its name, host or rank.")
+    ] = "",
+    endpoint: EndpointOption = None,
+    token_file: TokenFileOption = None,
+    json: Annotated[bool, typer.Option("--json", help="The whole answer, as JSON.")] = False,
+) -> None:
+    """Show where the workers of a run stand: a summary, and the stacks of each.
+
+    It disturbs no worker. The stacks come from faulthandler (of workers that have joined), from
+    py-spy where it is installed, or from /proc. See docs/hangs.md.
+    """
+    body = {"node": node} if node else {}
+    answer = _act(endpoint, token_file, run_id, "stacks", body)
+    if json:
+        output.print_json(answer)
+        return
+    lines = [str(answer.get("summary") or "")]
+    for each in answer.get("nodes") or ():
+        for worker in each.get("workers") or ():
+            text = str(worker.get("text") or "").splitlines()
+            lines += ["", _heading(str(each.get("node")), worker), *(f"  {each}" for each in text)]
+    print("\n".join(map(output.clean, lines)), flush=True)
+    for name in answer.get("silent") or ():
+        output.warn(f"node {_shown(name)} has not answered in time")
+    for name in answer.get("cannot") or ():
+        output.warn(f"node {_shown(name)} cannot be asked: torchrun, or an older release")
+
+
+def _heading(node: str, worker: dict[str, Any]) -> str:
+    """The line above the stacks of a worker."""
+    state = f"{worker['state']}, " if worker.get("state") else ""
+    step = f", step {worker['step']}" if worker.get("step") is not None else ""
+    what = f"{node} rank {worker.get('rank')}: {state}in {worker.get('place')}{step}"
+    return f"{what} (by {worker.get('source')})"
 
 
 def _act(

@@ -47,6 +47,10 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("job-42 3 --yes", "the node of rank 3, without a question"),
     ),
     "admit": (("job-42 q2 --reason 'memory replaced'", "q2 may join again"),),
+    "stacks": (
+        ("job-42 --endpoint http://host0:29400", "who stands where, and all stacks"),
+        ("job-42 host7 --json", "one node, for scripts"),
+    ),
     "coordinators": (
         ("--endpoint etcd://a:2379,b:2379/rp", "replicas, and nodes that host a run"),
         ("--endpoint http://host0:29400 --json", "the one at an address"),

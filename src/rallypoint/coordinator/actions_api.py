@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from aiohttp import web
 
-from rallypoint.coordinator import audit, guard, ledger_view, node_names
+from rallypoint.coordinator import audit, guard, ledger_view, node_names, stacks_api
 from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import (
@@ -67,6 +67,10 @@ class _Body(msgspec.Struct):
 
 class _NodeBody(_Body, kw_only=True):
     node: str
+
+
+class _StacksBody(_Body, kw_only=True):
+    node: str = ""
 
 
 class _ScaleBody(_Body, kw_only=True):
@@ -129,7 +133,7 @@ async def _handle(action: Action, request: web.Request) -> web.Response:
     request[audit.REASON] = body.reason
     if isinstance(body, _ScaleBody):
         request[audit.SIZE] = f"{body.min_nodes}:{body.max_nodes}"
-    if isinstance(body, _NodeBody):
+    if isinstance(body, _NodeBody | _StacksBody) and body.node:
         request[audit.NODE] = body.node
     run = coordinator.runs.get(run_id)
     if run is None or not run.is_claimed:
@@ -395,6 +399,16 @@ def _what_follows(membership: Membership, was_active: bool) -> str:
     return f"round {number} goes on"
 
 
+# -- stacks ----------------------------------------------------------------------------------------
+
+
+async def _stacks(request: web.Request, run: HostedRun, body: _StacksBody) -> web.Response:
+    if not body.node:
+        return await stacks_api.told(run, "")
+    member = _node(request, run, body.node)
+    return member if isinstance(member, web.Response) else await stacks_api.told(run, member.name)
+
+
 # -- which node ------------------------------------------------------------------------------------
 
 
@@ -439,4 +453,5 @@ ACTIONS: Final = (
         _scale,
         _refuse_closed,
     ),
+    Action("stacks", _StacksBody, '{"node": "..."}, or {}', "asked", _stacks, _refuse_closed),
 )

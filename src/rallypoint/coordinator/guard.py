@@ -45,6 +45,7 @@ NEEDS: Final[dict[tuple[str, str], Right]] = {
     ("POST", f"{RUN}/evict"): Right.ACT,
     ("POST", f"{RUN}/admit"): Right.ACT,
     ("POST", f"{RUN}/scale"): Right.ACT,
+    ("POST", f"{RUN}/stacks"): Right.ACT,
 }
 """What each route needs, by its method and path. A handler of a route with `{run_id}` is called
 only if the principal's roles count for that run. A route without it shows only runs that

@@ -6,6 +6,7 @@ bounded in all, however many nodes there are.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -29,13 +30,13 @@ class Question(msgspec.Struct):
     """One question of a person. `told`: the answers so far, by the names of the nodes.
 
     `waits_for`: the nodes that were asked and have not answered. `cannot`: those of an earlier
-    release, which cannot be asked. `on_told` is called at each answer.
+    release, which cannot be asked. `is_answered` is set when all have answered.
     """
 
     waits_for: dict[str, None]
     cannot: tuple[str, ...]
     told: dict[str, Stacks]
-    on_told: Callable[[], None] = lambda: None
+    is_answered: asyncio.Event
 
 
 class StackRequests:
@@ -63,7 +64,7 @@ class StackRequests:
         """A person asks these nodes. Close the question with `close`."""
         self._last_id -= 1
         asked, cannot = self._ask(stamp, self._last_id, list(names))
-        question = Question(dict.fromkeys(asked), tuple(cannot), {})
+        question = Question(dict.fromkeys(asked), tuple(cannot), {}, asyncio.Event())
         self._open[self._last_id] = question
         return self._last_id, question
 
@@ -95,7 +96,8 @@ class StackRequests:
         if question is not None and node.name in question.waits_for:
             del question.waits_for[node.name]
             question.told[node.name] = stacks
-            question.on_told()
+            if not question.waits_for:
+                question.is_answered.set()
 
 
 def _tidy(each: WorkerStack) -> WorkerStack:
