@@ -228,3 +228,27 @@ def test_every_field_is_in_the_documentation() -> None:
     for kind in (*kinds, status.RoundStatus, status.LossStatus):
         for name in names(kind) - {"runs"}:
             assert f"`{name}`" in text, f"{kind.__name__}.{name}"
+
+
+def test_a_member_whose_round_is_over_is_not_active() -> None:
+    async def main() -> None:
+        case = await Case.begun(MemoryLedger(), 1, "machine-a")
+        case.come(*NAMES)
+        case.ready(*NAMES)
+        await case.is_in(Phase.ACTIVE, 1)
+
+        def members() -> dict[str, tuple[str | None, int | None]]:
+            found = status.members_of(case.coordinator, case.run, 10)
+            return {each.name: (each.state, each.node_rank) for each in found}
+
+        assert sorted(members().values()) == [("active", 0), ("active", 1)]
+        case.fail("a")
+        await asyncio.sleep(0.1)  # until the verdict
+        assert members() == dict.fromkeys(NAMES, ("stopping", None))
+        case.ready("a")
+        assert members() == {"a": ("ready", None), "b": ("stopping", None)}
+        await asyncio.sleep(40.0)  # longer than it may take to stop its workers
+        assert members()["b"][0] in ("stopping", "idle")
+        await case.aclose()
+
+    run_virtual(main())

@@ -29,7 +29,7 @@ from rallypoint.core.marking import ranks_in
 from rallypoint.core.orders import Orders
 from rallypoint.core.past import PastLoss, PastRound
 from rallypoint.core.ranks import seats_of
-from rallypoint.core.roster import Member
+from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.values import (
     Address,
     MemberState,
@@ -58,6 +58,9 @@ FROM_LEDGER: Final = "ledger"
 
 EVENTS_MAX: Final = 2_000
 """How many of a run's events are looked through for what its rounds waited for."""
+
+_STOPPING: Final = (Bucket.STOPPING, Bucket.PLACE)
+"""Members of a round that is over, which have to stop their workers."""
 
 Named = dict[str, Any]
 """A value of `core`, with the names of its fields: `named(value)`."""
@@ -318,9 +321,13 @@ def _summary_fields(
 
 
 def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
-    is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE)
+    # The core knows what it has been told: such a member is active until it is ready again.
+    is_stopping = member.state is MemberState.ACTIVE and member.bucket in _STOPPING
+    is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE) and not is_stopping
     place = seat if is_in_round else None
-    state = "standby" if run.membership.is_standby(member) else member.state.value
+    state = "stopping" if is_stopping else member.state.value
+    if run.membership.is_standby(member):
+        state = "standby"
     why_out = cooling.why_out(run.membership, member)
     left_s = cooling.left_s(run.membership, member, now_s)
     return MemberStatus(
