@@ -223,7 +223,7 @@ def test_modules_whose_forks_hang_are_refused_by_the_canary(tmp_path: Path) -> N
     )
     found = problem(tmp_path, "mine")
     assert found.modules == ()
-    assert "has not finished a matrix product and a small collective within" in found.why
+    assert found.why.startswith("a fork of them has hung for 5 s in a matrix product")
 
 
 @pytest.mark.torch
@@ -232,12 +232,10 @@ def test_torch_passes_the_canary_unless_it_has_computed_in_parallel(tmp_path: Pa
     assert isinstance(preload(tmp_path, "torch", env=env), on.PreloadReady)
     a_module(tmp_path, "import torch\nx = torch.ones(2000, 2000)\ny = (x @ x + x).exp().sum()")
     found = preload(tmp_path, "mine", env=env)
-    # Whether the forks hang depends on the library of threads that this torch was built with.
-    assert (
-        isinstance(found, on.PreloadReady)
-        or "canary" in repr(found)
-        or "a fork of them" in repr(found)
-    )
+    if isinstance(found, on.PreloadReady):
+        pytest.skip("the threads of this torch survive a fork")
+    assert isinstance(found, on.PreloadRefused)
+    assert "a fork of them has hung" in found.problems[0].why
 
 
 @pytest.mark.parametrize("name", ["json.py", "tempfile.py"])

@@ -48,7 +48,11 @@ HOOK_VARIABLE = "RALLYPOINT_PRELOAD_HOOK"
 """What this process is to do, as JSON. It is removed from the environment at once."""
 PROBE, PRELOAD, LEARN = "probe", "preload", "learn"
 CANARY_S = 5.0
-"""How many seconds a fork may take for a matrix product and a small collective."""
+"""How many seconds a fork may do nothing while it has a matrix product and a small collective to
+do. On a busy machine it may need longer in all, as long as it goes on.
+"""
+CANARY_S_MAX = 60.0
+"""How many seconds it may take in all: one that hangs may also spin."""
 PARENT_WITHIN_S = 10.0
 """How many seconds the kernel may take to give a fork its new parent."""
 _HARMLESS_DEVICES = frozenset(
@@ -57,6 +61,7 @@ _HARMLESS_DEVICES = frozenset(
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("!I")
 _PAUSE_S = 0.0005
+_LOOK_S = 0.1
 
 
 # -- both sides ----------------------------------------------------------------------------------
@@ -277,7 +282,7 @@ class _Preloader:
         folder = tempfile.mkdtemp(prefix="rallypoint-canary-")
         path = os.path.join(folder, "store")
         pids = [_fork_to(lambda rank=rank: try_out(rank, path)) for rank in range(2)]  # type: ignore[misc]
-        ends_s = time.monotonic() + CANARY_S
+        ends_s = time.monotonic() + CANARY_S_MAX
         codes = [_wait_or_kill(pid, ends_s) for pid in pids]
         for name in os.listdir(folder):
             os.unlink(os.path.join(folder, name))
@@ -286,8 +291,8 @@ class _Preloader:
             return []
         if None in codes:
             why = (
-                "a fork of them has not finished a matrix product and a small collective within "
-                f"{CANARY_S:g} s: has one of them computed in parallel while it was imported?"
+                f"a fork of them has hung for {CANARY_S:g} s in a matrix product or a small "
+                "collective: has one of them computed in parallel while it was imported?"
             )
         else:
             why = f"a fork of them failed in a matrix product or a small collective: {codes}"
@@ -355,16 +360,28 @@ def _fork_to(work: Callable[[], None]) -> int:
 
 
 def _wait_or_kill(pid: int, ends_s: float) -> int | None:
-    """The exit status; None if it has not ended in time."""
+    """The exit status; None if it hangs, or has not ended in time."""
     pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]
+    used, hangs_at_s = -1, 0.0
     try:
-        ready, _, _ = select.select([pidfd], [], [], max(0.0, ends_s - time.monotonic()))
+        while not (ready := select.select([pidfd], [], [], _LOOK_S)[0]):
+            now_s, before, used = time.monotonic(), used, _cpu_ticks(pid)
+            if used != before:
+                hangs_at_s = now_s + CANARY_S
+            if now_s > min(hangs_at_s, ends_s):
+                os.kill(pid, signal.SIGKILL)
+                break
     finally:
         os.close(pidfd)
-    if not ready:
-        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status) if ready else None
+
+
+def _cpu_ticks(pid: int) -> int:
+    """How much of a processor this child has used."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def try_out(rank: int, path: str) -> None:
