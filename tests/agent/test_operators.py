@@ -70,7 +70,7 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert said == (0, f"run '{RUN}' is scaled to 1:2 nodes: round 2 goes on\n", "")
     # A person is asked, and says no.
     code, shown = on_terminal(machine, "n\n", "evict", RUN, "b")
-    assert f"Evict node 'b' from run '{RUN}', for good? [y/N]:" in shown
+    assert f"Evict node 'b' from run '{RUN}'? [y/N]:" in shown
     assert code == 130
     code, out, _ = rallypoint(machine, "evict", RUN, "b", "--reason", "ECC errors", "--yes")
     assert (code, out) == (0, f"node 'b' is evicted from run '{RUN}'\n")
@@ -80,6 +80,9 @@ def test_a_drained_node_leaves_in_order_and_an_evicted_one_at_once(machine: Mach
     assert "round 2 has ended: b lost: evicted by operator" in a.text
     again = machine.agent("b", *OPTIONS, nnodes="1:3")
     assert "can lift that with `rallypoint admit`" in again.ends(7)
+    code, out, _ = rallypoint(machine, "admit", RUN, "b", "--reason", "memory replaced")
+    by = "it was evicted by operator at 127.0.0.1: ECC errors"
+    assert (code, out) == (0, f"node 'b' may join run '{RUN}' again; {by}\n")
 
     code, _, err = rallypoint(machine, "drain", RUN, "bb")
     assert code == 2

@@ -115,7 +115,7 @@ def test_a_run_survives_an_owner_that_is_frozen_and_thaws(fleet: Fleet) -> None:
     fleet.machine.thaw(owner.process.pid)
     owner.process.rewind()
     # R5: it learns that the run is another's, and neither its bytes nor its swaps change anything.
-    owner.process.line("lost its lease|has been deposed")
+    owner.process.line("lost its lease|was deposed")
     fleet.wait(lambda: not (owner.picture(fleet.run_id) or {"attached": 0})["attached"])
     fleet.counts_since(thawed_s)
     assert {agent.last("attached")["term"] for agent in fleet.agents} == {term}
