@@ -359,7 +359,7 @@ def test_numbers_of_nodes_that_make_no_sense_are_refused(body: dict[str, object]
         async with alone() as one, orderly(one.port, "q1"):
             code, said = await order(one, "scale", **body)
             assert code == 400
-            assert '"min_nodes": 2' in said["error"]
+            assert '"min_nodes": 2' in said["hint"]
 
     run_clean(main)
 
