@@ -83,6 +83,8 @@ class Link:
     def __init__(self, network: Network, node: Node) -> None:
         self.peer = node.machine.info.name
         self.account = NOBODY
+        self.seen: Address | None = None
+        self.is_beside = False
         self.is_open = True
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rallypoint.core.quotas import NOBODY, Account
+from rallypoint.core.values import Address
 
 
 class WholeMessages:
@@ -11,6 +12,8 @@ class WholeMessages:
     _parts = bytearray()
     _size = 0
     account: Account = NOBODY
+    seen: Address | None = None
+    is_beside = False
 
     def send(self, payload: bytes) -> None:
         raise NotImplementedError

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import sys
 from collections.abc import Iterator
@@ -208,6 +209,54 @@ async def refuses(address: Address, limit_s: float) -> bool | None:
     except (OSError, TimeoutError, UnicodeError, RuntimeError):
         return None
     return True
+
+
+_LIVES: Final = (0, errno.ECONNREFUSED, errno.ECONNRESET)
+"""What a kernel that answers makes of a connection: accepted, refused, or reset at once."""
+_SILENT: Final = (errno.EINPROGRESS, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN)
+"""Nobody answers: yet, in time, or not even the neighbour that would have that address."""
+
+
+async def answers(address: Address, limit_s: float) -> bool | None:
+    """Whether the kernel at an address answers a connection within `limit_s`.
+
+    It may accept or refuse it; in both cases its machine lives. The connection is closed at once.
+    False: it does not answer. None: this machine cannot tell, as it has no way there.
+    """
+    try:
+        [found] = resolve(address.host, address.port, flags=socket.AI_NUMERICHOST)
+        sock = socket.socket(found.family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError, ValueError):
+        return None
+    with sock:
+        sock.setblocking(False)
+        error = sock.connect_ex(found.sockaddr)
+        if error == errno.EINPROGRESS:
+            await _writable(sock, limit_s)
+            # The kernel is asked, as this process may have stood still at the end of the time.
+            if _has_ended(sock):
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error in _LIVES:
+        return True
+    return False if error in _SILENT else None
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the kernel knows how a connection attempt has ended."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+async def _writable(sock: socket.socket, limit_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_writer(sock, ended.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), limit_s)
+    finally:
+        loop.remove_writer(sock)
 
 
 async def _refuses(address: SocketAddress) -> bool:

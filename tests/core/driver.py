@@ -28,6 +28,7 @@ from rallypoint.core.values import (
     ConnectionEnd,
     Failure,
     FailureKind,
+    HostReport,
     Marks,
     NodeId,
     NodeInfo,
@@ -74,6 +75,8 @@ class Driver:
         self.fired: list[do.Timer] = []
         self.said: list[on.Event] = []
         self.good: list[str] = []
+        self.hosts: dict[str, str] = {}
+        """By the name of a node: from which address it connects, unless `attach` says another."""
         self._timers: list[tuple[float, int, do.Timer]] = []
         self._order = 0
         self._links: dict[str, int] = {}
@@ -211,11 +214,15 @@ class Driver:
         stop_s: float = STOP_S,
         secret: str | None = None,
         takes_orders: bool = True,
+        host: str = "",
+        is_beside: bool = False,
+        is_witness: bool = True,
     ) -> None:
         """Connect, for the first time or again, on a new link.
 
         `secret`: what is shown instead of the node's own resume secret; "" for none.
-        `takes_orders` False: the node is of an older release.
+        `takes_orders` False: the node is of an older release. `host`: the address from which it
+        connects; "" if something is between. `is_witness` False: of a release without witnesses.
         """
         for token in tokens:
             self._links[token] = len(self._links) + 1 + 1000 * (token in self._links)
@@ -225,7 +232,13 @@ class Driver:
             shown = secret_hash((token if secret is None else secret).encode())
             wanted = settings or self.settings
             link = self._links[token]
-            self.step(on.NodeAttached(info, wanted, link, shown, takes_orders))
+            where = host or self.hosts.get(node.name, "")
+            seen = Address(where, 40_000 + link) if where else None
+            self.step(
+                on.NodeAttached(
+                    info, wanted, link, shown, takes_orders, seen, is_beside, is_witness
+                )
+            )
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
         """Ask for the next round, and leave the one that the node was given last."""
@@ -309,6 +322,14 @@ class Driver:
     def silent(self, *tokens: str, silent_s: float = 5.0) -> None:
         for token in tokens:
             self.step(on.NodeSilent(node_id(token), silent_s))
+
+    def missed(self, *tokens: str, silent_s: float = 3.75) -> None:
+        """Two heartbeats of these nodes are missing."""
+        for token in tokens:
+            self.step(on.BeatsMissed(node_id(token), silent_s))
+
+    def testify(self, token: str, question: int, said: HostReport) -> None:
+        self.step(on.HostReported(node_id(token), question, said))
 
     def heard(self, *tokens: str) -> None:
         for token in tokens:

@@ -8,7 +8,7 @@ from rallypoint.core import events as on
 from rallypoint.core.effects import Effect
 from rallypoint.core.membership import HANDLERS, Membership
 from rallypoint.core.transitions import TRANSITIONS, Handling, as_markdown
-from rallypoint.core.values import Phase
+from rallypoint.core.values import HostReport, Phase
 from tests.core.driver import Driver
 from tests.core.walks import walk
 
@@ -76,6 +76,17 @@ def rare_runs() -> None:
     silent_standby_when_newcomers_are_admitted().heard("b")
     silent_standby_when_newcomers_are_admitted().answer("b")
     silent_standby_when_newcomers_are_admitted().done("b")
+    silent_standby_when_newcomers_are_admitted().testify("b", 1, HostReport.UNSEEN)
+    # Witnesses are not answered any more by the host of a member, which falls silent then.
+    driver = Driver(min=2, max=3)
+    driver.hosts = {name: f"10.0.0.{number}" for number, name in enumerate("abc", 1)}
+    driver.join("a", "b", "c")
+    driver.advance(2.0)
+    driver.missed("c")
+    driver.testify("a", 1, HostReport.NOT_ANSWERED)
+    driver.testify("b", 1, HostReport.NOT_ANSWERED)
+    driver.advance(1.0)
+    driver.silent("c")
     # A round ends at once while members are not ready yet, and not at a deadline.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
@@ -104,6 +115,12 @@ def rare_runs() -> None:
     driver.silent("b")
     driver.ready("a")
     driver.fail("b")
+    driver = Driver(max=2)
+    driver.join("a", "b")
+    driver.ready("b")
+    driver.silent("b")
+    driver.ready("a")
+    driver.testify("b", 1, HostReport.UNSEEN)
     # An operator takes out a node for which a round waits, and lowers the minimum.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
@@ -152,6 +169,8 @@ def moves() -> set[Move]:
         for seed in range(WALKS):
             walk(seed)
             walk(seed, has_operator=True)
+        for seed in range(WALKS // 2):
+            walk(seed, has_witnesses=True)
     return seen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
+from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.progress import Progress
 from rallypoint.core.suspension import SuspensionCause
@@ -15,6 +16,7 @@ from rallypoint.core.values import (
     Address,
     Failure,
     FailureKind,
+    HostReport,
     MemberState,
     NodeId,
     Phase,
@@ -43,17 +45,26 @@ def random_run(random: Random) -> Driver:
     )
 
 
-def walk(seed: int, steps: int = 150, *, has_operator: bool = False) -> Driver:
-    """A run after so many steps. `has_operator`: somebody gives orders meanwhile."""
+def walk(
+    seed: int, steps: int = 150, *, has_operator: bool = False, has_witnesses: bool = False
+) -> Driver:
+    """A run after so many steps. `has_operator`: somebody gives orders meanwhile.
+
+    `has_witnesses`: nodes are asked whether the hosts of others answer, and say anything.
+    """
     random = Random(seed)
-    operator = Random(f"{seed}/operator")
+    operator, witness = Random(f"{seed}/operator"), Random(f"{seed}/witness")
     driver = random_run(random)
+    if has_witnesses:
+        driver.hosts = {name: f"10.0.0.{witness.randint(1, 5)}" for name in NAMES}
     over = 0
     while steps > 0 and over < 20:
         steps -= 1
         over += driver.phase is Phase.CLOSED or driver.run.deposed
         if has_operator and operator.random() < 0.06:
             order_something(driver, operator)
+        if has_witnesses and witness.random() < 0.3:
+            miss_or_testify(driver, witness)
         stride(driver, random)
     return driver
 
@@ -72,6 +83,19 @@ def order_something(driver: Driver, random: Random) -> None:
         return
     member = driver.run.roster.get(name)
     getattr(driver, deed)(token_of(member.id) if member is not None else name)
+
+
+def miss_or_testify(driver: Driver, random: Random) -> None:
+    """Heartbeats are missing, or a witness says something about a host."""
+    member = driver.run.roster.get(random.choice(NAMES))
+    if member is None:
+        return
+    questions = [each.question for _, each in driver.effects if isinstance(each, do.AskWitness)]
+    if questions and random.random() < 0.7:
+        said = random.choice([*HostReport, HostReport.NOT_ANSWERED])
+        driver.testify(token_of(member.id), random.choice(questions[-4:]), said)
+    else:
+        driver.missed(token_of(member.id))
 
 
 def stride(driver: Driver, random: Random) -> None:

@@ -26,6 +26,7 @@ from rallypoint.core.values import (
     EndedOwner,
     Failure,
     FailureKind,
+    HostReport,
     NodeInfo,
     Outcome,
     RoundHead,
@@ -90,6 +91,7 @@ FROM_NODE: tuple[wire.FromNode, ...] = (
     wire.Heartbeat(STAMP),
     wire.Heartbeat(STAMP, Progress(7, 41, 0.5, 600.0)),
     wire.Alive(STAMP),
+    wire.Witnessed(STAMP, 3, HostReport.NOT_ANSWERED),
     *(wire.StoreCall(STAMP, 5, op, 1.5, 3, (1, 2)) for op in OPS),
     wire.StoreCall(STAMP, 5, ops.NumKeys()),
     wire.StoreCancel(STAMP, 5),
@@ -108,6 +110,8 @@ FROM_COORDINATOR: tuple[wire.FromCoordinator, ...] = (
     wire.Standby(STAMP, True),
     wire.AskedToLeave(STAMP, "operator at 10.0.0.1", "new kernel"),
     wire.Probe(STAMP),
+    wire.WatchHosts(STAMP, (ADDRESS,)),
+    wire.AskWitness(STAMP, 3, "10.0.0.7"),
     wire.Beat(STAMP, 2**40),
     *(wire.StoreAnswer(STAMP, 5, result) for result in RESULTS),
     wire.Members(STAMP, 5, 7, "digest", (MEMBER, MEMBER)),
@@ -209,17 +213,25 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
 def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-3:] == [["process", 7, None], False, False]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-3]))
+    assert fields[-4:] == [["process", 7, None], False, False, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-4]))
     assert older == msgspec.structs.replace(attach, ended=None)
 
 
 def test_a_node_of_a_release_that_takes_no_orders_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, takes_orders=True)
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-2:] == [True, False]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-2]))
+    assert fields[-3:] == [True, False, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-3]))
     assert older == msgspec.structs.replace(attach, takes_orders=False)
+
+
+def test_a_node_of_a_release_without_witnesses_is_understood():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, is_witness=True)
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    assert fields[-1] is True
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert older == msgspec.structs.replace(attach, is_witness=False)
 
 
 def test_a_release_that_knows_no_hangs_reads_one_as_an_exception():
@@ -236,7 +248,7 @@ def test_an_ended_owner_without_the_address_that_refused_is_understood():
     fields = msgspec.msgpack.decode(
         wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN, ended=ended))
     )
-    assert fields[-3].pop() == ["10.0.0.1", 29400]
+    assert fields[-4].pop() == ["10.0.0.1", 29400]
     older = wire.decode_from_node(msgspec.msgpack.encode(fields))
     assert older == wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
 

@@ -20,6 +20,7 @@ from rallypoint.checkers.cooling_checker import CoolingChecker
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.addresses import literal
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.orders import NO_ORDERS, Order, order
@@ -32,6 +33,7 @@ from rallypoint.core.values import (
     CloseRecord,
     ConnectionEnd,
     FrozenStruct,
+    HostReport,
     Marks,
     NodeId,
     Reachability,
@@ -66,6 +68,9 @@ class _Node:
         self.done = False
         self.said_goodbye = False
         self.has_ended = False
+        self.host = ""
+        """Where it is, by the address of its connection; "" if that is not known."""
+        self.is_beside = self.is_witness = False
 
     @property
     def is_awaited(self) -> bool:
@@ -83,6 +88,25 @@ class _Node:
         self.probed_s = self.name_probed_s = None
         if self.reachability is Reachability.SILENT:
             self.reachability, self.silent_since_s = Reachability.CONNECTED, None
+
+
+class _Question:
+    """What witnesses were asked about a host, and what they said."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.asked: dict[str, bool] = {}
+        """By name: whether it is on the coordinator's machine."""
+        self.said: dict[str, HostReport] = {}
+
+    @property
+    def proves_loss(self) -> bool:
+        """R8: a witness elsewhere is not answered any more, and no witness is."""
+        said = list(self.said.values())
+        silent = [name for name, each in self.said.items() if each is HostReport.NOT_ANSWERED]
+        is_clear = len(silent) > said.count(HostReport.UNSURE)
+        has_other = not all(self.asked[name] for name in silent)
+        return is_clear and has_other and HostReport.ANSWERED not in said
 
 
 class RunChecker:
@@ -144,6 +168,10 @@ class RunChecker:
         self._expected_count = 0
         self._came: set[str] = set()
         """Which members have attached that were expected after a takeover."""
+        self._questions: dict[int, _Question] = {}
+        """What witnesses are asked about hosts of which no member was heard since."""
+        self._attaching: dict[int, on.NodeAttached] = {}
+        """By connection: what its node said of itself."""
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -216,6 +244,7 @@ class RunChecker:
         self._maybe_until_s = float("-inf")
         self._suspended = self._deposed = self._is_committed = False
         self._causes.clear()
+        self._questions.clear()
         self._closed = self._is_closed_in_ledger = register.close is not None
         self._nodes.clear()
         self._leavers.clear()
@@ -276,6 +305,12 @@ class RunChecker:
         if node is not None:
             self._see_node(node, event, now_s)
         match event:
+            case on.NodeAttached(connection_id=connection_id):
+                self._attaching[connection_id] = event
+            case on.HostReported(node=named, question=number, report=said):
+                question = self._questions.get(number)
+                if question is not None and named.name in question.asked:
+                    question.said.setdefault(named.name, said)
             case on.Committed() if self._pending is not None:
                 self._is_committed = True
             case on.MarksWritten(serial=serial) if serial == self._writing_marks:
@@ -312,6 +347,8 @@ class RunChecker:
     def _see_node(self, node: _Node, event: on.Event, now_s: float) -> None:
         if isinstance(event, on.SignOfLife):
             node.heard()
+        if isinstance(event, on.SignOfLife | on.NodeLeft | on.ConnectionLost):
+            self._host_lives(node)
         match event:
             case on.NodeReady():
                 self._ready(node, event)
@@ -333,6 +370,27 @@ class RunChecker:
                     node.has_ended = how is ConnectionEnd.PROCESS_ENDED
             case on.NodeSilent(silent_s=silent_s) if node.reachability is Reachability.CONNECTED:
                 node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
+
+    def _host_lives(self, node: _Node) -> None:
+        for number in [n for n, each in self._questions.items() if each.host == node.host]:
+            del self._questions[number]
+
+    def _ask_witness(self, effect: do.AskWitness) -> None:
+        node = self._nodes.get(effect.node.name)
+        if node is None or node.id != effect.node or not node.is_witness:
+            self._fail("R8", f"{effect.node.name} is no witness, and was asked")
+        elif node.host == effect.host or node.reachability is not Reachability.CONNECTED:
+            self._fail("R8", f"{node.id.name} was asked about its own host, or cannot be heard")
+        else:
+            question = self._questions.setdefault(effect.question, _Question(effect.host))
+            question.asked[node.id.name] = node.is_beside
+
+    def _is_witnessed(self, node: _Node, now_s: float) -> bool:
+        """R8: whether witnesses have found that the host of a suspect member is gone."""
+        found = any(q.host == node.host and q.proves_loss for q in self._questions.values())
+        since_s, bound_s = node.silent_since_s, self._settings.suspect_after_s
+        is_suspect = since_s is not None and _passed(since_s, bound_s, now_s)
+        return found and bool(node.host) and (is_suspect or node.closed_s is not None)
 
     def _was_in(self, node: _Node, number: int) -> bool:
         """Whether it may have been in this round: also before it was lost and came back."""
@@ -431,6 +489,8 @@ class RunChecker:
                 node = self._nodes[named.name]
                 if not (_is_again(event) and node.name_probed_s is not None):
                     node.name_probed_s = now_s
+            case do.AskWitness():
+                self._ask_witness(effect)
             case do.AskToLeave(order=drain):
                 known = self._nodes.get(drain.node.name)
                 if self._deposed or known is None or known.id != drain.node:
@@ -467,14 +527,26 @@ class RunChecker:
         if node is None:
             if not self._nodes and isinstance(event, on.NodeAttached):
                 self._settings = self._orders.settings_of(event.settings)
-            self._nodes[effect.node.name] = _Node(effect.node, effect.connection_id)
+            node = self._nodes[effect.node.name] = _Node(effect.node, effect.connection_id)
+            self._locate(node)
             return
+        node.connection_id = effect.connection_id
+        self._locate(node)
         node.heard()
         if node.absent_since_s is not None:
             self._came.add(node.id.name)
         node.reachability, node.connection_id = Reachability.CONNECTED, effect.connection_id
         node.closed_s = node.silent_since_s = node.absent_since_s = None
         node.has_ended = False
+
+    def _locate(self, node: _Node) -> None:
+        event = self._attaching.get(node.connection_id)
+        if event is None:
+            return
+        address = event.address
+        node.host = str(literal(address.host) or "") if address is not None else ""
+        node.is_beside, node.is_witness = event.is_beside, event.is_witness
+        self._host_lives(node)
 
     def _must_be_alone(self) -> None:
         if self._writing_marks or self._suspended:
@@ -621,6 +693,8 @@ class RunChecker:
             return
         if node.reachability is Reachability.CONNECTED:
             self._fail("R8", f"{name} answers, and was declared lost")
+        if self._is_witnessed(node, now_s):
+            return
         bounds = (
             (
                 node.closed_s if node.reachability is Reachability.DISCONNECTED else None,

@@ -240,6 +240,9 @@ def _members(run: Status, order: str) -> list[RenderableType]:
             headings.append("labels")
         rows = [_member_row(each, has_index, has_labels) for each in _members_by(order, members)]
         parts.append(table(headings, rows))
+    for each in members:
+        if each.get("evidence"):
+            parts.append(cell(f"{each.get('name')}: {each['evidence']}"))
     if total > len(members):
         parts.append(cell(f"and {total - len(members)} more (--members {total} shows all)"))
     return parts

@@ -93,6 +93,19 @@ class WaitingTold(msgspec.Struct, frozen=True):
     waiting: Waiting | None
 
 
+class WatchWanted(msgspec.Struct, frozen=True):
+    """Connect once to these addresses of other members' hosts, and remember which answered."""
+
+    addresses: tuple[Address, ...]
+
+
+class HostReportWanted(msgspec.Struct, frozen=True):
+    """The coordinator asks whether this host still answers. `question`: for the answer."""
+
+    question: int
+    host: str
+
+
 class LeaveWanted(msgspec.Struct, frozen=True):
     """An operator asks the node to leave in order. `reason`: who, and why."""
 
@@ -122,6 +135,8 @@ Action: TypeAlias = (
     | CallAnswered
     | MembersTold
     | WaitingTold
+    | WatchWanted
+    | HostReportWanted
     | LeaveWanted
     | StacksWanted
     | PlacedOnStandby

@@ -16,6 +16,7 @@ from rallypoint.client.actions import (
     Action,
     Attached,
     Drop,
+    HostReportWanted,
     LeaveWanted,
     PlacedOnStandby,
     Redirected,
@@ -25,6 +26,7 @@ from rallypoint.client.actions import (
     Send,
     StacksWanted,
     WasRefused,
+    WatchWanted,
 )
 from rallypoint.client.heartbeats import Heartbeats
 from rallypoint.client.open_requests import OpenRequests
@@ -41,6 +43,7 @@ from rallypoint.core.values import (
     CloseRecord,
     EndedOwner,
     Failure,
+    HostReport,
     NodeInfo,
     Outcome,
     RoundHead,
@@ -81,7 +84,8 @@ class NodeMachine:
     the node. `resume_secret`: drawn for this node, so that no other can resume as this node. It is
     in every `Attach`, including the first, so that the loss of an answer does no harm.
     `takes_orders`: an operator can ask the node to leave. `tells_stacks`: the coordinator can ask
-    it where its workers stand. `hang_timeout_s`: see ProgressReports. All `now_s` are from one
+    it where its workers stand. `hang_timeout_s`: see ProgressReports.
+    `is_witness`: it can connect to the hosts of other members. All `now_s` are from one
     monotonic clock, in seconds.
     """
 
@@ -98,6 +102,7 @@ class NodeMachine:
         takes_orders: bool = False,
         tells_stacks: bool = False,
         hang_timeout_s: float | None = None,
+        is_witness: bool = False,
     ) -> None:
         self.run_id = run_id
         self.info = info
@@ -125,6 +130,7 @@ class NodeMachine:
         self._resume_secret = resume_secret
         self._takes_orders = takes_orders
         self._tells_stacks = tells_stacks
+        self._is_witness = is_witness
         self._redirects = _REDIRECTS | {RefusalCode.OTHER_RUN} if is_elected else _REDIRECTS
         self._ended_term = 0
         """The term of the coordinator that has reported why the last round ended."""
@@ -195,6 +201,7 @@ class NodeMachine:
             ended=self._ended_owner,
             takes_orders=self._takes_orders,
             tells_stacks=self._tells_stacks,
+            is_witness=self._is_witness,
         )
         return [Send(attach)]
 
@@ -262,6 +269,10 @@ class NodeMachine:
                 return self._on_closed(message.close)
             case wire.Probe():
                 return [Send(wire.Alive(self.stamp))]
+            case wire.WatchHosts():
+                return [WatchWanted(message.addresses)]
+            case wire.AskWitness():
+                return [HostReportWanted(message.question, message.host)]
             case wire.Standby():
                 self.is_standby = message.standby
                 self.nodes_max = message.nodes_max or self.nodes_max
@@ -561,6 +572,10 @@ class NodeMachine:
         """The caller of this request does not wait any more."""
         was_call = self.requests.drop(request_id)
         return self._say(wire.StoreCancel(self.stamp, request_id)) if was_call else []
+
+    def testify(self, question: int, report: HostReport) -> list[Action]:
+        """Answer the coordinator's question whether a host answers."""
+        return self._say(wire.Witnessed(self.stamp, question, report))
 
     def ask_members(self) -> tuple[int, list[Action]]:
         """Ask for the member table."""

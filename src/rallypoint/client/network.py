@@ -16,7 +16,15 @@ from rallypoint.client.sockets import SocketKeeper
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import Address
 from rallypoint.endpoints import Endpoint
-from rallypoint.net import SocketAddress, bind, bind_loopback, bind_name, is_this_host, look_up
+from rallypoint.net import (
+    SocketAddress,
+    answers,
+    bind,
+    bind_loopback,
+    bind_name,
+    is_this_host,
+    look_up,
+)
 from rallypoint.security.access import Access
 from rallypoint.security.authority import new_host_token
 from rallypoint.settings import NodeSettings
@@ -133,6 +141,13 @@ class Network(Protocol):
     async def connect(self, address: Address, found: SocketAddress, access: Access) -> Connection:
         """See transport.connect."""
 
+    @property
+    def has_witnesses(self) -> bool:
+        """Whether nodes here connect to the hosts of other members, to testify about them."""
+
+    async def answers(self, address: Address, limit_s: float) -> bool | None:
+        """See net.answers."""
+
     async def serve(
         self,
         config: CoordinatorConfig,
@@ -152,6 +167,8 @@ class Network(Protocol):
 
 class SocketNetwork:
     """The network of a real process."""
+
+    has_witnesses = True
 
     async def look_up(self, host: str, port: int, limit_s: float) -> list[SocketAddress]:
         """See Network."""
@@ -200,6 +217,10 @@ class SocketNetwork:
     async def connect(self, address: Address, found: SocketAddress, access: Access) -> Connection:
         """See Network."""
         return await transport.connect(address, found.sockaddr, found.family, access)
+
+    async def answers(self, address: Address, limit_s: float) -> bool | None:
+        """See Network."""
+        return await answers(address, limit_s)
 
     async def serve(
         self,

@@ -31,6 +31,7 @@ from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.store_calls import COORDINATOR_LOST, SILENT, no_answer, round_ended
 from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
+from rallypoint.client.witness import Witness
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.reasons import RefusalCode, Waiting
 from rallypoint.core.stacks import WorkerStack
@@ -42,6 +43,7 @@ from rallypoint.core.values import (
     ChangeKind,
     CloseRecord,
     Failure,
+    HostReport,
     Outcome,
     RoundHead,
     RoundMember,
@@ -128,6 +130,7 @@ class Node:
             takes_orders=on_asked_to_leave is not None,
             tells_stacks=tell_stacks is not None,
             hang_timeout_s=settings.hang_timeout_s,
+            is_witness=network.here().has_witnesses,
         )
         self._tell_stacks = tell_stacks
         self._telling: set[asyncio.Task[None]] = set()
@@ -142,6 +145,7 @@ class Node:
         self._taken = 0
         """The number of the last round that `next_round` has returned."""
         self._waiters = Waiters()
+        self._witness = Witness(self._testify, self._coordinator_address)
         self.orphan = OrphanTimer(
             settings.orphan_s, lambda alone_s: self._act(self._machine.orphaned(alone_s))
         )
@@ -382,6 +386,19 @@ class Node:
     def _told(self, action: act.MembersTold | act.WaitingTold) -> None:
         self._waiters.answer(action.request_id, action)
 
+    def _watch(self, action: act.WatchWanted) -> None:
+        self._witness.watch(action.addresses)
+
+    def _look(self, action: act.HostReportWanted) -> None:
+        self._witness.look(action.question, action.host)
+
+    def _testify(self, question: int, report: HostReport) -> None:
+        self._act(self._machine.testify(question, report))
+
+    def _coordinator_address(self) -> Address | None:
+        connection = self._connector.connection
+        return None if connection is None else connection.address
+
     def _leave_wanted(self, action: act.LeaveWanted) -> None:
         if self._on_asked_to_leave is not None:
             self._on_asked_to_leave(action.reason)
@@ -621,6 +638,7 @@ class Node:
             await self._until(lambda: self.gone is not None, self.settings.goodbye_timeout_s)
         self.orphan.cancel()
         self._waiters.answer_all(left_run())
+        await self._witness.aclose()
         await connector.hang_up()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -681,6 +699,8 @@ _DO: dict[type[object], Callable[..., None]] = {
     act.WaitingTold: Node._told,
     act.LeaveWanted: Node._leave_wanted,
     act.StacksWanted: Node._stacks_wanted,
+    act.WatchWanted: Node._watch,
+    act.HostReportWanted: Node._look,
     act.PlacedOnStandby: Node._on_standby,
 }
 

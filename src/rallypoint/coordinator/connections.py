@@ -14,6 +14,7 @@ from rallypoint.core import events as on
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import NodeId, RoundMember
+from rallypoint.core.witnesses import MISSED_PART
 from rallypoint.wire import messages as wire
 
 LISTEN_MAX_S: Final = 60.0
@@ -36,6 +37,8 @@ class Connections:
     ) -> None:
         self.by_name: dict[str, Session] = {}
         self._silent: dict[str, NodeId] = {}
+        self._missed: dict[str, NodeId] = {}
+        """Nodes of which two heartbeats are missing."""
         self._membership = membership
         self._post = post
         self._listen = listen
@@ -79,12 +82,13 @@ class Connections:
         if self.by_name.get(name) is not session:
             return False
         del self.by_name[name]
-        self._silent.pop(name, None)
+        self.forget(name)
         return True
 
     def forget(self, name: str) -> None:
         """The node is no member any more, whether it is connected or not."""
         self._silent.pop(name, None)
+        self._missed.pop(name, None)
 
     def send_to(self, node: NodeId, message: wire.FromCoordinator) -> None:
         """Send a message to the node, if it is connected."""
@@ -115,7 +119,8 @@ class Connections:
     def heard(self, session: Session, node: NodeId) -> None:
         """A message of the node has arrived. This is called for every message."""
         session.heard_s = self._now_s()
-        if self._silent and node.name in self._silent:
+        is_missed = self._missed and node.name in self._missed
+        if is_missed or (self._silent and node.name in self._silent):
             self._listen_again(session, node)
 
     def check_silence(self, session: Session, now_s: float) -> None:
@@ -129,14 +134,23 @@ class Connections:
         if session.input_turns.are_due:
             # R8: the node is not silent, as its input waits in this process.
             session.heard_s = now_s
-        if session.heard_s + settings.suspect_after_s > now_s:
-            self._listen_until(session, now_s)
-        else:
+        if session.heard_s + settings.suspect_after_s <= now_s:
             self._silent[node.name] = node
             self._post(on.NodeSilent(node, now_s - session.heard_s))
+            return
+        is_new = node.name not in self._missed and self._asks_witnesses
+        if is_new and session.heard_s + MISSED_PART * settings.suspect_after_s <= now_s:
+            self._missed[node.name] = node
+            self._post(on.BeatsMissed(node, now_s - session.heard_s))
+        self._listen_until(session, now_s)
+
+    @property
+    def _asks_witnesses(self) -> bool:
+        return self._membership.witnesses.watching.has_witnesses
 
     def _listen_again(self, session: Session, node: NodeId) -> None:
-        if self._silent.pop(node.name, None) is not None:
+        was_missed = self._missed.pop(node.name, None) is not None
+        if self._silent.pop(node.name, None) is not None or was_missed:
             self._post(on.NodeHeard(node))
         self._listen_until(session, session.heard_s)
 
@@ -144,6 +158,8 @@ class Connections:
         settings = self._membership.settings
         if settings is not None:
             due_s = session.heard_s + settings.suspect_after_s
+            if self._asks_witnesses and session.node and session.node.name not in self._missed:
+                due_s = session.heard_s + MISSED_PART * settings.suspect_after_s
             self._listen(session, min(due_s, now_s + LISTEN_MAX_S))
 
     def hears(self, name: str) -> bool:

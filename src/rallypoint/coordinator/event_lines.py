@@ -31,6 +31,7 @@ LEVELS: Final[dict[EventKind, int]] = {
     EventKind.STANDBY: logging.INFO,
     EventKind.DISCONNECTED: logging.INFO,
     EventKind.SUSPECT: logging.WARNING,
+    EventKind.WITNESSED: logging.WARNING,
     EventKind.HEARD: logging.INFO,
     EventKind.GUARDED: logging.WARNING,
     EventKind.WORKER_FAILED: logging.WARNING,

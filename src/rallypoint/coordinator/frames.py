@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import WSCloseCode, web
 
-from rallypoint.core.addresses import plain
+from rallypoint.core.addresses import is_loopback, plain
 from rallypoint.core.quotas import NOBODY, Account
 from rallypoint.core.values import Address
 
@@ -49,6 +49,13 @@ class WebSocketOutlet:
         """Whether this side has begun to end the connection."""
         peer = transport.get_extra_info("peername")
         self.seen = Address(peer[0], peer[1]) if peer else None
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the peer is on this machine: both sides have the same address."""
+        own = self._transport.get_extra_info("sockname")
+        is_same = self.seen is None or own is None or plain(own[0]) == plain(self.seen.host)
+        return is_same or is_loopback(own[0])
 
     @property
     def peer(self) -> str:

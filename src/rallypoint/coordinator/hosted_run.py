@@ -609,6 +609,16 @@ class HostedRun:
     def _probe_node(self, effect: do.ProbeNode) -> None:
         self.connections.send_to(effect.node, wire.Probe(self.stamp))
 
+    def _watch(self, effect: do.Watch) -> None:
+        self.connections.send_to(effect.node, wire.WatchHosts(self.stamp, effect.addresses))
+
+    def _ask_witness(self, effect: do.AskWitness) -> None:
+        asked = wire.AskWitness(self.stamp, effect.question, effect.host)
+        self.connections.send_to(effect.node, asked)
+
+    def _host_judged(self, effect: do.HostJudged) -> None:
+        """The event for people says all of it."""
+
     def _notify(self, effect: do.Notify) -> None:
         settings = self.membership.settings
         assert settings is not None
@@ -692,6 +702,9 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.ProbeRound: HostedRun._probe_round,
     do.ProbeNode: HostedRun._probe_node,
     do.AskStacks: HostedRun._ask_stacks,
+    do.Watch: HostedRun._watch,
+    do.AskWitness: HostedRun._ask_witness,
+    do.HostJudged: HostedRun._host_judged,
     do.Notify: HostedRun._notify,
     do.Forget: HostedRun._forget,
     do.StepDown: HostedRun._step_down,

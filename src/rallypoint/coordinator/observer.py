@@ -411,6 +411,16 @@ class Observer:
     def _see_forgiven(self, event: Any, effect: do.Forgive, now_s: float) -> None:
         self.log.add(EventKind.FORGIVEN, node=effect.name)
 
+    def _see_host_judged(self, event: Any, effect: do.HostJudged, now_s: float) -> None:
+        is_one = effect.count == 1
+        self.log.add(
+            EventKind.WITNESSED,
+            node=effect.nodes[0] if is_one else "",
+            nodes=() if is_one else effect.nodes,
+            count=0 if is_one else effect.count,
+            detail=effect.detail,
+        )
+
     def _see_standby(self, event: Any, effect: do.Notify, now_s: float) -> None:
         if effect.standby:
             self.log.add_node(EventKind.STANDBY, effect.node.name, now_s)
@@ -557,6 +567,7 @@ _SEE: Final[dict[type[Effect], Callable[..., None]]] = {
     do.StayOut: Observer._see_stay_out,
     do.LetBackIn: Observer._see_let_back_in,
     do.Forgive: Observer._see_forgiven,
+    do.HostJudged: Observer._see_host_judged,
     do.Notify: Observer._see_standby,
     do.SetTimer: Observer._see_timer,
     do.Commit: Observer._see_commit,

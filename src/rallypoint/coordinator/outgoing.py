@@ -14,6 +14,7 @@ import msgspec
 
 from rallypoint.coordinator.turns import Turns
 from rallypoint.core.quotas import Account
+from rallypoint.core.values import Address
 from rallypoint.wire.parts import Parts
 
 PIECE_BYTES: Final = 64 * 1024
@@ -34,6 +35,14 @@ class Outlet(Protocol):
     @property
     def peer(self) -> str:
         """The peer's address, for people."""
+
+    @property
+    def seen(self) -> Address | None:
+        """The peer's address and port; None for a local peer."""
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the peer is on this machine."""
 
     @property
     def account(self) -> Account:

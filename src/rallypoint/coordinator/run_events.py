@@ -41,6 +41,7 @@ class EventKind(enum.StrEnum):
     STANDBY = "standby"
     DISCONNECTED = "disconnected"
     SUSPECT = "suspect"
+    WITNESSED = "witnessed"
     HEARD = "heard"
     GUARDED = "guarded"
     WORKER_FAILED = "worker_failed"
@@ -158,6 +159,14 @@ ABOUT: Final[dict[EventKind, About]] = {
         ("node", "nodes", "count", "seconds"),
         "A member is connected and silent for `suspect_after_s`.",
         "The node is frozen, swaps, or its network is gone.",
+    ),
+    EventKind.WITNESSED: About(
+        "{who} silent",
+        ("node", "nodes", "count", "detail"),
+        "Heartbeats of all members on one host were missing, and other members were asked whether "
+        "that host still answers them. `detail`: what they have found.",
+        "If the host answered, look at the node's process and at its way to the coordinator. If it "
+        "did not, look at the host: its power, its kernel, its switch.",
     ),
     EventKind.HEARD: About(
         "{who} heard again after {seconds}",

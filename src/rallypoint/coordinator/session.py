@@ -18,6 +18,7 @@ from rallypoint.coordinator.outgoing import UNREAD_S, Backlog, Outlet, Pins
 from rallypoint.coordinator.turns import InputTurns, Turns
 from rallypoint.core import endings, naming, reasons
 from rallypoint.core import events as on
+from rallypoint.core.addresses import plain
 from rallypoint.core.budget import HOW_TO_RAISE, MemoryShare
 from rallypoint.core.progress import Progress
 from rallypoint.core.quotas import Account
@@ -317,13 +318,28 @@ class Session:
         # Only the hash is passed on, and not the secret itself.
         shown = secret_hash(message.resume_secret)
         asked = on.NodeAttached(
-            message.node, message.settings, self.connection_id, shown, message.takes_orders
+            message.node,
+            message.settings,
+            self.connection_id,
+            shown,
+            message.takes_orders,
+            # R8: an address that both sides see is that of the node's host, and of no proxy.
+            address=self._direct_address(),
+            is_beside=self.outlet.is_beside,
+            is_witness=message.is_witness,
         )
         self._asked = asked
         if not wait_s:
             self._enter(message, asked)
         else:
             host.call_at(host.now_s() + wait_s, partial(self._enter_in_turn, message, asked))
+
+    def _direct_address(self) -> Address | None:
+        """The address of the node's side, if both sides see the same."""
+        seen = self.outlet.seen
+        if seen is None or not endings.is_direct(self._source, seen):
+            return None
+        return Address(plain(seen.host), seen.port)
 
     def _not_allowed(self, message: wire.Attach) -> Refusal | None:
         """Why the node's token is not for this run; None if it is."""
@@ -609,6 +625,10 @@ def _alive(run: Run, session: Session, node: NodeId, message: wire.Alive) -> Non
     run.post(on.ProbeAnswered(node))
 
 
+def _witnessed(run: Run, session: Session, node: NodeId, message: wire.Witnessed) -> None:
+    run.post(on.HostReported(node, message.question, message.report))
+
+
 def _store_call(run: Run, session: Session, node: NodeId, message: wire.StoreCall) -> None:
     run.store.call(session, node, message)
 
@@ -637,6 +657,7 @@ _HANDLERS: dict[type[wire.Message], _Handler] = {
     wire.CloseRun: _close_run,
     wire.Heartbeat: _heartbeat,
     wire.Alive: _alive,
+    wire.Witnessed: _witnessed,
     wire.StoreCall: _store_call,
     wire.StoreCancel: _store_cancel,
     wire.AskMembers: _ask_members,

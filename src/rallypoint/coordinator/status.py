@@ -39,6 +39,7 @@ from rallypoint.core.values import (
     Seat,
     named,
 )
+from rallypoint.core.witnesses import Evidence
 from rallypoint.security.roles import EVERYBODY, Principal
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
 
     `drained`: the operator who has asked it to leave, and why; null if none has. `cooling`: for how
     long it stays out of rounds, and why; null if it does not.
+    `evidence`: what witnesses have found about its host while it cannot be heard; null if nothing.
     """
 
     name: str
@@ -111,6 +113,7 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
     ranks: list[int]
     drained: str | None
     cooling: str | None
+    evidence: str | None
 
 
 class RoundStatus(_Shown, frozen=True, kw_only=True):
@@ -344,7 +347,12 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
         ranks=_ranks(place),
         drained=_drained(run.membership.orders, member.id),
         cooling=reasons.stays_out(left_s, why_out) if why_out else None,
+        evidence=_evidence(run.membership.witnesses.evidence_of(member.name)),
     )
+
+
+def _evidence(evidence: Evidence | None) -> str | None:
+    return None if evidence is None else str(evidence)
 
 
 def _drained(orders: Orders, node: NodeId) -> str | None:
@@ -502,6 +510,7 @@ def _kept_members(
             ranks=_ranks(seat),
             drained=_drained(register.orders, NodeId(row.name, row.incarnation)),
             cooling=None,
+            evidence=None,
         )
         for row, seat in list(zip(members, seats, strict=True))[:members_shown]
     ]

@@ -83,6 +83,7 @@ def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None
     if member.info.index != event.node.index:
         # The member table of a round, from which a successor knows it, has no indexes.
         member.info = msgspec.structs.replace(member.info, index=event.node.index)
+    member_changes.locate(run, member, event)
     # R8: it has come back within its grace.
     run._suspicion.heard(member)
     run._probe.answered(member.name)

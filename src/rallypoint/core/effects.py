@@ -11,7 +11,15 @@ import enum
 from rallypoint.core.blame import Blame
 from rallypoint.core.orders import Order, Orders, Scale
 from rallypoint.core.reasons import Refusal
-from rallypoint.core.values import Change, CloseRecord, FrozenStruct, Marks, NodeId, RoundRecord
+from rallypoint.core.values import (
+    Address,
+    Change,
+    CloseRecord,
+    FrozenStruct,
+    Marks,
+    NodeId,
+    RoundRecord,
+)
 
 
 class TimerKind(enum.StrEnum):
@@ -33,6 +41,8 @@ class TimerKind(enum.StrEnum):
     PACE = "pace"
     HANG = "hang"
     COOLDOWN = "cooldown"
+    WATCH = "watch"
+    WITNESS = "witness"
 
 
 class Timer(FrozenStruct, frozen=True):
@@ -206,6 +216,37 @@ class AskStacks(Effect, frozen=True):
 
     serial: int
     round: int
+
+
+class Watch(Effect, frozen=True):
+    """Ask a node to connect once to these addresses of other members' hosts.
+
+    So it can say later that they answered it before. At most a few.
+    """
+
+    node: NodeId
+    addresses: tuple[Address, ...]
+
+
+class AskWitness(Effect, frozen=True):
+    """Ask a node whether this host still answers it. `question`: the number of the question."""
+
+    node: NodeId
+    question: int
+    host: str
+
+
+class HostJudged(Effect, frozen=True):
+    """Witnesses have said whether a host still answers. For people.
+
+    `nodes`: the silent members on it, of which there are `count`. `lives`: whether it answered.
+    `detail`: the evidence.
+    """
+
+    nodes: tuple[str, ...]
+    count: int
+    lives: bool
+    detail: str
 
 
 class Notify(Effect, frozen=True):

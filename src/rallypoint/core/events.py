@@ -17,6 +17,7 @@ from rallypoint.core.values import (
     ConnectionEnd,
     Failure,
     FrozenStruct,
+    HostReport,
     NodeId,
     NodeInfo,
     Outcome,
@@ -42,7 +43,9 @@ class NodeAttached(Event, frozen=True):
 
     `settings`: those that the node was started with; the first node's become the run's.
     `secret_hash`: of the resume secret that it showed; empty if it showed none. `takes_orders`: it
-    can be asked to leave, and knows that it can be evicted.
+    can be asked to leave, and knows that it can be evicted. `address`: of its side of the
+    connection, if both sides see the same; else None. `is_beside`: it is on the coordinator's
+    machine. `is_witness`: it can be asked whether another member's host answers.
     """
 
     node: NodeInfo
@@ -50,6 +53,9 @@ class NodeAttached(Event, frozen=True):
     connection_id: int
     secret_hash: bytes = b""
     takes_orders: bool = False
+    address: Address | None = None
+    is_beside: bool = False
+    is_witness: bool = False
 
 
 class NodeReady(SignOfLife, frozen=True):
@@ -161,6 +167,20 @@ class ConnectionLost(Event, frozen=True):
     why: str = ""
 
 
+class BeatsMissed(Event, frozen=True):
+    """Two heartbeats of the node are missing: nothing was heard from it for `silent_s`."""
+
+    node: NodeId
+    silent_s: float
+
+
+class HostReported(SignOfLife, frozen=True):
+    """The node was asked whether a host answers it, and says this."""
+
+    question: int
+    report: HostReport
+
+
 class NodeSilent(Event, frozen=True):
     """Nothing was heard from the node for `silent_s`, which is at least `suspect_after_s`."""
 
@@ -239,6 +259,8 @@ EVENTS: tuple[type[Event], ...] = (
     NodeProgressed,
     StacksTold,
     ConnectionLost,
+    BeatsMissed,
+    HostReported,
     NodeSilent,
     NodeHeard,
     TimerFired,

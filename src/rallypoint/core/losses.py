@@ -20,6 +20,7 @@ _JUDGING = (
     TimerKind.LOST,
     TimerKind.MASS,
     TimerKind.HANG,
+    TimerKind.WITNESS,
 )
 """The timers that decide whether a member is lost, or a round hangs."""
 
@@ -34,6 +35,8 @@ def on_connection_lost(run: MembershipState, event: on.ConnectionLost) -> None:
     if member.reachability is Reachability.DISCONNECTED:
         return
     assert run.settings is not None
+    # R8: a connection that ended has its own evidence, and its own grace.
+    run.witnesses.heard(member)
     if event.how is ConnectionEnd.PROCESS_ENDED:
         # R8: this is proof. `rules` removes the member, which frees its name.
         run._do(*run._suspicion.ended(member, run._now_s))
@@ -62,12 +65,33 @@ def record_disconnected(run: MembershipState, event: on.ConnectionLost) -> None:
         run._suspicion.disconnected(member, run.settings, run._now_s)
 
 
+def on_beats_missed(run: MembershipState, event: on.BeatsMissed) -> None:
+    member = run.roster.living(event.node)
+    # R8: only a member that could be heard until now.
+    if member is None or member.reachability is not Reachability.CONNECTED:
+        return
+    assert run.settings is not None
+    run._do(*run.witnesses.missed(member, run.settings))
+
+
+def on_testified(run: MembershipState, event: on.HostReported) -> None:
+    member = run.roster.living(event.node)
+    # R8: only a member is a witness.
+    if member is not None:
+        run._do(*run.witnesses.testified(member, event.question, event.report))
+
+
 def on_silent(run: MembershipState, event: on.NodeSilent) -> None:
     member = run.roster.living(event.node)
     # R8: only a member that can be heard falls silent.
     if member is None or member.reachability is not Reachability.CONNECTED or run.settings is None:
         return
     run._do(*run._suspicion.silent(member, run.settings, run._now_s, event.silent_s))
+    # R8: who could not be asked before may be there now.
+    if not run.suspension:
+        run._do(*run.witnesses.missed(member, run.settings))
+    else:
+        run.witnesses.unheard(member)
 
 
 def on_timer(run: MembershipState, event: on.TimerFired) -> None:
@@ -99,6 +123,11 @@ def on_timer(run: MembershipState, event: on.TimerFired) -> None:
             member_changes.end_attach_grace(run)
         case TimerKind.MARKS:
             run._marking.timer_fired()
+        case TimerKind.WATCH:
+            run._do(*run.witnesses.watching.timer_fired())
+        case TimerKind.WITNESS:
+            if run.settings is not None:
+                run._do(*run.witnesses.timer_fired(timer.name, run.settings))
         case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
             run._suspicion.deadline_passed(timer)
         case TimerKind.HANG:
@@ -115,6 +144,7 @@ def judge_again(run: MembershipState) -> None:
         return
     run._do(*run._suspicion.go_on(settings, run._now_s))
     hangs.go_on(run)
+    run._do(*run.witnesses.judge_again(settings))
     if run._suspicion.has_absent:
         run._do(*run._takeover.go_on(settings, run._now_s))
         if not run._takeover.is_grace_on:

@@ -19,9 +19,17 @@ def admit(run: MembershipState, event: on.NodeAttached) -> None:
     member = run.roster.add(event.node, event.connection_id, run._now_s, event.secret_hash)
     member.takes_orders = event.takes_orders
     cooling.update(run, member)
+    locate(run, member, event)
     standing = do.Standing(change=run.departure_history.change(member.name))
     run._do(do.Welcome(event.connection_id, member.id, resumed=False, standing=standing))
     ordering.ask_again(run, member)
+
+
+def locate(run: MembershipState, member: Member, event: on.NodeAttached) -> None:
+    """Record where it is, for its witnesses and as one."""
+    member.address, member.is_beside = event.address, event.is_beside
+    member.is_witness = event.is_witness
+    run._do(*run.witnesses.attached(member))
 
 
 def supersede(run: MembershipState, member: Member) -> None:
@@ -115,6 +123,7 @@ def take_out(
         run._orders.now = run._orders.now.without_drain(member.id)
     run.roster.remove(member)
     run._suspicion.gone(member)
+    run._do(*run.witnesses.gone(member))
     reason = str(change)
     # R10: the ledger has its marks before it may go.
     # The goodbye is answered when the ledger has the node's marks.

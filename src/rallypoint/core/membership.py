@@ -76,6 +76,8 @@ class Membership(MembershipState):
             self._probe.answered(member.name)
         if self._name_conflicts.waiting:
             self._do(*self._name_conflicts.refuse(member))
+        if not self.witnesses.is_idle:
+            self.witnesses.heard(member)
         if member.reachability is _SILENT:
             # R8: a member that answers is not lost.
             self._suspicion.heard(member)
@@ -195,6 +197,8 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.StacksTold, Handling.NOW): hangs.on_stacks_told,
     (on.ConnectionLost, Handling.NOW): losses.on_connection_lost,
     (on.ConnectionLost, Handling.RECORDED): losses.record_disconnected,
+    (on.BeatsMissed, Handling.NOW): losses.on_beats_missed,
+    (on.HostReported, Handling.NOW): losses.on_testified,
     (on.NodeSilent, Handling.NOW): losses.on_silent,
     (on.TimerFired, Handling.NOW): losses.on_timer,
     (on.Committed, Handling.NOW): ledger_events.on_committed,

@@ -33,6 +33,8 @@ from rallypoint.core.values import (
 PROCESS_ENDED: Final = "its process ended: the kernel closed its connection"
 NOT_RESUMED: Final = "its connection closed and was not resumed"
 NOT_HEARD: Final = "it fell silent and did not answer"
+HOST_GONE: Final = "its host did not answer"
+"""Begins the text of `host_gone`."""
 SUPERSEDED: Final = "superseded by a newer start of the same name"
 ENDED_AFTER_WORK: Final = "its connection ended after its workers had finished"
 """How a member left, as the detail of a change."""
@@ -489,6 +491,21 @@ def storm(rounds: int, within_s: float, last: Change | None) -> str:
         f"{rounds} rounds of this run ended within {within_s:.0f} s, although new rounds were "
         f"held back{why}"
     )
+
+
+def host_gone(witnesses: Sequence[str]) -> str:
+    """The evidence that a host is gone. `witnesses`: at most a few names."""
+    return f"{HOST_GONE} {_listed(witnesses)}, which had reached it before"
+
+
+def host_lives(witnesses: Sequence[str]) -> str:
+    """The evidence that a host lives."""
+    return f"its host answered {_listed(witnesses)}, so only its process is stopped or cut off"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def describe_round(head: RoundHead, seat: Seat | None, node_rank: int = 0) -> str:

@@ -160,6 +160,8 @@ def on_left(run: MembershipState, event: on.NodeLeft) -> None:
         run._name_conflicts.drop(event.node)
         run._suspended_events.forget_attached(event.node)
         return
+    # R8: its goodbye proves that its host lives.
+    run.witnesses.heard(member)
     member_changes.remove(run, [member], ChangeKind.NODE_LEFT, event.reason, says_goodbye=True)
 
 

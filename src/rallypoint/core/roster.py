@@ -71,6 +71,7 @@ class Member:
 
     __slots__ = (
         "_row",
+        "address",
         "arrival",
         "attached_s",
         "bootstrap",
@@ -82,8 +83,10 @@ class Member:
         "grace_ends_s",
         "info",
         "is_absent",
+        "is_beside",
         "is_cooling",
         "is_late",
+        "is_witness",
         "last_change",
         "last_round",
         "name",
@@ -141,6 +144,12 @@ class Member:
         self.takes_orders = False
         """Whether its node can be asked to leave."""
         self.bootstrap = Address("", 0)
+        self.address: Address | None = None
+        """Of its side of its connection, as both sides see it; None if they see different ones."""
+        self.is_beside = False
+        """Whether it is on the machine of this coordinator."""
+        self.is_witness = False
+        """Whether its node can be asked whether a host answers."""
         self.workers = info.workers
         self.trouble_since_s = 0.0
         self.eligible_s = 0.0
@@ -177,11 +186,15 @@ class Member:
         return not self.secret_hash or self.secret_hash == secret_hash
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether it is neither done nor departing."""
+        return self.state not in (MemberState.DONE, MemberState.DEPARTING)
+
+    @property
     def is_troubled(self) -> bool:
         """Whether it cannot be heard, and is neither done nor departing."""
         # R8: done and departing members are not missed.
-        expected = self.state not in (MemberState.DONE, MemberState.DEPARTING)
-        return expected and self.reachability is not Reachability.CONNECTED
+        return self.is_awaited and self.reachability is not Reachability.CONNECTED
 
     def trouble_s(self, now_s: float) -> float:
         """How long it has not been heard, in seconds; 0 if it can be heard."""

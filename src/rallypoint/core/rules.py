@@ -30,6 +30,11 @@ def advance(run: MembershipState) -> None:
         member_changes.remove_gone(run, run._suspicion.ended_members(), reasons.PROCESS_ENDED)
         # R8: the guard first, then the deadlines.
         run._do(*run._suspicion.update_guard(run.settings, run._now_s))
+        # R8: while many are missing, none of them is lost, nor when most are back.
+        if run._suspicion.guarding:
+            run.witnesses.drop()
+        for members, evidence in run.witnesses.lost():
+            member_changes.remove_gone(run, members, evidence)
         overdue = run._suspicion.past_deadline()
         # R8: a member past its deadline is lost now.
         for why, members in _by_reason(overdue).items():

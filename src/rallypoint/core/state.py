@@ -34,6 +34,7 @@ from rallypoint.core.tables import TABLE_BYTES_MAX
 from rallypoint.core.takeover import Takeover
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import CloseRecord, Marks, NodeId, Phase, RoundRecord, RunSettings
+from rallypoint.core.witnesses import Witnesses
 
 _MISSING = (Bucket.STOPPING, Bucket.ABSENT, Bucket.PLACE)
 """The buckets of survivors that are not ready and keep their places."""
@@ -84,6 +85,7 @@ class MembershipState:
         self._clock = clock
         self._probe = Probe(timers, clock)
         self._suspicion = Suspicion(self.roster, timers, clock, self._probe)
+        self.witnesses = Witnesses(self.roster, timers)
         self._takeover = Takeover(self.roster, timers, clock, self._suspicion)
         self._name_conflicts = NameConflicts(timers, clock, self._suspicion)
         self._progress = RunProgress(timers, clock)
@@ -274,6 +276,7 @@ class MembershipState:
             self._suspicion.attaching,
             self._marking.freeze(),
             self._orders.freeze(),
+            self.witnesses.freeze(),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
             self._progress.freeze(),

@@ -96,9 +96,11 @@ _DRAIN: Final = "the node is asked to leave, once the ledger has that"
 _ADMIT: Final = "the node is no longer refused, once the ledger has that"
 _CLOSE: Final = "the close is given to the ledger"
 _LOST: Final = "lost at once if its process ended; else it has the grace to resume"
-_SILENT: Final = "suspect, shown as such"
+_SILENT: Final = "suspect, shown as such; lost if witnesses have found that its host is gone"
 _HEARD: Final = "suspect no more"
 _ANSWERED: Final = "alive; may close the case"
+_MISSED: Final = "members that have reached its host before are asked whether it still answers"
+_TESTIFIED: Final = "counts as evidence about a host; the witness is alive"
 _TIMER: Final = "unless it is stale: its deadline has passed"
 
 TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
@@ -222,7 +224,9 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         (Handling.RECORDED, "recorded; when the ledger is back it has the grace, or is lost"),
         (Handling.RECORDED, "recorded"),
     ),
-    **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, _SILENT, _NOTHING),
+    **_rows(on.BeatsMissed, _MISSED, _MISSED, _MISSED, _NOTHING, _NOTHING),
+    **_rows(on.HostReported, _TESTIFIED, _TESTIFIED, _TESTIFIED, _NOTHING, _NOTHING),
+    **_rows(on.NodeSilent, _SILENT, _SILENT, _SILENT, "suspect, shown as such", _NOTHING),
     **_rows(on.NodeHeard, _HEARD, _HEARD, _HEARD, _HEARD, _NOTHING),
     **_rows(on.TimerFired, _TIMER, _TIMER, _TIMER, _TIMER, _NOTHING),
     **_rows(
@@ -289,7 +293,10 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (GATHERING, on.AdmitRequested): (GATHERING,),
     (ACTIVE, on.AdmitRequested): (ACTIVE,),
     (ACTIVE, on.ScaleRequested): (ACTIVE, GATHERING),
-    (ACTIVE, on.NodeSilent): (ACTIVE,),
+    (GATHERING, on.BeatsMissed): (GATHERING,),
+    (ACTIVE, on.BeatsMissed): (ACTIVE,),
+    (ACTIVE, on.HostReported): (ACTIVE, GATHERING),
+    (ACTIVE, on.NodeSilent): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
     (GATHERING, on.MarksWritten): (GATHERING,),

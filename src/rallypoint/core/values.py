@@ -133,6 +133,19 @@ class ConnectionEnd(enum.StrEnum):
     """The coordinator closed it."""
 
 
+class HostReport(enum.StrEnum):
+    """What a witness says of a host that it was asked about."""
+
+    ANSWERED = "answered"
+    """The kernel of the host accepted or refused a connection: the host lives."""
+    NOT_ANSWERED = "not_answered"
+    """The host has answered the witness earlier, and does not any more. Others answer it."""
+    UNSURE = "unsure"
+    """The host does not answer, and nobody else did either, or the witness could not find out."""
+    UNSEEN = "unseen"
+    """The host has never answered the witness, so its silence says nothing."""
+
+
 class NodeId(FrozenStruct, frozen=True):
     """A node's name, unique in the run, and its incarnation, which differs for each start."""
 

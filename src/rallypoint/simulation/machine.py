@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 CLOSE_S = 2.0
 """After this time a connection that is being closed is aborted, as by the real transports."""
+LAST_TURNS = 3
+"""In so many turns of its loop a process that stood still reads what its kernel knows."""
 _ENDS = {Ending.FIN: ConnectionEnd.FIN, Ending.RESET: ConnectionEnd.RESET}
 
 
@@ -156,6 +158,35 @@ class SimulatedNetwork:
             raise _answered_by_a_proxy(address, status)
         return SimulatedConnection(end, address)
 
+    @property
+    def has_witnesses(self) -> bool:
+        """See Network."""
+        return self._network.has_witnesses
+
+    async def answers(self, address: Address, limit_s: float) -> bool | None:
+        """See Network. What the kernel knows at the end counts, as in net.answers."""
+        target = (self._host_of(address), address.port)
+        self._network.on_look(self._process, address)
+        dialling = self._process.loop.create_task(self._network.dial(self._process, target))
+        try:
+            await asyncio.wait([dialling], timeout=limit_s)
+            for _ in range(LAST_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            if not dialling.done():
+                dialling.cancel()
+            elif not dialling.cancelled():
+                dialling.exception()  # Nobody reads it if this is cancelled.
+        if dialling.cancelled() or not dialling.done():
+            has_answered = False
+        elif dialling.exception() is None:
+            dialling.result().abort()
+            has_answered = True
+        else:
+            has_answered = isinstance(dialling.exception(), ConnectionRefusedError)
+        self._network.on_looked(self._process, address, has_answered)
+        return has_answered
+
     def _host_of(self, address: Address) -> str:
         return self._host if address.host in ("127.0.0.1", "localhost") else address.host
 
@@ -269,11 +300,15 @@ class SimulatedOutlet:
 
     token: str | None = None
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End, *, has_proxy: bool = False) -> None:
         self._end = end
         self._parts = bytearray()
         self._size = 0
         self.account: Account = Account("", _account_host(end.other.address[0]))
+        self.seen: Address | None = Address(*end.other.address)
+        if has_proxy:
+            self.seen = Address("10.8.0.1", end.other.address[1])
+        self.is_beside = end.address[0] == end.other.address[0]
         self.peer = f"{end.other.address[0]}:{end.other.address[1]}"
 
     def send(self, payload: bytes) -> None:
@@ -341,10 +376,9 @@ class SimulatedFront:
         if self.has_ended:
             end.abort()
             return
-        session = self.driver.coordinator.connected(SimulatedOutlet(end))
-        seen = Address(*end.other.address)
-        if self._network.has_proxy:
-            seen = Address("10.8.0.1", seen.port)
+        outlet = SimulatedOutlet(end, has_proxy=self._network.has_proxy)
+        session = self.driver.coordinator.connected(outlet)
+        seen = outlet.seen
         end.on_message = session.received
 
         def ended(ending: Ending) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from rallypoint.core.values import Address
 from rallypoint.simulation.world import Process, World
 
 WINDOW_BYTES = 256 * 1024
@@ -217,6 +218,15 @@ class Network:
         """A limit of all coordinators, in bytes: see core.store.StoreLimits. 0: their own."""
         self.answers: dict[str, int] = {}
         """What answers for the listeners of a host: an HTTP status, or 0 for an end at once."""
+        self.has_witnesses = False
+        """Whether nodes connect to the hosts of other members, to testify about them."""
+        self.on_look: Callable[[Process, Address], None] = lambda process, address: None
+        self.on_looked: Callable[[Process, Address, bool], None] = lambda process, address, has: (
+            None
+        )
+        """Called with each such connection, before it and after, and whether it was answered."""
+        self.walls: dict[str, int] = {}
+        """Hosts whose firewall drops new connections from others, silently. Counted."""
         self.on_front: Callable[[Process, Any], None] = lambda process, front: None
         """Called with each coordinator that a process serves, before it starts."""
         self._listeners: dict[tuple[str, int], Listener] = {}
@@ -373,7 +383,7 @@ class Network:
 
     def _syn(self, here: End, target: tuple[str, int], made: asyncio.Future[End]) -> None:
         host, source = target[0], here.address[0]
-        if not self.host(host).is_on:
+        if not self.host(host).is_on or (host in self.walls and host != source):
             return
         listener = self._listeners.get(target)
 

@@ -52,6 +52,51 @@ def unlike(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+WITNESSED: tuple[str, ...] = (
+    "power off",
+    "power off",
+    "stop",
+    "blip",
+    "blip",
+    "mute",
+    "alone",
+    "unplugged",
+    "wall",
+    "stalled owner",
+    "starve",
+)
+
+
+def witnesses(plan: Plan, draw: random.Random) -> Plan:
+    """Nodes fall silent for many reasons, and others are asked whether their hosts answer."""
+    nodes = draw.choice((4, 5, 6, 8))
+    has_serve = draw.random() < 0.6
+    kinds = draw.sample(WITNESSED, draw.choice((1, 2, 4)))
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, 2, nodes - 1)),
+        max_nodes=0,
+        has_witnesses=True,
+        replicas=int(has_serve),
+        hosts="no" if has_serve and draw.random() < 0.7 else "auto",
+        lease_ttl_s=draw.choice((5.0, 10.0)),
+        last_call_s=1.0,
+        suspect_after_s=draw.choice((2.0, 5.0)),
+        lost_after_s=30.0,
+        mass_min=draw.choice((2, 8)),
+        silence_s=draw.choice((None, 30.0)),
+        stop_s=1.0,
+        workers_max=1,
+        lasting="",
+        knobs=None,
+        ends=False,
+        wild_clocks=False,
+        has_older=draw.random() < 0.2,
+        faults=some_faults(draw, kinds, draw.randrange(2, 9), draw.choice((6.0, 15.0)), at_s=8.0),
+    )
+
+
 def late(plan: Plan, draw: random.Random) -> Plan:
     """Some nodes come late, and some hang when their round has ended. The others wait no longer."""
     nodes = draw.choice((3, 4, 5))

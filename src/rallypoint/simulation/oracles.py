@@ -63,6 +63,7 @@ from rallypoint.simulation.store_oracles import (
     StoreIsOne,
     WaitsEnd,
 )
+from rallypoint.simulation.witness_oracles import WITNESS_ORACLES
 
 
 class TokensGrow(Oracle):
@@ -141,4 +142,5 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     *AGENT_ORACLES,
     *OPERATOR_ORACLES,
     *GUILT_ORACLES,
+    *WITNESS_ORACLES,
 )

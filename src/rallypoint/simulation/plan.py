@@ -150,6 +150,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """See RunSettings, for these."""
     unlogged_bytes_max: int = 0
     """How many bytes of writes wait for the ledger at most. 0: as in the product."""
+    has_witnesses: bool = False
+    """Whether nodes can be asked whether the hosts of others answer."""
 
     @classmethod
     def draw(

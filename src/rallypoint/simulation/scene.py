@@ -284,6 +284,7 @@ class Scene:
         self.ledger.on_logged = self._logged
         self.network.has_proxy, self.network.idle_s = plan.has_proxy, plan.proxy_idle_s
         self.network.unlogged_bytes_max = plan.unlogged_bytes_max
+        self.network.has_witnesses = plan.has_witnesses
         self.run_settings = RunSettings(
             min_nodes=plan.min_nodes,
             max_nodes=plan.max_nodes or max(1, plan.nodes // plan.runs),

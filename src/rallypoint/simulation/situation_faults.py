@@ -20,6 +20,7 @@ from rallypoint.simulation.operations import OPERATIONS
 from rallypoint.simulation.operator_faults import OPERATOR_FAULTS
 from rallypoint.simulation.racks import neighbours, preempted
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
+from rallypoint.simulation.witness_faults import WITNESS_FAULTS
 from rallypoint.simulation.world import Process
 
 Fault = Callable[[Scene, StartedNode, random.Random], Undo | None]
@@ -318,6 +319,7 @@ SITUATION_FAULTS: Final[dict[str, Fault]] = {
     "owner cut off": _owner_cut_off,
     **OPERATOR_FAULTS,
     **GUILT_FAULTS,
+    **WITNESS_FAULTS,
 }
 
 
@@ -336,6 +338,10 @@ def lasts_s(kind: str, draw: random.Random) -> float | None:
             return draw.uniform(0.5, 4.0)
         case "always fails":
             return draw.uniform(0.3, 1.0) * LASTS_S
+        case "mute" | "alone" | "unplugged" | "wall" | "stop":
+            return draw.uniform(3.0, 20.0)
+        case "stalled owner":
+            return draw.uniform(1.0, 12.0)
         case "twin of frozen":
             return draw.uniform(2.0, 15.0)
         case "late requests":

@@ -107,5 +107,6 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "operators": (0.01, nodes.operators),
     "guilty": (0.01, guilt.guilty),
     "cooling": (0.01, guilt.cooling),
+    "witnesses": (0.02, nodes.witnesses),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

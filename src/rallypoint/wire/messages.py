@@ -28,6 +28,7 @@ from rallypoint.core.values import (
     EndedOwner,
     Failure,
     FrozenStruct,
+    HostReport,
     Name,
     NodeInfo,
     Outcome,
@@ -52,6 +53,9 @@ CALL_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 64 * 1024
 """The longest call of the store. The rest of a message is for its other fields."""
 ANSWER_BYTES_MAX: Final = 80 * 1024**2
 """The longest message of a coordinator (the answer to a multi_get, or a member table)."""
+
+WATCHED_MAX: Final = 64
+"""The most addresses of one `WatchHosts`. Mostly there are three."""
 
 ATTACH_PATH: Final = "/v1/attach"
 """The path of a coordinator's WebSocket."""
@@ -78,6 +82,7 @@ class Attach(Message, frozen=True, tag="attach"):
     `ended`: the run's owner, if it has ended as far as the node has seen.
     `takes_orders`: the node understands `AskedToLeave`, and that it can be evicted.
     `tells_stacks`: the node understands `AskStacks`.
+    `is_witness`: the node understands `WatchHosts` and `AskWitness`.
     """
 
     version: int
@@ -91,6 +96,7 @@ class Attach(Message, frozen=True, tag="attach"):
     ended: EndedOwner | None = None
     takes_orders: bool = False
     tells_stacks: bool = False
+    is_witness: bool = False
 
     def __repr__(self) -> str:
         return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"
@@ -154,6 +160,13 @@ class Alive(Message, frozen=True, tag="alive"):
     """The answer to a `Probe`."""
 
 
+class Witnessed(Message, frozen=True, tag="witnessed"):
+    """The answer to `AskWitness`: whether the host still answers."""
+
+    question: int
+    report: HostReport
+
+
 class StoreCall(Message, frozen=True, tag="call"):
     """A call of the round's store. A repeat with the same `request_id` is not applied again (R11).
 
@@ -207,6 +220,7 @@ FromNode: TypeAlias = (
     | CloseRun
     | Heartbeat
     | Alive
+    | Witnessed
     | StoreCall
     | StoreCancel
     | AskMembers
@@ -310,6 +324,25 @@ class AskStacks(Message, frozen=True, tag="stacks?"):
     bytes_max: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class WatchHosts(Message, frozen=True, tag="watch"):
+    """Connect once to these addresses of other members, and remember which of them answered.
+
+    A refused connection is an answer, too. It is only sent to a node that is a witness.
+    """
+
+    addresses: Annotated[tuple[Address, ...], msgspec.Meta(max_length=WATCHED_MAX)]
+
+
+class AskWitness(Message, frozen=True, tag="witness?"):
+    """Ask whether this host, which has answered the node before, still does.
+
+    Answered by `Witnessed`. It is only sent to a node that is a witness.
+    """
+
+    question: int
+    host: Name
+
+
 class Beat(Message, frozen=True, tag="beat"):
     """The answer to a heartbeat. `beat` increases while the coordinator renews its lease."""
 
@@ -362,6 +395,8 @@ FromCoordinator: TypeAlias = (
     | Standby
     | AskedToLeave
     | Probe
+    | WatchHosts
+    | AskWitness
     | Beat
     | StoreAnswer
     | Members

@@ -5,7 +5,7 @@
 
 `planting` replaces functions. The bugs are in `protocol_faults` and `mended` (those of earlier
 releases), `literature` (those of other systems), `likely` (those that a change could bring in),
-`nodes`, `agents` and `examined`.
+`nodes`, `agents`, `examined` and `witnesses`.
 """
 
 import msgspec
@@ -19,8 +19,19 @@ from tests.simulation.planted.membership import MEMBERSHIP
 from tests.simulation.planted.mended import MENDED
 from tests.simulation.planted.nodes import NODES
 from tests.simulation.planted.protocol_faults import PROTOCOL_FAULTS
+from tests.simulation.planted.witnesses import WITNESSES
 
-_ALL = (*PROTOCOL_FAULTS, *LITERATURE, *LIKELY, *MEMBERSHIP, *MENDED, *AGENTS, *NODES, *EXAMINED)
+_ALL = (
+    *PROTOCOL_FAULTS,
+    *LITERATURE,
+    *LIKELY,
+    *MEMBERSHIP,
+    *MENDED,
+    *AGENTS,
+    *NODES,
+    *EXAMINED,
+    *WITNESSES,
+)
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug
     for bug in _ALL

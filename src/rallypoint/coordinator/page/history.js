@@ -23,7 +23,7 @@ const UNHEARD = new Set(["suspect", "disconnected"]);
 const HEARD = new Set(["heard", "resumed"]);
 export const IMPORTANT = new Set([
   "began", "took_over", "handed_over", "deposed", "gave_up", "suspended", "restored", "refused", "suspect",
-  "disconnected", "guarded", "worker_failed", "lost", "superseded", "held_back", "waited", "formed", "not_begun",
+  "witnessed", "disconnected", "guarded", "worker_failed", "lost", "superseded", "held_back", "waited", "formed", "not_begun",
   "let_in", "broken", "cause", "closed", "dropped", "left", "departing", "missing",
   "drain_asked", "evicted", "readmitted", "scaled", "cooling", "let_back_in",
 ]);

@@ -159,7 +159,8 @@ class RunView {
       return suspectS ? `< ${duration(suspectS)} ago` : "connected";
     }
     const seconds = (member.troubled_s ?? 0) + (nowMs() - this.seenMs) / 1000;
-    return `${member.link === "silent" ? "silent" : "no connection"} for ${counting(seconds)}`;
+    const since = `${member.link === "silent" ? "silent" : "no connection"} for ${counting(seconds)}`;
+    return member.evidence ? `${since}: ${member.evidence}` : since;
   }
 
   lasted(round) {
