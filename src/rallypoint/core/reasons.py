@@ -78,6 +78,9 @@ class Waiting(FrozenStruct, frozen=True):
     cooling: tuple[str, ...] = ()
     """Nodes that are ready, and stay out because they broke too many rounds."""
     cooling_count: int = 0
+    idle: tuple[str, ...] = ()
+    """Nodes that are attached and have not asked for a round yet; `idle_count` of them."""
+    idle_count: int = 0
 
     def __str__(self) -> str:
         if self.ledger_away_s is not None:
@@ -101,7 +104,9 @@ class Waiting(FrozenStruct, frozen=True):
     def _clauses(self) -> list[str]:
         ready = f": {some(self.ready_names, self.ready)}" if self.ready_names else ""
         clauses = [f"{are_ready(self.ready, self.minimum, self.maximum)}{ready}"]
-        if self.attached > self.ready and not self.missing:
+        if self.idle:
+            clauses.append(f"attached but not ready: {some(self.idle, self.idle_count)}")
+        elif self.attached > self.ready and not self.missing:
             clauses.append(f"{self.attached - self.ready} attached but not ready")
         if self.missing:
             clauses.append(

@@ -210,6 +210,8 @@ class MembershipState:
             held_back_s=self._gathering.pause_left_s(now_s),
             cooling=reasons.first_names(chain(*map(self.roster.names, _COOLING))),
             cooling_count=sum(map(self.roster.count, _COOLING)),
+            idle=reasons.first_names(self.roster.names(Bucket.OTHER)),
+            idle_count=self.roster.count(Bucket.OTHER),
             ready_names=reasons.first_names(chain(*map(self.roster.names, READY))),
         )
 
