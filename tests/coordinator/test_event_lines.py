@@ -15,6 +15,7 @@ from rallypoint.coordinator.run_events import ABOUT, EventKind, RunEvent
 from rallypoint.core import events as on
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import ChangeKind, NodeId, Outcome, Phase
+from rallypoint.launch.agent_log import COORDINATORS_OWN
 from rallypoint.ledger.memory import MemoryLedger
 from tests.coordinator.one_run import NAMES, Case
 from tests.coordinator.test_run_events import events_of
@@ -219,3 +220,7 @@ def test_a_line_in_json_names_the_kind_of_its_event(caplog: pytest.LogCaptureFix
     first, second = [logs.JsonFormatter().format(each) for each in caplog.records]
     assert '"event": "last_call"' in first
     assert '"event": null' in second
+
+
+def test_the_events_that_an_agent_shows_are_events() -> None:
+    assert {EventKind(each) for each in COORDINATORS_OWN} <= set(LEVELS)

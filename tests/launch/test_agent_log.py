@@ -95,7 +95,9 @@ def test_what_the_coordinator_says_of_the_run_is_not_on_the_console_again() -> N
     lines, extra = Lines(), logs.event("broken")
     with lines.log.with_loggers():
         logs.tidy("rallypoint.coordinator").warning("run %s: %s", "job", "over", extra=extra)
-    assert lines.shown == []
+        own = logs.event("suspended")
+        logs.tidy("rallypoint.coordinator").warning("run %s: %s", "job", "no disk", extra=own)
+    assert lines.shown == ["[n1] warning: run job: no disk"]
     assert "run job: over" in lines.kept[0]
 
 

@@ -25,6 +25,8 @@ LARGE: Final = 100
 """With more nodes, lines that all of them would write are shown by few."""
 SPEAKERS: Final = 10
 """How many nodes of a large run show why they wait, on average. Which ones is random."""
+COORDINATORS_OWN: Final = frozenset({"suspended", "deposed", "held_back"})
+"""The events of a run that only the coordinator in this node says, and not its agent."""
 HELD_MAX: Final = 1_000
 """How many lines wait until the folder of the files has been tested."""
 _LEVELS: Final = {"warning: ": logging.WARNING, "error: ": logging.ERROR}
@@ -136,9 +138,7 @@ class AgentLog:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         trace = f"\n{record.exc_text}" if record.exc_text else ""
         # What the coordinator inside this node does is for its file, or with -v.
-        # The agent says itself what happened to its rounds.
-        is_event = getattr(record, "event", None) is not None
-        is_minor = record.levelno < logging.WARNING or is_event
+        is_minor = record.levelno < logging.WARNING or _is_said_anyway(record)
         is_detail = is_minor and not record.name.endswith(".client")
         text = f"{level}{record.getMessage()}{trace}"
         self._take(record, text, is_shown=not is_detail or self._options.is_verbose)
@@ -159,6 +159,12 @@ class AgentLog:
             self._write(line or self._form.format(record))
         else:
             self._write(agent_messages.shown(f"[{self._place.node}] {text}"))
+
+
+def _is_said_anyway(record: logging.LogRecord) -> bool:
+    """Whether the agent says itself what the coordinator in this node says of the run."""
+    event = getattr(record, "event", None)
+    return event is not None and event not in COORDINATORS_OWN
 
 
 class _SayingHandler(logging.Handler):
