@@ -18,7 +18,12 @@ pytestmark = [
 
 # Says whether the module was there before the program asked for it.
 SAYS = program_with("print('has', 'mine' in sys.modules, 'msgspec' in sys.modules, flush=True)")
-IMPORTS = SAYS.replace("while True:", "import msgspec\nprint('imported', flush=True)\nwhile True:")
+IMPORTS = SAYS.replace(
+    "while True:",
+    "import importlib.util, msgspec\n"
+    "assert importlib.util.find_spec('pytest') is not None\n"  # It is not imported.
+    "print('imported', 'pytest' in sys.modules, flush=True)\nwhile True:",
+)
 
 
 def test_named_modules_are_there_in_the_first_round_and_in_later_ones(machine: Machine) -> None:
@@ -48,7 +53,7 @@ def test_modules_are_learned_from_the_first_round(machine: Machine, by: str) -> 
     )
     agent.line("has False False")
     worker = agent.worker(1)
-    agent.line("imported")
+    agent.line("imported False")
     if by == "the end of the round":
         os.kill(worker.pid, signal.SIGUSR1)
         worker = agent.worker(2)
@@ -60,6 +65,7 @@ def test_modules_are_learned_from_the_first_round(machine: Machine, by: str) -> 
     assert f"worker {worker.round} 0 1 {worker.pid}" in agent.text
     agent.rewind()
     agent.line("has False True")  # The program's own module is not learned.
+    agent.line("imported False")
     os.kill(worker.pid, signal.SIGUSR2)
     agent.ends(0)
 

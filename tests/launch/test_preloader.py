@@ -110,6 +110,19 @@ def test_an_import_that_ends_the_process_is_refused(tmp_path: Path, code: str) -
     assert problem(tmp_path, "mine").modules == ("mine",)
 
 
+def test_an_import_that_fails_in_the_program_as_well_is_no_problem(tmp_path: Path) -> None:
+    a_module(tmp_path, "raise ImportError('an optional part')")
+    assert isinstance(preload(tmp_path, "mine", "fractions", may_fail=True), on.PreloadReady)
+
+
+def test_who_copies_the_environment_is_named_once(tmp_path: Path) -> None:
+    a_module(tmp_path, "import os\nfound = dict(os.environ)")
+    event = preload(tmp_path, "mine", may_fail=True)
+    assert isinstance(event, on.PreloadRefused)
+    (only,) = event.problems
+    assert only.why.startswith("mine reads all variables of its environment while it is imported")
+
+
 def test_an_unknown_module_is_refused(tmp_path: Path) -> None:
     found = problem(tmp_path, "no_such_module")
     assert found.modules == ("no_such_module",)

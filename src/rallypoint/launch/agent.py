@@ -406,6 +406,7 @@ class Agent:
                 env=preloader_environment(self._system.environment, config.workers),
                 watched=tuple(worker_variables()),
                 workers=config.workers,
+                may_fail=config.preload is not None and not config.preload.modules,
                 has_stdin=config.stdin is not None and self._system.may_read_stdin,
             )
             try:

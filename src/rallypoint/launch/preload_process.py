@@ -62,6 +62,8 @@ _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("!I")
 _PAUSE_S = 0.0005
 _LOOK_S = 0.1
+_SEVERAL = 20
+"""Who reads more of the variables in which workers differ reads them all."""
 
 
 # -- both sides ----------------------------------------------------------------------------------
@@ -176,10 +178,24 @@ class _Reporter:
             spec = find(name, path, target) if find is not None else None
             if spec is not None:
                 if os.getpid() == self._pid and _is_installed(name, spec.origin):
-                    with contextlib.suppress(OSError):
-                        os.write(self._fd, name.encode() + b"\n")
+                    self._report_when_imported(name, spec.loader)
                 return spec
         return None
+
+    def _report_when_imported(self, name: str, loader: Any) -> None:
+        """A program may only look whether there is a module. An import calls `create_module`."""
+        create: Any = getattr(loader, "create_module", None)
+
+        def report(spec: Any) -> Any:
+            with contextlib.suppress(AttributeError):
+                del loader.create_module
+            with contextlib.suppress(OSError):
+                os.write(self._fd, name.encode() + b"\n")
+            return create(spec)
+
+        if create is not None:
+            with contextlib.suppress(AttributeError):  # a loader of another kind
+                loader.create_module = report
 
 
 def _is_installed(name: str, origin: object) -> bool:
@@ -226,6 +242,7 @@ class _Preloader:
                     task["folders"],
                     frozenset(task["watched"]),
                     self._say_importing,
+                    may_fail=task["may_fail"],
                 )
         took_s = time.monotonic() - began_s
         self._changes = _changes(before, dict(os.environ))
@@ -417,44 +434,53 @@ def import_all(
     folders: list[str],
     watched: frozenset[str],
     importing: Callable[[str], None],
+    *,
+    may_fail: bool = False,
 ) -> list[Problem]:
     """Import these, and return what makes a fork unsafe or unlike a cold worker.
 
     `folders`: where the program will find modules first. `watched`: variables that differ between
-    workers. `importing` is called with the name of each module before its import.
+    workers. `importing` is called with the name of each module before its import. `may_fail`:
+    whether a failed import is no problem.
     """
     problems: list[Problem] = []
     for name in modules:
         if name in sys.modules:
             continue
         importing(name)
-        problems += _import_one(name, folders, watched)
+        problems += _import_one(name, folders, watched, may_fail=may_fail)
     return problems
 
 
-def _import_one(name: str, folders: list[str], watched: frozenset[str]) -> list[Problem]:
+def _import_one(
+    name: str, folders: list[str], watched: frozenset[str], *, may_fail: bool
+) -> list[Problem]:
     before, failed = _State(), None
     with _in_path(folders), _watched(watched) as reads, _watched_threads() as threads:
         try:
             importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001 - SystemExit, too, is an end of the import
             failed = Problem([name], f"its import fails: {_short(error)}", _traceback_of(error))
-    if failed is not None and not reads:  # What it has read may be the reason.
-        return [failed]
-    found = [
-        Problem(
-            _with_importers(name, stack),
-            f"{stack[0] if stack else name} reads {variable} while it is imported, which differs "
-            "from worker to worker",
-        )
-        for variable, stack in reads.items()
-    ]
+    found = [] if failed is None or may_fail else [failed]
+    if reads:  # That may be the reason of the failure, too.
+        found = [_of_reads(name, reads)]
     if len(sys._current_frames()) > before.threads:
         stack = threads[0] if threads else []
         by = stack[0] if stack else name
         found.append(Problem(_with_importers(name, stack), f"{by} starts a thread of Python"))
     found += [Problem([name], why) for why in before.new_problems()]
     return found
+
+
+def _of_reads(name: str, reads: dict[str, list[str]]) -> Problem:
+    importers = [each for stack in reads.values() for each in stack]
+    by = importers[0] if importers else name
+    names = sorted(reads)
+    what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other variables"
+    if len(names) > _SEVERAL:
+        what = "all variables of its environment"
+    why = f"{by} reads {what} while it is imported, and workers differ in them"
+    return Problem(_with_importers(name, importers), why)
 
 
 def _short(error: BaseException) -> str:

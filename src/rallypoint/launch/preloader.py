@@ -58,15 +58,17 @@ class PreloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What every preloader of an agent is started with.
 
     `argv`: the workers' command. `env`: see worker_env.preloader_environment. `watched`: variables
-    that differ between workers. `workers`: how many standbys are kept. `has_stdin`: whether a
-    worker reads the agent's standard input. `import_s`: how many seconds one module may take, with
-    what it imports.
+    that differ between workers. `workers`: how many standbys are kept. `may_fail`: whether a failed
+    import is no problem, because the program's fails as well. `has_stdin`: whether a worker reads
+    the agent's standard input. `import_s`: how many seconds one module may take, with what it
+    imports.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     watched: tuple[str, ...]
     workers: int
+    may_fail: bool = False
     has_stdin: bool = False
     import_s: float = IMPORT_S
 
@@ -280,6 +282,7 @@ class _Running:
             "modules": self._modules,
             "folders": program_folders(self._plan.argv),
             "watched": self._plan.watched,
+            "may_fail": self._plan.may_fail,
         }
         preload_process.send_message(sock, task)
         sock.settimeout(self._plan.import_s)
