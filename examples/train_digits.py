@@ -112,6 +112,11 @@ def train(world, options, images, labels):
         at = f"epoch {model.step // epoch_steps} of {options.epochs}"
         print(f"round {world.number}: {world.size} workers go on from {at}", flush=True)
     while model.step < options.epochs * epoch_steps and not world.change:
+        if world.should_yield(model.step):  # A node leaves: all stop here, and no step is lost.
+            if world.rank == 0:
+                save(model, options.checkpoints, world)
+            world.barrier("saved")
+            return None
         epoch, number = divmod(model.step, epoch_steps)
         order = np.random.default_rng(epoch).permutation(len(labels))  # The same for all.
         batch = order[number * BATCH : (number + 1) * BATCH]
@@ -147,7 +152,7 @@ def main():
         for world in run.worlds():
             with world:  # The loss of a peer ends this block, and the next world begins.
                 model = train(world, options, *training)
-                if world.change:
+                if world.change or model is None:
                     continue
                 # No worker leaves before all are done: until then, a loss would need all of them.
                 world.barrier("trained")

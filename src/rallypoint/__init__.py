@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rallypoint.client.blocking import Portal, Run, Store, World
     from rallypoint.client.fencing import FencingToken
     from rallypoint.client.options import JoinOptions
+    from rallypoint.client.steps import WorldDrain
     from rallypoint.client.waiting import StillWaiting
     from rallypoint.client.world import Store as AsyncStore
     from rallypoint.core.reasons import Waiting
@@ -92,6 +93,7 @@ _WHERE = {
     "JoinOptions": "rallypoint.client.options",
     "StillWaiting": "rallypoint.client.waiting",
     "Waiting": "rallypoint.core.reasons",
+    "WorldDrain": "rallypoint.client.steps",
     "Change": _VALUES,
     "ChangeKind": _VALUES,
     "CloseRecord": _VALUES,
@@ -282,6 +284,7 @@ __all__ = [
     "Waiting",
     "WorkerStartError",
     "World",
+    "WorldDrain",
     "__version__",
     "aio",
     "join",

@@ -234,11 +234,8 @@ class Driver:
             link = self._links[token]
             where = host or self.hosts.get(node.name, "")
             seen = Address(where, 40_000 + link) if where else None
-            self.step(
-                on.NodeAttached(
-                    info, wanted, link, shown, takes_orders, seen, is_beside, is_witness
-                )
-            )
+            more = (takes_orders, seen, is_beside, is_witness, takes_orders)
+            self.step(on.NodeAttached(info, wanted, link, shown, *more))
 
     def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
         """Ask for the next round, and leave the one that the node was given last."""
@@ -268,6 +265,22 @@ class Driver:
     def depart(self, *tokens: str) -> None:
         for token in tokens:
             self.step(on.NodeDeparting(node_id(token), "preempted"))
+
+    def take_part(self, *tokens: str) -> None:
+        """Each worker of the node asks at each step whether to stop."""
+        for token in tokens:
+            self.step(on.NodeTakesPart(node_id(token), self._rounds.get(token, 0)))
+
+    def draining(self, *tokens: str, left_s: float = 20.0, reason: str = "spot notice") -> None:
+        """The node is going to leave; its round goes on."""
+        for token in tokens:
+            number = self._rounds.get(token, 0)
+            self.step(on.NodeDraining(node_id(token), number, reason, left_s))
+
+    def promise(self, *tokens: str, step: int = 0) -> None:
+        """No worker of the node passes a later step before the decision."""
+        for token in tokens:
+            self.step(on.StepPromised(node_id(token), self._rounds.get(token, 0), step))
 
     def leave(self, *tokens: str) -> None:
         for token in tokens:

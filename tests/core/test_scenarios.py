@@ -136,6 +136,12 @@ def _play(driver: Driver, words: list[str], options: dict[str, str]) -> list[str
         case ["ready", *nodes]:
             leaving = int(options["leaving"]) if "leaving" in options else None
             driver.ready(*nodes, leaving=leaving, workers=int(options.get("workers", 1)))
+        case ["draining", *nodes, seconds]:
+            driver.draining(*nodes, left_s=float(seconds))
+        case ["promise", *nodes, last]:
+            driver.promise(*nodes, step=int(last))
+        case ["take-part", *nodes]:
+            driver.take_part(*nodes)
         case ["fail", *nodes]:
             code = int(options.pop("code")) if "code" in options else None
             driver.fail(*nodes, code=code, **options)
@@ -242,6 +248,14 @@ def _words(effect: do.Effect) -> str:
             evicted = [each.node.name for each in orders.evictions]
             drained = [each.node.name for each in orders.drains]
             return f"write marks: drained {drained}, evicted {evicted}, {orders.scale}"
+        case do.TellDrain(round=number, drain=drain, to=to):
+            who = f"{token_of(to)}" if to is not None else f"round {number}"
+            asked = ", and ask for promises" if drain.is_asked else ""
+            drains = ", ".join(drain.nodes)
+            return f"tell {who}: {drains} will leave in {drain.left_s:g} s: {drain.reason}{asked}"
+        case do.TellStep(round=number, step=step, to=to):
+            who = f"{token_of(to)}" if to is not None else f"round {number}"
+            return f"tell {who}: stop at step {step}"
         case do.StepDown(reason=reason):
             return f"step down: {reason}"
     raise AssertionError(effect)

@@ -9,7 +9,7 @@ from rallypoint.core.effects import Effect
 from rallypoint.core.membership import HANDLERS, Membership
 from rallypoint.core.transitions import TRANSITIONS, Handling, as_markdown
 from rallypoint.core.values import HostReport, Phase
-from tests.core.driver import Driver
+from tests.core.driver import Driver, node_id
 from tests.core.walks import walk
 
 WALKS = 160
@@ -71,6 +71,15 @@ def silent_standby_when_newcomers_are_admitted() -> Driver:
     return driver
 
 
+def of_a_drain(token: str) -> list[on.Event]:
+    node = node_id(token)
+    return [
+        on.NodeTakesPart(node, 1),
+        on.NodeDraining(node, 1, "a reason", 5.0),
+        on.StepPromised(node, 1, 7),
+    ]
+
+
 def rare_runs() -> None:
     """Cases that walks seldom reach."""
     silent_standby_when_newcomers_are_admitted().heard("b")
@@ -87,6 +96,12 @@ def rare_runs() -> None:
     driver.testify("b", 1, HostReport.NOT_ANSWERED)
     driver.advance(1.0)
     driver.silent("c")
+    for event in of_a_drain("b"):
+        silent_standby_when_newcomers_are_admitted().step(event)
+        driver = Driver(min=1, max=1)
+        driver.join("b")
+        driver.close()
+        driver.step(event)
     # A round ends at once while members are not ready yet, and not at a deadline.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")
@@ -121,6 +136,13 @@ def rare_runs() -> None:
     driver.silent("b")
     driver.ready("a")
     driver.testify("b", 1, HostReport.UNSEEN)
+    for event in of_a_drain("b"):
+        driver = Driver(max=2)
+        driver.join("a", "b")
+        driver.ready("b")
+        driver.silent("b")
+        driver.ready("a")
+        driver.step(event)
     # An operator takes out a node for which a round waits, and lowers the minimum.
     driver = Driver(min=2, max=3)
     driver.join("a", "b", "c")

@@ -54,6 +54,7 @@ def walk(
     """
     random = Random(seed)
     operator, witness = Random(f"{seed}/operator"), Random(f"{seed}/witness")
+    agrees = Random(f"{seed}/agrees")
     driver = random_run(random)
     if has_witnesses:
         driver.hosts = {name: f"10.0.0.{witness.randint(1, 5)}" for name in NAMES}
@@ -65,6 +66,8 @@ def walk(
             order_something(driver, operator)
         if has_witnesses and witness.random() < 0.3:
             miss_or_testify(driver, witness)
+        if has_operator and agrees.random() < 0.2:
+            agree_on_something(driver, agrees)
         stride(driver, random)
     return driver
 
@@ -96,6 +99,28 @@ def miss_or_testify(driver: Driver, random: Random) -> None:
         driver.testify(token_of(member.id), random.choice(questions[-4:]), said)
     else:
         driver.missed(token_of(member.id))
+
+
+def agree_on_something(driver: Driver, random: Random) -> None:
+    """Members of the round take part, drain, and promise; mostly as real ones do."""
+    if driver.phase not in (Phase.ACTIVE, Phase.SUSPENDED) and random.random() < 0.9:
+        return
+    names = [m.name for m in driver.run.roster if m.state is MemberState.ACTIVE]
+    names = names if random.random() < 0.8 else [random.choice(NAMES)]
+    agreement = driver.run.agreement
+    for name in names:
+        member = driver.run.roster.get(name)
+        token = token_of(member.id) if member is not None else name
+        is_asked = member is not None and member.id in agreement.taking_part and agreement.is_asked
+        if is_asked or (
+            driver.phase not in (Phase.ACTIVE, Phase.SUSPENDED) and random.random() < 0.5
+        ):
+            # Always the same: a promise is never taken back.
+            driver.promise(token, step=(7 * ord(name) + driver.run.number) % 6)
+        elif random.random() < 0.3:
+            driver.draining(token, left_s=random.choice([0.0, 1.0, 20.0]))
+        else:
+            driver.take_part(token)
 
 
 def stride(driver: Driver, random: Random) -> None:

@@ -65,6 +65,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.info = SimpleNamespace(name="a")
         self.ledger_id = "L"
+        self.drain, self.step = None, None
         self.round: Round | None = a_round()
         self.change: Change | None = None
         self.closed: CloseRecord | None = None

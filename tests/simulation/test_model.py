@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from rallypoint.client.machine import DesiredState, NodeMachine
-from rallypoint.core import effects as do
-from rallypoint.core import events as on
+from rallypoint.client.step_gate import Pass, StepGate
 from rallypoint.core import (
+    agreeing,
     formation,
     gathering,
     ledger_events,
@@ -26,6 +26,8 @@ from rallypoint.core import (
     suspicion,
     writing,
 )
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
 from rallypoint.core.marking import Marking
 from rallypoint.core.membership import Membership
 from rallypoint.core.scale_up import ScaleUp
@@ -330,6 +332,49 @@ def _round_taken_when_not_ready(patch: pytest.MonkeyPatch) -> None:
     _replace(patch, NodeMachine, "_on_formed", take)
 
 
+def _step_told_early(patch: pytest.MonkeyPatch) -> None:
+    advance = agreeing.advance
+
+    def early(run: Any) -> None:
+        advance(run)
+        if run._agreement.step is not None and not run._agreement.is_step_told:
+            agreeing.tell_step(run)
+
+    _replace(patch, agreeing, "advance", early)
+
+
+def _worker_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    enter = StepGate.enter
+
+    def goes_on(self: StepGate, step: Any) -> Pass:
+        passed = enter(self, step)
+        return Pass.GO_ON if passed is Pass.WAIT else passed
+
+    _replace(patch, StepGate, "enter", goes_on)
+
+
+def _step_too_low(patch: pytest.MonkeyPatch) -> None:
+    def latest(run: Any, event: Any) -> None:
+        run._agreement.highest = event.step
+        run._agreement.promises[event.node] = None
+
+    _replace(patch, agreeing, "on_promised", latest)
+
+
+def _never_released(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, NodeMachine, "_on_stop_at", lambda self, message: [])
+
+
+DRAIN = Limits(
+    nodes=2,
+    coordinators=1,
+    rounds=1,
+    min_nodes=1,
+    drains=1,
+    steps=2,
+    successes=False,
+    begins_in_round=True,
+)
 FAIL = Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False)
 JOIN = Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, successes=False)
 PLANTED: dict[str, tuple[Plant, Limits, str]] = {
@@ -366,6 +411,10 @@ PLANTED: dict[str, tuple[Plant, Limits, str]] = {
         "R7",
     ),
     "a standby never promoted": (_standby_not_promoted, JOIN, "R7"),
+    "a step told before the ledger has it": (_step_told_early, DRAIN, "R14"),
+    "a worker that does not wait": (_worker_does_not_wait, DRAIN, "R14"),
+    "a step below a promise": (_step_too_low, DRAIN, "R14"),
+    "a worker that is never released": (_never_released, DRAIN, "R7"),
     "a round taken twice": (
         _round_taken_when_not_ready,
         Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),

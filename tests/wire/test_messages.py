@@ -23,6 +23,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    Drain,
     EndedOwner,
     Failure,
     FailureKind,
@@ -86,6 +87,9 @@ FROM_NODE: tuple[wire.FromNode, ...] = (
     wire.Failed(STAMP, 7, FAILURE),
     wire.Done(STAMP, 7),
     wire.Departing(STAMP, "preempted"),
+    wire.TakesPart(STAMP, 7),
+    wire.Draining(STAMP, 7, "a notice of the cloud", 110.0),
+    wire.Promise(STAMP, 7, 1_234),
     wire.Goodbye(STAMP, "done"),
     wire.CloseRun(STAMP, Outcome.STOPPED, "asked to"),
     wire.Heartbeat(STAMP),
@@ -109,6 +113,8 @@ FROM_COORDINATOR: tuple[wire.FromCoordinator, ...] = (
     wire.Closed(STAMP, CLOSE),
     wire.Standby(STAMP, True),
     wire.AskedToLeave(STAMP, "operator at 10.0.0.1", "new kernel"),
+    wire.Drains(STAMP, 7, Drain(("node-3",), 1, 110.0, "a notice of the cloud", True)),
+    wire.StopAt(STAMP, 7, 1_235),
     wire.Probe(STAMP),
     wire.WatchHosts(STAMP, (ADDRESS,)),
     wire.AskWitness(STAMP, 3, "10.0.0.7"),
@@ -130,6 +136,9 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
     local.Close(Outcome.SUCCEEDED, "trained"),
     local.Progressed(41),
     local.DumpsStacks(4_711, 46),
+    local.TakesPart(),
+    local.Promise(1_234),
+    local.Yielded(),
 )
 FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.Admitted("a", HEAD, SEAT, CHANGE),
@@ -140,6 +149,8 @@ FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.WaitingIs(5, WAITING, ""),
     local.Ended(CHANGE),
     local.RunClosed(CLOSE),
+    local.Drains(Drain(("node-3",), 1, 110.0, "a notice of the cloud", True)),
+    local.StopAt(1_235),
     local.Departing("preempted"),
 )
 
@@ -213,24 +224,24 @@ def test_an_attach_of_a_release_without_secrets_is_understood():
 def test_an_attach_of_a_release_that_names_no_ended_owner_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-4:] == [["process", 7, None], False, False, False]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-4]))
+    assert fields[-5:] == [["process", 7, None], False, False, False, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-5]))
     assert older == msgspec.structs.replace(attach, ended=None)
 
 
 def test_a_node_of_a_release_that_takes_no_orders_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, takes_orders=True)
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-3:] == [True, False, False]
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-3]))
+    assert fields[-4:] == [True, False, False, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-4]))
     assert older == msgspec.structs.replace(attach, takes_orders=False)
 
 
 def test_a_node_of_a_release_without_witnesses_is_understood():
     attach = wire.Attach(STAMP, 1, "run", INFO, RUN, is_witness=True)
     fields = msgspec.msgpack.decode(wire.encode(attach))
-    assert fields[-1] is True
-    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert fields[-2:] == [True, False]
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-2]))
     assert older == msgspec.structs.replace(attach, is_witness=False)
 
 
@@ -243,12 +254,19 @@ def test_a_release_that_knows_no_hangs_reads_one_as_an_exception():
     assert (failure.kind_name, older.kind_name) == ("hang", "exception")
 
 
+def test_a_node_of_a_release_that_knows_no_drains_is_understood():
+    attach = wire.Attach(STAMP, 1, "run", INFO, RUN, agrees=True)
+    fields = msgspec.msgpack.decode(wire.encode(attach))
+    older = wire.decode_from_node(msgspec.msgpack.encode(fields[:-1]))
+    assert older == msgspec.structs.replace(attach, agrees=False)
+
+
 def test_an_ended_owner_without_the_address_that_refused_is_understood():
     ended = EndedOwner("process", 7, Address("10.0.0.1", 29400))
     fields = msgspec.msgpack.decode(
         wire.encode(wire.Attach(STAMP, 1, "run", INFO, RUN, ended=ended))
     )
-    assert fields[-4].pop() == ["10.0.0.1", 29400]
+    assert fields[-5].pop() == ["10.0.0.1", 29400]
     older = wire.decode_from_node(msgspec.msgpack.encode(fields))
     assert older == wire.Attach(STAMP, 1, "run", INFO, RUN, ended=EndedOwner("process", 7))
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.checkers.agreement_checker import AgreementChecker
 from rallypoint.checkers.budget_checker import BudgetChecker
 from rallypoint.checkers.cooling_checker import CoolingChecker
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
@@ -110,7 +111,7 @@ class _Question:
 
 
 class RunChecker:
-    """Checks R1 to R6, R8 and R13 over the steps of one run.
+    """Checks R1 to R6, R8, R13 and R14 over the steps of one run.
 
     `term`: that of the coordinator. A run with a new coordinator keeps its checker: call `restored`
     for a takeover.
@@ -166,6 +167,7 @@ class RunChecker:
         self._writing_marks = 0
         """The number of the marks that are being written; 0 if none are."""
         self._expected_count = 0
+        self._agreement = AgreementChecker(self._fail)
         self._came: set[str] = set()
         """Which members have attached that were expected after a takeover."""
         self._questions: dict[int, _Question] = {}
@@ -195,6 +197,7 @@ class RunChecker:
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
         self._end_attach_grace(now_s)
+        self._agreement.see_event(event)
         self._see_event(event, now_s)
         self._end_attach_grace(now_s)
         for effect in effects:
@@ -250,6 +253,7 @@ class RunChecker:
         self._leavers.clear()
         self._verdicts.clear()
         self._published = None
+        self._agreement.restored(register.round, register.marks)
         if register.round is not None:
             self._take_up(register.round, register.marks, now_s)
         self._expected_count = sum(node.is_awaited for node in self._nodes.values())
@@ -447,9 +451,17 @@ class RunChecker:
     def _see_effect(self, effect: do.Effect, event: on.Event, now_s: float) -> None:
         self._must_be_small(effect)
         if self._deposed and isinstance(
-            effect, do.Commit | do.Publish | do.Break | do.Verdict | do.Announce
+            effect,
+            do.Commit
+            | do.Publish
+            | do.Break
+            | do.Verdict
+            | do.Announce
+            | do.TellDrain
+            | do.TellStep,
         ):
             self._fail("R5", f"a deposed coordinator decided something: {short(effect)}")
+        self._agreement.see_effect(effect)
         match effect:
             case do.Welcome():
                 self._welcome(effect, event)
@@ -591,6 +603,7 @@ class RunChecker:
             self._fail("R13", f"(term, number) {token} was given after {self._token}")
         self._published, self._broken, self._token = record, None, token
         self._published_s = self._run_s
+        self._agreement.published(record)
         self._leavers.clear()
         for row in record.members:
             node = self._nodes.get(row.name)
@@ -609,6 +622,7 @@ class RunChecker:
         self._broken = change
         since_s = self._published_s
         self._lasted_s = None if since_s is None else self._run_s - since_s
+        self._agreement.ended()
         inside = {row.name for row in record.members}
         is_inside = change.kind is not ChangeKind.NODES_JOINED
         if any((name in inside) != is_inside for name in change.nodes):

@@ -263,6 +263,33 @@ def run(
             _WORKERS,
         ),
     ] = None,
+    drain_timeout: Annotated[
+        str | None,
+        _text(
+            "--drain-timeout",
+            "TIME",
+            "How long to agree with the others on a last step before leaving (default: 20s).",
+            _WORKERS,
+        ),
+    ] = None,
+    notice_file: Annotated[
+        str | None,
+        _text(
+            "--notice-file",
+            "PATH",
+            "Leave when this file appears: this machine will be taken away.",
+            _WORKERS,
+        ),
+    ] = None,
+    notice_command: Annotated[
+        str | None,
+        _text(
+            "--notice-command",
+            "CMD",
+            "The same when this command, run each second, exits with 0.",
+            _WORKERS,
+        ),
+    ] = None,
     visible_devices: Annotated[
         str | None,
         _text(

@@ -8,6 +8,7 @@ refused with a hint if not.
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ from rallypoint.settings.environment import variables
 
 if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
+    from rallypoint.launch.notices import NoticePlan
     from rallypoint.launch.warm_starts import Preload
 
 HANG_TIMEOUT_S: Final = 600.0
@@ -110,12 +112,25 @@ def build_config(
         cpus=_cpus(options.get("numa_binding"), workers, environ),
         preload=_preload(options, argv, given, environ),
         hang=hang,
+        notices=_notices(options),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
 
 
 def _named(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: given[name] for name in names if name in given}
+
+
+def _notices(options: Options) -> NoticePlan:
+    """Raises UsageError for a command that cannot be read."""
+    from rallypoint.launch.notices import NoticePlan
+
+    file, command = options.get("notice_file"), options.get("notice_command")
+    try:
+        words = tuple(shlex.split(command)) if command else ()
+    except ValueError as error:
+        raise UsageError(f"--notice-command {command!r} cannot be read: {error}") from error
+    return NoticePlan(Path(file) if file else None, words)
 
 
 def _duration_s(name: str, given: Mapping[str, Any], environ: Mapping[str, str] | None) -> float:
@@ -303,6 +318,7 @@ _OPTIONS: Final = (
     "regroup_stop_timeout",
     "hang",
     "hang_timeout",
+    "drain_timeout",
     "log_dir",
     "share_lines",
 )

@@ -12,6 +12,7 @@ from rallypoint.core.values import (
     Address,
     Change,
     CloseRecord,
+    Drain,
     RoundHead,
     RoundMember,
     Seat,
@@ -119,6 +120,18 @@ class StacksWanted(msgspec.Struct, frozen=True):
     bytes_max: int
 
 
+class DrainTold(msgspec.Struct, frozen=True):
+    """Nodes of the round are going to leave it. If it `is_asked`, the node must promise a step."""
+
+    drain: Drain
+
+
+class StepDecided(msgspec.Struct, frozen=True):
+    """All workers of the round stop at this step."""
+
+    step: int
+
+
 class PlacedOnStandby(msgspec.Struct, frozen=True):
     """A round is active without the node."""
 
@@ -139,5 +152,7 @@ Action: TypeAlias = (
     | HostReportWanted
     | LeaveWanted
     | StacksWanted
+    | DrainTold
+    | StepDecided
     | PlacedOnStandby
 )

@@ -20,7 +20,7 @@ from rallypoint.client.waiting import close_unconfirmed
 from rallypoint.core.progress import STEP_MAX
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Outcome, RoundMember
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Drain, Outcome, RoundMember
 from rallypoint.settings import WorkerChannel
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError, check_call
@@ -44,6 +44,8 @@ class AgentClient(asyncio.Protocol):
     def __init__(self, channel: WorkerChannel) -> None:
         loop = asyncio.get_running_loop()
         self.on_ended: Callable[[Change], None] = lambda change: None
+        self.on_drain: Callable[[Drain], None] = lambda drain: None
+        self.on_step: Callable[[int], None] = lambda step: None
         self.run_id = channel.run_id
         self.node_name = channel.node
         self._channel = channel
@@ -64,6 +66,8 @@ class AgentClient(asyncio.Protocol):
         self._was_given = False
         self._has_left = False
         self._departs = False
+        self._drain: Drain | None = None
+        self._stops_at: int | None = None
         self._lost: errors.CoordinatorLostError | None = None
 
     @classmethod
@@ -127,6 +131,23 @@ class AgentClient(asyncio.Protocol):
 
     def _has_no_more_worlds(self) -> bool:
         return self._close is not None or self._departs
+
+    @property
+    def drain(self) -> Drain | None:
+        return self._drain
+
+    @property
+    def step(self) -> int | None:
+        return self._stops_at
+
+    def takes_part(self) -> None:
+        self._send(local.TakesPart())
+
+    def promise(self, step: int) -> None:
+        self._send(local.Promise(step))
+
+    def yielded(self) -> None:
+        self._send(local.Yielded())
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         if self._change is not None:
@@ -282,6 +303,12 @@ class AgentClient(asyncio.Protocol):
             case local.RunClosed():
                 self._close = message.close
                 self._end_run()
+            case local.Drains():
+                self._drain = message.drain
+                self.on_drain(message.drain)
+            case local.StopAt():
+                self._stops_at = message.step
+                self.on_step(message.step)
             case local.Departing():
                 self._depart(message.reason)
 

@@ -22,12 +22,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 from rallypoint import errors
 from rallypoint.client import world as aio
 from rallypoint.client.border import bare
 from rallypoint.client.join_plan import JoinPlan, open_client
+from rallypoint.client.step_gate import Pass
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
 
@@ -250,7 +251,7 @@ class World(aio.Facts):
     """
 
     def __init__(self, portal: Portal, world: aio.World, for_torch: StoreForTorch) -> None:
-        super().__init__(world._facts)
+        super().__init__(world._facts, world._steps)
         self._portal = portal
         self._world = world
         self._members: tuple[RoundMember, ...] | None = None
@@ -287,6 +288,27 @@ class World(aio.Facts):
         if self._members is None:
             self._members = self._portal.run(self._world._client.members())
         return self._members
+
+    def should_yield(self, step: SupportsIndex) -> bool:
+        """Whether to stop at this step: save the state, and ask for the next world.
+
+        Every worker of the world must call it at the same steps, with the same numbers from 0 on,
+        before it begins the step. Then it is true for all of them at the same step, when a node is
+        going to leave. It takes a microsecond; it waits only when a node is going to leave, until
+        all agree. Rallypoint's thread agrees with the others, also while the program hangs in a
+        collective.
+
+        Raises UsageError for a step below that of an earlier call, and RoundBrokenError if the
+        world ends while it waits.
+        """
+        client = self._world._client
+        passed = self._world._begin_step(step, lambda: self._portal.start(_do(client.takes_part)))
+        if passed is Pass.GO_ON:
+            return False
+        is_last = passed is Pass.STOP or self._portal.run(self._steps.is_last(step))
+        if is_last:
+            self._portal.run(_do(client.yielded))
+        return is_last
 
     def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round has called the barrier of this name.
@@ -448,6 +470,10 @@ def join(planned: JoinPlan, for_torch: StoreForTorch = lambda portal, store: Non
     door = portal()
     client = door.run(open_client(planned))
     return Run(door, aio.Run(client, planned.join_timeout_s), for_torch)
+
+
+async def _do(action: Callable[[], None]) -> None:
+    action()
 
 
 async def _call(function: Callable[[Callable[[Change], None]], None], argument: Any) -> None:

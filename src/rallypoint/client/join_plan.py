@@ -48,6 +48,7 @@ NODE_OPTIONS = (
     "connect_timeout_s",
     "coordinator_silence_s",
     "coordinator_lost_after_s",
+    "drain_timeout_s",
     "goodbye_timeout_s",
     "linger_s",
     "orphan_s",

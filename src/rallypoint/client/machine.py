@@ -15,6 +15,7 @@ import msgspec
 from rallypoint.client.actions import (
     Action,
     Attached,
+    DrainTold,
     Drop,
     HostReportWanted,
     LeaveWanted,
@@ -25,6 +26,7 @@ from rallypoint.client.actions import (
     RunEnded,
     Send,
     StacksWanted,
+    StepDecided,
     WasRefused,
     WatchWanted,
 )
@@ -41,6 +43,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    Drain,
     EndedOwner,
     Failure,
     HostReport,
@@ -141,6 +144,16 @@ class NodeMachine:
         self._goodbye_reason = ""
         self._was_done = False
         self._close_wanted: wire.CloseRun | None = None
+        self.agrees = False
+        """Whether the coordinator understands drains."""
+        self.drain: Drain | None = None
+        """Who is going to leave the round, as far as this node was told."""
+        self.step: int | None = None
+        """The step at which all workers of the round stop, if it is decided."""
+        self._takes_part = False
+        self._promised: int | None = None
+        self._drains: tuple[str, float] | None = None
+        """Why this node is going to leave its round, and when at the latest."""
         self._floor = Stamp()
         self._ended_owner: EndedOwner | None = None
         self.is_in_memory = False
@@ -181,6 +194,8 @@ class NodeMachine:
             (self._ended_term, self._ready, self._missed_round, self._failure),
             (self._departing_reason, self._goodbye_reason, self._was_done, self._close_wanted),
             tuple(self.requests.open),
+            (self.agrees, self.drain, self.step, self._takes_part, self._promised),
+            self._drains and self._drains[0],
         )
 
     # -- the connection ------------------------------------------------------------------------
@@ -202,6 +217,7 @@ class NodeMachine:
             takes_orders=self._takes_orders,
             tells_stacks=self._tells_stacks,
             is_witness=self._is_witness,
+            agrees=True,
         )
         return [Send(attach)]
 
@@ -285,6 +301,10 @@ class NodeMachine:
                 if not (self.has_workers and self._tells_stacks):
                     return [Send(wire.StacksTold(self.stamp, message.request_id))]
                 return [StacksWanted(message.request_id, message.bytes_max)]
+            case wire.Drains():
+                return self._on_drains(message)
+            case wire.StopAt():
+                return self._on_stop_at(message)
             case wire.Members() | wire.WaitingIs():
                 return self.requests.told(message)
 
@@ -319,6 +339,7 @@ class NodeMachine:
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby, self.stays_out = message.standing.standby, ""
         self.nodes_max = message.nodes_max or self.nodes_max
+        self.agrees = message.agrees
         actions: list[Action] = [Attached(), *self._catch_up(message)]
         # R11: requests without an answer are sent again.
         return actions + [Send(each) for each in self._to_say_again(now_s)]
@@ -365,6 +386,8 @@ class NodeMachine:
         if self.desired is DesiredState.READY and self._ready is not None:
             self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
             said.append(self._ready)
+        if self.has_workers and self.agrees:
+            said += self._of_agreement(now_s)
         if self.desired is DesiredState.DONE:  # R7: it must also know which nodes are done.
             said.append(wire.Done(self.stamp, self.number))
         if self.desired is DesiredState.DEPARTING:
@@ -416,6 +439,9 @@ class NodeMachine:
         self.desired = DesiredState.IN_ROUND
         self.is_standby = False
         self._ready, self._failure = None, None
+        # R14: an agreement is about one round.
+        self.drain = self.step = self._promised = self._drains = None
+        self._takes_part = False
         return [RoundFormed(message.head, message.seat)]
 
     def _on_ended(self, change: Change) -> list[Action]:
@@ -434,6 +460,34 @@ class NodeMachine:
             return []
         order = Order(self.info.id, _text(message.by), _text(message.reason))
         return [LeaveWanted(reasons.drained(order))]
+
+    def _on_drains(self, message: wire.Drains) -> list[Action]:
+        # R4: another round.
+        if message.round != self.number or not self.has_workers:
+            return []
+        self.drain = message.drain
+        return [DrainTold(message.drain)]
+
+    def _on_stop_at(self, message: wire.StopAt) -> list[Action]:
+        # R14: a step that was decided is never changed.
+        if message.round != self.number or not self.has_workers or self.step is not None:
+            return []
+        self.step = message.step
+        return [StepDecided(message.step)]
+
+    def _of_agreement(self, now_s: float) -> list[wire.Message]:
+        """What a coordinator must know for a decision: it may have taken the run over."""
+        said: list[wire.Message] = []
+        if self._takes_part:
+            said.append(wire.TakesPart(self.stamp, self.number))
+        # R14: the same promise, so that a successor decides no step that a worker has passed.
+        if self._promised is not None:
+            said.append(wire.Promise(self.stamp, self.number, self._promised))
+        if self._drains is not None:
+            reason, ends_s = self._drains
+            left_s = max(0.0, ends_s - now_s)
+            said.append(wire.Draining(self.stamp, self.number, reason, left_s))
+        return said
 
     def _on_closed(self, close: CloseRecord) -> list[Action]:
         if self.closed is not None:  # R6: the first close counts.
@@ -522,6 +576,34 @@ class NodeMachine:
         self.desired = DesiredState.DONE
         return self._say(wire.Done(self.stamp, self.number))
 
+    def takes_part(self) -> list[Action]:
+        """Each worker of this round asks at each step whether it should stop (R14)."""
+        if not self.has_workers or self._takes_part:
+            return []
+        self._takes_part = True
+        return self._say_to_agree(wire.TakesPart(self.stamp, self.number))
+
+    def promise(self, step: int) -> list[Action]:
+        """No worker passes a later step than this before the decision. The first call counts."""
+        # R14: a promise is never taken back.
+        if not self.has_workers or self._promised is not None:
+            return []
+        self._promised = step
+        return self._say_to_agree(wire.Promise(self.stamp, self.number, step))
+
+    def drains(self, reason: str, left_s: float, now_s: float) -> list[Action]:
+        """The node is going to leave its round, in `left_s` at the latest. The round goes on."""
+        if not self.has_workers or self._drains is not None:
+            return []
+        reason = _text(reason)
+        self._drains = (reason, now_s + left_s)
+        return self._say_to_agree(wire.Draining(self.stamp, self.number, reason, left_s))
+
+    @property
+    def can_agree(self) -> bool:
+        """Whether the workers of this round take part, and the coordinator understands that."""
+        return self.has_workers and self._takes_part and self.agrees
+
     def depart(self, reason: str) -> list[Action]:
         """The node is going to leave the run, and begins to stop its workers."""
         if self.desired in (DesiredState.DONE, DesiredState.DEPARTING, DesiredState.GONE):
@@ -586,6 +668,10 @@ class NodeMachine:
         """Ask why there is no round yet."""
         question = self.requests.ask(wire.AskWaiting, self.stamp)
         return question.request_id, self._say(question)
+
+    def _say_to_agree(self, message: wire.Message) -> list[Action]:
+        # A coordinator of an older release would refuse a message that it does not know.
+        return self._say(message) if self.agrees else []
 
     def _say(self, message: wire.Message) -> list[Action]:
         return [Send(message)] if self.is_attached else []

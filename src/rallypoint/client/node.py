@@ -42,6 +42,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    Drain,
     Failure,
     HostReport,
     Outcome,
@@ -90,6 +91,9 @@ class Node:
     cause becomes known. `on_closed`: the run is closed. `on_gone`: the coordinator refused the node
     or is lost for good. `on_standby`: a round is active without this node.
 
+    `on_drain`: nodes of the round are going to leave it; if it `is_asked`, call `promise` soon.
+    `on_step`: all workers of the round stop at this step.
+
     `on_asked_to_leave`: an operator asks the node to leave, with the reason; it should `depart`.
     Called again if the coordinator asks again. None: this node cannot be asked.
 
@@ -118,6 +122,8 @@ class Node:
         self.on_closed: Callable[[CloseRecord], None] = lambda close: None
         self.on_gone: Callable[[errors.CoordinatorError], None] = lambda error: None
         self.on_standby: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[Drain], None] = lambda drain: None
+        self.on_step: Callable[[int], None] = lambda step: None
         self._on_asked_to_leave = on_asked_to_leave
         self._machine = m.NodeMachine(
             settings.run_id,
@@ -200,6 +206,21 @@ class Node:
         """Whether a run of several nodes ends with this node, as it hosts the only coordinator."""
         is_only_host = self.hosted is not None and self._connector.elected is None
         return is_only_host and self.run.max_nodes > 1
+
+    @property
+    def can_agree(self) -> bool:
+        """Whether all workers of the node take part in agreements, and the coordinator, too."""
+        return self._machine.can_agree
+
+    @property
+    def drain(self) -> Drain | None:
+        """Who is going to leave the present round, as far as this node was told."""
+        return self._machine.drain
+
+    @property
+    def step(self) -> int | None:
+        """The step at which all workers of the present round stop, if it is decided."""
+        return self._machine.step
 
     @property
     def nodes_max(self) -> int:
@@ -417,6 +438,12 @@ class Node:
                 stacks = await self._tell_stacks(action.bytes_max)
         self._act(self._machine.stacks_told(action.request_id, stacks, _now_s()))
 
+    def _drain_told(self, action: act.DrainTold) -> None:
+        self.on_drain(action.drain)
+
+    def _step_decided(self, action: act.StepDecided) -> None:
+        self.on_step(action.step)
+
     def _on_standby(self, action: act.PlacedOnStandby) -> None:
         self.on_standby()
 
@@ -585,6 +612,22 @@ class Node:
 
     # -- leaving -------------------------------------------------------------------------------
 
+    def takes_part(self) -> None:
+        """Announce that each worker asks at each step of this round whether to stop (R14)."""
+        self._act(self._machine.takes_part())
+
+    def promise(self, step: int) -> None:
+        """Promise that no worker passes a later step before the decision (R14)."""
+        self._act(self._machine.promise(step))
+
+    def drains(self, reason: str, left_s: float) -> None:
+        """Announce that this node leaves its round within `left_s`. Its workers go on until then.
+
+        `depart` follows: when all workers have stopped at the step of `on_step`, when the round has
+        ended, or when the time is over.
+        """
+        self._act(self._machine.drains(reason, left_s, _now_s()))
+
     def depart(self, reason: str) -> None:
         """Announce that this node leaves. The others regroup without waiting for it."""
         self._act(self._machine.depart(reason))
@@ -701,6 +744,8 @@ _DO: dict[type[object], Callable[..., None]] = {
     act.StacksWanted: Node._stacks_wanted,
     act.WatchWanted: Node._watch,
     act.HostReportWanted: Node._look,
+    act.DrainTold: Node._drain_told,
+    act.StepDecided: Node._step_decided,
     act.PlacedOnStandby: Node._on_standby,
 }
 

@@ -27,6 +27,7 @@ class JoinOptions(TypedDict, total=False):
     connect_timeout_s: float | str | None
     coordinator_silence_s: float | str | None
     coordinator_lost_after_s: float | str | None
+    drain_timeout_s: float | str | None
     goodbye_timeout_s: float | str | None
     linger_s: float | str | None
     orphan_s: float | str | None

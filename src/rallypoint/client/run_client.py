@@ -30,6 +30,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    Drain,
     Failure,
     FailureKind,
     Outcome,
@@ -72,6 +73,10 @@ class RunClient(StoreCalls, Protocol):
     run_id: str
     node_name: str
     on_ended: Callable[[Change], None]
+    on_drain: Callable[[Drain], None]
+    """Nodes of the round are going to leave it; if it `is_asked`, call `promise` at once."""
+    on_step: Callable[[int], None]
+    """All workers of the round stop at this step (R14)."""
 
     @property
     def closed(self) -> CloseRecord | None:
@@ -95,6 +100,23 @@ class RunClient(StoreCalls, Protocol):
         None also if an operator has asked the node to leave (`rallypoint drain`). Raises UsageError
         if the node has left the run, also if it leaves while this waits.
         """
+
+    @property
+    def drain(self) -> Drain | None:
+        """Who is going to leave the last returned round, as far as this side was told."""
+
+    @property
+    def step(self) -> int | None:
+        """The step at which all workers of that round stop, if it is decided."""
+
+    def takes_part(self) -> None:
+        """The program asks at each step of its round whether it is the last one."""
+
+    def promise(self, step: int) -> None:
+        """The program passes no later step than this before the decision."""
+
+    def yielded(self) -> None:
+        """The program was told to stop at a step."""
 
     async def members(self) -> tuple[RoundMember, ...]:
         """The members of the round."""
@@ -143,6 +165,8 @@ class NodeRunClient:
         self._reports = Intervals()
         self._waits_since_s = 0.0
         self.on_ended: Callable[[Change], None] = lambda change: None
+        self.on_drain: Callable[[Drain], None] = lambda drain: None
+        self.on_step: Callable[[int], None] = lambda step: None
         self._node = Node(
             settings,
             run,
@@ -153,10 +177,14 @@ class NodeRunClient:
         )
         self._step: int | None = None
         """The last step of the present round that the program has reported."""
-        self._node.on_ended = lambda change: self.on_ended(change)
         self._node.on_gone = self._is_gone
         self._out: Change | None = None
         """Why this node is not in its round any more, if the coordinator has taken it out."""
+        self._node.on_ended = self._ended
+        self._node.on_drain = self._told_drain
+        self._node.on_step = lambda step: self.on_step(step)
+        self._drains: str | None = None
+        """Why this node drains: it departs when its world has ended, or its time is over."""
         self._reservation: Reservation | None = None
         self._was_given = False
         self._explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
@@ -197,6 +225,9 @@ class NodeRunClient:
         if self.closed is not None:
             return None
         self._check_is_in()
+        if self._drains is not None:
+            # The program has stopped at the step on which all agreed, or earlier.
+            self._depart(self._drains)
         if self._departs:
             return None
         if self._was_given or self._reservation is None:
@@ -225,6 +256,29 @@ class NodeRunClient:
         return WorldFacts(self.node_name, found.head, found.seat, 0, *place)
 
     def _asked_to_leave(self, reason: str) -> None:
+        """Leave at a step on which all agree; if that cannot be, leave at once."""
+        if self._has_left or self._departs or self._drains is not None:
+            return
+        if not self._node.can_agree:
+            self._depart(reason)
+            return
+        self._drains = reason
+        limit_s = self._node.settings.drain_timeout_s
+        _log.warning("%s: leaving the run within %g s: %s", self.node_name, limit_s, reason)
+        self._node.drains(reason, limit_s)
+        asyncio.get_running_loop().call_later(limit_s, self._depart, reason)
+
+    def _told_drain(self, drain: Drain) -> None:
+        self.on_drain(drain)
+        if self._drains is not None and not drain.is_asked:
+            self._depart(self._drains)
+
+    def _ended(self, change: Change) -> None:
+        self.on_ended(change)
+        if self._drains is not None:
+            self._depart(self._drains)
+
+    def _depart(self, reason: str) -> None:
         """As an agent's worker: the world ends, and the program gets no other one."""
         if not (self._has_left or self._departs):
             self._departs = True
@@ -240,6 +294,23 @@ class NodeRunClient:
         self._out = Change(ChangeKind.NODE_LOST, number, who, 1, error.message)
         _log.warning("%s: this node is out of the run: %s", self.node_name, error.message)
         self.on_ended(self._out)
+
+    @property
+    def drain(self) -> Drain | None:
+        return self._node.drain
+
+    @property
+    def step(self) -> int | None:
+        return self._node.step
+
+    def takes_part(self) -> None:
+        self._node.takes_part()
+
+    def promise(self, step: int) -> None:
+        self._node.promise(step)
+
+    def yielded(self) -> None:
+        """Does nothing: the program asks for the next world, or ends."""
 
     def _begin_wait(self) -> None:
         self._waits_since_s = asyncio.get_running_loop().time()

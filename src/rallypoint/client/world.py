@@ -20,10 +20,20 @@ from rallypoint import errors
 from rallypoint.client.border import BORDER
 from rallypoint.client.fencing import Fence, FencingToken, Writer
 from rallypoint.client.run_client import RunClient, WorldFacts
+from rallypoint.client.step_gate import Pass
+from rallypoint.client.steps import Steps, WorldDrain
 from rallypoint.client.store_calls import COORDINATOR_LOST, StoreCalls, round_ended, store_error
 from rallypoint.core import store as ops
 from rallypoint.core.reasons import Waiting
-from rallypoint.core.values import Address, Change, ChangeKind, CloseRecord, Outcome, RoundMember
+from rallypoint.core.values import (
+    Address,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Drain,
+    Outcome,
+    RoundMember,
+)
 
 STORE_TIMEOUT_S: Final = 300.0
 """How long a call of the store waits by default, in seconds, as in torch."""
@@ -72,8 +82,9 @@ class Facts(OfThisProcess):
         "call rallypoint.join there"
     )
 
-    def __init__(self, facts: WorldFacts) -> None:
+    def __init__(self, facts: WorldFacts, steps: Steps | None = None) -> None:
         self._facts = facts
+        self._steps = Steps(facts.head.number) if steps is None else steps
         self._change: Change | None = None
         self._step: int | None = None
         self._went_back = False
@@ -122,6 +133,14 @@ class Facts(OfThisProcess):
     def term(self) -> int:
         """The term of the coordinator that formed the round."""
         return self._facts.head.term
+
+    @property
+    def drain(self) -> WorldDrain | None:
+        """Which nodes are going to leave this world, why, and when; None if none is.
+
+        The world goes on until then. It is cheap: read it in every step.
+        """
+        return self._steps.drain
 
     @property
     def token(self) -> FencingToken:
@@ -332,6 +351,7 @@ class World(Facts):
         """The round has ended, or the cause became known."""
         is_first = self._change is None
         self._change = change
+        self._steps.ended(change)
         if is_first:
             for callback in self._callbacks:
                 self._call_back(callback, change)
@@ -356,6 +376,41 @@ class World(Facts):
         Use it as `await world.members`. Raises RoundBrokenError if the round is over by then.
         """
         return Answer("members", self._client.members)
+
+    async def should_yield(self, step: SupportsIndex) -> bool:
+        """Whether to stop at this step: save the state, and ask for the next world.
+
+        Every worker of the world must call it at the same steps, with the same numbers from 0 on,
+        before it begins the step. Then it is true for all of them at the same step, when a node is
+        going to leave. It waits only then, until all agree. The event loop must go on meanwhile:
+        run collectives in another thread (`asyncio.to_thread`).
+
+        Raises UsageError for a step below that of an earlier call, and RoundBrokenError if the
+        world ends while it waits.
+        """
+        passed = self._begin_step(step, self._client.takes_part)
+        is_last = await self._steps.is_last(step) if passed is Pass.WAIT else passed is Pass.STOP
+        if is_last:
+            self._client.yielded()
+        return is_last
+
+    def _begin_step(self, step: SupportsIndex, takes_part: Callable[[], object]) -> Pass:
+        is_first = not self._steps.gate.is_used
+        passed = self._steps.gate.enter(step)
+        if is_first:
+            takes_part()
+        return passed
+
+    def _drain_told(self, drain: Drain) -> None:
+        self._steps.told(drain)
+        if drain.is_asked:
+            step = self._steps.gate.promise()
+            # It took part, so it has passed a step.
+            if step is not None:
+                self._client.promise(step)
+
+    def _step_decided(self, step: int) -> None:
+        self._steps.decided(step)
 
     async def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:
         """Wait until every worker of the round has called the barrier of this name.
@@ -412,6 +467,8 @@ class Run(OfThisProcess):
         self._join_timeout_s = join_timeout_s
         self._world: World | None = None
         client.on_ended = self._on_ended
+        client.on_drain = self._on_drain
+        client.on_step = self._on_step
 
     def __repr__(self) -> str:
         state = "open" if self.closed is None else self.closed.outcome
@@ -470,10 +527,22 @@ class Run(OfThisProcess):
         if facts is None:
             return None
         self._world = World(self._client, facts)
+        if self._client.drain is not None:
+            self._on_drain(self._client.drain)
+        if self._client.step is not None:
+            self._on_step(self._client.step)
         change = self._client.change
         if change is not None:  # The round ended before its World was made.
             self._on_ended(change)
         return self._world
+
+    def _on_drain(self, drain: Drain) -> None:
+        if self._world is not None and self._world.change is None:
+            self._world._drain_told(drain)
+
+    def _on_step(self, step: int) -> None:
+        if self._world is not None and self._world.change is None:
+            self._world._step_decided(step)
 
     def _on_ended(self, change: Change) -> None:
         if self._world is not None and self._world.number == change.round:

@@ -43,6 +43,7 @@ from rallypoint.core.election import RunState
 from rallypoint.core.marking import may_call
 from rallypoint.core.membership import Membership
 from rallypoint.core.past import NO_PAST, Past
+from rallypoint.core.printable import some
 from rallypoint.core.progress import Progress
 from rallypoint.core.quotas import NOBODY, Account, Idle
 from rallypoint.core.ranks import seats_of
@@ -506,6 +507,7 @@ class HostedRun:
             in_memory=not self.is_leased,
             lease_ttl_s=self._host.config.lease_ttl_s if self.is_leased else 0.0,
             nodes_max=settings.max_nodes,
+            agrees=True,
         )
         session.send(wire.encode(welcome))
         if standing.round:
@@ -599,6 +601,31 @@ class HostedRun:
 
     def _probe_round(self, effect: do.ProbeRound) -> None:
         self._tell_round(wire.encode(wire.Probe(self.stamp)))
+
+    def _tell_drain(self, effect: do.TellDrain) -> None:
+        drain = effect.drain
+        if effect.to is None:
+            who, how = some(drain.nodes, drain.count), "" if drain.is_asked else "do not "
+            what = "run %s: %s will leave within %.0f s: %s; the workers %sagree on a step"
+            values = (self.run_id, who, drain.left_s, drain.reason, how)
+            _log.info(what, *values, extra=self._place())
+        self._tell_agreeing(wire.encode(wire.Drains(self.stamp, effect.round, drain)), effect.to)
+
+    def _tell_step(self, effect: do.TellStep) -> None:
+        if effect.to is None:
+            what = "run %s: all workers of round %d stop at step %d"
+            _log.info(what, self.run_id, effect.round, effect.step, extra=self._place())
+        told = wire.StopAt(self.stamp, effect.round, effect.step)
+        self._tell_agreeing(wire.encode(told), effect.to)
+
+    def _tell_agreeing(self, payload: bytes, to: NodeId | None) -> None:
+        """Send it to the members of the round that understand it, or only to this node."""
+        record = self.membership.round
+        members = record.members if record else ()
+        each_of = self.connections.of_each(members) if to is None else [self.connections.of(to)]
+        for session in each_of:
+            if session is not None and session.agrees:
+                session.send(payload)
 
     def _tell_round(self, payload: bytes) -> None:
         record = self.membership.round
@@ -698,6 +725,8 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Publish: HostedRun._publish,
     do.Break: HostedRun._break,
     do.Verdict: HostedRun._verdict,
+    do.TellDrain: HostedRun._tell_drain,
+    do.TellStep: HostedRun._tell_step,
     do.Announce: HostedRun._announce,
     do.ProbeRound: HostedRun._probe_round,
     do.ProbeNode: HostedRun._probe_node,

@@ -175,7 +175,8 @@ class Session:
     """One connection. `run` and `node` are None until the node was welcomed.
 
     `connection_id` numbers the connections of a coordinator. `reads_ledger`: the node reads the
-    ledger to find another coordinator. `tells_stacks`: it understands `AskStacks`. `good_host`: the
+    ledger to find another coordinator. `tells_stacks`: it understands `AskStacks`.
+    `agrees`: it understands drains. `good_host`: the
     last valid bootstrap host, which is not checked again, as a node repeats it in each round.
     `attach_bytes`: the size of the first message. `principal`: what its token allows.
 
@@ -195,6 +196,7 @@ class Session:
         "_turns",
         "_why",
         "account",
+        "agrees",
         "attach_bytes",
         "connection_id",
         "good_host",
@@ -217,6 +219,7 @@ class Session:
         self.node: NodeId | None = None
         self.reads_ledger = False
         self.tells_stacks = False
+        self.agrees = False
         self.heard_s = 0.0
         self.good_host: str | None = None
         self.account = outlet.account
@@ -315,6 +318,7 @@ class Session:
         self._source = message.source
         self.reads_ledger = message.reads_ledger
         self.tells_stacks = message.tells_stacks
+        self.agrees = message.agrees
         # Only the hash is passed on, and not the secret itself.
         shown = secret_hash(message.resume_secret)
         asked = on.NodeAttached(
@@ -327,6 +331,7 @@ class Session:
             address=self._direct_address(),
             is_beside=self.outlet.is_beside,
             is_witness=message.is_witness,
+            agrees=message.agrees,
         )
         self._asked = asked
         if not wait_s:
@@ -603,6 +608,19 @@ def _departing(run: Run, session: Session, node: NodeId, message: wire.Departing
     run.post(on.NodeDeparting(node, reasons.tidy(message.reason)))
 
 
+def _takes_part(run: Run, session: Session, node: NodeId, message: wire.TakesPart) -> None:
+    run.post(on.NodeTakesPart(node, message.round))
+
+
+def _draining(run: Run, session: Session, node: NodeId, message: wire.Draining) -> None:
+    reason = reasons.tidy(message.reason)
+    run.post(on.NodeDraining(node, message.round, reason, message.left_s))
+
+
+def _promise(run: Run, session: Session, node: NodeId, message: wire.Promise) -> None:
+    run.post(on.StepPromised(node, message.round, message.step))
+
+
 def _goodbye(run: Run, session: Session, node: NodeId, message: wire.Goodbye) -> None:
     run.post(on.NodeLeft(node, reasons.tidy(message.reason)))
 
@@ -653,6 +671,9 @@ _HANDLERS: dict[type[wire.Message], _Handler] = {
     wire.Failed: _failed,
     wire.Done: _done,
     wire.Departing: _departing,
+    wire.TakesPart: _takes_part,
+    wire.Draining: _draining,
+    wire.Promise: _promise,
     wire.Goodbye: _goodbye,
     wire.CloseRun: _close_run,
     wire.Heartbeat: _heartbeat,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from rallypoint.core import agreeing, member_changes, ordering, reasons, rounds
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core import member_changes, ordering, reasons, rounds
 from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S
 from rallypoint.core.ranks import POLICIES
 from rallypoint.core.reasons import Refusal
@@ -79,7 +79,7 @@ def attach_suspended(run: MembershipState, event: on.NodeAttached) -> None:
 def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None:
     member.connection_id = event.connection_id
     member.closed_because = ""
-    member.takes_orders = event.takes_orders
+    member.takes_orders, member.agrees = event.takes_orders, event.agrees
     if member.info.index != event.node.index:
         # The member table of a round, from which a successor knows it, has no indexes.
         member.info = msgspec.structs.replace(member.info, index=event.node.index)
@@ -105,6 +105,7 @@ def resume(run: MembershipState, member: Member, event: on.NodeAttached) -> None
     run._do(do.Welcome(event.connection_id, member.id, resumed=True, standing=standing))
     rounds.consider_newcomer(run, member)
     ordering.ask_again(run, member)
+    agreeing.tell_again(run, member)
 
 
 def refuse_closed(run: MembershipState, event: on.NodeAttached) -> None:

@@ -15,6 +15,7 @@ from rallypoint.core.values import (
     Address,
     Change,
     CloseRecord,
+    Drain,
     FrozenStruct,
     Marks,
     NodeId,
@@ -185,6 +186,22 @@ class Break(Effect, frozen=True):
     """Tell every member of the round that it has ended, and why. Close its store."""
 
     change: Change
+
+
+class TellDrain(Effect, frozen=True):
+    """Tell the members of the round that understand it who drains, or only this node (`to`)."""
+
+    round: int
+    drain: Drain
+    to: NodeId | None = None
+
+
+class TellStep(Effect, frozen=True):
+    """Tell the members of the round the step at which all workers stop, or only this node (R14)."""
+
+    round: int
+    step: int
+    to: NodeId | None = None
 
 
 class Verdict(Effect, frozen=True):

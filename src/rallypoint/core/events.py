@@ -45,7 +45,8 @@ class NodeAttached(Event, frozen=True):
     `secret_hash`: of the resume secret that it showed; empty if it showed none. `takes_orders`: it
     can be asked to leave, and knows that it can be evicted. `address`: of its side of the
     connection, if both sides see the same; else None. `is_beside`: it is on the coordinator's
-    machine. `is_witness`: it can be asked whether another member's host answers.
+    machine. `is_witness`: it can be asked whether another member's host answers. `agrees`: it knows
+    what a drain is.
     """
 
     node: NodeInfo
@@ -56,6 +57,7 @@ class NodeAttached(Event, frozen=True):
     address: Address | None = None
     is_beside: bool = False
     is_witness: bool = False
+    agrees: bool = False
 
 
 class NodeReady(SignOfLife, frozen=True):
@@ -89,6 +91,27 @@ class NodeDeparting(SignOfLife, frozen=True):
     """The node is going to leave, and is stopping its workers."""
 
     reason: str
+
+
+class NodeTakesPart(SignOfLife, frozen=True):
+    """Each worker of the node asks at each step of this round whether it should stop (R14)."""
+
+    round: int
+
+
+class NodeDraining(SignOfLife, frozen=True):
+    """The node is going to leave this round, in `left_s` at the latest. Its workers go on."""
+
+    round: int
+    reason: str
+    left_s: float
+
+
+class StepPromised(SignOfLife, frozen=True):
+    """No worker of the node passes a later step of this round before the decision (R14)."""
+
+    round: int
+    step: int
 
 
 class NodeLeft(Event, frozen=True):
@@ -249,6 +272,9 @@ EVENTS: tuple[type[Event], ...] = (
     WorkerFailed,
     NodeDone,
     NodeDeparting,
+    NodeTakesPart,
+    NodeDraining,
+    StepPromised,
     NodeLeft,
     CloseRequested,
     DrainRequested,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rallypoint.core import attaching, losses, ordering, rounds, writing
+from rallypoint.core import agreeing, attaching, losses, ordering, rounds, writing
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.reasons import Refusal, RefusalCode
@@ -43,6 +43,7 @@ def on_marks_written(run: MembershipState, event: on.MarksWritten) -> None:
         return
     run._do(*run._marking.answered_farewells())
     ordering.in_ledger(run, run._orders.marks_written())
+    agreeing.step_in_ledger(run)
     # R7: the record that waited for the marks is written now.
     if run._committing.unwritten is not None and not run.suspension:
         writing.give(run)

@@ -46,6 +46,8 @@ class Marking:
         self._done, self._gone = bytearray(), bytearray()
         self._ended: Change | None = None
         self._finished_before, self._finished_nodes = 0, b""
+        self._step: int | None = None
+        self._step_serial = 0
         self._serial = 0
         """Counts the changes. Each mark has the number of the write that will have it."""
         self._written = 0
@@ -91,6 +93,7 @@ class Marking:
         self._gone = bytearray(marks.gone.ljust(size, b"\0"))
         self._ended = marks.ended
         self._finished_before, self._finished_nodes = marks.finished, marks.finished_nodes
+        self._step, self._step_serial = marks.step, self._serial
         # R10: the ledger has these marks.
         self._written = self._serial
         self._writing, self.due_s = 0, None
@@ -125,6 +128,18 @@ class Marking:
             self._ended = change
             self._changed(not_before_s)
 
+    def stepped(self, step: int, now_s: float) -> None:
+        """All workers of the round stop at this step."""
+        self._step = step
+        self._changed(now_s)
+        self._step_serial = self._serial
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the ledger has the step."""
+        # R14: and not only the marks of before.
+        return self._written >= self._step_serial
+
     def ordered(self, now_s: float) -> None:
         """An operator has ordered something: the ledger gets it with the marks."""
         self._changed(now_s)
@@ -153,7 +168,7 @@ class Marking:
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, hashable, without times and serial numbers."""
         before = (self._finished_before, self._finished_nodes)
-        known = (bytes(self._done), bytes(self._gone), self._ended, *before)
+        known = (bytes(self._done), bytes(self._gone), self._ended, *before, self._step)
         waiting = tuple((each.node, each.serial <= self._written) for each in self._farewells)
         return (*known, self.is_writing, self._written == self._serial, waiting)
 
@@ -192,7 +207,7 @@ class Marking:
             self._writing, self.due_s, self._last_write_s = self._serial, None, now_s
             done, gone = bytes(self._done), bytes(self._gone)
             before = (self._finished_before, self._finished_nodes)
-            marks = Marks(number, done, gone, self._ended, *before)
+            marks = Marks(number, done, gone, self._ended, *before, self._step)
             return [WriteMarks(self._serial, marks, restarts, orders.marks_formed(), blame())]
         if due_s >= self._timer_at_s:
             return []

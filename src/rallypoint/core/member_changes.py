@@ -17,7 +17,7 @@ def admit(run: MembershipState, event: on.NodeAttached) -> None:
     if not len(run.roster) and run.phase_of_work is Phase.GATHERING:
         run._since_s = run._now_s
     member = run.roster.add(event.node, event.connection_id, run._now_s, event.secret_hash)
-    member.takes_orders = event.takes_orders
+    member.takes_orders, member.agrees = event.takes_orders, event.agrees
     cooling.update(run, member)
     locate(run, member, event)
     standing = do.Standing(change=run.departure_history.change(member.name))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rallypoint.core import (
+    agreeing,
     attaching,
     cooling,
     hangs,
@@ -29,6 +30,7 @@ from rallypoint.core import (
     writing,
 )
 from rallypoint.core import events as on
+from rallypoint.core.agreement import Agreement
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
 from rallypoint.core.finished import Finished
@@ -136,6 +138,8 @@ class Membership(MembershipState):
             self._finished = Finished(
                 earlier=marks.finished, in_round=finished, known=marks.finished_nodes
             )
+            # R14: a step that was decided stays, whoever owns the run.
+            self._agreement = Agreement(marks.step)
             self._enter(Phase.ACTIVE)
             self._do(
                 *self._takeover.expect_members(
@@ -179,6 +183,9 @@ HANDLERS: Final[dict[tuple[type[on.Event], Handling], Callable[[Membership, Any]
     (on.WorkerFailed, Handling.NOW): requests.on_worker_failed,
     (on.NodeDone, Handling.NOW): requests.on_done,
     (on.NodeDeparting, Handling.NOW): requests.on_departing,
+    (on.NodeTakesPart, Handling.NOW): agreeing.on_takes_part,
+    (on.NodeDraining, Handling.NOW): agreeing.on_draining,
+    (on.StepPromised, Handling.NOW): agreeing.on_promised,
     (on.NodeLeft, Handling.NOW): requests.on_left,
     (on.CloseRequested, Handling.NOW): requests.on_close_requested,
     (on.CloseRequested, Handling.KEPT): attaching.keep,

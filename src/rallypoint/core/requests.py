@@ -117,6 +117,7 @@ def on_done(run: MembershipState, event: on.NodeDone) -> None:
     if not (run._marking.is_done(member.id) or run._finished.knows(member.id)):
         run._finished.add(member.id, is_in_round=is_in_round)
     if is_in_round:
+        run._agreement.forget(member.id)
         run._marking.done(member.id, run._now_s)
     else:
         run._marking.finished_before(run._finished, run._now_s)

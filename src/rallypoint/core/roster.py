@@ -72,6 +72,7 @@ class Member:
     __slots__ = (
         "_row",
         "address",
+        "agrees",
         "arrival",
         "attached_s",
         "bootstrap",
@@ -143,6 +144,8 @@ class Member:
         self.told_standby = False
         self.takes_orders = False
         """Whether its node can be asked to leave."""
+        self.agrees = False
+        """Whether its node understands what a drain is."""
         self.bootstrap = Address("", 0)
         self.address: Address | None = None
         """Of its side of its connection, as both sides see it; None if they see different ones."""

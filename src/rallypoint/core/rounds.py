@@ -12,6 +12,7 @@ import msgspec
 
 from rallypoint.core import blame, causes, cooling, ordering, reasons, writing
 from rallypoint.core import effects as do
+from rallypoint.core.agreement import Agreement
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import record_of
 from rallypoint.core.roster import Bucket, Member
@@ -87,6 +88,7 @@ def begin_round(run: MembershipState, record: RoundRecord) -> None:
     ordering.recorded(run)
     run._gathering.reset()
     run._scale_up.reset()
+    run._agreement = Agreement()
     # R6: the close follows the write at once.
     if committing.close_wanted is not None:
         # No node receives a round that ends at once.
@@ -158,6 +160,7 @@ def break_round(run: MembershipState, change: Change) -> None:
     run._enter(Phase.GATHERING)
     run._scale_up.reset()
     run._progress.forget()
+    run._agreement = Agreement()
     # R9: another coordinator has seen the beginning of a round that was taken over.
     is_known = run.number != run._takeover.number
     run.case = Case(change, run._finished.first, lasted_s if is_known else math.inf)

@@ -4,7 +4,7 @@ and whether a round is formed.
 
 from __future__ import annotations
 
-from rallypoint.core import causes, member_changes, ordering, reasons, rounds, writing
+from rallypoint.core import agreeing, causes, member_changes, ordering, reasons, rounds, writing
 from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ChangeKind, Outcome, Phase, Reachability, RunSettings
@@ -70,6 +70,8 @@ def _by_reason(overdue: list[Member]) -> dict[str, list[Member]]:
 
 
 def advance_active(run: MembershipState, settings: RunSettings) -> None:
+    if run._agreement.is_open:
+        agreeing.advance(run)
     in_round = run.roster.count(Bucket.IN_ROUND)
     if not in_round:
         # A loss or a departure ends a round, so all of its members are done.

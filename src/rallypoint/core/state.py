@@ -11,6 +11,7 @@ from itertools import chain
 from rallypoint.core import events as on
 from rallypoint.core import reasons
 from rallypoint.core.admission import BEGIN_AGAIN_AFTER_S, Admission, is_reusable
+from rallypoint.core.agreement import Agreement
 from rallypoint.core.blame import Blame, KeptBlame
 from rallypoint.core.causes import Case
 from rallypoint.core.committing import Committing
@@ -96,6 +97,7 @@ class MembershipState:
         self._finished = Finished()
         self._orders = KeptOrders(is_kept=has_successor)
         self._blame = KeptBlame()
+        self._agreement = Agreement()
         self._admission = Admission(
             run_id, members_max=members_max, table_bytes_max=table_bytes_max
         )
@@ -141,6 +143,11 @@ class MembershipState:
     def progress(self) -> RunProgress:
         """How far the workers of the present round are."""
         return self._progress
+
+    @property
+    def agreement(self) -> Agreement:
+        """Who drains in the present round, and at which step all workers stop. For people."""
+        return self._agreement
 
     @property
     def orders(self) -> Orders:
@@ -279,6 +286,7 @@ class MembershipState:
             self._marking.freeze(),
             self._orders.freeze(),
             self.witnesses.freeze(),
+            self._agreement.freeze(),
             tuple(member.freeze() for member in self.roster),
             self._name_conflicts.names(),
             self._progress.freeze(),

@@ -101,6 +101,7 @@ _HEARD: Final = "suspect no more"
 _ANSWERED: Final = "alive; may close the case"
 _MISSED: Final = "members that have reached its host before are asked whether it still answers"
 _TESTIFIED: Final = "counts as evidence about a host; the witness is alive"
+_OF_NO_ROUND: Final = "no round is active, so it is only a sign of life"
 _TIMER: Final = "unless it is stale: its deadline has passed"
 
 TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
@@ -142,6 +143,30 @@ TRANSITIONS: Final[dict[tuple[Phase, type[on.Event]], Cell]] = {
         "recorded; the next round begins once this one is written",
         "ends the round",
         _TOLD,
+        _NOTHING,
+    ),
+    **_rows(
+        on.NodeTakesPart,
+        _OF_NO_ROUND,
+        _NOTHING,
+        "recorded: when all members take part, they agree on the step of a drain",
+        (Handling.UNDERLYING, "recorded as in the phase to which the run returns"),
+        _NOTHING,
+    ),
+    **_rows(
+        on.NodeDraining,
+        _OF_NO_ROUND,
+        _NOTHING,
+        "the members are told; if all take part, they are asked for their promises",
+        (Handling.UNDERLYING, "recorded; the members are told when the ledger is back"),
+        _NOTHING,
+    ),
+    **_rows(
+        on.StepPromised,
+        _OF_NO_ROUND,
+        _NOTHING,
+        "when all have promised, the step is decided, and told once the ledger has it",
+        (Handling.UNDERLYING, "recorded; the step is decided when the ledger is back"),
         _NOTHING,
     ),
     **_rows(
@@ -297,6 +322,9 @@ _LEADS: Final[dict[tuple[Phase, type[on.Event]], tuple[Phase, ...]]] = {
     (ACTIVE, on.BeatsMissed): (ACTIVE,),
     (ACTIVE, on.HostReported): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeSilent): (ACTIVE, GATHERING),
+    (ACTIVE, on.NodeTakesPart): (ACTIVE, GATHERING),
+    (ACTIVE, on.NodeDraining): (ACTIVE, GATHERING),
+    (ACTIVE, on.StepPromised): (ACTIVE, GATHERING),
     (ACTIVE, on.NodeHeard): (ACTIVE, GATHERING),
     (ACTIVE, on.ProbeAnswered): (ACTIVE, GATHERING),
     (GATHERING, on.MarksWritten): (GATHERING,),

@@ -543,6 +543,22 @@ class Change(FrozenStruct, frozen=True):
                 return f"the run was closed{detail}"
 
 
+class Drain(FrozenStruct, frozen=True):
+    """Nodes of a round that are going to leave it. The round goes on until then.
+
+    `nodes`: at most NAMES_SHOWN_MAX names; `count`: how many nodes there are. `left_s`: in how many
+    seconds the first of them leaves at the latest. `reason`: why that one leaves. `is_asked`: all
+    members of the round take part in the agreement on a step, so each of them is asked for its
+    promise (R14).
+    """
+
+    nodes: tuple[Name, ...]
+    count: int
+    left_s: float
+    reason: Text
+    is_asked: bool
+
+
 class Marks(FrozenStruct, frozen=True):
     """The marks of the members of one round: who is done, and who is gone.
 
@@ -550,7 +566,8 @@ class Marks(FrozenStruct, frozen=True):
     bit r % 8 of byte r // 8. Done: the workers have finished. Gone: the member is not expected in
     the next round, because it departs, has left, or was lost. `ended`: why the round ended; None
     while it is active. `finished`: how many members of earlier rounds have finished.
-    `finished_nodes`: which ones, as `core/finished.py` writes them. It may have fewer.
+    `finished_nodes`: which ones, as `core/finished.py` writes them. It may have fewer. `step`: the
+    one at which all workers of the round stop, if it was decided (R14).
     """
 
     round: int = 0
@@ -559,6 +576,7 @@ class Marks(FrozenStruct, frozen=True):
     ended: Change | None = None
     finished: int = 0
     finished_nodes: bytes = b""
+    step: int | None = None
 
 
 class Outcome(enum.StrEnum):

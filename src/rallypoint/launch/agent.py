@@ -26,7 +26,7 @@ from rallypoint import errors, logs, settings
 from rallypoint.client.node import Node, Round
 from rallypoint.client.waiting import on_standby, while_waiting
 from rallypoint.coordinator.listener import allow_many_descriptors
-from rallypoint.core.values import Address, RunSettings
+from rallypoint.core.values import Address, Drain, RunSettings
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import round_workers
@@ -35,6 +35,7 @@ from rallypoint.launch.channel import Requests
 from rallypoint.launch.console_rule import SHOW_ALL, ConsoleRule
 from rallypoint.launch.hang_watch import HangWatch
 from rallypoint.launch.machine import AgentMachine, Rules
+from rallypoint.launch.notices import NoticePlan, notice
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.phases import Phase
 from rallypoint.launch.preloader import REFILL_AFTER_S, PreloadPlan, modules_in
@@ -89,6 +90,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpus: tuple[frozenset[int], ...] = ()
     ends_at_s: float | None = None
     preload: Preload | None = None
+    notices: NoticePlan = NoticePlan()
+    """Where a notice comes from that this machine will be taken away."""
     log: LogOptions = LogOptions()
     hang: settings.HangRule | None = None
 
@@ -124,6 +127,7 @@ class Agent:
                 share_lines=config.share_lines,
                 culprit_s=round_workers.CULPRIT_S,
                 signal_settle_s=round_workers.SIGNAL_SETTLE_S,
+                drain_timeout_s=config.node.drain_timeout_s,
                 no_restart_exit_codes=config.run.no_restart_exit_codes,
                 preload=config.preload,
             )
@@ -135,7 +139,7 @@ class Agent:
             workers=config.workers,
             ledger=ledger,
             keeper=self._system.guard,
-            on_asked_to_leave=lambda reason: self._take(on.Drained(reason)),
+            on_asked_to_leave=lambda reason: self._take(on.Drained(reason, self._node.can_agree)),
             tell_stacks=lambda bytes_max: self._watch.stacks(bytes_max),
         )
         self._watch = HangWatch(
@@ -148,6 +152,8 @@ class Agent:
         self._node.on_ended = lambda change: self._take(on.RoundEnded(change))
         self._node.on_closed = lambda close: self._take(on.RunClosed(close, self._node.own_address))
         self._node.on_gone = lambda error: self._take(on.Gone(error, self._node.orphan.left_s))
+        self._node.on_drain = self._told_drain
+        self._node.on_step = lambda step: self._channel.stop_at(step)
         self._node.on_standby = self._say_standby
         self._pump = self._system.output(
             run_id=config.node.run_id,
@@ -177,6 +183,7 @@ class Agent:
                 progressed=self._watch.progressed,
                 dumps_stacks=self._watch.dumps_stacks,
                 stacks_file=self._watch.stacks_file,
+                yielded=lambda local_rank: self._take(on.Yielded(local_rank)),
             ),
         )
         self._work: RoundWorkers | None = None
@@ -316,7 +323,14 @@ class Agent:
         async with while_waiting(self._node, self._log.waits):
             await self._node.open()
         await self._channel.start()
+        plan = self._config.notices
+        if plan.file is not None or plan.command:
+            self._spawn(self._await_notice(plan))
         return on.Joined()
+
+    async def _await_notice(self, plan: NoticePlan) -> None:
+        reason = await notice(plan, self._system, self._log.say)
+        self._take(on.Drained(reason, self._node.can_agree, is_notice=True))
 
     def _ask_round(self, action: do.AskRound) -> None:
         self._begin(self._next_round())
@@ -483,6 +497,13 @@ class Agent:
     def _depart(self, action: do.Depart) -> None:
         self._node.depart(action.reason)
 
+    def _drain(self, action: do.Drain) -> None:
+        self._node.drains(action.reason, action.left_s)
+
+    def _told_drain(self, drain: Drain) -> None:
+        self._channel.drain(drain)
+        self._take(on.DrainTold(drain.is_asked))
+
     def _tell_departure(self, action: do.TellDeparture) -> None:
         self._channel.depart(action.reason)
 
@@ -519,7 +540,7 @@ class Agent:
     def _signalled(self, number: int) -> None:
         ends_at_s = self._config.ends_at_s
         left_s = None if ends_at_s is None else ends_at_s - self._system.wall_s()
-        self._take(on.Signalled(number, left_s))
+        self._take(on.Signalled(number, left_s, self._node.can_agree))
 
     def _forward(self, number: int) -> None:
         if self._work is not None:
@@ -563,6 +584,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.ReportFailure: Agent._report_failure,
     do.ReportDone: Agent._report_done,
     do.Depart: Agent._depart,
+    do.Drain: Agent._drain,
     do.TellDeparture: Agent._tell_departure,
     do.CloseRun: Agent._close_run,
     do.TellRoundEnded: Agent._tell_round_ended,

@@ -122,6 +122,13 @@ class Depart(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Drain(msgspec.Struct, frozen=True):
+    """Tell the coordinator that this node leaves its round within `left_s`, which goes on."""
+
+    reason: str
+    left_s: float
+
+
 class TellDeparture(msgspec.Struct, frozen=True):
     """Tell the workers that this node is going to leave: there is no other world for them."""
 
@@ -179,6 +186,7 @@ Action: TypeAlias = (
     | ReportFailure
     | ReportDone
     | Depart
+    | Drain
     | TellDeparture
     | CloseRun
     | TellRoundEnded

@@ -107,11 +107,13 @@ class Gone(msgspec.Struct, frozen=True):
 class Signalled(msgspec.Struct, frozen=True):
     """The agent has got a signal that asks it to stop.
 
-    `left_s`: in how many seconds the launcher ends the job, if that is known.
+    `left_s`: in how many seconds the launcher ends the job, if that is known. `can_agree`: the
+    workers take part in agreements on a last step (R14).
     """
 
     number: int
     left_s: float | None = None
+    can_agree: bool = False
 
 
 class Rank0Dialled(msgspec.Struct, frozen=True):
@@ -136,9 +138,27 @@ class LeaveAsked(msgspec.Struct, frozen=True):
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """An operator asks that this node leaves the run. `reason`: who, and why."""
+    """An operator asks that this node leaves the run. `reason`: who, and why.
+
+    `can_agree`: see Signalled. `is_notice`: not an operator, but a notice that the machine will be
+    taken away, so the node need not leave before its time is over.
+    """
 
     reason: str
+    can_agree: bool = False
+    is_notice: bool = False
+
+
+class DrainTold(msgspec.Struct, frozen=True):
+    """Nodes of the round drain. `is_asked`: all its workers take part in the agreement (R14)."""
+
+    is_asked: bool
+
+
+class Yielded(msgspec.Struct, frozen=True):
+    """A worker was told to stop at a step. If it ends with success now, it has not finished."""
+
+    local_rank: int
 
 
 class CloseAsked(msgspec.Struct, frozen=True):
@@ -225,6 +245,8 @@ Event: TypeAlias = (
     | RegroupAsked
     | LeaveAsked
     | Drained
+    | DrainTold
+    | Yielded
     | CloseAsked
     | CloseFailed
     | PreloadEvent

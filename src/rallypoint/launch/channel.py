@@ -27,7 +27,7 @@ from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.listener import Listener, ListenerLimits
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, StoreFailure, StoreResult
-from rallypoint.core.values import Change, CloseRecord, Outcome
+from rallypoint.core.values import Change, CloseRecord, Drain, Outcome
 from rallypoint.wire import local
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 
@@ -54,6 +54,7 @@ class Requests(msgspec.Struct, frozen=True):
     progressed: Callable[[int, int], None] = lambda local_rank, step: None
     dumps_stacks: Callable[[int, int, int], None] = lambda local_rank, pid, number: None
     stacks_file: Callable[[int], str] = lambda local_rank: ""
+    yielded: Callable[[int], None] = lambda local_rank: None
 
 
 class Channel:
@@ -67,6 +68,10 @@ class Channel:
         self.path = ""
         self.departing: local.Departing | None = None
         self.links: dict[WorkerLink, None] = {}
+        self._taking_part: dict[int, None] = {}
+        self._promises: dict[int, int] = {}
+        self._gone: dict[int, None] = {}
+        """The local ranks of this round whose connection has ended."""
         self._listener: Listener | None = None
         self._socket: socket.socket | None = None
         self._directory: Path | None = None
@@ -107,6 +112,7 @@ class Channel:
         for link in list(self.links):
             link.cut()
         self.links.clear()
+        self._taking_part, self._promises, self._gone = {}, {}, {}
         self.round = found
         self.secret = secrets.token_hex(16)
         return self.secret
@@ -118,6 +124,37 @@ class Channel:
     def end_run(self, close: CloseRecord) -> None:
         """Tell the workers that the run has ended."""
         self._tell(local.RunClosed(close))
+
+    def drain(self, drain: Drain) -> None:
+        """Tell the workers that nodes of the round are going to leave it."""
+        self._tell(local.Drains(drain))
+
+    def stop_at(self, step: int) -> None:
+        """Tell the workers at which step all workers of the round stop."""
+        self._tell(local.StopAt(step))
+
+    def takes_part(self, local_rank: int) -> None:
+        """A worker takes part. The node does when all of its workers do (R14)."""
+        self._taking_part[local_rank] = None
+        if self.round is not None and len(self._taking_part) == self.round.seat.workers:
+            self.node.takes_part()
+
+    def promised(self, local_rank: int, step: int) -> None:
+        """A worker has promised. The node promises the highest step when all have (R14)."""
+        self._promises[local_rank] = max(step, self._promises.get(local_rank, 0))
+        self._promise_if_all_have()
+
+    def ended(self, local_rank: int) -> None:
+        """The connection of a worker has ended, and so has the worker: it passes no step."""
+        self._gone[local_rank] = None
+        self._promise_if_all_have()
+
+    def _promise_if_all_have(self) -> None:
+        found = self.round
+        if found is None or not self._promises:
+            return
+        if len(self._promises.keys() | self._gone.keys()) == found.seat.workers:
+            self.node.promise(max(self._promises.values()))
 
     def depart(self, reason: str) -> None:
         """Tell the workers, also those that connect later, that this node is going to leave."""
@@ -175,7 +212,9 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The worker has ended: cancel its calls."""
-        self._channel.links.pop(self, None)
+        channel = self._channel
+        if channel.links.pop(self, self) is None and self._round is channel.round:
+            channel.ended(self._local_rank)
         for task in list(self._calls.values()):
             task.cancel()
 
@@ -231,6 +270,11 @@ class WorkerLink(asyncio.Protocol):
         self.send(local.Admitted(node.info.name, *place, takes_progress=True, stacks=stacks))
         if node.closed is not None:
             self.send(local.RunClosed(node.closed))
+        if ended is None and node.round == current:
+            if node.drain is not None:
+                self.send(local.Drains(node.drain))
+            if node.step is not None:
+                self.send(local.StopAt(node.step))
         if channel.departing is not None:
             self.send(channel.departing)
 
@@ -256,6 +300,12 @@ class WorkerLink(asyncio.Protocol):
                 self._channel.requests.progressed(self._local_rank, message.step)
             case local.DumpsStacks():
                 self._channel.requests.dumps_stacks(self._local_rank, message.pid, message.signal)
+            case local.TakesPart():
+                self._channel.takes_part(self._local_rank)
+            case local.Promise():
+                self._channel.promised(self._local_rank, message.step)
+            case local.Yielded():
+                self._channel.requests.yielded(self._local_rank)
             case local.Hello():
                 """A second hello changes nothing."""
 

@@ -32,6 +32,7 @@ from rallypoint.errors import ExitCode
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import agent_messages, failures
+from rallypoint.launch.draining import HeldDeparture
 from rallypoint.launch.failures import outranks, worst_first
 from rallypoint.launch.phases import WAITS_FOR, Phase
 from rallypoint.launch.warm_starts import Preload, WarmStarts
@@ -70,6 +71,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     share_lines: int
     culprit_s: float
     signal_settle_s: float
+    drain_timeout_s: float = 0.0
     no_restart_exit_codes: tuple[int, ...] = ()
     preload: Preload | None = None
 
@@ -118,6 +120,12 @@ class AgentMachine:
         self._drained: str | None = None
         """Why an operator wants this node to leave; None if none does."""
         self._wants_regroup = False
+        self._held: HeldDeparture | None = None
+        """A departure that waits until the workers have stopped at an agreed step."""
+        self._held_for_s = 0.0
+        """How long the signal was held back."""
+        self._yielded: dict[int, None] = {}
+        """The local ranks of the workers that were told to stop at such a step."""
         self._running: tuple[int, ...] = ()
         self._exits: list[WorkerExit] = []
         """The exits of this round's workers that have ended by themselves."""
@@ -151,7 +159,8 @@ class AgentMachine:
             (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
             (self._wants_to_leave, self._drained, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
-            (tuple(self._reached), self.warm.freeze()),
+            (tuple(self._reached), self.warm.freeze(), tuple(self._yielded)),
+            self._held and (self._held.reason, self._held.number, self._held.is_refused),
         )
 
     # -- events ------------------------------------------------------------------------------------
@@ -168,16 +177,21 @@ class AgentMachine:
                 return [do.TellRunClosed(close)]
             case on.Gone(error=error, orphan_left_s=left_s):
                 return self._on_gone(error, left_s)
-            case on.Signalled(number=number, left_s=left_s):
-                return self._on_signal(number, left_s)
+            case on.Signalled():
+                return self._on_signal(event, now_s)
             case on.Rank0Dialled():
                 return self._on_dialled(event)
             case on.RegroupAsked():
                 self._wants_regroup = True
             case on.LeaveAsked(reason=reason):
                 self._wants_to_leave = reason
-            case on.Drained(reason=reason):
-                return self._on_drained(reason)
+            case on.Drained():
+                return self._on_drained(event, now_s)
+            case on.DrainTold(is_asked=is_asked):
+                if self._held is not None:
+                    self._held.is_refused = not is_asked
+            case on.Yielded(local_rank=local_rank):
+                self._yielded[local_rank] = None
             case on.CloseAsked(outcome=outcome, reason=reason):
                 return [do.CloseRun(outcome, reason)]
             case on.CloseFailed(message=message):
@@ -233,8 +247,27 @@ class AgentMachine:
             return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
         return []
 
-    def _on_signal(self, number: int, left_s: float | None) -> list[do.Action]:
-        """The first signal makes this node departing at once, so that the others regroup."""
+    def _on_signal(self, event: on.Signalled, now_s: float) -> list[do.Action]:
+        """The first signal makes this node departing, so that the others regroup.
+
+        It does so at once, or after a step on which all workers agree. A second signal ends that.
+        """
+        number, left_s = event.number, event.left_s
+        held, self._held = self._held, None
+        if held is not None and held.number is not None:
+            return [*self._release(held, now_s), *self._depart_by_signal(number, left_s)]
+        # After an operator's wish or a notice, a signal has a time of its own.
+        if event.can_agree and number == signal.SIGTERM and not self._signals and self._may_hold:
+            grace_s = self._grace_s(left_s)
+            limit_s = min(self._rules.drain_timeout_s, grace_s - self._rules.regroup_stop_timeout_s)
+            if limit_s > 0:
+                reason = f"its agent got {signal.Signals(number).name}"
+                return self._hold(
+                    HeldDeparture(reason, now_s, now_s + limit_s, number, left_s), limit_s
+                )
+        return self._depart_by_signal(number, left_s)
+
+    def _depart_by_signal(self, number: int, left_s: float | None) -> list[do.Action]:
         self._signals.append(number)
         if len(self._signals) > 1:
             return []
@@ -243,10 +276,46 @@ class AgentMachine:
         self._goodbye = f"its agent got {signal.Signals(number).name}"
         return [do.Depart(self._goodbye), do.TellDeparture(self._goodbye)]
 
-    def _on_drained(self, reason: str) -> list[do.Action]:
-        """An operator's wish does at once what a signal does. A repeat changes nothing."""
-        if self._drained is not None or self._signals or self.is_over:
+    def _on_drained(self, event: on.Drained, now_s: float) -> list[do.Action]:
+        """An operator's wish does what a signal does. A repeat changes nothing."""
+        if self._drained is not None or self._signals or self._held is not None or self.is_over:
             return []
+        limit_s = self._rules.drain_timeout_s
+        if self._may_hold and limit_s > 0 and (event.can_agree or event.is_notice):
+            held = HeldDeparture(event.reason, now_s, now_s + limit_s, is_patient=event.is_notice)
+            return self._hold(held, limit_s)
+        return self._depart_drained(event.reason)
+
+    @property
+    def _may_hold(self) -> bool:
+        return self.phase in (Phase.WORKING, Phase.EXPLAINING) and not self._is_round_over
+
+    def _hold(self, held: HeldDeparture, limit_s: float) -> list[do.Action]:
+        """Let the round go on, until its workers have stopped at a step on which all agree."""
+        self._held = held
+        said = do.Say(agent_messages.of_draining(held.reason, limit_s))
+        return [do.Drain(held.reason, limit_s), said]
+
+    def _release_when_due(self, now_s: float) -> list[do.Action]:
+        """Begin a departure that was held back: its round is over, or its time, or it is vain."""
+        held = self._held
+        if held is None:
+            return []
+        is_vain = held.is_refused and not held.is_patient
+        has_stopped = self._wants_regroup or not self._running
+        if now_s < held.due_s and self._may_hold and not (is_vain or has_stopped):
+            return []
+        self._held = None
+        said = [do.Say(agent_messages.of_no_agreement())] if is_vain else []
+        return [*said, *self._release(held, now_s)]
+
+    def _release(self, held: HeldDeparture, now_s: float) -> list[do.Action]:
+        self._held_for_s = now_s - held.began_s
+        if held.number is None:
+            return self._depart_drained(held.reason)
+        return self._depart_by_signal(held.number, held.left_s)
+
+    def _depart_drained(self, reason: str) -> list[do.Action]:
         self._drained = self._goodbye = reason
         return [do.Depart(reason), do.TellDeparture(reason)]
 
@@ -274,7 +343,7 @@ class AgentMachine:
 
     def decide(self, now_s: float) -> list[do.Action]:
         """What follows from the events so far, and from the time."""
-        actions: list[do.Action] = []
+        actions = self._release_when_due(now_s)
         self.due_s = None
         before: Phase | None = None
         while self.phase is not before:
@@ -287,7 +356,8 @@ class AgentMachine:
             is_next_wanted = self.phase is Phase.STOPPING and self._after_stop is None
             is_round_over = is_next_wanted or self.phase is Phase.GATHERING
             actions += self.warm.decide(now_s, is_round_over=is_round_over)
-            dues_s = [each for each in (self.due_s, self.warm.due_s) if each is not None]
+            held_s = None if self._held is None else self._held.due_s
+            dues_s = [each for each in (self.due_s, self.warm.due_s, held_s) if each is not None]
             self.due_s = min(dues_s, default=None)
         return actions
 
@@ -357,6 +427,7 @@ class AgentMachine:
         if self._change is not None and self._change.round != found.head.number:
             self._change = None
         self._wants_regroup = False
+        self._yielded = {}
         self._exits, self._unreported, self._failures = [], [], []
         self._judged_from_s = self._patience_ends_s = 0.0
         said = do.Say(agent_messages.of_round(found), is_common=True)
@@ -408,6 +479,9 @@ class AgentMachine:
             return self._stop(self._rules.regroup_stop_timeout_s, self._gone)
         if self._unreported:
             return self._explain(now_s)
+        if self._has_finished and self._yielded:
+            # R14: they have stopped because a node leaves: their work goes on in the next round.
+            return self._stop(self._rules.regroup_stop_timeout_s, None)
         if self._has_finished:
             self.phase = Phase.FINISHED
             text = f"round {self._number}: all workers of this node have finished"
@@ -508,13 +582,21 @@ class AgentMachine:
 
     def _notice(self) -> tuple[float, do.Say]:
         """How many seconds the workers have after the first signal, and the line about it."""
-        number, grace_s, left_s = self._signals[0], self._rules.stop_timeout_s, self._left_s
-        # Another host's clock has told this end. A wrong one makes the time longer, never shorter.
-        if left_s is None or not grace_s + END_MARGIN_S < left_s <= NOTICE_S_MAX:
+        number, left_s = self._signals[0], self._left_s
+        grace_s = self._grace_s(left_s)
+        if grace_s == self._rules.stop_timeout_s:
             left_s = None
-        else:
-            grace_s = left_s - END_MARGIN_S
+        # The time of a launcher counts from the signal, and a part of it has passed.
+        least_s = min(grace_s, self._rules.regroup_stop_timeout_s)
+        grace_s = max(grace_s - self._held_for_s, least_s)
         return grace_s, do.Say(agent_messages.of_departure(number, grace_s, left_s))
+
+    def _grace_s(self, left_s: float | None) -> float:
+        # Another host's clock has told this end. A wrong one makes the time longer, never shorter.
+        grace_s = self._rules.stop_timeout_s
+        if left_s is None or not grace_s + END_MARGIN_S < left_s <= NOTICE_S_MAX:
+            return grace_s
+        return left_s - END_MARGIN_S
 
     def _stop_drained(self, reason: str) -> list[do.Action]:
         """Leave the run at an operator's request. The other nodes were told."""

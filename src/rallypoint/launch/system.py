@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached, a_kernel_port, unreached
 from rallypoint.client.sockets import SocketKeeper
 from rallypoint.core.stacks import WorkerStack
-from rallypoint.core.values import Address, Change, CloseRecord
+from rallypoint.core.values import Address, Change, CloseRecord, Drain
 from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
@@ -135,6 +136,12 @@ class LocalSocket(Protocol):
     def end_run(self, close: CloseRecord) -> None:
         """Tell the workers that the run has ended."""
 
+    def drain(self, drain: Drain) -> None:
+        """Tell the workers that nodes of the round are going to leave it."""
+
+    def stop_at(self, step: int) -> None:
+        """Tell the workers at which step all workers of the round stop."""
+
     def depart(self, reason: str) -> None:
         """Tell the workers, also those that connect later, that this node is going to leave."""
 
@@ -246,6 +253,9 @@ class System(Protocol):
 
     async def stacks(self, workers: list[Asked], bytes_max: int) -> tuple[WorkerStack, ...]:
         """Where these workers stand, within about 1.5 s: see worker_stacks.py."""
+
+    async def run_command(self, argv: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+        """The exit code of a command, and its output. Raises OSError and TimeoutError."""
 
 
 class LocalSystem:
@@ -390,3 +400,19 @@ class LocalSystem:
     async def stacks(self, workers: list[Asked], bytes_max: int) -> tuple[WorkerStack, ...]:
         """See System."""
         return await stacks_of(workers, bytes_max)
+
+    async def run_command(self, argv: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+        """See System."""
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run,
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=limit_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"no answer within {limit_s:g} s") from None
+        return done.returncode, done.stdout.decode("utf-8", "replace")

@@ -69,6 +69,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float = BY_NAME["connect_timeout_s"].default
     coordinator_silence_s: float = BY_NAME["coordinator_silence_s"].default
     coordinator_lost_after_s: float = BY_NAME["coordinator_lost_after_s"].default
+    drain_timeout_s: float = BY_NAME["drain_timeout_s"].default
     goodbye_timeout_s: float = BY_NAME["goodbye_timeout_s"].default
     linger_s: float = BY_NAME["linger_s"].default
     orphan_s: float | None = BY_NAME["orphan_s"].default
@@ -117,6 +118,7 @@ LOST_ORPHAN_S: Final = 600.0
 """How long workers go on in a run that is lost and has other nodes, unless `orphan_s` is set."""
 _MAY_BE_ZERO: Final = (
     "connect_timeout_s",
+    "drain_timeout_s",
     "goodbye_timeout_s",
     "linger_s",
     "stop_timeout_s",

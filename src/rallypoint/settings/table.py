@@ -189,6 +189,12 @@ SETTINGS: Final = (
         60.0,
         "how long a node without running workers looks for a lost coordinator",
     ),
+    _setting(
+        "drain_timeout_s",
+        parse_duration_s,
+        20.0,
+        "how long a node that is to leave may take to agree on a last step with the others",
+    ),
     _setting("goodbye_timeout_s", parse_duration_s, 5.0, "how long a goodbye may take"),
     _setting(
         "linger_s",

@@ -23,7 +23,7 @@ from rallypoint.client.node import Node, Round
 from rallypoint.client.reaching import Unreached
 from rallypoint.client.waiting import left_run
 from rallypoint.core.stacks import WorkerStack
-from rallypoint.core.values import Address, Change, CloseRecord
+from rallypoint.core.values import Address, Change, CloseRecord, Drain
 from rallypoint.errors import (
     CoordinatorError,
     JoinTimeoutError,
@@ -162,6 +162,12 @@ class SimulatedSocket:
         """See LocalSocket."""
 
     def end_run(self, close: CloseRecord) -> None:
+        """See LocalSocket."""
+
+    def drain(self, drain: Drain) -> None:
+        """See LocalSocket. Simulated workers of agents take no steps."""
+
+    def stop_at(self, step: int) -> None:
         """See LocalSocket."""
 
     def depart(self, reason: str) -> None:
@@ -388,6 +394,10 @@ class SimulatedSystem:
             for each in workers
             if each.pid in living
         )
+
+    async def run_command(self, argv: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+        """See System: there is no command."""
+        raise FileNotFoundError(argv[0])
 
     # -- the life of a worker ----------------------------------------------------------------------
 

@@ -151,6 +151,39 @@ def standby(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def departures(plan: Plan, draw: random.Random) -> Plan:
+    """Nodes drain while their workers train in steps, and coordinators come and go meanwhile."""
+    nodes = draw.choice((2, 3, 4, 5))
+    drains = ("preempt", "preempt", "drain")
+    troubles = ("kill owner", "kill owner", "freeze owner", "leave owner", "kill another")
+    more = ("slow ledger", "no answers", "outage", "cut", "freeze", "suspend", "fail", "late")
+    moments = ("", "", "", "SUSPENDED", "RESTORED", "ACTIVE")
+    return msgspec.structs.replace(
+        plan,
+        nodes=nodes,
+        min_nodes=draw.choice((1, 1, 2)),
+        max_nodes=0,
+        replicas=draw.choice((0, 1, 2)),
+        hosts="auto",
+        has_older=draw.random() < 0.1,
+        same_names=draw.random() < 0.3,
+        lease_ttl_s=2.0,
+        last_call_s=1.0,
+        lost_after_s=10.0,
+        suspect_after_s=2.0,
+        stop_s=draw.choice((0.0, 1.0)),
+        workers_max=draw.choice((1, 2, 3)),
+        lasting="",
+        knobs=None,
+        has_steps=True,
+        faults=merged(
+            some_faults(draw, drains, draw.randrange(2, 7), 5.0, moments, at_s=5.0),
+            some_faults(draw, troubles, draw.randrange(0, 4), 6.0, moments, at_s=5.0),
+            some_faults(draw, more, draw.randrange(0, 4), 6.0, moments, at_s=5.0),
+        ),
+    )
+
+
 def operators(plan: Plan, draw: random.Random) -> Plan:
     """Operators drain and evict nodes, and scale the run, while other things happen."""
     nodes, is_agents = draw.choice((4, 5)), draw.random() < 0.4

@@ -77,8 +77,22 @@ def _post(scene: Scene, name: str, run: HostedRun, order: on.Event) -> None:
     run.post(order)
 
 
+def _preempt(scene: Scene, victim: StartedNode, draw: random.Random) -> None:
+    """The machine of a node will be taken away: it drains, and another one comes in its place."""
+    if victim.node is not None and victim.process.is_alive and not victim.is_over:
+        victim.process.soon(_post_notice, victim)
+        scene.start_later(victim.index, draw.expovariate(0.1))
+
+
+def _post_notice(victim: StartedNode) -> None:
+    node = victim.node
+    if node is not None and node._on_asked_to_leave is not None:
+        node._on_asked_to_leave("a notice of its cloud")
+
+
 OPERATOR_FAULTS: Final[dict[str, Fault]] = {
     "drain": _drain,
     "evict": _evict,
     "scale": _scale,
+    "preempt": _preempt,
 }

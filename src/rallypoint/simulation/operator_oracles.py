@@ -19,6 +19,7 @@ from rallypoint.ledger.keys import RUNS
 from rallypoint.simulation.machine import SimulatedFront
 from rallypoint.simulation.progress_oracles import MARGIN_S, SLOW_S, EndsInTime
 from rallypoint.simulation.scene import Oracle, Scene
+from rallypoint.simulation.steps import LEFT_S
 
 
 class OrdersOutliveOwners(Oracle):
@@ -94,7 +95,8 @@ class DrainedNodesLeave(EndsInTime):
 
     def bound_s(self) -> float:
         """See EndsInTime: until a frozen node is suspect, and a slow line has brought its word."""
-        return 2 * (self.scene.plan.suspect_after_s + SLOW_S) + MARGIN_S
+        left_s = LEFT_S[1] if self.scene.plan.has_steps else 0.0
+        return left_s + 2 * (self.scene.plan.suspect_after_s + SLOW_S) + MARGIN_S
 
     def late(self, run: HostedRun) -> str:
         """See EndsInTime."""

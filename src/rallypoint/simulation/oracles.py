@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from rallypoint.simulation.agent_oracles import AGENT_ORACLES
+from rallypoint.simulation.agreement_oracles import AGREEMENT_ORACLES
 from rallypoint.simulation.coordinator_oracles import (
     CoordinatorsKeepRules,
     CoordinatorsLeakNothing,
@@ -143,4 +144,5 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     *OPERATOR_ORACLES,
     *GUILT_ORACLES,
     *WITNESS_ORACLES,
+    *AGREEMENT_ORACLES,
 )

@@ -139,6 +139,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether some agents fork their workers from a preloader."""
     is_store: bool = False
     """Whether the job is about its rounds' stores: see `calls`."""
+    has_steps: bool = False
+    """Whether the workers train in steps, and agree on the last one when a node drains."""
     has_long_calls: bool = False
     """Whether each node waits for keys that nobody sets. Its faults are harmless to calls then."""
     restart_window_s: float | None = None

@@ -39,6 +39,7 @@ from rallypoint.simulation.calls import Drawn, drawn, drawn_wait, make, vain_wai
 from rallypoint.simulation.older import make_older
 from rallypoint.simulation.plan import ISOLATED
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
+from rallypoint.simulation.steps import LEFT_S, StepWorkers, drain
 
 Program = Callable[[Scene, StartedNode], Coroutine[Any, Any, None]]
 BOOTSTRAP_PORT: Final = 29_500
@@ -155,7 +156,7 @@ async def _live(scene: Scene, here: StartedNode) -> None:
         run,
         workers=workers,
         ledger=ledger,
-        on_asked_to_leave=lambda reason: _asked_to_leave(here, reason),
+        on_asked_to_leave=lambda reason: _wanted_to_leave(scene, here, reason),
     )
     scene.tell(Oracle.joins, here, node)
     try:
@@ -168,7 +169,10 @@ async def _live(scene: Scene, here: StartedNode) -> None:
             scene.say(here.name, f"is rank {found.seat.node_rank} in {token}")
             scene.given(here, token, found.head.digest)
             here.is_working = True
-            has_finished = await _work(scene, here, node, token)
+            if scene.plan.has_steps:
+                has_finished = await _take_steps(scene, here, node, token)
+            else:
+                has_finished = await _work(scene, here, node, token)
             here.is_working = False
             if has_finished:
                 scene.say(here.name, "its workers have finished")
@@ -179,6 +183,9 @@ async def _live(scene: Scene, here: StartedNode) -> None:
                 break
             if node.change is not None:
                 scene.round_ended(here, node.change)
+            if here.drains_until_s is not None:
+                # It has stopped at the step on which all agreed, or its round has ended before.
+                break
             hangs_s, here.hangs_s = here.hangs_s, 0.0
             await asyncio.sleep(here.process.random.random() * scene.plan.stop_s + hangs_s)
         here.end = str(node.closed)
@@ -191,6 +198,36 @@ async def _live(scene: Scene, here: StartedNode) -> None:
         if node.gone is not None and node.gone.message == left_run().message:
             scene.tell(Oracle.left, here)
         await ledger.aclose()
+
+
+async def _take_steps(scene: Scene, here: StartedNode, node: Node, token: Token) -> bool:
+    """Train until the round ends, or all workers have stopped. True if they have finished."""
+    loop = asyncio.get_running_loop()
+    training = loop.create_task(StepWorkers(scene, here, node, token).run())
+    calling = loop.create_task(_make_calls(scene, here, node, token))
+    try:
+        await asyncio.wait({training, calling}, return_when=asyncio.FIRST_COMPLETED)
+        if training.done():
+            training.result()
+        return calling.done() and calling.result()
+    finally:
+        training.cancel()
+        calling.cancel()
+
+
+def _wanted_to_leave(scene: Scene, here: StartedNode, reason: str) -> None:
+    """Agree on a step with the others, if all take part; else leave at once."""
+    left_s = here.process.random.uniform(*LEFT_S)
+    if here.drains_until_s is not None:
+        return
+    if not drain(scene, here, left_s, reason):
+        _asked_to_leave(here, reason)
+        if scene.plan.has_steps:
+            scene.start_again(here.index, 5.0)
+        return
+    loop = asyncio.get_running_loop()
+    loop.call_later(left_s, _asked_to_leave, here, reason)
+    scene.start_again(here.index, left_s + 5.0)
 
 
 def _asked_to_leave(here: StartedNode, reason: str) -> None:

@@ -75,6 +75,8 @@ class StartedNode(msgspec.Struct, eq=False):
     """Whether its machine will be taken away; when the faults end, if not before."""
     settings: RunSettings | None = None
     """The settings of the run that it brings."""
+    drains_until_s: float | None = None
+    """Until when it leaves, in the world's time, if it drains."""
     hangs_s: float = 0.0
     """How much longer its workers take to stop, the next time."""
     should_finish: bool = False
@@ -252,6 +254,14 @@ class Oracle:
     ) -> None:
         """An agent ends with an exit code. `error`: what it raised, if that is the reason."""
 
+    def step_asked(self, here: StartedNode, token: Token, rank: int, step: int) -> None:
+        """A worker asks whether it stops at this step. It may have to wait for the answer."""
+
+    def step_answered(
+        self, here: StartedNode, token: Token, rank: int, step: int, is_last: bool | None
+    ) -> None:
+        """It has the answer; None: the round has ended."""
+
     def left(self, here: StartedNode) -> None:
         """A coordinator has answered a node's goodbye."""
 
@@ -320,6 +330,8 @@ class Scene:
         """Since when all nodes have been in one round, in peace."""
         self.peace_s = 0.0
         """When the last fault ended."""
+        self.met: dict[tuple[str, Token, int | str], list[int]] = {}
+        """How many ranks have come into each collective."""
         self.serial = itertools.count(1)
         """Numbers for whatever must be different in this job."""
         self._lives = lives

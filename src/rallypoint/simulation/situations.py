@@ -108,5 +108,6 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "guilty": (0.01, guilt.guilty),
     "cooling": (0.01, guilt.cooling),
     "witnesses": (0.02, nodes.witnesses),
+    "departures": (0.02, nodes.departures),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

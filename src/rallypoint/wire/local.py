@@ -17,6 +17,7 @@ from rallypoint.core.store import StoreOp, StoreResult
 from rallypoint.core.values import (
     Change,
     CloseRecord,
+    Drain,
     FrozenStruct,
     Outcome,
     RoundHead,
@@ -101,6 +102,20 @@ class DumpsStacks(LocalMessage, frozen=True, tag="dumps"):
     signal: Annotated[int, msgspec.Meta(gt=0, le=128)]
 
 
+class TakesPart(LocalMessage, frozen=True, tag="part"):
+    """The worker asks at each step of its round whether it is the last one (R14)."""
+
+
+class Promise(LocalMessage, frozen=True, tag="promise"):
+    """The worker passes no later step than this before the decision (R14)."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+
+
+class Yielded(LocalMessage, frozen=True, tag="yielded"):
+    """The worker was told to stop at a step. If it ends with success now, it has not finished."""
+
+
 FromWorker: TypeAlias = (
     Hello
     | Call
@@ -112,6 +127,9 @@ FromWorker: TypeAlias = (
     | Close
     | Progressed
     | DumpsStacks
+    | TakesPart
+    | Promise
+    | Yielded
 )
 
 
@@ -175,6 +193,18 @@ class RunClosed(LocalMessage, frozen=True, tag="closed"):
     close: CloseRecord
 
 
+class Drains(LocalMessage, frozen=True, tag="drains"):
+    """Nodes of the round are going to leave it. If the drain `is_asked`, answer with `Promise`."""
+
+    drain: Drain
+
+
+class StopAt(LocalMessage, frozen=True, tag="stop"):
+    """All workers of the round stop at this step (R14)."""
+
+    step: int
+
+
 class Departing(LocalMessage, frozen=True, tag="departing"):
     """The node is going to leave the run, so the worker gets no other world."""
 
@@ -182,7 +212,16 @@ class Departing(LocalMessage, frozen=True, tag="departing"):
 
 
 FromAgent: TypeAlias = (
-    Admitted | Denied | Answer | Members | WaitingIs | Ended | RunClosed | Departing
+    Admitted
+    | Denied
+    | Answer
+    | Members
+    | WaitingIs
+    | Ended
+    | RunClosed
+    | Drains
+    | StopAt
+    | Departing
 )
 
 

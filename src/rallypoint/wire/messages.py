@@ -25,6 +25,7 @@ from rallypoint.core.values import (
     Change,
     CloseRecord,
     Count,
+    Drain,
     EndedOwner,
     Failure,
     FrozenStruct,
@@ -83,6 +84,7 @@ class Attach(Message, frozen=True, tag="attach"):
     `takes_orders`: the node understands `AskedToLeave`, and that it can be evicted.
     `tells_stacks`: the node understands `AskStacks`.
     `is_witness`: the node understands `WatchHosts` and `AskWitness`.
+    `agrees`: the node understands `Drains` and `StopAt`.
     """
 
     version: int
@@ -97,6 +99,7 @@ class Attach(Message, frozen=True, tag="attach"):
     takes_orders: bool = False
     tells_stacks: bool = False
     is_witness: bool = False
+    agrees: bool = False
 
     def __repr__(self) -> str:
         return f"Attach({self.stamp}, {self.run_id!r}, {self.node}, version={self.version})"
@@ -131,6 +134,30 @@ class Departing(Message, frozen=True, tag="depart"):
     """The node was asked to leave, and stops its workers."""
 
     reason: Text
+
+
+class TakesPart(Message, frozen=True, tag="part"):
+    """Each worker of the node asks at each step of this round whether it should stop (R14).
+
+    This and the next two are only sent to a coordinator that `agrees`, as its `Welcome` says.
+    """
+
+    round: int
+
+
+class Draining(Message, frozen=True, tag="drain"):
+    """The node is going to leave this round, in `left_s` at the latest. Its workers go on."""
+
+    round: int
+    reason: Text
+    left_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+
+
+class Promise(Message, frozen=True, tag="promise"):
+    """No worker of the node passes a later step of this round before the decision (R14)."""
+
+    round: int
+    step: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class Goodbye(Message, frozen=True, tag="bye"):
@@ -216,6 +243,9 @@ FromNode: TypeAlias = (
     | Failed
     | Done
     | Departing
+    | TakesPart
+    | Draining
+    | Promise
     | Goodbye
     | CloseRun
     | Heartbeat
@@ -239,6 +269,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     in the memory of the coordinator's process, and is lost with it. `lease_ttl_s`: the ttl of the
     coordinator's lease, in seconds; 0 if it has none, or is of a release that does not send it.
     `nodes_max`: how many nodes a round has at most; 0 from a release that does not tell it.
+    `agrees`: the coordinator understands `TakesPart`, `Draining` and `Promise`.
     """
 
     version: int
@@ -248,6 +279,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     in_memory: bool = False
     lease_ttl_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     nodes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    agrees: bool = False
 
 
 class Refused(Message, frozen=True, tag="refused"):
@@ -308,6 +340,24 @@ class AskedToLeave(Message, frozen=True, tag="leave"):
 
     by: str
     reason: str
+
+
+class Drains(Message, frozen=True, tag="drains"):
+    """Nodes of this round are going to leave it; the round goes on until then.
+
+    If `drain.is_asked`, the node answers with `Promise`. This and `StopAt` are only sent to a node
+    that `agrees`, and again each time that it attaches.
+    """
+
+    round: int
+    drain: Drain
+
+
+class StopAt(Message, frozen=True, tag="stop"):
+    """All workers of this round stop at this step: no worker has passed it (R14)."""
+
+    round: int
+    step: int
 
 
 class Probe(Message, frozen=True, tag="probe"):
@@ -394,6 +444,8 @@ FromCoordinator: TypeAlias = (
     | Closed
     | Standby
     | AskedToLeave
+    | Drains
+    | StopAt
     | Probe
     | WatchHosts
     | AskWitness

@@ -5,12 +5,13 @@
 
 `planting` replaces functions. The bugs are in `protocol_faults` and `mended` (those of earlier
 releases), `literature` (those of other systems), `likely` (those that a change could bring in),
-`nodes`, `agents`, `examined` and `witnesses`.
+`nodes`, `agents`, `agreements`, `examined` and `witnesses`.
 """
 
 import msgspec
 
 from tests.simulation.planted.agents import AGENTS
+from tests.simulation.planted.agreements import AGREEMENTS
 from tests.simulation.planted.examined import EXAMINED
 from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.likely import LIKELY
@@ -31,6 +32,7 @@ _ALL = (
     *NODES,
     *EXAMINED,
     *WITNESSES,
+    *AGREEMENTS,
 )
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug

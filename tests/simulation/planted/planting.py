@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from typing import Any
 import msgspec
 
 from rallypoint.simulation.job import Job
+from rallypoint.simulation.node_situations import departures
+from rallypoint.simulation.plan import Plan
 
 Tool = Callable[[int], list[str]]
 """Runs one seed. Returns the rules that did not hold, in words."""
@@ -149,7 +152,13 @@ def _job(seed: int) -> list[str]:
     return Job(seed).run().problems
 
 
-TOOLS: dict[str, Tool] = {"job": _job}
+def _departures(seed: int) -> list[str]:
+    """A job in which nodes drain."""
+    plain = Plan(nodes=3, min_nodes=1)
+    return Job(seed, plan=departures(plain, random.Random(seed)).sound()).run().problems
+
+
+TOOLS: dict[str, Tool] = {"job": _job, "departures": _departures}
 
 
 def failing_tests(bug: Bug | None, tests: tuple[str, ...]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rallypoint.core.agreement import Agreement
 from rallypoint.core.committing import Committing
 from rallypoint.core.gathering import Gathering
 from rallypoint.core.marking import Marking
@@ -160,17 +161,30 @@ def _marking(marking: Marking, clocks: Clocks) -> Any:
         (each.node, each.connection_id, each.serial - marking._written)
         for each in marking._farewells
     ]
-    serials = (marking._serial - marking._written, marking._writing - marking._written)
+    serials = (
+        marking._serial - marking._written,
+        marking._writing - marking._written,
+        max(0, marking._step_serial - marking._written),
+    )
     has_record = marking._record is not None
     before = (marking._finished_before, marking._finished_nodes)
-    known = (bytes(marking._done), bytes(marking._gone), marking._ended, *before)
+    known = (bytes(marking._done), bytes(marking._gone), marking._ended, *before, marking._step)
     due = [None if each is None else _time(each, clocks.now_s) for each in times]
     return [has_record, known, serials, waiting, due]
+
+
+def _agreement(agreement: Agreement, clocks: Clocks) -> Any:
+    draining = [
+        [node, _time(ends_s, clocks.now_s), reason]
+        for node, (ends_s, reason) in agreement.draining.items()
+    ]
+    return [draining, *agreement.freeze()]
 
 
 _SPECIAL: Final[dict[type, Any]] = {
     Roster: _roster,
     Marking: _marking,
+    Agreement: _agreement,
     Pace: lambda pace, clocks: pace.freeze(),
     Timers: lambda timers, clocks: None,
 }

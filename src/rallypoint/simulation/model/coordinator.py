@@ -2,7 +2,7 @@
 
 The shell of the product (`HostedRun`, `Session`, `Connections`, `RunOwnership`) has sockets, clocks
 and memory limits. Here is what of it concerns the protocol, in a few lines each. `RunChecker` sees
-each step, so R1 to R6, R8 and R13 are checked in it as in the other tests.
+each step, so R1 to R6, R8, R13 and R14 are checked in it as in the other tests.
 
 Timers fire in the order of their times. Any message may come before the next one, and the time of
 a coordinator goes on only by a timer.
@@ -187,7 +187,9 @@ class Coordinator:
         if isinstance(message, wire.Attach):
             self.asked[slot] = message.node.id
             shown = secret_hash(message.resume_secret)
-            self._post(on.NodeAttached(message.node, message.settings, slot, shown))
+            agrees = message.agrees
+            asked = on.NodeAttached(message.node, message.settings, slot, shown, agrees=agrees)
+            self._post(asked)
             return
         node = self._node_on(slot)
         if node is None:
@@ -348,7 +350,9 @@ class Coordinator:
             self._end(before)
         self.attached[node.name] = slot
         self.silent.pop(node.name, None)
-        self._send(slot, wire.Welcome(self._stamp, wire.VERSION, HEARTBEAT_S, effect.standing))
+        standing = effect.standing
+        welcome = wire.Welcome(self._stamp, wire.VERSION, HEARTBEAT_S, standing, agrees=True)
+        self._send(slot, welcome)
         if effect.standing.round:
             if self.lease is Lease.HELD:
                 self._send_seat(slot, node)
@@ -392,6 +396,19 @@ class Coordinator:
 
     def _verdict(self, effect: do.Verdict) -> None:
         self._tell_round(wire.CauseFound(self._stamp, effect.change))
+
+    def _tell_drain(self, effect: do.TellDrain) -> None:
+        self._tell(wire.Drains(self._stamp, effect.round, effect.drain), effect.to)
+
+    def _tell_step(self, effect: do.TellStep) -> None:
+        self._tell(wire.StopAt(self._stamp, effect.round, effect.step), effect.to)
+
+    def _tell(self, message: wire.Message, to: NodeId | None) -> None:
+        slot = self._slot_of(to) if to is not None else None
+        if to is None:
+            self._tell_round(message)
+        elif slot is not None:
+            self._send(slot, message)
 
     def _announce(self, effect: do.Announce) -> None:
         for slot in list(self.attached.values()):
@@ -499,6 +516,12 @@ def _event(node: NodeId, message: wire.FromNode) -> on.Event | None:
             return on.NodeDone(node, message.round)
         case wire.Departing():
             return on.NodeDeparting(node, message.reason)
+        case wire.TakesPart():
+            return on.NodeTakesPart(node, message.round)
+        case wire.Draining():
+            return on.NodeDraining(node, message.round, message.reason, message.left_s)
+        case wire.Promise():
+            return on.StepPromised(node, message.round, message.step)
         case wire.Goodbye():
             return on.NodeLeft(node, message.reason)
         case wire.CloseRun():
@@ -535,6 +558,8 @@ EFFECTS: Final[dict[type[do.Effect], Callable[[Coordinator, Any], None]]] = {
     do.Publish: Coordinator._publish,
     do.Break: Coordinator._break,
     do.Verdict: Coordinator._verdict,
+    do.TellDrain: Coordinator._tell_drain,
+    do.TellStep: Coordinator._tell_step,
     do.Announce: Coordinator._announce,
     do.ProbeRound: Coordinator._probe_round,
     do.ProbeNode: Coordinator._probe_node,

@@ -20,6 +20,7 @@ FAULTS: Final = (
     "depart",
     "leave",
     "close",
+    "drain",
 )
 """The moves that a healthy world does not make. Each has a budget, so that a world is finite."""
 
@@ -62,6 +63,10 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
     leaves: int = 0
     """Nodes that say goodbye while their round is active."""
     closes: int = 0
+    drains: int = 0
+    """Nodes that are going to leave, while their round goes on."""
+    steps: int = 0
+    """How many steps a worker makes at most in a round; 0: it asks about none."""
     successes: bool = True
     """Whether workers can finish."""
     is_embedded: bool = False
@@ -91,6 +96,7 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
             self.departures,
             self.leaves,
             self.closes,
+            self.drains,
         )
 
     def __str__(self) -> str:

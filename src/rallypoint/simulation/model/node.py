@@ -11,6 +11,7 @@ import msgspec
 from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client import actions as act
 from rallypoint.client.machine import DesiredState, NodeMachine
+from rallypoint.client.step_gate import Pass, StepGate
 from rallypoint.core.values import (
     Address,
     Failure,
@@ -27,6 +28,7 @@ from rallypoint.simulation.model.coordinator import LEDGER, RUN
 from rallypoint.wire import messages as wire
 
 SILENCE_S: Final = 10.0
+LEFT_S: Final = 16.0
 BOOTSTRAP: Final = Address("h", 1)
 NO_SLOT: Final = -1
 
@@ -71,7 +73,26 @@ class Node:
             is_elected=True,
             resume_secret=bytes([10 * attempt + index + 1]) * 32,
         )
+        self.gate = StepGate()
+        """Of its one worker, in its present round."""
+        self.next_step = 0
+        self.is_asked = False
+        """Whether its thread has yet to promise."""
+        self.is_waiting = False
+        """Whether the worker waits for the decision."""
+        self.stopped_at: int | None = None
+        self.drains = False
         self._reaction = Reaction()
+
+    def __getstate__(self) -> dict[str, Any]:
+        gate = self.gate
+        known = (gate._asked, gate._passed, gate._promised, gate._step)
+        return self.__dict__ | {"gate": known}  # A lock cannot be copied.
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.gate = gate = StepGate()
+        gate._asked, gate._passed, gate._promised, gate._step = state["gate"]
 
     def key(self) -> bytes:
         """The name of this state."""
@@ -80,7 +101,10 @@ class Node:
         machine = self.machine
         known = (machine.number, machine._was_done)
         place = (self.index, self.attempt, self.status, self.slot)
-        return digest((place, self.token, known, _plain(machine.freeze())))
+        gate = self.gate
+        steps = (gate._asked, gate._passed, gate._promised, gate._step, self.next_step)
+        waits = (self.is_asked, self.is_waiting, self.stopped_at, self.drains)
+        return digest((place, self.token, known, steps, waits, _plain(machine.freeze())))
 
     def react(self, what: str, *args: Any) -> Reaction:
         """Take one input. Raises InvariantViolation if a rule is broken by it."""
@@ -115,6 +139,33 @@ class Node:
 
     def _departs(self) -> None:
         self._act(self.machine.depart("asked"))
+
+    def _steps(self) -> None:
+        """Its worker asks about its next step."""
+        is_first = not self.gate.is_used
+        self._enter()
+        if is_first:
+            self._act(self.machine.takes_part())
+
+    def _enter(self) -> None:
+        step = self.next_step
+        passed = self.gate.enter(step)
+        self.is_waiting = passed is Pass.WAIT
+        if passed is Pass.STOP:
+            self.stopped_at = step
+        elif passed is Pass.GO_ON:
+            self.next_step += 1
+
+    def _promises(self) -> None:
+        """Its thread answers."""
+        self.is_asked = False
+        step = self.gate.promise()
+        if step is not None:
+            self._act(self.machine.promise(step))
+
+    def _drains(self) -> None:
+        self.drains = True
+        self._act(self.machine.drains("notice", LEFT_S, 0.0))
 
     def _says_goodbye(self) -> None:
         self._act(self.machine.goodbye("bye"))
@@ -165,6 +216,17 @@ class Node:
                     self._leave()
                 case act.RoundFormed(head=head, seat=seat):
                     self._reaction.seat = (head, seat)
+                    self.gate, self.next_step, self.stopped_at = StepGate(), 0, None
+                    self.is_asked = self.is_waiting = self.drains = False
+                case act.DrainTold(drain=drain):
+                    self.is_asked = drain.is_asked
+                case act.StepDecided(step=step):
+                    self.gate.decide(step)
+                    if self.is_waiting:
+                        self._enter()
+                case act.RoundEnded():
+                    # The worker gets an error.
+                    self.is_asked = self.is_waiting = False
                 case _:
                     """For the program: a round ended, or the run."""
 
@@ -192,6 +254,11 @@ INPUTS: Final[dict[str, Callable[..., None]]] = {
     "fail": Node._fails,
     "depart": Node._departs,
     "goodbye": Node._says_goodbye,
+    "step": Node._steps,
+    "promise": Node._promises,
+    "drain": Node._drains,
+    "departs at last": Node._departs,
+    "asks at last": Node._ready,
     "close": Node._closes,
     "hears": Node._hears,
     "loses": Node._loses,

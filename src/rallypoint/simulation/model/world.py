@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client.machine import DesiredState
 from rallypoint.core.roster import Bucket
 from rallypoint.core.values import (
@@ -52,6 +53,11 @@ class NodeFacts(FrozenStruct, frozen=True):
     desired: DesiredState
     has_workers: bool
     number: int
+    token: tuple[int, int]
+    passed: int
+    """The last step that its worker has passed; -1: none."""
+    stopped_at: int | None
+    is_waiting: bool
 
 
 class CoordinatorFacts(FrozenStruct, frozen=True):
@@ -428,9 +434,28 @@ class World:
                 parts[at] = self.links.changed(parts[at], "to coordinator", step.sent)
             if step.has_left:
                 parts[at] = self.links.changed(parts[at], "node ends", ConnectionEnd.RESET.value)
+        if what in _OF_STEPS:
+            self._must_agree(parts, self.nodes.facts[step.number])
         if step.seat is not None:
             register: Register = self.registers.all[parts[self._register_at]]
             register.must_have(self.nodes.facts[step.number].id, *step.seat)
+
+    def _must_agree(self, parts: Sequence[int], node: NodeFacts) -> None:
+        """R14: no worker passes the step at which another one stops; the ledger has that step."""
+        if node.stopped_at is not None:
+            register: Register = self.registers.all[parts[self._register_at]]
+            marks = register.marks
+            if marks.round == node.number and marks.step != node.stopped_at:
+                what = f"stops at {node.stopped_at}, and the ledger has {marks}"
+                raise InvariantViolation("R14", f"{node.id.name} {what}")
+        for number in parts[: self._first_coordinator]:
+            other = self.nodes.facts[number]
+            if other.token != node.token:
+                continue
+            for one, two in ((node, other), (other, node)):
+                if one.stopped_at is not None and two.passed >= one.stopped_at:
+                    what = f"{two.id.name} has passed step {two.passed}"
+                    raise InvariantViolation("R14", f"{what}, {one.id.name} stops there")
 
     def _node_step(self, number: int, what: str, args: tuple[Any, ...]) -> NodeStep:
         node = self.nodes.copy(number)
@@ -514,6 +539,9 @@ class World:
         done = [each for each in left if each.desired is DesiredState.DONE]
         if len(at_work) + len(ready) + len(done) < len(left):
             return False
+        # R14: nobody waits for a decision that does not come.
+        if any(each.is_waiting for each in at_work):
+            return False
         if owner.phase is Phase.ACTIVE:
             inside = {each.id for each in at_work}
             if inside != set(owner.in_round) or any(e.number != owner.number for e in at_work):
@@ -542,6 +570,10 @@ class World:
             desired=machine.desired,
             has_workers=machine.has_workers,
             number=machine.number,
+            token=node.token,
+            passed=node.next_step - 1,
+            stopped_at=node.stopped_at,
+            is_waiting=node.is_waiting,
         )
 
     def _requests_of(self, node: Node) -> Iterator[tuple[str, bool]]:
@@ -554,6 +586,8 @@ class World:
         if machine.has_workers:
             if self.limits.successes:
                 yield "done", False
+            if self.limits.steps:
+                yield from self._steps_of(node)
             yield "fail", True
             yield "ready again", True
             yield "leave", True
@@ -562,7 +596,20 @@ class World:
         if machine.is_attached:
             yield "close", True
 
+    def _steps_of(self, node: Node) -> Iterator[tuple[str, bool]]:
+        """What its worker and its thread may do next."""
+        if node.is_asked:
+            yield "promise", False
+        if node.stopped_at is not None:
+            last = "goodbye" if node.machine.number >= self.limits.rounds else "asks at last"
+            yield ("departs at last" if node.drains else last), False
+        elif not node.is_waiting and node.next_step < self.limits.steps:
+            yield "step", False
+        if not node.drains and node.stopped_at is None:
+            yield "drain", True
 
+
+_OF_STEPS: Final = ("step", "hears")
 _OF_A_COORDINATOR: Final = {
     "timer": "timer",
     "is answered": "answered",

@@ -22,6 +22,16 @@ WORLDS: Final[dict[str, Limits]] = {
     "fail": Limits(nodes=2, coordinators=1, rounds=2, failures=1, successes=False),
     "depart": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, departures=1),
     "leave": Limits(nodes=2, coordinators=1, rounds=1, min_nodes=1, leaves=1),
+    "drain": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        drains=1,
+        steps=2,
+        successes=False,
+        begins_in_round=True,
+    ),
     "limit": Limits(nodes=2, coordinators=1, rounds=1, refused_writes=1, deaths=1, min_nodes=1),
     "standby": Limits(nodes=3, coordinators=1, rounds=1, max_nodes=2, deaths=1, successes=False),
     # Medium: some ten thousand states of each.
@@ -47,6 +57,9 @@ WORLDS: Final[dict[str, Limits]] = {
         begins_in_round=True,
     ),
     "rack": Limits(rounds=1, crashes=1, deaths=1, successes=False, begins_in_round=True),
+    "drained": Limits(
+        nodes=2, rounds=1, drains=1, steps=2, crashes=1, successes=False, begins_in_round=True
+    ),
     # Large: by breadth, as far as the time goes.
     "whole": Limits(
         begins_in_round=True,
@@ -66,8 +79,9 @@ WORLDS: Final[dict[str, Limits]] = {
         closes=1,
     ),
     "takeovers": Limits(begins_in_round=True, crashes=1, lost_leases=1, deaths=1, departures=1),
+    "drains": Limits(begins_in_round=True, drains=1, steps=2, crashes=1, lost_leases=1, deaths=1),
     "standbys": Limits(begins_in_round=True, max_nodes=2, crashes=1, deaths=1, cuts=1),
 }
-LARGE: Final = ("whole", "takeovers", "standbys")
-MEDIUM: Final = ("lease", "freeze", "budget", "charge", "silence", "rack")
+LARGE: Final = ("whole", "takeovers", "drains", "standbys")
+MEDIUM: Final = ("lease", "freeze", "budget", "charge", "silence", "rack", "drained")
 SMALL: Final = tuple(name for name in WORLDS if name not in (*LARGE, *MEDIUM))

@@ -1,0 +1,120 @@
+"""A node drains: all workers of its round agree on the step after which it leaves (R14).
+
+The node is going to leave, and its round goes on. All members are told, and asked for a promise:
+the last step that one of their workers has passed. No worker passes a later step before the
+decision. The step S is the one after the highest promise. It is written to the ledger before any
+member is told (R14), so a successor tells the same one. Every worker then stops at S.
+
+A member is asked only if all members take part, because the others would wait in vain. `agreement`
+keeps who drains, who takes part, and the promises; the functions below are the handlers and the
+rule. This file must not decide when a draining node leaves: the node does, at S or at its deadline.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rallypoint.core import effects as do
+from rallypoint.core import events as on
+from rallypoint.core.printable import shortened
+from rallypoint.core.roster import Bucket, Member
+from rallypoint.core.state import MembershipState
+from rallypoint.core.values import NAMES_SHOWN_MAX, Drain, Phase
+
+_IN_ROUND: Final = Bucket.IN_ROUND
+REASON_CHARACTERS_MAX: Final = 200
+
+
+def on_takes_part(run: MembershipState, event: on.NodeTakesPart) -> None:
+    """All workers of the node ask at each step whether to stop: `rules` may ask for promises."""
+    member = _of_round(run, event, event.round)
+    if member is not None:
+        run._agreement.taking_part[member.id] = None
+
+
+def on_draining(run: MembershipState, event: on.NodeDraining) -> None:
+    """The node is going to leave, and its workers go on until then."""
+    member = _of_round(run, event, event.round)
+    # R11: a repeat changes nothing.
+    if member is None or member.id in run._agreement.draining:
+        return
+    reason = shortened(event.reason, REASON_CHARACTERS_MAX)
+    run._agreement.draining[member.id] = (run._now_s + event.left_s, reason)
+    # `advance` asks for promises in the same message, if all members take part.
+    run._agreement.is_told = False
+
+
+def on_promised(run: MembershipState, event: on.StepPromised) -> None:
+    """No worker of the node passes a later step than this before the decision."""
+    member = _of_round(run, event, event.round)
+    if member is not None:
+        agreement = run._agreement
+        # R14: the highest counts, whoever promised it.
+        agreement.highest = max(agreement.highest, event.step)
+        agreement.promises[member.id] = None
+
+
+def _of_round(run: MembershipState, event: on.SignOfLife, number: int) -> Member | None:
+    """The member, if it is in this round, and the round is active."""
+    member = run.roster.living(event.node)
+    # R4: a report about another round says nothing about this one.
+    if member is None or member.bucket is not _IN_ROUND or number != run.number:
+        return None
+    return member if run.phase_of_work is Phase.ACTIVE else None
+
+
+def advance(run: MembershipState) -> None:
+    """The rule of the active round: tell all members, ask them, and decide."""
+    agreement = run._agreement
+    in_round = run.roster.count(_IN_ROUND)
+    # R14: only if nobody waits in vain.
+    if not agreement.is_asked and len(agreement.taking_part) == in_round:
+        agreement.is_asked, agreement.is_told = True, False
+    if not agreement.is_told:
+        agreement.is_told = True
+        run._do(do.TellDrain(run.number, drain_of(run)))
+    # R14: every member has promised to pass no later step. A step that was decided stays.
+    if agreement.is_asked and agreement.step is None and len(agreement.promises) == in_round:
+        # R14: no worker has passed it.
+        agreement.step = agreement.highest + 1
+        run._marking.stepped(agreement.step, run._now_s)
+        if not run._has_successor:
+            tell_step(run)
+
+
+def step_in_ledger(run: MembershipState) -> None:
+    """The ledger has the marks: it may have the step, which is told then."""
+    agreement = run._agreement
+    # R14: in the ledger before it is told.
+    if agreement.step is not None and not agreement.is_step_told and run._marking.has_step:
+        tell_step(run)
+
+
+def tell_step(run: MembershipState) -> None:
+    agreement = run._agreement
+    assert agreement.step is not None
+    agreement.is_step_told = True
+    run._do(do.TellStep(run.number, agreement.step))
+
+
+def tell_again(run: MembershipState, member: Member) -> None:
+    """The member has attached, here or again: it may not have heard of the drain or the step."""
+    agreement = run._agreement
+    if run.phase_of_work is not Phase.ACTIVE or member.bucket is not _IN_ROUND:
+        return
+    if agreement.draining and agreement.is_told:
+        run._do(do.TellDrain(run.number, drain_of(run), member.id))
+    # R14: only a step that the ledger has.
+    if agreement.is_step_told:
+        assert agreement.step is not None
+        run._do(do.TellStep(run.number, agreement.step, member.id))
+
+
+def drain_of(run: MembershipState) -> Drain:
+    """Who drains, for the members."""
+    agreement = run._agreement
+    nodes = list(agreement.draining)
+    ends_s, reason = min(agreement.draining.values())
+    names = tuple(node.name for node in nodes[:NAMES_SHOWN_MAX])
+    left_s = max(0.0, ends_s - run._now_s)
+    return Drain(names, len(nodes), left_s, reason, agreement.is_asked)

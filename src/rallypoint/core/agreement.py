@@ -1,0 +1,46 @@
+"""What is known about the step after which draining nodes leave the present round.
+
+`agreeing` has the protocol (R14). This file keeps who drains, who takes part, and what was promised
+and decided. All of it is about one round. It must not decide anything.
+"""
+
+from __future__ import annotations
+
+from rallypoint.core.values import NodeId
+
+
+class Agreement:
+    """What is known in one round. `step`: the decided one, if the ledger has it from before."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.draining: dict[NodeId, tuple[float, str]] = {}
+        """When each draining node leaves at the latest, on this coordinator's clock, and why."""
+        self.is_told = False
+        """Whether the members know who drains, and whether they are asked."""
+        self.is_asked = step is not None
+        """Whether all members take part, so that they are asked for their promises."""
+        self.highest = 0
+        """The highest step that was promised."""
+        self.step = step
+        """The step that was decided."""
+        self.is_step_told = step is not None
+        self.taking_part: dict[NodeId, None] = {}
+        self.promises: dict[NodeId, None] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be something to tell, to ask or to decide."""
+        return bool(self.draining) and (self.step is None or not self.is_told)
+
+    def forget(self, node: NodeId) -> None:
+        """The workers of this member have finished: nothing waits for it."""
+        self.draining.pop(node, None)
+        self.taking_part.pop(node, None)
+        self.promises.pop(node, None)
+
+    def freeze(self) -> tuple[object, ...]:
+        """The state on which decisions depend, as a hashable value without times."""
+        return (
+            (tuple(self.draining), self.is_told, self.is_asked, self.highest),
+            (self.step, self.is_step_told, tuple(self.taking_part), tuple(self.promises)),
+        )

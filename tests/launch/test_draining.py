@@ -1,0 +1,128 @@
+"""An agent that drains: its departure waits until the workers have stopped at an agreed step."""
+
+from __future__ import annotations
+
+import signal
+
+import msgspec
+import pytest
+
+from rallypoint.launch import agent_actions as do
+from rallypoint.launch import agent_events as on
+from rallypoint.launch.machine import AgentMachine
+from rallypoint.launch.phases import Phase
+from tests.launch.test_machine import RULES, WORKERS, Played, a_change, an_exit, in_phase
+
+TERM = on.Signalled(signal.SIGTERM, can_agree=True)
+BY_ANN = on.Drained("drained by ann", can_agree=True)
+NOTICE = on.Drained("a notice", is_notice=True)
+
+
+def draining(event: on.Event = TERM, timeout_s: float = 12.0) -> Played:
+    """At work, and then asked to leave."""
+    played = Played()
+    played.machine = AgentMachine(msgspec.structs.replace(RULES, drain_timeout_s=timeout_s))
+    played.look()
+    played.working()
+    played.take(event)
+    return played
+
+
+def departed(actions: list[do.Action]) -> bool:
+    return any(isinstance(each, do.Depart) for each in actions)
+
+
+@pytest.mark.parametrize("event", [TERM, BY_ANN, NOTICE])
+def test_the_round_goes_on_until_the_time_is_over(event: on.Event) -> None:
+    played = draining(event)
+    [drain] = [each for each in played.actions if isinstance(each, do.Drain)]
+    assert drain.left_s == 12.0
+    assert not departed(played.actions)
+    assert played.machine.due_s == played.now_s + 12.0
+    played.now_s += 11.9
+    assert not departed(played.look())
+    played.now_s += 0.2
+    assert departed(played.look())
+    assert played.machine.phase is Phase.STOPPING
+
+
+def test_the_workers_have_what_is_left_of_the_time_from_the_signal() -> None:
+    played = draining()
+    played.now_s += 12.0
+    [stop] = [each for each in played.look() if isinstance(each, do.StopWorkers)]
+    assert stop.grace_s == 25.0 - 12.0
+
+
+def test_a_signal_leaves_the_workers_time_to_stop() -> None:
+    [drain] = [e for e in draining(timeout_s=60.0).actions if isinstance(e, do.Drain)]
+    assert drain.left_s == 25.0 - 5.0
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        on.RegroupAsked(),
+        on.RoundEnded(a_change()),
+        on.LeaveAsked("done here"),
+        on.DrainTold(is_asked=False),
+    ],
+)
+def test_it_departs_when_there_is_nothing_to_wait_for(event: on.Event) -> None:
+    assert departed(draining().take(event))
+
+
+def test_it_departs_when_its_workers_have_ended() -> None:
+    played = draining()
+    assert not departed(played.take(on.DrainTold(is_asked=True), on.Yielded(0), on.Yielded(1)))
+    assert departed(played.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS))))
+
+
+def test_a_notice_is_patient_if_the_workers_cannot_agree() -> None:
+    played = draining(NOTICE)
+    assert not departed(played.take(on.DrainTold(is_asked=False)))
+    played.now_s += 12.0
+    assert departed(played.look())
+
+
+def test_a_second_signal_ends_the_wait_and_the_grace() -> None:
+    played = draining()
+    actions = played.take(TERM)
+    assert departed(actions)
+    assert played.machine.phase is Phase.STOPPING
+    assert do.KillWorkers() in actions + played.look()
+
+
+def test_a_signal_after_a_notice_has_a_time_of_its_own() -> None:
+    played = draining(NOTICE)
+    played.now_s += 5.0
+    assert not departed(played.take(TERM))
+    assert played.machine.due_s == played.now_s + 12.0
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        on.Signalled(signal.SIGTERM),
+        on.Signalled(signal.SIGINT, can_agree=True),
+        on.Drained("drained by ann"),
+    ],
+)
+def test_without_workers_that_agree_it_departs_at_once(event: on.Event) -> None:
+    assert departed(draining(event).actions)
+
+
+@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.STARTING, Phase.FINISHED])
+@pytest.mark.parametrize("event", [TERM, BY_ANN, NOTICE])
+def test_without_a_round_at_work_it_departs_at_once(phase: Phase, event: on.Event) -> None:
+    assert departed(in_phase(phase).take(event))
+
+
+def test_workers_that_stopped_at_the_step_have_not_finished() -> None:
+    """On a node that stays: the work goes on in the next round."""
+    played = Played().working()
+    played.take(on.Yielded(0), on.Yielded(1))
+    actions = played.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS)))
+    assert do.ReportDone() not in actions
+    assert any(isinstance(each, do.StopWorkers) for each in actions)
+    played.take(on.Stopped(()))
+    assert played.machine.phase is Phase.GATHERING
