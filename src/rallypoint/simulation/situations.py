@@ -107,7 +107,7 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "operators": (0.01, nodes.operators),
     "guilty": (0.01, guilt.guilty),
     "cooling": (0.01, guilt.cooling),
-    "witnesses": (0.02, nodes.witnesses),
+    "silent host": (0.02, nodes.witnesses),
     "departures": (0.02, nodes.departures),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

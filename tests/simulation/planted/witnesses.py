@@ -66,20 +66,17 @@ def _tries_for_ever(original: Any, self: Any, addresses: Any) -> Any:
     return original(self, addresses)
 
 
-def _bug(name: str, *parts: Replacement) -> Bug:
-    return Bug(name=name, rule="R8", source="witnesses", parts=parts)
-
-
 def _in_tests(name: str, test: str, *parts: Replacement) -> Bug:
     return Bug(name=name, rule="R8", source="witnesses", parts=parts, by="tests", tests=(test,))
 
 
+_CORE = "tests/core/test_witnesses.py"
 _CLIENT = "tests/client/test_witness.py"
 WITNESSES = (
-    _bug("witnesses-lose-nobody", _nobody_is_lost),
-    _bug("witness-of-silence-wins", _silence_outweighs_answers),
-    _bug("witness-unsure-counts", _the_unsure_count),
-    _in_tests("witness-outlives-a-heartbeat", "tests/core/test_witnesses.py", _heard_for_nothing),
+    _in_tests("witnesses-lose-nobody", _CORE, _nobody_is_lost),
+    _in_tests("witness-of-silence-wins", _CORE, _silence_outweighs_answers),
+    _in_tests("witness-unsure-counts", _CORE, _the_unsure_count),
+    _in_tests("witness-outlives-a-heartbeat", _CORE, _heard_for_nothing),
     _in_tests("witness-cut-off-itself", _CLIENT, _own_network_is_whole),
     _in_tests("witness-takes-refusal-for-silence", _CLIENT, _refused_is_no_answer),
     _in_tests("witness-dials-without-limit", _CLIENT, _without_limit),
