@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rallypoint.cli.torchrun_args import TORCHRUN, rewritten
 from rallypoint.launch import agent
 from rallypoint.launch.console_rule import NO_STREAMS, read_streams
 from rallypoint.launch.guard import Guard
@@ -125,6 +126,20 @@ def test_options_may_be_abbreviated(
     assert "No such option" in cli("run", "--rdzv", "x", script).err
     told = cli("run", "--connect-timeout", "5", script).err
     assert "hint: it is a setting: --set connect_timeout=VALUE" in told
+
+
+@pytest.mark.torch
+def test_what_begins_one_option_of_torchrun_means_that_one() -> None:
+    parser = pytest.importorskip("torch.distributed.run").get_args_parser()
+    theirs = {name for name in parser._option_string_actions if name.startswith("--")}
+    assert {name for name in theirs if "_" not in name} == TORCHRUN
+    # Each of these was given to a program by somebody, and ours may begin in the same way.
+    ours = dict.fromkeys(TORCHRUN, False) | {f"{name}-too": False for name in TORCHRUN}
+    for name in sorted(TORCHRUN):
+        for length in range(3, len(name) + 1):
+            begun = name[:length]
+            if sum(each.startswith(begun) for each in TORCHRUN) == 1 or begun == name:
+                assert rewritten([begun], ours) == [name]
 
 
 def test_every_option_of_torchrun_is_accepted(

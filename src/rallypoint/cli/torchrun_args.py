@@ -8,9 +8,26 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from rallypoint.launch.console_rule import is_streams
+
+TORCHRUN: Final = frozenset(
+    (
+        *("--duplicate-stderr-filters", "--duplicate-stdout-filters"),
+        *("--event-log-handler", "--help", "--local-addr", "--local-ranks-filter"),
+        *("--log-dir", "--logs-specs", "--master-addr", "--master-port", "--max-restarts"),
+        *("--module", "--monitor-interval", "--nnodes", "--no-python", "--node-rank"),
+        *("--nproc-per-node", "--numa-binding", "--rdzv-backend", "--rdzv-conf"),
+        *("--rdzv-endpoint", "--rdzv-id", "--redirects", "--role", "--run-path"),
+        *("--shutdown-timeout", "--signals-to-handle", "--standalone", "--start-method"),
+        *("--tee", "--virtual-local-rank"),
+    )
+)
+"""torchrun's long options (torch 2.13). What begins only one of them means that one: an option of
+ours that begins in the same way must not change what a command of torchrun does.
+"""
 
 
 def rewritten(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
@@ -54,5 +71,9 @@ def _whole(name: str, known: Mapping[str, bool]) -> str:
     """The only option with this beginning, as in argparse; otherwise the name as written."""
     if name in known:
         return name
-    found = [each for each in known if each.startswith(name)]
-    return found[0] if len(found) == 1 else name
+    return _only(name, TORCHRUN.intersection(known)) or _only(name, known) or name
+
+
+def _only(name: str, options: Collection[str]) -> str | None:
+    found = [each for each in options if each.startswith(name)]
+    return found[0] if len(found) == 1 else None
