@@ -109,3 +109,17 @@ def test_nothing_of_it_outlives_the_round(ends: bool) -> None:
     machine.received(wire.Formed(Stamp("L", 1, 2), head, Seat(0, 0, 1)), 0.0)
     assert (machine.drain, machine.step, machine.can_agree) == (None, None, False)
     assert sent(machine.promise(0)) == [wire.Promise(Stamp("L", 1, 2), 2, 0)]
+
+
+def test_after_its_round_a_node_promises_nothing_and_hears_of_no_step() -> None:
+    machine = in_round()
+    machine.received(wire.Broken(stamp(), Change(ChangeKind.NODE_LOST, 1, ("b",), 1)), 0.0)
+    assert machine.promise(7) == []
+    assert machine.received(wire.StopAt(stamp(), 1, 8), 0.0) == []
+
+
+def test_a_node_that_has_promised_nothing_says_nothing_of_it() -> None:
+    machine = in_round()
+    machine.takes_part()
+    machine.disconnected()
+    assert welcomed(machine, 2) == [wire.TakesPart(stamp(2), 1)]
