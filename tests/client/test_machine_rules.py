@@ -342,3 +342,19 @@ def test_r11_only_a_node_that_does_not_leave_anyway_is_asked_to(state: m.Desired
     asked = machine.received(wire.AskedToLeave(machine.stamp, "ann", "late"), 1.0)
     leaves = ("done", "departing", "gone")
     assert asked == ([] if state in leaves else [act.LeaveWanted("drained by ann: late")])
+
+
+def test_r7_an_unfit_node_asks_only_a_coordinator_that_keeps_it_out() -> None:
+    """An older one would take it for a fit one."""
+    machine = m.NodeMachine("run", NodeInfo("a", 7, "host"), RunSettings(), silence_s=6.0)
+    attach(machine)
+    assert machine.ready(HERE, 1, "GPU 3 fell off") == []
+    machine.disconnected()
+    machine.connected(0.0)
+    welcome = wire.Welcome(Stamp("ledger", 1, 0), 1, 1.0, Standing(), takes_unfit=True)
+    said = [each.message for each in machine.received(welcome, 0.0) if isinstance(each, act.Send)]
+    assert [each.unfit for each in said if isinstance(each, wire.Ready)] == ["GPU 3 fell off"]
+    (fit,) = machine.fitness("")
+    assert isinstance(fit, act.Send)
+    assert isinstance(fit.message, wire.Ready)
+    assert fit.message.unfit == ""

@@ -237,13 +237,15 @@ class Driver:
             more = (takes_orders, seen, is_beside, is_witness, takes_orders)
             self.step(on.NodeAttached(info, wanted, link, shown, *more))
 
-    def ready(self, *tokens: str, leaving: int | None = None, workers: int = 1) -> None:
+    def ready(
+        self, *tokens: str, leaving: int | None = None, workers: int = 1, unfit: str = ""
+    ) -> None:
         """Ask for the next round, and leave the one that the node was given last."""
         for token in tokens:
             left = self._rounds.get(token, 0) if leaving is None else leaving
             bootstrap = Address(f"{node_id(token).name}.example", 29500)
             told = self._told if self._told and self._told.round == left else None
-            self.step(on.NodeReady(node_id(token), left, bootstrap, workers, told))
+            self.step(on.NodeReady(node_id(token), left, bootstrap, workers, told, unfit))
 
     def join(self, *tokens: str) -> None:
         """All of them attach, and then ask for a round."""

@@ -219,3 +219,56 @@ def test_without_the_setting_nobody_stays_out() -> None:
         break_by(driver, "b")
     assert not names_of(driver, do.StayOut)
     assert driver.register.blame == Blame()
+
+
+def test_r7_a_node_whose_check_fails_stays_out_until_it_passes() -> None:
+    driver = Driver(min=2, max=3, restarts=None, last_call=1.0)
+    driver.attach("a", "b", "c")
+    driver.ready("a", "b")
+    driver.ready("c", unfit="GPU 3 fell off")
+    driver.advance(1.1)
+    assert sorted(driver.names) == ["a", "b"]
+    told = [each for _, each in driver.take() if isinstance(each, do.Notify)]
+    assert told[-1].reason == "its check failed: GPU 3 fell off"
+    driver.advance(9.0)
+    assert driver.phase is Phase.ACTIVE
+    driver.ready("c")
+    driver.advance(1.1)
+    driver.ready("a", "b")
+    driver.advance(1.1)
+    assert sorted(driver.names) == ["a", "b", "c"]
+
+
+def test_r7_an_unfit_node_is_let_in_after_those_that_only_broke_rounds() -> None:
+    driver = met("a", "b", "c", least=2, most=3)
+    driver.fail("b", message="ECC error")
+    driver.answer("a", "b", "c")
+    driver.advance(0.06)
+    driver.die("a")
+    driver.advance(0.1)
+    driver.ready("c", unfit="GPU 3 fell off")
+    driver.ready("b")
+    driver.join("d")
+    driver.advance(2.0)
+    assert sorted(driver.names) == ["b", "d"]
+
+
+def test_r7_all_nodes_are_unfit_and_the_run_goes_on() -> None:
+    driver = Driver(min=2, max=2, restarts=None)
+    driver.attach("a", "b")
+    driver.ready("a", "b", unfit="the driver is too old")
+    assert sorted(driver.names) == ["a", "b"]
+    assert sorted(names_of(driver, do.LetBackIn)) == ["a", "b"]
+
+
+def test_a_successor_learns_from_the_node_that_it_is_unfit() -> None:
+    driver = Driver(min=1, max=3, restarts=None, last_call=1.0)
+    driver.attach("a", "b")
+    driver.ready("a")
+    driver.ready("b", unfit="GPU 3 fell off")
+    driver.advance(1.1)
+    driver.fail_over()
+    driver.attach("a", "b")
+    driver.ready("b", leaving=0, unfit="GPU 3 fell off")
+    driver.advance(9.0)
+    assert driver.names == ["a"]

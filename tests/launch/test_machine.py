@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,7 @@ RULES = Rules(
     culprit_s=0.5,
     signal_settle_s=0.3,
 )
+CHECKED = msgspec.structs.replace(RULES, has_check=True, check_again_s=10.0, check_again_max_s=30.0)
 WORKERS = 2
 SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
 LOST = errors.CoordinatorLostError("the coordinator is lost")
@@ -74,8 +76,8 @@ def a_failure(kind: FailureKind = FailureKind.EXCEPTION) -> Failure:
 class Played:
     """A machine, and what it has asked for. Time stands still unless a test moves it."""
 
-    def __init__(self) -> None:
-        self.machine = AgentMachine(RULES)
+    def __init__(self, rules: Rules = RULES) -> None:
+        self.machine = AgentMachine(rules)
         self.now_s = 100.0
         self.actions: list[do.Action] = []
         self.look()
@@ -128,6 +130,10 @@ def in_phase(phase: Phase) -> Played:
             pass
         case Phase.JOINING:
             played.take(on.Prepared())
+        case Phase.CHECKING:
+            played = Played(CHECKED)
+            played.take(on.Prepared())
+            played.take(on.Joined())
         case Phase.GATHERING:
             played.take(on.Prepared())
             played.take(on.Joined())
@@ -172,6 +178,8 @@ NEWS: list[on.Event] = [
     on.Rank0Dialled(
         Address("10.0.0.1", 29_500), Unreached(Address("10.0.0.1", 29_500), "no answer")
     ),
+    on.CheckRepeated(""),
+    on.CheckRepeated("GPU 3 fell off"),
     on.RegroupAsked(),
     on.LeaveAsked("enough"),
     on.Drained("drained by ann"),
@@ -182,11 +190,11 @@ NEWS: list[on.Event] = [
 
 
 WORKS = (
-    *(do.Prepare, do.Join, do.AskRound, do.StartWorkers),
+    *(do.Prepare, do.Join, do.RunCheck, do.AskRound, do.StartWorkers),
     *(do.FindFailures, do.StopWorkers, do.CloseNode),
 )
 UNDER_WAY = {Phase.PREPARING, Phase.JOINING, Phase.GATHERING, Phase.STARTING, Phase.EXPLAINING}
-UNDER_WAY |= {Phase.STOPPING, Phase.LEAVING}
+UNDER_WAY |= {Phase.STOPPING, Phase.LEAVING, Phase.CHECKING}
 
 
 class Shell:
@@ -762,3 +770,64 @@ def test_no_other_round_in_time_is_an_error_only_before_the_first() -> None:
     played.take(on.Stopped(()))
     played.take(on.Failed(error))
     assert played.machine.end == End(errors.ExitCode.NOT_ENOUGH_NODES, f"error: {error}")
+
+
+# -- the check of a node ---------------------------------------------------------------------------
+
+
+def test_a_node_asks_for_a_round_when_its_check_has_passed() -> None:
+    played = in_phase(Phase.CHECKING)
+    assert do.RunCheck() in played.actions
+    assert played.take(on.CheckPassed()) == [do.AskRound()]
+    assert played.machine.phase is Phase.GATHERING
+
+
+def test_an_unfit_node_asks_too_and_repeats_its_check_with_growing_pauses() -> None:
+    played = in_phase(Phase.CHECKING)
+    asked = played.take(on.CheckFailed("GPU 3 fell off"))
+    assert do.AskRound("GPU 3 fell off") in asked
+    assert "its check failed: GPU 3 fell off" in played.said()[-1]
+    for pause_s in (10.0, 20.0, 30.0, 30.0):
+        assert played.machine.due_s == played.now_s + pause_s
+        played.now_s += pause_s
+        assert played.look() == [do.RepeatCheck()]
+        assert played.machine.due_s is None
+        assert do.TellFitness("still gone") in played.take(on.CheckRepeated("still gone"))
+    played.now_s += 30.0
+    played.look()
+    assert do.TellFitness("") in played.take(on.CheckRepeated(""))
+    assert played.machine.due_s is None
+
+
+def test_a_repeated_check_ends_when_a_round_is_found() -> None:
+    played = in_phase(Phase.CHECKING)
+    played.take(on.CheckFailed("GPU 3 fell off"))
+    played.now_s += 10.0
+    played.look()
+    found = played.take(on.RoundFound(a_round()))
+    assert do.GiveUpRepeat() in found
+    assert played.take(on.CheckRepeated("too late")) == []
+    assert played.machine.phase is Phase.STARTING
+
+
+@pytest.mark.parametrize("event", [on.Signalled(signal.SIGTERM), on.Drained("drained by ann")])
+def test_a_check_does_not_keep_a_node_that_leaves(event: on.Event) -> None:
+    played = in_phase(Phase.CHECKING)
+    assert do.GiveUpWait() in played.take(event)
+    assert played.machine.is_over
+
+
+def test_each_round_is_checked_anew() -> None:
+    played = in_phase(Phase.CHECKING)
+    played.take(on.CheckPassed())
+    played.take(on.RoundFound(a_round()))
+    played.take(on.Started(tuple(range(WORKERS))))
+    played.take(on.RoundEnded(a_change()))
+    assert do.RunCheck() in played.take(on.Stopped(()))
+
+
+def test_an_exit_code_that_ends_the_run_is_reported_after_another_failure() -> None:
+    played = Played(msgspec.structs.replace(RULES, no_restart_exit_codes=(2,))).working()
+    played.take(on.WorkerExited(an_exit(0, 1)), on.WorkerExited(an_exit(1, 2)))
+    last = msgspec.structs.replace(a_failure(), exit_code=2)
+    assert do.ReportFailure(last) in played.take(on.FailuresFound((a_failure(), last)))

@@ -66,6 +66,12 @@ class CoolingChecker:
         node = self._nodes.get(name)
         return node is not None and now_s < node.until_s + LATE_S
 
+    def of_ledger(self, blame: Blame, now_s: float) -> str:
+        """The marks are given to the ledger, with this: a successor must know who stays out."""
+        known = {each.name for each in blame.offenders}
+        lost = [name for name in self._nodes if self.is_out(name, now_s) and name not in known]
+        return f"the ledger is not told that {lost} have to stay out" if lost else ""
+
     def of_round(self, record: RoundRecord, minimum: int, now_s: float) -> str:
         """A new round is given to the ledger. Returns what is wrong, in words; "" if nothing is."""
         out = [row.name for row in record.members if self.is_out(row.name, now_s)]

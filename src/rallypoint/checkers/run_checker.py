@@ -65,6 +65,7 @@ class _Node:
         self.name_probed_s: float | None = None
         self.seated = 0
         self.asked = False
+        self.unfit = ""
         self.departing = False
         self.done = False
         self.said_goodbye = False
@@ -416,7 +417,7 @@ class RunChecker:
             if event.change is not None and self._restored_number == event.change.round:
                 # An earlier coordinator has announced who left, and died before the next round.
                 self._leavers.update(event.change.nodes)
-        node.asked = True
+        node.asked, node.unfit = True, event.unfit
 
     def _is_in_published(self, node: _Node) -> bool:
         return self._published is not None and node.seated == self._published.head.number
@@ -476,6 +477,9 @@ class RunChecker:
             case do.WriteMarks(serial=serial, blame=blame):
                 self._must_be_alone()
                 self._must_be_paid(self._budget.of_ledger(blame, self._run_s))
+                untold = self._cooling.of_ledger(blame, self._run_s)
+                if untold:
+                    self._fail("R9", untold)
                 self._writing_marks = serial
             case do.Publish(record=record):
                 self._publish(record)
@@ -486,7 +490,7 @@ class RunChecker:
             case do.Verdict(change=change):
                 self._verdict(change)
                 self._blame(change)
-            case do.StayOut(name=name):
+            case do.StayOut(name=name, left_s=left_s) if left_s is not None:
                 if not self._cooling.may_be_out(name, self._run_s):
                     self._fail("R7", f"{name} has to stay out, and broke too few rounds")
             case do.Announce(close=close):
@@ -589,6 +593,9 @@ class RunChecker:
         if is_new:
             self._must_be_paid(self._budget.of_round(head.restart_count))
             least = min(each.min_nodes for each in bounds)
+            unfit = [name for name in names if name in self._nodes and self._nodes[name].unfit]
+            if unfit and head.nodes > least:
+                self._fail("R7", f"round {head.number} has {unfit}, whose checks have failed")
             kept_out = self._cooling.of_round(record, least, self._run_s)
             if kept_out:
                 self._fail("R7", kept_out)

@@ -227,6 +227,19 @@ def run(
             _RESTARTS,
         ),
     ] = None,
+    check: Annotated[
+        str | None,
+        _text(
+            "--check",
+            "CMD",
+            "A command that says before each round whether this node is fit.",
+            _RESTARTS,
+        ),
+    ] = None,
+    check_timeout: Annotated[
+        str | None,
+        _text("--check-timeout", "TIME", "How long the check may take (default: 30s).", _RESTARTS),
+    ] = None,
     stop_timeout: Annotated[
         str | None,
         _text(

@@ -78,7 +78,11 @@ def build_config(
     _warn_if_alone(node.endpoint, run, note)
     _note_agreed(options, node.endpoint, note)
     regroup_stop_timeout_s = _duration_s("regroup_stop_timeout_s", given, environ)
-    node = msgspec.structs.replace(node, stop_s=min(regroup_stop_timeout_s, STOP_S_MAX))
+    check = settings.resolve("check", given.get("check"), environ).value
+    check_timeout_s = _duration_s("check_timeout_s", given, environ)
+    # The node is ready for the next round when its workers have stopped, and its check has ended.
+    stop_s = regroup_stop_timeout_s + (check_timeout_s if check is not None else 0.0)
+    node = msgspec.structs.replace(node, stop_s=min(stop_s, STOP_S_MAX))
     hang = settings.resolve("hang", given.get("hang"), environ).value
     if hang is not None and node.hang_timeout_s is None:
         node = msgspec.structs.replace(node, hang_timeout_s=HANG_TIMEOUT_S)
@@ -101,6 +105,8 @@ def build_config(
         stop_timeout_s=_duration_s("stop_timeout_s", given, environ),
         regroup_stop_timeout_s=regroup_stop_timeout_s,
         log_dir=log_dir,
+        check=check,
+        check_timeout_s=check_timeout_s,
         share_lines=settings.resolve("share_lines", given.get("share_lines"), environ).value,
         stdin=_stdin(options.get("stdin"), workers),
         console=_console_rule(options, has_files=log_dir is not None),
@@ -314,6 +320,8 @@ _OPTIONS: Final = (
     "same_failure",
     "no_restart_exit_codes",
     "max_restarts_per_node",
+    "check",
+    "check_timeout",
     "stop_timeout",
     "regroup_stop_timeout",
     "hang",

@@ -126,6 +126,8 @@ class NodeMachine:
         self.stays_out = ""
         """Why it has to stay out while it is on standby."""
         self.nodes_max = settings.max_nodes
+        self.takes_unfit = False
+        """Whether the coordinator keeps a node out whose check fails."""
         """How many nodes a round has at most, which an operator may have changed."""
         self.stamp = Stamp()
         self._software = software
@@ -336,6 +338,7 @@ class NodeMachine:
         self.is_attached, self._ended_owner = True, None
         self.progress.attached(now_s)
         self.is_in_memory, self.lease_ttl_s = message.in_memory, message.lease_ttl_s
+        self.takes_unfit = message.takes_unfit
         self.heartbeats.attached(message.heartbeat_s, now_s)
         self.is_standby, self.stays_out = message.standing.standby, ""
         self.nodes_max = message.nodes_max or self.nodes_max
@@ -384,8 +387,10 @@ class NodeMachine:
             said.append(self._failure)
         # R7: the next coordinator must know which nodes are ready.
         if self.desired is DesiredState.READY and self._ready is not None:
-            self._ready = self._ready_message(self._ready.bootstrap, self._ready.workers)
-            said.append(self._ready)
+            ready = self._ready
+            self._ready = self._ready_message(ready.bootstrap, ready.workers, ready.unfit)
+            if self._may_ask(self._ready):
+                said.append(self._ready)
         if self.has_workers and self.agrees:
             said += self._of_agreement(now_s)
         if self.desired is DesiredState.DONE:  # R7: it must also know which nodes are done.
@@ -531,36 +536,48 @@ class NodeMachine:
 
     # -- requests ----------------------------------------------------------------------------------
 
-    def ready(self, bootstrap: Address, workers: int) -> list[Action]:
+    def ready(self, bootstrap: Address, workers: int, unfit: str = "") -> list[Action]:
         """Be ready for the next round, and leave the present one.
 
-        Before the round is formed, a second call with another bootstrap address or number of
-        workers replaces the first.
+        Before the round is formed, a second call with another bootstrap address, number of workers
+        or fitness replaces the first. `unfit`: why this node's own check failed.
         """
         # R4: a node that leaves asks for no round.
         if self.desired in (DesiredState.DEPARTING, DesiredState.GONE):
             return []
         said = self._ready if self.desired is DesiredState.READY else None
-        if said is not None and (said.bootstrap, said.workers) == (bootstrap, workers):
+        asked = (bootstrap, workers, _text(unfit))
+        if said is not None and (said.bootstrap, said.workers, said.unfit) == asked:
             return []
         self.desired = DesiredState.READY
-        self._ready = self._ready_message(bootstrap, workers)
-        return self._say(self._ready)
+        self._ready = self._ready_message(*asked)
+        return self._say(self._ready) if self._may_ask(self._ready) else []
+
+    def _may_ask(self, ready: wire.Ready) -> bool:
+        """Whether this coordinator would not take an unfit node for a fit one."""
+        return not ready.unfit or self.takes_unfit
+
+    def fitness(self, unfit: str) -> list[Action]:
+        """The node's check was repeated while it waits: why it failed, or "" if it passed."""
+        said = self._ready
+        if self.desired is not DesiredState.READY or said is None:
+            return []
+        return self.ready(said.bootstrap, said.workers, unfit)
 
     def reached_at(self, host: str, before: str) -> list[Action]:
         """Others reach this node at `host`: offer that for rank 0, if it has offered `before`."""
         said = self._ready
         if self.desired is not DesiredState.READY or said is None or said.bootstrap.host != before:
             return []
-        return self.ready(Address(host, said.bootstrap.port), said.workers)
+        return self.ready(Address(host, said.bootstrap.port), said.workers, said.unfit)
 
-    def _ready_message(self, bootstrap: Address, workers: int) -> wire.Ready:
+    def _ready_message(self, bootstrap: Address, workers: int, unfit: str) -> wire.Ready:
         """It has the reason why the last round ended, for a coordinator that was elected later."""
         # R13: a successor learns that the round has ended.
         is_known = self._ended_term == self.stamp.term
         change = None if is_known else self.ended
         leaving_round = max(self.number, self._missed_round)  # R4: the round that it leaves.
-        return wire.Ready(self.stamp, leaving_round, bootstrap, workers, change)
+        return wire.Ready(self.stamp, leaving_round, bootstrap, workers, change, unfit)
 
     def failed(self, failure: Failure) -> list[Action]:
         """A worker of this round failed."""

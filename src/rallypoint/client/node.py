@@ -457,6 +457,7 @@ class Node:
         timeout_s: float | None = None,
         whole_s: float | None = None,
         is_given_up: Callable[[], bool] = lambda: False,
+        unfit: str = "",
     ) -> Round | None:
         """Be ready, and wait for the next round. Returns None if the run was closed instead.
 
@@ -465,6 +466,7 @@ class Node:
         `timeout_s`: None means the settings' `join_timeout_s`. A standby has no deadline while a
         round is active without it. `whole_s`: for the error, the time of which `timeout_s` is left.
         `is_given_up`: whether the wait ends without a round, for example as this node departs.
+        `unfit`: why this node's own check failed, see `fitness`.
 
         Raises JoinTimeoutError, RefusedError or CoordinatorLostError.
         """
@@ -474,7 +476,7 @@ class Node:
         if not (self._has_untaken_round() and self.change is None):
             self._taken = self._machine.number
             count = workers if workers is not None else self.info.workers
-            self._act(self._machine.ready(bootstrap, count))
+            self._act(self._machine.ready(bootstrap, count, unfit))
         try:
             await self._until_round(limit_s, limit_s if whole_s is None else whole_s, is_given_up)
         finally:
@@ -483,6 +485,10 @@ class Node:
             return None
         self._taken = self._machine.number
         return self.round
+
+    def fitness(self, unfit: str) -> None:
+        """Tell the coordinator why this node's check failed while it waits; "": it has passed."""
+        self._act(self._machine.fitness(unfit))
 
     async def _until_round(
         self, limit_s: float, whole_s: float, is_given_up: Callable[[], bool]

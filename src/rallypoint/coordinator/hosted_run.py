@@ -508,6 +508,7 @@ class HostedRun:
             lease_ttl_s=self._host.config.lease_ttl_s if self.is_leased else 0.0,
             nodes_max=settings.max_nodes,
             agrees=True,
+            takes_unfit=True,
         )
         session.send(wire.encode(welcome))
         if standing.round:

@@ -243,8 +243,8 @@ ABOUT: Final[dict[EventKind, About]] = {
     EventKind.COOLING: About(
         "{who} stays out for {seconds}",
         ("node", "seconds", "detail"),
-        "The node broke more rounds than `max_restarts_per_node`. Others come first for so long. "
-        "`detail`: how many rounds, and how the last one ended.",
+        "The node broke more rounds than `max_restarts_per_node`, or its own check failed; then "
+        "`seconds` is null. Others come first for so long. `detail`: why.",
         "Look at that machine: its devices, its memory, its disks.",
     ),
     EventKind.LET_BACK_IN: About(
@@ -256,8 +256,8 @@ ABOUT: Final[dict[EventKind, About]] = {
     EventKind.FORGIVEN: About(
         "{who} may join again",
         ("node",),
-        "The node has stayed out for its time. The next time is twice as long, unless it breaks "
-        "no round for a while.",
+        "The node has stayed out for its time, or its check has passed. The next time is twice as "
+        "long, unless it breaks no round for a while.",
     ),
     EventKind.LAST_CALL: About(
         "last call: enough nodes are ready, and others have {seconds}",

@@ -593,7 +593,13 @@ def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> Non
             return
         session.good_host = host
     change = None if message.change is None else reasons.tidy_change(message.change)
-    run.post(on.NodeReady(node, message.leaving_round, message.bootstrap, message.workers, change))
+    unfit = reasons.tidy(message.unfit, UNFIT_MAX)
+    ready = (message.leaving_round, message.bootstrap, message.workers, change, unfit)
+    run.post(on.NodeReady(node, *ready))
+
+
+UNFIT_MAX: Final = 200
+"""The most characters of why a node's check failed."""
 
 
 def _failed(run: Run, session: Session, node: NodeId, message: wire.Failed) -> None:

@@ -1,4 +1,4 @@
-"""Nodes that break too many rounds stay out for a while.
+"""Nodes that break too many rounds stay out for a while, and so do those whose own check fails.
 
 `blame` counts the rounds that each node broke. A node above the limit is *cooling*: it keeps no
 place, and a round has it only if there are too few others for the minimum (`formation`). This file
@@ -43,6 +43,17 @@ def update(run: MembershipState, member: Member) -> None:
     run.roster.reindex(member)
 
 
+def fitness(run: MembershipState, member: Member, unfit: str) -> None:
+    """The node says why its own check failed, or that it is fit again ("")."""
+    if unfit:
+        run._do(do.StayOut(member.name, reasons.unfit(unfit), None))
+    else:
+        run._do(do.Forgive(member.name))
+    member.unfit = unfit
+    member.told_standby = False  # It is told the new reason.
+    run.roster.reindex(member)
+
+
 def update_all(run: MembershipState) -> None:
     """The same for all nodes that broke rounds: another coordinator begins."""
     for name in run._blame.names():
@@ -82,6 +93,8 @@ def let_in(run: MembershipState, chosen: list[Member]) -> None:
 
 def why_out(run: MembershipState, member: Member) -> str:
     """Why the member stays out; "" if it does not."""
+    if member.unfit:
+        return reasons.unfit(member.unfit)
     offence = run._blame.offence(member.name)
     if member.is_cooling and offence is not None:
         return reasons.broke_rounds(offence.rounds, offence.last)
@@ -97,4 +110,6 @@ def told_to(run: MembershipState, member: Member) -> str:
 def left_s(run: MembershipState, member: Member, now_s: float) -> float:
     """For how many seconds it stays out still."""
     offence = run._blame.offence(member.name)
+    if member.unfit:
+        return 0.0  # Until it says that its check has passed.
     return offence.left_s(now_s) if member.is_cooling and offence is not None else 0.0

@@ -129,11 +129,14 @@ class Rescale(Effect, frozen=True):
 
 
 class StayOut(Effect, frozen=True):
-    """This node broke too many rounds, and stays out for `left_s` seconds. For people."""
+    """This node stays out for `left_s` seconds. For people.
+
+    None: its own check has failed, and it stays out until it passes.
+    """
 
     name: str
     reason: str
-    left_s: float
+    left_s: float | None
 
 
 class LetBackIn(Effect, frozen=True):
@@ -144,7 +147,7 @@ class LetBackIn(Effect, frozen=True):
 
 
 class Forgive(Effect, frozen=True):
-    """This node has stayed out for its time, and is a newcomer like any other. For people."""
+    """This node has stayed out for its time, or its check has passed. For people."""
 
     name: str
 

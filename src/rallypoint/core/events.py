@@ -65,13 +65,14 @@ class NodeReady(SignOfLife, frozen=True):
 
     R4: a repeat names an older round than the one the node is in, and so ends nothing. `change`:
     why that round ended, if the node was told. A coordinator that has just taken over the run may
-    not know it.
+    not know it. `unfit`: why the node's own check failed; "" if it did not, or there is none.
     """
 
     leaving_round: int
     bootstrap: Address
     workers: int
     change: Change | None = None
+    unfit: str = ""
 
 
 class WorkerFailed(SignOfLife, frozen=True):

@@ -468,6 +468,11 @@ def broke_rounds(rounds: int, last: str) -> str:
     return f"it broke {counted(rounds, 'round')}, the last one by: {last}"
 
 
+def unfit(why: str) -> str:
+    """Why a node stays out whose own check has failed."""
+    return f"its check failed: {why}"
+
+
 def stays_out(left_s: float, why: str) -> str:
     """For how long a node stays out, if that is known, and why."""
     return f"for {duration(left_s)}: {why}" if left_s else why

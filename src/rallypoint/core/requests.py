@@ -65,8 +65,11 @@ def adopt_end(run: MembershipState, speaker: Member, event: on.NodeReady) -> Non
 def mark_ready(run: MembershipState, member: Member, event: on.NodeReady) -> None:
     member.bootstrap = event.bootstrap
     member.workers = event.workers
+    if event.unfit != member.unfit:
+        cooling.fitness(run, member, event.unfit)
     # R11: a repeat does not move it in the queue.
     if member.state is _IS_READY:
+        rounds.consider_newcomer(run, member)
         return
     member.state = _IS_READY
     member.told_standby = False

@@ -101,6 +101,7 @@ class Member:
         "takes_orders",
         "told_standby",
         "trouble_since_s",
+        "unfit",
         "workers",
     )
 
@@ -141,6 +142,8 @@ class Member:
         self.is_cooling = False
         """Whether it broke too many rounds, and has to stay out."""
         self.rounds_broken = 0
+        self.unfit = ""
+        """Why its own check failed; "" if it did not. It stays out then, too."""
         self.told_standby = False
         self.takes_orders = False
         """Whether its node can be asked to leave."""
@@ -206,7 +209,7 @@ class Member:
     @property
     def stays_out(self) -> bool:
         """Whether a round has it only if there are too few others."""
-        return self.is_cooling
+        return self.is_cooling or self.unfit != ""
 
     def where(self) -> Bucket:
         """The bucket for this member in its present state."""
@@ -249,6 +252,7 @@ class Member:
             self.is_absent,
             self.is_late,
             self.is_cooling,
+            self.unfit,
             self.told_standby,
             self.workers,
             self.last_round,
@@ -373,7 +377,16 @@ class Roster:
     def cooling(self) -> list[Member]:
         """Those that are ready and have to stay out, the one with the least blame first."""
         out = self.members(Bucket.COOLING_SURVIVOR) + self.members(Bucket.COOLING)
-        return sorted(out, key=lambda each: (each.rounds_broken, not each.survivor, each.arrival))
+        # One whose check fails is surely bad. One that broke rounds is so only probably.
+        return sorted(
+            out,
+            key=lambda each: (
+                each.unfit != "",
+                each.rounds_broken,
+                not each.survivor,
+                each.arrival,
+            ),
+        )
 
     def troubled(self) -> list[Member]:
         """The members for which `is_troubled` holds."""

@@ -94,6 +94,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where a notice comes from that this machine will be taken away."""
     log: LogOptions = LogOptions()
     hang: settings.HangRule | None = None
+    check: str | None = None
+    check_timeout_s: float = 30.0
 
 
 def main(config: AgentConfig) -> int:
@@ -129,6 +131,9 @@ class Agent:
                 signal_settle_s=round_workers.SIGNAL_SETTLE_S,
                 drain_timeout_s=config.node.drain_timeout_s,
                 no_restart_exit_codes=config.run.no_restart_exit_codes,
+                has_check=config.check is not None,
+                check_again_s=config.run.cooldown_s,
+                check_again_max_s=config.run.cooldown_max_s,
                 preload=config.preload,
             )
         )
@@ -189,6 +194,8 @@ class Agent:
         self._work: RoundWorkers | None = None
         self._present: asyncio.Task[on.Answer] | None = None
         """The work that an action began, and for whose end the machine waits."""
+        self._repeat: asyncio.Task[None] | None = None
+        """The check that is repeated while the node waits."""
         self._preloader: WarmForks | None = None
         self._watched: Path | None = None
         """Where the first worker of this round writes which modules it imports."""
@@ -332,14 +339,39 @@ class Agent:
         reason = await notice(plan, self._system, self._log.say)
         self._take(on.Drained(reason, self._node.can_agree, is_notice=True))
 
-    def _ask_round(self, action: do.AskRound) -> None:
-        self._begin(self._next_round())
+    def _run_check(self, action: do.RunCheck) -> None:
+        self._begin(self._checked())
 
-    async def _next_round(self) -> on.RoundFound | on.NoRound:
+    async def _checked(self) -> on.CheckPassed | on.CheckFailed:
+        unfit = await self._unfit()
+        return on.CheckFailed(unfit) if unfit else on.CheckPassed()
+
+    async def _unfit(self) -> str:
+        config = self._config
+        assert config.check is not None
+        return await self._system.check(config.check, config.check_timeout_s)
+
+    def _repeat_check(self, action: do.RepeatCheck) -> None:
+        self._repeat = self._spawn(self._repeated())
+
+    async def _repeated(self) -> None:
+        self._take(on.CheckRepeated(await self._unfit()))
+
+    def _give_up_repeat(self, action: do.GiveUpRepeat) -> None:
+        if self._repeat is not None:
+            self._repeat.cancel()
+
+    def _tell_fitness(self, action: do.TellFitness) -> None:
+        self._node.fitness(action.unfit)
+
+    def _ask_round(self, action: do.AskRound) -> None:
+        self._begin(self._next_round(action.unfit))
+
+    async def _next_round(self, unfit: str) -> on.RoundFound | on.NoRound:
         """Be ready, and return the next round or the end of the run."""
         bootstrap = Address(self._node.bootstrap_host, self._reserve().port)
         async with while_waiting(self._node, self._log.waits):
-            found = await self._node.next_round(bootstrap)
+            found = await self._node.next_round(bootstrap, unfit=unfit)
         if found is not None:
             self._log.has_met(found.head.nodes, found.seat.node_rank)
         return on.NoRound() if found is None else on.RoundFound(found)
@@ -570,6 +602,10 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.Say: Agent._say,
     do.Prepare: Agent._prepare,
     do.Join: Agent._join,
+    do.RunCheck: Agent._run_check,
+    do.RepeatCheck: Agent._repeat_check,
+    do.GiveUpRepeat: Agent._give_up_repeat,
+    do.TellFitness: Agent._tell_fitness,
     do.AskRound: Agent._ask_round,
     do.GiveUpWait: Agent._give_up_wait,
     do.StartWorkers: Agent._start_workers,

@@ -32,12 +32,35 @@ class Join(msgspec.Struct, frozen=True):
     """Attach to the run, and open the local socket. Joined or Failed follows."""
 
 
+class RunCheck(msgspec.Struct, frozen=True):
+    """Run the check of this node. CheckPassed or CheckFailed follows."""
+
+
+class RepeatCheck(msgspec.Struct, frozen=True):
+    """The same while the node waits for a round. CheckRepeated follows."""
+
+
+class GiveUpRepeat(msgspec.Struct, frozen=True):
+    """Cancel the RepeatCheck that is under way: the workers need the machine."""
+
+
+class TellFitness(msgspec.Struct, frozen=True):
+    """Tell the coordinator why the repeated check failed; "": it has passed."""
+
+    unfit: str
+
+
 class AskRound(msgspec.Struct, frozen=True):
-    """Be ready for the next round. RoundFound, NoRound or Failed follows."""
+    """Be ready for the next round. RoundFound, NoRound or Failed follows.
+
+    `unfit`: why the check of this node failed; "" if it did not.
+    """
+
+    unfit: str = ""
 
 
 class GiveUpWait(msgspec.Struct, frozen=True):
-    """Cancel the Prepare, Join or AskRound that is under way."""
+    """Cancel the Prepare, Join, RunCheck or AskRound that is under way."""
 
 
 class Start(enum.StrEnum):
@@ -172,6 +195,10 @@ Action: TypeAlias = (
     Say
     | Prepare
     | Join
+    | RunCheck
+    | RepeatCheck
+    | GiveUpRepeat
+    | TellFitness
     | AskRound
     | GiveUpWait
     | StartWorkers

@@ -24,6 +24,16 @@ class Joined(msgspec.Struct, frozen=True):
     """The node is attached to the run, and the local socket is open."""
 
 
+class CheckPassed(msgspec.Struct, frozen=True):
+    """The check says that this node is fit for a round."""
+
+
+class CheckFailed(msgspec.Struct, frozen=True):
+    """The check has failed, or has not ended in time. `reason`: its last line."""
+
+    reason: str
+
+
 class RoundFound(msgspec.Struct, frozen=True):
     """This node has a seat in a round."""
 
@@ -127,6 +137,12 @@ class Rank0Dialled(msgspec.Struct, frozen=True):
     walled: Unreached | None = None
 
 
+class CheckRepeated(msgspec.Struct, frozen=True):
+    """The repeated check has ended. `unfit`: why it failed; "": it has passed."""
+
+    unfit: str
+
+
 class RegroupAsked(msgspec.Struct, frozen=True):
     """A worker asks for the next round."""
 
@@ -222,6 +238,8 @@ PreloadEvent: TypeAlias = PreloadReady | PreloadRefused | PreloaderEnded | Modul
 Answer: TypeAlias = (
     Prepared
     | Joined
+    | CheckPassed
+    | CheckFailed
     | RoundFound
     | NoRound
     | Started
@@ -242,6 +260,7 @@ Event: TypeAlias = (
     | Gone
     | Signalled
     | Rank0Dialled
+    | CheckRepeated
     | RegroupAsked
     | LeaveAsked
     | Drained

@@ -15,6 +15,14 @@ from rallypoint.core.printable import escaped
 from rallypoint.core.values import Address, Change, CloseRecord, FailureKind
 
 
+def of_check(unfit: str, again_s: float | None) -> str:
+    """This node's check has failed, or has passed after it failed."""
+    if not unfit:
+        return "the check of this node has passed: it may be in a round again"
+    again = "" if again_s is None else f"; it is repeated in {again_s:g} s"
+    return f"warning: {reasons.unfit(unfit)}; this node stays out while there are others{again}"
+
+
 def of_round(found: Round) -> str:
     """A round has begun: this node's place in it."""
     return reasons.describe_round(found.head, found.seat)

@@ -52,7 +52,10 @@ _EXPELLED: Final = (errors.SupersededError, errors.EvictedError)
 """A node that the coordinator refuses so has to stop its workers."""
 _STARTED: Final = (Phase.STARTING, Phase.WORKING, Phase.EXPLAINING)
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
-_WITHOUT_WORKERS: Final = (Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.GATHERING, *_OVER)
+_WITHOUT_WORKERS: Final = (
+    *(Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.CHECKING, Phase.GATHERING),
+    *_OVER,
+)
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +65,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `culprit_s`: how long the other workers are not stopped after a communication error.
     `signal_settle_s`: how long a worker's end by a stopping signal is not judged.
     `no_restart_exit_codes`: those of the run. They end it, so each is reported. `preload`: what
-    --preload asks for; None: workers start cold.
+    --preload asks for; None: workers start cold. `has_check`: whether this node is checked before
+    each round. `check_again_s`: how long after a failed check it is repeated, twice as long each
+    time, up to `check_again_max_s`.
     """
 
     run_id: str
@@ -73,6 +78,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     signal_settle_s: float
     drain_timeout_s: float = 0.0
     no_restart_exit_codes: tuple[int, ...] = ()
+    has_check: bool = False
+    check_again_s: float = 60.0
+    check_again_max_s: float = 3_600.0
     preload: Preload | None = None
 
 
@@ -134,6 +142,13 @@ class AgentMachine:
         """The failures of this round so far."""
         self._judged_from_s = 0.0
         self._patience_ends_s = 0.0
+        self._unfit = ""
+        """Why the last check of this node failed; "" if it did not."""
+        self._is_repeating = False
+        """Whether the check is being repeated."""
+        self._check_at_s: float | None = None
+        """When to repeat it; None: not yet known, or not at all."""
+        self._pause_s = rules.check_again_s
         self.warm = WarmStarts(rules.preload)
 
     @property
@@ -161,6 +176,7 @@ class AgentMachine:
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
             (tuple(self._reached), self.warm.freeze(), tuple(self._yielded)),
             self._held and (self._held.reason, self._held.number, self._held.is_refused),
+            (self._unfit, self._is_repeating, self._pause_s),
         )
 
     # -- events ------------------------------------------------------------------------------------
@@ -196,6 +212,8 @@ class AgentMachine:
                 return [do.CloseRun(outcome, reason)]
             case on.CloseFailed(message=message):
                 return [do.Say(f"warning: a worker closed the run, but {message}")]
+            case on.CheckRepeated(unfit=unfit):
+                return self._on_repeated(unfit, now_s)
             case on.LetGo():
                 return self._on_let_go()
             case on.PreloadReady() | on.PreloadRefused() | on.PreloaderEnded() | on.ModulesRead():
@@ -207,6 +225,8 @@ class AgentMachine:
             case (
                 on.Prepared()
                 | on.Joined()
+                | on.CheckPassed()
+                | on.CheckFailed()
                 | on.RoundFound()
                 | on.NoRound()
                 | on.StartFailed()
@@ -393,17 +413,63 @@ class AgentMachine:
             return self._leave_by_signal()
         if self._drained is not None:
             return self._leave_drained(self._drained)
+        if self._rules.has_check:
+            self.phase = Phase.CHECKING
+            return [do.RunCheck()]
         self.phase = Phase.GATHERING
         return [do.AskRound()]
+
+    def _check(self, now_s: float) -> list[do.Action]:
+        """Ask for a round when the check has ended, also if it failed: others may be too few."""
+        answer = self._take_answer()
+        if isinstance(answer, on.CheckPassed | on.CheckFailed):
+            self._unfit = answer.reason if isinstance(answer, on.CheckFailed) else ""
+            self.phase, self._pause_s = Phase.GATHERING, self._rules.check_again_s
+            said = self._plan_repeat(now_s) if self._unfit else []
+            return [*said, do.AskRound(self._unfit)]
+        if self._closed is not None:
+            return [do.GiveUpWait(), *self._end_of_run(self._closed)]
+        return self._leave_if_signalled()
+
+    def _plan_repeat(self, now_s: float) -> list[do.Action]:
+        """Repeat a failed check after a pause, which grows."""
+        pause_s, self._pause_s = self._pause_s, 2 * self._pause_s
+        pause_s = min(pause_s, self._rules.check_again_max_s)
+        self._check_at_s = now_s + pause_s
+        return [do.Say(agent_messages.of_check(self._unfit, pause_s))]
+
+    def _repeat_check(self, now_s: float) -> list[do.Action]:
+        if self._is_repeating or self._check_at_s is None:
+            return []
+        if now_s < self._check_at_s:
+            self.due_s = self._check_at_s
+            return []
+        self._is_repeating, self._check_at_s = True, None
+        return [do.RepeatCheck()]
+
+    def _on_repeated(self, unfit: str, now_s: float) -> list[do.Action]:
+        """A repeat that ends when the node waits no more counts for nothing."""
+        if not self._is_repeating:
+            return []
+        self._is_repeating, self._unfit = False, unfit
+        if not unfit:
+            return [do.TellFitness(""), do.Say(agent_messages.of_check("", None))]
+        return [do.TellFitness(unfit), *self._plan_repeat(now_s)]
+
+    def _give_up_repeat(self) -> list[do.Action]:
+        self._check_at_s = None
+        is_under_way, self._is_repeating = self._is_repeating, False
+        return [do.GiveUpRepeat()] if is_under_way else []
 
     def _gather(self, now_s: float) -> list[do.Action]:
         answer = self._take_answer()
         if isinstance(answer, on.RoundFound):
-            return self._begin_round(answer.found, now_s)
+            return [*self._give_up_repeat(), *self._begin_round(answer.found, now_s)]
         if isinstance(answer, on.NoRound):
             assert self._closed is not None
-            return self._end_of_run(self._closed)
-        return self._leave_if_signalled()
+            return [*self._give_up_repeat(), *self._end_of_run(self._closed)]
+        left = self._leave_if_signalled()
+        return [*self._give_up_repeat(), *left] if left else self._repeat_check(now_s)
 
     def _leave_if_signalled(self) -> list[do.Action]:
         """End a wait without workers."""
@@ -728,6 +794,7 @@ _DECISIONS: Final[dict[Phase, Callable[[AgentMachine, float], list[do.Action]]]]
     Phase.NEW: AgentMachine._begin,
     Phase.PREPARING: AgentMachine._prepare,
     Phase.JOINING: AgentMachine._join,
+    Phase.CHECKING: AgentMachine._check,
     Phase.GATHERING: AgentMachine._gather,
     Phase.STARTING: AgentMachine._start,
     Phase.WORKING: AgentMachine._work,

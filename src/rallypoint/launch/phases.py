@@ -12,6 +12,8 @@ class Phase(enum.StrEnum):
     NEW = "new"
     PREPARING = "preparing"
     JOINING = "joining"
+    CHECKING = "checking"
+    """Whether this node is fit for the next round."""
     GATHERING = "gathering"
     STARTING = "starting"
     WORKING = "working"
@@ -32,6 +34,7 @@ WAITS_FOR: Final = {
     Phase.NEW: "its start",
     Phase.PREPARING: "a file system",
     Phase.JOINING: "a coordinator",
+    Phase.CHECKING: "its check",
     Phase.GATHERING: "the next round",
     Phase.STARTING: "the start of its workers",
     Phase.WORKING: "the end of its workers or of the round",

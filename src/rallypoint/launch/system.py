@@ -27,6 +27,7 @@ from rallypoint.core.values import Address, Change, CloseRecord, Drain
 from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
+from rallypoint.launch.check_process import run_check
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.machine import STOPPING_SIGNALS
@@ -233,6 +234,9 @@ class System(Protocol):
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """A port for rank 0: see client/bootstrap_port.py. Raises LaunchError."""
 
+    async def check(self, command: str, limit_s: float) -> str:
+        """Why this node is unfit for a round, as the command says: see check_process.run_check."""
+
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See client/reaching.py."""
 
@@ -372,6 +376,10 @@ class LocalSystem:
     def reserve_port(self, ports: PortRange | None, last: int | None) -> Port:
         """See System."""
         return reserve_for_rank_0(ports, last)
+
+    async def check(self, command: str, limit_s: float) -> str:
+        """See System."""
+        return await run_check(command, limit_s, self.environment, self._guard)
 
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See System."""

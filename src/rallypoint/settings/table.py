@@ -20,6 +20,7 @@ from rallypoint.settings.values import (
     parse_address,
     parse_at_least_one,
     parse_candidates,
+    parse_check,
     parse_duration_s,
     parse_exit_codes,
     parse_fraction,
@@ -323,6 +324,14 @@ SETTINGS: Final = (
         "what shows that a worker advances: a regular expression over its output, output, or "
         "file:PATH",
     ),
+    _setting(
+        "check",
+        parse_check,
+        None,
+        "a command that says before each round whether this node is fit: 0 is yes, and its last "
+        "line says why not",
+    ),
+    _setting("check_timeout_s", parse_duration_s, 30.0, "how long the check may take"),
     _setting("log_dir", parse_path, None, "a directory for the output of each worker"),
     _setting(
         "log_format",

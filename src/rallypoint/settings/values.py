@@ -309,6 +309,12 @@ def parse_yes_no(text: str) -> bool:
     raise ValueError(f"must be yes or no, not {shortened(text)!r}")
 
 
+def parse_check(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"must be a command, not {text!r}")
+    return text
+
+
 def parse_path(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"must be a path, not {text!r}")

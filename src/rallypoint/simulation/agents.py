@@ -349,6 +349,12 @@ class SimulatedSystem:
         """See System."""
         return SimulatedPort(next(self._ports))
 
+    async def check(self, command: str, limit_s: float) -> str:
+        """See System. The seed says how long it takes, and whether it fails."""
+        draw = self.process.random
+        await asyncio.sleep(draw.uniform(0.0, 0.5))
+        return "a device does not answer" if draw.random() < CHECK_FAILS else ""
+
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See System."""
         draw = random.Random(f"{self.scene.world.seed}/{self.here.name}/{address}/wall")
@@ -490,6 +496,8 @@ class WatchedAgent(Agent):
             self._scene.tell(Oracle.agent_acted, self._here, self._machine, actions)
 
 
+CHECK_FAILS: Final = 0.3
+"""How often the check of a simulated node fails, if it has one."""
 WALLED_PORTS: Final = 0.1
 """The part of rank 0's ports that a firewall keeps from a node."""
 ENDED_AGENTS: Final = 0.1
@@ -516,6 +524,7 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         regroup_stop_timeout_s=scene.plan.stop_s,
         ends_at_s=_end_of_the_job(scene, here),
         preload=_preload(scene, here),
+        check="check" if scene.plan.has_check else None,
     )
     system.stop_timeout_s = config.stop_timeout_s
     if config.ends_at_s is not None:

@@ -71,6 +71,23 @@ def cooling(plan: Plan, draw: random.Random) -> Plan:
     )
 
 
+def checked(plan: Plan, draw: random.Random) -> Plan:
+    """Agents whose checks fail at times. There may be spares, and the coordinators die."""
+    nodes = draw.choice((3, 4, 5))
+    kinds = ("worker fails", "worker fails", "kill owner", "kill another", "slow ledger")
+    return msgspec.structs.replace(
+        cooling(plan, draw),
+        nodes=nodes,
+        min_nodes=draw.choice((1, 2, nodes)),
+        max_nodes=draw.choice((0, nodes - 1)),
+        program="agent",
+        has_check=True,
+        max_restarts_per_node=draw.choice((None, 1)),
+        cooldown_s=draw.choice((1.0, 3.0)),
+        faults=some_faults(draw, kinds, draw.randrange(2, 8), 5.0),
+    )
+
+
 def _always_fails(scene: Scene, victim: StartedNode, draw: random.Random) -> Undo:
     """The workers of one node fail soon after each round has begun, also after its next start."""
     own = random.Random(draw.getrandbits(32))

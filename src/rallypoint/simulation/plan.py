@@ -149,6 +149,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     no_restart_exit_codes: tuple[int, ...] = ()
     max_restarts_per_node: int | None = None
     cooldown_s: float = 60.0
+    has_check: bool = False
+    """Whether agents check their nodes before each round, with checks that fail at times."""
     """See RunSettings, for these."""
     unlogged_bytes_max: int = 0
     """How many bytes of writes wait for the ledger at most. 0: as in the product."""

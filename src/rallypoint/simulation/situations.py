@@ -109,5 +109,6 @@ RARE: Final[dict[str, tuple[float, Situation]]] = {
     "cooling": (0.01, guilt.cooling),
     "silent host": (0.02, nodes.witnesses),
     "departures": (0.02, nodes.departures),
+    "checked": (0.01, guilt.checked),
 }
 """Situations with their share of all seeds. Each is drawn by itself."""

@@ -108,13 +108,15 @@ class Attach(Message, frozen=True, tag="attach"):
 class Ready(Message, frozen=True, tag="ready"):
     """The node asks for the next round, and leaves `leaving_round` for it (R4).
 
-    `change`: why that round ended, if an earlier coordinator has said so to the node.
+    `change`: why that round ended, if an earlier coordinator has said so to the node. `unfit`: why
+    the node's own check failed; "" if it did not. It is only sent to a coordinator that knows it.
     """
 
     leaving_round: int
     bootstrap: Address
     workers: Count
     change: Change | None = None
+    unfit: Text = ""
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -270,6 +272,8 @@ class Welcome(Message, frozen=True, tag="welcome"):
     coordinator's lease, in seconds; 0 if it has none, or is of a release that does not send it.
     `nodes_max`: how many nodes a round has at most; 0 from a release that does not tell it.
     `agrees`: the coordinator understands `TakesPart`, `Draining` and `Promise`.
+    `takes_unfit`: it keeps a node out whose check fails. A node that is unfit does not ask another
+    coordinator for a round.
     """
 
     version: int
@@ -280,6 +284,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     lease_ttl_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     nodes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     agrees: bool = False
+    takes_unfit: bool = False
 
 
 class Refused(Message, frozen=True, tag="refused"):

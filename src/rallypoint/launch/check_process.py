@@ -1,0 +1,134 @@
+"""Runs the command of `--check`: whether this node is fit for a round.
+
+The command is a shell's line. It runs in a session of its own, which is ended as a whole when the
+command has ended, at the time limit, and when the wait for it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from rallypoint.core.printable import escaped, shortened
+
+REASON_MAX: Final = 200
+"""The most characters of the last line, which is the reason for others."""
+GATE: Final = 'read -r go && exec /bin/sh -c "$1" </dev/null'
+"""Begins the command when its group is known to those that end it."""
+KEPT_BYTES: Final = 8_192
+"""How much of the end of the output is kept."""
+READ_BYTES: Final = 65_536
+PIECES_MAX: Final = 16
+"""How many pieces are read in one turn of the loop: a pipe has at most so many of them."""
+
+
+class Groups(Protocol):
+    """Ends process groups if the agent dies: see guard.Guard."""
+
+    def add(self, pgid: int) -> None: ...
+
+    def remove(self, pgid: int) -> None: ...
+
+
+async def run_check(
+    command: str, limit_s: float, environment: Mapping[str, str], groups: Groups
+) -> str:
+    """Run the command. Returns why the node is unfit: its last line; "" if it ended with 0.
+
+    A command that cannot be started, or has not ended after `limit_s` seconds, has failed.
+    """
+    output, written = os.pipe()
+    gate, opener = os.pipe()
+    kept = _Kept(output)
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", GATE, "sh", command),
+                stdin=gate,
+                stdout=written,
+                stderr=asyncio.subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"it cannot be started: {error}"
+        finally:
+            os.close(written)
+            os.close(gate)
+        groups.add(process.pid)
+        # If this process ends before, the read fails, and the command never begins.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(opener, b"\n")
+        is_late = False
+        try:
+            async with asyncio.timeout(limit_s):
+                await process.wait()
+        except TimeoutError:
+            is_late = True
+        finally:
+            _end_group(process.pid)
+            groups.remove(process.pid)
+        await process.wait()
+        kept.read()
+    finally:
+        os.close(opener)
+        kept.close()
+    said = _last_line(kept.end)
+    if is_late:
+        return f"it has not ended within {limit_s:g} s" + (f": {said}" if said else "")
+    if process.returncode == 0:
+        return ""
+    return said or _how(process.returncode)
+
+
+class _Kept:
+    """Reads a pipe in the loop, and keeps the end of what came.
+
+    It does not wait for the end of the pipe, which a process that has left the session may hold.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.end = bytearray()
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self.read)
+
+    def read(self) -> None:
+        """Take what is there."""
+        for _ in range(PIECES_MAX):
+            try:
+                piece = os.read(self._fd, READ_BYTES)
+            except BlockingIOError:
+                return
+            if not piece:
+                self._loop.remove_reader(self._fd)
+                return
+            self.end += piece
+            del self.end[:-KEPT_BYTES]
+
+    def close(self) -> None:
+        """Read no more."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+
+def _end_group(pgid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+
+
+def _last_line(kept: bytes | bytearray) -> str:
+    lines = (line.strip() for line in bytes(kept).decode(errors="replace").splitlines())
+    last = next((line for line in reversed(list(lines)) if line), "")
+    return shortened(escaped(last), REASON_MAX)
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"it was killed by signal {-returncode}"
+    return f"it exited with code {returncode}"

@@ -1,0 +1,112 @@
+"""The check's command: its reason, its limit, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rallypoint.launch.check_process import REASON_MAX, run_check
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+LIMIT_S = 60.0
+
+
+class Groups:
+    """Keeps what the guard would know."""
+
+    def __init__(self) -> None:
+        self.now: set[int] = set()
+        self.seen: list[int] = []
+
+    def add(self, pgid: int) -> None:
+        self.now.add(pgid)
+        self.seen.append(pgid)
+
+    def remove(self, pgid: int) -> None:
+        self.now.discard(pgid)
+
+
+def check(command: str, limit_s: float = LIMIT_S, groups: Groups | None = None) -> str:
+    known = groups or Groups()
+    found = asyncio.run(run_check(command, limit_s, os.environ, known))
+    assert len(known.seen) == 1
+    assert not known.now
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    """Whether it has ended: a zombie has, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("echo all is well", ""),
+        ("echo 8 GPUs; echo GPU 3 fell off >&2; exit 1", "GPU 3 fell off"),
+        ("printf 'no newline'; exit 3", "no newline"),
+        ("echo why; echo; exit 1", "why"),
+        ("exit 7", "it exited with code 7"),
+        ("kill -9 $$", "it was killed by signal 9"),
+        ("printf 'a\\033[31mb\\n'; exit 1", "a\\x1b[31mb"),
+        ("no-such-command-here 2>/dev/null", "it exited with code 127"),
+    ],
+)
+def test_the_last_line_is_the_reason(command: str, reason: str) -> None:
+    assert check(command) == reason
+
+
+def test_a_long_output_is_read_and_its_last_line_is_cut() -> None:
+    found = check("yes | head -c 4000000; printf '%01000d' 7; exit 1")
+    assert len(found) == REASON_MAX
+
+
+def test_a_check_that_hangs_is_ended_with_all_that_it_has_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    command = f"sleep 600 & echo $! > {pids}; echo waiting for GPU 3; wait"
+    assert check(command, limit_s=1.0) == "it has not ended within 1 s: waiting for GPU 3"
+    wait_until(lambda: is_gone(int(pids.read_text())))
+
+
+def test_what_a_check_leaves_behind_is_ended(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    assert check(f"sleep 600 & echo $! > {pids}") == ""
+    wait_until(lambda: is_gone(int(pids.read_text())))
+
+
+def test_a_process_that_left_the_session_does_not_hold_the_check(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    began_s = time.monotonic()
+    try:
+        assert check(f"setsid sh -c 'echo $$ > {pids}; exec sleep 600' & sleep 0.2") == ""
+    finally:
+        wait_until(pids.exists)
+        os.kill(int(pids.read_text()), 9)
+    # It would wait for the end of the output, for ten minutes.
+    assert time.monotonic() - began_s < LIMIT_S
+
+
+def test_a_wait_that_is_cancelled_ends_the_check(tmp_path: Path) -> None:
+    pids, groups = tmp_path / "pids", Groups()
+
+    async def main() -> None:
+        command = f"echo $$ > {pids}; sleep 600"
+        task = asyncio.ensure_future(run_check(command, LIMIT_S, os.environ, groups))
+        await asyncio.to_thread(
+            wait_until, lambda: pids.exists() and pids.read_text().strip() != ""
+        )
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(main())
+    wait_until(lambda: is_gone(int(pids.read_text())))
+    assert not groups.now
