@@ -88,7 +88,9 @@ def waits_differ(checker: RunChecker, waiting: Waiting) -> str:
         if node is None or node.seated != record.head.number or not node.is_awaited:
             continue
         if not (node.asked and node.reachability is Reachability.CONNECTED):
-            # Nobody waits for those that broke too many rounds.
+            # Nobody waits for those whose check failed last, or that broke too many rounds.
+            if node.unfit:
+                continue
             if not checker._cooling.is_out(row.name, checker._run_s):
                 missing.append(row.name)
             if not checker._cooling.may_be_out(row.name, checker._run_s):
