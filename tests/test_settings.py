@@ -80,6 +80,7 @@ def test_a_setting_is_known_by_its_name_with_and_without_unit() -> None:
 
 
 _BAD = {
+    "check": " ",
     "endpoint": "host:0",
     "run_id": " x",
     "nnodes": "4:2",
