@@ -387,6 +387,7 @@ class HostedRun:
         # garbage collector runs.
         self._timers.close()
         self.connections.close()
+        self.stacks.forgotten()
         self.store.close()
         self.share.close()
         guarded(self._host.events.failed, self.events.close)

@@ -72,6 +72,10 @@ class StackRequests:
         """Nobody waits for these answers any more. Idempotent."""
         self._open.pop(request_id, None)
 
+    def forgotten(self) -> None:
+        """The run was forgotten here: give it no more events."""
+        self._post = lambda event: None  # it refers to the run
+
     def _ask(self, stamp: Stamp, request_id: int, names: list[str]) -> tuple[list[str], list[str]]:
         """Ask the nodes that are connected. Returns those that were asked, and the others."""
         asked, cannot = list[str](), list[str]()

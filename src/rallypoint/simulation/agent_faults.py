@@ -13,6 +13,7 @@ from typing import Final
 
 from rallypoint.core.values import Outcome
 from rallypoint.simulation.agents import BROKEN, SimulatedSystem
+from rallypoint.simulation.hanging import stand
 from rallypoint.simulation.scene import Scene, StartedNode, Undo
 from rallypoint.simulation.workers import FINISHED, HowItEnds
 
@@ -110,7 +111,10 @@ AGENT_FAULTS: Final[dict[str, AgentFault]] = {
     "worker asks": _ask,
     "no start": _no_start,
 }
-RARE_AGENT_FAULTS: Final[dict[str, AgentFault]] = {"worker breaks": _break}
+RARE_AGENT_FAULTS: Final[dict[str, AgentFault]] = {
+    "worker breaks": _break,
+    "worker stands": stand,
+}
 """Those that only some plans have: see `Plan`."""
 
 

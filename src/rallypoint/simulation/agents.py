@@ -393,8 +393,8 @@ class SimulatedSystem:
             WorkerStack(
                 each.rank,
                 each.local_rank,
-                place=LOADS if living[each.pid].hangs else WAITS,
-                is_waiting=not living[each.pid].hangs,
+                place=WAITS if living[each.pid].hangs_since_s is None else LOADS,
+                is_waiting=living[each.pid].hangs_since_s is None,
                 step=each.step,
             )
             for each in workers
@@ -436,13 +436,39 @@ class SimulatedSystem:
     def _has_worked(self, worker: SimulatedWorker) -> None:
         if not worker.is_alive:
             return
+        if self._stands_still(worker):
+            self._works(worker)
+            return
         wants = self.process.random.random()
         if not self.scene.is_chaotic and self.scene.plan.ends and wants < 0.2:
             worker.end(FINISHED)
             return
         if not worker.is_stopping:
             self.process.soon(self._call, worker)
+            if self.scene.plan.hang_timeout_s:
+                self.process.soon(self._progress, worker)
         self._works(worker)
+
+    def _stands_still(self, worker: SimulatedWorker) -> bool:
+        """Whether it, or another worker of its round, hangs: they wait for each other."""
+        if not self.scene.plan.hang_timeout_s:
+            return False
+        return any(
+            each.hangs_since_s is not None and each.token == worker.token
+            for system in systems_of(self.scene, self.here.run_id)
+            for each in system.living
+        )
+
+    def _progress(self, worker: SimulatedWorker) -> None:
+        """A worker's report arrives at its agent."""
+        socket = self.socket
+        if socket is None or not socket.is_open or not worker.is_alive or socket.round is None:
+            return
+        head = socket.round.head
+        if (head.term, head.number) == worker.token and socket.node.round == socket.round:
+            worker.step += 1
+            socket.ask.progressed(worker.spec.local_rank, worker.step)
+            self.scene.tell(Oracle.advanced, self.here, worker.token)
 
     def _call(self, worker: SimulatedWorker) -> None:
         """A worker's call arrives at its agent."""

@@ -23,6 +23,7 @@ from rallypoint.simulation.coordinator_oracles import (
     ReportsAreTold,
 )
 from rallypoint.simulation.guilt import GUILT_ORACLES
+from rallypoint.simulation.hanging import HANG_ORACLES
 from rallypoint.simulation.leak_oracles import LEAK_ORACLES
 from rallypoint.simulation.ledger_oracles import (
     FailoversAreCheap,
@@ -138,6 +139,7 @@ ORACLES: Final[tuple[type[Oracle], ...]] = (
     SupersededStop,
     SilenceIsNoticed,
     *OWNERSHIP_ORACLES,
+    *HANG_ORACLES,
     *ROUND_ORACLES,
     *LEAK_ORACLES,
     *AGENT_ORACLES,

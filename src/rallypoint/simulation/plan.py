@@ -131,6 +131,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """How late, at most, some nodes start. 0: all start at once."""
     has_older: bool = False
     """Whether about half of the processes are of an older release: see `older`."""
+    hang_timeout_s: float = 0.0
+    """After how long without progress a round ends as a hang. 0: never."""
     has_unlike: bool = False
     """Whether some nodes bring other settings of the run, until there is peace."""
     orphan_s: float | None = None

@@ -122,6 +122,7 @@ def settings_of(scene: Scene, here: StartedNode) -> NodeSettings:
         coordinator_lost_after_s=600.0 if plan.lasting == ISOLATED else LOST_AFTER_S,
         stop_s=plan.stop_s,
         orphan_s=plan.orphan_s,
+        hang_timeout_s=plan.hang_timeout_s or None,
         **{"lease_ttl_s": plan.lease_ttl_s, **mixed},
     )
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from rallypoint.simulation.hanging import hanging
 from rallypoint.simulation.plan import ISOLATED, Plan, PlannedFault, in_order
 
 IDLE_PART: Final = 0.4
@@ -109,4 +110,5 @@ VARIANTS: Final[dict[str, Callable[[Plan, random.Random], Plan]]] = {
     "blips": _blips,
     "older": _older,
     "preloads": _preloads,
+    "hanging": hanging,
 }

@@ -68,8 +68,9 @@ class SimulatedWorker:
         self.is_alive = True
         self.is_told = False
         """Whether its agent knows that it has ended."""
-        self.hangs = False
-        """Whether it does nothing any more, and the others wait for it."""
+        self.hangs_since_s: float | None = None
+        """Since when it does nothing any more, and the others wait for it; None: it works."""
+        self.step = 0
         self.is_stopping = False
         """Whether its agent has sent it a signal."""
         self.how: HowItEnds | None = None

@@ -24,9 +24,9 @@ def _does_not_stop(
 
 
 @replaces("rallypoint.launch.machine:AgentMachine._begin_round")
-def _forgets_the_end(original: Any, self: Any, found: Any) -> Any:
+def _forgets_the_end(original: Any, self: Any, found: Any, now_s: Any) -> Any:
     self._change = None
-    return original(self, found)
+    return original(self, found, now_s)
 
 
 @replaces("rallypoint.launch.machine:AgentMachine._leave_if_signalled")
