@@ -185,10 +185,20 @@ class Node:
         silence_s: float,
         secret: bytes,
         run_id: str = RUN,
+        at: Address | None = None,
     ):
+        """`at`: where its socket is, as both sides see it. Such a node is a witness."""
         self.machine = m.NodeMachine(
-            run_id, info, settings, silence_s=silence_s, resume_secret=secret, takes_orders=True
+            run_id,
+            info,
+            settings,
+            silence_s=silence_s,
+            resume_secret=secret,
+            takes_orders=True,
+            tells_stacks=True,
+            is_witness=at is not None,
         )
+        self._at = at
         self.asked_to_leave = ""
         self.link: Link | None = None
         self.rounds: list[tuple[RoundHead, Seat]] = []
@@ -218,10 +228,11 @@ class Node:
 
     def connect(self) -> Node:
         link = Link(self._network, self)
+        link.seen = self._at
         self.link = link
         self._network.links.append(link)
         link.session = self._network.coordinator.connected(link)
-        self.act(self.machine.connected(self._network.now_s))
+        self.act(self.machine.connected(self._network.now_s, self._at))
         return self
 
     def lost(self, link: Link) -> None:
@@ -342,11 +353,12 @@ class Network:
         silence_s: float = 6.0,
         secret: bytes | None = None,
         run_id: str = RUN,
+        at: Address | None = None,
     ) -> Node:
-        """A node that has begun to connect. `secret`: instead of its own."""
+        """A node that has begun to connect. `secret`: instead of its own. `at`: its socket."""
         info = NodeInfo(name, incarnation, f"{name}.example", (), workers)
         own = f"secret of {name}/{incarnation}".encode()
-        node = Node(self, info, settings or RunSettings(), silence_s, secret or own, run_id)
+        node = Node(self, info, settings or RunSettings(), silence_s, secret or own, run_id, at)
         self.nodes[f"{name}/{incarnation}{' (a stranger)' if secret else ''}"] = node
         return node.connect()
 

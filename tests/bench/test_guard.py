@@ -29,7 +29,15 @@ from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.store import Barrier, Get
-from rallypoint.core.values import NAMES_SHOWN_MAX, Failure, FailureKind, Outcome, RunSettings
+from rallypoint.core.values import (
+    NAMES_SHOWN_MAX,
+    Address,
+    Failure,
+    FailureKind,
+    Outcome,
+    RunSettings,
+)
+from rallypoint.core.watching import SLICE
 from rallypoint.wire import messages as wire
 from tests.network import Network, Node
 
@@ -86,13 +94,21 @@ class Counted(Network):
         kind = type(decode(payload)).__name__
         (self.up if is_up else self.down).append((node.name, kind, len(payload)))
 
-    def met(self, count: int, settings: RunSettings) -> list[Node]:
+    def met(self, count: int, settings: RunSettings, *, on_hosts: bool = False) -> list[Node]:
+        """`on_hosts`: each on a host of its own with a known address, so that all are witnesses."""
         # All names have the same length, so that only their number makes a difference.
-        nodes = [self.node(f"node-{index:04}", settings) for index in range(count)]
+        nodes = [
+            self.node(f"node-{index:04}", settings, at=_host(index) if on_hosts else None)
+            for index in range(count)
+        ]
         for node in nodes:
             node.ready()
         self.until(lambda: all(len(node.rounds) == 1 for node in nodes))
         return nodes
+
+
+def _host(index: int) -> Address:
+    return Address(f"10.0.{100 + index // 100}.{100 + index % 100}", 40_000)
 
 
 def run_of(count: int, **more: object) -> RunSettings:
@@ -104,7 +120,7 @@ def run_of(count: int, **more: object) -> RunSettings:
 
 @cache
 def story(count: int) -> Counted:
-    """A run of so many nodes: a loss, its cause, standbys, a barrier, leavers, a drain, the end."""
+    """A run of so many nodes: a loss, its cause, standbys, a barrier, leavers, drains, the end."""
     network = Counted()
     first = network.node("node-0000", run_of(count))
     first.act(first.machine.ask_waiting()[1])
@@ -113,7 +129,7 @@ def story(count: int) -> Counted:
     first.act(first.machine.goodbye("not yet"))
     network.settle()
 
-    nodes = network.met(count, run_of(count))
+    nodes = network.met(count, run_of(count), on_hosts=True)
     one, another, victim, *others = nodes
     for index in range(count):
         stranger = network.node(f"spare-{index:04}", run_of(count), incarnation=2)
@@ -124,10 +140,12 @@ def story(count: int) -> Counted:
     one.act(one.machine.ask_waiting()[1])
     one.call(Get("nobody sets it"), timeout_s=0.1)
     one.call(Barrier("nobody else comes", 0), timeout_s=0.1)
-    network.advance(2.0)  # and heartbeats
+    network.advance(2.0)  # heartbeats, and the witnesses learn which hosts to watch
+    network.run.stacks.ask(network.run.stamp, [one.name])
+    network.settle()
 
     victim.is_frozen = True
-    network.advance(6.0)
+    network.advance(6.0)  # witnesses are asked, and say nothing
     one.act(one.machine.failed(Failure(FailureKind.COMMUNICATION, "reset by peer", rank=0)))
     network.advance(2.0)  # probes, and the verdict
     one.ready()
@@ -136,6 +154,14 @@ def story(count: int) -> Counted:
     for node in [another, *others]:
         node.ready()
     network.until(lambda: all(len(node.rounds) == 2 for node in [one, another, *others]))
+    members = [node for node in network.nodes.values() if node.machine.has_workers]
+    for node in members:
+        node.act(node.machine.takes_part())
+    one.act(one.machine.drains("maintenance", 30.0, network.now_s))
+    network.settle()
+    for node in members:
+        node.act(node.machine.promise(7))
+    network.settle()
     for node in others[: len(others) // 2]:
         node.act(node.machine.goodbye("all at once"))
     network.settle()
@@ -176,8 +202,14 @@ def test_no_message_of_a_node_grows_either() -> None:
 
 
 def test_no_step_has_more_effects_in_a_larger_run() -> None:
-    small, large = ([len(each) for each in story(n).steps] for n in (SMALL, LARGE))
-    assert max(large) <= max(small)
+    """Watchers of hosts are told some at a time."""
+
+    def most(count: int, *, watches: bool) -> int:
+        steps = story(count).steps
+        return max(sum(isinstance(each, do.Watch) is watches for each in step) for step in steps)
+
+    assert most(LARGE, watches=False) <= most(SMALL, watches=False)
+    assert most(LARGE, watches=True) <= SLICE < LARGE
 
 
 def test_no_effect_is_larger_in_a_larger_run_but_the_record_of_a_round() -> None:

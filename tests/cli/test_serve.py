@@ -278,7 +278,7 @@ def test_a_closed_run_is_shown_without_a_coordinator(cli: Cli, tmp_path: Path) -
     assert (one.code, one.out.splitlines()[:2]) == (
         0,
         [
-            "run a: closed, round 1: 1 node, 1 worker, 0 restarts",
+            "run a: closed after round 1, 0 restarts",
             "ended: succeeded: all nodes have finished",
         ],
     )
