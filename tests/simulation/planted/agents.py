@@ -82,9 +82,9 @@ def _takes_exits_for_finished(original: Any, self: Any, event: Any, now_s: Any) 
 
 
 @replaces("rallypoint.launch.machine:AgentMachine._on_signal")
-def _tells_nobody(original: Any, self: Any, number: Any, left_s: Any) -> Any:
+def _tells_nobody(original: Any, self: Any, event: Any, now_s: Any) -> Any:
     """The others learn of it when the node says goodbye."""
-    return [each for each in original(self, number, left_s) if not isinstance(each, do.Depart)]
+    return [each for each in original(self, event, now_s) if not isinstance(each, do.Depart)]
 
 
 @replaces("rallypoint.launch.machine:AgentMachine._wait_for_stop")
