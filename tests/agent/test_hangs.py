@@ -160,3 +160,39 @@ def test_the_stacks_of_a_run_are_shown_on_demand(machine: Machine) -> None:
     machine.command("close", "test", "--yes", *where).ends(0)
     a.ends(6)
     b.ends(6)
+
+
+GLOO = """
+import time
+import rallypoint
+import torch
+import torch.distributed as dist
+
+def load():
+    time.sleep(600)
+
+with rallypoint.join() as run:
+    world = run.next_world()
+    dist.init_process_group("gloo")
+    for step in range(100):
+        if (step, world.rank) == (3, 1):
+            load()
+        dist.all_reduce(torch.ones(4))
+        world.progress(step)
+"""
+
+
+@pytest.mark.torch
+def test_one_rank_of_a_gloo_job_hangs(machine: Machine) -> None:
+    program = machine.program(GLOO, "gloo.py")
+    env = {"MASTER_PORT": "", "OMP_NUM_THREADS": "1"}
+    agents = [
+        machine.agent(name, "--hang-timeout", "4s", *QUICK, nnodes="2", program=program, env=env)
+        for name in ("a", "b")
+    ]
+    text = end_by_hang(agents[0])
+    agents[1].ends(1)
+    guilty, other = ("a", "b") if "a: rank 1" in text else ("b", "a")
+    assert f"{guilty}: rank 1 hangs (no worker has advanced for 4 s" in text
+    assert f"{other} rank 0 in all_reduce (gloo.py:" in text
+    assert f"{guilty} rank 1 in load (gloo.py:8)" in text
