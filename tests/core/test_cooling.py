@@ -272,3 +272,16 @@ def test_a_successor_learns_from_the_node_that_it_is_unfit() -> None:
     driver.ready("b", leaving=0, unfit="GPU 3 fell off")
     driver.advance(9.0)
     assert driver.names == ["a"]
+
+
+def test_r7_no_round_waits_for_a_node_that_stays_out_and_cannot_be_heard() -> None:
+    driver = met("a", "b", "c", least=2, most=4)
+    driver.fail("b", message="ECC error")
+    driver.answer("a", "b", "c")
+    driver.advance(0.06)
+    driver.ready("b")
+    driver.disconnect("b")
+    driver.ready("a", "c")
+    # The settle time, and not the last call.
+    driver.advance(0.06)
+    assert sorted(driver.names) == ["a", "c"]
