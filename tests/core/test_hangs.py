@@ -198,6 +198,17 @@ def test_R15_a_round_is_not_judged_while_a_member_cannot_be_heard() -> None:
     assert asked(driver)
 
 
+def test_R15_a_round_in_which_a_node_drains_is_not_judged() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 10)
+    driver.draining("b", left_s=30.0)
+    driver.advance(29.5)
+    assert not asked(driver)
+    driver.advance(0.5)
+    assert asked(driver)
+
+
 def test_R15_after_a_takeover_the_deadline_counts_from_what_is_known() -> None:
     driver = in_round("a", "b", has_successor=True)
     driver.progress("a", "b", step=1)

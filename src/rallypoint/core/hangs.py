@@ -87,12 +87,21 @@ def look(run: MembershipState) -> None:
     # R15: a worker has advanced since the timer was set.
     elif left_s > 0:
         run._do(progress.watch(left_s))
+    # R15: the workers may wait for the step at which a draining node leaves. It leaves in time.
+    elif (drains_s := drains_for_s(run)) > 0:
+        run._do(progress.watch(drains_s))
     # R15: a node that cannot be heard may have workers that advance. It is lost, or heard again.
     elif run._takeover.is_grace_on or not are_heard(run):
         run._do(progress.watch(AGAIN_S))
     else:
         names = [member.name for member in run.roster.members(Bucket.IN_ROUND)]
         run._do(progress.ask(names), do.AskStacks(progress.serial, run.number))
+
+
+def drains_for_s(run: MembershipState) -> float:
+    """How long, at most, a node of the round still drains, in seconds; 0 or less if none does."""
+    ends = (due_s for due_s, _ in run._agreement.draining.values())
+    return max(ends, default=run._now_s) - run._now_s
 
 
 def are_heard(run: MembershipState) -> bool:
