@@ -97,6 +97,10 @@ def _tasks() -> int:
 class _Node:
     """What the agent's socket uses of the agent's node. Its store is the round's own."""
 
+    ledger_id = ""
+    drain = None
+    step = None
+
     def __init__(self) -> None:
         self.info = NodeInfo("n", 1, "h")
         self.round: Round | None = Round(HEAD, Seat(0, 0, 1))
@@ -106,6 +110,12 @@ class _Node:
         self.looking = ""
         self._store = RoundStore([("n", 0, 1)], st.DEFAULT_LIMITS)
         self._requests = 0
+
+    def takes_part(self) -> None:
+        """Its workers ask at each step whether to stop."""
+
+    def promise(self, step: int) -> None:
+        """No worker of it passes a later step."""
 
     async def call(self, op: st.StoreOp, timeout_s: float | None) -> st.StoreResult:
         await asyncio.sleep(0)

@@ -12,7 +12,7 @@ WITHOUT_CODE_OF_THE_PROTOCOL = ("checkers", "simulation")
 
 
 def test_the_page_of_the_protocol_has_the_rules() -> None:
-    assert rules() == {f"R{number}" for number in range(1, 14)}
+    assert rules() == {f"R{number}" for number in range(1, 16)}
 
 
 def test_each_rule_has_marks_where_lines_are_broken_on_purpose() -> None:

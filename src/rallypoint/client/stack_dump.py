@@ -15,6 +15,8 @@ from types import FrameType
 from typing import Final
 
 FRAMES_MAX: Final = 200
+FILE_PREFIX: Final = "stacks-"
+"""How the name of a file begins in which an agent gets the stacks of a worker."""
 _FROM_THE_FIRST: Final = 12
 _kept: list[int] = []
 """The files to which faulthandler writes: they stay open."""
@@ -38,11 +40,13 @@ def dump_on_signal(path: str) -> tuple[int, int] | None:
     the signal itself, or the file cannot be opened. Any thread may call it.
     """
     number = dump_signal()
-    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
+    # The name comes from a message, so only a file that an agent makes for this is opened.
+    is_for_this = path.startswith("/") and path.rpartition("/")[2].startswith(FILE_PREFIX)
+    if number is None or not is_for_this or signal.getsignal(number) is not signal.SIG_DFL:
         return None
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL
         return None
     try:
         faulthandler.register(number, file=fd, all_threads=True, chain=False)

@@ -17,6 +17,7 @@ import msgspec
 
 from rallypoint import runtime
 from rallypoint.client.node import Node, Round
+from rallypoint.client.stack_dump import FILE_PREFIX
 from rallypoint.core.stacks import WorkerStack
 from rallypoint.launch.progress_rule import OutputReader
 from rallypoint.launch.worker_stacks import Asked, Dump
@@ -182,7 +183,7 @@ class HangWatch:
         """Where a worker of the present round writes its stacks; "" for nowhere."""
         if self._folder is None or self._round is None:
             return ""
-        return str(self._folder / f"stacks-{self._round.head.number}-{local_rank}.txt")
+        return str(self._folder / f"{FILE_PREFIX}{self._round.head.number}-{local_rank}.txt")
 
     def dumps_stacks(self, local_rank: int, pid: int, number: int) -> None:
         """A worker writes its stacks at this signal."""
