@@ -545,8 +545,8 @@ class AgentMachine:
             return self._stop(self._rules.regroup_stop_timeout_s, self._gone)
         if self._unreported:
             return self._explain(now_s)
+        # R14: they have stopped because a node leaves: their work goes on in the next round.
         if self._has_finished and self._yielded:
-            # R14: they have stopped because a node leaves: their work goes on in the next round.
             return self._stop(self._rules.regroup_stop_timeout_s, None)
         if self._has_finished:
             self.phase = Phase.FINISHED
