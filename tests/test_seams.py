@@ -57,6 +57,7 @@ ALLOWED: dict[str, str] = {
     "coordinator/tables.py": _WAITS,
     "launch/worker_stacks.py": _PROCESSES,
     "launch/hang_watch.py": "looks at a file that the user names, which is not simulated",
+    "client/step_gate.py": "a lock, for the program's threads and the loop's",
     "client/stack_dump.py": "reads the stacks of this process's threads",
     "coordinator/frames.py": _SOCKETS,
     "coordinator/hosts.py": "reads the Host header of HTTP, which is not simulated",

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Final, SupportsIndex
 
 import msgspec
 
-from rallypoint import errors
+from rallypoint import errors, runtime
 from rallypoint.client.step_gate import Pass, StepGate
 from rallypoint.core.values import Change, ChangeKind, Drain
 
@@ -38,7 +37,7 @@ class WorldDrain(msgspec.Struct, frozen=True):
     @property
     def left_s(self) -> float:
         """How many seconds are left until the deadline; 0 when it has passed."""
-        return max(0.0, self.deadline_s - time.monotonic())
+        return max(0.0, self.deadline_s - runtime.here().monotonic_s())
 
 
 class Steps:
@@ -54,7 +53,7 @@ class Steps:
 
     def told(self, drain: Drain) -> None:
         """Nodes of the round are going to leave it."""
-        deadline_s = time.monotonic() + drain.left_s
+        deadline_s = runtime.here().monotonic_s() + drain.left_s
         self.drain = WorldDrain(drain.nodes, drain.count, drain.reason, deadline_s)
         self._ends_s = asyncio.get_running_loop().time() + drain.left_s + LATE_S
         self._changed.set()
