@@ -30,11 +30,16 @@ def end(*_):
 def fail(*_):
     raise ValueError("bad batch in shard 7")
 
+def say(*words):
+    # In one piece: print writes the end of a line on its own, and another thread comes between.
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+
 signal.signal(signal.SIGUSR1, fail)
 signal.signal(signal.SIGUSR2, end)
 # more
 get = os.environ.get
-print("worker", get("RALLYPOINT_ROUND"), get("RANK"), get("WORLD_SIZE"), os.getpid(), flush=True)
+say("worker", get("RALLYPOINT_ROUND"), get("RANK"), get("WORLD_SIZE"), os.getpid())
 while True:
     time.sleep(1)  # Not signal.pause(): a signal just before it would be handled after the next.
 """

@@ -33,7 +33,7 @@ import threading
 
 def count():
     for step in range(10**9):
-        print(f"step={step} loss=0.5", flush=True)
+        say(f"step={step} loss=0.5")
         time.sleep(0.05)
 
 threading.Thread(target=count, daemon=True).start()
@@ -76,7 +76,7 @@ def test_a_worker_that_hangs_is_named_with_its_place(machine: Machine) -> None:
 
 def test_a_stopped_worker_is_named_as_such(machine: Machine) -> None:
     program = machine.program(STEPS, "steps.py")
-    options = ("--hang", r"step=(\d+)", "--hang-timeout", "3s", *QUICK)
+    options = ("--hang", r"step=(\d+)", "--hang-timeout", "6s", *QUICK)
     a = machine.agent("a", *options, nnodes="1", program=program)
     worker = a.worker(1)
     a.line("step=50 ")
@@ -86,10 +86,11 @@ def test_a_stopped_worker_is_named_as_such(machine: Machine) -> None:
 
 def test_a_run_whose_output_shows_progress_goes_on(machine: Machine) -> None:
     program = machine.program(STEPS, "steps.py")
-    options = ("--hang", r"step=(\d+)", "--hang-timeout", "1s", *QUICK)
+    # A worker that writes 20 times a second gets no processor for so long on a busy machine only.
+    options = ("--hang", r"step=(\d+)", "--hang-timeout", "5s", *QUICK)
     a = machine.agent("a", *options, nnodes="1", program=program)
     worker = a.worker(1)
-    a.line("step=80 ")
+    a.line("step=130 ")
     os.kill(worker.pid, signal.SIGUSR2)
     assert "advanced" not in a.ends(0)
 
@@ -103,11 +104,12 @@ def test_silence_and_an_untouched_file_are_hangs(machine: Machine, rule: str) ->
 
 def test_a_pattern_that_never_matches_is_said_once_and_ends_nothing(machine: Machine) -> None:
     program = machine.program(STEPS, "steps.py")
-    options = ("--hang", r"iter (\d+)", "--hang-timeout", "2s", *QUICK)
+    options = ("--hang", r"iter (\d+)", "--hang-timeout", "4s", *QUICK)
     a = machine.agent("a", *options, nnodes="1", program=program)
     worker = a.worker(1)
-    line = a.line("warning: --hang: no line")
-    assert "step=" in line.string
+    line = a.line("warning: --hang: ")
+    # On a busy machine the worker may have yet to write its first line.
+    assert "step=" in line.string or "have written no line" in line.string
     a.line("step=100 ")
     os.kill(worker.pid, signal.SIGUSR2)
     text = a.ends(0)
