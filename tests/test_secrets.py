@@ -20,6 +20,8 @@ MARK = "s3cr3t-m4rk"
 EXEMPT = {
     "rallypoint.core.quotas.Account": "its token is a name of the token",
     "rallypoint.simulation.scene.StartedNode": "its tokens are fencing tokens",
+    "rallypoint.client.fencing.Writer": "its token is a fencing token",
+    "rallypoint.simulation.model.world.NodeFacts": "its token is a fencing token",
     "rallypoint.ledger.torch_backend._Now": "its token is torch's version of a value",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from rallypoint.errors import RallypointError, UsageError
+from rallypoint.errors import LedgerError, RallypointError, UsageError
 
 
 class Border:
@@ -35,17 +35,18 @@ BORDER = Border()
 def bare(error: RallypointError) -> None:
     """Take the frames off an error, and the causes that its text has already.
 
-    The system's error stays as its `__cause__`: programs may ask for its number. The mistake of a
-    caller has no other cause.
+    The system's error stays as its `__cause__`: programs may ask for its number. So does the error
+    of a ledger's engine, which may be a program's own. The mistake of a caller has no other cause.
     """
     if sys.flags.dev_mode:
         return
     cause = error.__cause__
-    is_of_system = isinstance(cause, OSError) and not isinstance(cause, TimeoutError)
-    if isinstance(error, UsageError) or not is_of_system:
+    is_of_others = isinstance(cause, OSError) or isinstance(error, LedgerError)
+    if cause is None or isinstance(error, UsageError) or not is_of_others:
+        error.__cause__ = None
+    elif isinstance(cause, TimeoutError):  # says nothing that the error does not say
         error.__cause__ = None
     else:
-        assert cause is not None
         cause.__traceback__ = None
         cause.__suppress_context__ = True
         if cause.__cause__ is not None:

@@ -308,7 +308,7 @@ def _store_class() -> Any:
             try:
                 return self._runner.run(self._ours._execute(op, limit_s))
             except (errors.StoreError, errors.RoundBrokenError, errors.CoordinatorError) as error:
-                raise store_error(error) from error
+                raise store_error(error) from error.__cause__  # it says the same
 
         def set(self, key: str, value: str | bytes) -> None:
             self._ask(ops.Set(key, _bytes(value)))

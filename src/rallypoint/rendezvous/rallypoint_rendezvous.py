@@ -34,6 +34,9 @@ _GIVEN_OTHERWISE: Final = frozenset(
     | {"token", "token_place", "etcd_password"}
     | {"labels", "max_restarts"}
     | {"share_lines"}  # torchrun does not send its workers' output to other nodes
+    # torchrun counts failures, and starts and stops workers, by itself.
+    | {"early_s", "restart_window_s", "same_failure", "no_restart_exit_codes"}
+    | {"max_restarts_per_node", "cooldown_s", "cooldown_max_s", "hang_timeout_s", "drain_timeout_s"}
 )
 _NODE_OPTIONS: Final = tuple(
     name for name in NodeSettings.__struct_fields__ if name not in _GIVEN_OTHERWISE
