@@ -4,6 +4,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.judging import JudgingClock
 from rallypoint.core.progress import AGAIN_S, ASK_S, Progress
 from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.suspension import SuspensionCause
@@ -223,3 +224,113 @@ def test_R15_after_a_takeover_the_deadline_counts_from_what_is_known() -> None:
     assert not asked(driver)
     driver.advance(0.2)
     assert asked(driver)
+
+
+@pytest.mark.parametrize("ago_s", [TIMEOUT_S + 1, TIMEOUT_S])
+def test_R15_news_from_before_the_deadline_does_not_end_the_question(ago_s: float) -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S + 1)
+    driver.progress("a", step=2, ago_s=ago_s)
+    driver.advance(ASK_S - 1)
+    assert broken(driver)
+
+
+def test_R15_news_of_just_after_the_deadline_ends_the_question() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.progress("a", step=2, ago_s=TIMEOUT_S - 0.5)
+    driver.advance(0.4)
+    assert len(asked(driver)) == 1
+    driver.advance(0.2)
+    assert len(asked(driver)) == 2
+    driver.advance(ASK_S - 1)
+    assert not broken(driver)
+
+
+def test_R4_a_report_of_a_node_that_is_not_there_is_not_heard() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.progress("c", step=9, number=1)
+    assert driver.run.progress.step == 1
+
+
+def test_R4_a_report_about_another_round_takes_nothing_away() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S / 2)
+    driver.progress("a", step=9, number=7)
+    driver.advance(TIMEOUT_S / 2)
+    assert asked(driver) == [TIMEOUT_S]
+
+
+def test_R15_the_timer_is_set_again_for_the_last_part_of_a_second() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1)
+    driver.advance(0.5)
+    driver.progress("b", step=1)
+    driver.advance(TIMEOUT_S - 0.25)
+    assert not asked(driver)
+    driver.advance(0.25)
+    assert asked(driver) == [TIMEOUT_S + 0.5]
+
+
+def test_R15_the_last_part_of_a_second_of_a_drain_counts() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 10)
+    driver.draining("b", left_s=10.5)
+    driver.advance(10.25)
+    assert not asked(driver)
+    driver.advance(0.25)
+    assert asked(driver)
+
+
+def test_R15_a_round_is_not_judged_while_members_have_yet_to_attach() -> None:
+    driver = in_round("a", "b", has_successor=True)
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 1)
+    driver.fail_over(attach_grace_s=20.0)
+    driver.attach("a")
+    driver.progress("a", step=1, ago_s=TIMEOUT_S - 1)
+    driver.advance(10.0)
+    assert not asked(driver)
+    driver.attach("b")
+    driver.advance(AGAIN_S)
+    assert asked(driver)
+
+
+def test_R15_an_answer_of_a_node_that_is_not_there_is_not_heard() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.stacks("c", WAITS)
+    assert not broken(driver)
+    driver.stacks("a", WAITS)
+    driver.stacks("b", LOADS)
+    assert broken(driver)
+
+
+def test_R15_a_repeat_of_an_older_report_does_not_make_a_node_look_slower() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", step=1)
+    driver.progress("a", step=1, ago_s=5.0)
+    assert driver.run.progress.nodes["a"].advanced_s == driver.now_s
+
+
+def test_R15_a_timeout_may_be_less_than_a_second() -> None:
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1, timeout_s=0.5)
+    driver.advance(0.5)
+    assert asked(driver) == [0.5]
+
+
+def test_R15_of_the_seconds_before_now_those_of_an_outage_do_not_count() -> None:
+    clock = JudgingClock()
+    clock.stop(10.0)
+    clock.go_on(20.0)
+    ago_s = (5.0, 10.0, 15.0, 25.0)
+    assert [clock.counted_s(each, 30.0) for each in ago_s] == [5.0, 10.0, 10.0, 15.0]
+    clock.stop(40.0)
+    assert [clock.counted_s(each, 50.0) for each in (5.0, 15.0)] == [0.0, 5.0]

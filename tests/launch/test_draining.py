@@ -126,3 +126,9 @@ def test_workers_that_stopped_at_the_step_have_not_finished() -> None:
     assert any(isinstance(each, do.StopWorkers) for each in actions)
     played.take(on.Stopped(()))
     assert played.machine.phase is Phase.GATHERING
+
+
+def test_one_worker_that_has_stopped_at_the_step_stops_no_other() -> None:
+    played = Played().working()
+    assert not any(isinstance(each, do.StopWorkers) for each in played.take(on.Yielded(0)))
+    assert not any(isinstance(each, do.StopWorkers) for each in played.look())

@@ -29,7 +29,7 @@ KILLERS: Final = HERE / "killers.json"
 JUDGED: Final = HERE / "judged.toml"
 PAGE: Final = ROOT / "docs" / "verification.md"
 BY: Final = "tests/mutation"
-FOLDERS: Final = ("core", "coordinator", "client", "checkers", "simulation")
+FOLDERS: Final = ("core", "coordinator", "client", "checkers", "launch", "simulation")
 """The tests that may kill a mutant: the pure ones of these folders, simulated worlds among them."""
 FIRST_TRIED: Final = 12
 """How many tests are tried first: those that have killed other mutants of the same function, and
