@@ -6,6 +6,7 @@ import pytest
 
 from rallypoint.client import actions as act
 from rallypoint.client.machine import NodeMachine
+from rallypoint.core.effects import Standing
 from rallypoint.core.values import (
     Address,
     Change,
@@ -26,7 +27,7 @@ def in_round(*, tells_stacks: bool) -> NodeMachine:
     info = NodeInfo("a", 1, "host")
     machine = NodeMachine("run", info, RunSettings(), silence_s=9.0, tells_stacks=tells_stacks)
     machine.connected(0.0)
-    machine.received(wire.Welcome(STAMP, 1, 1.0, wire.Standing(round=0)), 0.0)
+    machine.received(wire.Welcome(STAMP, 1, 1.0, Standing(round=0)), 0.0)
     machine.ready(Address("host", 1), 1)
     head = RoundHead(1, 1, 2, 2, Address("host", 1), "digest")
     machine.received(wire.Formed(STAMP, head, Seat(0, 0, 1)), 0.0)

@@ -12,9 +12,7 @@ from typing import Any
 
 from rallypoint.cli.main import main
 from rallypoint.client import actions as act
-from rallypoint.client import witness
 from rallypoint.client.node import Node
-from rallypoint.client.sightings import Sightings
 from rallypoint.core.values import Address
 from rallypoint.launch import agent
 from rallypoint.wire import messages as wire
@@ -53,15 +51,22 @@ class LoggedNode(Node):
                 note("ready", term=stamp.term, round=stamp.round)
 
 
-class LoggedSightings(Sightings):
-    """What the node remembers of other hosts, written down."""
+def note_sightings() -> None:
+    """Write down what the node remembers of other hosts. An older release remembers nothing."""
+    try:
+        from rallypoint.client import sightings, witness
+    except ImportError:
+        return
 
-    def tried(self, address: Address, *, has_answered: bool) -> None:
-        super().tried(address, has_answered=has_answered)
-        note("tried", host=address.host, has_answered=has_answered)
+    class LoggedSightings(sightings.Sightings):
+        def tried(self, address: Address, *, has_answered: bool) -> None:
+            super().tried(address, has_answered=has_answered)
+            note("tried", host=address.host, has_answered=has_answered)
+
+    vars(witness)["Sightings"] = LoggedSightings
 
 
 if __name__ == "__main__":
-    vars(witness)["Sightings"] = LoggedSightings
+    note_sightings()
     vars(agent)["Node"] = LoggedNode
     main()

@@ -71,7 +71,7 @@ def main() -> None:
             ),
         ]
         missing = "no error"
-        store.set_timeout(timedelta(seconds=1.0))
+        store.set_timeout(timedelta(seconds=2.0))
         try:
             store.get("what nobody writes")
         except dist.DistStoreError as error:

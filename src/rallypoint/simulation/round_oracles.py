@@ -157,6 +157,8 @@ class NewcomersWaitInTurn(Oracle):
         super().__init__(scene)
         self._queues: dict[HostedRun, _Queue] = {}
         self._done: dict[HostedRun, dict[NodeId, None]] = {}
+        self._formed: dict[HostedRun, RoundRecord] = {}
+        """The last record of each run that was looked at, when it was formed."""
 
     def stepped(
         self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
@@ -189,8 +191,12 @@ class NewcomersWaitInTurn(Oracle):
                     # A survivor may say that an earlier coordinator has let them in.
                     if getattr(event, "node", None) in (None, *newcomers):
                         self._must_have_waited(front, queue, newcomers, change)
-                case do.Commit(record=RoundRecord() as record):
-                    self._must_be_first(front, queue, newcomers, record)
+        # Not when it is given to the ledger, or given again: a node that had to stay out may be a
+        # newcomer by then, with an earlier request.
+        formed = run.membership.committing
+        if isinstance(formed, RoundRecord) and formed is not self._formed.get(run):
+            self._formed[run] = formed
+            self._must_be_first(front, queue, newcomers, formed)
 
     def _must_have_waited(
         self, front: SimulatedFront, queue: _Queue, newcomers: list[NodeId], change: Change
