@@ -389,6 +389,7 @@ def test_r7_a_node_that_attaches_again_has_no_workers_to_stop() -> None:
     waiting = driver.run.waiting(driver.now_s)
     assert waiting is not None
     assert (waiting.stop_left_s, waiting.stopping_count) == (0.0, 0)
+    assert driver.run._gathering.stopping.next_end_s() is None
 
 
 # -- marks ---------------------------------------------------------------------------------------
