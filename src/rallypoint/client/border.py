@@ -42,9 +42,12 @@ def bare(error: RallypointError) -> None:
         return
     cause = error.__cause__
     is_of_others = isinstance(cause, OSError) or isinstance(error, LedgerError)
-    if cause is None or isinstance(error, UsageError) or not is_of_others:
-        error.__cause__ = None
-    elif isinstance(cause, TimeoutError):  # says nothing that the error does not say
+    if (
+        cause is None
+        or isinstance(error, UsageError)
+        or not is_of_others
+        or isinstance(cause, TimeoutError)
+    ):
         error.__cause__ = None
     else:
         cause.__traceback__ = None
