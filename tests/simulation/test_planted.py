@@ -106,7 +106,7 @@ def test_only_a_bug_that_was_found_before_is_lost(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize("bug", WITH_SEED if LONG else WITH_SEED[::3], ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", WITH_SEED if LONG else WITH_SEED[::6], ids=lambda bug: bug.name)
 def test_the_known_seed_finds_the_bug(bug: Bug) -> None:
     assert bug.seed is not None
     # A change of the plans changes what a seed means, and then a seed near it finds the bug.
