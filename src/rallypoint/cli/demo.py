@@ -223,9 +223,9 @@ class Demo:
             "The times of the rounds are as measured."
         )
         print(
-            f"Not shown: a machine that loses its power closes no connection, so its node is lost "
-            f"only after {settings.resolve('lost_after_s').value:g} s. {self._names[0]} runs the "
-            "coordinator and is not killed."
+            "Not shown: a machine that loses its power closes no connection, so its node is lost "
+            "only after some seconds, when other nodes cannot reach it any more. "
+            f"{self._names[0]} runs the coordinator and is not killed."
         )
         return accuracy
 
