@@ -115,6 +115,22 @@ class Case:
         for each in NAMES:
             self.run.post(on.ProbeAnswered(NodeId(each, 1)))
 
+    async def lives_for_three_rounds(self) -> None:
+        """Both nodes meet, a worker of `a` fails, and the process of `b` ends and starts again."""
+        self.come(*NAMES)
+        self.ready(*NAMES)
+        await self.is_in(Phase.ACTIVE, 1)
+        self.fail("a")
+        await asyncio.sleep(0.1)  # until the verdict
+        self.ready(*NAMES)
+        await self.is_in(Phase.ACTIVE, 2)
+        self.ended("b")
+        await asyncio.sleep(0.1)
+        self.come("b", incarnation=2)
+        self.ready("a")
+        self.ready("b", incarnation=2)
+        await self.is_in(Phase.ACTIVE, 3)
+
     async def is_in(self, phase: Phase, number: int) -> None:
         membership = self.run.membership
         await until(lambda: (membership.phase, membership.number) == (phase, number))

@@ -44,19 +44,7 @@ def test_each_kind_of_event_has_a_line_or_a_reason_why_not() -> None:
 
 
 async def life(case: Case) -> None:
-    case.come(*NAMES)
-    case.ready(*NAMES)
-    await case.is_in(Phase.ACTIVE, 1)
-    case.fail("a")
-    await asyncio.sleep(0.1)  # until the verdict
-    case.ready(*NAMES)
-    await case.is_in(Phase.ACTIVE, 2)
-    case.ended("b")
-    await asyncio.sleep(0.1)
-    case.come("b", incarnation=2)
-    case.ready("a")
-    case.ready("b", incarnation=2)
-    await case.is_in(Phase.ACTIVE, 3)
+    await case.lives_for_three_rounds()
     case.run.post(on.DrainRequested(NodeId("a", 1), "operator ann", "new kernel"))
     case.run.post(on.EvictRequested(NodeId("a", 1), "operator ann", "hot"))
     case.run.post(on.AdmitRequested(NodeId("a", 1), "operator ann", "cool"))

@@ -44,19 +44,7 @@ def lines(run: HostedRun) -> list[str]:
 def test_the_life_of_a_run_is_told_in_order() -> None:
     async def main() -> None:
         case = await Case.begun(MemoryLedger(), 1, "machine-a")
-        case.come(*NAMES)
-        case.ready(*NAMES)
-        await case.is_in(Phase.ACTIVE, 1)
-        case.fail("a")
-        await asyncio.sleep(0.1)  # until the verdict
-        case.ready(*NAMES)
-        await case.is_in(Phase.ACTIVE, 2)
-        case.ended("b")
-        await asyncio.sleep(0.1)
-        case.come("b", incarnation=2)
-        case.ready("a")
-        case.ready("b", incarnation=2)
-        await case.is_in(Phase.ACTIVE, 3)
+        await case.lives_for_three_rounds()
         case.run.post(on.CloseRequested("a", Outcome.SUCCEEDED, "trained"))
         await case.is_in(Phase.CLOSED, 3)
         assert kinds(case.run) == [

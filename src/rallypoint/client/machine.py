@@ -126,9 +126,9 @@ class NodeMachine:
         self.stays_out = ""
         """Why it has to stay out while it is on standby."""
         self.nodes_max = settings.max_nodes
+        """How many nodes a round has at most, which an operator may have changed."""
         self.takes_unfit = False
         """Whether the coordinator keeps a node out whose check fails."""
-        """How many nodes a round has at most, which an operator may have changed."""
         self.stamp = Stamp()
         self._software = software
         self._is_elected = is_elected
