@@ -13,6 +13,7 @@ from rallypoint.bench import driver, recover
 from rallypoint.bench.agents import PLAIN, Agent
 from rallypoint.bench.event_log import EventReader, EventWriter
 from rallypoint.bench.processes import BenchError, end, wait_until
+from rallypoint.bench.ways import WAYS, Way
 
 KILLED_S = 100.0
 
@@ -75,6 +76,37 @@ def test_ddp_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rallypoint[torch]" in raised.value.hint
 
 
+def test_ways_that_do_not_exist_or_need_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    plan = driver.Plan(driver.NOWHERE, ddp=True, ways=("cold", "warm"))
+    with pytest.raises(BenchError, match="--ways warm: there is no such way") as raised:
+        recover.check(plan, 3)
+    assert raised.value.hint.startswith("there are cold, preload, ")
+    with pytest.raises(BenchError, match="--ways preload needs --ddp"):
+        recover.check(driver.Plan(driver.NOWHERE, ways=("cold", "preload")), 3)
+
+
+def test_ways_take_turns_and_slow_ones_have_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    asked: list[str] = []
+
+    def once(plan: driver.Plan, nodes: int, way: Way) -> dict[str, float]:
+        asked.append(way.name)
+        return {recover.IN_ALL: 0.5, recover.RAISED: 0.2}
+
+    monkeypatch.setattr(recover, "_once", once)
+    names = ("preload", "torchrun-c10d")
+    figures = recover.measure(driver.Plan(driver.NOWHERE, ddp=True, ways=names), 3)
+    c10d = WAYS["torchrun-c10d"].repeats
+    assert asked[: 2 * c10d] == [*names] * c10d
+    assert asked[2 * c10d :] == ["preload"] * (WAYS["preload"].repeats - c10d)
+    found = {each.name: each for each in figures}
+    assert found["preload: in all"].reached is False
+    assert found["preload: a worker raises"].reached is True
+    assert len(found["torchrun-c10d: in all"].values) == c10d
+    assert "torchrun --rdzv-backend=c10d" in found["torchrun-c10d: in all"].about
+
+
 @pytest.mark.parametrize("nodes", [2, 65])
 def test_the_limits_of_the_number_of_agents(nodes: int) -> None:
     with pytest.raises(BenchError, match="from 3 to 64"):
@@ -121,13 +153,14 @@ def test_agents_recover(is_embedded: bool) -> None:
 @pytest.mark.processes
 @pytest.mark.verify
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("preload", [False, True])
-def test_a_ddp_job_recovers(preload: bool) -> None:
+@pytest.mark.parametrize("way", ["cold", "preload", "torchrun-rallypoint"])
+def test_a_ddp_job_recovers(way: str) -> None:
     pytest.importorskip("torch")
     with driver.served() as at:
-        plan = driver.Plan(at, repeats=1, ddp=True, preload=preload)
+        plan = driver.Plan(at, repeats=1, ddp=True, ways=(way,))
         figures = {each.name: each for each in recover.measure(plan, 3)}
     assert all(each.values[0] >= 0 for each in figures.values())
     assert "DDP" in figures["in all"].about
-    assert ("--preload" in figures["in all"].about) == preload
+    assert WAYS[way].shown in figures["in all"].about
+    assert ("noticed" in figures) == (WAYS[way].kind is Agent)
     assert recover.RAISED in figures

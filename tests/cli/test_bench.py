@@ -44,6 +44,8 @@ WRONG = (
     ("meet", "--ddp"),
     ("store", "--runs", "5"),
     ("recover", "--nodes", "2"),
+    ("recover", "--ways", "preload"),
+    ("meet", "--ways", "cold"),
     ("failover", "--at", "host0:29400"),
     ("kill", "--at", "host0:29400"),
     ("ledger-reads", "--at", "etcd"),

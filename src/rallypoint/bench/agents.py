@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from rallypoint.bench.event_log import EventReader, LoggedEvent
 from rallypoint.bench.processes import (
@@ -36,6 +36,9 @@ AGENTS_MAX: Final = 64
 class Agent:
     """One `rallypoint run` with one worker."""
 
+    env: ClassVar[dict[str, str]] = {}
+    """What the agent and its worker get besides."""
+
     def __init__(
         self, name: str, folder: Path, arguments: Sequence[str], worker: str, token: str
     ) -> None:
@@ -45,17 +48,29 @@ class Agent:
         self._log = EventReader(log)
         self._said = folder / f"{name}.txt"
         own = {"RALLYPOINT_TOKEN": token} if token else {}
+        command = self._command(name, str(log), arguments)
         with self._said.open("wb") as said:
             self.process = start(
-                (
-                    *("-m", "rallypoint.cli.logged_agent", str(log), "run"),
-                    *("--node-name", name, *arguments, "-m", worker, str(log)),
-                ),
-                env=clean_environment(TMPDIR=str(folder), **own),
+                (*command, "-m", worker, str(log)),
+                env=clean_environment(TMPDIR=str(folder), **own, **self.env),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
             )
+
+    @staticmethod
+    def shared(nnodes: str, endpoint: str, run_id: str) -> tuple[str, ...]:
+        """The options that all agents of a job have."""
+        return ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id)
+
+    def has_begun(self, endpoint: str) -> bool:
+        """Whether it is attached: if it is the first one at a `host:port`, it is the host."""
+        return self.first("attached") is not None
+
+    def _command(self, name: str, log: str, options: Sequence[str]) -> tuple[str, ...]:
+        """What starts the agent, up to the worker's program."""
+        started = ("-m", "rallypoint.cli.logged_agent", log, "run", "--node-name", name)
+        return (*started, *options)
 
     def events(self, kind: str, since_s: float = 0.0) -> list[LoggedEvent]:
         """The events of this kind from `since_s` on, in order."""
@@ -88,6 +103,9 @@ class Agent:
         self._is_killed = True
         return kill_tree(self.process.pid)
 
+    def end(self) -> None:
+        """Kill what the end of its process would leave behind: nothing, thanks to its guard."""
+
     def problem(self) -> str:
         """How it ended, with its last output; "" if it runs, or was killed from here."""
         code = self.process.poll()
@@ -100,17 +118,19 @@ class Agent:
 class Team:
     """Agents of one run. `each`: those not killed from here, in the order of their start."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], worker: str, token: str) -> None:
+    def __init__(
+        self, kind: type[Agent], folder: Path, arguments: Sequence[str], worker: str, token: str
+    ) -> None:
         self.each: list[Agent] = []
         self._all: list[Agent] = []
-        self._folder, self._arguments = folder, arguments
+        self._kind, self._folder, self._arguments = kind, folder, arguments
         self._worker, self._token = worker, token
 
     def add(self, *more: str) -> Agent:
         """Start one more agent. `more`: options of `rallypoint run` for this one."""
         name = f"node{len(self._all)}"
         arguments = (*self._arguments, *more)
-        agent = Agent(name, self._folder, arguments, self._worker, self._token)
+        agent = self._kind(name, self._folder, arguments, self._worker, self._token)
         self.each.append(agent)
         self._all.append(agent)
         return agent
@@ -123,6 +143,8 @@ class Team:
     def end(self) -> None:
         """End every agent and worker that still runs."""
         workers = [e["pid"] for a in self._all for e in a.events("working")[-1:]]
+        for agent in self._all:
+            agent.end()
         end([agent.process for agent in self._all])
         for pid in workers:  # Its guard has ended it, or will end it soon.
             with contextlib.suppress(ProcessLookupError):
@@ -147,6 +169,7 @@ def team(
     run_id: str,
     *,
     worker: str = PLAIN,
+    kind: type[Agent] = Agent,
     token: str = "",
     until: str = "working",
     within_s: float = DEADLINE_S,
@@ -156,22 +179,27 @@ def team(
 
     The first agent is attached before the others start, so with a `host:port` endpoint it is the
     host. Without `token`, agents at such an endpoint get a new token, and not the user's.
-    `options`: of `rallypoint run`, for each agent.
+    `kind`, `options`: of each agent.
     """
     if not token and parse_endpoint(endpoint).kind is EndpointKind.HOST:
         token = secrets.token_urlsafe(32)
     with scratch() as folder:
-        arguments = ("--nnodes", nnodes, "--endpoint", endpoint, "--run-id", run_id, *options)
-        made = Team(folder, arguments, worker, token)
+        arguments = (*kind.shared(nnodes, endpoint, run_id), *options)
+        made = Team(kind, folder, arguments, worker, token)
         try:
             for index in range(count):
                 made.add()
                 if index == 0:
-                    wait_for(made.each, "attached", within_s=within_s)
+                    _wait_for_host(made.each[0], endpoint, within_s)
             wait_for(made.each, until, within_s=within_s)
             yield made
         finally:
             made.end()
+
+
+def _wait_for_host(agent: Agent, endpoint: str, within_s: float) -> None:
+    what = f"the agent of {agent.name} to attach"
+    wait_until(lambda: agent.has_begun(endpoint), what, within_s, agent.problem)
 
 
 @contextlib.contextmanager

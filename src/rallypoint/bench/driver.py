@@ -275,7 +275,8 @@ class Plan(msgspec.Struct):
     """The parameters of a measurement: where, how often, with how many processes, for how long.
 
     `seconds`: how long to watch a run, or how long a part is stopped. `ddp`: whether workers are a
-    DDP job. `runs`: the number of runs. `ledger`: where elected coordinators keep their records;
+    DDP job. `ways`: how the job is started (ways.py); empty: the scenario's own choice. `runs`: the
+    number of runs. `ledger`: where elected coordinators keep their records;
     "": a new folder. `place`: served or embedded, for a scenario that starts its own coordinators.
     """
 
@@ -284,7 +285,7 @@ class Plan(msgspec.Struct):
     processes: int = 1
     seconds: float = 10.0
     ddp: bool = False
-    preload: bool = False
+    ways: tuple[str, ...] = ()
     runs: int = 1
     ledger: str = ""
     place: str = "served"

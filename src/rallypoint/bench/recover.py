@@ -7,21 +7,22 @@
                                     have ended  new round
 
 Each of the five is the time between two neighbours. Rallypoint determines the times of noticing,
-telling and meeting. Stopping and starting depend on the workers' program.
+telling and meeting. Stopping and starting depend on the workers' program. The job is started in
+several ways that take turns (ways.py), so that other load affects all of them.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import time
 from typing import Final
 
+from rallypoint.bench import ways
 from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
-from rallypoint.bench.figure import Figure
-from rallypoint.bench.processes import BenchError
+from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.ways import Way
 from rallypoint.net import free_port
 
 STAGES: Final = {
@@ -32,85 +33,89 @@ STAGES: Final = {
     "started": "until the last survivor's new worker has taken its first step",
 }
 OURS: Final = ("noticed", "told", "met")
-REPEATS_MAX: Final = 5
-WITHIN_S: Final = 120.0
+SHARE: Final = "the share that is ours"
+IN_ALL: Final = "in all"
 RAISED: Final = "a worker raises"
-_RAISED: Final = {RAISED: "from the exception to the next round's first step"}
-PRELOAD: Final = ("--preload", "--set", "preload_after=8s")
-"""The first step is taken long before, so that all modules of a worker are known then."""
+WITHIN_S: Final = 120.0
+_ABOUT: Final = STAGES | {
+    SHARE: "noticed, told and met together",
+    IN_ALL: "from the kill to the next round's first step",
+    RAISED: "from the exception to the next round's first step",
+}
 
 
 def check(plan: Plan, nodes: int) -> None:
     """Raise BenchError if this cannot be measured here."""
-    if plan.ddp and importlib.util.find_spec("torch") is None:
-        raise BenchError(
-            "--ddp needs torch, which is not installed",
-            "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
-        )
-    if plan.preload and not plan.ddp:
-        raise BenchError(
-            "--preload needs --ddp: a plain Python worker imports too little to preload",
-            "rallypoint bench recover --ddp --preload",
-        )
+    ways.chosen(plan.ways, is_ddp=plan.ddp)
     check_count("recover", nodes, "at least two survivors must be left to meet again")
 
 
 def measure(plan: Plan, nodes: int) -> list[Figure]:
-    """Kill one of this many, each time in a new run."""
+    """Kill one of this many, each time in a new run, in each of the plan's ways in turn."""
     check(plan, nodes)
-    results = [_once(plan, nodes) for _ in range(min(plan.repeats, REPEATS_MAX))]
-    raised = [each.pop(RAISED) for each in results if RAISED in each]
-    worker = "a small DDP job (gloo)" if plan.ddp else "plain Python"
-    if plan.preload:
-        worker = f"{worker}, --preload"
-    ours = [sum(each[name] for name in OURS) for each in results]
-    total = [sum(each.values()) for each in results]
-
-    def figure(name: str, about: str, values: list[float]) -> Figure:
-        return Figure(
-            scenario="recover",
-            name=name,
-            nodes=nodes,
-            unit="ms",
-            values=tuple(value * 1e3 for value in values),
-            about=about,
-        )
-
+    chosen = ways.chosen(plan.ways, is_ddp=plan.ddp)
+    results: dict[Way, list[dict[str, float]]] = {way: [] for way in chosen}
+    for index in range(plan.repeats):
+        for way, found in results.items():
+            if index < way.repeats:
+                found.append(_once(plan, nodes, way))
+    is_compared = len(chosen) > 1
     return [
-        *(figure(name, about, [r[name] for r in results]) for name, about in STAGES.items()),
-        figure("the share that is ours", "noticed, told and met together", ours),
-        figure("in all", f"from the kill to the next round's first step; workers: {worker}", total),
-        *(
-            [figure(RAISED, "from its end to the next round's first step", raised)]
-            if raised
-            else []
-        ),
+        each
+        for way, found in results.items()
+        for each in _figures(plan, nodes, way, found, f"{way.name}: " if is_compared else "")
     ]
 
 
-def _once(plan: Plan, nodes: int) -> dict[str, float]:
+def _figures(
+    plan: Plan, nodes: int, way: Way, results: list[dict[str, float]], prefix: str
+) -> list[Figure]:
+    worker = "a small DDP job (gloo)" if plan.ddp else "plain Python"
+    bounds = {SHARE: way.ours_ms, IN_ALL: way.next_step_ms, RAISED: way.raised_ms}
+    figures = []
+    for name in results[0]:
+        bound = bounds.get(name)
+        figures.append(
+            Figure(
+                scenario="recover",
+                name=f"{prefix}{name}",
+                nodes=nodes,
+                unit="ms",
+                values=tuple(each[name] * 1e3 for each in results),
+                about=f"{_ABOUT[name]}; {way.shown}; workers: {worker}",
+                target=None if bound is None else Target(bound),
+            )
+        )
+    return figures
+
+
+def _once(plan: Plan, nodes: int, way: Way) -> dict[str, float]:
+    """Seconds, by the figure's name."""
+    is_ours = way.kind is Agent
     with agents(
         nodes,
         f"{nodes - 1}:{nodes}",
-        plan.at.endpoint or f"127.0.0.1:{free_port()}",
+        (is_ours and plan.at.endpoint) or f"127.0.0.1:{free_port()}",
         plan.run_id(),
         worker=DDP if plan.ddp else PLAIN,
-        token=plan.at.token,
+        kind=way.kind,
+        token=plan.at.token if is_ours else "",
         until="stepped",
         within_s=WITHIN_S,
-        options=_options(plan),
+        options=way.options,
     ) as started:
-        if plan.preload:
-            wait_for(started, "preloaded", within_s=WITHIN_S)
+        if way.ready != "stepped":
+            wait_for(started, way.ready, within_s=WITHIN_S)
         *survivors, victim = started  # The first one may host the coordinator.
-        parts = split(survivors, victim.kill_all())
-        return parts | {RAISED: _raise(survivors)} if plan.ddp else parts
-
-
-def _options(plan: Plan) -> tuple[str, ...]:
-    """Options of the agents. Modules are learned soon after the first step."""
-    restarts = ("--max-restarts", "1") if plan.ddp else ()
-    return (*restarts, *PRELOAD) if plan.preload else restarts
+        killed_s = victim.kill_all()
+        if is_ours:
+            parts = split(survivors, killed_s)
+            ours = sum(parts[name] for name in OURS)
+            found = {**parts, SHARE: ours, IN_ALL: sum(parts.values())}
+        else:  # torch's agents log nothing.
+            stepped = wait_for(survivors, "stepped", killed_s, WITHIN_S)
+            found = {IN_ALL: max(stepped) - killed_s}
+        return found | {RAISED: _raise(survivors)} if plan.ddp else found
 
 
 def _raise(survivors: list[Agent]) -> float:

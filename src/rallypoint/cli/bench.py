@@ -110,9 +110,15 @@ def bench(
     ddp: Annotated[
         bool, typer.Option("--ddp", help="recover: workers are a small torch DDP job (gloo).")
     ] = False,
-    preload: Annotated[
-        bool, typer.Option("--preload", help="recover --ddp: agents run with --preload.")
-    ] = False,
+    ways: Annotated[
+        str | None,
+        typer.Option(
+            "--ways",
+            metavar="A,B",
+            help="recover --ddp: how the job is started, in turn: of cold, preload, "
+            "torchrun-rallypoint, torchrun-c10d (default: all).",
+        ),
+    ] = None,
     runs: Annotated[
         int | None,
         typer.Option(
@@ -149,7 +155,7 @@ def bench(
     from rallypoint.bench import driver, report
 
     sizes = _sizes(nodes or NEEDS[scenario].nodes)
-    _check_together(scenario, sizes, at, ddp=ddp, preload=preload, runs=runs, run=run, of=of)
+    _check_together(scenario, sizes, at, ddp=ddp, ways=ways, runs=runs, run=run, of=of)
     if plot is not None:
         bench_plot.check(plot)
     about = report.machine()
@@ -162,7 +168,7 @@ def bench(
             processes=processes or 1,
             seconds=seconds or NEEDS[scenario].seconds,
             ddp=ddp,
-            preload=preload,
+            ways=tuple(ways.split(",")) if ways else (),
             runs=runs or _RUNS,
             ledger=ledger,
             place=at,
@@ -321,7 +327,7 @@ def _check_together(
     at: str,
     *,
     ddp: bool,
-    preload: bool,
+    ways: str | None,
     runs: int | None,
     run: str | None,
     of: int | None,
@@ -329,7 +335,7 @@ def _check_together(
     """Raise UsageError if these options cannot be used together."""
     for name, given, where in (
         ("--ddp", ddp, Scenario.RECOVER),
-        ("--preload", preload, Scenario.RECOVER),
+        ("--ways", ways is not None, Scenario.RECOVER),
         ("--runs", runs is not None, Scenario.RUNS),
         ("--run", run is not None, Scenario.MEET),
         ("--of", of is not None, Scenario.MEET),

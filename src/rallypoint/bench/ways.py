@@ -1,0 +1,128 @@
+"""The ways in which a small job is started, so that one run compares them.
+
+A way is added in one place: a row of WAYS. Its agents are those of `rallypoint run`, with some
+options, or of `torchrun`. torch's agents have no event log, so of them only the workers are timed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import socket
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import msgspec
+
+from rallypoint.bench.agents import Agent
+from rallypoint.bench.processes import BenchError
+
+MAX_RESTARTS: Final = 3
+"""torch counts restarts for each agent: a survivor's worker that fails in gloo uses one."""
+
+
+class TorchrunAgent(Agent):
+    """One `torchrun` with one worker. Only its worker writes to the event log."""
+
+    env: ClassVar = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    """With c10d's default, survivors of a kill make no step together (docs/from-torch.md)."""
+
+    @staticmethod
+    def shared(nnodes: str, endpoint: str, run_id: str) -> tuple[str, ...]:
+        """The options that all agents of a job have."""
+        return (
+            *(f"--rdzv-endpoint={endpoint}", f"--rdzv-id={run_id}", f"--nnodes={nnodes}"),
+            *("--nproc-per-node=1", "--local-addr=127.0.0.1", f"--max-restarts={MAX_RESTARTS}"),
+        )
+
+    def has_begun(self, endpoint: str) -> bool:
+        """Whether it hosts the rendezvous: its port accepts a connection."""
+        host, _, port = endpoint.rpartition(":")
+        with socket.socket() as tried:
+            tried.settimeout(1.0)
+            return tried.connect_ex((host, int(port))) == 0
+
+    def end(self) -> None:
+        """Kill it with its workers, which are in sessions of their own."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)  # It starts no other worker meanwhile.
+            self.kill_all()
+
+    def _command(self, name: str, log: str, options: Sequence[str]) -> tuple[str, ...]:
+        return ("-m", "torch.distributed.run", *options)
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way to start the agents of a job.
+
+    `name`: for `--ways` and the figures. `kind`, `options`: of the agents. `ready`: the event after
+    which the job is as the way promises. `repeats`: how often it is measured at most, as some take
+    long. `ours_ms`, `next_step_ms`, `raised_ms`: bounds of the medians; None: there is none.
+    """
+
+    name: str
+    shown: str
+    kind: type[Agent] = Agent
+    options: tuple[str, ...] = ("--max-restarts=1",)
+    ready: str = "stepped"
+    repeats: int = 5
+    ours_ms: float | None = None
+    next_step_ms: float | None = None
+    raised_ms: float | None = None
+
+
+COLD: Final = Way("cold", "rallypoint run", ours_ms=200.0)
+WAYS: Final = {
+    way.name: way
+    for way in (
+        COLD,
+        Way(
+            "preload",
+            "rallypoint run --preload",
+            # The first step is taken long before, so that all modules are known then.
+            options=("--max-restarts=1", "--preload", "--set", "preload_after=8s"),
+            ready="preloaded",
+            ours_ms=200.0,
+            next_step_ms=300.0,
+            raised_ms=300.0,
+        ),
+        *(
+            Way(
+                f"torchrun-{backend}",
+                f"torchrun --rdzv-backend={backend}",
+                TorchrunAgent,
+                (f"--rdzv-backend={backend}",),
+                repeats=repeats,
+            )
+            # c10d takes 45 s for a kill, and more than 30 s for a failure.
+            for backend, repeats in (("rallypoint", 5), ("c10d", 2))
+        ),
+    )
+}
+
+
+def chosen(names: Sequence[str], *, is_ddp: bool) -> list[Way]:
+    """The ways of these names; without any, all that can be compared. Raises BenchError.
+
+    A plain Python worker imports too little to preload, and torchrun is torch's.
+    """
+    if not is_ddp:
+        others = [name for name in names if name != COLD.name]
+        if others:
+            raise BenchError(
+                f"--ways {','.join(others)} needs --ddp: a plain Python worker is only started by "
+                "`rallypoint run`, and imports too little to preload",
+                f"rallypoint bench recover --ddp --ways {','.join(names)}",
+            )
+        return [COLD]
+    if importlib.util.find_spec("torch") is None:
+        raise BenchError(
+            "--ddp needs torch, which is not installed",
+            "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
+        )
+    unknown = [name for name in names if name not in WAYS]
+    if unknown:
+        raise BenchError(
+            f"--ways {','.join(unknown)}: there is no such way", f"there are {', '.join(WAYS)}"
+        )
+    return [WAYS[name] for name in dict.fromkeys(names or WAYS)]
