@@ -39,6 +39,7 @@ from rallypoint.launch.notices import NoticePlan, notice
 from rallypoint.launch.output_streams import LAST_LINES
 from rallypoint.launch.phases import Phase
 from rallypoint.launch.preloader import REFILL_AFTER_S, PreloadPlan, modules_in
+from rallypoint.launch.rank_0_first import Rank0First
 from rallypoint.launch.round_workers import Assignment, RoundWorkers
 from rallypoint.launch.system import LocalSystem, Port, System, WarmForks
 from rallypoint.launch.warm_starts import Preload
@@ -52,6 +53,7 @@ FILE_SYSTEM_TIMEOUT_S: Final = 10.0
 """How many seconds a file system may take at the start before it counts as hanging."""
 RANK_0_WITHIN_S: Final = 10.0
 """How many seconds rank 0's machine has to answer: Linux tries three times in 7 s."""
+WARM: Final = (do.Start.WARM, do.Start.WHEN_READY)
 LAST_WORDS_S: Final = 1.0
 """How many seconds the end waits for a hanging console, and for the removal of the agent's files.
 """
@@ -197,6 +199,8 @@ class Agent:
         self._repeat: asyncio.Task[None] | None = None
         """The check that is repeated while the node waits."""
         self._preloader: WarmForks | None = None
+        self._rank_0_first = Rank0First(self._node.call, self._system.listens)
+        self._leading: asyncio.Task[None] | None = None
         self._watched: Path | None = None
         """Where the first worker of this round writes which modules it imports."""
         self._reservation: Port | None = None
@@ -395,7 +399,7 @@ class Agent:
         is_watched = action.start is do.Start.WATCHED and self._scratch is not None
         if is_watched and self._scratch is not None:
             self._watched = self._scratch / f"modules-{found.head.number}"
-        is_warm = action.start in (do.Start.WARM, do.Start.WHEN_READY)
+        is_warm = action.start in WARM
         assignment = self._assignment(found)
         self._watch.begin_round(found, self._scratch)
         work = self._work = RoundWorkers(
@@ -408,8 +412,7 @@ class Agent:
         )
         if found.seat.node_rank == 0 and self._reservation is not None:
             self._reservation.hand_over()
-        waits = action.start is do.Start.WHEN_READY
-        self._begin(self._start(work, waits=waits), given_up=on.Started(()))
+        self._begin(self._start(work, action.start), given_up=on.Started(()))
 
     def _assignment(self, found: Round) -> Assignment:
         own = self._node.own_address
@@ -431,11 +434,11 @@ class Agent:
             is_interface_wanted=self._config.node.interface is not None,
         )
 
-    async def _start(self, work: RoundWorkers, *, waits: bool) -> on.Started | on.StartFailed:
-        if waits and self._preloader is not None:
+    async def _start(self, work: RoundWorkers, start: do.Start) -> on.Started | on.StartFailed:
+        if start is do.Start.WHEN_READY and self._preloader is not None:
             await self._preloader.settled()
         try:
-            await work.group.start()
+            await work.group.start(is_first_alone=await self._is_rank_0_alone(work, start))
         except errors.WorkerStartError as error:
             return on.StartFailed(error)
         if self._preloader is not None:
@@ -443,6 +446,20 @@ class Agent:
         return on.Started(work.group.running)
 
     # -- warm starts ---------------------------------------------------------------------------
+
+    async def _is_rank_0_alone(self, work: RoundWorkers, start: do.Start) -> bool:
+        """Whether rank 0 starts before the other workers here. Elsewhere, wait for it."""
+        if self._config.preload is None:
+            return False
+        found, is_warm = work.found, start in WARM
+        is_held = self._rank_0_first.holds(found, is_warm=is_warm)
+        if found.seat.node_rank == 0:
+            release = work.group.start_others
+            leads = self._rank_0_first.lead(found, release, is_held=is_held)
+            self._leading = self._spawn(leads)
+        elif is_warm:
+            await self._rank_0_first.follow(found)
+        return is_held
 
     def _start_preloader(self, action: do.StartPreloader) -> None:
         if self._preloader is None:
@@ -498,6 +515,8 @@ class Agent:
         return on.FailuresFound(await self._work.failures_of(exits))
 
     def _stop_workers(self, action: do.StopWorkers) -> None:
+        if self._leading is not None:
+            self._leading.cancel()  # Its word is for this round.
         self._begin(self._stop(action))
 
     async def _stop(self, action: do.StopWorkers) -> on.Stopped:

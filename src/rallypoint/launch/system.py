@@ -34,6 +34,7 @@ from rallypoint.launch.machine import STOPPING_SIGNALS
 from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.orphans import OrphanReaper, is_first
 from rallypoint.launch.preloader import Preloader, PreloadPlan, become_subreaper
+from rallypoint.launch.rank_0_first import listens
 from rallypoint.launch.worker_env import inherited_environment
 from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerGroup, WorkerSpec
 from rallypoint.launch.worker_stacks import Asked, stacks_of
@@ -54,8 +55,14 @@ class Workers(Protocol):
     def pids(self) -> Mapping[int, int]:
         """The pid of each worker by its local rank, including ended ones."""
 
-    async def start(self) -> None:
-        """Start all workers or none. A cancellation gives up the start."""
+    async def start(self, *, is_first_alone: bool = False) -> None:
+        """Start all workers or none. A cancellation gives up the start.
+
+        `is_first_alone`: the others start after `start_others`.
+        """
+
+    def start_others(self) -> None:
+        """Let the workers after the first one start."""
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """End every worker. Returns the local ranks of those that cannot be killed."""
@@ -240,6 +247,9 @@ class System(Protocol):
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See client/reaching.py."""
 
+    async def listens(self, port: int) -> bool:
+        """See rank_0_first.listens."""
+
     def a_kernel_port(self, ports: PortRange) -> int | None:
         """See client/reaching.py."""
 
@@ -384,6 +394,10 @@ class LocalSystem:
     async def unreached(self, address: Address, limit_s: float) -> Unreached | None:
         """See System."""
         return await unreached(address, limit_s)
+
+    async def listens(self, port: int) -> bool:
+        """See System."""
+        return await listens(port)
 
     def a_kernel_port(self, ports: PortRange) -> int | None:
         """See System."""

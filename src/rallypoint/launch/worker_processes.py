@@ -175,6 +175,7 @@ class WorkerGroup:
         self._lives: list[asyncio.Task[None]] = []
         self._thread: _GroupThread | None = None
         self._abandoned = threading.Event()
+        self._others_may_start = threading.Event()
         self._given_up: asyncio.Future[None] | None = None
         self._kill_at: float | None = None  # None: no stop is under way
         self._changed = asyncio.Event()
@@ -193,14 +194,17 @@ class WorkerGroup:
         """
         return tuple(w.spec.local_rank for w in self._workers if not w.is_told)
 
-    async def start(self) -> None:
+    async def start(self, *, is_first_alone: bool = False) -> None:
         """Start all workers or none: if one start fails, the workers before it are killed.
 
+        `is_first_alone`: the others start after `start_others`, which must follow.
         A cancellation gives up the start. Started processes are killed as soon as the system
         answers, and stop() waits for that. Raises ProgramNotFoundError, or WorkerStartError (no
         memory, too many processes or files).
         """
         assert self._thread is None, "a group is started once"
+        if not is_first_alone:
+            self.start_others()
         self._thread = _GroupThread("rallypoint-workers")
         spawning = self._thread.call(self._spawn_all)
         try:
@@ -215,6 +219,10 @@ class WorkerGroup:
             self._thread.close()
         self._workers = workers
         self._lives = [asyncio.create_task(self._live(self._watch(w))) for w in workers]
+
+    def start_others(self) -> None:
+        """Let the workers after the first one start. Idempotent."""
+        self._others_may_start.set()
 
     def signal_all(self, number: int) -> None:
         """Send a signal to every worker's process group."""
@@ -276,6 +284,7 @@ class WorkerGroup:
                         hint="the agent was stopped before all workers had started",
                     )
                 workers.append(self._spawn(spec))
+                self._others_may_start.wait()
         except BaseException:
             self._destroy(workers)
             raise
@@ -318,6 +327,7 @@ class WorkerGroup:
         thread = self._thread
         assert thread is not None
         self._abandoned.set()
+        self.start_others()
         given_up = self._given_up = thread.loop.create_future()
 
         def nothing_is_left(_: object = None) -> None:

@@ -364,6 +364,11 @@ class SimulatedSystem:
         has_answered = await runtime.here().refuses(address, limit_s) is not None
         return None if has_answered else Unreached(address, f"no answer within {limit_s:g} s")
 
+    async def listens(self, port: int) -> bool:
+        """See System. Whether rank 0 of this round does so soon, the seed says."""
+        draw = random.Random(f"{self.scene.world.seed}/{self.here.name}/{port}/listens")
+        return draw.random() < LISTENS_SOON
+
     def a_kernel_port(self, ports: PortRange) -> int | None:
         """See System. Simulated workers open no ports."""
         return None
@@ -524,6 +529,8 @@ class WatchedAgent(Agent):
 
 CHECK_FAILS: Final = 0.3
 """How often the check of a simulated node fails, if it has one."""
+LISTENS_SOON: Final = 0.7
+"""How likely rank 0 is to listen at its port at once."""
 WALLED_PORTS: Final = 0.1
 """The part of rank 0's ports that a firewall keeps from a node."""
 ENDED_AGENTS: Final = 0.1

@@ -119,6 +119,7 @@ class SimulatedWorkers:
         self._exits = exits
         self._start_s = WARM_START_S if is_warm else START_S
         self._has_started = False
+        self._others_may_start = asyncio.Event()
         self._kill_at_s: float | None = None
         self._changed = asyncio.Event()
         self._stopping: asyncio.Task[tuple[int, ...]] | None = None
@@ -140,8 +141,10 @@ class SimulatedWorkers:
         """The workers that run, whatever the agent knows."""
         return [each for each in self.all if each.is_alive]
 
-    async def start(self) -> None:
+    async def start(self, *, is_first_alone: bool = False) -> None:
         """See Workers: one after the other, each in its time."""
+        if not is_first_alone:
+            self.start_others()
         owner, draw = self._owner, self._owner.process.random
         try:
             for spec in self._specs:
@@ -155,6 +158,7 @@ class SimulatedWorkers:
                 worker.on_end = self._ended
                 self.all.append(worker)
                 owner.worker_started(worker)
+                await self._others_may_start.wait()
         except BaseException:
             for worker in self.all:
                 worker.signalled(signal.SIGKILL)
@@ -163,6 +167,10 @@ class SimulatedWorkers:
         for worker in self.all:
             if not worker.is_alive:
                 owner.process.soon(self._tell, worker)
+
+    def start_others(self) -> None:
+        """See Workers."""
+        self._others_may_start.set()
 
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """See Workers: each gets the signal, and SIGKILL when the grace is over."""
