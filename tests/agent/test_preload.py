@@ -43,6 +43,35 @@ def test_named_modules_are_there_in_the_first_round_and_in_later_ones(machine: M
     assert text.count("workers start warm") == 1
 
 
+# Rank 0 is slow to listen, and the others try once.
+ONE_TRY = """
+import os, socket, time, mine
+port = int(os.environ["MASTER_PORT"])
+if os.environ["RANK"] == "0":
+    time.sleep(0.1)
+    server = socket.create_server(("", port))
+else:
+    socket.create_connection((os.environ["MASTER_ADDR"], port)).close()
+    print("reached by " + os.environ["LOCAL_RANK"] + "\\n", end="", flush=True)
+time.sleep(600)
+"""
+
+
+def test_others_start_when_rank_0_listens(machine: Machine) -> None:
+    """Who is refused fails, so that another round follows. A busy machine may need some."""
+    machine.program("", "mine.py")
+    agents = [
+        machine.agent(
+            *(name, "--preload=mine", "--nproc-per-node", "2", "--max-restarts", "9"),
+            nnodes="2",
+            program=machine.program(ONE_TRY),
+        )
+        for name in ("a", "b")
+    ]
+    for agent in agents:
+        agent.line("reached by 1")
+
+
 @pytest.mark.parametrize("by", ["the end of the round", "time"])
 def test_modules_are_learned_from_the_first_round(machine: Machine, by: str) -> None:
     after = "1h" if by == "the end of the round" else "200ms"

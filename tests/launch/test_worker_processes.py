@@ -139,6 +139,37 @@ def test_exits_are_reported_with_their_code_or_signal() -> None:
     asyncio.run(scenario())
 
 
+def test_the_others_start_when_they_may() -> None:
+    async def scenario() -> None:
+        setup = Setup(spec(SLEEP, 0), spec(SLEEP, 1))
+        starting = asyncio.create_task(setup.group.start(is_first_alone=True))
+        try:
+            await until(lambda: len(setup.guard.ever) == 1)
+            assert not starting.done()
+            setup.group.start_others()
+            await starting
+            assert len(setup.guard.ever) == 2
+        finally:
+            setup.group.start_others()
+            await setup.__aexit__()
+
+    asyncio.run(scenario())
+
+
+def test_a_start_is_given_up_while_the_others_may_not_start() -> None:
+    async def scenario() -> None:
+        setup = Setup(spec(SLEEP, 0), spec(SLEEP, 1))
+        starting = asyncio.create_task(setup.group.start(is_first_alone=True))
+        await until(lambda: len(setup.guard.ever) == 1)
+        starting.cancel()
+        await asyncio.wait({starting})
+        await setup.__aexit__()
+        assert len(setup.guard.ever) == 1
+        assert not alive(setup.guard.ever[0])
+
+    asyncio.run(scenario())
+
+
 def test_an_exit_is_noticed_at_once() -> None:
     async def scenario() -> float:
         async with Setup(spec(SLEEP)) as setup:

@@ -458,7 +458,7 @@ class Agent:
             leads = self._rank_0_first.lead(found, release, is_held=is_held)
             self._leading = self._spawn(leads)
         elif is_warm:
-            await self._rank_0_first.follow(found)
+            await self._rank_0_first.follow()
         return is_held
 
     def _start_preloader(self, action: do.StartPreloader) -> None:

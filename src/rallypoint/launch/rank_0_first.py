@@ -6,8 +6,8 @@ Workers that start warm come to it at the same time, within hundredths of a seco
 is nearly always too early.
 
 So rank 0 starts first. Its agent looks until the port listens, and tells the other agents by a key
-of the round's store. Nobody waits for a program that does not listen soon: an agent remembers
-that, and does not wait again.
+of the round's store. Nobody waits long, and after a wait in vain the next 1, 3, 7, ... rounds start
+without one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LISTENS_S: Final = 0.3
 TOLD_S: Final = 0.5
 """How many seconds the other agents wait to be told."""
 _PAUSE_S: Final = 0.005
+_IN_VAIN_MAX: Final = 6
 _TRIES: Final = int(LISTENS_S / _PAUSE_S)
 _HOSTS: Final = ("127.0.0.1", "::1")
 
@@ -38,39 +39,54 @@ class StoreCaller(Protocol):
     def __call__(self, op: StoreOp, timeout_s: float | None) -> Awaitable[StoreResult]: ...
 
 
+class _Patience:
+    """Whether to wait once more."""
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+        self._left_out = 0
+
+    def is_left(self) -> bool:
+        """Whether to wait this time."""
+        self._left_out -= 1
+        return self._left_out < 0
+
+    def has_waited(self, *, in_vain: bool) -> None:
+        """What has come of it."""
+        self._in_vain = min(self._in_vain + 1, _IN_VAIN_MAX) if in_vain else 0
+        self._left_out = 2**self._in_vain - 1
+
+
 class Rank0First:
     """What one agent knows of this. `listens`: whether a port of this machine listens."""
 
     def __init__(self, call: StoreCaller, listens: Callable[[int], Awaitable[bool]]) -> None:
         self._call = call
         self._listens = listens
-        self._is_slow = False
-        """Whether rank 0, on this node, has not listened in time."""
-        self._silent: set[str] = set()
-        """The hosts whose agents have not told in time."""
+        self._for_rank_0 = _Patience()
+        self._for_word = _Patience()
 
     def holds(self, found: Round, *, is_warm: bool) -> bool:
         """Whether the other workers of this node wait for the first one, which is rank 0."""
-        return is_warm and found.seat.node_rank == 0 and found.head.size > 1 and not self._is_slow
+        is_wanted = is_warm and found.seat.node_rank == 0 and found.head.size > 1
+        return is_wanted and self._for_rank_0.is_left()
 
     async def lead(self, found: Round, release: Callable[[], None], *, is_held: bool) -> None:
         """Rank 0 starts on this node: let the other workers start as soon as it listens."""
         try:
             if is_held:
-                self._is_slow = not await self._listens_soon(found.head.bootstrap.port)
+                has_come = await self._listens_soon(found.head.bootstrap.port)
+                self._for_rank_0.has_waited(in_vain=not has_come)
         finally:
             release()
         if found.head.nodes > 1:
             await self._call(Set(KEY, b"1"), TOLD_S)
 
-    async def follow(self, found: Round) -> None:
+    async def follow(self) -> None:
         """Wait until the workers of this node, which has not rank 0, may start."""
-        host = found.head.bootstrap.host
-        if host in self._silent:
-            return
-        told = await self._call(Get(KEY), TOLD_S)
-        if not isinstance(told, StoreValue):
-            self._silent.add(host)
+        if self._for_word.is_left():
+            told = await self._call(Get(KEY), TOLD_S)
+            self._for_word.has_waited(in_vain=not isinstance(told, StoreValue))
 
     async def _listens_soon(self, port: int) -> bool:
         with contextlib.suppress(TimeoutError):
