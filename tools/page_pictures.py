@@ -1,7 +1,8 @@
 """`python -m tools.page_pictures`: the pictures of docs/page.md, of real runs in a real Chromium.
 
-It starts a coordinator and the nodes of four runs, kills one node, lets a worker fail and lets a
-new node in; then it takes the pictures, light, dark and narrow. It takes about a minute.
+It starts a coordinator and the nodes of five runs, kills one node, lets a worker fail and another
+one hang, drains a node and lets a new one in; then it takes the pictures, light, dark and narrow.
+It takes about two minutes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,6 +63,51 @@ def story(machine: Machine, endpoint: str) -> None:
     time.sleep(8)
 
 
+# In its first round the loader of one rank hangs. In the next one a rank is slow.
+_TRAINS = """
+import time
+
+import rallypoint
+
+
+def next_batch(path):
+    time.sleep(600)
+
+
+with rallypoint.join() as run:
+    world = run.next_world()
+    print("in round", world.number, flush=True)
+    for step in range(1_800, 10**6):
+        if world.number == 1:
+            world.barrier(f"step {step}", 600)
+            if step == 1_900 and world.rank == 2:
+                next_batch("shard-7")
+        time.sleep(0.08 if world.rank == 1 and world.number > 1 else 0.05)
+        world.progress(step)
+        if world.number > 1 and world.should_yield(step):
+            time.sleep(60)  # as if the checkpoint were large
+"""
+
+
+def hang_and_drain(machine: Machine, endpoint: str) -> None:
+    """A run with a hang, a node that is slow, and one that drains."""
+    program = machine.program(_TRAINS, "train.py")
+
+    def node(number: int) -> Process:
+        options = ("--run-id", "train-7b", "--max-restarts", "3", "--hang-timeout", "10s")
+        more = ("--drain-timeout", "5m", "--share-lines", "0", "--set", "suspect_after=3")
+        return machine.agent(
+            f"gpu-3{number}", *options, *more, nnodes="4", endpoint=endpoint, program=program
+        )
+
+    nodes = [node(number) for number in range(4)]
+    for each in nodes:
+        each.line("in round 2", within_s=120)
+    time.sleep(15)  # so that the slow one falls behind
+    order = ("drain", "train-7b", "gpu-33", "--endpoint", endpoint, "--reason", "a new kernel")
+    subprocess.run([sys.executable, "-m", "rallypoint", *order], check=True)
+
+
 def chromium() -> str | None:
     """The path of a Chromium on this machine."""
     return next(filter(None, map(shutil.which, NAMES)), None)
@@ -87,6 +134,7 @@ def main() -> int:
         served = Served("--port", "0", "--ledger", f"file:{folder}/ledger")
         try:
             story(machine, served.endpoint)
+            hang_and_drain(machine, served.endpoint)
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
             for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
                 context = browser.new_context(
@@ -108,6 +156,12 @@ def main() -> int:
                 if name == "light":
                     taken(page, "page")
                 taken(page, f"page-run-{name}", full_page=True)
+                page.goto(f"{served.endpoint}/#/runs/train-7b")
+                page.locator(".detail", has_text="rank 2 hangs").wait_for()
+                page.get_by_text("renewed").first.wait_for()
+                if name == "dark":
+                    page.set_viewport_size({"width": 1280, "height": 1040})
+                    taken(page, "page-progress-dark")
                 context.close()
             browser.close()
         finally:

@@ -81,6 +81,47 @@ def test_the_index_is_shown_if_a_node_has_one(capsys: pytest.CaptureFixture[str]
     assert second.split()[-2:] == ["node1.example", "7"]
 
 
+def _progress(step: int, **more: Any) -> dict[str, Any]:
+    plain = {"step": step, "advanced_ago_s": 1.5, "steps_per_s": 3.1, "steps_behind": 0}
+    return plain | {"is_behind": False} | more
+
+
+def test_progress_and_nodes_that_drain_or_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
+    members = [
+        _member("node0", 0, [0], progress=_progress(1842)),
+        _member("node1", 1, [1], progress=_progress(1830, steps_behind=12, is_behind=True)),
+        _member("node2", 2, [2], progress=_progress(7, steps_per_s=0.0, advanced_ago_s=90.0)),
+        _member("node3", 3, [3], draining="spot notice", draining_left_s=28.0, drained="ann"),
+        _member("node4", None, [], cooling="for 58 s: it broke 4", cooling_why="it broke 4"),
+        _member("node5", None, [], cooling="x", cooling_why="y", cooling_left_s=58.0),
+    ]
+    run = {**DETAIL, "members": members, "members_total": 6, "behind": ["node1"]}
+    run |= {"progress": {"in_words": "step 1,842, 3.1 steps/s"}, "behind_total": 1}
+    lines = _drawn(run, capsys).splitlines()
+    assert "progress: step 1,842, 3.1 steps/s" in lines
+    assert "node1 stands behind the others" in lines
+    said = {line.split()[0]: line for line in lines if " draining" in line or "stays out" in line}
+    assert "leaves by" in said["node3"]
+    assert said["node3"].endswith("(in 28.0 s): spot notice")
+    assert said["node4"] == "node4 stays out: it broke 4"
+    assert said["node5"].endswith("(in 58.0 s): y")
+    rows = {line.split()[2]: line.split()[6:] for line in lines if "example" in line}
+    assert " ".join(rows["node0"]) == "1,842 3.1 steps/s 1.5 s ago"
+    assert " ".join(rows["node1"]) == "1,830 (12 behind) 3.1 steps/s 1.5 s ago"
+    assert " ".join(rows["node2"]) == "7 stands still 1.5 min ago"
+
+
+def test_steps_are_no_news_and_a_standstill_is() -> None:
+    def key(step: int, *, still: bool = False, behind: bool = False) -> object:
+        run = {"step": step, "in_words": f"step {step}", "advanced_ago_s": 1.0 + step}
+        member = _member("a", 0, [0], progress=_progress(step, is_behind=behind))
+        return status_view.key({"progress": run | {"is_still": still}, "members": [member]})
+
+    assert key(1) == key(2)
+    assert key(1) != key(1, still=True)
+    assert key(1) != key(1, behind=True)
+
+
 def test_the_status_of_all_runs(
     snapshot: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -225,7 +225,8 @@ def test_no_field_can_be_left_out(kind: type[msgspec.Struct]) -> None:
 def test_every_field_is_in_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
     kinds = (RunStatus, RunList, status.CoordinatorStatus, status.OwnerStatus, status.MemberStatus)
-    for kind in (*kinds, status.RoundStatus, status.LossStatus):
+    more = (status.ProgressStatus, status.MemberProgress)
+    for kind in (*kinds, *more, status.RoundStatus, status.LossStatus):
         for name in names(kind) - {"runs"}:
             assert f"`{name}`" in text, f"{kind.__name__}.{name}"
 

@@ -94,6 +94,15 @@ def test_rounds_and_the_states_of_nodes(take: Take) -> None:
     assert b["unheard"] == [[BASE + 17, BASE + 25]]
 
 
+def test_a_hang_is_a_mark_of_the_node_that_keeps_the_others_waiting(take: Take) -> None:
+    said = "b: rank 1 hangs (no worker has advanced for 10 min: 7 of 8 in all_reduce)"
+    hang = {"cause": "hang", "nodes": ["b"], "count": 1, "seconds": 600.0, "detail": said}
+    found = take(two_rounds()[:7], [event(1, 8, "broken", 608, round=1, **hang)])
+    assert found["rounds"][0]["cause"] == "hang"
+    assert found["tracks"]["b"]["marks"] == ["last", "hung"]
+    assert found["tracks"]["a"]["marks"] == []
+
+
 def test_a_takeover_by_a_host_with_a_late_clock_comes_after_what_was_before(take: Take) -> None:
     late = {"on": "other", "at": BASE + 5}
     found = take(two_rounds(), [event(2, 1, "took_over", 0.5, **late), event(2, 2, "ready", 3.5)])

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli.output import cell, table
+from rallypoint.core import reasons
 from rallypoint.core.printable import size_of
 from rallypoint.core.sizes import size_text
 
@@ -27,7 +28,9 @@ _PHASE_STYLES: Final = {
     "committing": "yellow",
     "suspended": "red",
 }
-_VOLATILE: Final = frozenset({"shown_at", "connections", "reason", "memory_bytes"})
+_VOLATILE: Final = frozenset(
+    {"shown_at", "connections", "reason", "memory_bytes", "in_words", "step", "steps_behind"}
+)
 """Fields that differ between two statuses without any news: `waiting` is the reason as data."""
 _WITHOUT_ROUND: Final = frozenset({"gathering", "committing", "closed"})
 """The phases in which no round is active."""
@@ -159,6 +162,7 @@ def _draw_run(run: Status, order: str) -> list[RenderableType]:
     parts: list[RenderableType] = [_head(run)]
     if run.get("reason"):
         parts.append(cell(f"{_why(run)}: {run['reason']}"))
+    parts += _progress(run)
     parts += _owner(run)
     parts += _orders(run)
     parts += _members(run, order)
@@ -182,6 +186,19 @@ def _head(run: Status) -> Text:
         what = f" after round {number}" if is_over else f", round {number}: {size}"
         line += cell(f"{what}, {restarts}")
     return line
+
+
+def _progress(run: Status) -> list[RenderableType]:
+    """How far the workers are, and who stands behind."""
+    progress = run.get("progress") or {}
+    said = progress.get("in_words")
+    if not said:
+        return []
+    parts = [cell(f"progress: {said}", "red" if progress.get("is_still") else "")]
+    names, total = run.get("behind") or [], int(run.get("behind_total") or 0)
+    if names:
+        parts.append(cell(reasons.stand_behind(names, total), "yellow"))
+    return list(parts)
 
 
 def _owner(run: Status) -> list[RenderableType]:
@@ -208,14 +225,29 @@ def _orders(run: Status) -> list[RenderableType]:
         size = size_of(scaled.get("min_nodes", 0), scaled.get("max_nodes", 0))
         lines.append(f"scaled to {size} by {scaled.get('by')}{why}")
     for each in run.get("members") or ():
-        if each.get("drained"):
-            lines.append(f"{each.get('name')} was asked to leave by {each['drained']}")
-        if each.get("cooling"):
-            lines.append(f"{each.get('name')} stays out, {each['cooling']}")
+        name = each.get("name")
+        if each.get("draining"):
+            until = _until(run, each.get("draining_left_s"), "leaves by")
+            lines.append(f"{name} is draining{until}: {each['draining']}")
+        elif each.get("drained"):
+            lines.append(f"{name} was asked to leave by {each['drained']}")
+        if each.get("cooling_why"):
+            until = _until(run, each.get("cooling_left_s"), "until")
+            lines.append(f"{name} stays out{until}: {each['cooling_why']}")
+        elif each.get("cooling"):
+            lines.append(f"{name} stays out, {each['cooling']}")
     for each in run.get("evicted") or ():
         why = f": {each['reason']}" if each.get("reason") else ""
         lines.append(f"{each.get('node')} was evicted by {each.get('by')}{why}")
     return [cell(line) for line in lines]
+
+
+def _until(run: Status, left_s: float | None, what: str) -> str:
+    """When something ends, by the clock of the coordinator's host; "" if that is unknown."""
+    shown_at = run.get("shown_at")
+    if left_s is None or not isinstance(shown_at, int | float):
+        return ""
+    return f", {what} {time_of_day(shown_at + left_s)} (in {seconds(left_s)})"
 
 
 def _why(run: Status) -> str:
@@ -238,7 +270,13 @@ def _members(run: Status, order: str) -> list[RenderableType]:
         has_labels = any(each.get("labels") for each in members)
         if has_labels:
             headings.append("labels")
-        rows = [_member_row(each, has_index, has_labels) for each in _members_by(order, members)]
+        has_steps = any(each.get("progress") for each in members)
+        if has_steps:
+            headings += ["step", "pace", "advanced"]
+        rows = [
+            (*_member_row(each, has_index, has_labels), *(_steps(each) if has_steps else ()))
+            for each in _members_by(order, members)
+        ]
         parts.append(table(headings, rows))
     for each in members:
         if each.get("evidence"):
@@ -283,6 +321,23 @@ def _member_row(member: Status, has_index: bool, has_labels: bool) -> tuple[Text
         cell(member.get("host", "")),
         *((cell("" if index is None else index),) if has_index else ()),
         *((cell(labels),) if has_labels else ()),
+    )
+
+
+def _steps(member: Status) -> tuple[Text, ...]:
+    """How far its workers are, how quick, and when they advanced."""
+    it = member.get("progress")
+    if not it:
+        return (cell(""),) * 3
+    step, pace, behind = it.get("step"), it.get("steps_per_s"), it.get("steps_behind")
+    is_behind = bool(it.get("is_behind"))
+    text = "-" if step is None else f"{step:,}"
+    if is_behind and behind:
+        text += f" ({behind:,} behind)"
+    return (
+        cell(text, "yellow" if is_behind else ""),
+        cell("-" if pace is None else "stands still" if not pace else reasons.rate(pace)),
+        cell(f"{seconds(it.get('advanced_ago_s'))} ago"),
     )
 
 

@@ -25,6 +25,7 @@ from rallypoint.coordinator.history import History
 from rallypoint.coordinator.log_reader import SealedLog
 from rallypoint.coordinator.member_table import MemberTable
 from rallypoint.coordinator.observer import Observer
+from rallypoint.coordinator.progress_view import ProgressView
 from rallypoint.coordinator.run_events import ABOUT, EventKind
 from rallypoint.coordinator.run_memory import RunMemory
 from rallypoint.coordinator.run_timers import RunTimers
@@ -460,6 +461,10 @@ class HostedRun:
         is_quick = self.is_claimed and not self._is_draining and not self.has_failed
         if not (is_quick and self.membership.progressed(event, self._now_s())):
             self.post(event)
+
+    def progress_view(self) -> ProgressView:
+        """How far the workers are, for people."""
+        return ProgressView(self.membership, self._now_s())
 
     def stacks_told(self, node: NodeId, told: wire.StacksTold) -> None:
         """The node has told where its workers stand."""

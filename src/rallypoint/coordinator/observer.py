@@ -532,7 +532,7 @@ def _fields_of(change: Change) -> dict[str, Any]:
         "round": change.round,
         "nodes": change.nodes,
         "count": change.count,
-        "cause": change.kind.value,
+        "cause": change.cause,
         "detail": str(change),
         "last_lines": _last_lines(change.failure),
     }
@@ -541,7 +541,9 @@ def _fields_of(change: Change) -> dict[str, Any]:
 def _last_lines(failure: Failure | None) -> tuple[str, ...]:
     if failure is None:
         return ()
-    return tuple(shortened(line, LINE_MAX) for line in failure.last_lines[-LINES_MAX:])
+    # Of a stack, the innermost frames are first.
+    lines = failure.last_lines[:LINES_MAX] if failure.is_hang else failure.last_lines[-LINES_MAX:]
+    return tuple(shortened(line, LINE_MAX) for line in lines)
 
 
 _ENDINGS: Final = frozenset({do.Break, do.Verdict, do.Commit, do.Announce})

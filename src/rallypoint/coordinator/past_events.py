@@ -102,7 +102,7 @@ def _broken(each: PastRound, change: Change | None) -> dict[str, Any]:
         "detail": str(change) if change is not None else each.ended,
     }
     if change is not None:
-        fields |= {"cause": change.kind.value, "nodes": change.nodes, "count": change.count}
+        fields |= {"cause": change.cause, "nodes": change.nodes, "count": change.count}
     return fields
 
 

@@ -298,8 +298,8 @@ ABOUT: Final[dict[EventKind, About]] = {
     EventKind.BROKEN: About(
         reasons.ROUND_HAS_ENDED,
         ("nodes", "count", "cause", "seconds", "detail", "last_lines"),
-        "The round is over, and its members were told. `cause`: as in core/values.py, ChangeKind. "
-        "`seconds`: how long the round was active here.",
+        "The round is over, and its members were told. `cause`: as in core/values.py, ChangeKind; "
+        "or hang. `seconds`: how long the round was active here.",
         "If a worker failed, the event `cause` follows.",
     ),
     EventKind.CAUSE: About(

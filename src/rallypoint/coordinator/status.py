@@ -21,6 +21,7 @@ import msgspec
 
 from rallypoint import runtime
 from rallypoint.coordinator.config import SOFTWARE
+from rallypoint.coordinator.progress_view import ProgressView
 from rallypoint.coordinator.run_events import EventKind, RunEvent
 from rallypoint.core import cooling, reasons
 from rallypoint.core.blame import spent_of
@@ -92,11 +93,45 @@ class OwnerStatus(_Shown, frozen=True, kw_only=True):
     addresses: list[str]
 
 
+class MemberProgress(_Shown, frozen=True, kw_only=True):
+    """How far the workers of a member are. `step`: the highest; null if they report none.
+
+    `advanced_ago_s`: how long ago one of them advanced. `steps_per_s`: their pace; 0 if they stand
+    still; null if it is unknown. `steps_behind`: behind the first member; null without steps.
+    `is_behind`: the others were at its step a second ago or more.
+    """
+
+    step: int | None
+    advanced_ago_s: float
+    steps_per_s: float | None
+    steps_behind: int | None
+    is_behind: bool
+
+
+class ProgressStatus(_Shown, frozen=True, kw_only=True):
+    """How far the workers of the present round are. The first fields are as those of a member.
+
+    `hang_timeout_s`: after how long without progress the round ends as a hang; null: never.
+    `is_still`: nobody has advanced for longer than usual. `is_asking`: the nodes are asked where
+    their workers stand. `in_words`: all of it as a sentence.
+    """
+
+    step: int | None
+    advanced_ago_s: float
+    steps_per_s: float | None
+    hang_timeout_s: float | None
+    is_still: bool
+    is_asking: bool
+    in_words: str
+
+
 class MemberStatus(_Shown, frozen=True, kw_only=True):
     """A member. `state`, `link`, `troubled_s` and `index` are only known from its coordinator.
 
-    `drained`: the operator who has asked it to leave, and why; null if none has. `cooling`: for how
-    long it stays out of rounds, and why; null if it does not.
+    `drained`: the operator who has asked it to leave, and why; null if none has. `draining`: why it
+    leaves the round, `draining_left_s` from now at the latest; null if it stays. `cooling`: for how
+    long it stays out of rounds, and why; null if it does not. `cooling_why`: only why;
+    `cooling_left_s`: how long still; null until its own check passes.
     `evidence`: what witnesses have found about its host while it cannot be heard; null if nothing.
     """
 
@@ -112,8 +147,13 @@ class MemberStatus(_Shown, frozen=True, kw_only=True):
     node_rank: int | None
     ranks: list[int]
     drained: str | None
+    draining: str | None
+    draining_left_s: float | None
     cooling: str | None
+    cooling_why: str | None
+    cooling_left_s: float | None
     evidence: str | None
+    progress: MemberProgress | None
 
 
 class RoundStatus(_Shown, frozen=True, kw_only=True):
@@ -177,7 +217,8 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
     `source`: "coordinator" if the owner of the run has answered, "ledger" if the values are from
     the ledger; null for an unknown run. `round`, `nodes`, `size`: of the last round; 0 before the
     first. `attached`: nodes that are attached. `memory_bytes`: the memory of the run. `phase_s`:
-    for how long the run has been in this phase, as far as its coordinator has seen.
+    for how long the run has been in this phase, as far as its coordinator has seen. `progress`: how
+    far the workers of the present round are; null if nothing is known.
     """
 
     run_id: str
@@ -197,10 +238,15 @@ class RunSummary(_Shown, frozen=True, kw_only=True):
     owner: OwnerStatus | None
     memory_bytes: int | None
     phase_s: float | None
+    progress: ProgressStatus | None
 
 
 class RunStatus(RunSummary, frozen=True, kw_only=True):
-    """A run in detail. `shown_at`: the time of the answer, by the clock of host `shown_on`."""
+    """A run in detail. `shown_at`: the time of the answer, by the clock of host `shown_on`.
+
+    `behind`: some members that stand behind the others, the furthest first; `behind_total`: how
+    many they are. null from the ledger.
+    """
 
     coordinator: CoordinatorStatus | None
     settings: Named | None
@@ -208,6 +254,8 @@ class RunStatus(RunSummary, frozen=True, kw_only=True):
     digest: str | None
     members: list[MemberStatus] | None
     members_total: int | None
+    behind: list[str] | None
+    behind_total: int | None
     rounds: list[RoundStatus] | None
     losses: list[LossStatus] | None
     evicted: list[EvictionStatus] | None
@@ -266,6 +314,7 @@ def status_of(
     membership = run.membership
     record = membership.round
     settings = membership.settings
+    behind, behind_total = run.progress_view().behind()
     return RunStatus(
         **_summary_fields(run, owner, principal),
         coordinator=coordinator_of(coordinator),
@@ -274,6 +323,8 @@ def status_of(
         digest=record.head.digest if record else None,
         members=members,
         members_total=len(membership.roster),
+        behind=behind,
+        behind_total=behind_total,
         rounds=_rounds(run),
         losses=[_loss(each) for each in run.history.losses],
         evicted=_evicted(membership.orders),
@@ -292,7 +343,8 @@ def members_of(coordinator: Coordinator, run: HostedRun, most: int) -> Iterator[
     if record is not None:
         rows = zip(record.members, seats_of(record), strict=True)
         seats = {row.name: seat for row, seat in rows if row.name in names}
-    return (_member(run, member, seats.get(member.name), now_s) for member in shown)
+    view = run.progress_view()
+    return (_member(run, member, seats.get(member.name), now_s, view) for member in shown)
 
 
 def _summary_fields(
@@ -320,10 +372,40 @@ def _summary_fields(
         "owner": owner,
         "memory_bytes": run.share.used,
         "phase_s": run.phase_s(),
+        "progress": _progress(run.progress_view()),
     }
 
 
-def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> MemberStatus:
+def _progress(view: ProgressView) -> ProgressStatus | None:
+    if not view.is_known:
+        return None
+    return ProgressStatus(
+        step=view.step,
+        advanced_ago_s=view.still_s,
+        steps_per_s=view.steps_per_s,
+        hang_timeout_s=view.hang_timeout_s,
+        is_still=view.is_still,
+        is_asking=view.is_asking,
+        in_words=view.in_words(),
+    )
+
+
+def _member_progress(view: ProgressView, name: str) -> MemberProgress | None:
+    node = view.node(name)
+    if node is None:
+        return None
+    return MemberProgress(
+        step=node.step,
+        advanced_ago_s=view.ago_s(node),
+        steps_per_s=view.pace_of(node),
+        steps_behind=view.steps_behind(node),
+        is_behind=view.is_behind(node),
+    )
+
+
+def _member(
+    run: HostedRun, member: Member, seat: Seat | None, now_s: float, view: ProgressView
+) -> MemberStatus:
     # The core knows what it has been told: such a member is active until it is ready again.
     is_stopping = member.state is MemberState.ACTIVE and member.bucket in _STOPPING
     is_in_round = member.state in (MemberState.ACTIVE, MemberState.DONE) and not is_stopping
@@ -333,6 +415,7 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
         state = "standby"
     why_out = cooling.why_out(run.membership, member)
     left_s = cooling.left_s(run.membership, member, now_s)
+    due_s, why_leaves = run.membership.agreement.draining.get(member.id, (0.0, None))
     return MemberStatus(
         name=member.name,
         index=member.info.index,
@@ -346,8 +429,13 @@ def _member(run: HostedRun, member: Member, seat: Seat | None, now_s: float) -> 
         node_rank=place.node_rank if place else None,
         ranks=_ranks(place),
         drained=_drained(run.membership.orders, member.id),
+        draining=why_leaves,
+        draining_left_s=max(0.0, due_s - now_s) if why_leaves is not None else None,
         cooling=reasons.stays_out(left_s, why_out) if why_out else None,
+        cooling_why=why_out or None,
+        cooling_left_s=left_s if why_out and left_s else None,
         evidence=_evidence(run.membership.witnesses.evidence_of(member.name)),
+        progress=_member_progress(view, member.name),
     )
 
 
@@ -454,6 +542,8 @@ def kept_status(
         digest=head.digest if head else None,
         members=None if members is None else _kept_members(register, members, done, members_shown),
         members_total=None if members is None else len(members),
+        behind=None,
+        behind_total=None,
         rounds=_kept_rounds(register),
         losses=[_loss(each) for each in register.past.losses],
         evicted=_evicted(register.orders),
@@ -483,6 +573,7 @@ def _kept_fields(register: RunRegister, lease: Lease | None, problem: str) -> di
         "owner": owner_of(lease.process, lease.addresses) if lease else None,
         "memory_bytes": None,
         "phase_s": None,
+        "progress": None,
     }
 
 
@@ -509,7 +600,12 @@ def _kept_members(
             node_rank=seat.node_rank,
             ranks=_ranks(seat),
             drained=_drained(register.orders, NodeId(row.name, row.incarnation)),
+            draining=None,
+            draining_left_s=None,
             cooling=None,
+            cooling_why=None,
+            cooling_left_s=None,
+            progress=None,
             evidence=None,
         )
         for row, seat in list(zip(members, seats, strict=True))[:members_shown]

@@ -19,6 +19,8 @@ from rallypoint.core.values import FrozenStruct
 
 ASK_S: Final = 2.0
 """How long the nodes have to answer with the stacks of their workers, in seconds."""
+PACE_S: Final = 10.0
+"""A node's pace is that of its last 10 to 20 s, or of its last two reports if they are rarer."""
 AGAIN_S: Final = 1.0
 """The pause before the next look, if a member of the round cannot be heard."""
 STEP_MAX: Final = 2**63 - 1
@@ -42,11 +44,50 @@ class Progress(FrozenStruct, frozen=True):
     timeout_s: HangTimeout | None = None
 
 
+class Pace(FrozenStruct, frozen=True):
+    """How quickly steps follow one another, for people. All times are on the judging clock.
+
+    `step`, `at_s`: the last report. `from_step`, `from_s`: an earlier one. `next_step`, `next_s`:
+    one between them, from which the pace is counted later.
+    """
+
+    step: int
+    at_s: float
+    from_step: int
+    from_s: float
+    next_step: int
+    next_s: float
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """The steps in a second; None if there was one report only."""
+        if self.step <= self.from_step or self.at_s <= self.from_s:
+            return None
+        return (self.step - self.from_step) / (self.at_s - self.from_s)
+
+
+def pace_of(pace: Pace | None, step: int, at_s: float) -> Pace:
+    """The pace after one more report. O(1)."""
+    if pace is None:
+        return Pace(step, at_s, step, at_s, step, at_s)
+    if step <= pace.step:
+        return pace
+    if at_s - pace.next_s < PACE_S:
+        return Pace(step, at_s, pace.from_step, pace.from_s, pace.next_step, pace.next_s)
+    return Pace(step, at_s, pace.next_step, pace.next_s, step, at_s)
+
+
 class NodeProgress(FrozenStruct, frozen=True):
-    """What is known of one node. `advanced_s`: when a worker advanced, on the judging clock."""
+    """What is known of one node. `advanced_s`: when a worker advanced, on the judging clock.
+
+    For people: `steps_behind`: by how many steps it was behind the highest one when it reported,
+    as far as that was known; `pace`: None if it has reported no step.
+    """
 
     step: int | None
     advanced_s: float
+    steps_behind: int = 0
+    pace: Pace | None = None
 
 
 class RunProgress:
@@ -60,6 +101,8 @@ class RunProgress:
         self.timeout_s: float | None = None
         self.nodes: dict[str, NodeProgress] = {}
         self.step: int | None = None
+        self.pace: Pace | None = None
+        """Of the highest step that any node has reported."""
         self.advanced_s = 0.0
         """When a worker of the round advanced last, on the judging clock."""
         self.serial = 0
@@ -90,9 +133,13 @@ class RunProgress:
             since_s = max(since_s, known.advanced_s)
         if not self.nodes or since_s > self.advanced_s:
             self.advanced_s = since_s
-        self.nodes[name] = NodeProgress(progress.step, since_s)
-        if progress.step is not None:
-            self.step = progress.step if self.step is None else max(self.step, progress.step)
+        step, pace, behind = progress.step, None if known is None else known.pace, 0
+        if step is not None:
+            pace = pace_of(pace, step, since_s)
+            if self.step is None or step > self.step:
+                self.step, self.pace = step, pace_of(self.pace, step, since_s)
+            behind = self.step - step
+        self.nodes[name] = NodeProgress(step, since_s, behind, pace)
         if progress.timeout_s is not None:
             # R15: of several timeouts the longest counts.
             self.timeout_s = max(progress.timeout_s, self.timeout_s or 0.0)
@@ -100,9 +147,13 @@ class RunProgress:
     def forget(self) -> None:
         """The round is over."""
         self._timers.cancel(TimerKind.HANG)
-        self.round, self.timeout_s, self.step = 0, None, None
+        self.round, self.timeout_s, self.step, self.pace = 0, None, None, None
         self.nodes.clear()
         self.stop_asking()
+
+    def ago_s(self, node: NodeProgress, now_s: float) -> float:
+        """How long ago a worker of this node advanced, in seconds."""
+        return max(0.0, self._clock.at(now_s) - node.advanced_s)
 
     @property
     def is_watched(self) -> bool:

@@ -595,3 +595,42 @@ def first_names(names: Iterable[str]) -> tuple[str, ...]:
             break
         shown.append(name)
     return tuple(shown)
+
+
+def advances(step: int | None, steps_per_s: float | None) -> str:
+    """How far the workers of a round are."""
+    if step is None:
+        return "its workers advance"
+    pace = f", {rate(steps_per_s)}" if steps_per_s else ""
+    return f"step {step:,}{pace}"
+
+
+def rate(steps_per_s: float) -> str:
+    """A pace in words: 3.1 steps/s, or 12 s/step if that is slower than one."""
+    if steps_per_s >= 1:
+        return f"{steps_per_s:,.{1 if steps_per_s < 100 else 0}f} steps/s"
+    return (
+        f"{1 / steps_per_s:.1f} s/step"
+        if steps_per_s > 1 / 60
+        else f"{duration(1 / steps_per_s)}/step"
+    )
+
+
+def nobody_advances(still_s: float, step: int | None, timeout_s: float | None) -> str:
+    """A round whose workers have not advanced for longer than usual."""
+    at = f" after step {step:,}" if step is not None else ""
+    then = f"; after {duration(timeout_s)} the round ends as a hang" if timeout_s else ""
+    return f"no worker has advanced for {duration(still_s)}{at}{then}"
+
+
+def where_do_they_stand(still_s: float) -> str:
+    """The deadline for a hang has passed: the nodes are asked."""
+    return (
+        f"no worker has advanced for {duration(still_s)}: the nodes are asked where their workers "
+        "stand, and then the round ends"
+    )
+
+
+def stand_behind(names: Sequence[str], count: int) -> str:
+    """Members whose steps are behind those of others. `names`: the furthest behind first."""
+    return f"{some(tuple(names), count)} {'stands' if count == 1 else 'stand'} behind the others"

@@ -518,6 +518,12 @@ class Change(FrozenStruct, frozen=True):
     charged: bool = False
     confirmed: bool = True
 
+    @property
+    def cause(self) -> str:
+        """A word for programs: its kind, or a hang."""
+        is_hang = self.failure is not None and self.failure.is_hang
+        return HANG if is_hang else self.kind.value
+
     def __str__(self) -> str:
         """One line: why the round ended, and which nodes are the reason."""
         who = some(self.nodes, self.count)

@@ -313,6 +313,7 @@ export class History {
 
   seeNodes(event, t) {
     if (event.kind === "formed") return this.begunBy(event, t);
+    if (event.kind === "broken" && event.cause === "hang") this.hung(event, t);
     if (event.kind === "broken" || event.kind === "not_begun") return this.stoppedBy(t);
     const state = STATE_OF[event.kind];
     const names = event.node ? [event.node] : event.nodes ?? [];
@@ -359,6 +360,11 @@ export class History {
     }
   }
 
+  /** The nodes for whose workers the others have waited. */
+  hung(event, t) {
+    for (const name of event.nodes ?? []) this.track(name).marks.push({ t, kind: "hung", event });
+  }
+
   stoppedBy(t) {
     for (const track of this.tracks.values()) {
       if (track.state === "active" && this.isLarge) track.end(t);
@@ -381,7 +387,7 @@ export class History {
       round.activeMinS = each.active_min_s;
       round.ended ??= each.ended_at;
       if (!round.reason && each.ended) round.reason = each.ended;
-      if (round.cause === "" && each.change) round.cause = each.change.kind;
+      if (round.cause === "" && each.change) round.cause = each.change.failure?.is_hang ? "hang" : each.change.kind;
       if (each.members && each.members.length > round.names.length) round.names = each.members;
       const lines = each.change?.failure?.last_lines;
       if (lines?.length) round.lines = lines;
@@ -392,6 +398,11 @@ export class History {
 
 function isAfter(event, last) {
   return event.term > last.term || (event.term === last.term && event.seq > last.seq);
+}
+
+/** Whether a round ended because something is wrong. */
+export function isTrouble(round) {
+  return round.cause === "node_lost" || round.cause === "worker_failed" || round.cause === "hang";
 }
 
 /** Why a round ended, in words: the first cause if the verdict is known. */

@@ -3,10 +3,10 @@
 import { ApiError, Backoff, get, pause, runPath, stream, visible } from "./api.js";
 import { confirmAction } from "./dialogs.js";
 import { announce, fill, h, inFrame, nextTask, say } from "./dom.js";
-import { History, IMPORTANT, linesOf, waitedFor, whyEnded } from "./history.js";
+import { History, IMPORTANT, isTrouble, linesOf, waitedFor, whyEnded } from "./history.js";
 import { chip, phaseSeconds } from "./runs.js";
 import { Table } from "./table.js";
-import { attention, clock, count, counting, day, duration, hasNoRound, nowMs, phaseWord, sizeOf, some, spans, whole } from "./text.js";
+import { attention, clock, count, counting, day, duration, hasNoRound, nowMs, pace, phaseWord, sizeOf, some, spans, whole } from "./text.js";
 import { Timeline } from "./timeline.js";
 
 const IDLE_MS = 2000;
@@ -15,6 +15,7 @@ const LARGE = 200;
 const EVENTS_SHOWN = 60;
 const EVENTS_AT_ONCE = 50;
 const ALONE_MS = 2000;
+const NAMED = 8;
 
 export async function showRun(page, body, signal, runId) {
   const view = new RunView(page, body, signal, runId);
@@ -94,7 +95,7 @@ class RunView {
       label: "Rounds, the newest first",
       empty: "No round yet.",
       keyOf: (each) => each.number,
-      mark: (each) => `${each.number === this.selected ? "selected " : ""}${each.cause === "node_lost" || each.cause === "worker_failed" ? "trouble" : ""}`,
+      mark: (each) => `${each.number === this.selected ? "selected " : ""}${isTrouble(each) ? "trouble" : ""}`,
       columns: [
         {
           title: "Round",
@@ -124,12 +125,14 @@ class RunView {
       label: "Members",
       empty: "No members.",
       keyOf: (each) => each.name,
-      mark: (each) => (each.link && each.link !== "connected" ? "trouble" : ""),
+      mark: (each) => ((each.link && each.link !== "connected") || each.progress?.is_behind ? "trouble" : ""),
       columns: [
         { title: "Rank", class: "number", text: (each) => each.node_rank ?? "–" },
         { title: "Node", isHead: true, hasTitle: true, class: "name", text: (each) => each.name },
-        { title: "State", class: "tight", hasTitle: true, text: (each) => (each.drained ? `${each.state}, drained by ${each.drained}` : each.cooling ? `stays out, ${each.cooling}` : (each.state ?? "?")) },
+        { title: "State", class: "tight", hasTitle: true, text: (each) => this.leaving(each) || (each.state ?? "?") },
         { title: "Heard", class: "tight", text: (each) => this.heard(each), make: (each) => h("span", { class: each.link === "connected" || !each.link ? "" : "bad" }, this.heard(each)) },
+        { title: "Step", class: "number progress", text: (each) => stepOf(each), make: (each) => h("span", { class: each.progress?.is_behind ? "bad" : "" }, stepOf(each)) },
+        { title: "Advanced", class: "tight progress", text: (each) => this.advanced(each) },
         { title: "Host", class: "tight", hasTitle: true, text: (each) => each.host },
         { title: "Worker ranks", class: "tight", hasTitle: true, text: (each) => spans(each.ranks) || "–" },
         { title: "Labels", class: "labels", hasTitle: true, text: (each) => Object.entries(each.labels ?? {}).map(([key, value]) => `${key}=${value}`).join(" ") },
@@ -161,6 +164,29 @@ class RunView {
     const seconds = (member.troubled_s ?? 0) + (nowMs() - this.seenMs) / 1000;
     const since = `${member.link === "silent" ? "silent" : "no connection"} for ${counting(seconds)}`;
     return member.evidence ? `${since}: ${member.evidence}` : since;
+  }
+
+  /** When its workers have advanced last, and how quick they are. */
+  advanced(member) {
+    const it = member.progress;
+    if (!it) return "";
+    const ago = `${counting(it.advanced_ago_s + (nowMs() - this.seenMs) / 1000)} ago`;
+    if (it.steps_per_s === null) return ago;
+    return it.steps_per_s ? `${ago}, ${pace(it.steps_per_s)}` : `${ago}, stands still`;
+  }
+
+  /** Until when and why a member leaves the round, or stays out of rounds; "" if it does neither. */
+  leaving(member) {
+    if (member.draining) return `draining${this.until(member.draining_left_s, "leaves by")}: ${member.draining}`;
+    if (member.drained) return `${member.state}, drained by ${member.drained}`;
+    if (member.cooling_why) return `stays out${this.until(member.cooling_left_s, "until")}: ${member.cooling_why}`;
+    return member.cooling ? `stays out, ${member.cooling}` : "";
+  }
+
+  /** When something ends, by the clock of the coordinator's host. */
+  until(leftS, what) {
+    if (leftS === null || leftS === undefined) return "";
+    return ` ${what} ${clock(this.status.shown_at + leftS)}`;
   }
 
   lasted(round) {
@@ -207,6 +233,8 @@ class RunView {
     const host = status.coordinator?.host ?? "";
     this.page.connection(isLive ? "live" : "gone", isLive ? `live · ${host}${owner ? ` · ${owner}` : ""}` : "from the ledger");
     this.drawStatus();
+    const { progress } = status;
+    if (progress?.is_still && !before?.progress?.is_still) announce(`${this.runId}: ${progress.in_words}`);
     if (before && before.phase !== status.phase) announce(`${this.runId} is ${phaseWord(status)}. ${status.reason ?? ""}`);
   }
 
@@ -222,6 +250,7 @@ class RunView {
     const run = this.status;
     const parts = [
       roundNow(run),
+      run.phase === "active" && !run.progress?.is_still ? run.progress?.in_words : null,
       `${run.attached === null ? "?" : whole(run.attached)} attached`,
       count(run.restart_count, "restart"),
       run.term ? `term ${run.term}` : null,
@@ -244,7 +273,7 @@ class RunView {
     if (run.phase === "closed") title = "How it ended";
     else if (run.source === "ledger") title = "From the ledger";
     else if (run.phase === "suspended") title = "Why it is suspended";
-    else if (run.phase === "active") text = this.troubled();
+    else if (run.phase === "active") text = [this.progress(), this.troubled()].filter(Boolean).join(" ");
     else title = seconds === null ? "Why it waits" : `Why it has waited for ${counting(seconds)}`;
     if (run.phase === "active" && text) title = "Look at";
     const tone = run.phase === "active" ? "warn" : attention(run).tone;
@@ -255,6 +284,14 @@ class RunView {
     this.why.dataset.tone = tone;
     this.why.hidden = !text && !title;
     fill(this.why, h("h2", {}, title), h("p", {}, text), lines.length ? h("pre", { tabindex: "0" }, lines.join("\n")) : null);
+  }
+
+  /** Whether nobody advances in an active run, and who stands behind. */
+  progress() {
+    const { progress, behind, behind_total: total } = this.status;
+    const parts = progress?.is_still ? [sentence(progress.in_words)] : [];
+    if (behind?.length) parts.push(`${some(behind, total, 3)} ${total === 1 ? "stands" : "stand"} behind the others.`);
+    return parts.join(" ");
   }
 
   /** Members of an active run that cannot be heard. */
@@ -294,14 +331,18 @@ class RunView {
     const some_ = total > this.members.length ? `${whole(this.members.length)} of ${count(total, "member")}` : count(total, "member");
     say(this.memberCount, `${some_}${bad ? `, ${bad} not heard` : ""}`);
     this.more.hidden = total <= this.members.length || this.status.source !== "coordinator";
+    this.memberTable.table.classList.toggle("without-progress", !this.status.progress);
     this.memberTable.set(shown);
     this.drawOrders();
   }
 
-  /** What operators have ordered, and who. */
+  /** What operators have ordered, and who; and which nodes leave or stay out, until when and why. */
   drawOrders() {
     const { scaled, evicted } = this.status;
     const orders = (evicted ?? []).map((each) => ({ node: each.node, text: `${each.node} was evicted by ${each.by}${because(each)}` }));
+    const leaving = this.members.filter((each) => this.leaving(each));
+    for (const each of leaving.slice(0, NAMED)) orders.push({ text: `${each.name}: ${this.leaving(each)}` });
+    if (leaving.length > NAMED) orders.push({ text: `${count(leaving.length - NAMED, "more node")} that drain or stay out: see their state` });
     if (scaled) orders.unshift({ text: `${sizeOf(scaled.min_nodes, scaled.max_nodes)}, by ${scaled.by}${because(scaled)}` });
     const mayAct = this.mayAct();
     const key = [mayAct, ...orders.map((each) => each.text)].join("\n");
@@ -528,6 +569,7 @@ class RunView {
     const formed = round.formed === null ? "not known when" : `${day(round.formed)}, ${count(round.nodes, "node")}`;
     const gathered = round.gatheringS === null ? took : `${duration(round.gatheringS)}${took ? `: ${took}` : ""}`;
     const cause = round.verdict?.detail ?? "";
+    const title = round.cause === "hang" ? "The stack of the worker that keeps the others waiting" : "Its last lines";
     return [
       h("h3", {}, `Round ${round.number}`),
       h(
@@ -542,7 +584,7 @@ class RunView {
         row("first cause", cause && cause !== round.reason ? cause : ""),
         row("also failed", round.failures.length > 1 ? some(round.failures.map((each) => each.node), round.failures.length) : ""),
       ),
-      lines.length ? [h("h4", {}, "Its last lines"), h("pre", { tabindex: "0", "aria-label": "Last lines of the worker" }, lines.join("\n"))] : null,
+      lines.length ? [h("h4", {}, title), h("pre", { tabindex: "0", "aria-label": "Last lines of the worker" }, lines.join("\n"))] : null,
     ];
   }
 
@@ -609,6 +651,18 @@ function roundNow(run) {
   if (!run.round) return "no round yet";
   if (hasNoRound(run)) return `after round ${run.round}`;
   return `round ${run.round}: ${count(run.nodes, "node")}, ${count(run.size, "worker")}`;
+}
+
+/** How far the workers of a member are; "" if nothing is known. */
+function stepOf(member) {
+  const it = member.progress;
+  if (!it) return "";
+  const step = it.step === null ? "–" : whole(it.step);
+  return it.is_behind ? `${step}, ${whole(it.steps_behind)} behind` : step;
+}
+
+function sentence(text) {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 }
 
 function because(order) {

@@ -138,8 +138,13 @@ function byName(a, b) {
   return a.run_id < b.run_id ? -1 : a.run_id > b.run_id ? 1 : 0;
 }
 
+/** Why a run waits or has ended; of an active one, how far its workers are. */
+function why(run) {
+  return run.reason || run.progress?.in_words || "";
+}
+
 function textOf(run) {
-  return `${run.run_id} ${run.reason} ${phaseWord(run)} ${run.owner?.process ?? ""}`.toLowerCase();
+  return `${run.run_id} ${why(run)} ${phaseWord(run)} ${run.owner?.process ?? ""}`.toLowerCase();
 }
 
 /** The state of a run as a coloured word. */
@@ -170,8 +175,8 @@ function runTable() {
         title: "Why",
         class: "why",
         hasTitle: true,
-        text: (run) => run.reason ?? "",
-        make: (run) => h("span", { class: "two" }, run.reason ?? ""),
+        text: why,
+        make: (run) => h("span", { class: "two" }, why(run)),
       },
       { title: "Since", class: "number", text: (run) => counting(phaseSeconds(run)) || "?" },
       { title: "Attached", class: "number", text: number("attached") },

@@ -55,6 +55,12 @@ export function day(at) {
   return at === null || at === undefined ? "" : `${dateOf(at)} ${clock(at)}`;
 }
 
+/** A pace in words, as the terminal has it: 3.1 steps/s, or 12.0 s/step if that is slower than one. */
+export function pace(stepsPerS) {
+  if (stepsPerS >= 1) return `${whole(stepsPerS.toFixed(stepsPerS < 100 ? 1 : 0))} steps/s`;
+  return stepsPerS > 1 / 60 ? `${(1 / stepsPerS).toFixed(1)} s/step` : `${duration(1 / stepsPerS)}/step`;
+}
+
 /** A whole number with separators: 12,345. */
 export function whole(number) {
   return String(number).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
@@ -124,7 +130,7 @@ export function attention(run) {
     case "committing":
       return { level: waits >= 30 ? 2 : 3, tone: "warn" };
     case "active":
-      return { level: 4, tone: "good" };
+      return run.progress?.is_still ? { level: 2, tone: "warn" } : { level: 4, tone: "good" };
     case "closed":
       return run.closed?.outcome === "succeeded" ? { level: 6, tone: "done" } : { level: 5, tone: "bad" };
     default:

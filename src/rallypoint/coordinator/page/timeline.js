@@ -2,7 +2,7 @@
 // canvas, only what is in sight. The table of rounds has the same as text.
 
 import { h, inFrame, say } from "./dom.js";
-import { whyEnded } from "./history.js";
+import { isTrouble, whyEnded } from "./history.js";
 import { clock, count, dateOf, duration } from "./text.js";
 
 const ROW = 20;
@@ -18,7 +18,8 @@ const WORDS = {
   starting: "starting", waiting: "ready, waits", standby: "on standby", active: "active", stopping: "stopping workers",
   done: "done",
 };
-const SIGNS = { failed: "!", lost: "✕", superseded: "✕", refused: "⊘", left: "⇥", last: "▾" };
+const SIGNS = { failed: "!", hung: "∞", lost: "✕", superseded: "✕", refused: "⊘", left: "⇥", last: "▾" };
+const BAD = new Set(["failed", "hung", "lost", "superseded"]);
 const URGENCY = Object.keys(SIGNS); // What is drawn first keeps its place.
 const SIGN_PX = 11;
 const LEGEND = ["starting", "waiting", "active", "stopping", "standby", "done"];
@@ -75,7 +76,7 @@ export class Timeline {
   legend() {
     const items = LEGEND.map((kind) => h("li", {}, h("i", { class: `swatch ${kind}` }), WORDS[kind]));
     items.push(h("li", {}, h("i", { class: "swatch unheard" }), "not heard, or suspended"), h("li", {}, h("i", { class: "swatch gap" }), "not recorded"));
-    items.push(h("li", {}, h("b", { class: "bad" }, "✕"), " lost"), h("li", {}, h("b", { class: "bad" }, "!"), " a worker failed"), h("li", {}, h("b", {}, "▾"), " ready last"));
+    items.push(h("li", {}, h("b", { class: "bad" }, "✕"), " lost"), h("li", {}, h("b", { class: "bad" }, "!"), " a worker failed"), h("li", {}, h("b", { class: "bad" }, "∞"), " a worker hangs"), h("li", {}, h("b", {}, "▾"), " ready last"));
     items.push(h("li", {}, h("b", {}, "⇥"), " left"), h("li", {}, h("b", {}, "⊘"), " refused"));
     return h("ul", { class: "legend", "aria-label": "Legend" }, items);
   }
@@ -424,7 +425,7 @@ export class Timeline {
     c.textAlign = "center";
     c.font = `bold 13px ${colours.font}`;
     for (const { mark, at } of this.placed(row.marks)) {
-      const isBad = mark.kind === "lost" || mark.kind === "failed" || mark.kind === "superseded";
+      const isBad = BAD.has(mark.kind);
       const sign = SIGNS[mark.kind] ?? "·";
       const middle = y + ROW / 2 + (mark.kind === "last" ? -4 : 1);
       c.strokeStyle = colours.back; // so that it is seen upon a bar
@@ -554,10 +555,6 @@ export function apart(sights) {
     taken.set(Math.floor(at / SIGN_PX), at);
     return true;
   });
-}
-
-function isTrouble(round) {
-  return round.cause === "node_lost" || round.cause === "worker_failed";
 }
 
 /** The first of the segments, which are in order, that ends after a time. */
