@@ -123,6 +123,6 @@ def test_nodes_that_drain_and_nodes_that_stay_out_say_until_when_and_why(
     job = Job(one)
     job.post(on.NodeDraining(NodeId("n1", 1), 1, "spot notice", 300.0))
     page = look(f"{one.url}/#/runs/job")
-    said = page.locator(".orders li", has_text="n1: draining leaves by")
+    said = page.locator(".orders li", has_text="n1: draining, leaves by")
     said.filter(has_text="spot notice").wait_for()
-    rows(page).filter(has_text="n1").filter(has_text="draining leaves by").wait_for()
+    rows(page).filter(has_text="n1").filter(has_text="draining, leaves by").wait_for()

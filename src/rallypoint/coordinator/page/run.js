@@ -177,7 +177,7 @@ class RunView {
 
   /** Until when and why a member leaves the round, or stays out of rounds; "" if it does neither. */
   leaving(member) {
-    if (member.draining) return `draining${this.until(member.draining_left_s, "leaves by")}: ${member.draining}`;
+    if (member.draining) return `draining,${this.until(member.draining_left_s, "leaves by")}: ${member.draining}`;
     if (member.drained) return `${member.state}, drained by ${member.drained}`;
     if (member.cooling_why) return `stays out${this.until(member.cooling_left_s, "until")}: ${member.cooling_why}`;
     return member.cooling ? `stays out, ${member.cooling}` : "";
