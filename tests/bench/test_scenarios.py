@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rallypoint.bench import (
+    agree,
     driver,
     failover,
     flood,
@@ -29,6 +30,7 @@ from tests.kinds import only_long
 pytestmark = pytest.mark.processes
 
 MOMENTS = ("told", "met")
+PROGRESS = ("", ", with progress")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,32 @@ def test_regroup_in_several_processes(
 def test_idle(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "STEADY_S", 0.0)
     assert {"messages", "bytes", "CPU", "memory"} == set(found(idle.measure(plan, 3)))
+
+
+def test_idle_with_progress(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports travel in heartbeats: they are larger, and not more."""
+    monkeypatch.setattr(idle, "STEADY_S", 0.0)
+    monkeypatch.setattr(idle, "WINDOW_S", 2.0)
+    reporting = driver.Plan(plan.at, seconds=4.0, progress=True)
+    figures = found(idle.measure(reporting, 64))
+    names = {f"{name}{suffix}" for name in ("messages", "bytes", "CPU") for suffix in PROGRESS}
+    assert names | {idle.PROGRESS_CPU, "memory"} == set(figures)
+    assert figures[idle.PROGRESS_CPU].target == Target(10.0)
+    quiet, reports = (figures[f"bytes{suffix}"].median for suffix in PROGRESS)
+    messages = figures["messages, with progress"].median
+    # On a machine that stops meanwhile, both may be fewer.
+    assert reports / messages > quiet / figures["messages"].median + 1.0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nodes_agree_with_three_messages_each(plan: driver.Plan, processes: int) -> None:
+    twice = driver.Plan(plan.at, repeats=2, processes=processes)
+    figures = found(agree.measure(twice, 5))
+    assert figures["messages of a round"].values == (1.0, 1.0)
+    assert figures["messages of a drain"].values == (3.0, 3.0)
+    assert figures["messages of a drain"].reached
+    assert figures["messages of the node that drains"].values == (4.0, 4.0)
+    assert figures["agreed"].median > 0
 
 
 def test_store(plan: driver.Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ WRONG = (
     ("recover", "--nodes", "2"),
     ("recover", "--ways", "preload"),
     ("meet", "--ways", "cold"),
+    ("agree", "--progress"),
     ("failover", "--at", "host0:29400"),
     ("kill", "--at", "host0:29400"),
     ("ledger-reads", "--at", "etcd"),

@@ -275,9 +275,10 @@ class Plan(msgspec.Struct):
     """The parameters of a measurement: where, how often, with how many processes, for how long.
 
     `seconds`: how long to watch a run, or how long a part is stopped. `ddp`: whether workers are a
-    DDP job. `ways`: how the job is started (ways.py); empty: the scenario's own choice. `runs`: the
-    number of runs. `ledger`: where elected coordinators keep their records;
-    "": a new folder. `place`: served or embedded, for a scenario that starts its own coordinators.
+    DDP job. `ways`: how the job is started (ways.py); empty: the scenario's own choice.
+    `progress`: whether idle nodes report progress. `runs`: the number of runs. `ledger`: where
+    elected coordinators keep their records; "": a new folder. `place`: served or embedded, for a
+    scenario that starts its own coordinators.
     """
 
     at: Coordinator
@@ -286,6 +287,7 @@ class Plan(msgspec.Struct):
     seconds: float = 10.0
     ddp: bool = False
     ways: tuple[str, ...] = ()
+    progress: bool = False
     runs: int = 1
     ledger: str = ""
     place: str = "served"

@@ -24,6 +24,7 @@ import msgspec
 
 from rallypoint.bench.counting import DEADLINE_S, Count, FleetError, new_event_loop, say
 from rallypoint.bench.fleet_calls import Calls
+from rallypoint.bench.fleet_steps import Steps
 from rallypoint.bench.fleet_watch import Watch
 from rallypoint.bench.flood import Flood
 from rallypoint.bench.socket_baseline import FloorFleet
@@ -39,6 +40,8 @@ TICK_S: Final = 0.05
 TELL_EVERY_S: Final = 10.0
 GOLDEN_RATIO: Final = 0.618034
 NAMES: Final = "node"
+HANG_TIMEOUT_S: Final = 600.0
+"""With a timeout, so that the coordinator watches the progress. No round is to end by it."""
 BETWEEN_ROUNDS_S: Final = 0.2
 """The least seconds of a round of several machines, all of which must have it before it ends."""
 
@@ -261,6 +264,13 @@ class Fleet:
         self._tick_s = 0.0
         return {}
 
+    async def report_progress(self, *, on: bool) -> dict[str, Any]:
+        """From now on, workers of all nodes report a step once a second, or none does."""
+        for node in self.nodes:
+            node.reports = on
+            node.machine.progress.timeout_s = HANG_TIMEOUT_S
+        return {}
+
     async def disconnect(self) -> dict[str, Any]:
         """Close the runs, say goodbye for all nodes, and remove them."""
         lost = Count(len(self.nodes))
@@ -394,6 +404,7 @@ Command = Callable[..., Awaitable[dict[str, Any]]]
 def commands_of(fleet: Fleet) -> dict[str, Command]:
     """The commands of the driver, by name."""
     calls, watch, sockets = Calls(fleet), Watch(fleet), FloorFleet()
+    steps = Steps(fleet)
     return {
         "connect": fleet.connect,
         "arrive": fleet.arrive,
@@ -409,6 +420,9 @@ def commands_of(fleet: Fleet) -> dict[str, Command]:
         "leave": fleet.leave,
         "freeze": fleet.freeze,
         "counts": fleet.counts,
+        "report_progress": fleet.report_progress,
+        "take_part": steps.take_part,
+        "drain": steps.drain,
         "beat_on_time": fleet.beat_on_time,
         "settle": settle,
         "store": calls.store,

@@ -6,7 +6,7 @@ or more of TCP and IP. CPU and memory are the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -26,6 +26,12 @@ WINDOW_S: Final = 2.0
 """The length of a repeat: each node sends a heartbeat in it, and some send two."""
 
 
+PROGRESS: Final = "with progress"
+PROGRESS_CPU: Final = "CPU of progress"
+PROGRESS_PERCENT: Final = 10.0
+"""The most that reports may cost the coordinator of 9,000 nodes, in percent of a core."""
+
+
 class Reading(msgspec.Struct, frozen=True):
     """The nodes' counts by process, and the coordinator's resource usage, if that can be read."""
 
@@ -35,93 +41,153 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 def watch(
-    plan: driver.Plan, fleets: driver.Fleets, connected: list[dict[str, Any]], windows: int
+    plan: driver.Plan,
+    fleets: driver.Fleets,
+    connected: list[dict[str, Any]],
+    windows: int,
+    before_window: Callable[[int], object] = lambda index: None,
 ) -> list[Reading]:
     """Read at the beginning and at the end of each of `windows` windows, `plan.seconds` in all.
 
     The first one begins when the run is idle. `connected`: the answers of its nodes' processes to
-    `connect`.
+    `connect`. `before_window`: called with the index of each window before it begins.
     """
     fleets.ask("beat_on_time")
     at_s = max(each["attached_s"] for each in connected) + STEADY_S
     readings: list[Reading] = []
-    for _ in range(windows + 1):
+    for index in range(windows + 1):
         counts = fleets.ask("counts", at_s=at_s)
         readings.append(Reading(counts[0]["at_s"], counts, plan.usage()))
         at_s = readings[-1].at_s + plan.seconds / windows
+        if index < windows:
+            before_window(index)
     return readings
 
 
+class Window(msgspec.Struct, frozen=True):
+    """What grew between two readings."""
+
+    before: Reading
+    after: Reading
+
+    def rate(self, *names: str) -> float:
+        """The growth of the sum of these counts of the nodes, for each second."""
+        grown = driver.grown(self.before.counts, self.after.counts, *names)
+        return grown / (self.after.at_s - self.before.at_s)
+
+    def cpu_percent(self) -> float | None:
+        """The coordinator's share of a core; None if it was not started here."""
+        if self.before.usage is None or self.after.usage is None:
+            return None
+        spent_s = self.after.usage.cpu_s - self.before.usage.cpu_s
+        return 100 * spent_s / (self.after.at_s - self.before.at_s)
+
+
 def measure(plan: driver.Plan, nodes: int) -> list[Figure]:
-    """Form a round of this many nodes, and count for `plan.seconds`, in windows."""
+    """Form a round of this many nodes, and count for `plan.seconds`, in windows.
+
+    With `plan.progress`, the nodes report the progress of their workers in every second window.
+    """
     driver.check_descriptors(nodes)
     base, windows = plan.usage(), max(1, int(plan.seconds // WINDOW_S))
+    if plan.progress:
+        windows += windows % 2
     with driver.fleets(plan.processes) as fleets:
         connected = fleets.connect(
             plan.at, run_id=plan.run_id(), nodes=nodes, settings=settings(nodes), ready=True
         )
-        readings = watch(plan, fleets, connected, windows)
+
+        def switch(index: int) -> None:
+            if plan.progress:
+                fleets.ask("report_progress", on=bool(index % 2))
+
+        readings = watch(plan, fleets, connected, windows, switch)
         fleets.ask("disconnect")
-
-    def figure(
-        name: str, unit: str, values: Iterable[float], about: str, target: Target | None = None
-    ) -> Figure:
-        return Figure(
-            scenario="idle",
-            name=name,
-            nodes=nodes,
-            unit=unit,
-            values=tuple(values),
-            about=about,
-            target=target,
-        )
-
     _check_answers(nodes, readings[0].counts, readings[-1].counts)
-    pairs = [(a.counts, b.counts, b.at_s - a.at_s) for a, b in pairwise(readings)]
-    messages, payloads = ("sent", "received"), ("sent_bytes", "received_bytes")
+    found = [Window(a, b) for a, b in pairwise(readings)]
+    if plan.progress:
+        quiet, reporting = found[::2], found[1::2]
+        figures = _of_windows(nodes, quiet, "")
+        figures += _of_windows(nodes, reporting, f", {PROGRESS}")
+        figures += _cost_of_progress(nodes, quiet, reporting)
+    else:
+        figures = _of_windows(nodes, found, "")
+    return [*figures, *_memory(nodes, base, readings[-1].usage)]
+
+
+def _figure(
+    nodes: int,
+    name: str,
+    unit: str,
+    values: Iterable[float],
+    about: str,
+    target: Target | None = None,
+) -> Figure:
+    return Figure(
+        scenario="idle",
+        name=name,
+        nodes=nodes,
+        unit=unit,
+        values=tuple(values),
+        about=about,
+        target=target,
+    )
+
+
+def _of_windows(nodes: int, windows: Sequence[Window], suffix: str) -> list[Figure]:
     figures = [
-        figure(
-            "messages",
+        _figure(
+            nodes,
+            f"messages{suffix}",
             "per node and s",
-            (driver.grown(a, b, *messages) / nodes / spent_s for a, b, spent_s in pairs),
+            (each.rate("sent", "received") / nodes for each in windows),
             "both directions",
             Target(MESSAGES_PER_S),
         ),
-        figure(
-            "bytes",
+        _figure(
+            nodes,
+            f"bytes{suffix}",
             "per node and s",
-            (driver.grown(a, b, *payloads) / nodes / spent_s for a, b, spent_s in pairs),
+            (each.rate("sent_bytes", "received_bytes") / nodes for each in windows),
             "payloads, both directions",
         ),
     ]
-    used = [each.usage for each in readings if each.usage is not None]
-    if base is not None and len(used) == len(readings):
-        spent = [spent_s for _, _, spent_s in pairs]
-        grown_kb = (used[-1].memory_bytes - base.memory_bytes) / nodes / 1024
-        figures += [
-            figure(
-                "CPU",
-                "% of a core",
-                (
-                    100 * (b.cpu_s - a.cpu_s) / s
-                    for (a, b), s in zip(pairwise(used), spent, strict=True)
-                ),
-                "the coordinator",
-            ),
-            figure(
-                "memory",
-                "MiB",
-                [used[-1].memory_bytes / 2**20],
-                "the coordinator, with all nodes",
-            ),
-            figure(
-                "memory",
-                "KiB per node",
-                [grown_kb],
-                "the coordinator, above the memory at its start",
-            ),
-        ]
+    used = _cpu(windows)
+    if used:
+        figures.append(_figure(nodes, f"CPU{suffix}", "% of a core", used, "the coordinator"))
     return figures
+
+
+def _cost_of_progress(
+    nodes: int, quiet: Sequence[Window], reporting: Sequence[Window]
+) -> list[Figure]:
+    without, with_it = _cpu(quiet), _cpu(reporting)
+    if not (without and with_it):
+        return []
+    about = (
+        "the coordinator: the difference between windows in which each node's workers report a "
+        "step once a second, and the windows before them"
+    )
+    more = [b - a for a, b in zip(without, with_it, strict=True)]
+    return [_figure(nodes, PROGRESS_CPU, "% of a core", more, about, Target(PROGRESS_PERCENT))]
+
+
+def _cpu(windows: Sequence[Window]) -> list[float]:
+    """The coordinator's shares of a core; none if they cannot be read."""
+    found = [each.cpu_percent() for each in windows]
+    return [each for each in found if each is not None]
+
+
+def _memory(nodes: int, base: driver.Usage | None, last: driver.Usage | None) -> list[Figure]:
+    if base is None or last is None:
+        return []
+    grown_kib = (last.memory_bytes - base.memory_bytes) / nodes / 1024
+    about = "the coordinator, with all nodes"
+    above = "the coordinator, above the memory at its start"
+    return [
+        _figure(nodes, "memory", "MiB", [last.memory_bytes / 2**20], about),
+        _figure(nodes, "memory", "KiB per node", [grown_kib], above),
+    ]
 
 
 def _check_answers(nodes: int, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:

@@ -49,6 +49,7 @@ SocketAddress = tuple[int, tuple[Any, ...]]
 _CLOSE: Final = 8
 _PING: Final = 9
 _DATA: Final = (0, 1, 2)
+_OF_STEPS: Final = (wire.TakesPart, wire.Draining, wire.Drains, wire.Promise, wire.StopAt)
 
 
 class VirtualNode(asyncio.Protocol):
@@ -57,7 +58,8 @@ class VirtualNode(asyncio.Protocol):
     `on_attached`, `on_formed`, `on_ended`, `on_closed`, `on_lost`, `on_standby` and, after
     `ask_waiting`, `on_waiting` are called when these things happen. `sent`, `received`,
     `sent_bytes` and `received_bytes` count WebSocket frames and their payloads; `beats` and
-    `beats_bytes` count those of both directions that are heartbeats and their answers.
+    `beats_bytes` count those of both directions that are heartbeats and their answers, and
+    `step_messages` those that are about drains and steps.
     `round_trips_s`: a list to which the seconds from each heartbeat to its answer are added; None:
     they are not measured.
     """
@@ -79,11 +81,16 @@ class VirtualNode(asyncio.Protocol):
         self.on_standby: Callable[[VirtualNode], None] = lambda node: None
         self.on_waiting: Callable[[VirtualNode, Waiting | None], None] = lambda node, why: None
         self.on_beat: Callable[[], None] = lambda: None
+        self.on_step_decided: Callable[[VirtualNode], None] = lambda node: None
+        self.reports = False
+        """Whether its workers report a step once a second."""
+        self.promises: int | None = None
+        """The step that it promises when it is asked; None: it does not answer."""
         self.told_round = 0
         """The number of the last round whose end this node has received."""
         self.answers: dict[int, Callable[[StoreResult], None]] = {}
         self.sent = self.received = self.sent_bytes = self.received_bytes = 0
-        self.beats = self.beats_bytes = 0
+        self.beats = self.beats_bytes = self.step_messages = 0
         self.round_trips_s: list[float] | None = None
         self._beat_said_s: float | None = None
         self.transport: asyncio.Transport | None = None
@@ -134,12 +141,23 @@ class VirtualNode(asyncio.Protocol):
         """Send a heartbeat now. `on_beat` is called at the next answer to a heartbeat."""
         self._act([act.Send(wire.Heartbeat(self.machine.stamp))])
 
+    def takes_part(self) -> None:
+        """Its workers ask at each step whether to stop."""
+        self._act(self.machine.takes_part())
+
+    def drains(self, left_s: float) -> None:
+        """It is going to leave, at a step on which all agree."""
+        self._act(self.machine.drains("the benchmark drains it", left_s, time.monotonic()))
+
     def ask_waiting(self) -> None:
         """Ask why there is no round yet."""
         self._act(self.machine.ask_waiting()[1])
 
     def tick(self, now_s: float) -> None:
         """Let the machine send its heartbeat, if that is due."""
+        if self.reports:
+            step = int(now_s)
+            self.machine.progress.advanced(step, step)
         self._act(self.machine.tick(now_s))
 
     def abort(self) -> None:
@@ -269,12 +287,18 @@ class VirtualNode(asyncio.Protocol):
                     self.on_standby(self)
                 case act.WaitingTold():
                     self.on_waiting(self, action.waiting)
+                case act.DrainTold():
+                    if action.drain.is_asked and self.promises is not None:
+                        self._act(self.machine.promise(self.promises))
+                case act.StepDecided():
+                    self.on_step_decided(self)
                 case act.WasRefused():
                     self.on_lost(self, action.refusal.message)
                 case act.Drop() | act.Redirected():
                     self.abort()
 
     def _count(self, message: wire.Message, payload: bytes) -> None:
+        self.step_messages += isinstance(message, _OF_STEPS)
         if isinstance(message, wire.Heartbeat | wire.Beat):
             self.beats += 1
             self.beats_bytes += len(payload)

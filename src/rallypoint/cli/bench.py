@@ -119,6 +119,14 @@ def bench(
             "torchrun-rallypoint, torchrun-c10d (default: all).",
         ),
     ] = None,
+    progress: Annotated[
+        bool,
+        typer.Option(
+            "--progress",
+            help="idle: in every second window of two seconds, each node's workers report a step "
+            "once a second.",
+        ),
+    ] = False,
     runs: Annotated[
         int | None,
         typer.Option(
@@ -155,7 +163,10 @@ def bench(
     from rallypoint.bench import driver, report
 
     sizes = _sizes(nodes or NEEDS[scenario].nodes)
-    _check_together(scenario, sizes, at, ddp=ddp, ways=ways, runs=runs, run=run, of=of)
+    _check_only_for(
+        scenario, ddp=ddp, ways=ways is not None, progress=progress, runs=runs is not None
+    )
+    _check_together(scenario, sizes, at, run=run, of=of)
     if plot is not None:
         bench_plot.check(plot)
     about = report.machine()
@@ -169,6 +180,7 @@ def bench(
             seconds=seconds or NEEDS[scenario].seconds,
             ddp=ddp,
             ways=tuple(ways.split(",")) if ways else (),
+            progress=progress,
             runs=runs or _RUNS,
             ledger=ledger,
             place=at,
@@ -321,27 +333,31 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+_ONLY_FOR: Final = {
+    "ddp": Scenario.RECOVER,
+    "ways": Scenario.RECOVER,
+    "progress": Scenario.IDLE,
+    "runs": Scenario.RUNS,
+    "run": Scenario.MEET,
+    "of": Scenario.MEET,
+}
+"""Options that one scenario has."""
+
+
+def _check_only_for(scenario: Scenario, **given: bool) -> None:
+    """Raise UsageError if an option is given that only another scenario has."""
+    for name, is_given in given.items():
+        if is_given and scenario is not _ONLY_FOR[name]:
+            raise UsageError(
+                f"--{name} is for `bench {_ONLY_FOR[name]}`, not for `bench {scenario}`"
+            )
+
+
 def _check_together(
-    scenario: Scenario,
-    sizes: Sequence[int],
-    at: str,
-    *,
-    ddp: bool,
-    ways: str | None,
-    runs: int | None,
-    run: str | None,
-    of: int | None,
+    scenario: Scenario, sizes: Sequence[int], at: str, *, run: str | None, of: int | None
 ) -> None:
     """Raise UsageError if these options cannot be used together."""
-    for name, given, where in (
-        ("--ddp", ddp, Scenario.RECOVER),
-        ("--ways", ways is not None, Scenario.RECOVER),
-        ("--runs", runs is not None, Scenario.RUNS),
-        ("--run", run is not None, Scenario.MEET),
-        ("--of", of is not None, Scenario.MEET),
-    ):
-        if given and scenario is not where:
-            raise UsageError(f"{name} is for `bench {where}`, not for `bench {scenario}`")
+    _check_only_for(scenario, run=run is not None, of=of is not None)
     if scenario is Scenario.MODEL and len(set(sizes)) < 2:
         raise UsageError("a model needs at least two sizes", hint="for example --nodes 128,256,512")
     may_be = NEEDS[scenario].at

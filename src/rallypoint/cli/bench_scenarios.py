@@ -39,6 +39,7 @@ class Scenario(enum.StrEnum):
     LEDGER_READS = "ledger-reads"
     LEDGER_WRITES = "ledger-writes"
     IDLE = "idle"
+    AGREE = "agree"
     STORE = "store"
     RUNS = "runs"
     STRANGERS = "strangers"
@@ -95,6 +96,7 @@ NEEDS: Final = {
     Scenario.LEDGER_READS: Needs("bytes that a node reads from etcd", "10,100,1000", At.NONE),
     Scenario.LEDGER_WRITES: Needs("bytes that a run writes into etcd", "10000", At.NONE),
     Scenario.IDLE: Needs("messages, bytes, CPU and memory of an idle run"),
+    Scenario.AGREE: Needs("virtual nodes agree on the step at which one of them leaves"),
     Scenario.STORE: Needs("calls a second, and barriers"),
     Scenario.RUNS: Needs("one run, alone and with many other runs", "16"),
     Scenario.NEIGHBOUR: Needs("one run while another one floods the coordinator", "12"),
@@ -123,6 +125,7 @@ NODES_HELP: Final = f"How many nodes, one or more sizes (default: {_defaults_hel
 def measure_of(scenario: Scenario) -> Measure:
     """The function that measures it. MODEL has none, because it measures all sizes together."""
     from rallypoint.bench import (
+        agree,
         cut,
         failover,
         frozen_coordinator,
@@ -162,6 +165,7 @@ def measure_of(scenario: Scenario) -> Measure:
         Scenario.LEDGER_READS: ledger_reads.measure,
         Scenario.LEDGER_WRITES: ledger_writes.measure,
         Scenario.IDLE: idle.measure,
+        Scenario.AGREE: agree.measure,
         Scenario.STORE: store.measure,
         Scenario.RUNS: runs.measure,
         Scenario.STRANGERS: strangers.measure,
