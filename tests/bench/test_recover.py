@@ -79,7 +79,7 @@ def test_ddp_without_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ways_that_do_not_exist_or_need_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     plan = driver.Plan(driver.NOWHERE, ddp=True, ways=("cold", "warm"))
-    with pytest.raises(BenchError, match="--ways warm: there is no such way") as raised:
+    with pytest.raises(BenchError, match="--ways warm: there is no such way here") as raised:
         recover.check(plan, 3)
     assert raised.value.hint.startswith("there are cold, preload, ")
     with pytest.raises(BenchError, match="--ways preload needs --ddp"):

@@ -54,11 +54,7 @@ def measure(plan: Plan, nodes: int) -> list[Figure]:
     """Kill one of this many, each time in a new run, in each of the plan's ways in turn."""
     check(plan, nodes)
     chosen = ways.chosen(plan.ways, is_ddp=plan.ddp)
-    results: dict[Way, list[dict[str, float]]] = {way: [] for way in chosen}
-    for index in range(plan.repeats):
-        for way, found in results.items():
-            if index < way.repeats:
-                found.append(_once(plan, nodes, way))
+    results = ways.in_turn(plan, chosen, lambda way: _once(plan, nodes, way))
     is_compared = len(chosen) > 1
     return [
         each
@@ -104,7 +100,7 @@ def _once(plan: Plan, nodes: int, way: Way) -> dict[str, float]:
         within_s=WITHIN_S,
         options=way.options,
     ) as started:
-        if way.ready != "stepped":
+        if way.ready is not None:
             wait_for(started, way.ready, within_s=WITHIN_S)
         *survivors, victim = started  # The first one may host the coordinator.
         killed_s = victim.kill_all()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 import msgspec
 
 from rallypoint.bench.agents import Agent
+from rallypoint.bench.driver import Plan
 from rallypoint.bench.processes import BenchError
 
 MAX_RESTARTS: Final = 3
@@ -56,19 +57,22 @@ class Way(msgspec.Struct, frozen=True):
     """One way to start the agents of a job.
 
     `name`: for `--ways` and the figures. `kind`, `options`: of the agents. `ready`: the event after
-    which the job is as the way promises. `repeats`: how often it is measured at most, as some take
-    long. `ours_ms`, `next_step_ms`, `raised_ms`: bounds of the medians; None: there is none.
+    which the job is as the way promises; None: at once. `repeats`: how often it is measured at
+    most, as some take long. Bounds of the medians, or None: `ours_ms` of our share of the time
+    after a kill, `next_step_ms` of all of it, `raised_ms` after an exception, `drained_ms` of the
+    pause when a node leaves.
     """
 
     name: str
     shown: str
     kind: type[Agent] = Agent
     options: tuple[str, ...] = ("--max-restarts=1",)
-    ready: str = "stepped"
+    ready: str | None = None
     repeats: int = 5
     ours_ms: float | None = None
     next_step_ms: float | None = None
     raised_ms: float | None = None
+    drained_ms: float | None = None
 
 
 COLD: Final = Way("cold", "rallypoint run", ours_ms=200.0)
@@ -85,6 +89,7 @@ WAYS: Final = {
             ours_ms=200.0,
             next_step_ms=300.0,
             raised_ms=300.0,
+            drained_ms=500.0,
         ),
         *(
             Way(
@@ -101,8 +106,10 @@ WAYS: Final = {
 }
 
 
-def chosen(names: Sequence[str], *, is_ddp: bool) -> list[Way]:
+def chosen(names: Sequence[str], *, is_ddp: bool, kind: type[Agent] | None = None) -> list[Way]:
     """The ways of these names; without any, all that can be compared. Raises BenchError.
+
+    `kind`: only ways with agents of this kind.
 
     A plain Python worker imports too little to preload, and torchrun is torch's.
     """
@@ -120,9 +127,23 @@ def chosen(names: Sequence[str], *, is_ddp: bool) -> list[Way]:
             "--ddp needs torch, which is not installed",
             "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
         )
-    unknown = [name for name in names if name not in WAYS]
+    known = [name for name, way in WAYS.items() if kind is None or way.kind is kind]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise BenchError(
-            f"--ways {','.join(unknown)}: there is no such way", f"there are {', '.join(WAYS)}"
+            f"--ways {','.join(unknown)}: there is no such way here",
+            f"there are {', '.join(known)}",
         )
-    return [WAYS[name] for name in dict.fromkeys(names or WAYS)]
+    return [WAYS[name] for name in dict.fromkeys(names or known)]
+
+
+def in_turn(
+    plan: Plan, those: Sequence[Way], once: Callable[[Way], dict[str, float]]
+) -> dict[Way, list[dict[str, float]]]:
+    """Measure each way `plan.repeats` times, or as often as it allows; they take turns."""
+    results: dict[Way, list[dict[str, float]]] = {way: [] for way in those}
+    for index in range(plan.repeats):
+        for way, found in results.items():
+            if index < way.repeats:
+                found.append(once(way))
+    return results

@@ -108,15 +108,16 @@ def bench(
         ),
     ] = "served",
     ddp: Annotated[
-        bool, typer.Option("--ddp", help="recover: workers are a small torch DDP job (gloo).")
+        bool,
+        typer.Option("--ddp", help="recover, drain: workers are a small torch DDP job (gloo)."),
     ] = False,
     ways: Annotated[
         str | None,
         typer.Option(
             "--ways",
             metavar="A,B",
-            help="recover --ddp: how the job is started, in turn: of cold, preload, "
-            "torchrun-rallypoint, torchrun-c10d (default: all).",
+            help="recover, drain --ddp: how the job is started, in turn: of cold, preload, "
+            "torchrun-rallypoint, torchrun-c10d (default: all; drain: no torchrun).",
         ),
     ] = None,
     progress: Annotated[
@@ -189,8 +190,8 @@ def bench(
     def place() -> contextlib.AbstractContextManager[Coordinator]:
         return _coordinator(scenario, at, token_file)
 
-    if scenario is Scenario.RECOVER:
-        _check_recover(plan_for(driver.NOWHERE), sizes)
+    if scenario in _OF_JOBS:
+        _check_jobs(scenario, plan_for(driver.NOWHERE), sizes)
     with _ended_by_signals(), _log_on_stderr(), _as_failure():
         # Before a coordinator is started, because it inherits the limit of open files.
         connections = _connections(scenario, max(sizes), runs or _RUNS)
@@ -333,24 +334,24 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+_OF_JOBS: Final = (Scenario.RECOVER, Scenario.DRAIN)
 _ONLY_FOR: Final = {
-    "ddp": Scenario.RECOVER,
-    "ways": Scenario.RECOVER,
-    "progress": Scenario.IDLE,
-    "runs": Scenario.RUNS,
-    "run": Scenario.MEET,
-    "of": Scenario.MEET,
+    "ddp": _OF_JOBS,
+    "ways": _OF_JOBS,
+    "progress": (Scenario.IDLE,),
+    "runs": (Scenario.RUNS,),
+    "run": (Scenario.MEET,),
+    "of": (Scenario.MEET,),
 }
-"""Options that one scenario has."""
+"""Options that only some scenarios have."""
 
 
 def _check_only_for(scenario: Scenario, **given: bool) -> None:
-    """Raise UsageError if an option is given that only another scenario has."""
+    """Raise UsageError if an option is given that the scenario does not have."""
     for name, is_given in given.items():
-        if is_given and scenario is not _ONLY_FOR[name]:
-            raise UsageError(
-                f"--{name} is for `bench {_ONLY_FOR[name]}`, not for `bench {scenario}`"
-            )
+        if is_given and scenario not in _ONLY_FOR[name]:
+            where = " and ".join(f"`bench {each}`" for each in _ONLY_FOR[name])
+            raise UsageError(f"--{name} is for {where}, not for `bench {scenario}`")
 
 
 def _check_together(
@@ -385,13 +386,14 @@ def _check_together(
         _check_share(sizes, at, of)
 
 
-def _check_recover(plan: Plan, sizes: Sequence[int]) -> None:
+def _check_jobs(scenario: Scenario, plan: Plan, sizes: Sequence[int]) -> None:
     """Raises UsageError."""
-    from rallypoint.bench import driver, recover
+    from rallypoint.bench import drain, driver, recover
 
+    check = recover.check if scenario is Scenario.RECOVER else drain.check
     try:
         for size in sizes:
-            recover.check(plan, size)
+            check(plan, size)
     except driver.BenchError as error:
         raise UsageError(str(error), hint=error.hint) from error
 
@@ -410,7 +412,7 @@ def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
 
 def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
     """How many connections a coordinator has at most."""
-    if scenario in (Scenario.RECOVER, Scenario.KILL):
+    if scenario in (*_OF_JOBS, Scenario.KILL):
         return 0
     return nodes * runs if scenario is Scenario.RUNS else nodes
 
@@ -421,7 +423,7 @@ def _coordinator(
     from rallypoint.bench import driver
 
     own = NEEDS[scenario].at in (At.STARTED, At.LEDGER, At.NONE)
-    if own or (scenario is Scenario.RECOVER and at == "embedded"):
+    if own or (scenario in _OF_JOBS and at == "embedded"):
         return contextlib.nullcontext(driver.NOWHERE)
     if at == "served":
         return driver.served()

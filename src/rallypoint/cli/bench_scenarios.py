@@ -27,6 +27,7 @@ class Scenario(enum.StrEnum):
     JOIN = "join"
     REGROUP = "regroup"
     RECOVER = "recover"
+    DRAIN = "drain"
     KILL = "kill"
     CUT = "cut"
     PREEMPTED = "preempted"
@@ -80,6 +81,7 @@ NEEDS: Final = {
     ),
     Scenario.REGROUP: Needs("a node is killed, leaves, arrives, or is frozen"),
     Scenario.RECOVER: Needs("real agents and workers, from a kill to the next training step", "3"),
+    Scenario.DRAIN: Needs("real agents and workers, one of which leaves at an agreed step", "3"),
     Scenario.KILL: Needs("kill -9 of real agents", "8", At.NONE),
     Scenario.CUT: Needs("the network of one node is cut", "8", At.SERVED),
     Scenario.PREEMPTED: Needs("30 % of the nodes are killed at once", "100", At.SERVED),
@@ -127,6 +129,7 @@ def measure_of(scenario: Scenario) -> Measure:
     from rallypoint.bench import (
         agree,
         cut,
+        drain,
         failover,
         frozen_coordinator,
         frozen_node,
@@ -153,6 +156,7 @@ def measure_of(scenario: Scenario) -> Measure:
         Scenario.JOIN: join.measure,
         Scenario.REGROUP: regroup.measure,
         Scenario.RECOVER: recover.measure,
+        Scenario.DRAIN: drain.measure,
         Scenario.KILL: kill.measure,
         Scenario.CUT: cut.measure,
         Scenario.PREEMPTED: preempted.measure,
