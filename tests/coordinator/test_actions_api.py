@@ -22,6 +22,7 @@ from rallypoint.core.membership import Membership
 from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.values import NodeId, RunSettings
 from rallypoint.endpoints import parse_endpoint
+from rallypoint.ledger.contract import SwapOutcome
 from rallypoint.ledger.memory import MemoryLedger
 from rallypoint.settings import NodeSettings
 from tests.coordinator.replica import TOKEN, Replica, replica
@@ -162,6 +163,50 @@ def test_an_evicted_node_may_join_again_when_an_operator_has_admitted_it() -> No
             assert texts == [f"eviction of q2 lifted by {by}: cool"]
 
     run_clean(main)
+
+
+class Held(MemoryLedger):
+    """A ledger that keeps the writes of heads on their way until they are let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+
+    async def swap(self, key: str, expected: int | None, value: bytes) -> SwapOutcome:
+        if key.startswith("runs/"):
+            await self.is_open.wait()
+        return await super().swap(key, expected, value)
+
+
+def test_an_order_is_confirmed_when_no_earlier_one_can_replace_it_in_the_ledger() -> None:
+    """The one that counted before is in the ledger, and another one is on its way there."""
+
+    async def main() -> None:
+        ledger = Held()
+        async with replica(ledger) as one, orderly(one.port, "q1"):
+            run = one.server.coordinator.runs["run"]
+            assert (await order(one, "scale", min_nodes=1, max_nodes=1))[0] == 200
+            ledger.is_open.clear()
+            other = asyncio.create_task(order(one, "scale", min_nodes=1, max_nodes=3))
+            await until(lambda: _sizes(run.membership) == [3, 1, 3], "it is not written")
+            again = asyncio.create_task(order(one, "scale", min_nodes=1, max_nodes=1))
+            await until(lambda: _sizes(run.membership) == [1, 1, 3], "it does not count")
+            # A request that came later is answered, and this one is not.
+            await one.status("run")
+            assert not again.done()
+            ledger.is_open.set()
+            assert (await again)[0] == 200
+            assert _sizes(run.membership) == [1, 1]
+            other.cancel()
+
+    run_clean(main)
+
+
+def _sizes(membership: Membership) -> list[int]:
+    """The largest size that counts, and those that the ledger may have."""
+    known = (membership.orders, *membership.orders_possible)
+    return [each.scale.max_nodes for each in known if each.scale is not None]
 
 
 def test_an_order_without_room_is_refused_at_once_and_says_what_to_do() -> None:

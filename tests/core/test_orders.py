@@ -305,6 +305,62 @@ def test_r4_a_lifted_eviction_holds_until_the_ledger_has_its_end() -> None:
     assert kinds(driver, do.Welcome)
 
 
+def test_r4_an_eviction_that_is_lifted_while_it_is_written_holds_until_its_end_is_written() -> None:
+    """The ledger may have it by now, or any moment: a successor would take the node out again."""
+    driver = met()
+    driver.evict("a")
+    driver.admit("a")
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Refuse)
+    driver.marks_written()
+    driver.take()
+    driver.attach("a'")
+    assert kinds(driver, do.Refuse)
+    driver.advance(1.0)
+    driver.marks_written()
+    driver.attach("a'")
+    assert kinds(driver, do.Welcome)
+    assert all(each.evictions == () for each in driver.run.orders_possible)
+
+
+def test_r4_an_eviction_in_a_record_that_is_written_holds_too() -> None:
+    driver = Driver(min=2, max=2, manual_marks=True, manual_commit=True)
+    driver.attach("a", "b", "c", "d")
+    driver.evict("c", "d")
+    driver.ready("a", "b")
+    driver.advance(1.0)
+    assert driver.phase is Phase.COMMITTING
+    driver.admit("d")
+    driver.marks_written()  # They were formed before the record, and have only the first order.
+    driver.take()
+    driver.attach("d'")
+    assert kinds(driver, do.Refuse)
+    driver.commit()
+    driver.advance(1.0)
+    driver.marks_written()
+    driver.take()
+    driver.attach("d'")
+    assert kinds(driver, do.Welcome)
+
+
+def test_r11_an_order_is_in_the_ledger_only_if_no_older_one_can_replace_it_there() -> None:
+    driver = met()
+    driver.scale(1, 2)
+    driver.marks_written()
+    driver.advance(1.0)
+    driver.scale(1, 3)
+    driver.scale(1, 2)
+    # The second one is being written, and the first one is in the ledger until then.
+    known = [each.scale and each.scale.max_nodes for each in driver.run.orders_possible]
+    assert known == [2, 3]
+    driver.marks_written()
+    driver.advance(1.0)
+    driver.marks_written()
+    known = [each.scale and each.scale.max_nodes for each in driver.run.orders_possible]
+    assert known == [2]
+
+
 def test_r4_a_successor_keeps_an_eviction_whose_end_was_not_written() -> None:
     driver = met()
     driver.evict("a")

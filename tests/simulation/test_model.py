@@ -19,6 +19,7 @@ from rallypoint.core import (
     gathering,
     ledger_events,
     membership,
+    ordering,
     ranks,
     requests,
     rounds,
@@ -28,9 +29,12 @@ from rallypoint.core import (
 )
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.committing import Committing
 from rallypoint.core.marking import Marking
 from rallypoint.core.membership import Membership
+from rallypoint.core.orders import KeptOrders
 from rallypoint.core.scale_up import ScaleUp
+from rallypoint.core.state import MembershipState
 from rallypoint.core.takeover import Takeover
 from rallypoint.core.values import Marks, RoundRecord
 from rallypoint.simulation.explore import explore, main
@@ -365,6 +369,56 @@ def _never_released(patch: pytest.MonkeyPatch) -> None:
     _replace(patch, NodeMachine, "_on_stop_at", lambda self, message: [])
 
 
+def _orders_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, KeptOrders, "restore", lambda self, orders: None)
+
+
+def _lifted_at_once(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, KeptOrders, "eviction_of", lambda self, name: self.now.eviction_of(name))
+
+
+def _confirmed_while_it_is_replaced(patch: pytest.MonkeyPatch) -> None:
+    # As the release before: only the last write that was answered counts.
+    _replace(patch, KeptOrders, "possible", property(lambda self: (self.written,)))
+
+
+def _evicted_is_admitted(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, KeptOrders, "eviction_of", lambda self, name: None)
+
+
+def _later_orders_are_not_written(patch: pytest.MonkeyPatch) -> None:
+    def recorded(run: Any) -> None:
+        ordering.in_ledger(run, run._orders.record_written())
+
+    _replace(patch, ordering, "recorded", recorded)
+
+
+def _drain_told_early(patch: pytest.MonkeyPatch) -> None:
+    wanted = ordering.wanted
+
+    def early(run: Any) -> None:
+        wanted(run)
+        for each in run._orders.now.drains:
+            ordering.ask(run, each)
+
+    _replace(patch, ordering, "wanted", early)
+
+
+def _drain_not_asked_again(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, ordering, "ask_again", lambda run, member: None)
+
+
+def _scale_counts_later(patch: pytest.MonkeyPatch) -> None:
+    def adopt(self: Membership, asked: Any) -> None:
+        self.asked_settings = self.settings = asked
+
+    _replace(patch, MembershipState, "adopt_settings", adopt)
+
+
+def _too_large_round_begins(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, Committing, "cannot_begin", lambda self, change: None)
+
+
 DRAIN = Limits(
     nodes=2,
     coordinators=1,
@@ -415,6 +469,50 @@ PLANTED: dict[str, tuple[Plant, Limits, str]] = {
     "a worker that does not wait": (_worker_does_not_wait, DRAIN, "R14"),
     "a step below a promise": (_step_too_low, DRAIN, "R14"),
     "a worker that is never released": (_never_released, DRAIN, "R7"),
+    "orders forgotten at a takeover": (
+        _orders_forgotten_at_takeover,
+        WORLDS["ordered"],
+        "takeover",
+    ),
+    "an evicted node is admitted": (_evicted_is_admitted, WORLDS["evict"], "R4"),
+    "an order confirmed too early": (
+        _confirmed_while_it_is_replaced,
+        Limits(
+            nodes=1,
+            coordinators=1,
+            rounds=1,
+            min_nodes=1,
+            scales=3,
+            sizes=((1, 1), (1, 2)),
+            successes=False,
+            begins_in_round=True,
+        ),
+        "orders",
+    ),
+    "an eviction lifted while it is written": (
+        _confirmed_while_it_is_replaced,
+        WORLDS["evict"],
+        "R4",
+    ),
+    "an eviction lifted too early": (_lifted_at_once, WORLDS["evict"], "R4"),
+    "later orders not written": (_later_orders_are_not_written, WORLDS["size"], "R7"),
+    "a drain told before the ledger has it": (_drain_told_early, WORLDS["order"], "R5"),
+    "a drain not told again": (
+        _drain_not_asked_again,
+        Limits(
+            nodes=1,
+            coordinators=1,
+            rounds=1,
+            min_nodes=1,
+            drain_orders=1,
+            cuts=1,
+            successes=False,
+            begins_in_round=True,
+        ),
+        "R7",
+    ),
+    "a scale that counts for nothing": (_scale_counts_later, WORLDS["scale"], "R7"),
+    "a round begun that is too large": (_too_large_round_begins, WORLDS["size"], "R3"),
     "a round taken twice": (
         _round_taken_when_not_ready,
         Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),
@@ -423,7 +521,10 @@ PLANTED: dict[str, tuple[Plant, Limits, str]] = {
 }
 
 
-SLOW = ("a deposed coordinator goes on", "a repeat breaks the next round", "a round taken twice")
+SLOW = (
+    *("a deposed coordinator goes on", "a repeat breaks the next round", "a round taken twice"),
+    "later orders not written",
+)
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,11 @@ class RunChecker:
         self._earlier: list[RunSettings] = []
         """The settings for which a record may have been formed that is not given yet."""
         self._orders = NO_ORDERS
+        """What operators have asked for."""
+        self._kept_evictions: list[Order] = []
+        """Those that came while the run was SUSPENDED."""
         self._admitted: dict[str, None] = {}
         """The names whose evictions operators wanted to lift."""
-        """What operators have asked for."""
         self._token = (0, 0)
         self._restored_number = 0
         self._seen_s = self._clock_s = 0.0
@@ -236,6 +238,7 @@ class RunChecker:
         self.term, self._attach_grace_s = register.term, attach_grace_s
         self._attach_since_s, self._attach_until_s = now_s, now_s + attach_grace_s
         self._orders = register.orders
+        self._kept_evictions.clear()
         self._settings = self._orders.settings_of(register.settings or RunSettings())
         self._budget.restored(register.blame, register.restarts, self._settings, self._run_s)
         self._cooling.restored(register.blame, self._run_s)
@@ -323,7 +326,7 @@ class RunChecker:
             case on.DrainRequested(node=named, by=by, reason=reason):
                 self._orders = self._orders.with_drain(order(named, by, reason))
             case on.EvictRequested(node=named, by=by, reason=reason):
-                self._evicted(order(named, by, reason))
+                self._kept_evictions.append(order(named, by, reason))
             case on.AdmitRequested(node=named):
                 self._admitted[named.name] = None
             case on.CommitRefused():
@@ -335,12 +338,17 @@ class RunChecker:
                 del self._causes[cause]
                 if not self._causes and not self._deposed:
                     self._go_on(now_s)
+        if not self._suspended:
+            self._evict()
         if self._is_committed and self._pending is not None and not self._suspended:
             self._committed(self._pending)
 
-    def _evicted(self, eviction: Order) -> None:
-        if self._orders.eviction_of(eviction.node.name) is None:
-            self._orders = self._orders.with_eviction(eviction)
+    def _evict(self) -> None:
+        """The evictions count that operators have asked for, also while the run was SUSPENDED."""
+        kept, self._kept_evictions = self._kept_evictions, []
+        for each in kept:
+            if self._orders.eviction_of(each.node.name) is None:
+                self._orders = self._orders.with_eviction(each)
 
     def _living(self, event: on.Event) -> _Node | None:
         named = getattr(event, "node", None)
@@ -605,6 +613,10 @@ class RunChecker:
             self._fail("R1", f"round {record.head.number} was published without being committed")
         if record.head.digest != self._digests[record.head.number]:
             self._fail("R2", f"round {record.head.number} has two digests")
+        if record.head.nodes > self._settings.max_nodes:
+            # An operator has scaled the run while the record was written.
+            most = self._settings.max_nodes
+            self._fail("R3", f"a round of {record.head.nodes} nodes begins, and {most} are allowed")
         token = (record.head.term, record.head.number)
         if token <= self._token:
             self._fail("R13", f"(term, number) {token} was given after {self._token}")

@@ -277,7 +277,7 @@ async def _drain(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
     def is_asked() -> bool:
         living = membership.roster.living(node)
         is_going = living is None or living.state in (MemberState.DONE, MemberState.DEPARTING)
-        return is_going or membership.orders_written.drain_of(node) is not None
+        return is_going or all(each.drain_of(node) for each in membership.orders_possible)
 
     why = await _why_not(request, run, is_asked)
     if why:
@@ -313,7 +313,7 @@ async def _evict(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
             return _no_room(run)
         run.post(on.EvictRequested(member.id, by, reason))
     why = await _why_not(
-        request, run, lambda: membership.orders_written.eviction_of(name) is not None
+        request, run, lambda: all(each.eviction_of(name) for each in membership.orders_possible)
     )
     if why:
         what = f"the ledger does not have the eviction of node {name!r} yet"
@@ -325,14 +325,15 @@ async def _evict(request: web.Request, run: HostedRun, body: _NodeBody) -> web.R
 async def _admit(request: web.Request, run: HostedRun, body: _NodeBody) -> web.Response:
     membership, name = run.membership, body.node
     # An eviction that was lifted before may be in the ledger still.
-    eviction = membership.orders.eviction_of(name) or membership.orders_written.eviction_of(name)
+    known = (each.eviction_of(name) for each in (membership.orders, *membership.orders_possible))
+    eviction = next(filter(None, known), None)
     if eviction is None:
         return _not_evicted(run, name)
     reason, by = reasons.tidy(body.reason, REASON_CHARACTERS_MAX), operator(request)
     run.post(on.AdmitRequested(eviction.node, by, reason))
 
     def is_admitted() -> bool:
-        return membership.orders_written.eviction_of(name) is None
+        return not any(each.eviction_of(name) for each in membership.orders_possible)
 
     why = await _why_not(request, run, is_admitted)
     if why:
@@ -362,7 +363,9 @@ async def _scale(request: web.Request, run: HostedRun, body: _ScaleBody) -> web.
     if not membership.orders.has_room_for(scale=wanted):
         return _no_room(run)
     run.post(on.ScaleRequested(wanted))
-    why = await _why_not(request, run, lambda: membership.orders_written.scale == wanted)
+    why = await _why_not(
+        request, run, lambda: all(each.scale == wanted for each in membership.orders_possible)
+    )
     if why:
         what = f"the ledger does not have the new size of run {run.run_id!r} yet"
         return json_error(503, f"{what}: {why}", _MAY_STILL)

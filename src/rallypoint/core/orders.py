@@ -159,20 +159,35 @@ class KeptOrders:
         """Those that are written with the record that is being written."""
         self._in_marks = NO_ORDERS
         self._written = NO_ORDERS
+        self._is_forming = self._is_marking = False
+        """Whether the ledger may get `at_forming`, or `_in_marks`, at any moment."""
 
     def restore(self, orders: Orders) -> None:
         """Begin with what the ledger has."""
         self.now = self.at_forming = self._in_marks = self._written = orders
+        self._is_forming = self._is_marking = False
 
     @property
     def written(self) -> Orders:
         """The orders that the ledger has; all of them if nothing is written."""
         return self._written if self._is_kept else self.now
 
+    @property
+    def possible(self) -> tuple[Orders, ...]:
+        """The orders of which the ledger may have any now: the last ones, and those on the way."""
+        if not self._is_kept:
+            return (self.now,)
+        marks = (self._in_marks,) if self._is_marking else ()
+        return (self._written, *marks, *((self.at_forming,) if self._is_forming else ()))
+
     def eviction_of(self, name: str) -> Order | None:
-        """The eviction that keeps this name out. One that was lifted counts until it is written."""
+        """The eviction that keeps this name out. One that was lifted counts until it is written.
+
+        So does one that was lifted while it was being written.
+        """
         # R5: a successor that does not know that it was lifted would take the node out again.
-        return self.now.eviction_of(name) or self.written.eviction_of(name)
+        known = (each.eviction_of(name) for each in (self.now, *self.possible))
+        return next(filter(None, known), None)
 
     @property
     def is_due(self) -> bool:
@@ -182,19 +197,21 @@ class KeptOrders:
     def record_formed(self) -> None:
         """A record of the run is to be written, with the present orders."""
         # Kept, so that a record that is written again has the same bytes.
-        self.at_forming = self.now
+        self.at_forming, self._is_forming = self.now, True
 
     def marks_formed(self) -> Orders:
         """The marks are to be written, with the present orders, which are returned."""
-        self._in_marks = self.now
+        self._in_marks, self._is_marking = self.now, True
         return self.now
 
     def record_written(self) -> list[Order]:
         """The ledger has the record. Returns the drains that it did not have before."""
+        self._is_forming = False
         return self._have(self.at_forming)
 
     def marks_written(self) -> list[Order]:
         """The ledger has the marks. Returns the drains that it did not have before."""
+        self._is_marking = False
         return self._have(self._in_marks)
 
     def _have(self, orders: Orders) -> list[Order]:
@@ -207,7 +224,7 @@ class KeptOrders:
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value."""
-        return (self.now, self.at_forming, self._in_marks, self._written)
+        return (self.now, self.at_forming, self._in_marks, self.possible)
 
 
 def _size(orders: Orders) -> int:

@@ -160,6 +160,11 @@ class MembershipState:
         return self._orders.written
 
     @property
+    def orders_possible(self) -> tuple[Orders, ...]:
+        """The orders of which the ledger may have any now: the last ones, and those on the way."""
+        return self._orders.possible
+
+    @property
     def orders_with_record(self) -> Orders:
         """The orders to write together with a record."""
         return self._orders.at_forming

@@ -13,17 +13,22 @@ their lease; takeovers by any coordinator, with the marks; writes of rounds, clo
 of which takes effect at any later moment or never, also after its writer has died or another one
 has taken over, and whose answer may be lost with the coordinator; writes that the ledger does not
 accept at first. A node restarts with a new incarnation. A coordinator may run in a node's process.
+Operators drain, evict and admit nodes, scale the run and close it, whatever else happens.
 
 **Checked in each state.** All of `rallypoint.checkers.invariants.check`, and `RunChecker` for each
 step of a coordinator (R1 to R6, R8, R13). For the ledger: numbers, terms and restarts never go
 back, one digest for each number, no round after a close, nobody who is done is in a further round,
 each broken round is charged at most once, ranks are given once and survivors keep theirs. For a
-takeover: what the marks say of a member is what its new coordinator knows. For a node: its tokens
-and its (term, round) grow, it gets only rounds that it asked for and that the ledger has, with the
-seat of its row. A coordinator without its lease decides nothing. And no state is stuck (R7): from
-each state, moves without faults lead to one in which all nodes that are left are in one round, or
-are too few, or have finished (`World.is_settled`). Where a world is explored whole, this is decided
-for all of its states, by going backwards over all moves; else by runs without faults from samples.
+takeover: what the marks say of a member is what its new coordinator knows, and the orders of
+operators are those of the ledger. It loses no eviction that nobody lifted, and no order that was
+confirmed; no round is written with a node that is evicted, or of another size than the operator
+wants, and none begins that is too large; a drained node is asked to leave as soon as the ledger has
+that, and leaves. For a node: its tokens and its (term, round) grow, it gets only rounds that it
+asked for and that the ledger has, with the seat of its row. A coordinator without its lease decides
+nothing. And no state is stuck (R7): from each state, moves without faults lead to one in which all
+nodes that are left are in one round, or are too few, or have finished (`World.is_settled`). Where a
+world is explored whole, this is decided for all of its states, by going backwards over all moves;
+else by runs without faults from samples.
 
 **Not covered.** Times: a timer fires at any moment, but those of one coordinator in the order of
 their times, and how long ago something was does not count (`canonical`). The store and its log, and

@@ -23,6 +23,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.membership import Membership
+from rallypoint.core.orders import Scale
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.reasons import Refusal, RefusalCode
 from rallypoint.core.suspension import SuspensionCause
@@ -30,6 +31,7 @@ from rallypoint.core.values import (
     ConnectionEnd,
     MemberState,
     NodeId,
+    Outcome,
     Stamp,
     secret_hash,
 )
@@ -39,6 +41,7 @@ from rallypoint.wire import messages as wire
 
 RUN: Final = "run"
 LEDGER: Final = "ledger"
+OPERATOR: Final = "ann"
 ATTACH_GRACE_S: Final = 15.0
 HEARTBEAT_S: Final = 1.0
 BEGAN_S: Final = 64.0
@@ -72,7 +75,15 @@ class Ended(msgspec.Struct, frozen=True):
 
 Output = Sent | Ended
 
-_NEEDS_THE_LEASE: Final = (do.Commit, do.WriteMarks, do.Publish, do.Announce, do.Supersede)
+ORDERS: Final[dict[str, Callable[[NodeId, str, str], on.Event]]] = {
+    "order drain": on.DrainRequested,
+    "order evict": on.EvictRequested,
+    "order admit": on.AdmitRequested,
+}
+"""What operators ask about a node."""
+_NEEDS_THE_LEASE: Final = (
+    *(do.Commit, do.WriteMarks, do.Publish, do.Announce, do.Supersede, do.Evict, do.Readmit),
+)
 """What a coordinator without its lease must not do."""
 
 
@@ -188,7 +199,14 @@ class Coordinator:
             self.asked[slot] = message.node.id
             shown = secret_hash(message.resume_secret)
             agrees = message.agrees
-            asked = on.NodeAttached(message.node, message.settings, slot, shown, agrees=agrees)
+            asked = on.NodeAttached(
+                message.node,
+                message.settings,
+                slot,
+                shown,
+                takes_orders=message.takes_orders,
+                agrees=agrees,
+            )
             self._post(asked)
             return
         node = self._node_on(slot)
@@ -226,6 +244,17 @@ class Coordinator:
         if node.name in self.silent:
             del self.silent[node.name]
             self._post(on.NodeHeard(node))
+
+    def _is_ordered(self, what: str, node: NodeId | None, size: tuple[int, int] | None) -> None:
+        """An operator asks for something."""
+        order: on.Event
+        if node is not None:
+            order = ORDERS[what](node, OPERATOR, "")
+        elif size is not None:
+            order = on.ScaleRequested(Scale(*size, OPERATOR))
+        else:
+            order = on.CloseRequested(OPERATOR, Outcome.STOPPED, "", by_operator=True)
+        self._post(order)
 
     def _write_is_decided(self, is_written: bool) -> None:
         """The ledger has decided about the write; its answer has yet to come."""
@@ -317,22 +346,24 @@ class Coordinator:
         if isinstance(effect, do.WriteMarks):
             self.writing = Write(
                 self.term,
-                membership.settings,
+                membership.asked_settings,
                 None,
                 effect.marks,
                 effect.restarts,
                 0,  # its serial number only has to come back
                 effect.blame,
+                effect.orders,
             )
             return
         marks = membership.marks_with(effect.record)
         self.writing = Write(
             self.term,
-            membership.settings,
+            membership.asked_settings,
             effect.record,
             marks,
             membership.restart_count,
             blame=membership.blame_with_record,
+            orders=membership.orders_with_record,
         )
 
     def _step_down(self, effect: do.StepDown) -> None:
@@ -396,6 +427,18 @@ class Coordinator:
 
     def _verdict(self, effect: do.Verdict) -> None:
         self._tell_round(wire.CauseFound(self._stamp, effect.change))
+
+    def _ask_to_leave(self, effect: do.AskToLeave) -> None:
+        order = effect.order
+        self._tell(wire.AskedToLeave(self._stamp, order.by, order.reason), order.node)
+
+    def _evict(self, effect: do.Evict) -> None:
+        slot = self._slot_of(effect.node)
+        if slot is not None:
+            self._refuse(slot, effect.refusal)
+
+    def _for_people(self, effect: do.Effect) -> None:
+        """The coordinator shows it, and does nothing."""
 
     def _tell_drain(self, effect: do.TellDrain) -> None:
         self._tell(wire.Drains(self._stamp, effect.round, effect.drain), effect.to)
@@ -486,7 +529,8 @@ class Coordinator:
 
 
 def _must_have_taken_over(membership: Membership, register: Register) -> None:
-    """All of a member's state survives a takeover, done and departing too."""
+    """All of a member's state survives a takeover, done and departing too; and the orders."""
+    _must(membership.orders == register.orders, "takeover", f"{membership.orders} were taken over")
     record = register.round
     if record is None or register.close is not None:
         return
@@ -539,6 +583,7 @@ INPUTS: Final[dict[str, Callable[..., None]]] = {
     "timer": Coordinator._timer,
     "silent": Coordinator._silent,
     "heartbeat": Coordinator._heartbeat,
+    "ordered": Coordinator._is_ordered,
     "decided": Coordinator._write_is_decided,
     "answered": Coordinator._is_answered,
     "limited": Coordinator._is_limited,
@@ -558,6 +603,10 @@ EFFECTS: Final[dict[type[do.Effect], Callable[[Coordinator, Any], None]]] = {
     do.Publish: Coordinator._publish,
     do.Break: Coordinator._break,
     do.Verdict: Coordinator._verdict,
+    do.AskToLeave: Coordinator._ask_to_leave,
+    do.Evict: Coordinator._evict,
+    do.Readmit: Coordinator._for_people,
+    do.Rescale: Coordinator._for_people,
     do.TellDrain: Coordinator._tell_drain,
     do.TellStep: Coordinator._tell_step,
     do.Announce: Coordinator._announce,

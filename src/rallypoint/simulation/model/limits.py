@@ -21,6 +21,11 @@ FAULTS: Final = (
     "leave",
     "close",
     "drain",
+    "order drain",
+    "order evict",
+    "order admit",
+    "order scale",
+    "order close",
 )
 """The moves that a healthy world does not make. Each has a budget, so that a world is finite."""
 
@@ -65,6 +70,15 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
     closes: int = 0
     drains: int = 0
     """Nodes that are going to leave, while their round goes on."""
+    drain_orders: int = 0
+    """Operators ask a node to leave in order."""
+    evictions: int = 0
+    admissions: int = 0
+    """Operators lift the eviction of a node. An evicted node starts again by `restarts`."""
+    scales: int = 0
+    sizes: tuple[tuple[int, int], ...] = ((1, 1),)
+    """To which numbers of nodes operators scale the run: the minimum and the maximum."""
+    close_orders: int = 0
     steps: int = 0
     """How many steps a worker makes at most in a round; 0: it asks about none."""
     successes: bool = True
@@ -97,6 +111,11 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
             self.leaves,
             self.closes,
             self.drains,
+            self.drain_orders,
+            self.evictions,
+            self.admissions,
+            self.scales,
+            self.close_orders,
         )
 
     def __str__(self) -> str:

@@ -72,6 +72,7 @@ class Node:
             silence_s=SILENCE_S,
             is_elected=True,
             resume_secret=bytes([10 * attempt + index + 1]) * 32,
+            takes_orders=True,
         )
         self.gate = StepGate()
         """Of its one worker, in its present round."""
@@ -82,6 +83,8 @@ class Node:
         """Whether the worker waits for the decision."""
         self.stopped_at: int | None = None
         self.drains = False
+        self.must_leave = False
+        """Whether an operator has asked it to leave."""
         self._reaction = Reaction()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class Node:
         place = (self.index, self.attempt, self.status, self.slot)
         gate = self.gate
         steps = (gate._asked, gate._passed, gate._promised, gate._step, self.next_step)
-        waits = (self.is_asked, self.is_waiting, self.stopped_at, self.drains)
+        waits = (self.is_asked, self.is_waiting, self.stopped_at, self.drains, self.must_leave)
         return digest((place, self.token, known, steps, waits, _plain(machine.freeze())))
 
     def react(self, what: str, *args: Any) -> Reaction:
@@ -218,6 +221,8 @@ class Node:
                     self._reaction.seat = (head, seat)
                     self.gate, self.next_step, self.stopped_at = StepGate(), 0, None
                     self.is_asked = self.is_waiting = self.drains = False
+                case act.LeaveWanted():
+                    self.must_leave = True
                 case act.DrainTold(drain=drain):
                     self.is_asked = drain.is_asked
                 case act.StepDecided(step=step):
@@ -257,6 +262,8 @@ INPUTS: Final[dict[str, Callable[..., None]]] = {
     "step": Node._steps,
     "promise": Node._promises,
     "drain": Node._drains,
+    "drains as asked": Node._drains,
+    "departs as asked": Node._departs,
     "departs at last": Node._departs,
     "asks at last": Node._ready,
     "close": Node._closes,

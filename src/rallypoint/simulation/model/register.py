@@ -10,6 +10,7 @@ from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.core.blame import NO_BLAME, Blame
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
+from rallypoint.core.orders import NO_ORDERS, Orders
 from rallypoint.core.ranks import seats_of
 from rallypoint.core.values import (
     CloseRecord,
@@ -34,13 +35,14 @@ class Write(FrozenStruct, frozen=True):
     restarts: int
     serial: int | None = None
     blame: Blame = NO_BLAME
+    orders: Orders = NO_ORDERS
 
 
 class Register(FrozenStruct, frozen=True):
     """What the ledger holds of the run. `owner`: which coordinator; -1: none has had it.
 
     `rounds`: each round that it ever held. `restarts_before`: the charged rounds when the present
-    round was written.
+    round was written. `lifted`: the names of which an operator has lifted the eviction.
     """
 
     term: int = 0
@@ -51,8 +53,10 @@ class Register(FrozenStruct, frozen=True):
     restarts: int = 0
     marks: Marks = NO_MARKS
     blame: Blame = NO_BLAME
+    orders: Orders = NO_ORDERS
     rounds: tuple[RoundRecord, ...] = ()
     restarts_before: int = 0
+    lifted: tuple[str, ...] = ()
 
     @property
     def number(self) -> int:
@@ -70,41 +74,59 @@ class Register(FrozenStruct, frozen=True):
             0,
             self.marks,
             blame=self.blame,
+            orders=self.orders,
         )
 
     def sealed(self, owner: int) -> Register:
         """The register after a takeover."""
         return _with(self, term=self.term + 1, owner=owner)
 
+    def with_lifted(self, name: str) -> Register:
+        """The register after an operator has asked to admit the node of this name again."""
+        return _with(self, lifted=tuple(sorted({*self.lifted, name})))
+
     def written(self, write: Write) -> Register:
         """The register after a write of its owner. Raises InvariantViolation."""
         settings, marks, restarts = write.settings, write.marks, write.restarts
-        blame = write.blame
+        kept = {"restarts": restarts, "blame": write.blame, "orders": write.orders, "marks": marks}
         _must(self.term == write.term, "R5", f"term {write.term} wrote over term {self.term}")
         _must(restarts >= self.restarts, "budget", f"{restarts} restarts after {self.restarts}")
         charged = restarts - self.restarts_before
         _must(charged <= 1, "budget", f"round {self.number} was charged {charged} times")
+        self._must_keep(write.orders)
         record = write.record
         if record is None:
             _must(self.close is None, "R6", "marks after the close")
-            return _with(self, settings=settings, marks=marks, restarts=restarts, blame=blame)
+            return _with(self, **kept)
         if isinstance(record, CloseRecord):
             _must(self.close is None, "R6", "closed twice")
-            changes = {"settings": settings, "close": record, "marks": marks}
-            return _with(self, restarts=restarts, blame=blame, **changes)
-        self._must_follow(record, settings)
-        return _with(
-            self,
-            settings=settings,
-            round=record,
-            marks=marks,
-            restarts=restarts,
-            blame=blame,
-            restarts_before=restarts,
-            rounds=(*self.rounds, record),
-        )
+            return _with(self, settings=settings, close=record, **kept)
+        self._must_follow(record, settings, write.orders)
+        rounds = (*self.rounds, record)
+        kept |= {"settings": settings, "round": record, "rounds": rounds}
+        return _with(self, restarts_before=restarts, **kept)
 
-    def _must_follow(self, record: RoundRecord, settings: RunSettings | None) -> None:
+    def _must_keep(self, orders: Orders) -> None:
+        """Only an operator lifts an eviction, and a run that was scaled stays so."""
+        for each in self.orders.evictions:
+            name = each.node.name
+            is_kept = each in orders.evictions or name in self.lifted
+            _must(is_kept, "orders", f"the ledger has lost the eviction of {name}")
+        was, now = self.orders.scale, orders.scale
+        _must(was is None or now is not None, "orders", f"the ledger has lost that it was {was}")
+
+    def must_have_orders(self, orders: Orders) -> None:
+        """An operator was answered that the ledger has these."""
+        for each in orders.evictions:
+            name = each.node.name
+            is_there = self.orders.eviction_of(name) is not None
+            _must(is_there, "orders", f"the eviction of {name} was confirmed, and is not there")
+        is_scaled = orders.scale is None or self.orders.scale == orders.scale
+        _must(is_scaled, "orders", f"{orders.scale} was confirmed, and is not there")
+
+    def _must_follow(
+        self, record: RoundRecord, settings: RunSettings | None, orders: Orders
+    ) -> None:
         head, members = record.head, record.members
         number = head.number
         _must(self.close is None, "R6", f"round {number} after the close")
@@ -116,8 +138,11 @@ class Register(FrozenStruct, frozen=True):
         _must(len(set(names)) == len(names) == head.nodes, "R3", f"round {number} has {names}")
         _must(settings is not None, "R3", "a round without settings")
         if settings is not None:
+            settings = orders.settings_of(settings)
             fits = settings.min_nodes <= len(names) <= settings.max_nodes
             _must(fits, "R3", f"round {number} has {len(names)} nodes")
+        evicted = [name for name in names if orders.eviction_of(name) is not None]
+        _must(not evicted, "R4", f"round {number} has {evicted}, evicted by an operator")
         if self.round is None:
             return
         done = ranks_in(self.marks.done) if self.marks.round == self.number else frozenset()

@@ -64,6 +64,13 @@ def _told(world: World, state: State, move: Move) -> str:
     fault = " (a fault)" if what in FAULTS else ""
     if what == "dials":
         return f"n{who} dials c{which}"
+    if what in _ORDERS:
+        return f"an operator asks c{which} to {_ORDERS[what]} n{who}"
+    if what == "order scale":
+        least, most = world.limits.sizes[which]
+        return f"an operator asks c{who} to scale the run to {least}:{most}"
+    if what == "order close":
+        return f"an operator asks c{who} to close the run"
     if what in _OF_COORDINATORS:
         return f"c{who} {_VERBS.get(what, what)}{fault}"
     if what in _OF_LINKS:
@@ -116,6 +123,13 @@ _VERBS = {
     "wakes": "goes on",
     "takes over": "takes the run over",
     "crash": "dies",
+    "drains as asked": "drains, as an operator wants",
+    "departs as asked": "departs, as an operator wants",
+}
+_ORDERS = {
+    "order drain": "drain",
+    "order evict": "evict",
+    "order admit": "admit",
 }
 
 

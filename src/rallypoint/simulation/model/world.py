@@ -13,6 +13,9 @@ import msgspec
 
 from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client.machine import DesiredState
+from rallypoint.core.membership import Membership
+from rallypoint.core.orders import NO_ORDERS, Orders
+from rallypoint.core.reasons import RefusalCode
 from rallypoint.core.roster import Bucket
 from rallypoint.core.values import (
     ConnectionEnd,
@@ -58,6 +61,9 @@ class NodeFacts(FrozenStruct, frozen=True):
     """The last step that its worker has passed; -1: none."""
     stopped_at: int | None
     is_waiting: bool
+    must_leave: bool
+    """Whether an operator has asked it to leave, and it has not departed yet."""
+    was_evicted: bool
 
 
 class CoordinatorFacts(FrozenStruct, frozen=True):
@@ -82,6 +88,15 @@ class CoordinatorFacts(FrozenStruct, frozen=True):
     """Whether a node has finished."""
     settles: bool
     """Whether nothing waits for a write."""
+    members: tuple[NodeId, ...]
+    evicted: tuple[str, ...]
+    """The nodes of which an operator may lift the eviction."""
+    orders_written: Orders
+    """As far as the coordinator knows."""
+    confirmed: Orders
+    """What it has confirmed to operators, or would."""
+    size: tuple[int, int]
+    """How many nodes a round has, at least and at most."""
 
 
 CLOSES: Final = 0
@@ -121,6 +136,8 @@ class World:
         self.messages: Values[wire.Message] = Values()
         self.links = Links()
         self._node_steps: dict[tuple[object, ...], NodeStep] = {}
+        self._of_orders: set[int] = set()
+        """The messages that depend on what operators have ordered."""
         self._coordinator_steps: dict[tuple[object, ...], CoordinatorStep] = {}
         count = limits.nodes
         self._first_coordinator = count
@@ -198,7 +215,8 @@ class World:
                     yield (what, at, 0), is_fault
             if node.may_die and left[_BUDGET["die"]]:
                 yield ("die", at, 0), True
-            if node.status is Status.DEAD and left[_BUDGET["restart"]]:
+            may_restart = node.status is Status.DEAD or node.was_evicted
+            if may_restart and left[_BUDGET["restart"]]:
                 yield ("restart", at, 0), True
 
     def _moves_of_links(
@@ -249,6 +267,8 @@ class World:
         if each.lease is Lease.FROZEN:
             yield ("wakes", at, 0), False
             return
+        if each.is_owner:
+            yield from self._orders_to(at, each, left)
         if not each.is_owner:
             # An owner stops to decide before its lease can be taken (core/election).
             is_free = owner < 0 or not coordinators[owner].is_alive or is_owner
@@ -274,6 +294,25 @@ class World:
                     yield ("freeze", at, 0), True
         if left[_BUDGET["crash"]] and not self.limits.is_embedded:
             yield ("crash", at, 0), True
+
+    def _orders_to(
+        self, at: int, each: CoordinatorFacts, left: tuple[int, ...]
+    ) -> Iterator[tuple[Move, bool]]:
+        """What operators may ask of this coordinator."""
+        if each.phase is Phase.CLOSED:
+            return
+        for node in each.members:
+            for what in ("order drain", "order evict"):
+                if left[_BUDGET[what]]:
+                    yield (what, _index_of(node.name), at), True
+        if left[_BUDGET["order admit"]]:
+            for name in each.evicted:
+                yield ("order admit", _index_of(name), at), True
+        if left[_BUDGET["order scale"]]:
+            for size in range(len(self.limits.sizes)):
+                yield ("order scale", at, size), True
+        if left[_BUDGET["order close"]]:
+            yield ("order close", at, 0), True
 
     # -- what a move does ------------------------------------------------------------------------
 
@@ -314,6 +353,12 @@ class World:
                 self._takes_over(parts, who)
             case "writes":
                 self._writes(parts, who)
+            case "order drain" | "order evict" | "order admit":
+                self._ordered(parts, what, who, which)
+            case "order scale":
+                self._step(parts, who, "ordered", what, None, self.limits.sizes[which])
+            case "order close":
+                self._step(parts, who, "ordered", what, None, None)
             case "restores lease":
                 self._step(parts, who, "restores lease", self._owns(parts, who))
             case "crash":
@@ -323,6 +368,17 @@ class World:
             case _:
                 self._act(parts, who, what)
         return tuple(parts)
+
+    def _ordered(self, parts: list[int], what: str, who: int, which: int) -> None:
+        facts = self.coordinators.facts[parts[self._first_coordinator + which]]
+        named = [each for each in facts.members if _index_of(each.name) == who]
+        # A node that was evicted may be no member any more.
+        node = named[0] if named else self.nodes.facts[parts[who]].id
+        if what == "order admit":
+            register: Register = self.registers.all[parts[self._register_at]]
+            lifted = register.with_lifted(node.name)
+            parts[self._register_at] = self.registers.number(lifted)
+        self._step(parts, which, "ordered", what, node, None)
 
     def _owns(self, parts: list[int], who: int) -> bool:
         register: Register = self.registers.all[parts[self._register_at]]
@@ -474,12 +530,32 @@ class World:
         if step is None:
             step = self._coordinator_steps[key] = self._coordinator_step(parts[at], what, args)
         parts[at] = step.number
+        confirmed = self.coordinators.facts[step.number].confirmed
+        if confirmed is not NO_ORDERS and self._owns(parts, who):
+            register: Register = self.registers.all[parts[self._register_at]]
+            register.must_have_orders(confirmed)
         for slot, message in step.outputs:
+            if message in self._of_orders:
+                self._must_be_in_ledger(parts, who, slot, message)
             if message > 0:
                 self._change(parts, slot, "to node", message)
             else:
                 side = ANSWERED if message == ANSWERS else CLOSED
                 self._change(parts, slot, "coordinator ends", side)
+
+    def _must_be_in_ledger(self, parts: list[int], who: int, slot: int, message: int) -> None:
+        """An order to leave counts from when the ledger has it; an eviction until it has not."""
+        if not self._owns(parts, who):
+            return
+        register: Register = self.registers.all[parts[self._register_at]]
+        node = self.nodes.facts[parts[slot // self.limits.slots_per_node]].id
+        if isinstance(self.messages.all[message], wire.Welcome):
+            if register.orders.eviction_of(node.name) is not None:
+                what = f"{node.name} is admitted, and the ledger has its eviction"
+                raise InvariantViolation("R4", what)
+        elif all(each.node.name != node.name for each in register.orders.drains):
+            what = f"{node.name} is asked to leave, and the ledger does not have that"
+            raise InvariantViolation("R5", what)
 
     def _coordinator_step(self, number: int, what: str, args: tuple[Any, ...]) -> CoordinatorStep:
         coordinator = self.coordinators.copy(number)
@@ -492,7 +568,10 @@ class World:
 
     def _number_of(self, output: Output) -> int:
         if isinstance(output, Sent):
-            return self.messages.number(output.message)
+            number = self.messages.number(output.message)
+            if isinstance(output.message, wire.Welcome | wire.AskedToLeave):
+                self._of_orders.add(number)
+            return number
         return ANSWERS if output.is_answer else CLOSES
 
     # -- what a state is -------------------------------------------------------------------------
@@ -531,9 +610,13 @@ class World:
         return self._are_at_rest(left, owner)
 
     def _are_at_rest(self, left: list[NodeFacts], owner: CoordinatorFacts) -> bool:
-        limits = self.limits
-        if any(each.desired is DesiredState.GONE for each in left):
+        if any(each.desired is DesiredState.GONE or each.must_leave for each in left):
             return False
+        # A node that an operator has drained was asked, whoever owns the run.
+        may_leave = [each for each in left if each.desired in _MAY_LEAVE]
+        if any(owner.orders_written.drain_of(each.id) is not None for each in may_leave):
+            return False
+        least, most = owner.size
         at_work = [each for each in left if each.has_workers]
         ready = [each for each in left if each.desired is DesiredState.READY]
         done = [each for each in left if each.desired is DesiredState.DONE]
@@ -546,11 +629,13 @@ class World:
             inside = {each.id for each in at_work}
             if inside != set(owner.in_round) or any(e.number != owner.number for e in at_work):
                 return False
-            most = limits.max_nodes or limits.nodes
             # Once a node is done, newcomers are not let in any more.
-            return not ready or len(at_work) >= most or owner.has_finished
+            if owner.has_finished:
+                return True
+            are_too_few = len(at_work) + len(ready) < least
+            return len(at_work) <= most and (not ready or len(at_work) == most or are_too_few)
         # A node that is done waits for the end of the run, so the run must not wait for it.
-        return not at_work and not done and len(ready) < limits.min_nodes
+        return not at_work and not done and len(ready) < least
 
     # -- facts -----------------------------------------------------------------------------------
 
@@ -574,12 +659,16 @@ class World:
             passed=node.next_step - 1,
             stopped_at=node.stopped_at,
             is_waiting=node.is_waiting,
+            must_leave=node.must_leave and machine.desired in _MAY_LEAVE,
+            was_evicted=machine.refused is not None and machine.refused.code is RefusalCode.EVICTED,
         )
 
     def _requests_of(self, node: Node) -> Iterator[tuple[str, bool]]:
         machine, wants = node.machine, node.machine.desired
         has_ended = wants is DesiredState.IN_ROUND and machine.ended is not None
-        if wants is DesiredState.NOTHING or has_ended:
+        if node.must_leave and wants in _MAY_LEAVE:
+            yield from self._leaves(node)
+        elif wants is DesiredState.NOTHING or has_ended:
             yield ("ready" if machine.number < self.limits.rounds else "goodbye"), False
         if wants in (DesiredState.DONE, DesiredState.DEPARTING):
             yield "goodbye", False
@@ -596,6 +685,15 @@ class World:
         if machine.is_attached:
             yield "close", True
 
+    def _leaves(self, node: Node) -> Iterator[tuple[str, bool]]:
+        """How it leaves, as an operator wants: at the agreed step, or when its time is over."""
+        if not (self.limits.steps and node.machine.has_workers):
+            yield "departs as asked", False
+        elif not node.drains:
+            yield "drains as asked", False
+        elif node.stopped_at is None:
+            yield "departs at last", False
+
     def _steps_of(self, node: Node) -> Iterator[tuple[str, bool]]:
         """What its worker and its thread may do next."""
         if node.is_asked:
@@ -609,6 +707,7 @@ class World:
             yield "drain", True
 
 
+_MAY_LEAVE: Final = (DesiredState.NOTHING, DesiredState.READY, DesiredState.IN_ROUND)
 _OF_STEPS: Final = ("step", "hears")
 _OF_A_COORDINATOR: Final = {
     "timer": "timer",
@@ -622,6 +721,8 @@ _OF_A_COORDINATOR: Final = {
 
 def _facts_of_coordinator(each: Coordinator) -> CoordinatorFacts:
     membership = each.membership
+    asked = membership.asked_settings if membership is not None else None
+    settings = membership.orders.settings_of(asked) if membership and asked else None
     return CoordinatorFacts(
         is_alive=each.is_alive,
         is_owner=membership is not None,
@@ -640,5 +741,42 @@ def _facts_of_coordinator(each: Coordinator) -> CoordinatorFacts:
         if membership is not None
         else (),
         has_finished=membership is not None and membership._finished.count > 0,
-        settles=each.writing is None,
+        settles=each.writing is None and (membership is None or not _has_unwritten(membership)),
+        members=tuple(member.id for member in membership.roster) if membership is not None else (),
+        evicted=_evicted(membership) if membership is not None else (),
+        orders_written=membership.orders_written if membership is not None else NO_ORDERS,
+        confirmed=_confirmed(membership) if membership is not None else NO_ORDERS,
+        size=(settings.min_nodes, settings.max_nodes) if settings is not None else (0, 0),
     )
+
+
+def _has_unwritten(membership: Membership) -> bool:
+    """Whether an order is not in the ledger yet. That a drained node has left is written later."""
+    now, written = membership.orders, membership.orders_written
+    if (now.evictions, now.scale) != (written.evictions, written.scale):
+        return True
+    return any(each not in written.drains for each in now.drains)
+
+
+def _evicted(membership: Membership) -> tuple[str, ...]:
+    known = (membership.orders, *membership.orders_possible)
+    return tuple(sorted({each.node.name for orders in known for each in orders.evictions}))
+
+
+def _confirmed(membership: Membership) -> Orders:
+    """What the ledger has for certain: of evictions, and of the size of the run."""
+    now, *possible = membership.orders, *membership.orders_possible
+    evictions = [
+        each
+        for each in now.evictions
+        if all(known.eviction_of(each.node.name) is not None for known in possible)
+    ]
+    is_scaled = now.scale is not None and all(each.scale == now.scale for each in possible)
+    if not evictions and not is_scaled:
+        return NO_ORDERS
+    return Orders(evictions=tuple(evictions), scale=now.scale if is_scaled else None)
+
+
+def _index_of(name: str) -> int:
+    """Nodes are called n0, n1 and so on."""
+    return int(name[1:])

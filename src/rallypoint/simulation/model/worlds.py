@@ -32,6 +32,48 @@ WORLDS: Final[dict[str, Limits]] = {
         successes=False,
         begins_in_round=True,
     ),
+    "evict": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        evictions=1,
+        admissions=1,
+        restarts=1,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "order": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        drain_orders=1,
+        steps=2,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "scale": Limits(
+        nodes=2,
+        coordinators=1,
+        min_nodes=1,
+        scales=2,
+        sizes=((1, 1), (2, 2)),
+        successes=False,
+        begins_in_round=True,
+    ),
+    "size": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        scales=1,
+        sizes=((1, 1), (2, 2)),
+        successes=False,
+    ),
+    "stop": Limits(
+        nodes=2, rounds=1, close_orders=1, crashes=1, successes=False, begins_in_round=True
+    ),
     "limit": Limits(nodes=2, coordinators=1, rounds=1, refused_writes=1, deaths=1, min_nodes=1),
     "standby": Limits(nodes=3, coordinators=1, rounds=1, max_nodes=2, deaths=1, successes=False),
     # Medium: some ten thousand states of each.
@@ -60,6 +102,35 @@ WORLDS: Final[dict[str, Limits]] = {
     "drained": Limits(
         nodes=2, rounds=1, drains=1, steps=2, crashes=1, successes=False, begins_in_round=True
     ),
+    "evicted": Limits(
+        nodes=2,
+        min_nodes=1,
+        evictions=1,
+        admissions=1,
+        restarts=1,
+        crashes=1,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "ordered": Limits(
+        nodes=2,
+        rounds=1,
+        min_nodes=1,
+        drain_orders=1,
+        steps=1,
+        crashes=1,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "scaled": Limits(
+        nodes=2,
+        min_nodes=1,
+        scales=2,
+        sizes=((1, 1), (2, 2)),
+        crashes=1,
+        successes=False,
+        begins_in_round=True,
+    ),
     # Large: by breadth, as far as the time goes.
     "whole": Limits(
         begins_in_round=True,
@@ -80,8 +151,33 @@ WORLDS: Final[dict[str, Limits]] = {
     ),
     "takeovers": Limits(begins_in_round=True, crashes=1, lost_leases=1, deaths=1, departures=1),
     "drains": Limits(begins_in_round=True, drains=1, steps=2, crashes=1, lost_leases=1, deaths=1),
+    "orders": Limits(
+        begins_in_round=True,
+        min_nodes=1,
+        drain_orders=1,
+        evictions=1,
+        admissions=1,
+        restarts=1,
+        scales=1,
+        sizes=((1, 1), (1, 2)),
+        close_orders=1,
+        steps=1,
+        crashes=1,
+        lost_leases=1,
+    ),
     "standbys": Limits(begins_in_round=True, max_nodes=2, crashes=1, deaths=1, cuts=1),
 }
-LARGE: Final = ("whole", "takeovers", "drains", "standbys")
-MEDIUM: Final = ("lease", "freeze", "budget", "charge", "silence", "rack", "drained")
+LARGE: Final = ("whole", "takeovers", "drains", "orders", "standbys")
+MEDIUM: Final = (
+    "lease",
+    "freeze",
+    "budget",
+    "charge",
+    "silence",
+    "rack",
+    "drained",
+    "evicted",
+    "ordered",
+    "scaled",
+)
 SMALL: Final = tuple(name for name in WORLDS if name not in (*LARGE, *MEDIUM))
