@@ -170,10 +170,16 @@ class TokenError(RefusedError):
     """The token is wrong or missing, or does not allow this.
 
     `fingerprint` and `origin`: those of the coordinator's token, if it sends them; else "".
-    `reason`: why a token that the coordinator knows does not suffice, such as "role"; else "".
+    `reason`: why a token that the coordinator knows does not suffice, such as "role"; "ended": it
+    was accepted, and does not count any more; else "".
     """
 
     exit_code = ExitCode.USAGE
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the token was accepted before, and has expired or was revoked since."""
+        return self.reason in ("ended", "expired", "revoked")
 
     def __init__(
         self, refusal: Refusal, *, fingerprint: str = "", origin: str = "", reason: str = ""

@@ -46,6 +46,9 @@ SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
 LOST = errors.CoordinatorLostError("the coordinator is lost")
 SUPERSEDED = errors.SupersededError(Refusal(RefusalCode.SUPERSEDED, "a newer start has joined"))
 
+REVOKED = errors.TokenError(
+    Refusal(RefusalCode.TOKEN, "this node's token was revoked by ann"), reason="ended"
+)
 EVICTED = errors.EvictedError(Refusal(RefusalCode.EVICTED, "node 'a' was evicted by ann"))
 
 
@@ -184,6 +187,7 @@ NEWS: list[on.Event] = [
     on.LeaveAsked("enough"),
     on.Drained("drained by ann"),
     on.Gone(EVICTED),
+    on.Gone(REVOKED),
     on.CloseAsked(Outcome.SUCCEEDED, "trained"),
     on.CloseFailed("nobody answered"),
 ]
@@ -732,9 +736,30 @@ def test_the_loss_of_the_coordinator_does_not_disturb_the_workers() -> None:
 
 def test_a_superseded_node_stops_its_workers() -> None:
     played = Played().working()
-    assert played.take(on.Gone(SUPERSEDED)) == [do.StopWorkers(5.0, signal.SIGTERM)]
+    assert played.take(on.Gone(SUPERSEDED)) == [
+        do.TellExpulsion("a newer start has joined"),
+        do.StopWorkers(5.0, signal.SIGTERM),
+    ]
     played.take(on.Stopped(()))
     assert played.machine.error is SUPERSEDED
+
+
+def test_a_node_whose_token_has_ended_tells_its_workers_why_and_stops_them() -> None:
+    played = Played().working()
+    assert played.take(on.Gone(REVOKED)) == [
+        do.TellExpulsion("this node's token was revoked by ann"),
+        do.StopWorkers(5.0, signal.SIGTERM),
+    ]
+    played.take(on.Stopped(()))
+    assert played.machine.error is REVOKED
+
+
+def test_a_coordinator_with_another_token_does_not_disturb_the_workers() -> None:
+    played = Played().working()
+    wrong = errors.TokenError(Refusal(RefusalCode.TOKEN, "the token is wrong"), fingerprint="abc")
+    (said,) = played.take(on.Gone(wrong, None))
+    assert isinstance(said, do.Say)
+    assert played.machine.phase is Phase.WORKING
 
 
 @pytest.mark.parametrize("phase", [Phase.WORKING, Phase.FINISHED, Phase.EXPLAINING])

@@ -396,7 +396,11 @@ class Node:
             self._connector.turned_away(action.refusal)
             self._waiters.notify()
             return
-        self.give_up(errors.refused(action.refusal))
+        error = errors.refused(action.refusal)
+        if isinstance(error, errors.TokenError):
+            # The coordinator had accepted the token: it has read a message of this node.
+            error.reason = "ended"
+        self.give_up(error)
 
     def _redirected(self, action: act.Redirected) -> None:
         self._connector.redirected(action.addresses, action.reason)

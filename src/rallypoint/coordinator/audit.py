@@ -141,6 +141,11 @@ class Audit:
         """The open connection of a node was closed, because its token counts no more."""
         self._refused(ATTACH, address, principal, detail=denial.message)
 
+    def stream_closed(self, request: web.Request, principal: Principal, denial: Denial) -> None:
+        """An answer ended with the time of its token."""
+        action, address = guard.action_of(request), _address(request.remote)
+        self._refused(action, address, principal, detail=denial.message)
+
     def acted(
         self,
         request: web.Request,

@@ -57,6 +57,7 @@ from rallypoint.core.values import Address, ConnectionEnd
 from rallypoint.ledger.contract import Ledger
 from rallypoint.net import LISTEN_BACKLOG
 from rallypoint.security import claims
+from rallypoint.security.hashed import SOURCE as LISTED
 from rallypoint.security.hashed import HashedToken
 from rallypoint.security.identities import Identities, Prepared
 from rallypoint.security.logins import Logins
@@ -68,6 +69,10 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 _NOT_A_NODE: Final = "use a node of Rallypoint: another program, or a damaged message, came"
 _ASKED_WITHOUT: Final = (wire.ATTACH_PATH, api_paths.ME)
+_SOURCES: Final = (claims.SOURCE, LISTED)
+"""Of tokens whose end closes connections."""
+ENDS_LOOK_S: Final = 2.0
+"""How often a coordinator looks whether the time of a connection's token is over, in seconds."""
 UNSENT_BYTES_MAX: Final = 32 * 1024
 """How many bytes a connection's transport may buffer. More wait in the session, which counts them.
 """
@@ -93,6 +98,7 @@ class CoordinatorServer:
         self._revoked_in_ledger: frozenset[str] = frozenset()
         self._revocations: Revocations | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._watching_ends: asyncio.Task[None] | None = None
         self._logins = Logins()
         self._answering: dict[int, web.Request] = {}
         """The requests that are being answered, by their ids. A stream of events is one."""
@@ -192,6 +198,8 @@ class CoordinatorServer:
         if self._identities and self._ending_soon is None:
             warning = certificate_end.warn(lambda: self._identities.ends_at)
             self._ending_soon = runtime.spawn(warning, failed)
+        if self._has_ids and self._watching_ends is None:
+            self._watching_ends = runtime.spawn(self._watch_ends(), failed)
         if self._revocations is not None and self._has_ids and self._looking is None:
             self._looking = runtime.spawn(self._revocations.run(), failed)
 
@@ -244,7 +252,7 @@ class CoordinatorServer:
 
     async def _close(self, reason: str) -> None:
         self.driver.stop_ticking()
-        works = (self._lag, self._looking, self._ending_soon)
+        works = (self._lag, self._looking, self._watching_ends, self._ending_soon)
         await cancelled([each for each in works if each is not None])
         runner, self._runner = self._runner, None
         self._audit.close()
@@ -333,23 +341,68 @@ class CoordinatorServer:
         new = now - before
         if not new:
             return
-        closed: Counter[str] = Counter()
         who = self.tokens.revoked_by
-        for session in list(self.coordinator.sessions.values()):
-            if session.principal.id in new:
-                what, by = f"token {session.principal.label}", who.get(session.principal.id, "")
-                told = claims.revoked(f"this node's {what}", by)
-                refusal = Refusal(RefusalCode.TOKEN, told.message, told.hint)
-                session.refuse(refusal, claims.revoked(f"its {what}", by).message)
-                self._audit.connection_closed(session.outlet.peer, session.principal, told)
-                closed[session.principal.id] += 1
-        for token_id, count in closed.items():
-            nodes = "one node" if count == 1 else f"{count} nodes"
-            told = claims.revoked(f"token {token_id}", who.get(token_id, ""))
-            _log.warning("%s: the connections of %s are closed", told.message, nodes)
+
+        def why(principal: Principal, what: str) -> Denial | None:
+            is_one = principal.id in new
+            return claims.revoked(what, who.get(principal.id, "")) if is_one else None
+
+        self._end_sessions(why)
         for request in list(self._answering.values()):
             if guard.principal_of(request).id in new and request.transport is not None:
                 request.transport.abort()
+
+    async def _watch_ends(self) -> None:
+        """End what is open with tokens whose time is over, until cancelled.
+
+        The time of day may jump, so it is looked at again and again.
+        """
+        while True:
+            await asyncio.sleep(ENDS_LOOK_S)
+            self._end_expired()
+
+    def _end_expired(self) -> None:
+        now_s = runtime.here().wall_s()
+
+        def why(principal: Principal, what: str) -> Denial | None:
+            # A client with a certificate has another one in time, and connects with it the next
+            # time. TLS has checked the one of this connection.
+            if principal.source not in _SOURCES or not claims.has_ended(principal, now_s):
+                return None
+            assert principal.ends_at is not None
+            return claims.expired(what, principal.ends_at)
+
+        # A stream of events ends by itself: see `_answered`.
+        self._end_sessions(why)
+
+    def _answered(self, request: web.Request) -> None:
+        """The answer has ended, for a stream of events perhaps with the time of its token."""
+        principal = guard.principal_of(request)
+        if self._answering.pop(id(request), None) is None or principal.ends_at is None:
+            return
+        if claims.has_ended(principal, runtime.here().wall_s()):
+            told = claims.expired(f"token {principal.label}", principal.ends_at)
+            self._audit.stream_closed(request, principal, told)
+
+    def _end_sessions(self, why: Callable[[Principal, str], Denial | None]) -> None:
+        """Close the connections of nodes whose token does not count any more.
+
+        `why`: says that of a token in these words; None: it counts.
+        """
+        closed: Counter[str] = Counter()
+        for session in list(self.coordinator.sessions.values()):
+            principal = session.principal
+            told = why(principal, f"this node's token {principal.label}")
+            if told is None:
+                continue
+            its = why(principal, f"its token {principal.label}") or told
+            session.refuse(Refusal(RefusalCode.TOKEN, told.message, told.hint), its.message)
+            self._audit.connection_closed(session.outlet.peer, principal, told)
+            for_log = why(principal, f"token {principal.id}") or told
+            closed[for_log.message] += 1
+        for message, count in closed.items():
+            nodes = "one node" if count == 1 else f"{count} nodes"
+            _log.warning("%s: the connections of %s are closed", message, nodes)
 
     def filenos(self) -> list[int]:
         """All descriptors of this server, which a child closes after fork()."""
@@ -413,7 +466,7 @@ class CoordinatorServer:
                     raise
                 return _hung_up()
             finally:
-                self._answering.pop(id(request), None)
+                self._answered(request)
 
         return note
 

@@ -558,6 +558,9 @@ class Agent:
     def _tell_departure(self, action: do.TellDeparture) -> None:
         self._channel.depart(action.reason)
 
+    def _tell_expulsion(self, action: do.TellExpulsion) -> None:
+        self._channel.expel(action.reason)
+
     def _close_run(self, action: do.CloseRun) -> None:
         self._spawn(self._close(action))
 
@@ -641,6 +644,7 @@ _DO: dict[type[object], Callable[..., None]] = {
     do.Depart: Agent._depart,
     do.Drain: Agent._drain,
     do.TellDeparture: Agent._tell_departure,
+    do.TellExpulsion: Agent._tell_expulsion,
     do.CloseRun: Agent._close_run,
     do.TellRoundEnded: Agent._tell_round_ended,
     do.TellRunClosed: Agent._tell_run_closed,

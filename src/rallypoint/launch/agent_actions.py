@@ -158,6 +158,12 @@ class TellDeparture(msgspec.Struct, frozen=True):
     reason: str
 
 
+class TellExpulsion(msgspec.Struct, frozen=True):
+    """Tell the workers that the coordinator has taken this node out of the round, and why."""
+
+    reason: str
+
+
 class CloseRun(msgspec.Struct, frozen=True):
     """End the run for all. CloseFailed follows if the coordinator does not confirm it."""
 
@@ -215,6 +221,7 @@ Action: TypeAlias = (
     | Depart
     | Drain
     | TellDeparture
+    | TellExpulsion
     | CloseRun
     | TellRoundEnded
     | TellRunClosed

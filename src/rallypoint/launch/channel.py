@@ -27,7 +27,7 @@ from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.listener import Listener, ListenerLimits
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, StoreFailure, StoreResult
-from rallypoint.core.values import Change, CloseRecord, Drain, Outcome
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Drain, Outcome
 from rallypoint.wire import local
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 
@@ -67,6 +67,8 @@ class Channel:
         self.secret = ""
         self.path = ""
         self.departing: local.Departing | None = None
+        self.expelled: Change | None = None
+        """Why this node is not in its round any more, if the coordinator has taken it out."""
         self.links: dict[WorkerLink, None] = {}
         self._taking_part: dict[int, None] = {}
         self._promises: dict[int, int] = {}
@@ -160,6 +162,17 @@ class Channel:
         """Tell the workers, also those that connect later, that this node is going to leave."""
         self.departing = local.Departing(reason)
         self._tell(self.departing)
+
+    def expel(self, reason: str) -> None:
+        """Tell the workers, also those that connect later, that this node is out of its round.
+
+        Nobody tells the node that its round has ended: it has no coordinator any more.
+        """
+        if self.round is None:
+            return
+        number, who = self.round.head.number, (self.node.info.name,)
+        self.expelled = Change(ChangeKind.NODE_LOST, number, who, 1, reason)
+        self._tell(local.Ended(self.expelled))
 
     def _tell(self, message: local.LocalMessage) -> None:
         for link in list(self.links):
@@ -263,7 +276,7 @@ class WorkerLink(asyncio.Protocol):
         assert self._transport is not None
         channel.admit(self, self._transport)
         node = channel.node
-        ended = node.change if node.round == current else None
+        ended = (node.change or channel.expelled) if node.round == current else None
         head, seat = current.head, current.seat
         stacks = channel.requests.stacks_file(hello.local_rank)
         place = head, seat, ended, node.ledger_id

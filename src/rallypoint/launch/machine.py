@@ -48,8 +48,6 @@ until then. An earlier one is a cancellation, after which a launcher does not wa
 """
 
 
-_EXPELLED: Final = (errors.SupersededError, errors.EvictedError)
-"""A node that the coordinator refuses so has to stop its workers."""
 _STARTED: Final = (Phase.STARTING, Phase.WORKING, Phase.EXPLAINING)
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
 _WITHOUT_WORKERS: Final = (
@@ -261,11 +259,14 @@ class AgentMachine:
     def _on_gone(
         self, error: errors.CoordinatorError, orphan_left_s: float | None
     ) -> list[do.Action]:
-        """Loss of the coordinator does not disturb the workers; a superseded node stops them."""
+        """Loss of the coordinator does not disturb the workers; a node that is out stops them."""
         self._gone = error
-        if self.phase not in _WITHOUT_WORKERS and not isinstance(error, _EXPELLED):
-            return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
-        return []
+        if self.phase in _WITHOUT_WORKERS:
+            return []
+        if self._is_expelled:
+            self._goodbye = error.message
+            return [do.TellExpulsion(error.message)]
+        return [do.Say(agent_messages.of_loss(error.message, orphan_left_s))]
 
     def _on_signal(self, event: on.Signalled, now_s: float) -> list[do.Action]:
         """The first signal makes this node departing, so that the others regroup.
@@ -390,8 +391,14 @@ class AgentMachine:
         return len(self._signals) > 1
 
     @property
-    def _is_superseded(self) -> bool:
-        return isinstance(self._gone, _EXPELLED)
+    def _is_expelled(self) -> bool:
+        """Whether the coordinator has taken the node out: it has to stop its workers."""
+        match self._gone:
+            case errors.SupersededError() | errors.EvictedError():
+                return True
+            case errors.TokenError() as error:
+                return error.has_ended
+        return False
 
     def _begin(self, now_s: float) -> list[do.Action]:
         self.phase = Phase.PREPARING
@@ -527,7 +534,7 @@ class AgentMachine:
             or self._drained is not None
             or self._wants_to_leave is not None
             or self._closed is not None
-            or self._is_superseded
+            or self._is_expelled
             or self._change is not None
         )
 
@@ -541,7 +548,7 @@ class AgentMachine:
             return self._stop_to_leave(self._wants_to_leave)
         if self._closed is not None:
             return self._close_down(self._closed, now_s)
-        if self._is_superseded:
+        if self._is_expelled:
             return self._stop(self._rules.regroup_stop_timeout_s, self._gone)
         if self._unreported:
             return self._explain(now_s)

@@ -105,7 +105,7 @@ def _waits_for_nobody(original: Any, self: Any, now_s: Any) -> Any:
     return original(self, now_s) or self._end_with(End(0))
 
 
-@replaces("rallypoint.launch.machine:AgentMachine._is_superseded")
+@replaces("rallypoint.launch.machine:AgentMachine._is_expelled")
 def _never_superseded(original: Any, self: Any) -> bool:
     return False
 
