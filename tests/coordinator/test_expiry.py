@@ -56,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @contextlib.asynccontextmanager
 async def guarded(
-    config: CoordinatorConfig, lines: list[str]
+    config: CoordinatorConfig, lines: list[bytes]
 ) -> AsyncIterator[tuple[CoordinatorServer, int]]:
     sock = bind("127.0.0.1", 0)
     async with CoordinatorServer(config, audit=Audit(lines.append)) as server:
@@ -64,7 +64,7 @@ async def guarded(
         yield server, sock.getsockname()[1]
 
 
-def closings(lines: list[str]) -> list[dict[str, Any]]:
+def closings(lines: list[bytes]) -> list[dict[str, Any]]:
     return [each for each in map(json.loads, lines) if each["action"] in ("attach", "read")]
 
 
@@ -72,7 +72,7 @@ def test_the_end_of_a_claim_closes_the_connection_of_its_node(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     claim, text = AUTHORITY.claim((Role.NODE,), "*", dt.timedelta(seconds=TTL_S), name="gpu-7")
-    lines: list[str] = []
+    lines: list[bytes] = []
 
     async def main() -> None:
         async with guarded(CoordinatorConfig(token=HOST), lines) as (server, port):
@@ -119,7 +119,7 @@ def test_the_end_of_a_listed_token_ends_its_stream_and_is_audited_once(clock: Cl
     text = "the-token-of-a-dashboard"
     end = time.time() + TTL_S
     listed = (HashedToken("dash", hash_of(text), (Role.VIEWER,), ends_at=end),)
-    lines: list[str] = []
+    lines: list[bytes] = []
 
     async def main() -> None:
         config = CoordinatorConfig(token="t", hashed_tokens=listed)

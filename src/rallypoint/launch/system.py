@@ -153,6 +153,9 @@ class LocalSocket(Protocol):
     def depart(self, reason: str) -> None:
         """Tell the workers, also those that connect later, that this node is going to leave."""
 
+    def expel(self, reason: str) -> None:
+        """Tell the workers, also those that connect later, that this node is out of its round."""
+
     async def aclose(self) -> None:
         """Close it, and every connection."""
 

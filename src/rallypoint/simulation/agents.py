@@ -167,6 +167,9 @@ class SimulatedSocket:
     def drain(self, drain: Drain) -> None:
         """See LocalSocket. Simulated workers of agents take no steps."""
 
+    def expel(self, reason: str) -> None:
+        """See LocalSocket. The agent stops simulated workers, which need no reason."""
+
     def stop_at(self, step: int) -> None:
         """See LocalSocket."""
 
