@@ -20,6 +20,7 @@ from rallypoint.core.values import (
     CloseRecord,
     Failure,
     FailureKind,
+    HostReport,
     NodeInfo,
     Outcome,
     RoundHead,
@@ -358,3 +359,15 @@ def test_r7_an_unfit_node_asks_only_a_coordinator_that_keeps_it_out() -> None:
     assert isinstance(fit, act.Send)
     assert isinstance(fit.message, wire.Ready)
     assert fit.message.unfit == ""
+
+
+def test_a_question_of_another_coordinator_is_not_answered_to_this_one() -> None:
+    machine = a_machine()
+    (asked,) = machine.received(wire.AskWitness(Stamp("ledger", 1, 0), 1, "10.0.0.7"), 0.0)
+    assert isinstance(asked, act.HostReportWanted)
+    (said,) = machine.testify(asked, HostReport.NOT_ANSWERED)
+    assert isinstance(said, act.Send)
+    attach(machine)  # Again: its question is still open.
+    assert machine.testify(asked, HostReport.NOT_ANSWERED)
+    attach(machine, term=2)  # Its first question is about another host.
+    assert not machine.testify(asked, HostReport.NOT_ANSWERED)

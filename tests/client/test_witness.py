@@ -48,7 +48,9 @@ class Place:
         self.said: list[tuple[int, HostReport]] = []
         self.dialled: list[Address] = []
         self.network.on_look = lambda process, address: self.dialled.append(address)
-        self.witness = Witness(lambda *said: self.said.append(said), lambda: coordinator)
+        self.witness: Witness[int] = Witness(
+            lambda *said: self.said.append(said), lambda: coordinator
+        )
 
     def do(self, work: Callable[[], None], within_s: float) -> None:
         async def run() -> None:

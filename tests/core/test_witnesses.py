@@ -9,7 +9,7 @@ import pytest
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ChangeKind, HostReport, Phase
-from rallypoint.core.watching import WATCH_AFTER_S, WATCHERS_MAX
+from rallypoint.core.watching import WATCH_AFTER_S, WATCHED_MAX, WATCHERS_MAX
 from rallypoint.core.witnesses import ANSWER_S, LOOK_S, QUESTIONS_MAX, TRIES_MAX
 from tests.core.driver import Driver, node_id
 
@@ -267,6 +267,63 @@ def test_so_many_hosts_are_asked_about_at_a_time() -> None:
     missing(run, *"abcdefghijkl")
     hosts = {e.host for _, e in run.take() if isinstance(e, do.AskWitness)}
     assert len(hosts) == QUESTIONS_MAX
+
+
+def many(count: int, witnesses: int, lost: int) -> Driver:
+    """A run of many hosts, of which the first ones can be witnesses."""
+    run = Driver(min=1, max=count, mass_min=lost)
+    for i in range(count):
+        run.attach(f"n{i}", host=f"10.1.0.{i + 1}", is_witness=i < witnesses)
+    run.advance(2 * WATCH_AFTER_S)
+    return run
+
+
+def test_the_other_hosts_are_asked_about_when_there_is_room() -> None:
+    lost = [f"n{i}" for i in range(10, 10 + QUESTIONS_MAX + 4)]
+    run = many(100, 100, len(lost))
+    run.take()
+    missing(run, *lost)
+    for _ in range(2):
+        for each in [e for _, e in run.take() if isinstance(e, do.AskWitness)]:
+            if each.node.name not in lost:
+                run.testify(each.node.name, each.question, SILENT)
+        run.advance(LOOK_S + ANSWER_S + 0.1)
+        run.silent(*(each for each in lost if is_member(run, each)))
+    assert not [each for each in lost if is_member(run, each)]
+
+
+def test_who_is_still_silent_after_an_outage_is_asked_about() -> None:
+    run = running(mass_min=2)
+    missing(run, "c", "d", "e")
+    run.silent("c", "d", "e")
+    run.advance(5.0)
+    run.take()
+    run.heard("d", "e")
+    about: list[do.Effect]
+    about = [e for _, e in run.take() if isinstance(e, do.AskWitness) and e.host == host("c")]
+    assert about
+    all_say(run, asked(about), SILENT)
+    run.advance(0.1)
+    assert not is_member(run, "c")
+
+
+def test_a_node_that_comes_from_another_host_takes_all_about_its_last_one() -> None:
+    run = running()
+    questions = missing(run, "c")
+    run.attach("c", host="10.0.0.99")
+    all_say(run, questions, SILENT)
+    missing(run, "c")
+    run.attach("c", host=host("c"))
+    run.silent("c")
+    run.advance(LOOK_S + ANSWER_S + 0.1)
+    assert is_member(run, "c")
+    assert run.run.witnesses.evidence_of("c") is None
+
+
+def test_few_witnesses_among_many_nodes_watch_no_more_than_they_can() -> None:
+    run = many(70, 2, 8)
+    told = [e.addresses for _, e in run.take() if isinstance(e, do.Watch)]
+    assert [len(each) for each in told] == [WATCHED_MAX, WATCHED_MAX]
 
 
 def test_a_watcher_that_has_left_is_not_asked() -> None:

@@ -16,6 +16,7 @@ from rallypoint.core.values import (
     RoundHead,
     RoundMember,
     Seat,
+    Stamp,
 )
 from rallypoint.wire import messages as wire
 
@@ -101,10 +102,14 @@ class WatchWanted(msgspec.Struct, frozen=True):
 
 
 class HostReportWanted(msgspec.Struct, frozen=True):
-    """The coordinator asks whether this host still answers. `question`: for the answer."""
+    """The coordinator asks whether this host still answers. `question`: for the answer.
+
+    `asked_by`: the stamp of the coordinator that asks.
+    """
 
     question: int
     host: str
+    asked_by: Stamp
 
 
 class LeaveWanted(msgspec.Struct, frozen=True):

@@ -290,7 +290,7 @@ class NodeMachine:
             case wire.WatchHosts():
                 return [WatchWanted(message.addresses)]
             case wire.AskWitness():
-                return [HostReportWanted(message.question, message.host)]
+                return [HostReportWanted(message.question, message.host, message.stamp)]
             case wire.Standby():
                 self.is_standby = message.standby
                 self.nodes_max = message.nodes_max or self.nodes_max
@@ -672,9 +672,13 @@ class NodeMachine:
         was_call = self.requests.drop(request_id)
         return self._say(wire.StoreCancel(self.stamp, request_id)) if was_call else []
 
-    def testify(self, question: int, report: HostReport) -> list[Action]:
+    def testify(self, asked: HostReportWanted, report: HostReport) -> list[Action]:
         """Answer the coordinator's question whether a host answers."""
-        return self._say(wire.Witnessed(self.stamp, question, report))
+        by, now = asked.asked_by, self.stamp
+        # R8: another coordinator counts its own questions, so this number means another host there.
+        if (by.ledger_id, by.term) != (now.ledger_id, now.term):
+            return []
+        return self._say(wire.Witnessed(self.stamp, asked.question, report))
 
     def ask_members(self) -> tuple[int, list[Action]]:
         """Ask for the member table."""

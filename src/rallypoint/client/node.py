@@ -415,10 +415,10 @@ class Node:
         self._witness.watch(action.addresses)
 
     def _look(self, action: act.HostReportWanted) -> None:
-        self._witness.look(action.question, action.host)
+        self._witness.look(action, action.host)
 
-    def _testify(self, question: int, report: HostReport) -> None:
-        self._act(self._machine.testify(question, report))
+    def _testify(self, asked: act.HostReportWanted, report: HostReport) -> None:
+        self._act(self._machine.testify(asked, report))
 
     def _coordinator_address(self) -> Address | None:
         connection = self._connector.connection

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from rallypoint import runtime
 from rallypoint.client import network
@@ -22,6 +22,8 @@ from rallypoint.core.values import Address, HostReport
 from rallypoint.core.witnesses import LOOK_S
 
 _log = logging.getLogger("rallypoint.node")
+Q = TypeVar("Q")
+"""What identifies a question, for the answer."""
 
 TURNS: Final = 3
 """In how many parts of LOOK_S the node connects anew."""
@@ -38,7 +40,7 @@ TRY_AGAIN_S: Final = 30.0
 _SEEN: Final = "has answered this node"
 
 
-class Witness:
+class Witness(Generic[Q]):
     """See above. All methods are for one event loop. `testify` sends what was found.
 
     `coordinator`: the address of the coordinator's side of the node's connection, if it has one.
@@ -46,7 +48,7 @@ class Witness:
 
     def __init__(
         self,
-        testify: Callable[[int, HostReport], None],
+        testify: Callable[[Q, HostReport], None],
         coordinator: Callable[[], Address | None],
     ) -> None:
         self.sightings = Sightings()
@@ -61,7 +63,7 @@ class Witness:
             self._watching.cancel()
         self._watching = self._spawn(self._watch(addresses))
 
-    def look(self, question: int, host: str) -> None:
+    def look(self, question: Q, host: str) -> None:
         """Find out whether this host still answers, and testify."""
         before = self._looking.pop(host, None)
         if before is not None:
@@ -101,7 +103,7 @@ class Witness:
                     _log.debug(what, each.host, _SEEN if answered else "has not answered this node")
             pause_s = TRY_AGAIN_S
 
-    async def _look(self, question: int, host: str) -> None:
+    async def _look(self, question: Q, host: str) -> None:
         address = self.sightings.seen_at(host)
         if address is None:
             self._testify(question, HostReport.UNSEEN)

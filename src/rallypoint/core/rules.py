@@ -39,6 +39,9 @@ def advance(run: MembershipState) -> None:
         # R8: a member past its deadline is lost now.
         for why, members in _by_reason(overdue).items():
             member_changes.remove_gone(run, members, why)
+    # R8: the next hosts are asked about as soon as that is possible.
+    if run.witnesses.has_unasked and not run._suspicion.guarding:
+        run._do(*run.witnesses.ask_next(run.settings))
     if run._failed_in_burst and not run._suspicion.in_burst:
         failures, run._failed_in_burst = run._failed_in_burst, []
         for each in failures:

@@ -23,6 +23,8 @@ from rallypoint.core.values import Address, Reachability
 
 WATCHERS_MAX: Final = 3
 """How many members are asked about a host, at most."""
+WATCHED_MAX: Final = 16
+"""How many hosts a member watches, at most. It is about three, unless few members are witnesses."""
 WATCH_AFTER_S: Final = 1.0
 """The watchers are chosen when this time has passed since a member came or went."""
 SLICE: Final = 256
@@ -147,10 +149,14 @@ class Watching:
             if member.is_beside:
                 continue
             assert member.address is not None
-            chosen = dict.fromkeys(_next(near, _near(host, member), host, 1))
-            for each in _next(far, _far(host), host, WATCHERS_MAX):
+            found = _next(near, _near(host, member), host, 1)
+            found += _next(far, _far(host), host, WATCHERS_MAX)
+            chosen: dict[str, None] = {}
+            for each in found:
+                # R8: members are no port scanners.
+                is_free = len(targets.get(leads[each].name, ())) < WATCHED_MAX
                 # R8: at most three.
-                if len(chosen) < WATCHERS_MAX:
+                if is_free and len(chosen) < WATCHERS_MAX:
                     chosen[each] = None
             if chosen:
                 self._watchers[host] = tuple(leads[each].name for each in chosen)

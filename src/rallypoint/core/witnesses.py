@@ -86,6 +86,8 @@ class Witnesses:
         """By host."""
         self._evidence: dict[str, Evidence] = {}
         """By host, until one of its members is heard."""
+        self._unasked: dict[str, None] = {}
+        """Hosts about which nobody could be asked yet: there were too many at a time."""
         self._tries: dict[str, int] = {}
         """How often witnesses were asked about a host since it was heard."""
         self._serial = 0
@@ -99,7 +101,9 @@ class Witnesses:
 
     def attached(self, member: Member) -> list[Effect]:
         """A member has attached, for the first time or again."""
+        before = self.watching.host_of(member.name)
         effects = self.watching.attached(member)
+        self._left(before)
         self.heard(member)
         return effects
 
@@ -108,9 +112,13 @@ class Witnesses:
         host = self.watching.host_of(member.name)
         effects = self.watching.gone(member)
         self._unheard.pop(member.name, None)
+        self._left(host)
+        return effects
+
+    def _left(self, host: str | None) -> None:
+        """A member is on this host no more."""
         if host is not None and not any(self.watching.members_at(host)):
             self._forget(host)
-        return effects
 
     def heard(self, member: Member) -> None:
         """A member was heard: its host lives, whatever others say."""
@@ -123,38 +131,57 @@ class Witnesses:
     def missed(self, member: Member, settings: RunSettings) -> list[Effect]:
         """Two heartbeats of a member are missing, or more."""
         self.unheard(member)
-        limit = max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
-        # R8: when many are silent at once, their network is the likely cause, and none is lost.
-        if len(self._unheard) > limit:
-            self.drop()
-            return []
         host = self.watching.host_of(member.name)
-        return [] if host is None else self._ask_about(host, settings)
+        if host is not None:
+            self._unasked[host] = None
+        # R8: when many are silent at once, their network is the likely cause, and none is lost.
+        if self._are_many(settings):
+            self.drop()
+        return self.ask_next(settings)
 
     def unheard(self, member: Member) -> None:
         """The same while nobody may be judged: witnesses are asked later."""
         self._unheard[member.name] = None
 
     def drop(self) -> None:
-        """What was asked and said until now does not count."""
+        """What was asked and said until now does not count. Later it is asked again."""
         for host in [*self._open, *self._evidence]:
             self._forget(host)
+            self._unasked[host] = None
 
     def judge_again(self, settings: RunSettings) -> list[Effect]:
         """The ledger is back: what was said before and during its outage does not count."""
         self.drop()
-        effects: list[Effect] = []
-        hosts = dict.fromkeys(map(self.watching.host_of, self._unheard))
-        for each in hosts:
+        for each in map(self.watching.host_of, self._unheard):
             if each is not None:
-                effects += self._ask_about(each, settings)
-        return effects
+                self._unasked[each] = None
+        return self.ask_next(settings)
 
     # -- questions -------------------------------------------------------------------------------
 
-    def _ask_about(self, host: str, settings: RunSettings) -> list[Effect]:
+    @property
+    def has_unasked(self) -> bool:
+        """Whether there are hosts about which nobody could be asked yet. O(1)."""
+        return bool(self._unasked)
+
+    def ask_next(self, settings: RunSettings) -> list[Effect]:
+        """Ask about the hosts that wait for it, as far as that is possible now."""
+        # R8: nobody is lost while many are silent.
+        if not self._unasked or self._are_many(settings):
+            return []
+        effects: list[Effect] = []
+        for host in list(self._unasked)[: QUESTIONS_MAX - len(self._open)]:
+            del self._unasked[host]
+            effects += self._ask_about(host)
+        return effects
+
+    def _are_many(self, settings: RunSettings) -> bool:
+        limit = max(settings.mass_min, settings.mass_fraction * self._roster.awaited_count)
+        return len(self._unheard) > limit
+
+    def _ask_about(self, host: str) -> list[Effect]:
         # R8: a question has one answer, until a member of the host is heard.
-        if host in self._open or host in self._evidence or len(self._open) >= QUESTIONS_MAX:
+        if host in self._open or host in self._evidence:
             return []
         tries = self._tries.get(host, 0)
         # R8: nor is it asked again and again.
@@ -194,7 +221,7 @@ class Witnesses:
         """All witnesses have answered, or their time is over."""
         if host not in self._open:
             return []
-        return self._close(host) or self._ask_about(host, settings)
+        return [*(self._close(host) or self._ask_about(host)), *self.ask_next(settings)]
 
     def _close(self, host: str) -> list[Effect]:
         self._timers.cancel(TimerKind.WITNESS, host)
@@ -254,6 +281,7 @@ class Witnesses:
     def _forget(self, host: str) -> None:
         self._evidence.pop(host, None)
         self._tries.pop(host, None)
+        self._unasked.pop(host, None)
         if self._open.pop(host, None) is not None:
             self._timers.cancel(TimerKind.WITNESS, host)
 
@@ -261,4 +289,5 @@ class Witnesses:
         """The state on which decisions depend, as a hashable value."""
         asked = [(host, tuple(each.said.items())) for host, each in self._open.items()]
         tries = tuple(self._tries.items())
-        return (tuple(self._unheard), tuple(asked), tries, tuple(self._evidence.items()))
+        unasked = tuple(self._unasked)
+        return (tuple(self._unheard), tuple(asked), tries, unasked, tuple(self._evidence.items()))
