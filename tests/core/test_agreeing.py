@@ -8,6 +8,7 @@ import pytest
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.agreeing import CLEAR_S
 from rallypoint.core.effects import Effect
 from tests.core.driver import Driver, node_id
 
@@ -200,3 +201,56 @@ def test_a_successor_keeps_a_step_that_the_ledger_has_and_asks_anew_otherwise(
     if not is_written:
         driver.marks_written()
         assert [each.step for each in told(driver, do.TellStep)] == [5]
+
+
+def test_a_successor_tells_nobody_that_a_member_takes_no_part_before_it_could_say_so() -> None:
+    """Else the draining node would leave at once, and the steps since the checkpoint were lost."""
+    driver = agreeing()
+    driver.take()
+    driver.fail_over()
+    driver.attach("b")
+    driver.take_part("b")
+    driver.draining("b")
+    driver.attach("a", "c")
+    driver.take_part("a")
+    assert not told(driver, do.TellDrain)
+    driver.advance(0.5)
+    driver.take_part("c")
+    assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [True]
+
+
+def test_a_successor_tells_in_time_that_a_member_takes_no_part() -> None:
+    driver = agreeing()
+    driver.fail_over()
+    driver.attach("b")
+    driver.take_part("b")
+    driver.draining("b")
+    driver.advance(3.0)
+    driver.attach("a", "c")
+    driver.take_part("a")
+    driver.advance(CLEAR_S - 0.1)
+    assert not told(driver, do.TellDrain)
+    driver.advance(0.1)
+    assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [False]
+
+
+def test_a_draining_node_that_finishes_does_not_leave_the_others_waiting() -> None:
+    """They have promised, so each of them waits for a step."""
+    driver = agreeing()
+    driver.draining("b")
+    driver.promise("a", step=4)
+    driver.done("b")
+    driver.promise("c", step=4)
+    driver.advance(0.1)
+    assert [each.step for each in told(driver, do.TellStep)] == [5]
+
+
+def test_a_draining_node_that_finishes_before_anybody_is_asked_is_forgotten() -> None:
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.take_part("a", "b")
+    driver.draining("b")
+    driver.done("b")
+    driver.take()
+    driver.take_part("c")
+    assert not told(driver, do.TellDrain)

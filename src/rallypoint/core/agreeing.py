@@ -16,6 +16,7 @@ from typing import Final
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.effects import TimerKind
 from rallypoint.core.printable import shortened
 from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.state import MembershipState
@@ -23,6 +24,8 @@ from rallypoint.core.values import NAMES_SHOWN_MAX, Drain, Phase
 
 _IN_ROUND: Final = Bucket.IN_ROUND
 REASON_CHARACTERS_MAX: Final = 200
+CLEAR_S: Final = 1.0
+"""How long after the last member has attached a successor waits for word that all take part."""
 
 
 def on_takes_part(run: MembershipState, event: on.NodeTakesPart) -> None:
@@ -70,7 +73,9 @@ def advance(run: MembershipState) -> None:
     # R14: only if nobody waits in vain.
     if not agreement.is_asked and len(agreement.taking_part) == in_round:
         agreement.is_asked, agreement.is_told = True, False
-    if not agreement.is_told:
+    # R14: a node that is told that the others do not take part leaves, and steps are lost.
+    is_news = not agreement.is_told and bool(agreement.draining)
+    if is_news and (agreement.is_asked or is_clear(run)):
         agreement.is_told = True
         run._do(do.TellDrain(run.number, drain_of(run)))
     # R14: every member has promised to pass no later step. A step that was decided stays.
@@ -80,6 +85,22 @@ def advance(run: MembershipState) -> None:
         run._marking.stepped(agreement.step, run._now_s)
         if not run._has_successor:
             tell_step(run)
+
+
+def is_clear(run: MembershipState) -> bool:
+    """Whether all members could say whether they take part. Asks again in CLEAR_S if not."""
+    # Only a successor has members that have said it to another coordinator.
+    if run.number != run._takeover.number or run._agreement.is_clear:
+        return True
+    if not run._timers.is_set(TimerKind.DRAIN):
+        run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
+    return False
+
+
+def timer_fired(run: MembershipState) -> None:
+    """Some time has passed since the last member has attached, or none was expected any more."""
+    # R14: who has yet to attach has said nothing. It attaches, or is lost.
+    run._agreement.is_clear = run._suspicion.is_quiet
 
 
 def step_in_ledger(run: MembershipState) -> None:
@@ -102,6 +123,9 @@ def tell_again(run: MembershipState, member: Member) -> None:
     agreement = run._agreement
     if run.phase_of_work is not Phase.ACTIVE or member.bucket is not _IN_ROUND:
         return
+    # R14: what it says follows.
+    if run._timers.is_set(TimerKind.DRAIN):
+        run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
     if agreement.draining and agreement.is_told:
         run._do(do.TellDrain(run.number, drain_of(run), member.id))
     # R14: only a step that the ledger has.

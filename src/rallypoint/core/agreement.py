@@ -26,21 +26,25 @@ class Agreement:
         self.is_step_told = step is not None
         self.taking_part: dict[NodeId, None] = {}
         self.promises: dict[NodeId, None] = {}
+        self.is_clear = False
+        """Whether a successor has heard who takes part: each member could say so."""
 
     @property
     def is_open(self) -> bool:
         """Whether there may be something to tell, to ask or to decide."""
-        return bool(self.draining) and (self.step is None or not self.is_told)
+        # R14: who has promised waits for the step, also if the node that drained has finished.
+        return (bool(self.draining) or self.is_asked) and (self.step is None or not self.is_told)
 
     def forget(self, node: NodeId) -> None:
         """The workers of this member have finished: nothing waits for it."""
-        self.draining.pop(node, None)
+        if not self.is_asked:
+            self.draining.pop(node, None)
         self.taking_part.pop(node, None)
         self.promises.pop(node, None)
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, as a hashable value without times."""
         return (
-            (tuple(self.draining), self.is_told, self.is_asked, self.highest),
+            (tuple(self.draining), self.is_told, self.is_asked, self.highest, self.is_clear),
             (self.step, self.is_step_told, tuple(self.taking_part), tuple(self.promises)),
         )

@@ -41,6 +41,7 @@ class TimerKind(enum.StrEnum):
     BURST = "burst"
     PACE = "pace"
     HANG = "hang"
+    DRAIN = "drain"
     COOLDOWN = "cooldown"
     WATCH = "watch"
     WITNESS = "witness"

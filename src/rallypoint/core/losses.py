@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from rallypoint.core import cooling, hangs, member_changes, rounds
+from rallypoint.core import agreeing, cooling, hangs, member_changes, rounds
 from rallypoint.core import events as on
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.state import MembershipState
@@ -130,6 +130,8 @@ def on_timer(run: MembershipState, event: on.TimerFired) -> None:
                 run._do(*run.witnesses.timer_fired(timer.name, run.settings))
         case TimerKind.GRACE | TimerKind.LOST | TimerKind.MASS:
             run._suspicion.deadline_passed(timer)
+        case TimerKind.DRAIN:
+            agreeing.timer_fired(run)
         case TimerKind.HANG:
             hangs.look(run)
         case TimerKind.BURST:

@@ -73,13 +73,13 @@ def _by_reason(overdue: list[Member]) -> dict[str, list[Member]]:
 
 
 def advance_active(run: MembershipState, settings: RunSettings) -> None:
-    if run._agreement.is_open:
-        agreeing.advance(run)
     in_round = run.roster.count(Bucket.IN_ROUND)
     if not in_round:
         # A loss or a departure ends a round, so all of its members are done.
         writing.close_run(run, Outcome.SUCCEEDED, reasons.ALL_FINISHED)
         return
+    if run._agreement.is_open:
+        agreeing.advance(run)
     scale = run._orders.now.scale
     # R3: an operator wants fewer nodes. A round of which a node has finished ends by itself.
     if in_round > settings.max_nodes and not run._finished.count:
