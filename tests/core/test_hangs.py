@@ -334,3 +334,31 @@ def test_R15_of_the_seconds_before_now_those_of_an_outage_do_not_count() -> None
     assert [clock.counted_s(each, 30.0) for each in ago_s] == [5.0, 10.0, 10.0, 15.0]
     clock.stop(40.0)
     assert [clock.counted_s(each, 50.0) for each in (5.0, 15.0)] == [0.0, 5.0]
+
+
+def test_R15_the_node_of_the_guilty_rank_has_broken_the_round() -> None:
+    driver = Driver(min=2, max=2, restarts=None, per_node=0)
+    driver.join("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    driver.stacks("a", WAITS)
+    driver.stacks("b", LOADS)
+    guilty = driver.run.roster.get("b")
+    assert guilty is not None
+    assert (guilty.rounds_broken, guilty.stays_out) == (1, True)
+
+
+def test_R15_while_a_member_falls_silent_during_the_question_the_round_does_not_end() -> None:
+    """It may be lost, and then that is why nobody advances."""
+    driver = in_round("a", "b")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S)
+    assert asked(driver)
+    driver.stacks("a", WAITS)
+    driver.silent("b")
+    driver.advance(ASK_S)
+    assert not broken(driver)
+    driver.heard("b")
+    driver.advance(AGAIN_S + ASK_S)
+    assert len(asked(driver)) == 2
+    assert len(broken(driver)) == 1

@@ -9,7 +9,7 @@ from typing import Final
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core import rounds, stacks
+from rallypoint.core import cooling, rounds, stacks
 from rallypoint.core.printable import shortened
 from rallypoint.core.progress import AGAIN_S
 from rallypoint.core.reasons import duration, first_names
@@ -81,7 +81,11 @@ def look(run: MembershipState) -> None:
     if progress.timeout_s is None:
         return
     left_s = progress.left_s(run._now_s)
-    if progress.is_asking:
+    # R15: who fell silent after the question is lost, or heard again: then all are asked again.
+    if progress.is_asking and not are_heard(run):
+        progress.stop_asking()
+        run._do(progress.watch(AGAIN_S))
+    elif progress.is_asking:
         # R15: whoever has not answered by now is named as silent.
         conclude(run)
     # R15: a worker has advanced since the timer was set.
@@ -139,6 +143,7 @@ def conclude(run: MembershipState) -> None:
     change = verdict(run)
     rounds.break_round(run, change)
     rounds.charge(run, change)
+    cooling.blamed(run, change)
 
 
 def verdict(run: MembershipState) -> Change:
