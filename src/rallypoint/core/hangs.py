@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from rallypoint.core import cooling, rounds, stacks
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
-from rallypoint.core import cooling, rounds, stacks
 from rallypoint.core.printable import shortened
 from rallypoint.core.progress import AGAIN_S
 from rallypoint.core.reasons import duration, first_names
