@@ -97,8 +97,12 @@ CORE_MAY_IMPORT = frozenset(
 TORCH_FILE = "rendezvous/_torch_bridge.py"
 # Adapters, each for programs with its framework. No layer may import them.
 ADAPTERS = {"torch.py": "torch", "jax.py": "jax"}
-# A program of its own, which `bench recover --ddp` starts as a worker and nothing imports.
-TORCH_PROGRAM = "bench/ddp_worker.py"
+# Programs of their own, which `bench recover --ddp` starts as workers.
+TORCH_PROGRAMS = (
+    "bench/ddp_worker.py",
+    "bench/ddp_yielding_worker.py",
+    "bench/kept_ddp_worker.py",
+)
 
 # Only settings reads the environment, so that one place has every variable's name, type and
 # precedence. Other modules that read it are named here, with the reason.
@@ -186,6 +190,8 @@ def _import_problem(package: Path, layer: str, where: Path, each: Import) -> str
         target = _layer_of(package, each.name)
         if target == layer or layer in ABOVE_ALL or target in LAYERS[layer]:
             return None
+        if target == "torch" and where.as_posix() in TORCH_PROGRAMS:
+            return None
         allowed = ", ".join(sorted(LAYERS[layer])) or "nothing else of the package"
         return f"{layer} imports {target}; it may import {allowed}"
     if layer == "core" and top not in CORE_MAY_IMPORT:
@@ -193,7 +199,7 @@ def _import_problem(package: Path, layer: str, where: Path, each: Import) -> str
             f"core imports {top}; outside itself it may import {', '.join(sorted(CORE_MAY_IMPORT))}"
         )
     if top in ("torch", "jax") and ADAPTERS.get(where.as_posix()) != top:
-        if top == "torch" and where.as_posix() in (TORCH_FILE, TORCH_PROGRAM):
+        if top == "torch" and where.as_posix() in (TORCH_FILE, *TORCH_PROGRAMS):
             return None
         return f"{layer} imports {top}; only {TORCH_FILE} and {top}.py may"
     return None

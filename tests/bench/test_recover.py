@@ -153,7 +153,7 @@ def test_agents_recover(is_embedded: bool) -> None:
 @pytest.mark.processes
 @pytest.mark.verify
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("way", ["cold", "preload", "torchrun-rallypoint"])
+@pytest.mark.parametrize("way", ["cold", "preload", "keep-workers", "torchrun-rallypoint"])
 def test_a_ddp_job_recovers(way: str) -> None:
     pytest.importorskip("torch")
     with driver.served() as at:

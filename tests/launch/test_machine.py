@@ -40,6 +40,7 @@ RULES = Rules(
     culprit_s=0.5,
     signal_settle_s=0.3,
 )
+KEEPING = msgspec.structs.replace(RULES, unwind_s=4.0, node_name="a")
 CHECKED = msgspec.structs.replace(RULES, has_check=True, check_again_s=10.0, check_again_max_s=30.0)
 WORKERS = 2
 SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
@@ -148,6 +149,9 @@ def in_phase(phase: Phase) -> Played:
             played.working()
         case Phase.EXPLAINING:
             played.working().take(on.WorkerExited(an_exit()))
+        case Phase.UNWINDING:
+            played = Played(KEEPING).working()
+            played.take(on.WorkerJoined(0), on.RoundEnded(a_change()))
         case Phase.STOPPING:
             played.working().take(on.RoundEnded(a_change()))
         case Phase.CLOSING:
@@ -184,6 +188,11 @@ NEWS: list[on.Event] = [
     on.CheckRepeated(""),
     on.CheckRepeated("GPU 3 fell off"),
     on.RegroupAsked(),
+    on.WorkerJoined(1),
+    on.WorkerParted(0),
+    on.WorldAsked(0, 1),
+    on.WorldAsked(1, 1),
+    on.WorkerRaised(0, a_failure(FailureKind.COMMUNICATION)),
     on.LeaveAsked("enough"),
     on.Drained("drained by ann"),
     on.Gone(EVICTED),
@@ -191,6 +200,10 @@ NEWS: list[on.Event] = [
     on.CloseAsked(Outcome.SUCCEEDED, "trained"),
     on.CloseFailed("nobody answered"),
 ]
+
+
+MAY_BE_NO_NEWS = (on.CloseAsked, on.WorkerParted, on.WorldAsked, on.WorkerRaised)
+"""Without --keep-workers, or outside of a round."""
 
 
 WORKS = (
@@ -223,8 +236,8 @@ class Shell:
         self.seen = len(self.played.actions)
         for action in actions:
             match action:
-                case do.StartWorkers():
-                    assert not self.living, "R13: workers of two rounds"
+                case do.StartWorkers(kept=kept):
+                    assert self.living <= set(kept), "R13: workers of two rounds"
                     self.open = action
                 case _ if isinstance(action, WORKS):
                     self.open = action
@@ -244,13 +257,14 @@ class Shell:
             case do.AskRound():
                 self.number += 1
                 return on.RoundFound(a_round(self.number))
-            case do.StartWorkers(found=found):
-                self.living = set(range(found.seat.workers))
+            case do.StartWorkers(found=found, kept=kept):
+                # As in a real agent, the ends of those that were kept are told at any time.
+                self.living |= set(range(found.seat.workers)) - set(kept)
                 return on.Started(tuple(self.living))
             case do.FindFailures(exits=exits):
                 return on.FailuresFound(tuple(a_failure() for _ in exits))
-            case do.StopWorkers():
-                self.living = set()
+            case do.StopWorkers(kept=kept):
+                self.living &= set(kept)
                 return on.Stopped(())
             case do.CloseNode():
                 return on.NodeClosed()
@@ -281,7 +295,7 @@ def test_every_event_is_allowed_in_every_phase(phase: Phase, event: on.Event) ->
     before = played.machine.freeze()
     played.take(event)
     changes = played.machine.freeze() != before or played.actions
-    assert changes or phase in (Phase.ENDED, Phase.LEAVING) or isinstance(event, on.CloseAsked)
+    assert changes or phase in (Phase.ENDED, Phase.LEAVING) or isinstance(event, MAY_BE_NO_NEWS)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -335,6 +349,8 @@ events = st.sampled_from(
         *NEWS,
         on.Signalled(signal.SIGINT),
         on.RoundEnded(a_change(2)),
+        *(on.WorkerJoined(rank) for rank in range(WORKERS)),
+        *(on.WorldAsked(rank, 2) for rank in range(WORKERS)),
     ]
 )
 
@@ -345,19 +361,16 @@ exits = st.sampled_from(
 
 
 @given(
-    st.sampled_from([Phase.NEW, Phase.WORKING]),
+    st.sampled_from([Phase.NEW, Phase.WORKING, Phase.UNWINDING]),
     st.lists(st.one_of(exits, events, st.just("answer"), st.just("time")), max_size=40),
 )
 def test_any_history_keeps_the_rules_and_can_end(phase: Phase, history: list[Any]) -> None:
     """Workers of two rounds never run together, no failure is forgotten, and a signal ends it."""
     played = in_phase(phase)
     shell = Shell(played)
-    exited: set[int] = set()
     failed: list[WorkerExit] = []
     for each in history:
         shell.follow()
-        if isinstance(shell.open, do.StartWorkers):
-            exited = set()
         match each:
             case "answer":
                 event = shell.answer()
@@ -367,13 +380,13 @@ def test_any_history_keeps_the_rules_and_can_end(phase: Phase, history: list[Any
                 if played.machine.due_s is not None:
                     played.now_s = played.machine.due_s
                 played.look()
-            case on.WorkerExited(exit=exit) if exit.local_rank not in shell.living - exited:
+            case on.WorkerExited(exit=exit) if exit.local_rank not in shell.living:
                 continue  # It does not run.
             case on.RoundEnded(change=change) if change.round > shell.number:
                 continue
             case event:
                 if isinstance(event, on.WorkerExited):
-                    exited.add(event.exit.local_rank)
+                    shell.living.discard(event.exit.local_rank)
                     if event.exit.returncode != 0 and played.machine.phase is Phase.WORKING:
                         failed.append(event.exit)
                 if isinstance(event, on.RunClosed):
@@ -856,3 +869,150 @@ def test_an_exit_code_that_ends_the_run_is_reported_after_another_failure() -> N
     played.take(on.WorkerExited(an_exit(0, 1)), on.WorkerExited(an_exit(1, 2)))
     last = msgspec.structs.replace(a_failure(), exit_code=2)
     assert do.ReportFailure(last) in played.take(on.FailuresFound((a_failure(), last)))
+
+
+# -- workers that are kept -----------------------------------------------------------------------
+
+
+def keeping(*joined: int) -> Played:
+    """In a round, with --keep-workers, and with these local ranks that have joined."""
+    played = Played(KEEPING).working()
+    played.take(*(on.WorkerJoined(each) for each in joined))
+    return played
+
+
+def test_workers_that_ask_in_time_stay_for_the_next_round() -> None:
+    played = keeping(0, 1)
+    assert played.take(on.RoundEnded(a_change()))[2:] == []
+    assert (played.machine.phase, played.machine.due_s) == (Phase.UNWINDING, played.now_s + 4.0)
+    assert played.take(on.WorldAsked(1, 1)) == []
+    assert played.take(on.WorldAsked(0, 1)) == [do.StopWorkers(5.0, signal.SIGTERM, (0, 1))]
+    assert played.take(on.Stopped(())) == [do.AskRound()]
+    assert played.machine.running == (0, 1)
+    begun = played.take(on.RoundFound(a_round(2)))
+    assert do.StartWorkers(a_round(2), kept=(0, 1)) in begun
+    played.take(on.Started((0, 1)))
+    assert played.take(on.WorldAsked(0, 1)) == []  # It is of the round before.
+    assert played.machine.phase is Phase.WORKING
+
+
+def test_a_worker_that_has_failed_is_started_again_beside_one_that_is_kept() -> None:
+    played = keeping(0, 1)
+    played.take(on.WorkerExited(an_exit(0)))
+    told = played.take(on.FailuresFound((a_failure(),)))[-1]
+    assert isinstance(told, do.TellRoundEnded)
+    assert (told.change.kind, told.change.confirmed) == (ChangeKind.WORKER_FAILED, False)
+    assert played.take(on.WorldAsked(1, 1)) == [do.StopWorkers(5.0, signal.SIGTERM, (1,))]
+    played.take(on.Stopped(()))
+    assert do.StartWorkers(a_round(2), kept=(1,)) in played.take(on.RoundFound(a_round(2)))
+    # Its end is told while the other one starts.
+    played.take(on.WorkerExited(an_exit(1)))
+    played.take(on.Started((0, 1)))
+    assert played.machine.running == (0,)
+    assert do.FindFailures((an_exit(1),)) in played.actions
+
+
+def test_a_worker_that_does_not_ask_in_time_is_stopped_and_named() -> None:
+    played = keeping(0, 1)
+    played.take(on.RoundEnded(a_change()), on.WorldAsked(0, 1))
+    played.now_s += 4.0
+    said, stopped = played.look()
+    assert isinstance(said, do.Say)
+    assert "rank 1 has not asked for the next world within 4 s of the end of round 1" in said.text
+    assert stopped == do.StopWorkers(5.0, signal.SIGTERM, (0,))
+
+
+def test_workers_that_have_not_joined_are_stopped_at_once_and_named_once() -> None:
+    played = Played(KEEPING).working()
+    said, stopped = played.take(on.RoundEnded(a_change()))[2:]
+    assert isinstance(said, do.Say)
+    assert "ranks 0, 1 have not called rallypoint.join" in said.text
+    assert stopped == do.StopWorkers(5.0, signal.SIGTERM)
+    played.take(on.Stopped(()))
+    played.take(on.RoundFound(a_round(2)))
+    played.take(on.Started((0, 1)))
+    assert played.take(on.RoundEnded(a_change(2)))[2:] == [do.StopWorkers(5.0, signal.SIGTERM)]
+
+
+def test_one_that_asks_ends_the_round_for_the_others_of_its_node() -> None:
+    played = keeping(0, 1)
+    told = played.take(on.WorldAsked(0, 1))
+    assert told == [do.TellRoundEnded(Change(ChangeKind.READY_AGAIN, 1, ("a",), 1))]
+
+
+def test_an_error_in_a_block_is_reported_and_the_cause_awaited() -> None:
+    played = keeping(0, 1)
+    failure = a_failure(FailureKind.COMMUNICATION)
+    said, reported = played.take(on.WorkerRaised(0, failure))
+    assert isinstance(said, do.Say)
+    assert reported == do.ReportFailure(failure)
+    assert played.machine.due_s == played.now_s + 0.5
+    # All that run have told their error: there is no other cause to wait for here.
+    played.take(on.WorkerRaised(1, failure))
+    assert played.machine.phase is Phase.UNWINDING
+
+
+def test_the_exit_code_of_an_error_counts_if_it_ends_the_run() -> None:
+    rules = msgspec.structs.replace(KEEPING, no_restart_exit_codes=(1,))
+    played = Played(rules).working()
+    assert played.take(on.WorkerRaised(0, a_failure())) == []
+
+
+def kept_in(phase: Phase) -> Played:
+    """One worker was kept, and this agent has no round."""
+    played = keeping(0)
+    if phase is Phase.CHECKING:
+        played = Played(msgspec.structs.replace(KEEPING, has_check=True))
+        for event in (on.Prepared(), on.Joined(), on.CheckPassed(), on.RoundFound(a_round())):
+            played.take(event)
+        played.take(on.Started((0, 1)))
+        played.take(on.WorkerJoined(0))
+    played.take(on.RoundEnded(a_change()), on.WorldAsked(0, 1))
+    played.take(on.Stopped(()))
+    assert (played.machine.phase, played.machine.running) == (phase, (0,))
+    return played
+
+
+STOPS: list[tuple[on.Event, float]] = [
+    (on.Signalled(signal.SIGTERM), 25.0),
+    (on.Drained("drained by ann"), 25.0),
+    (on.LeaveAsked("enough"), 25.0),
+    (on.RunClosed(CloseRecord(Outcome.FAILED, "restarts are used up")), 25.0),
+    (on.Failed(SUPERSEDED), 25.0),
+]
+
+
+@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.CHECKING])
+@pytest.mark.parametrize(("event", "grace_s"), STOPS)
+def test_workers_that_wait_for_a_round_are_stopped_with_a_grace(
+    phase: Phase, event: on.Event, grace_s: float
+) -> None:
+    played = kept_in(phase)
+    played.take(event)
+    if isinstance(event, on.RunClosed) and phase is Phase.GATHERING:
+        played.take(on.NoRound())
+    assert played.actions[-1] == do.StopWorkers(grace_s, signal.SIGTERM)
+    played.take(on.Stopped(()))
+    assert (played.machine.phase, played.machine.running) == (Phase.ENDING, ())
+
+
+def test_one_that_waits_and_closes_its_connection_is_stopped_before_the_round() -> None:
+    played = kept_in(Phase.GATHERING)
+    played.take(on.WorkerParted(0))
+    assert played.take(on.RoundFound(a_round(2))) == [do.StopWorkers(5.0, signal.SIGTERM)]
+    assert played.take(on.Stopped(())) == [do.AskRound()]
+
+
+def test_one_that_ends_while_it_waits_is_started_again() -> None:
+    played = kept_in(Phase.GATHERING)
+    played.take(on.WorkerExited(an_exit(0)))
+    assert do.StartWorkers(a_round(2)) in played.take(on.RoundFound(a_round(2)))
+
+
+def test_a_signal_while_others_are_stopped_stops_the_kept_ones_too() -> None:
+    played = keeping(0)
+    played.take(on.RoundEnded(a_change()), on.WorldAsked(0, 1))
+    assert played.take(on.Signalled(signal.SIGTERM))[-1] == do.LengthenStop(25.0)
+    assert played.take(on.Stopped(())) == [do.StopWorkers(25.0, signal.SIGTERM)]
+    played.take(on.Stopped(()))
+    assert played.machine.end == End(128 + signal.SIGTERM)

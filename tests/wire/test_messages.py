@@ -132,6 +132,8 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
     local.AskMembers(5),
     local.AskWaiting(5),
     local.Regroup(),
+    local.AskWorld(7),
+    local.Raised(Failure(FailureKind.EXCEPTION, "boom", 0, 0, last_lines=("Traceback", "boom"))),
     local.Leave("enough"),
     local.Close(Outcome.SUCCEEDED, "trained"),
     local.Progressed(41),
@@ -143,6 +145,7 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
 FROM_AGENT: tuple[local.FromAgent, ...] = (
     local.Admitted("a", HEAD, SEAT, CHANGE),
     local.Admitted("a", HEAD, SEAT, None, "ledger", True, "/tmp/stacks.txt"),
+    local.Admitted("a", HEAD, SEAT, explain_s=9.0, variables={"RANK": "3"}),
     local.Denied("no"),
     *(local.Answer(5, result) for result in RESULTS),
     local.Members(5, (MEMBER,), ""),

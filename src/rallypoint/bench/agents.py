@@ -28,6 +28,7 @@ from rallypoint.endpoints import EndpointKind, parse_endpoint
 
 PLAIN: Final = "rallypoint.bench.plain_worker"
 DDP: Final = "rallypoint.bench.ddp_worker"
+KEPT_DDP: Final = "rallypoint.bench.kept_ddp_worker"
 AGENTS_MIN: Final = 3
 AGENTS_MAX: Final = 64
 """Each node is an agent, its guard and a worker: three Python processes of this machine."""

@@ -40,14 +40,15 @@ def train(on_first_step: Callable[[], None]) -> None:
         time.sleep(STEP_S)
 
 
-def _fail(*_: object) -> None:
+def fail(*_: object) -> None:
+    """The handler of SIGUSR1."""
     raise ValueError("a bad batch")
 
 
 def main(path: str) -> None:
     """Train, and log when that began and when the first step was taken. SIGUSR1 makes it fail."""
     log = EventWriter(path)
-    signal.signal(signal.SIGUSR1, _fail)
+    signal.signal(signal.SIGUSR1, fail)
     log.write("working", pid=os.getpid())
     train(lambda: log.write("stepped", size=dist.get_world_size()))
 

@@ -19,9 +19,10 @@ import time
 from typing import Final
 
 from rallypoint.bench import ways
-from rallypoint.bench.agents import DDP, PLAIN, Agent, agents, check_count, wait_for
+from rallypoint.bench.agents import PLAIN, Agent, agents, check_count, wait_for
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.figure import Figure, Target
+from rallypoint.bench.processes import BenchError
 from rallypoint.bench.ways import Way
 from rallypoint.net import free_port
 
@@ -93,7 +94,7 @@ def _once(plan: Plan, nodes: int, way: Way) -> dict[str, float]:
         f"{nodes - 1}:{nodes}",
         (is_ours and plan.at.endpoint) or f"127.0.0.1:{free_port()}",
         plan.run_id(),
-        worker=DDP if plan.ddp else PLAIN,
+        worker=way.worker if plan.ddp else PLAIN,
         kind=way.kind,
         token=plan.at.token if is_ours else "",
         until="stepped",
@@ -106,12 +107,21 @@ def _once(plan: Plan, nodes: int, way: Way) -> dict[str, float]:
         killed_s = victim.kill_all()
         if is_ours:
             parts = split(survivors, killed_s)
+            if way.keeps:
+                _check_kept(survivors)
             ours = sum(parts[name] for name in OURS)
             found = {**parts, SHARE: ours, IN_ALL: sum(parts.values())}
         else:  # torch's agents log nothing.
             stepped = wait_for(survivors, "stepped", killed_s, WITHIN_S)
             found = {IN_ALL: max(stepped) - killed_s}
         return found | {RAISED: _raise(survivors)} if plan.ddp else found
+
+
+def _check_kept(survivors: list[Agent]) -> None:
+    """Raise BenchError if a survivor's process was started again."""
+    again = [each.name for each in survivors if len(each.events("working")) > 1]
+    if again:
+        raise BenchError(f"the worker of {', '.join(again)} was started again, and not kept")
 
 
 def _raise(survivors: list[Agent]) -> float:

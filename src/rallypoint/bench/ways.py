@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from rallypoint.bench.agents import Agent
+from rallypoint.bench.agents import DDP, KEPT_DDP, Agent
 from rallypoint.bench.driver import Plan
 from rallypoint.bench.processes import BenchError
 
@@ -56,17 +56,20 @@ class TorchrunAgent(Agent):
 class Way(msgspec.Struct, frozen=True):
     """One way to start the agents of a job.
 
-    `name`: for `--ways` and the figures. `kind`, `options`: of the agents. `ready`: the event after
-    which the job is as the way promises; None: at once. `repeats`: how often it is measured at
-    most, as some take long. Bounds of the medians, or None: `ours_ms` of our share of the time
-    after a kill, `next_step_ms` of all of it, `raised_ms` after an exception, `drained_ms` of the
-    pause when a node leaves.
+    `name`: for `--ways` and the figures. `kind`, `options`: of the agents. `worker`: the DDP job of
+    `recover`. `keeps`: no survivor's process may be started again. `ready`: the event after which
+    the job is as the way promises; None: at once. `repeats`: how often it is measured at most, as
+    some take long. Bounds of the medians, or None: `ours_ms` of our share of the time after a kill,
+    `next_step_ms` of all of it, `raised_ms` after an exception, `drained_ms` of the pause when a
+    node leaves.
     """
 
     name: str
     shown: str
     kind: type[Agent] = Agent
     options: tuple[str, ...] = ("--max-restarts=1",)
+    worker: str = DDP
+    keeps: bool = False
     ready: str | None = None
     repeats: int = 5
     ours_ms: float | None = None
@@ -91,6 +94,21 @@ WAYS: Final = {
             raised_ms=300.0,
             drained_ms=500.0,
         ),
+        Way(
+            "keep-workers",
+            "rallypoint run --keep-workers --preload",
+            # The place of the worker that raises starts warm. Most of that time is the end of a
+            # process that was started cold.
+            options=(
+                *("--max-restarts=1", "--keep-workers"),
+                *("--preload", "--set", "preload_after=8s"),
+            ),
+            worker=KEPT_DDP,
+            keeps=True,
+            ready="preloaded",
+            ours_ms=200.0,
+            next_step_ms=200.0,
+        ),
         *(
             Way(
                 f"torchrun-{backend}",
@@ -109,7 +127,7 @@ WAYS: Final = {
 def chosen(names: Sequence[str], *, is_ddp: bool, kind: type[Agent] | None = None) -> list[Way]:
     """The ways of these names; without any, all that can be compared. Raises BenchError.
 
-    `kind`: only ways with agents of this kind.
+    `kind`: only ways with agents of this kind, and with the worker that the caller chooses.
 
     A plain Python worker imports too little to preload, and torchrun is torch's.
     """
@@ -127,7 +145,9 @@ def chosen(names: Sequence[str], *, is_ddp: bool, kind: type[Agent] | None = Non
             "--ddp needs torch, which is not installed",
             "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
         )
-    known = [name for name, way in WAYS.items() if kind is None or way.kind is kind]
+    known = [
+        name for name, way in WAYS.items() if kind is None or (way.kind is kind and not way.keeps)
+    ]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise BenchError(

@@ -117,7 +117,8 @@ def bench(
             "--ways",
             metavar="A,B",
             help="recover, drain --ddp: how the job is started, in turn: of cold, preload, "
-            "torchrun-rallypoint, torchrun-c10d (default: all; drain: no torchrun).",
+            "keep-workers, torchrun-rallypoint, torchrun-c10d (default: all; drain: only cold and "
+            "preload).",
         ),
     ] = None,
     progress: Annotated[

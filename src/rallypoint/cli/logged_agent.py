@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rallypoint.bench.event_log import EventWriter
 from rallypoint.bench.logged_node import logged
@@ -26,8 +26,10 @@ def logged_work(log: EventWriter) -> type[RoundWorkers]:
     """A class of round workers that log when they have been stopped."""
 
     class LoggedWork(RoundWorkers):
-        async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
-            left = await super().stop(grace_s, first_signal)
+        async def stop(
+            self, grace_s: float, first_signal: int = signal.SIGTERM, kept: Sequence[int] = ()
+        ) -> tuple[int, ...]:
+            left = await super().stop(grace_s, first_signal, kept)
             log.write("stopped", round=self.number)
             return left
 

@@ -164,6 +164,15 @@ def run(
     preload_modules: Annotated[
         str | None, typer.Option("--preload-modules", metavar="NAMES", hidden=True)
     ] = None,
+    keep_workers: Annotated[
+        bool,
+        _flag(
+            "--keep-workers",
+            "A worker that asks for the next world (rallypoint.join) keeps its process, model and "
+            "device; --set unwind=5s is its time for that.",
+            _WORKERS,
+        ),
+    ] = False,
     max_restarts: Annotated[
         str | None,
         _text(

@@ -82,6 +82,8 @@ def build_config(
     check_timeout_s = _duration_s("check_timeout_s", given, environ)
     # The node is ready for the next round when its workers have stopped, and its check has ended.
     stop_s = regroup_stop_timeout_s + (check_timeout_s if check is not None else 0.0)
+    unwind_s = _unwind_s(options, given, environ)
+    stop_s += unwind_s or 0.0
     node = msgspec.structs.replace(node, stop_s=min(stop_s, STOP_S_MAX))
     hang = settings.resolve("hang", given.get("hang"), environ).value
     if hang is not None and node.hang_timeout_s is None:
@@ -118,6 +120,7 @@ def build_config(
         cpus=_cpus(options.get("numa_binding"), workers, environ),
         preload=_preload(options, argv, given, environ),
         hang=hang,
+        unwind_s=unwind_s,
         notices=_notices(options),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
@@ -262,6 +265,19 @@ def _preload(
         learn_after_s=_duration_s("preload_after_s", given, environ),
         problem=_why_cold(options, argv),
     )
+
+
+def _unwind_s(options: Options, given: _Given, environ: Mapping[str, str] | None) -> float | None:
+    """How long a worker has to ask for the next world; None without --keep-workers."""
+    if not options.get("keep_workers"):
+        return None
+    if options.get("export"):
+        raise UsageError(
+            f"--keep-workers and --export {options['export']} exclude each other: the exported "
+            "variables are those of one round",
+            hint="leave out one of them",
+        )
+    return _duration_s("unwind_s", given, environ)
 
 
 def _check_modules(modules: tuple[str, ...], options: Options) -> None:

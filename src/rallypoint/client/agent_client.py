@@ -1,33 +1,46 @@
 """A worker's side of the local socket to its agent: the RunClient under `rallypoint run`.
 
-The agent is the node. A worker has only one world: for the next round the agent starts a new
-worker.
+The agent is the node. A worker has one world, and for the next round the agent starts a new worker;
+or, with `--keep-workers`, a worker that asks for the next world keeps its process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import Callable
 from typing import Final, cast
 
+import msgspec
+
 from rallypoint import errors
 from rallypoint.client import fork_safety
-from rallypoint.client.run_client import WorldFacts, is_programs_own, left_error
+from rallypoint.client.run_client import WorldFacts, failure_of, is_programs_own, left_error
 from rallypoint.client.stack_dump import dump_on_signal
 from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_ended, store_error
 from rallypoint.client.waiting import close_unconfirmed
 from rallypoint.core.progress import STEP_MAX
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Drain, Outcome, RoundMember
-from rallypoint.settings import WorkerChannel
+from rallypoint.core.values import (
+    TEXT_LENGTH_MAX,
+    Change,
+    ChangeKind,
+    CloseRecord,
+    Drain,
+    Outcome,
+    RoundMember,
+)
+from rallypoint.settings import WorkerChannel, set_variables
 from rallypoint.wire import local
 from rallypoint.wire.messages import MalformedError, check_call
 
 CONNECT_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 30.0
+TRACE_LINES_MAX: Final = 30
+"""How many last lines of its traceback a worker tells of an error."""
 STEP_PAUSE_S: Final = 0.2
 """The least time between two messages to the agent about steps, in seconds."""
 
@@ -63,7 +76,14 @@ class AgentClient(asyncio.Protocol):
         self._step: int | None = None
         """The newest step that the agent does not know yet."""
         self._telling: asyncio.TimerHandle | None = None
-        self._was_given = False
+        self._given = 0
+        """The number of the last round that the program was given; 0 before the first."""
+        self._asked = 0
+        """The number of the last round that this worker has left for the next one."""
+        self._raised = 0
+        """The number of the last round of which this worker has told its error."""
+        self._news: asyncio.Event = asyncio.Event()
+        """Set by each message that may end a wait."""
         self._has_left = False
         self._departs = False
         self._drain: Drain | None = None
@@ -108,18 +128,28 @@ class AgentClient(asyncio.Protocol):
         return self._lost
 
     async def next_world(self, timeout_s: float | None) -> WorldFacts | None:
-        """The one world of this worker. A second call asks the agent to regroup.
+        """The next world of this worker. A second call leaves the present one.
 
-        After that the agent stops this process and starts another one for the next round. Returns
-        None if the run is closed before, or if the node is going to leave it.
+        If the agent keeps workers, it answers with the next round. Else it stops this process, and
+        starts another one for it. Returns None if the run is closed before, or if the node is going
+        to leave it.
         """
         if self._has_no_more_worlds():
             return None
         if self._has_left:
             raise left_error()
         admitted = await self._admitted
-        if not self._was_given:
-            self._was_given = True
+        if admitted.head.number == self._given and admitted.explain_s is not None:
+            await self._until_next(self._given)
+            if self._has_no_more_worlds():
+                return None
+            if self._lost is not None:
+                raise self._lost
+            admitted = self._admitted.result()
+        if admitted.head.number != self._given:
+            self._given = admitted.head.number
+            # Here, as the program waits for this call: C libraries may read variables meanwhile.
+            set_variables(admitted.variables)
             local_rank, place = self._channel.local_rank, (self.run_id, admitted.ledger_id)
             return WorldFacts(admitted.node, admitted.head, admitted.seat, local_rank, *place)
         if self._change is None:
@@ -128,6 +158,20 @@ class AgentClient(asyncio.Protocol):
         if not self._has_no_more_worlds() and self._lost is not None:
             raise self._lost
         return None
+
+    async def _until_next(self, number: int) -> None:
+        """Leave round `number`, and wait for the next one, or for the end of the run."""
+        if self._asked != number:
+            self._asked = number
+            if self._change is None:
+                # R4: from now on, no call of this world reaches the store of the next one.
+                self._take_change(Change(ChangeKind.READY_AGAIN, number, (self.node_name,), 1))
+            self._send(local.AskWorld(number))
+        while not self._no_more_worlds.is_set():
+            self._news.clear()
+            if self._admitted.result().head.number != number:
+                return
+            await self._news.wait()
 
     def _has_no_more_worlds(self) -> bool:
         return self._close is not None or self._departs
@@ -188,19 +232,55 @@ class AgentClient(asyncio.Protocol):
         return told.waiting
 
     async def is_explained(self, error: Exception, number: int) -> bool:
-        """Whether the end of the round that is known now explains the error.
+        """Whether the end of the round explains the error.
 
-        The agent learns of this worker's failure by its exit. While the cause is not known, this
-        error may be the cause, so the worker must exit with it.
+        If the agent keeps no workers, it learns of this worker's failure by its exit. While the
+        cause is not known, this error may be the cause, so the worker must exit with it. If it
+        keeps them, it is told of the error, and the worker waits for the cause.
         """
         if is_programs_own(error):
             return False
         is_confirmed = self._change is not None and self._change.confirmed
-        return is_confirmed or isinstance(error, errors.RoundBrokenError)
+        if is_confirmed or isinstance(error, errors.RoundBrokenError):
+            return True
+        admitted = self._admitted.result() if self._is_admitted else None
+        is_other = isinstance(error, errors.CoordinatorError | errors.UsageError)
+        if admitted is None or admitted.explain_s is None or is_other:
+            return False
+        if admitted.head.number != number or self._raised == number:
+            return False
+        self._raised = number
+        lines = "".join(traceback.format_exception(error)).splitlines()[-TRACE_LINES_MAX:]
+        lines = [line[:TEXT_LENGTH_MAX] for line in lines]
+        failure = failure_of(error, admitted.seat.first_rank + self._channel.local_rank)
+        self._send(local.Raised(msgspec.structs.replace(failure, last_lines=tuple(lines))))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(admitted.explain_s):
+                await self._until_confirmed()
+        return self._is_explained_by(self._change)
+
+    async def _until_confirmed(self) -> None:
+        while self._change is None or not self._change.confirmed:
+            if self._no_more_worlds.is_set():
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def _is_explained_by(self, change: Change | None) -> bool:
+        """Whether this cause is another one than this worker's own error."""
+        if change is None or not change.confirmed:
+            return False
+        failure = change.failure
+        is_here = change.kind is ChangeKind.WORKER_FAILED and self.node_name in change.nodes
+        return not is_here or (
+            failure is not None and failure.local_rank not in (None, self._channel.local_rank)
+        )
 
     def progress(self, number: int, step: int) -> None:
         admitted = self._admitted.result() if self._is_admitted else None
         if admitted is None or not admitted.takes_progress or self._change is not None:
+            return
+        if number != self._channel.round:
             return
         # A program may report a thousand steps a second. The agent needs the newest one soon.
         self._step = step
@@ -287,9 +367,7 @@ class AgentClient(asyncio.Protocol):
     def _take(self, message: local.FromAgent) -> None:
         match message:
             case local.Admitted():
-                if not self._admitted.done():
-                    self._admitted.set_result(message)
-                    self._offer_stacks(message.stacks)
+                self._take_round(message)
                 if message.ended is not None:
                     self._take_change(message.ended)
             case local.Denied():
@@ -312,6 +390,26 @@ class AgentClient(asyncio.Protocol):
             case local.Departing():
                 self._depart(message.reason)
 
+    def _take_round(self, admitted: local.Admitted) -> None:
+        """This worker has a place in a round: its first one, or it was kept for another."""
+        if self._admitted.done():
+            self._admitted = asyncio.get_running_loop().create_future()
+            head, seat = admitted.head, admitted.seat
+            self._channel = msgspec.structs.replace(
+                self._channel,
+                secret=admitted.variables.get("RALLYPOINT_AGENT_SECRET", ""),
+                round=head.number,
+                term=head.term,
+                rank=seat.first_rank + self._channel.local_rank,
+                world_size=head.size,
+                node_rank=seat.node_rank,
+                nodes=head.nodes,
+            )
+            self._change = self._drain = self._stops_at = self._step = None
+        self._admitted.set_result(admitted)
+        self._offer_stacks(admitted.stacks)
+        self._news.set()
+
     def _offer_stacks(self, path: str) -> None:
         """Let the agent see where this process stands, also while it holds the GIL."""
         dumps = dump_on_signal(path) if path else None
@@ -321,11 +419,13 @@ class AgentClient(asyncio.Protocol):
     def _end_run(self) -> None:
         self._run_over.set()
         self._no_more_worlds.set()
+        self._news.set()
 
     def _depart(self, reason: str) -> None:
         """End the world here, because the coordinator may never tell the end of the round."""
         self._departs = True
         self._no_more_worlds.set()
+        self._news.set()
         if self._change is None:
             channel = self._channel
             left = ChangeKind.NODE_LEFT
@@ -333,6 +433,7 @@ class AgentClient(asyncio.Protocol):
 
     def _take_change(self, change: Change) -> None:
         self._change = change
+        self._news.set()
         self.on_ended(change)
 
     # -- requests ------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     output is sent. `ends_at_s`: when the launcher ends the job, as Unix time, if that is known and
     the user has not given a stop time. `preload`: see warm_starts.py; None: workers start cold.
     `log`: which of its own lines the agent writes, and how.
-    `hang`: what shows that a worker advances, besides its own reports.
+    `hang`: what shows that a worker advances, besides its own reports. `unwind_s`: workers that ask
+    for the next world within this time keep their process; None: none does.
     """
 
     node: settings.NodeSettings
@@ -98,6 +99,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     hang: settings.HangRule | None = None
     check: str | None = None
     check_timeout_s: float = 30.0
+    unwind_s: float | None = None
 
 
 def main(config: AgentConfig) -> int:
@@ -123,6 +125,18 @@ class Agent:
         self._config = config
         self._system = LocalSystem() if system is None else system
         self._has_happened = asyncio.Event()
+        ledger = self._system.ledger
+        run = config.run
+        explain_s = run.suspect_after_s + run.reconnect_grace_s + 2 * run.probe_s
+        self._node = Node(
+            config.node,
+            config.run,
+            workers=config.workers,
+            ledger=ledger,
+            keeper=self._system.guard,
+            on_asked_to_leave=lambda reason: self._take(on.Drained(reason, self._node.can_agree)),
+            tell_stacks=lambda bytes_max: self._watch.stacks(bytes_max),
+        )
         self._machine = AgentMachine(
             Rules(
                 run_id=config.node.run_id,
@@ -137,17 +151,9 @@ class Agent:
                 check_again_s=config.run.cooldown_s,
                 check_again_max_s=config.run.cooldown_max_s,
                 preload=config.preload,
+                unwind_s=config.unwind_s,
+                node_name=self._node.info.name,
             )
-        )
-        ledger = self._system.ledger
-        self._node = Node(
-            config.node,
-            config.run,
-            workers=config.workers,
-            ledger=ledger,
-            keeper=self._system.guard,
-            on_asked_to_leave=lambda reason: self._take(on.Drained(reason, self._node.can_agree)),
-            tell_stacks=lambda bytes_max: self._watch.stacks(bytes_max),
         )
         self._watch = HangWatch(
             self._node,
@@ -191,6 +197,11 @@ class Agent:
                 dumps_stacks=self._watch.dumps_stacks,
                 stacks_file=self._watch.stacks_file,
                 yielded=lambda local_rank: self._take(on.Yielded(local_rank)),
+                joined=lambda local_rank: self._take(on.WorkerJoined(local_rank)),
+                parted=lambda local_rank: self._take(on.WorkerParted(local_rank)),
+                asked=lambda local_rank, number: self._take(on.WorldAsked(local_rank, number)),
+                raised=lambda local_rank, failure: self._take(on.WorkerRaised(local_rank, failure)),
+                explain_s=None if config.unwind_s is None else explain_s,
             ),
         )
         self._work: RoundWorkers | None = None
@@ -400,7 +411,8 @@ class Agent:
         if is_watched and self._scratch is not None:
             self._watched = self._scratch / f"modules-{found.head.number}"
         is_warm = action.start in WARM
-        assignment = self._assignment(found)
+        last, keeps = self._work, self._config.unwind_s is not None
+        assignment = self._assignment(found, action.kept)
         self._watch.begin_round(found, self._scratch)
         work = self._work = RoundWorkers(
             found,
@@ -409,12 +421,14 @@ class Agent:
             output=self._pump,
             system=self._system,
             forks=self._preloader if is_warm else None,
+            kept=(last.places(action.kept) if last is not None else {}) if keeps else None,
         )
+        self._channel.go_on(work.news)
         if found.seat.node_rank == 0 and self._reservation is not None:
             self._reservation.hand_over()
-        self._begin(self._start(work, action.start), given_up=on.Started(()))
+        self._begin(self._start(work, action.start), given_up=on.Started(action.kept))
 
-    def _assignment(self, found: Round) -> Assignment:
+    def _assignment(self, found: Round, kept: tuple[int, ...]) -> Assignment:
         own = self._node.own_address
         return Assignment(
             argv=self._config.argv,
@@ -422,7 +436,7 @@ class Agent:
             node_name=self._node.info.name,
             run=self._config.run,
             agent_path=self._channel.path,
-            agent_secret=self._channel.begin_round(found),
+            agent_secret=self._channel.begin_round(found, kept),
             base=self._system.environment,
             scratch=self._scratch,
             stdin=self._config.stdin if self._system.may_read_stdin else None,
@@ -449,8 +463,8 @@ class Agent:
 
     async def _is_rank_0_alone(self, work: RoundWorkers, start: do.Start) -> bool:
         """Whether rank 0 starts before the other workers here. Elsewhere, wait for it."""
-        if self._config.preload is None:
-            return False
+        if self._config.preload is None or self._config.unwind_s is not None:
+            return False  # Workers that join use the store of the round, and not rank 0's.
         found, is_warm = work.found, start in WARM
         is_held = self._rank_0_first.holds(found, is_warm=is_warm)
         if found.seat.node_rank == 0:
@@ -521,9 +535,10 @@ class Agent:
 
     async def _stop(self, action: do.StopWorkers) -> on.Stopped:
         assert self._work is not None
-        left = await self._work.stop(action.grace_s, action.first_signal)
+        left = await self._work.stop(action.grace_s, action.first_signal, action.kept)
         self._watch.end_round()
-        self._work = None
+        if not action.kept:
+            self._work = None
         return on.Stopped(left)
 
     def _lengthen_stop(self, action: do.LengthenStop) -> None:

@@ -77,10 +77,14 @@ class Start(enum.StrEnum):
 
 
 class StartWorkers(msgspec.Struct, frozen=True):
-    """Start the workers of this round. Started or StartFailed follows."""
+    """Start the workers of this round. Started or StartFailed follows.
+
+    `kept`: the local ranks whose workers of the last round go on in this one.
+    """
 
     found: Round
     start: Start = Start.COLD
+    kept: tuple[int, ...] = ()
 
 
 class StartPreloader(msgspec.Struct, frozen=True):
@@ -113,10 +117,14 @@ class FindFailures(msgspec.Struct, frozen=True):
 
 
 class StopWorkers(msgspec.Struct, frozen=True):
-    """Send a signal to the workers, and SIGKILL after `grace_s` seconds. Stopped follows."""
+    """Send a signal to the workers, and SIGKILL after `grace_s` seconds. Stopped follows.
+
+    `kept`: the local ranks of those that wait for the next world, and are left alone.
+    """
 
     grace_s: float
     first_signal: int
+    kept: tuple[int, ...] = ()
 
 
 class LengthenStop(msgspec.Struct, frozen=True):

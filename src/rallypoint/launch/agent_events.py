@@ -63,7 +63,10 @@ class FailuresFound(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The workers have ended. `left`: the local ranks of those that cannot be killed."""
+    """The workers have ended, but those that are kept.
+
+    `left`: the local ranks of those that cannot be killed.
+    """
 
     left: tuple[int, ...]
 
@@ -145,6 +148,32 @@ class CheckRepeated(msgspec.Struct, frozen=True):
 
 class RegroupAsked(msgspec.Struct, frozen=True):
     """A worker asks for the next round."""
+
+
+class WorkerJoined(msgspec.Struct, frozen=True):
+    """A worker has called `join`."""
+
+    local_rank: int
+
+
+class WorkerParted(msgspec.Struct, frozen=True):
+    """The last connection of a worker has ended."""
+
+    local_rank: int
+
+
+class WorldAsked(msgspec.Struct, frozen=True):
+    """A worker has left this round, and waits in its process for the next one."""
+
+    local_rank: int
+    round: int
+
+
+class WorkerRaised(msgspec.Struct, frozen=True):
+    """The block of a worker's world has ended with an error. Its process waits for the cause."""
+
+    local_rank: int
+    failure: Failure
 
 
 class LeaveAsked(msgspec.Struct, frozen=True):
@@ -262,6 +291,10 @@ Event: TypeAlias = (
     | Rank0Dialled
     | CheckRepeated
     | RegroupAsked
+    | WorkerJoined
+    | WorkerParted
+    | WorldAsked
+    | WorkerRaised
     | LeaveAsked
     | Drained
     | DrainTold

@@ -113,6 +113,29 @@ def of_walled(rank_0: Address, walled: Unreached) -> str:
     )
 
 
+def of_strangers(ranks: tuple[int, ...]) -> str:
+    """With --keep-workers, these workers have not joined."""
+    return (
+        f"--keep-workers: {_of_ranks(ranks)} not called rallypoint.join, so each round starts new "
+        "processes for them, as without this option"
+    )
+
+
+def of_late(ranks: tuple[int, ...], number: int, unwind_s: float) -> str:
+    """With --keep-workers, these workers have not left their round in time."""
+    return (
+        f"warning: {_of_ranks(ranks)} not asked for the next world within {unwind_s:g} s of the "
+        f"end of round {number}: stopped, and started again. Leave `with world:` when world.change "
+        "is set, with rallypoint.torch.process_group around collectives; or give more time: --set "
+        "unwind=30s"
+    )
+
+
+def _of_ranks(ranks: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, ranks))
+    return f"rank {shown} has" if len(ranks) == 1 else f"ranks {shown} have"
+
+
 def of_unkillable(left: tuple[int, ...]) -> str:
     """The workers of these local ranks have survived SIGKILL."""
     return (

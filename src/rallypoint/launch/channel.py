@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -27,7 +27,7 @@ from rallypoint.client.agent_client import socket_address
 from rallypoint.client.node import Node, Round
 from rallypoint.coordinator.listener import Listener, ListenerLimits
 from rallypoint.core.store import BAD_REQUEST, ROUND_ENDED, StoreFailure, StoreResult
-from rallypoint.core.values import Change, ChangeKind, CloseRecord, Drain, Outcome
+from rallypoint.core.values import Change, ChangeKind, CloseRecord, Drain, Failure, Outcome
 from rallypoint.wire import local
 from rallypoint.wire.messages import ANSWER_BYTES_MAX, MalformedError
 
@@ -46,6 +46,9 @@ class Requests(msgspec.Struct, frozen=True):
 
     `progressed`: the worker of this local rank has come to this step. `dumps_stacks`: with this
     pid, it writes its stacks when it gets this signal, to the file that `stacks_file` names.
+    `joined`, `parted`: it has a connection, or none any more. `asked`: it has left this round, and
+    waits for the next one. `raised`: the block of its world has ended with this. `explain_s`: see
+    local.Admitted.
     """
 
     regroup: Callable[[], None]
@@ -55,6 +58,11 @@ class Requests(msgspec.Struct, frozen=True):
     dumps_stacks: Callable[[int, int, int], None] = lambda local_rank, pid, number: None
     stacks_file: Callable[[int], str] = lambda local_rank: ""
     yielded: Callable[[int], None] = lambda local_rank: None
+    joined: Callable[[int], None] = lambda local_rank: None
+    parted: Callable[[int], None] = lambda local_rank: None
+    asked: Callable[[int, int], None] = lambda local_rank, number: None
+    raised: Callable[[int, Failure], None] = lambda local_rank, failure: None
+    explain_s: float | None = None
 
 
 class Channel:
@@ -105,19 +113,27 @@ class Channel:
         if self._listener is not None:
             self._listener.admit(transport)
 
-    def begin_round(self, found: Round) -> str:
+    def begin_round(self, found: Round, kept: Sequence[int] = ()) -> str:
         """Admit only the workers of this round. Returns the secret that they must send.
 
         Closes the connections of earlier workers, which may still live in their own sessions. Their
-        late calls do not belong to this round (R4).
+        late calls do not belong to this round (R4). `kept`: the local ranks of those that have left
+        their round, and get this one by `go_on`.
         """
+        waiting = [link for link in self.links if link.waits and link.local_rank in kept]
         for link in list(self.links):
-            link.cut()
-        self.links.clear()
+            if link not in waiting:
+                link.cut()
+        self.links = dict.fromkeys(waiting)
         self._taking_part, self._promises, self._gone = {}, {}, {}
         self.round = found
         self.secret = secrets.token_hex(16)
         return self.secret
+
+    def go_on(self, variables: Mapping[int, dict[str, str]]) -> None:
+        """Give the workers that were kept the round, with what changes in their environment."""
+        for link in list(self.links):
+            link.go_on(variables.get(link.local_rank, {}))
 
     def end_round(self, change: Change) -> None:
         """Tell the workers that their round has ended, or that its cause is known."""
@@ -216,7 +232,9 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._round: Round | None = None
-        self._local_rank = 0
+        self.local_rank = 0
+        self.waits = False
+        """Whether the worker has left its round, and waits for the next one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected. Its hello must follow."""
@@ -227,7 +245,9 @@ class WorkerLink(asyncio.Protocol):
         """The worker has ended: cancel its calls."""
         channel = self._channel
         if channel.links.pop(self, self) is None and self._round is channel.round:
-            channel.ended(self._local_rank)
+            channel.ended(self.local_rank)
+            if all(link.local_rank != self.local_rank for link in channel.links):
+                channel.requests.parted(self.local_rank)
         for task in list(self._calls.values()):
             task.cancel()
 
@@ -271,16 +291,38 @@ class WorkerLink(asyncio.Protocol):
             self.send(local.Denied(f"this agent no longer has a worker of round {hello.round}"))
             self.cut()
             return
-        self._round, self._local_rank = current, hello.local_rank
+        self.local_rank = hello.local_rank
         self._unframer.bytes_max = ANSWER_BYTES_MAX
         assert self._transport is not None
         channel.admit(self, self._transport)
-        node = channel.node
+        channel.requests.joined(hello.local_rank)
+        self._tell_round(current, {})
+
+    def go_on(self, variables: dict[str, str]) -> None:
+        """The worker was kept: it gets the present round."""
+        for task in list(self._calls.values()):
+            task.cancel()
+        self.waits = False
+        assert self._channel.round is not None
+        self._tell_round(self._channel.round, variables)
+
+    def _tell_round(self, current: Round, variables: dict[str, str]) -> None:
+        self._round = current
+        channel, node = self._channel, self._channel.node
         ended = (node.change or channel.expelled) if node.round == current else None
-        head, seat = current.head, current.seat
-        stacks = channel.requests.stacks_file(hello.local_rank)
-        place = head, seat, ended, node.ledger_id
-        self.send(local.Admitted(node.info.name, *place, takes_progress=True, stacks=stacks))
+        self.send(
+            local.Admitted(
+                node.info.name,
+                current.head,
+                current.seat,
+                ended,
+                node.ledger_id,
+                takes_progress=True,
+                stacks=channel.requests.stacks_file(self.local_rank),
+                explain_s=channel.requests.explain_s,
+                variables=variables,
+            )
+        )
         if node.closed is not None:
             self.send(local.RunClosed(node.closed))
         if ended is None and node.round == current:
@@ -305,20 +347,31 @@ class WorkerLink(asyncio.Protocol):
                     task.cancel()
             case local.Regroup():
                 self._channel.requests.regroup()
+            case local.AskWorld(round=number):
+                assert self._round is not None
+                if number == self._round.head.number:
+                    self.waits = True
+                    self._channel.requests.asked(self.local_rank, number)
+            case local.Raised(failure=failure):
+                assert self._round is not None
+                rank = self._round.seat.first_rank + self.local_rank
+                here = {"rank": rank, "local_rank": self.local_rank}
+                own = msgspec.structs.replace(failure, **here)
+                self._channel.requests.raised(self.local_rank, own)
             case local.Leave():
                 self._channel.requests.leave(message.reason)
             case local.Close():
                 self._channel.requests.close(message.outcome, message.reason)
             case local.Progressed():
-                self._channel.requests.progressed(self._local_rank, message.step)
+                self._channel.requests.progressed(self.local_rank, message.step)
             case local.DumpsStacks():
-                self._channel.requests.dumps_stacks(self._local_rank, message.pid, message.signal)
+                self._channel.requests.dumps_stacks(self.local_rank, message.pid, message.signal)
             case local.TakesPart():
-                self._channel.takes_part(self._local_rank)
+                self._channel.takes_part(self.local_rank)
             case local.Promise():
-                self._channel.promised(self._local_rank, message.step)
+                self._channel.promised(self.local_rank, message.step)
             case local.Yielded():
-                self._channel.requests.yielded(self._local_rank)
+                self._channel.requests.yielded(self.local_rank)
             case local.Hello():
                 """A second hello changes nothing."""
 

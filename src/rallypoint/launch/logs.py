@@ -20,7 +20,7 @@ import tempfile
 import termios
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -134,25 +134,29 @@ class LogPump:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         threading.Thread(target=self._run, name="rallypoint-logs", daemon=True).start()
 
-    def begin_round(self, number: int) -> None:
-        """Pipes that are attached from now on belong to this round. Drop earlier last lines."""
-        self._kept = {}
+    def begin_round(self, number: int, kept: Mapping[int, int] | None = None) -> None:
+        """Pipes that are attached from now on belong to this round. Drop earlier last lines.
+
+        `kept`: the local ranks of workers that go on in this round, and their new ranks. Their
+        pipes belong to it, too.
+        """
+        ranks = dict(kept or {})
+        self._kept = last = {each: LastLines(self._lines_kept) for each in ranks}
         if self._log_dir is not None:
             self._round_dir = round_log_dir(self._log_dir, self._run_id, number)
-        self._command(self._streams.clear)
+        directory = self._round_dir
+        self._command(lambda: self._go_on(ranks, dict(last), directory))
 
     def attach(self, local_rank: int, rank: int, stdout_fd: int, stderr_fd: int) -> None:
         """Take over the read ends of a worker's pipes."""
         self._kept[local_rank] = kept = LastLines(self._lines_kept)
-        text = self._prefix(local_rank, rank) if self._prefix is not None else ""
-        prefix = text.encode(errors="replace")
+        prefix = self._prefix_of(local_rank, rank)
         directory = self._round_dir
 
         def stream(
             fd: int, number: int, console: Console, suffix: str, last: LastLines | None
         ) -> Stream:
-            path = directory / f"rank-{rank}.{suffix}" if directory is not None else None
-            file = LogFile(path, self._file_failed) if path is not None else None
+            file = self._file(directory, rank, suffix)
             os.set_blocking(fd, False)
             printed = console if self._shows(local_rank, number) else None
             holds = local_rank != self._prompting
@@ -164,6 +168,15 @@ class LogPump:
         if not self._command(lambda: self._begin(local_rank, [out, err])):
             os.close(stdout_fd)
             os.close(stderr_fd)
+
+    def _prefix_of(self, local_rank: int, rank: int) -> bytes:
+        text = self._prefix(local_rank, rank) if self._prefix is not None else ""
+        return text.encode(errors="replace")
+
+    def _file(self, directory: Path | None, rank: int, suffix: str) -> LogFile | None:
+        if directory is None:
+            return None
+        return LogFile(directory / f"rank-{rank}.{suffix}", self._file_failed)
 
     def last_lines(self, local_rank: int) -> tuple[str, ...]:
         """The last lines that a worker of this round wrote to stderr, the oldest first.
@@ -256,6 +269,19 @@ class LogPump:
             if stream.file is not None:
                 stream.file.open()
             self._selector.register(stream.fd, selectors.EVENT_READ, stream)
+
+    def _go_on(
+        self, ranks: Mapping[int, int], last: Mapping[int, LastLines], directory: Path | None
+    ) -> None:
+        """The workers of these local ranks go on in the next round, with these ranks."""
+        self._streams = {each: self._streams[each] for each in ranks if each in self._streams}
+        for local_rank, (out, err) in self._streams.items():
+            prefix = self._prefix_of(local_rank, ranks[local_rank])
+            for stream, suffix in ((out, "out"), (err, "err")):
+                if stream.open:
+                    read_what_is_there(stream)  # it is of the round before
+                    stream.go_on(prefix, self._file(directory, ranks[local_rank], suffix))
+            err.last_lines = last[local_rank]
 
     def _drain(self, local_rank: int | None) -> None:
         drained = self._streams.values() if local_rank is None else [self._of(local_rank)]

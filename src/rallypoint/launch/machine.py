@@ -3,6 +3,7 @@
     join → next round → start workers → work → (finished | failed | the round ended | a signal)
              ▲                                     │          │
              └──────────── stop the workers ◀──────┴──────────┘
+                           (but those that are kept)
 
 `step` records an event. `decide` says what follows from all of them: several may come in one turn
 of the event loop, and the order in which `decide` looks at them is their precedence. Processes,
@@ -34,6 +35,7 @@ from rallypoint.launch import agent_events as on
 from rallypoint.launch import agent_messages, failures
 from rallypoint.launch.draining import HeldDeparture
 from rallypoint.launch.failures import outranks, worst_first
+from rallypoint.launch.keeping import Keeping
 from rallypoint.launch.phases import WAITS_FOR, Phase
 from rallypoint.launch.warm_starts import Preload, WarmStarts
 from rallypoint.launch.worker_processes import WorkerExit
@@ -50,6 +52,8 @@ until then. An earlier one is a cancellation, after which a launcher does not wa
 
 _STARTED: Final = (Phase.STARTING, Phase.WORKING, Phase.EXPLAINING)
 _OVER: Final = (Phase.ENDING, Phase.LEAVING, Phase.ENDED)
+_BETWEEN: Final = (Phase.UNWINDING, Phase.STOPPING, Phase.CHECKING, Phase.GATHERING)
+"""There is no round whose workers could fail."""
 _WITHOUT_WORKERS: Final = (
     *(Phase.NEW, Phase.PREPARING, Phase.JOINING, Phase.CHECKING, Phase.GATHERING),
     *_OVER,
@@ -65,7 +69,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `no_restart_exit_codes`: those of the run. They end it, so each is reported. `preload`: what
     --preload asks for; None: workers start cold. `has_check`: whether this node is checked before
     each round. `check_again_s`: how long after a failed check it is repeated, twice as long each
-    time, up to `check_again_max_s`.
+    time, up to `check_again_max_s`. `unwind_s`: see Keeping. `node_name`: of this node.
     """
 
     run_id: str
@@ -80,6 +84,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     check_again_s: float = 60.0
     check_again_max_s: float = 3_600.0
     preload: Preload | None = None
+    unwind_s: float | None = None
+    node_name: str = ""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -133,6 +139,8 @@ class AgentMachine:
         self._yielded: dict[int, None] = {}
         """The local ranks of the workers that were told to stop at such a step."""
         self._running: tuple[int, ...] = ()
+        self._kept: tuple[int, ...] = ()
+        """The local ranks that the present stop leaves alone."""
         self._exits: list[WorkerExit] = []
         """The exits of this round's workers that have ended by themselves."""
         self._unreported: list[WorkerExit] = []
@@ -148,6 +156,7 @@ class AgentMachine:
         """When to repeat it; None: not yet known, or not at all."""
         self._pause_s = rules.check_again_s
         self.warm = WarmStarts(rules.preload)
+        self._keeping = Keeping(rules.unwind_s)
 
     @property
     def waits_for(self) -> str:
@@ -174,7 +183,7 @@ class AgentMachine:
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
             (tuple(self._reached), self.warm.freeze(), tuple(self._yielded)),
             self._held and (self._held.reason, self._held.number, self._held.is_refused),
-            (self._unfit, self._is_repeating, self._pause_s),
+            (self._unfit, self._is_repeating, self._pause_s, self._keeping.freeze()),
         )
 
     # -- events ------------------------------------------------------------------------------------
@@ -197,6 +206,14 @@ class AgentMachine:
                 return self._on_dialled(event)
             case on.RegroupAsked():
                 self._wants_regroup = True
+            case on.WorkerJoined(local_rank=local_rank):
+                self._keeping.joined(local_rank)
+            case on.WorkerParted(local_rank=local_rank):
+                self._keeping.parted(local_rank)
+            case on.WorldAsked():
+                self._on_world_asked(event)
+            case on.WorkerRaised():
+                return self._on_raised(event)
             case on.LeaveAsked(reason=reason):
                 self._wants_to_leave = reason
             case on.Drained():
@@ -217,9 +234,13 @@ class AgentMachine:
             case on.PreloadReady() | on.PreloadRefused() | on.PreloaderEnded() | on.ModulesRead():
                 return [] if self.is_over else self.warm.step(event, now_s)
             case on.Started(running=running):
-                self._answer, self._running = event, running
+                # A worker that was kept may have ended before the others had started.
+                ended = [exit.local_rank for exit in self._exits]
+                self._running = tuple(each for each in running if each not in ended)
+                self._answer = event
             case on.Stopped():
-                self._answer, self._running = event, ()
+                self._answer = event
+                self._running = tuple(each for each in self._running if each in self._kept)
             case (
                 on.Prepared()
                 | on.Joined()
@@ -240,13 +261,30 @@ class AgentMachine:
     def _on_exit(self, exit: WorkerExit, now_s: float) -> None:
         """A worker that ends by itself has finished or failed; a stopped one has done neither."""
         self._running = tuple(each for each in self._running if each != exit.local_rank)
-        if self.phase in (Phase.STOPPING, *_OVER):
+        if self.phase in (*_BETWEEN, *_OVER):
             return
         self._exits.append(exit)
         if exit.returncode != 0:
             self._unreported.append(exit)
         if failures.signal_of(exit) in STOPPING_SIGNALS:
             self._judged_from_s = now_s + self._rules.signal_settle_s
+
+    def _on_world_asked(self, event: on.WorldAsked) -> None:
+        """A worker leaves its round, and with it, its node. Its process may go on."""
+        if event.round != self._number:
+            return
+        self._keeping.asked(event.local_rank)
+        if self._change is None and not self._failures:
+            self._wants_regroup = True
+
+    def _on_raised(self, event: on.WorkerRaised) -> list[do.Action]:
+        """Report the error of a worker that goes on, as it may be the cause."""
+        # If the exit code of a Python error ends the run, the exit has to be awaited.
+        is_early = self.phase not in _STARTED or bool(self._signals)
+        if is_early or 1 in self._rules.no_restart_exit_codes:
+            return []
+        self._keeping.raised(event.local_rank)
+        return self._tell_failures([event.failure])
 
     def _on_ended(self, change: Change) -> list[do.Action]:
         text = agent_messages.of_change(change, self._told_change)
@@ -374,7 +412,9 @@ class AgentMachine:
             else:
                 actions += _DECISIONS[self.phase](self, now_s)
         if not self.is_over:
-            is_next_wanted = self.phase is Phase.STOPPING and self._after_stop is None
+            is_next_wanted = self.phase is Phase.UNWINDING or (
+                self.phase is Phase.STOPPING and self._after_stop is None
+            )
             is_round_over = is_next_wanted or self.phase is Phase.GATHERING
             actions += self.warm.decide(now_s, is_round_over=is_round_over)
             held_s = None if self._held is None else self._held.due_s
@@ -435,7 +475,7 @@ class AgentMachine:
             said = self._plan_repeat(now_s) if self._unfit else []
             return [*said, do.AskRound(self._unfit)]
         if self._closed is not None:
-            return [do.GiveUpWait(), *self._end_of_run(self._closed)]
+            return [do.GiveUpWait(), *self._end_of_run(self._closed, now_s)]
         return self._leave_if_signalled()
 
     def _plan_repeat(self, now_s: float) -> list[do.Action]:
@@ -474,7 +514,7 @@ class AgentMachine:
             return [*self._give_up_repeat(), *self._begin_round(answer.found, now_s)]
         if isinstance(answer, on.NoRound):
             assert self._closed is not None
-            return [*self._give_up_repeat(), *self._end_of_run(self._closed)]
+            return [*self._give_up_repeat(), *self._end_of_run(self._closed, now_s)]
         left = self._leave_if_signalled()
         return [*self._give_up_repeat(), *left] if left else self._repeat_check(now_s)
 
@@ -484,18 +524,28 @@ class AgentMachine:
             return [do.GiveUpWait(), *self._leave_by_signal()]
         if self._drained is not None:
             return [do.GiveUpWait(), *self._leave_drained(self._drained)]
+        if self._wants_to_leave is not None and self._running:
+            return [do.GiveUpWait(), *self._stop_to_leave(self._wants_to_leave)]
         return []
 
     def _leave_by_signal(self) -> list[do.Action]:
+        if self._running:
+            return self._stop_by_signal()
         said = do.Say(agent_messages.of_leaving(self._signals[0]))
         return [said, *self._end_with(self._end_by_signal())]
 
     def _leave_drained(self, reason: str) -> list[do.Action]:
+        if self._running:
+            return self._stop_drained(reason)
         return [do.Say(agent_messages.of_drain(reason)), *self._end_with(End(ExitCode.DONE))]
 
     def _begin_round(self, found: Round, now_s: float) -> list[do.Action]:
         """Start this round's workers. It may have ended already."""
-        assert not self._running, "R13: workers of another round still run"
+        kept = self._keeping.kept(self._running)
+        if kept != self._running:
+            # R13: one of them has closed its connection, and cannot be told of this round.
+            return self._stop(self._rules.regroup_stop_timeout_s, None, kept=kept)
+        self._keeping.begin_round(kept)
         self.phase, self.found, self._is_given_up = Phase.STARTING, found, False
         if self._change is not None and self._change.round != found.head.number:
             self._change = None
@@ -505,7 +555,7 @@ class AgentMachine:
         self._judged_from_s = self._patience_ends_s = 0.0
         said = do.Say(agent_messages.of_round(found), is_common=True)
         start = self.warm.how_to_start(now_s)
-        actions: list[do.Action] = [said, do.StartWorkers(found, start)]
+        actions: list[do.Action] = [said, do.StartWorkers(found, start, kept)]
         rank_0 = found.head.bootstrap
         if found.seat.node_rank > 0 and rank_0.host not in self._reached:
             # Beside the start, as gloo would hang there for minutes in silence.
@@ -538,8 +588,8 @@ class AgentMachine:
             or self._change is not None
         )
 
-    def _work(self, now_s: float) -> list[do.Action]:
-        """Handle what ends this round's work here. The order is the precedence."""
+    def _leave_round(self, now_s: float) -> list[do.Action]:
+        """What ends this agent, or its part in the run. The order is the precedence."""
         if self._signals:
             return self._stop_by_signal()
         if self._drained is not None:
@@ -550,19 +600,71 @@ class AgentMachine:
             return self._close_down(self._closed, now_s)
         if self._is_expelled:
             return self._stop(self._rules.regroup_stop_timeout_s, self._gone)
+        return []
+
+    def _work(self, now_s: float) -> list[do.Action]:
+        """Handle what ends this round's work here. The order is the precedence."""
+        left = self._leave_round(now_s)
+        if left or self.phase is not Phase.WORKING:
+            return left
         if self._unreported:
             return self._explain(now_s)
         # R14: they have stopped because a node leaves: their work goes on in the next round.
         if self._has_finished and self._yielded:
-            return self._stop(self._rules.regroup_stop_timeout_s, None)
+            return self._regroup(now_s)
         if self._has_finished:
             self.phase = Phase.FINISHED
             text = f"round {self._number}: all workers of this node have finished"
             return [do.ReportDone(), do.Say(text)]
         if self._must_regroup(now_s):
+            return self._regroup(now_s)
+        return []
+
+    def _regroup(self, now_s: float) -> list[do.Action]:
+        """End this round's work for the next one."""
+        if not self._keeping.is_on:
             # R13: this round's workers have ended before those of the next round start.
             return self._stop(self._rules.regroup_stop_timeout_s, None)
-        return []
+        self.phase = Phase.UNWINDING
+        strangers = self._keeping.begin_wait(self._running, now_s)
+        actions: list[do.Action] = []
+        if strangers:
+            actions.append(do.Say(agent_messages.of_strangers(self._ranks(strangers))))
+        if self._change is None:
+            # The others of this node wait for the one that has left, and know nothing of it.
+            actions.append(do.TellRoundEnded(self._own_change()))
+        return actions
+
+    def _own_change(self) -> Change:
+        """Why this node ends its part in the round, before a coordinator has told it."""
+        who = (self._rules.node_name,)
+        if not self._failures:
+            return Change(ChangeKind.READY_AGAIN, self._number, who, 1)
+        failure = self._failures[0]
+        failed = Change(ChangeKind.WORKER_FAILED, self._number, who, 1, failure=failure)
+        return msgspec.structs.replace(failed, confirmed=False)
+
+    def _unwind(self, now_s: float) -> list[do.Action]:
+        """Wait for the workers that may be kept, and stop the others."""
+        left = self._leave_round(now_s)
+        if left or self.phase is not Phase.UNWINDING:
+            return left
+        late, ends_s = self._keeping.late(self._running), self._keeping.ends_s
+        assert ends_s is not None
+        if late and now_s < ends_s:
+            self.due_s = ends_s
+            return []
+        said: list[do.Action] = []
+        if late:
+            text = agent_messages.of_late(self._ranks(late), self._number, self._keeping.unwind_s)
+            said.append(do.Say(text))
+        # R13: who is kept has left this round; the others have ended before the next one starts.
+        kept = self._keeping.kept(self._running)
+        return [*said, *self._stop(self._rules.regroup_stop_timeout_s, None, kept=kept)]
+
+    def _ranks(self, local_ranks: tuple[int, ...]) -> tuple[int, ...]:
+        assert self.found is not None
+        return tuple(self.found.seat.first_rank + each for each in local_ranks)
 
     @property
     def _number(self) -> int:
@@ -604,6 +706,9 @@ class AgentMachine:
             each if early is None else failures.after_finish(each, early)
             for each in answer.failures
         ]
+        return self._tell_failures(new)
+
+    def _tell_failures(self, new: list[Failure]) -> list[do.Action]:
         known = self._failures
         self._failures = [*known, *new]
         actions: list[do.Action] = []
@@ -641,7 +746,7 @@ class AgentMachine:
         if any(kind is not FailureKind.COMMUNICATION for kind in known):
             return False
         self._patience_ends_s = self._patience_ends_s or now_s + self._rules.culprit_s
-        if not self._running or now_s >= self._patience_ends_s:
+        if not self._keeping.unaware(self._running) or now_s >= self._patience_ends_s:
             return False
         self.due_s = self._patience_ends_s
         return True
@@ -706,10 +811,16 @@ class AgentMachine:
         return self._close_down(self._closed, now_s)
 
     def _stop(
-        self, grace_s: float, after: End | Exception | None, first_signal: int = signal.SIGTERM
+        self,
+        grace_s: float,
+        after: End | Exception | None,
+        first_signal: int = signal.SIGTERM,
+        *,
+        kept: tuple[int, ...] = (),
     ) -> list[do.Action]:
         self.phase, self._after_stop, self._is_given_up = Phase.STOPPING, after, False
-        return [do.StopWorkers(grace_s, int(first_signal))]
+        self._kept = kept
+        return [do.StopWorkers(grace_s, int(first_signal), kept)]
 
     def _wait_for_stop(self, now_s: float) -> list[do.Action]:
         """Stop the workers with a grace. A second signal to the agent ends the grace."""
@@ -735,6 +846,11 @@ class AgentMachine:
         return []
 
     def _go_on(self) -> list[do.Action]:
+        if self._running and self._after_stop is not None:
+            # They were kept for a round that this agent does not wait for any more.
+            grace_s = self._notice()[0] if self._signals else self._rules.stop_timeout_s
+            first = self._signals[0] if self._signals else signal.SIGTERM
+            return self._stop(0.0 if self._is_hurried else grace_s, self._after_stop, first)
         match self._after_stop:
             case None:
                 return self._ask_round()
@@ -746,7 +862,7 @@ class AgentMachine:
     def _wait_for_others(self, now_s: float) -> list[do.Action]:
         """All workers have finished: wait for the other nodes, as their failures fail the run."""
         if self._closed is not None:
-            return self._end_of_run(self._closed)
+            return self._end_of_run(self._closed, now_s)
         if self._signals:
             return self._leave_by_signal()
         if isinstance(self._gone, errors.EvictedError):
@@ -761,7 +877,9 @@ class AgentMachine:
     def _end_by_signal(self) -> End:
         return End(128 + self._signals[0])
 
-    def _end_of_run(self, close: CloseRecord) -> list[do.Action]:
+    def _end_of_run(self, close: CloseRecord, now_s: float) -> list[do.Action]:
+        if self._running:
+            return self._close_down(close, now_s)
         return self._end_with(self._of_end(close))
 
     def _of_end(self, close: CloseRecord) -> End:
@@ -772,11 +890,13 @@ class AgentMachine:
 
     def _end_by_error(self, error: Exception) -> list[do.Action]:
         """End with an error. After the first round, some errors are ends of the run."""
+        if self._running and self.phase in (Phase.CHECKING, Phase.GATHERING, Phase.STARTING):
+            return self._stop(self._rules.stop_timeout_s, error)
         if self._number > 0:
             if isinstance(error, errors.JoinTimeoutError):
                 return self._end_with(End(ExitCode.NOT_ENOUGH_NODES, f"error: {error}"))
             if isinstance(error, errors.RunClosedError) and error.close is not None:
-                return self._end_of_run(error.close)
+                return self._end_with(self._of_end(error.close))
         self.phase, self.error, self._answer = Phase.ENDING, error, None
         return []
 
@@ -806,6 +926,7 @@ _DECISIONS: Final[dict[Phase, Callable[[AgentMachine, float], list[do.Action]]]]
     Phase.STARTING: AgentMachine._start,
     Phase.WORKING: AgentMachine._work,
     Phase.EXPLAINING: AgentMachine._report,
+    Phase.UNWINDING: AgentMachine._unwind,
     Phase.STOPPING: AgentMachine._wait_for_stop,
     Phase.CLOSING: AgentMachine._wait_for_own_end,
     Phase.FINISHED: AgentMachine._wait_for_others,

@@ -196,6 +196,15 @@ class Stream:
         """Pass on an incomplete line."""
         self._print(len(self._held))
 
+    def go_on(self, prefix: bytes, file: LogFile | None) -> None:
+        """What is written from now on gets this prefix, and into this file."""
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+        self.prefix, self.file = prefix, file
+        if file is not None:
+            file.open()
+
     def close(self) -> None:
         """Flush and close. Idempotent."""
         if not self._open:

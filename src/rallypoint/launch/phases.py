@@ -19,6 +19,8 @@ class Phase(enum.StrEnum):
     WORKING = "working"
     EXPLAINING = "explaining"
     """Workers have failed, and their last lines are read."""
+    UNWINDING = "unwinding"
+    """The round has ended, and the workers may ask for the next world."""
     STOPPING = "stopping"
     CLOSING = "closing"
     """The run has succeeded, and the workers may end by themselves for a moment."""
@@ -39,6 +41,7 @@ WAITS_FOR: Final = {
     Phase.STARTING: "the start of its workers",
     Phase.WORKING: "the end of its workers or of the round",
     Phase.EXPLAINING: "the last lines of its failed workers",
+    Phase.UNWINDING: "its workers to ask for the next world",
     Phase.STOPPING: "its workers to stop",
     Phase.CLOSING: "its workers to end by themselves",
     Phase.FINISHED: "the other nodes to finish",

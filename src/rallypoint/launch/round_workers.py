@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +17,14 @@ import msgspec
 from rallypoint.client.node import Round
 from rallypoint.core.values import Failure, RunSettings, repr_without
 from rallypoint.launch import failures, preloader
-from rallypoint.launch.system import Output, System
-from rallypoint.launch.worker_env import ROLE, WorkerContext, worker_environment
+from rallypoint.launch.kept_processes import EachWorker, Place
+from rallypoint.launch.system import Output, System, Workers
+from rallypoint.launch.worker_env import (
+    ROLE,
+    WorkerContext,
+    changing_variables,
+    worker_environment,
+)
 from rallypoint.launch.worker_processes import Forks, WorkerExit, WorkerSpec
 
 DRAIN_S: Final = 0.2
@@ -67,7 +73,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundWorkers:
-    """The workers of one round on this node. `exits` is called whenever one has ended."""
+    """The workers of one round on this node. `exits` is called whenever one has ended.
+
+    `kept`: None if no worker stays for another round; else those of the last round that go on, by
+    their local ranks.
+    """
 
     def __init__(
         self,
@@ -78,23 +88,44 @@ class RoundWorkers:
         output: Output,
         system: System,
         forks: Forks | None = None,
+        kept: Mapping[int, Place] | None = None,
     ) -> None:
         self.found = found
         self._assignment = assignment
         self._output = output
         self._system = system
-        output.begin_round(self.number)
         specs = [self._spec(index) for index in range(found.seat.workers)]
-        self.group = system.workers(specs, exits, forks)
+        output.begin_round(self.number, {each: specs[each].rank for each in kept or ()})
+        self._kept = kept or {}
+        self._each: EachWorker | None = None
+        if kept is not None:
+            self._each = EachWorker(
+                specs, exits, lambda spec, exits: system.workers([spec], exits, forks), kept
+            )
+        self.group: Workers = self._each or system.workers(specs, exits, forks)
+        self._specs = specs
 
     @property
     def number(self) -> int:
         """The round's number."""
         return self.found.head.number
 
-    async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
-        """See WorkerGroup.stop."""
+    async def stop(
+        self, grace_s: float, first_signal: int = signal.SIGTERM, kept: Sequence[int] = ()
+    ) -> tuple[int, ...]:
+        """See WorkerGroup.stop. `kept`: the local ranks of workers that are left alone."""
+        if self._each is not None:
+            return await self._each.stop(grace_s, first_signal, kept)
         return await self.group.stop(grace_s, first_signal)
+
+    def places(self, kept: Sequence[int]) -> dict[int, Place]:
+        """These workers, for the next round."""
+        return self._each.places(kept) if self._each is not None else {}
+
+    @property
+    def news(self) -> dict[int, dict[str, str]]:
+        """What changes in the environment of the workers that were kept, by their local ranks."""
+        return {each: changing_variables(self._specs[each].env) for each in self._kept}
 
     # -- failures ------------------------------------------------------------------------------
 

@@ -93,8 +93,11 @@ class WarmForks(Forks, Protocol):
 class Output(Protocol):
     """The console, and the workers' output: see logs.LogPump."""
 
-    def begin_round(self, number: int) -> None:
-        """The workers that start from now on are of this round."""
+    def begin_round(self, number: int, kept: Mapping[int, int] | None = None) -> None:
+        """The workers that start from now on are of this round.
+
+        `kept`: the local ranks of those that go on in it, and their new ranks.
+        """
 
     def say(self, text: str) -> None:
         """Write the agent's own line."""
@@ -135,8 +138,14 @@ class LocalSocket(Protocol):
     async def start(self) -> None:
         """Open it."""
 
-    def begin_round(self, found: Round) -> str:
-        """Admit only the workers of this round. Returns the secret that they must send."""
+    def begin_round(self, found: Round, kept: Sequence[int] = ()) -> str:
+        """Admit only the workers of this round. Returns the secret that they must send.
+
+        `kept`: the local ranks of those that wait for it: see `go_on`.
+        """
+
+    def go_on(self, variables: Mapping[int, dict[str, str]]) -> None:
+        """Give the workers that were kept the round, with what changes in their environment."""
 
     def end_round(self, change: Change) -> None:
         """Tell the workers that their round has ended, or that its cause is known."""

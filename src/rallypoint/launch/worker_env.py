@@ -102,6 +102,15 @@ def worker_variables() -> list[str]:
     return sorted({*facts, *_OF_ANOTHER_AGENT, *_INTERFACES, *devices.NAMES})
 
 
+def changing_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a worker that is kept has to set for a new round: its place, and all that is new.
+
+    Its local rank stays, and so do its devices.
+    """
+    names = set(worker_variables()) - set(devices.NAMES)
+    return {name: environment[name] for name in sorted(names) if name in environment}
+
+
 def _is_kept_back(name: str) -> bool:
     return name.startswith(_KEPT_FROM_WORKERS_PREFIXES) or name in _OF_ANOTHER_AGENT
 

@@ -75,6 +75,11 @@ def small_file(path: str) -> str | None:
 _SMALL_FILE_CHARACTERS_MAX: Final = 1_000_000
 
 
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set variables of this process: those of a worker that is kept for another round."""
+    os.environ.update(variables)
+
+
 def process_environment() -> Environ:
     """All variables of this process, for a pure function that needs many."""
     return os.environ

@@ -311,6 +311,13 @@ SETTINGS: Final = (
         "how long a worker of the first round imports modules before --preload loads the same ones",
     ),
     _setting(
+        "unwind_s",
+        parse_duration_s,
+        5.0,
+        "with --keep-workers, how long a worker has after the end of its round to ask for the next "
+        "world; then it is stopped and started again",
+    ),
+    _setting(
         "hang_timeout_s",
         parse_duration_s,
         None,

@@ -12,7 +12,7 @@ import itertools
 import random
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ class SimulatedOutput:
         self.kept: dict[int, tuple[str, ...]] = {}
         self.say = say
 
-    def begin_round(self, number: int) -> None:
+    def begin_round(self, number: int, kept: Mapping[int, int] | None = None) -> None:
         """See Output."""
         self.kept = {}
 
@@ -153,10 +153,13 @@ class SimulatedSocket:
         """See LocalSocket."""
         self.path, self.is_open = f"@{self.node.info.name}", True
 
-    def begin_round(self, found: Round) -> str:
+    def begin_round(self, found: Round, kept: Sequence[int] = ()) -> str:
         """See LocalSocket."""
         self.round = found
         return f"secret of round {found.head.number}"
+
+    def go_on(self, variables: Mapping[int, dict[str, str]]) -> None:
+        """See LocalSocket. Simulated workers do not join, so none of them is kept."""
 
     def end_round(self, change: Change) -> None:
         """See LocalSocket."""

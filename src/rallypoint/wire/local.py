@@ -18,6 +18,7 @@ from rallypoint.core.values import (
     Change,
     CloseRecord,
     Drain,
+    Failure,
     FrozenStruct,
     Outcome,
     RoundHead,
@@ -76,6 +77,24 @@ class Regroup(LocalMessage, frozen=True, tag="regroup"):
     """The worker asks for a new round."""
 
 
+class AskWorld(LocalMessage, frozen=True, tag="world?"):
+    """The worker has left this round, and waits in its process for the next one.
+
+    Only for an agent that keeps workers: see `Admitted`. Answered by the next `Admitted`.
+    """
+
+    round: int
+
+
+class Raised(LocalMessage, frozen=True, tag="raised"):
+    """The block of the worker's world has ended with an error. The process goes on.
+
+    Only for an agent that keeps workers. It waits for the cause: see `Admitted.explain_s`.
+    """
+
+    failure: Failure
+
+
 class Leave(LocalMessage, frozen=True, tag="leave"):
     """Take this node out of the run."""
 
@@ -123,6 +142,8 @@ FromWorker: TypeAlias = (
     | AskMembers
     | AskWaiting
     | Regroup
+    | AskWorld
+    | Raised
     | Leave
     | Close
     | Progressed
@@ -140,7 +161,10 @@ class Admitted(LocalMessage, frozen=True, tag="admitted"):
     """The round and the node's seat in it. `ended`: why the round has already ended, if it has.
 
     `ledger_id`: of the run's ledger. `takes_progress`: the agent takes `Progressed`. `stacks`: the
-    file to which the worker writes its stacks on a signal; "" for none.
+    file to which the worker writes its stacks on a signal; "" for none. `explain_s`: the agent
+    keeps workers that ask for the next world, and may not know for so many seconds why a round has
+    ended; None: it keeps none. `variables`: what changes in the environment of a worker that was
+    kept.
     """
 
     node: str
@@ -150,6 +174,11 @@ class Admitted(LocalMessage, frozen=True, tag="admitted"):
     ledger_id: str = ""
     takes_progress: bool = False
     stacks: str = ""
+    explain_s: float | None = None
+    variables: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return repr_without(self, "variables")
 
 
 class Denied(LocalMessage, frozen=True, tag="denied"):
