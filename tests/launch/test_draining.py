@@ -132,3 +132,31 @@ def test_one_worker_that_has_stopped_at_the_step_stops_no_other() -> None:
     played = Played().working()
     assert not any(isinstance(each, do.StopWorkers) for each in played.take(on.Yielded(0)))
     assert not any(isinstance(each, do.StopWorkers) for each in played.look())
+
+
+@pytest.mark.parametrize("event", [BY_ANN, NOTICE])
+def test_a_draining_node_whose_workers_have_finished_is_done(event: on.Event) -> None:
+    """Its departure would end the round of the others, and the run would never succeed."""
+    played = draining(event)
+    actions = played.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS)))
+    kinds = [type(each) for each in actions]
+    assert kinds.index(do.ReportDone) < kinds.index(do.Depart)
+    assert do.StopWorkers not in kinds
+    # A drained node that is done waits for the end of the run.
+    assert played.machine.phase is Phase.FINISHED
+
+
+def test_workers_that_end_after_a_signal_have_not_finished() -> None:
+    """The launcher may have signalled them as well, and they end with 0 when they have saved."""
+    played = draining(TERM)
+    actions = played.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS)))
+    assert departed(actions)
+    assert do.ReportDone() not in actions
+
+
+def test_a_signal_after_a_notice_that_was_refused_waits_for_nothing() -> None:
+    """The others do not take part, and nobody says so twice."""
+    played = draining(NOTICE)
+    played.take(on.DrainTold(is_asked=False))
+    played.now_s += 5.0
+    assert departed(played.take(TERM))

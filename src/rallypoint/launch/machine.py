@@ -321,8 +321,12 @@ class AgentMachine:
             limit_s = min(self._rules.drain_timeout_s, grace_s - self._rules.regroup_stop_timeout_s)
             if limit_s > 0:
                 reason = f"its agent got {signal.Signals(number).name}"
+                # The coordinator says once whether all take part, and not again for this signal.
+                is_refused = held is not None and held.is_refused
+                due_s = now_s + limit_s
                 return self._hold(
-                    HeldDeparture(reason, now_s, now_s + limit_s, number, left_s), limit_s
+                    HeldDeparture(reason, now_s, due_s, number, left_s, is_refused=is_refused),
+                    limit_s,
                 )
         return self._depart_by_signal(number, left_s)
 
@@ -358,7 +362,9 @@ class AgentMachine:
     def _release_when_due(self, now_s: float) -> list[do.Action]:
         """Begin a departure that was held back: its round is over, or its time, or it is vain."""
         held = self._held
-        if held is None:
+        # Workers that have finished are reported first: the departure of a node that is done ends
+        # no round. But a launcher may have signalled the workers as well: then they have stopped.
+        if held is None or (held.number is None and self._are_done):
             return []
         is_vain = held.is_refused and not held.is_patient
         has_stopped = self._wants_regroup or not self._running
@@ -615,7 +621,9 @@ class AgentMachine:
         if self._has_finished:
             self.phase = Phase.FINISHED
             text = f"round {self._number}: all workers of this node have finished"
-            return [do.ReportDone(), do.Say(text)]
+            held, self._held = self._held, None
+            released = [] if held is None else self._release(held, now_s)
+            return [do.ReportDone(), do.Say(text), *released]
         if self._must_regroup(now_s):
             return self._regroup(now_s)
         return []
@@ -677,6 +685,11 @@ class AgentMachine:
         assert self.found is not None
         finished = [exit for exit in self._exits if exit.returncode == 0]
         return len(finished) == self.found.seat.workers
+
+    @property
+    def _are_done(self) -> bool:
+        """Whether the workers have finished, and have not stopped at an agreed step."""
+        return self.phase is Phase.WORKING and self._has_finished and not self._yielded
 
     # -- failures ----------------------------------------------------------------------------------
 
