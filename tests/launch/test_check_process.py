@@ -82,6 +82,14 @@ def test_what_a_check_leaves_behind_is_ended(tmp_path: Path) -> None:
     wait_until(lambda: is_gone(int(pids.read_text())))
 
 
+def test_what_has_a_process_group_of_its_own_is_ended_as_well(tmp_path: Path) -> None:
+    """`timeout` and shells with job control make one for what they start."""
+    pids = tmp_path / "pids"
+    command = f"timeout 600 sh -c 'echo $$ > {pids}; sleep 600'; true"
+    assert check(command, limit_s=1.0) == "it has not ended within 1 s"
+    wait_until(lambda: is_gone(int(pids.read_text())))
+
+
 def test_a_process_that_left_the_session_does_not_hold_the_check(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     began_s = time.monotonic()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
-import signal
 from collections.abc import Mapping
 from typing import Final, Protocol
 
 from rallypoint.core.printable import escaped, shortened
+from rallypoint.launch import guard_process
+from rallypoint.threads import call_from_loop
 
 REASON_MAX: Final = 200
 """The most characters of the last line, which is the reason for others."""
@@ -21,6 +23,8 @@ GATE: Final = 'read -r go && exec /bin/sh -c "$1" </dev/null'
 """Begins the command when its group is known to those that end it."""
 KEPT_BYTES: Final = 8_192
 """How much of the end of the output is kept."""
+REAPED_S: Final = 1.0
+"""How many seconds a command that was killed may take to be reaped."""
 READ_BYTES: Final = 65_536
 PIECES_MAX: Final = 16
 """How many pieces are read in one turn of the loop: a pipe has at most so many of them."""
@@ -60,6 +64,8 @@ async def run_check(
             os.close(written)
             os.close(gate)
         groups.add(process.pid)
+        leader = guard_process.read_process(process.pid)
+        started = {process.pid: leader.start_time if leader is not None else 0}
         # If this process ends before, the read fails, and the command never begins.
         with contextlib.suppress(BrokenPipeError):
             os.write(opener, b"\n")
@@ -70,9 +76,14 @@ async def run_check(
         except TimeoutError:
             is_late = True
         finally:
-            _end_group(process.pid)
-            groups.remove(process.pid)
-        await process.wait()
+            try:
+                await call_from_loop(functools.partial(_end_session, started))
+            finally:
+                groups.remove(process.pid)
+        # A process in uninterruptible sleep, because of a broken device, outlives its SIGKILL.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAPED_S):
+                await process.wait()
         kept.read()
     finally:
         os.close(opener)
@@ -117,9 +128,9 @@ class _Kept:
         os.close(self._fd)
 
 
-def _end_group(pgid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pgid, signal.SIGKILL)
+def _end_session(started: dict[int, int]) -> None:
+    """A command may have made groups of its own in its session, as `timeout` does."""
+    guard_process.kill_groups(started, guard_process.KILL_WITHIN_S)
 
 
 def _last_line(kept: bytes | bytearray) -> str:
