@@ -81,6 +81,10 @@ class Agent:
         """When it first happened since then; None if it did not."""
         return self._log.first(kind, since_s)
 
+    def last_s(self, kind: str, before_s: float) -> float:
+        """When it last happened before then. It has happened."""
+        return max(float(e["at_s"]) for e in self.events(kind) if e["at_s"] < before_s)
+
     @property
     def worker_pid(self) -> int:
         """The process id of its last worker."""

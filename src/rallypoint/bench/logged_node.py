@@ -41,7 +41,9 @@ def logged(log: EventWriter) -> type[Node]:
                     change = action.change
                     event = "verdict" if change.confirmed else "unconfirmed"
                     log.write("told", at_s, name=name, round=change.round)
-                    log.write(event, at_s, name=name, kind=change.kind, nodes=change.nodes)
+                    lines = change.failure.last_lines if change.failure is not None else ()
+                    found = {"cause": change.cause, "lines": lines}
+                    log.write(event, at_s, name=name, kind=change.kind, nodes=change.nodes, **found)
                 case act.Attached():
                     term, is_own = self._machine.stamp.term, self.is_at_own
                     log.write("attached", at_s, name=name, term=term, is_own=is_own)

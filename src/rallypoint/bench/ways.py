@@ -140,11 +140,7 @@ def chosen(names: Sequence[str], *, is_ddp: bool, kind: type[Agent] | None = Non
                 f"rallypoint bench recover --ddp --ways {','.join(names)}",
             )
         return [COLD]
-    if importlib.util.find_spec("torch") is None:
-        raise BenchError(
-            "--ddp needs torch, which is not installed",
-            "pip install 'rallypoint[torch]', or leave --ddp out to use a plain Python worker",
-        )
+    check_torch("--ddp", ", or leave --ddp out to use a plain Python worker")
     known = [
         name for name, way in WAYS.items() if kind is None or (way.kind is kind and not way.keeps)
     ]
@@ -155,6 +151,15 @@ def chosen(names: Sequence[str], *, is_ddp: bool, kind: type[Agent] | None = Non
             f"there are {', '.join(known)}",
         )
     return [WAYS[name] for name in dict.fromkeys(names or known)]
+
+
+def check_torch(what: str, otherwise: str = "") -> None:
+    """Raise BenchError if there is no torch. `what` needs it; `otherwise`: for the hint."""
+    if importlib.util.find_spec("torch") is None:
+        raise BenchError(
+            f"{what} needs torch, which is not installed",
+            f"pip install 'rallypoint[torch]'{otherwise}",
+        )
 
 
 def in_turn(

@@ -3,13 +3,15 @@
     python -m rallypoint.bench.yielding_worker FILE
 
 Each step is a barrier of all workers: one that stopped alone would leave the others there. It goes
-on from the last checkpoint, a file beside FILE that all workers of the machine use.
+on from the last checkpoint, a file beside FILE that all workers of the machine use. SIGUSR1 makes
+it hang outside the barrier. It reports each step as its progress.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +31,12 @@ def _barriers(world: World) -> Train:
     return lambda step: world.barrier(f"step {step}")
 
 
+def load_data() -> None:
+    """Hang, as a dead file server makes a program hang. The name is in the worker's stack."""
+    while True:
+        time.sleep(60)
+
+
 def main(
     path: str,
     begin: Callable[[World], Train] = _barriers,
@@ -38,6 +46,7 @@ def main(
     log = EventWriter(path)
     saved = Path(path).with_name("checkpoint")
     log.write("working", pid=os.getpid())
+    signal.signal(signal.SIGUSR1, lambda *_: load_data())
     with rallypoint.join() as run:
         for world in run.worlds():
             with contextlib.suppress(rallypoint.RoundBrokenError), world:
@@ -57,6 +66,8 @@ def _train(world: World, log: EventWriter, saved: Path, train: Train) -> None:
                     file.write(str(step).encode())
             world.barrier("saved")
             return
+        log.write("advanced", step=step)
+        world.progress(step)
         train(step)
         log.write("trained", step=step, round=world.number, size=world.size)
         step += 1

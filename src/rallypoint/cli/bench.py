@@ -413,7 +413,7 @@ def _check_share(sizes: Sequence[int], at: str, of: int) -> None:
 
 def _connections(scenario: Scenario, nodes: int, runs: int) -> int:
     """How many connections a coordinator has at most."""
-    if scenario in (*_OF_JOBS, Scenario.KILL):
+    if scenario in (*_OF_JOBS, Scenario.FIRST_START, Scenario.HANG, Scenario.KILL):
         return 0
     return nodes * runs if scenario is Scenario.RUNS else nodes
 

@@ -28,6 +28,8 @@ class Scenario(enum.StrEnum):
     REGROUP = "regroup"
     RECOVER = "recover"
     DRAIN = "drain"
+    FIRST_START = "first-start"
+    HANG = "hang"
     KILL = "kill"
     CUT = "cut"
     PREEMPTED = "preempted"
@@ -82,6 +84,10 @@ NEEDS: Final = {
     Scenario.REGROUP: Needs("a node is killed, leaves, arrives, or is frozen"),
     Scenario.RECOVER: Needs("real agents and workers, from a kill to the next training step", "3"),
     Scenario.DRAIN: Needs("real agents and workers, one of which leaves at an agreed step", "3"),
+    Scenario.FIRST_START: Needs(
+        "the first start of a DDP job with --preload=torch, and cold", "3", At.NONE
+    ),
+    Scenario.HANG: Needs("one worker of real agents hangs: until all know who", "3", At.NONE),
     Scenario.KILL: Needs("kill -9 of real agents", "8", At.NONE),
     Scenario.CUT: Needs("the network of one node is cut", "8", At.SERVED),
     Scenario.PREEMPTED: Needs("30 % of the nodes are killed at once", "100", At.SERVED),
@@ -131,8 +137,10 @@ def measure_of(scenario: Scenario) -> Measure:
         cut,
         drain,
         failover,
+        first_start,
         frozen_coordinator,
         frozen_node,
+        hang,
         host_lost,
         idle,
         join,
@@ -157,6 +165,8 @@ def measure_of(scenario: Scenario) -> Measure:
         Scenario.REGROUP: regroup.measure,
         Scenario.RECOVER: recover.measure,
         Scenario.DRAIN: drain.measure,
+        Scenario.FIRST_START: first_start.measure,
+        Scenario.HANG: hang.measure,
         Scenario.KILL: kill.measure,
         Scenario.CUT: cut.measure,
         Scenario.PREEMPTED: preempted.measure,
