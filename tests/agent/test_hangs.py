@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,27 @@ def test_a_worker_that_hangs_is_named_with_its_place(machine: Machine) -> None:
     assert f"{guilty}: rank 1 hangs" in text
     assert f"{other} rank 0 in barrier (joined.py:{barrier})" in text
     assert f"{guilty} rank 1 in load (joined.py:{load})" in text
+
+
+def test_the_stacks_of_all_ranks_are_kept_after_the_run_has_ended(
+    machine: Machine, tmp_path: Path
+) -> None:
+    program = machine.program(JOINED, "joined.py")
+    ledger = f"file:{tmp_path}/ledger"
+    options = ("--hang-timeout", "3s", *QUICK)
+    a, b = (
+        machine.agent(name, *options, nnodes="2", endpoint=ledger, program=program) for name in "ab"
+    )
+    end_by_hang(a)
+    b.ends(1)
+    shown = machine.command("stacks", "test", "--last", "--endpoint", ledger).ends(0)
+    assert "rank 0 in barrier (joined.py:" in shown
+    assert "rank 1 in load (joined.py:" in shown
+    # The innermost frame of the main thread comes first, below the name of its thread.
+    blocks = [block.splitlines() for block in shown.split("\n\n")[1:]]
+    assert "load" in [block[2].rpartition(" in ")[2] for block in blocks]
+    found = machine.command("stacks", "test", "--last", "--json", "--endpoint", ledger).ends(0)
+    assert '"round": 1' in found
 
 
 def test_a_stopped_worker_is_named_as_such(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rallypoint.cli import output, status_view, watching
 from rallypoint.coordinator import status
+from rallypoint.core.printable import spans
 from rallypoint.core.reasons import Waiting
 
 SUMMARY: dict[str, Any] = {
@@ -203,7 +204,7 @@ def test_the_head_says_what_is_the_case_now(
     [([], ""), ([3], "3"), ([0, 1, 2, 3], "0-3"), ([0, 1, 4, 6, 7], "0-1,4,6-7")],
 )
 def test_ranks_are_drawn_short(numbers: list[int], text: str) -> None:
-    assert status_view.spans(numbers) == text
+    assert spans(numbers) == text
 
 
 @pytest.mark.parametrize(

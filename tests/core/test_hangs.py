@@ -1,5 +1,6 @@
 """R15: a round whose workers advance is not ended as a hang; one that does not is, in time."""
 
+import msgspec
 import pytest
 
 from rallypoint.core import effects as do
@@ -48,6 +49,28 @@ def test_R15_a_round_in_which_nobody_advances_ends() -> None:
     assert (change.nodes, failure.rank, change.charged, change.confirmed) == (("b",), 1, True, True)
     assert failure.last_lines == ("line 1", "line 2")
     assert driver.run.restart_count == 1
+
+
+def test_R15_the_stacks_of_all_workers_are_kept_before_the_round_ends() -> None:
+    driver = in_round("a", "b", "c")
+    driver.progress("a", "b", "c", step=1)
+    driver.advance(TIMEOUT_S)
+    text = 'Current thread 0x{} (most recent call first):\n  File "{}", line 4 in all_reduce\n'
+    for name, rank in (("a", 0), ("b", 2)):
+        driver.stacks(
+            name, msgspec.structs.replace(WAITS, rank=rank, text=text.format(rank, "t.py"))
+        )
+    driver.stacks("c", LOADS)
+    effects = [each for _, each in driver.effects if isinstance(each, do.KeepStacks | do.Break)]
+    kept, ended = effects
+    assert isinstance(kept, do.KeepStacks)
+    assert isinstance(ended, do.Break)
+    assert [each.in_words for each in kept.groups] == [
+        "2 of 3 in all_reduce (train.py:4) (ranks 0,2)",
+        "c rank 1 in load (data.py:9)",
+    ]
+    assert [each.nodes for each in kept.groups] == [("a", "b"), ("c",)]
+    assert kept.groups[0].lines[1] == '  File "t.py", line 4 in all_reduce'
 
 
 def test_R15_nodes_that_do_not_answer_do_not_hold_up_the_end() -> None:

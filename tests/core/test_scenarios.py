@@ -229,6 +229,8 @@ def _words(effect: do.Effect) -> str:
             return f"tell {token_of(node)}: standby{why}"
         case do.StayOut(name=name, reason=reason, left_s=left_s):
             return f"keep {name} out for {left_s:g} s: {reason}"
+        case do.KeepStacks(groups=groups):
+            return f"keep the stacks: {'; '.join(each.in_words for each in groups)}"
         case do.LetBackIn(node=node, reason=reason):
             return f"let {token_of(node)} back in: {reason}"
         case do.Forgive(name=name):

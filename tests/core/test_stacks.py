@@ -5,9 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rallypoint.core.stacks import (
+    COMPARED_MAX,
+    GROUPS_KEPT,
+    LINES_KEPT,
     PLACE_CHARACTERS_MAX,
     UNKNOWN,
     WorkerStack,
+    grouped,
+    lines_of,
     odd_one,
     place_of,
     stack,
@@ -122,6 +127,34 @@ DEEP = (
 def test_the_place_of_a_worker(text: str, place: str, is_waiting: bool) -> None:
     found = place_of(text)
     assert (str(found), found.is_waiting) == (place, is_waiting)
+
+
+def test_the_lines_begin_with_the_main_thread() -> None:
+    lines = lines_of(f"{MAIN_IS_LAST}\n/proc: 2 threads\n/proc: it waits in futex")
+    assert lines[1] == '  File "/home/ann/train.py", line 5 in compute'
+    assert lines[-2:] == ("/proc: 2 threads", "/proc: it waits in futex")
+    assert sorted(lines) == sorted(
+        line for line in [*MAIN_IS_LAST.splitlines(), *lines[-2:]] if line.strip()
+    )
+
+
+def test_equal_stacks_are_kept_once_and_they_are_bounded() -> None:
+    def worker(rank: int, line: int) -> WorkerStack:
+        text = OWN_CODE.replace("line 7", f"line {line}").replace("0x00007f2d1b1f5740", hex(rank))
+        return stack(rank, 0, text * 40, step=None, source="faulthandler")
+
+    few = {f"n{rank}": [worker(rank, 7 if rank < 6 else 10 + rank)] for rank in range(8)}
+    groups = grouped(few)
+    assert [each.in_words for each in groups] == [
+        "6 of 8 in load (data.py:9) (ranks 0-5)",
+        "n6 rank 6 in load (data.py:9)",
+        "n7 rank 7 in load (data.py:9)",
+    ]
+    assert all(len(each.lines) == LINES_KEPT for each in groups)
+    many = {f"n{rank}": [worker(rank, rank)] for rank in range(COMPARED_MAX + 1)}
+    assert len(grouped(many)) == 1
+    different = {f"n{rank}": [WorkerStack(rank, place=f"at {rank}")] for rank in range(1_000)}
+    assert len(grouped(different)) == GROUPS_KEPT
 
 
 @given(

@@ -108,7 +108,13 @@ def test_the_cause_of_a_hang_is_who_stands_where(
     detail = page.locator(".detail", has_text="rank 1 hangs")
     detail.filter(has_text="rank 0 in barrier").filter(has_text="rank 1 in load").wait_for()
     detail.get_by_text("The stack of the worker that keeps the others waiting").wait_for()
-    detail.locator("pre", has_text="in load").wait_for()
+    detail.locator("pre", has_text="in load").last.wait_for()
+    stood = detail.locator(".stacks summary")
+    stood.filter(has_text="rank 0 in barrier").wait_for()
+    assert stood.count() == 2
+    stood.first.focus()
+    page.keyboard.press("Enter")
+    detail.locator(".stacks details[open] pre").wait_for()
     page.locator(".events li[data-cause=hang]", has_text="no worker has advanced").first.wait_for()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

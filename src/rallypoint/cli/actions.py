@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -10,8 +11,9 @@ import typer
 from rallypoint import settings
 from rallypoint.cli import api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
+from rallypoint.cli.events import known_events
 from rallypoint.core.printable import size_of
-from rallypoint.errors import RunClosedError
+from rallypoint.errors import RunClosedError, UsageError
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 NodeArgument = Annotated[
@@ -148,13 +150,23 @@ def stacks(
     ] = "",
     endpoint: EndpointOption = None,
     token_file: TokenFileOption = None,
+    last: Annotated[
+        bool,
+        typer.Option("--last", help="Those of the last hang, each of the equal ones once."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The whole answer, as JSON.")] = False,
 ) -> None:
     """Show where the workers of a run stand: a summary, and the stacks of each.
 
     It disturbs no worker. The stacks come from faulthandler (of workers that have joined), from
-    py-spy where it is installed, or from /proc. See docs/hangs.md.
+    py-spy where it is installed, or from /proc. With --last, nobody is asked: the events of the run
+    have the stacks of its last hang, also after its end. See docs/hangs.md.
     """
+    if last:
+        if node:
+            raise UsageError("--last shows the workers of all nodes", hint="leave NODE out")
+        _show_last(endpoint, token_file, run_id, json)
+        return
     body = {"node": node} if node else {}
     answer = _act(endpoint, token_file, run_id, "stacks", body)
     if json:
@@ -170,6 +182,37 @@ def stacks(
         output.warn(f"node {_shown(name)} has not answered in time")
     for name in answer.get("cannot") or ():
         output.warn(f"node {_shown(name)} cannot be asked: torchrun, or an older release")
+
+
+def _show_last(endpoint: str | None, token_file: str | None, run_id: str, as_json: bool) -> None:
+    """The stacks that the last hang has left in the events."""
+    where = endpoint_of(endpoint)
+    found = last_hang(known_events(where, keys_of(where, token_file), run_id))
+    if as_json:
+        output.print_json({"run_id": run_id, **found})
+        return
+    if not found["stacks"]:
+        output.note(f"no round of run {_shown(run_id)} has ended as a hang, as far as is known")
+        return
+    lines = [str(found["why"])]
+    for each in found["stacks"]:
+        lines += ["", str(each.get("detail")), *(f"  {line}" for line in each["last_lines"])]
+    print("\n".join(map(output.clean, lines)), flush=True)
+
+
+def last_hang(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Of the last round that ended as a hang: `round`, `at`, `why`, and the `stacks` events."""
+    found: dict[str, Any] = {"round": None, "at": None, "why": "", "stacks": []}
+    stacks: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("kind") == "stacks":
+            stacks.append(event)
+        elif event.get("kind") == "broken":
+            if stacks:
+                at, why = event.get("at"), event.get("text")
+                found = {"round": event.get("round"), "at": at, "why": why, "stacks": stacks}
+            stacks = []
+    return found
 
 
 def _heading(node: str, worker: dict[str, Any]) -> str:

@@ -174,6 +174,17 @@ def _show_pages(where: Endpoint, keys: Keys, run_id: str, shower: _Shower) -> bo
     return is_over
 
 
+def known_events(where: Endpoint, keys: Keys, run_id: str) -> Iterator[Event]:
+    """All events that are kept of the run, oldest first."""
+    last_id = ""
+    for _ in range(PAGES_MAX):
+        page = _page(where, keys, run_id, last_id)
+        yield from page["events"]
+        if not page.get("more") or not page["events"]:
+            return
+        last_id = str(page["events"][-1]["id"])
+
+
 def _page(where: Endpoint, keys: Keys, run_id: str, last_id: str) -> dict[str, Any]:
     path = f"{api_paths.events_path(run_id)}?limit={PAGE}"
     path += f"&since={last_id}" if last_id else ""

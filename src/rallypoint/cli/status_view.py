@@ -5,13 +5,13 @@ A coordinator of another release may omit a field or add one. A missing field is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli.output import cell, table
 from rallypoint.core import reasons
-from rallypoint.core.printable import size_of
+from rallypoint.core.printable import size_of, spans
 from rallypoint.core.sizes import size_text
 
 if TYPE_CHECKING:
@@ -84,17 +84,6 @@ def _key(name: str, value: object) -> object:
 def has_ended(status: Status) -> bool:
     """Whether this is a status of one run, and it is over."""
     return status.get("phase") == "closed"
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Numbers in order, in few characters: 0-3,7."""
-    found: list[list[int]] = []
-    for each in numbers:
-        if found and found[-1][-1] == each - 1:
-            found[-1][-1] = each
-        else:
-            found.append([each, each])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
 def seconds(value: float | None) -> str:

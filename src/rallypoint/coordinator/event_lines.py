@@ -53,6 +53,7 @@ LEVELS: Final[dict[EventKind, int]] = {
     EventKind.FORMED: logging.INFO,
     EventKind.NOT_BEGUN: logging.INFO,
     EventKind.LET_IN: logging.INFO,
+    EventKind.STACKS: logging.INFO,
     EventKind.BROKEN: logging.WARNING,
     EventKind.CAUSE: logging.WARNING,
     EventKind.CLOSED: logging.INFO,

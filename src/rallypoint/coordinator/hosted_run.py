@@ -724,6 +724,7 @@ _EXECUTE: dict[type[Effect], Callable[..., None]] = {
     do.Readmit: HostedRun._for_people,
     do.Rescale: HostedRun._for_people,
     do.StayOut: HostedRun._for_people,
+    do.KeepStacks: HostedRun._for_people,
     do.LetBackIn: HostedRun._for_people,
     do.Forgive: HostedRun._for_people,
     do.Commit: HostedRun._commit,

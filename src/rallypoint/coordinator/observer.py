@@ -405,6 +405,16 @@ class Observer:
             EventKind.COOLING, node=effect.name, seconds=effect.left_s, detail=effect.reason
         )
 
+    def _see_stacks(self, event: Any, effect: do.KeepStacks, now_s: float) -> None:
+        for each in effect.groups:
+            self.log.add(
+                EventKind.STACKS,
+                nodes=each.nodes,
+                count=each.count,
+                detail=each.in_words,
+                last_lines=each.lines,
+            )
+
     def _see_let_back_in(self, event: Any, effect: do.LetBackIn, now_s: float) -> None:
         self.log.add(EventKind.LET_BACK_IN, node=effect.node.name, detail=effect.reason)
 
@@ -567,6 +577,7 @@ _SEE: Final[dict[type[Effect], Callable[..., None]]] = {
     do.Readmit: Observer._see_admission,
     do.Rescale: Observer._see_scale,
     do.StayOut: Observer._see_stay_out,
+    do.KeepStacks: Observer._see_stacks,
     do.LetBackIn: Observer._see_let_back_in,
     do.Forgive: Observer._see_forgiven,
     do.HostJudged: Observer._see_host_judged,

@@ -63,6 +63,7 @@ class EventKind(enum.StrEnum):
     FORMED = "formed"
     NOT_BEGUN = "not_begun"
     LET_IN = "let_in"
+    STACKS = "stacks"
     BROKEN = "broken"
     CAUSE = "cause"
     CLOSED = "closed"
@@ -294,6 +295,14 @@ ABOUT: Final[dict[EventKind, About]] = {
         "{who} let in",
         ("node", "nodes", "count"),
         "The round ends, so that newcomers get its free places.",
+    ),
+    EventKind.STACKS: About(
+        "where workers stood",
+        ("nodes", "count", "detail", "last_lines"),
+        "A round ends as a hang, and so many workers had equal stacks; `detail` says which and "
+        "where, and `last_lines` has the stack of one of them, the innermost frame first. At most "
+        "eight groups, the largest first.",
+        "`rallypoint stacks RUN --last` prints them. See docs/hangs.md.",
     ),
     EventKind.BROKEN: About(
         reasons.ROUND_HAS_ENDED,

@@ -11,6 +11,7 @@ import enum
 from rallypoint.core.blame import Blame
 from rallypoint.core.orders import Order, Orders, Scale
 from rallypoint.core.reasons import Refusal
+from rallypoint.core.stacks import StackGroup
 from rallypoint.core.values import (
     Address,
     Change,
@@ -138,6 +139,12 @@ class StayOut(Effect, frozen=True):
     name: str
     reason: str
     left_s: float | None
+
+
+class KeepStacks(Effect, frozen=True):
+    """Where the workers of the round stand that ends as a hang. For people."""
+
+    groups: tuple[StackGroup, ...]
 
 
 class LetBackIn(Effect, frozen=True):

@@ -141,6 +141,9 @@ def go_on(run: MembershipState) -> None:
 def conclude(run: MembershipState) -> None:
     """End the round: its workers hang. The guilty one is the odd one out, if there is one."""
     change = verdict(run)
+    groups = stacks.grouped(run._progress.told)
+    if groups:
+        run._do(do.KeepStacks(groups))
     rounds.break_round(run, change)
     rounds.charge(run, change)
     cooling.blamed(run, change)
@@ -177,6 +180,6 @@ def verdict(run: MembershipState) -> Change:
 
 
 def lines_of(text: str) -> tuple[str, ...]:
-    """The first lines of a stack's text, where the innermost frames are."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    """The first lines of a stack's text: the innermost frames of its main thread."""
+    lines = stacks.lines_of(text)
     return tuple(shortened(line, LINE_CHARACTERS_MAX) for line in lines[:LINES_KEPT])

@@ -5,7 +5,7 @@ Quick to import: it imports nothing else of `core/`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
@@ -38,6 +38,17 @@ def some(names: Sequence[str], count: int = 0) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 node", "2 nodes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers in order, in few characters: 0-3,7."""
+    found: list[list[int]] = []
+    for each in numbers:
+        if found and found[-1][-1] == each - 1:
+            found[-1][-1] = each
+        else:
+            found.append([each, each])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
 def are_ready(ready: int, minimum: int, maximum: int) -> str:

@@ -14,13 +14,21 @@ from typing import Annotated, Final
 
 import msgspec
 
-from rallypoint.core.printable import shortened, some
-from rallypoint.core.values import FrozenStruct
+from rallypoint.core.printable import shortened, some, spans
+from rallypoint.core.values import NAMES_SHOWN_MAX, FrozenStruct
 
 PLACE_CHARACTERS_MAX: Final = 200
 STACK_CHARACTERS_MAX: Final = 64 * 1024
 """The longest text of one worker's stacks."""
 GROUPS_SHOWN: Final = 5
+GROUPS_KEPT: Final = 8
+"""How many groups of equal stacks are kept after a hang."""
+COMPARED_MAX: Final = 64
+"""Of so many workers at most the whole stacks are compared."""
+LINES_KEPT: Final = 20
+LINE_CHARACTERS_MAX: Final = 200
+"""How many lines of each, and the most characters of a line."""
+RANKS_CHARACTERS: Final = 100
 RANKS_SHOWN: Final = 4
 FRAMES_MAX: Final = 500
 """How many frames of a thread are read: a recursion may have many more."""
@@ -163,36 +171,61 @@ def stack(
     )
 
 
+def lines_of(text: str) -> tuple[str, ...]:
+    """The lines of a stack's text, those of the main thread first."""
+    threads = list(_threads(text))
+    main = _main_of(threads)
+    ordered = sorted(threads, key=lambda each: (each is not main, each.is_of_proc))
+    lines = (line.rstrip() for each in ordered for line in each.lines)
+    return tuple(line for line in lines if line.strip())
+
+
 def _main_thread(text: str) -> list[Frame]:
     """The frames of the main thread, the innermost first."""
-    found: list[Frame] = []
-    for name, frames in _threads(text):
-        if name == "MainThread":
-            return frames
+    main = _main_of(list(_threads(text)))
+    return main.frames if main is not None else []
+
+
+class _Thread(msgspec.Struct, eq=False):
+    """One thread: its name, if the text has it, its frames, and its lines.
+
+    `is_of_proc`: it is no thread, but what /proc says of the process.
+    """
+
+    name: str
+    frames: list[Frame]
+    lines: list[str]
+    is_of_proc: bool = False
+
+
+def _main_of(threads: list[_Thread]) -> _Thread | None:
+    found: _Thread | None = None
+    for each in threads:
+        if each.name == "MainThread":
+            return each
         # faulthandler writes no names: all threads but the main one begin in the module threading.
-        is_other = bool(frames) and frames[-1].at in (
-            "_bootstrap",
-            "_bootstrap_inner",
-            "_bootstrap",
-        )
-        if frames and (not is_other or not found):
-            found = frames
+        is_other = bool(each.frames) and each.frames[-1].at in ("_bootstrap", "_bootstrap_inner")
+        if each.frames and (not is_other or found is None):
+            found = each
     return found
 
 
-def _threads(text: str) -> Iterator[tuple[str, list[Frame]]]:
-    name, frames = "", list[Frame]()
+def _threads(text: str) -> Iterator[_Thread]:
+    present = _Thread("", [], [])
     for line in text.splitlines():
         begin = _THREAD.match(line)
-        if begin is not None:
-            yield name, frames
-            name, frames = begin["name"] or "", []
-            continue
+        is_of_proc = line.startswith("/proc:")
+        if begin is not None or is_of_proc is not present.is_of_proc:
+            yield present
+            name = begin["name"] or "" if begin is not None else ""
+            present = _Thread(name, [], [], is_of_proc)
+        present.lines.append(line)
         match = _FAULTHANDLER.match(line) or _PY_SPY.match(line)
-        if match is not None and len(frames) < FRAMES_MAX:
+        if match is not None and len(present.frames) < FRAMES_MAX:
             number = match["line"] or ""
-            frames.append(Frame(match["at"], match["file"], number if number.isdigit() else ""))
-    yield name, frames
+            frame = Frame(match["at"], match["file"], number if number.isdigit() else "")
+            present.frames.append(frame)
+    yield present
 
 
 def _is_library(frame: Frame) -> bool:
@@ -221,6 +254,50 @@ def summary(nodes: Mapping[str, Iterable[WorkerStack]], silent: Iterable[str] = 
     if unheard:
         parts.append(f"no answer from {some(tuple(unheard[:8]), len(unheard))}")
     return ", ".join(parts) or "no worker's stack is known"
+
+
+class StackGroup(FrozenStruct, frozen=True):
+    """Workers whose main threads stand at the same lines. `in_words`: who they are, and where.
+
+    `nodes`: some of their nodes, `count`: how many nodes these are. `lines`: the stacks of one of
+    them, the innermost frame of its main thread first; empty if its node shares no text.
+    """
+
+    in_words: str
+    nodes: tuple[str, ...]
+    count: int
+    lines: tuple[str, ...]
+
+
+def grouped(nodes: Mapping[str, Iterable[WorkerStack]]) -> tuple[StackGroup, ...]:
+    """The stacks of all workers, each of the equal ones once: the GROUPS_KEPT largest groups.
+
+    Of more than COMPARED_MAX workers, those are taken for equal that stand at the same place: to
+    read thousands of texts would take seconds.
+    """
+    workers = list(_ranks(nodes))
+    total = len(workers)
+    groups: dict[tuple[object, ...], list[tuple[str, WorkerStack]]] = {}
+    for node, each in workers:
+        read = _main_thread(each.text) if total <= COMPARED_MAX else []
+        frames = tuple((frame.at, frame.file, frame.line) for frame in read)
+        groups.setdefault((_stands(each), frames), []).append((node, each))
+    largest_first = sorted(groups.values(), key=lambda who: -len(who))
+    return tuple(_group_of(who, total) for who in largest_first[:GROUPS_KEPT])
+
+
+def _group_of(who: list[tuple[str, WorkerStack]], total: int) -> StackGroup:
+    node, first = min(who, key=lambda item: item[1].rank)
+    names = tuple(dict.fromkeys(name for name, _ in who))
+    if len(who) == 1:
+        text = f"{node} rank {first.rank} {_stands(first)}"
+    else:
+        ranks = spans(sorted(each.rank for _, each in who))
+        text = (
+            f"{len(who)} of {total} {_stands(first)} (ranks {shortened(ranks, RANKS_CHARACTERS)})"
+        )
+    lines = (shortened(line, LINE_CHARACTERS_MAX) for line in lines_of(first.text)[:LINES_KEPT])
+    return StackGroup(text, names[:NAMES_SHOWN_MAX], len(names), tuple(lines))
 
 
 def odd_one(

@@ -232,6 +232,9 @@ export class History {
       case "lost":
         if (event.round && !this.round(event.round, t).ended) this.round(event.round, t).losses.push(event);
         break;
+      case "stacks":
+        this.round(event.round, t).stacks.push(event);
+        break;
       case "broken":
         this.broken(event, t);
         break;
@@ -266,7 +269,7 @@ export class History {
     if (!found) {
       found = {
         number, formed: null, since: null, ended: null, nodes: null, names: [], waits: [], losses: [], failures: [],
-        phases: {}, gatheringS: null, activeS: null, cause: "", reason: "", verdict: null, letIn: null, lines: [], at: t,
+        phases: {}, gatheringS: null, activeS: null, cause: "", reason: "", verdict: null, letIn: null, lines: [], stacks: [], at: t,
       };
       this.rounds.set(number, found);
     }

@@ -550,7 +550,7 @@ class RunView {
 
   drawDetail() {
     const round = this.list?.find((each) => each.number === this.selected);
-    const key = round ? JSON.stringify([round.number, round.ended, round.verdict?.id, round.formed, round.names.length]) : "";
+    const key = round ? JSON.stringify([round.number, round.ended, round.verdict?.id, round.formed, round.names.length, round.stacks.length]) : "";
     if (this.detailKey === key) return;
     this.detailKey = key;
     fill(this.detail, round ? this.detailOf(round) : null);
@@ -584,6 +584,7 @@ class RunView {
         row("first cause", cause && cause !== round.reason ? cause : ""),
         row("also failed", round.failures.length > 1 ? some(round.failures.map((each) => each.node), round.failures.length) : ""),
       ),
+      stacksOf(round),
       lines.length ? [h("h4", {}, title), h("pre", { tabindex: "0", "aria-label": "Last lines of the worker" }, lines.join("\n"))] : null,
     ];
   }
@@ -651,6 +652,17 @@ function roundNow(run) {
   if (!run.round) return "no round yet";
   if (hasNoRound(run)) return `after round ${run.round}`;
   return `round ${run.round}: ${count(run.nodes, "node")}, ${count(run.size, "worker")}`;
+}
+
+/** Where the workers stood when the round ended as a hang: equal stacks once. */
+function stacksOf(round) {
+  if (!round.stacks.length) return null;
+  const item = (each) => {
+    const lines = each.last_lines ?? [];
+    if (!lines.length) return h("li", {}, each.detail);
+    return h("li", {}, h("details", {}, h("summary", {}, each.detail), h("pre", { tabindex: "0" }, lines.join("\n"))));
+  };
+  return [h("h4", {}, "Where its workers stood"), h("ul", { class: "stacks" }, round.stacks.map(item))];
 }
 
 /** How far the workers of a member are; "" if nothing is known. */
