@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -266,3 +267,52 @@ def test_a_stale_handle_of_nfs_is_a_folder_that_is_gone(path: Path, monkeypatch:
     with pytest.raises(errors.FencedError):
         write(fence(path, 1, 1), b"late", later)
     assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_a_library_left_is_removed_too(path: Path) -> None:
+    own = fence(path, 1, 1).claim()
+    (own / "0123.pt.tmp" / "shard").mkdir(parents=True)
+    (own / "0123.pt.tmp" / "shard" / "0.bin").write_bytes(b"half")
+    write(fence(path, 1, 2), b"new")
+    assert path.read_bytes() == b"new"
+    assert len(list(path.with_name("model.pt.fence").iterdir())) == 1
+
+
+def test_a_lost_answer_is_not_taken_from_another_rounds_file(path: Path, monkeypatch: Any) -> None:
+    """The system may give the number of a removed file to the next one."""
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: True)
+    replace = Path.replace
+
+    def late(part: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        write(fence(path, 1, 2), b"longer, of another round")
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with pytest.raises(errors.FencedError):
+        write(fence(path, 1, 1), b"old")
+
+
+def test_two_ranks_of_a_run_and_another_run_begin_at_once(tmp_path: Path) -> None:
+    """A rank is fenced by the other run, or it writes: it never sees its own run as the other."""
+    at = 0
+    while True:
+        path = tmp_path / f"model-{at}"
+
+        def others(path: Path = path) -> None:
+            fence(path, 1, 1, run="other").claim()
+            with contextlib.suppress(errors.FencedError):
+                fence(path, 1, 1).claim()
+
+        with pytest.MonkeyPatch.context() as patch:
+            taken = between(patch, at, others)
+            refused = ""
+            try:
+                write(fence(path, 1, 1), b"first")
+            except errors.FencedError as error:
+                refused = str(error)
+        assert "run 'other'" in refused or path.read_bytes() == b"first", (taken, refused)
+        if "other" not in taken:
+            break
+        at += 1
+    assert at > 6

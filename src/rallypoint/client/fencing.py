@@ -32,6 +32,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -149,7 +150,9 @@ class Fence:
             self._sign(own)
         # R13: after the own folder was made. Of two rounds that claim at once, one sees the other.
         names = _names(self.folder)
-        self._place(names)
+        if self._place(names) != mine:
+            # Another rank of this run began at the same time, when another run was here, too.
+            return self._claim()
         earlier = [each for each in _places(names) if each < mine]
         for each in {each.run_key: each for each in earlier}.values():
             # R13: before its folder is removed, so that this run does not take the file over again.
@@ -172,7 +175,8 @@ class Fence:
         # R13: a run that has lost the file to another one does not get it back.
         if any(run_key == key for _, run_key in ended):
             raise self._fenced(last)
-        generations = {each.run_key: each.generation for each in places}
+        # R13: the greatest of a run counts, if ranks of it began before and after another run.
+        generations = {each.run_key: each.generation for each in sorted(places)}
         highest = max([*generations.values(), *(generation for generation, _ in ended)], default=0)
         generation = generations.get(key, highest + 1)
         mine = _Place(generation, key, token.term, token.round)
@@ -213,9 +217,12 @@ class Fence:
 
     def _has(self, written: os.stat_result) -> bool:
         try:
-            return os.path.samestat(self.path.stat(), written)
+            found = self.path.stat()
         except OSError:
             return False
+        # The system may have given the number of the removed part to a later round's.
+        is_equal = (found.st_size, found.st_mtime_ns) == (written.st_size, written.st_mtime_ns)
+        return is_equal and os.path.samestat(found, written)
 
     def _refused(self, error: OSError) -> Exception:
         """The error of a write whose folder or part is gone: a later round has removed it."""
@@ -308,8 +315,13 @@ def _remove(folder: Path) -> None:
     """Remove the folder of an earlier round, which may write into it meanwhile. Raises OSError."""
     for _ in range(_TRIES):
         try:
-            for name in _names(folder):
-                (folder / name).unlink(missing_ok=True)
+            for each in [folder / name for name in _names(folder)]:
+                if each.is_dir() and not each.is_symlink():
+                    # A library that was given the path of a part has made it beside that. What is
+                    # left of it is found below: the folder is not empty.
+                    shutil.rmtree(each, ignore_errors=True)
+                else:
+                    each.unlink(missing_ok=True)
             folder.rmdir()
         except OSError as error:
             if error.errno in _GONE:
