@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from rallypoint.launch.worker_env import (
     worker_environment,
     worker_variables,
 )
+from rallypoint.launch.worker_processes import WorkerSpec
 from tests.agent.processes import alive
 from tests.launch.child_workers import until
 
@@ -300,6 +302,33 @@ def test_a_preloader_that_is_killed_tells_so_while_it_imports_and_after(tmp_path
         told.preloader.close()
 
     asyncio.run(dies())
+
+
+def test_a_preloader_that_hangs_is_waited_for_once(tmp_path: Path) -> None:
+    a_module_with_pid(tmp_path)
+
+    async def hangs() -> None:
+        told = Told(tmp_path, workers=0, hand_over_s=2.0)
+        told.preloader.start(["mine"])
+        assert isinstance(await told.next(), on.PreloadReady)
+        pid = pid_of(tmp_path)
+        os.kill(pid, signal.SIGSTOP)
+        spec = WorkerSpec(argv=("x",), env={}, cwd=None, local_rank=0, rank=0)
+
+        def all_workers() -> list[float]:
+            times_s = [time.monotonic()]
+            for _ in range(8):
+                assert told.preloader.take(spec, 0, 1, 2) is None
+                times_s.append(time.monotonic())
+            return times_s
+
+        first, second, *_, last = await asyncio.to_thread(all_workers)
+        assert last - second < second - first
+        assert await told.next(2) == on.PreloaderEnded("a fork of it has not answered for 2 s")
+        await until(lambda: not alive(pid))
+        assert len(told.events) == 2
+
+    asyncio.run(hangs())
 
 
 def test_a_preloader_that_is_closed_ends_also_in_an_import_that_hangs(tmp_path: Path) -> None:

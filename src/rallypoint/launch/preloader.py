@@ -61,7 +61,7 @@ class PreloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     that differ between workers. `workers`: how many standbys are kept. `may_fail`: whether a failed
     import is no problem, because the program's fails as well. `has_stdin`: whether a worker reads
     the agent's standard input. `import_s`: how many seconds one module may take, with what it
-    imports.
+    imports. `hand_over_s`: how many seconds a standby may take to answer.
     """
 
     argv: tuple[str, ...]
@@ -71,6 +71,7 @@ class PreloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     may_fail: bool = False
     has_stdin: bool = False
     import_s: float = IMPORT_S
+    hand_over_s: float = HAND_OVER_S
 
     def __repr__(self) -> str:
         return repr_without(self, "env")
@@ -339,7 +340,7 @@ class _Running:
         if gate is None:
             return None
         with gate:
-            gate.settimeout(HAND_OVER_S)
+            gate.settimeout(self._plan.hand_over_s)
             pid = 0
             try:
                 message, _ = preload_process.receive_message(gate)
@@ -347,10 +348,18 @@ class _Running:
                 work = {"env": dict(spec.env), "cwd": spec.cwd}
                 preload_process.send_message(gate, work, files)
                 preload_process.receive_message(gate)
-            except (OSError, EOFError):
+            except (OSError, EOFError) as error:
                 _kill_fork(pid)
+                if isinstance(error, TimeoutError):
+                    self._give_up()
                 return None
             return ForkedProcess(pid)
+
+    def _give_up(self) -> None:
+        """A standby does not answer: the others are not waited for as well, one after the other."""
+        self.close()
+        why = f"a fork of it has not answered for {self._plan.hand_over_s:g} s"
+        self._owner.told(self, on.PreloaderEnded(why))
 
     def close(self) -> None:
         with self._lock:
