@@ -37,6 +37,7 @@ from rallypoint.core.values import (
     Change,
     ChangeKind,
     CloseRecord,
+    Drain,
     Outcome,
     RoundHead,
     RoundMember,
@@ -65,14 +66,23 @@ class FakeNode:
     def __init__(self) -> None:
         self.info = SimpleNamespace(name="a")
         self.ledger_id = "L"
-        self.drain, self.step = None, None
+        self.drain: Drain | None = None
+        self.step: int | None = None
         self.round: Round | None = a_round()
         self.change: Change | None = None
         self.closed: CloseRecord | None = None
         self.calls: list[StoreOp] = []
         self.kept_by: Waiting | None = None
         self.is_connected, self.looking = True, ""
+        self.parts = 0
+        self.promised: list[int] = []
         self.answer: Callable[[], Awaitable[StoreResult]] = lambda: asyncio.sleep(0, VALUE)
+
+    def takes_part(self) -> None:
+        self.parts += 1
+
+    def promise(self, step: int) -> None:
+        self.promised.append(step)
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         self.calls.append(op)
@@ -393,5 +403,87 @@ def test_silent_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
             assert await (await made.worker()).members() == (MEMBER,)
             for each in mute:
                 each.close()
+
+    asyncio.run(scenario())
+
+
+# -- agreements on a step --------------------------------------------------------------------------
+
+
+def test_a_helper_of_a_worker_ends_no_promise_of_the_worker() -> None:
+    """A child process that joins as the same worker ends: the worker may still pass steps (R14)."""
+
+    async def scenario() -> None:
+        async with setup() as made:
+            first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
+            helper = await made.worker(local_rank=0)
+            for worker in (first, second):
+                worker.takes_part()
+                await worker.waiting()
+            assert made.node.parts == 1
+            await helper.aclose()
+            second.promise(4)
+            await second.waiting()
+            assert made.node.promised == []
+            first.promise(7)
+            await first.waiting()
+            assert made.node.promised == [7]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_joins_again_promises_again() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
+            for worker in (first, second):
+                worker.takes_part()
+                await worker.waiting()
+            await first.aclose()
+            again = await made.worker(local_rank=0)
+            again.takes_part()
+            await again.waiting()
+            second.promise(4)
+            await second.waiting()
+            assert made.node.promised == []
+            again.promise(5)
+            await again.waiting()
+            assert made.node.promised == [5]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_has_ended_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
+            for worker in (first, second):
+                worker.takes_part()
+                await worker.waiting()
+            second.promise(4)
+            await second.waiting()
+            await first.aclose()
+            while not made.node.promised:
+                await second.waiting()
+            assert made.node.promised == [4]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_was_asked_before_its_first_step_promises_then() -> None:
+    async def scenario() -> None:
+        async with setup() as made:
+            other = await made.worker(local_rank=0)
+            other.takes_part()
+            other.promise(2)
+            await other.waiting()
+            made.node.drain = Drain(("b",), 1, 20.0, "a notice", True)
+            worker = await made.worker()
+            run = Run(worker)
+            world = await run.next_world()
+            assert world is not None
+            assert not await world.should_yield(3)
+            await worker.waiting()
+            assert (made.node.parts, made.node.promised) == (1, [3])
 
     asyncio.run(scenario())

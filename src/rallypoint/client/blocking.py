@@ -301,8 +301,8 @@ class World(aio.Facts):
         Raises UsageError for a step below that of an earlier call, and RoundBrokenError if the
         world ends while it waits.
         """
-        client = self._world._client
-        passed = self._world._begin_step(step, lambda: self._portal.start(_do(client.takes_part)))
+        world, client = self._world, self._world._client
+        passed = world._begin_step(step, lambda: self._portal.start(_do(world._take_part)))
         if passed is Pass.GO_ON:
             return False
         is_last = passed is Pass.STOP or self._portal.run(self._steps.is_last(step))

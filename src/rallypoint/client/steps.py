@@ -46,6 +46,8 @@ class Steps:
     def __init__(self, number: int) -> None:
         self.gate = StepGate()
         self.drain: WorldDrain | None = None
+        self.is_asked = False
+        """Whether the worker is asked for its promise."""
         self._number = number
         self._ends_s = 0.0
         self._change: Change | None = None
@@ -54,6 +56,7 @@ class Steps:
     def told(self, drain: Drain) -> None:
         """Nodes of the round are going to leave it."""
         deadline_s = runtime.here().monotonic_s() + drain.left_s
+        self.is_asked = self.is_asked or drain.is_asked
         self.drain = WorldDrain(drain.nodes, drain.count, drain.reason, deadline_s)
         self._ends_s = asyncio.get_running_loop().time() + drain.left_s + LATE_S
         self._changed.set()

@@ -388,7 +388,7 @@ class World(Facts):
         Raises UsageError for a step below that of an earlier call, and RoundBrokenError if the
         world ends while it waits.
         """
-        passed = self._begin_step(step, self._client.takes_part)
+        passed = self._begin_step(step, self._take_part)
         is_last = await self._steps.is_last(step) if passed is Pass.WAIT else passed is Pass.STOP
         if is_last:
             self._client.yielded()
@@ -401,13 +401,23 @@ class World(Facts):
             takes_part()
         return passed
 
+    def _take_part(self) -> None:
+        """The program has asked for the first time in this world."""
+        self._client.takes_part()
+        # R14: a process that joins again in a round may have been asked before.
+        if self._steps.is_asked:
+            self._promise()
+
     def _drain_told(self, drain: Drain) -> None:
         self._steps.told(drain)
         if drain.is_asked:
-            step = self._steps.gate.promise()
-            # It took part, so it has passed a step.
-            if step is not None:
-                self._client.promise(step)
+            self._promise()
+
+    def _promise(self) -> None:
+        step = self._steps.gate.promise()
+        # One that has passed no step promises when it takes part.
+        if step is not None:
+            self._client.promise(step)
 
     def _step_decided(self, step: int) -> None:
         self._steps.decided(step)

@@ -78,10 +78,9 @@ class Channel:
         self.expelled: Change | None = None
         """Why this node is not in its round any more, if the coordinator has taken it out."""
         self.links: dict[WorkerLink, None] = {}
-        self._taking_part: dict[int, None] = {}
-        self._promises: dict[int, int] = {}
-        self._gone: dict[int, None] = {}
-        """The local ranks of this round whose connection has ended."""
+        self._taking_part: dict[WorkerLink, None] = {}
+        """The connections of this round that take part, also if they have ended."""
+        self._promises: dict[WorkerLink, int] = {}
         self._listener: Listener | None = None
         self._socket: socket.socket | None = None
         self._directory: Path | None = None
@@ -125,7 +124,7 @@ class Channel:
             if link not in waiting:
                 link.cut()
         self.links = dict.fromkeys(waiting)
-        self._taking_part, self._promises, self._gone = {}, {}, {}
+        self._taking_part, self._promises = {}, {}
         self.round = found
         self.secret = secrets.token_hex(16)
         return self.secret
@@ -151,28 +150,33 @@ class Channel:
         """Tell the workers at which step all workers of the round stop."""
         self._tell(local.StopAt(step))
 
-    def takes_part(self, local_rank: int) -> None:
+    def takes_part(self, link: WorkerLink) -> None:
         """A worker takes part. The node does when all of its workers do (R14)."""
-        self._taking_part[local_rank] = None
-        if self.round is not None and len(self._taking_part) == self.round.seat.workers:
+        self._taking_part[link] = None
+        if self._do_all_take_part:
             self.node.takes_part()
 
-    def promised(self, local_rank: int, step: int) -> None:
+    def promised(self, link: WorkerLink, step: int) -> None:
         """A worker has promised. The node promises the highest step when all have (R14)."""
-        self._promises[local_rank] = max(step, self._promises.get(local_rank, 0))
-        self._promise_if_all_have()
+        self._promises[link] = max(step, self._promises.get(link, 0))
+        self.promise_if_all_have()
 
-    def ended(self, local_rank: int) -> None:
-        """The connection of a worker has ended, and so has the worker: it passes no step."""
-        self._gone[local_rank] = None
-        self._promise_if_all_have()
+    def promise_if_all_have(self) -> None:
+        """Promise the highest step, if no connection can pass a later one.
 
-    def _promise_if_all_have(self) -> None:
-        found = self.round
-        if found is None or not self._promises:
-            return
-        if len(self._promises.keys() | self._gone.keys()) == found.seat.workers:
+        A process may join twice as one worker, or have a child that does. So each connection that
+        takes part has to promise. One that has ended passes no step.
+        """
+        living = [each for each in self._taking_part if each in self.links]
+        have_all = self._do_all_take_part and all(each in self._promises for each in living)
+        # R14: no worker of this node passes a later step.
+        if have_all and self._promises:
             self.node.promise(max(self._promises.values()))
+
+    @property
+    def _do_all_take_part(self) -> bool:
+        ranks = {each.local_rank for each in self._taking_part}
+        return self.round is not None and ranks.issuperset(range(self.round.seat.workers))
 
     def depart(self, reason: str) -> None:
         """Tell the workers, also those that connect later, that this node is going to leave."""
@@ -245,7 +249,7 @@ class WorkerLink(asyncio.Protocol):
         """The worker has ended: cancel its calls."""
         channel = self._channel
         if channel.links.pop(self, self) is None and self._round is channel.round:
-            channel.ended(self.local_rank)
+            channel.promise_if_all_have()
             if all(link.local_rank != self.local_rank for link in channel.links):
                 channel.requests.parted(self.local_rank)
         for task in list(self._calls.values()):
@@ -367,9 +371,9 @@ class WorkerLink(asyncio.Protocol):
             case local.DumpsStacks():
                 self._channel.requests.dumps_stacks(self.local_rank, message.pid, message.signal)
             case local.TakesPart():
-                self._channel.takes_part(self.local_rank)
+                self._channel.takes_part(self)
             case local.Promise():
-                self._channel.promised(self.local_rank, message.step)
+                self._channel.promised(self, message.step)
             case local.Yielded():
                 self._channel.requests.yielded(self.local_rank)
             case local.Hello():
