@@ -45,7 +45,7 @@ class Specification(msgspec.Struct, frozen=True, kw_only=True):
 
     `may_host`: a node may host the run's coordinator. `regroups`: a node asks for the next round
     as soon as its round has ended, as if its workers stopped at once; otherwise it logs `ended`.
-    `run`: further settings of the run.
+    `local_addr`: where other nodes reach them. `run`: further settings of the run.
     """
 
     endpoint: str
@@ -56,6 +56,7 @@ class Specification(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str = RUN_ID
     may_host: bool = False
     regroups: bool = False
+    local_addr: str = "127.0.0.1"
     run: dict[str, Any] = {}
 
 
@@ -86,6 +87,7 @@ def node(
     *,
     least: int | None = None,
     may_host: bool = False,
+    local_addr: str = "127.0.0.1",
     run: dict[str, Any] | None = None,
 ) -> Node:
     """One node of a run with at most `total` and at least `least` nodes (default: `total`)."""
@@ -93,7 +95,7 @@ def node(
         endpoint=parse_endpoint(endpoint),
         run_id=run_id,
         node_name=name,
-        local_addr="127.0.0.1",
+        local_addr=local_addr,
         host_coordinator="auto" if may_host else "no",
     )
     least = total if least is None else least
@@ -116,6 +118,7 @@ class _Lives:
                 what.endpoint,
                 least=what.min_nodes,
                 may_host=what.may_host,
+                local_addr=what.local_addr,
                 run=what.run,
             )
             for name in names

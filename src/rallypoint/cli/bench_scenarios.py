@@ -33,6 +33,7 @@ class Scenario(enum.StrEnum):
     KILL = "kill"
     CUT = "cut"
     PREEMPTED = "preempted"
+    POWER_LOSS = "power-loss"
     FROZEN_NODE = "frozen-node"
     FROZEN_COORDINATOR = "frozen-coordinator"
     FAILOVER = "failover"
@@ -91,6 +92,7 @@ NEEDS: Final = {
     Scenario.KILL: Needs("kill -9 of real agents", "8", At.NONE),
     Scenario.CUT: Needs("the network of one node is cut", "8", At.SERVED),
     Scenario.PREEMPTED: Needs("30 % of the nodes are killed at once", "100", At.SERVED),
+    Scenario.POWER_LOSS: Needs("one of many hosts has no power any more (as root)", "8", At.NONE),
     Scenario.FROZEN_NODE: Needs("SIGSTOP of a real agent and its worker", "8", At.NONE),
     Scenario.FROZEN_COORDINATOR: Needs(
         "the only coordinator is stopped and continued", "8", At.SERVED, 20.0
@@ -150,6 +152,7 @@ def measure_of(scenario: Scenario) -> Measure:
         ledger_writes,
         meet,
         neighbour,
+        power_loss,
         preempted,
         rack,
         recover,
@@ -167,6 +170,7 @@ def measure_of(scenario: Scenario) -> Measure:
         Scenario.DRAIN: drain.measure,
         Scenario.FIRST_START: first_start.measure,
         Scenario.HANG: hang.measure,
+        Scenario.POWER_LOSS: power_loss.measure,
         Scenario.KILL: kill.measure,
         Scenario.CUT: cut.measure,
         Scenario.PREEMPTED: preempted.measure,
