@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -135,9 +136,14 @@ def catches(pid: int, number: int) -> bool:
 # -- py-spy ----------------------------------------------------------------------------------------
 
 
+def py_spy() -> str | None:
+    """The path of py-spy, from PATH or of this environment; None if there is none."""
+    return shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+
+
 async def _by_py_spy(pid: int) -> str:
     """What py-spy says; "" if it is not installed, may not look, or takes too long."""
-    path = shutil.which("py-spy")
+    path = py_spy()
     if path is None:
         return ""
     process = None
