@@ -1,5 +1,6 @@
 """Where workers stand, from texts as faulthandler, py-spy and /proc write them."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from rallypoint.core.stacks import (
     GROUPS_KEPT,
     LINES_KEPT,
     PLACE_CHARACTERS_MAX,
+    STEP_MAX,
     UNKNOWN,
     WorkerStack,
     grouped,
@@ -220,3 +222,12 @@ def test_the_summary_is_bounded() -> None:
     text = summary(nodes, [f"silent{i}" for i in range(1_000)])
     assert len(text) < 1_500
     assert "995 elsewhere" in text
+
+
+@pytest.mark.parametrize("step", [10**30, -(10**30), 7, None])
+def test_a_step_of_any_size_can_be_told(step: int | None) -> None:
+    """A program may print any number; else its node could not answer at all."""
+    told = stack(0, 0, "", step=step, source="")
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=type(told)) == told
+    if step is not None:
+        assert told.step == max(-STEP_MAX, min(step, STEP_MAX))

@@ -20,8 +20,8 @@ from rallypoint.client.run_client import WorldFacts, failure_of, is_programs_own
 from rallypoint.client.stack_dump import dump_on_signal
 from rallypoint.client.store_calls import COORDINATOR_LOST, no_answer, round_ended, store_error
 from rallypoint.client.waiting import close_unconfirmed
-from rallypoint.core.progress import STEP_MAX
 from rallypoint.core.reasons import Waiting
+from rallypoint.core.stacks import STEP_MAX
 from rallypoint.core.store import StoreFailure, StoreOp, StoreResult
 from rallypoint.core.values import (
     TEXT_LENGTH_MAX,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from rallypoint.core.progress import STEP_MAX, Progress
+from rallypoint.core.progress import Progress
+from rallypoint.core.stacks import STEP_MAX
 
 AGO_MAX_S: Final = 31_536_000.0
 

@@ -92,14 +92,19 @@ class StackRequests:
 
     def told(self, node: NodeId, message: wire.StacksTold) -> None:
         """A node has answered."""
-        stacks = tuple(map(_tidy, message.stacks))
-        if message.request_id > 0:
-            self._post(on.StacksTold(node, message.request_id, message.progress, stacks))
+        request_id = message.request_id
+        # The texts are read only if they answer a question: a node may send any number of them.
+        if request_id > 0:
+            asking = self._membership.progress
+            if asking.is_asking and request_id == asking.serial:
+                is_new = node.name in asking.unanswered
+                stacks = tuple(map(_tidy, message.stacks)) if is_new else ()
+                self._post(on.StacksTold(node, request_id, message.progress, stacks))
             return
-        question = self._open.get(message.request_id)
+        question = self._open.get(request_id)
         if question is not None and node.name in question.waits_for:
             del question.waits_for[node.name]
-            question.told[node.name] = stacks
+            question.told[node.name] = tuple(map(_tidy, message.stacks))
             if not question.waits_for:
                 question.is_answered.set()
 

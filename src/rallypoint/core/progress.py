@@ -13,7 +13,7 @@ import msgspec
 
 from rallypoint.core.effects import Effect, TimerKind
 from rallypoint.core.judging import JudgingClock
-from rallypoint.core.stacks import WorkerStack
+from rallypoint.core.stacks import STEP_MAX, WorkerStack
 from rallypoint.core.timers import Timers
 from rallypoint.core.values import FrozenStruct
 
@@ -23,7 +23,6 @@ PACE_S: Final = 10.0
 """A node's pace is that of its last 10 to 20 s, or of its last two reports if they are rarer."""
 AGAIN_S: Final = 1.0
 """The pause before the next look, if a member of the round cannot be heard."""
-STEP_MAX: Final = 2**63 - 1
 Step = Annotated[int, msgspec.Meta(ge=-STEP_MAX, le=STEP_MAX)]
 Ago = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
 HangTimeout = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]

@@ -20,6 +20,8 @@ from rallypoint.core.values import NAMES_SHOWN_MAX, FrozenStruct
 PLACE_CHARACTERS_MAX: Final = 200
 STACK_CHARACTERS_MAX: Final = 64 * 1024
 """The longest text of one worker's stacks."""
+STEP_MAX: Final = 2**63 - 1
+"""The highest step that can be told; a program may have any number."""
 GROUPS_SHOWN: Final = 5
 GROUPS_KEPT: Final = 8
 """How many groups of equal stacks are kept after a hang."""
@@ -166,7 +168,7 @@ def stack(
         place=str(place),
         is_waiting=place.is_waiting,
         text=text[:STACK_CHARACTERS_MAX],
-        step=step,
+        step=None if step is None else max(-STEP_MAX, min(step, STEP_MAX)),
         source=source,
     )
 
