@@ -31,19 +31,17 @@ def agree(world, model):
     # Rank 0's model cannot be used: when rank 0 is lost, a new process without a model takes its
     # place. Survivors may be one step apart, if the round ended after some of them had the sum of a
     # step and before others had it. Every sum is complete, so the model with more steps is right.
-    ranks = range(world.size)
-    world.store.set(f"step/{world.rank}", str(model.step))
-    steps = [int(step) for step in world.store.multi_get([f"step/{rank}" for rank in ranks])]
-    farthest = steps.index(max(steps))
+    newest = world.newest(model.step)
+    giver = newest.ranks[0]
     state = f"round {world.number}: rank {world.rank} of {world.size},"
-    if world.rank == farthest:
+    if world.rank == giver:
         world.store.set("model", np.concatenate([model.weights, model.velocity]).tobytes())
-    if steps[world.rank] == max(steps):
+    if world.rank in newest.ranks:
         say(f"{state} has the model of step {model.step} in memory")
         return
     model.weights, model.velocity = np.split(np.frombuffer(world.store.get("model")), 2)
-    model.step = max(steps)
-    say(f"{state} takes the model of step {model.step} from rank {farthest}")
+    model.step = newest.step
+    say(f"{state} takes the model of step {model.step} from rank {giver}")
 
 
 def train(world, model, options, images, labels):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rallypoint import aio
     from rallypoint.client.blocking import Portal, Run, Store, World
     from rallypoint.client.fencing import FencingToken
+    from rallypoint.client.newest import Newest
     from rallypoint.client.options import JoinOptions
     from rallypoint.client.steps import WorldDrain
     from rallypoint.client.waiting import StillWaiting
@@ -91,6 +92,7 @@ _WHERE = {
     "Store": _BLOCKING,
     "FencingToken": "rallypoint.client.fencing",
     "JoinOptions": "rallypoint.client.options",
+    "Newest": "rallypoint.client.newest",
     "StillWaiting": "rallypoint.client.waiting",
     "Waiting": "rallypoint.core.reasons",
     "WorldDrain": "rallypoint.client.steps",
@@ -259,6 +261,7 @@ __all__ = [
     "LimitError",
     "LogDirectoryError",
     "NameTakenError",
+    "Newest",
     "NotACoordinatorError",
     "Outcome",
     "PlatformError",

@@ -137,6 +137,9 @@ class AsyncWorld:
     def barrier(self, *args: Any, **more: Any) -> None:
         self._api.wait(self._world.barrier(*args, **more))
 
+    def newest(self, *args: Any, **more: Any) -> Any:
+        return self._api.wait(self._world.newest(*args, **more))
+
     def on_change(self, callback: Any) -> None:
         async def call() -> None:
             self._world.on_change(callback)

@@ -307,6 +307,37 @@ def test_a_barrier_that_times_out_names_who_is_missing(api, coordinator):
         assert worlds[1].node in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "newest"),
+    [
+        ((7, 7), rallypoint.Newest(7, (0, 1))),
+        ((7, 6), rallypoint.Newest(7, (0,))),
+        ((None, 0), rallypoint.Newest(0, (1,))),
+        ((-1, None), rallypoint.Newest(None, ())),
+    ],
+)
+def test_all_learn_who_has_the_newest_state(api, coordinator, steps, newest):
+    with joined(api, 2, coordinator, **TWO) as runs:
+        by_rank = sorted(first_worlds(runs), key=lambda world: world.rank)
+        for _ in range(2):  # Each use has keys of its own.
+            calls = (
+                (lambda world=world, step=step: world.newest(step))
+                for world, step in zip(by_rank, steps, strict=True)
+            )
+            assert together(*calls) == [newest, newest]
+
+
+def test_the_newest_state_names_who_has_not_called(api, coordinator):
+    with joined(api, 2, coordinator, **TWO) as runs:
+        worlds = first_worlds(runs)
+        with pytest.raises(rallypoint.StoreTimeoutError) as caught:
+            worlds[0].newest(3, timeout=0.1)
+        assert caught.value.missing == (worlds[1].node,)
+        for wrong in (1.5, "3", True, -2):
+            with pytest.raises(rallypoint.UsageError, match="a step is a whole number"):
+                worlds[0].newest(wrong)
+
+
 def test_many_threads_call_at_once(api, coordinator):
     with joined(api, 2, coordinator, **TWO) as runs:
         stores = [world.store for world in first_worlds(runs)]

@@ -18,6 +18,7 @@ TASKS = {
     "docs/restarts.md": "Restarts",
     "docs/operations.md": "Operations",
     "docs/warm-workers.md": "Warm workers",
+    "docs/keep-workers.md": "Processes that stay",
     "docs/runbook.md": "Errors and reasons",
     "docs/logs.md": "Logs",
     "docs/doctor.md": "What keeps the nodes from meeting",

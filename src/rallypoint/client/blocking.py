@@ -28,6 +28,7 @@ from rallypoint import errors
 from rallypoint.client import world as aio
 from rallypoint.client.border import bare
 from rallypoint.client.join_plan import JoinPlan, open_client
+from rallypoint.client.newest import Newest
 from rallypoint.client.step_gate import Pass
 from rallypoint.core.reasons import Waiting
 from rallypoint.core.values import Change, CloseRecord, RoundMember
@@ -316,6 +317,24 @@ class World(aio.Facts):
         Raises StoreTimeoutError, which names the missing ranks.
         """
         self._portal.run(self._world.barrier(name, timeout))
+
+    def newest(
+        self, step: SupportsIndex | None, timeout: timedelta | float | None = None
+    ) -> Newest:
+        """Who has the newest state: a worker that went on can give it to newcomers.
+
+            newest = world.newest(model.step)  # None: this worker has no state yet
+            if newest.step is not None and world.rank not in newest.ranks:
+                ...  # take the state of newest.step from rank newest.ranks[0]
+
+        Every worker of the world must call it, equally often, with the step that its own state is
+        of: a whole number from 0 on, or None (or -1) if it has none. All get the same answer. It
+        waits for all of them, for at most `timeout`, by default that of the store.
+
+        Raises StoreTimeoutError, which names who has not called it, RoundBrokenError if
+        the world ends meanwhile, and UsageError for a step that is none.
+        """
+        return self._portal.run(self._world.newest(step, timeout))
 
     def progress(self, step: int) -> None:
         """This worker has come to `step`, a whole number that grows within the world.

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final, Generic, NoReturn, SupportsIndex, TypeV
 from rallypoint import errors
 from rallypoint.client.border import BORDER
 from rallypoint.client.fencing import Fence, FencingToken, Writer
+from rallypoint.client.newest import Newest, checked, newest
 from rallypoint.client.run_client import RunClient, WorldFacts
 from rallypoint.client.step_gate import Pass
 from rallypoint.client.steps import Steps, WorldDrain
@@ -88,6 +89,7 @@ class Facts(OfThisProcess):
         self._change: Change | None = None
         self._step: int | None = None
         self._went_back = False
+        self._newest_uses = 0
 
     @property
     def rank(self) -> int:
@@ -428,6 +430,27 @@ class World(Facts):
         Raises StoreTimeoutError, which names the missing ranks.
         """
         await self._store._call(ops.Barrier(name, self.rank), timeout)
+
+    async def newest(
+        self, step: SupportsIndex | None, timeout: timedelta | float | None = None
+    ) -> Newest:
+        """Who has the newest state: a worker that went on can give it to newcomers.
+
+            newest = await world.newest(model.step)  # None: this worker has no state yet
+            if newest.step is not None and world.rank not in newest.ranks:
+                ...  # take the state of newest.step from rank newest.ranks[0]
+
+        Every worker of the world must call it, equally often, with the step that its own state is
+        of: a whole number from 0 on, or None (or -1) if it has none. All get the same answer. It
+        waits for all of them, for at most `timeout`, by default that of the store.
+
+        Raises StoreTimeoutError, which names who has not called it, RoundBrokenError if
+        the world ends meanwhile, and UsageError for a step that is none.
+        """
+        number, use = checked(step), self._newest_uses
+        limit_s = self._store.timeout_s if timeout is None else seconds(timeout)
+        self._newest_uses += 1
+        return await newest(number, self.rank, self.size, use, self._store._call, limit_s)
 
     def progress(self, step: int) -> None:
         """This worker has come to `step`, a whole number that grows within the world.
