@@ -68,6 +68,25 @@ def test_the_restart_window_also_says_when_a_node_is_forgiven() -> None:
     ]
 
 
+def test_a_node_that_is_forgotten_stays_out_no_longer() -> None:
+    nodes = [f"n{at}" for at in range(OFFENDERS_MAX + 3)]
+    driver = met(*nodes, most=len(nodes))
+    for each in nodes:
+        driver.fail(each, message="ECC error")
+        driver.answer(*nodes)
+        driver.advance(0.06)
+        driver.ready(*nodes)
+        driver.advance(0.1)
+        while driver.run.phase is not Phase.ACTIVE and driver.run._gathering.pause_left_s(0.0):
+            driver.advance(1.0)
+    known = driver.run._blame.names()
+    out = [each.name for each in driver.run.roster if each.is_cooling]
+    assert len(known) == OFFENDERS_MAX
+    assert set(out) <= set(known)
+    driver.advance(SETTINGS.cooldown_max_s * 20)
+    assert not [each.name for each in driver.run.roster if each.is_cooling]
+
+
 def test_the_memory_of_nodes_is_bounded_and_keeps_those_that_stay_out() -> None:
     kept = KeptBlame()
     for _ in range(2):

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from rallypoint.core.blame import Blame
+import msgspec
+
+from rallypoint.core.blame import BLAME_BYTES_MAX, OFFENDERS_MAX, Blame
 from rallypoint.core.values import Change, ChangeKind, RoundRecord, RunSettings
 
 ROUNDING_S: Final = 0.002
 """Seconds in the ledger are whole milliseconds, and timers fire a little early or late."""
+
+FULL_BYTES: Final = BLAME_BYTES_MAX - 1_024
+"""From this size on, the next node may have found no room."""
 
 LATE_S: Final = 2.0
 """How late the timer of a node may fire that is in again."""
@@ -56,6 +61,16 @@ class CoolingChecker:
         later_s = settings.cooldown_max_s if window_s is None else window_s
         self._nodes[name] = _Node(rounds, until_s, until_s + later_s)
 
+    def forgiven(self, name: str, now_s: float) -> str:
+        """The node is in again. Returns what is wrong, in words; "" if nothing is."""
+        is_early = self.is_out(name, now_s)
+        # A node may be forgotten early if so many others are remembered.
+        if is_early and len(self._nodes) <= OFFENDERS_MAX:
+            return f"{name} is in again, and has to stay out still"
+        if is_early:
+            del self._nodes[name]
+        return ""
+
     def is_out(self, name: str, now_s: float) -> bool:
         """Whether the node surely has to stay out."""
         node = self._nodes.get(name)
@@ -70,6 +85,8 @@ class CoolingChecker:
         """The marks are given to the ledger, with this: a successor must know who stays out."""
         known = {each.name for each in blame.offenders}
         lost = [name for name in self._nodes if self.is_out(name, now_s) and name not in known]
+        if len(known) == OFFENDERS_MAX or len(msgspec.msgpack.encode(blame)) > FULL_BYTES:
+            return ""  # There was no room for more.
         return f"the ledger is not told that {lost} have to stay out" if lost else ""
 
     def of_round(self, record: RoundRecord, minimum: int, now_s: float) -> str:

@@ -501,6 +501,12 @@ class RunChecker:
             case do.StayOut(name=name, left_s=left_s) if left_s is not None:
                 if not self._cooling.may_be_out(name, self._run_s):
                     self._fail("R7", f"{name} has to stay out, and broke too few rounds")
+            case do.Forgive(name=name):
+                # A node whose own check has passed says so.
+                is_fit_again = isinstance(event, on.NodeReady) and event.node.name == name
+                early = "" if is_fit_again else self._cooling.forgiven(name, self._run_s)
+                if early:
+                    self._fail("R7", early)
             case do.Announce(close=close):
                 if close != self._just_committed:
                     self._fail("R6", "an end was announced that the ledger does not hold")

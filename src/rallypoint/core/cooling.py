@@ -24,7 +24,11 @@ def blamed(run: MembershipState, change: Change) -> None:
     # An operator has taken it out: that is not its fault.
     if run._orders.now.eviction_of(name) is not None:
         return
+    known = run._blame.names()
     offence = run._blame.broke(name, str(change.failure or change.detail), settings, run._now_s)
+    for each in known:
+        if run._blame.offence(each) is None:
+            _forgotten(run, each)
     left_s = offence.left_s(run._now_s)
     if not left_s:
         return
@@ -33,6 +37,15 @@ def blamed(run: MembershipState, change: Change) -> None:
     if member is not None:
         update(run, member)
     set_timer(run)
+
+
+def _forgotten(run: MembershipState, name: str) -> None:
+    """There was no room to remember this node: nobody would let it in at the end of its time."""
+    member = run.roster.get(name)
+    if member is not None and member.is_cooling:
+        run._do(do.Forgive(name))
+        # R7: no node stays out for ever.
+        update(run, member)
 
 
 def update(run: MembershipState, member: Member) -> None:
