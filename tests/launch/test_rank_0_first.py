@@ -11,7 +11,8 @@ from rallypoint.client.node import Round
 from rallypoint.core.store import Get, Set, StoreFailure, StoreOp, StoreResult, StoreValue
 from rallypoint.core.values import Address, RoundHead, Seat
 from rallypoint.launch import rank_0_first
-from rallypoint.launch.rank_0_first import KEY, Rank0First
+from rallypoint.launch.rank_0_first import KEY, TOLD_S, Rank0First
+from tests.loops import run_virtual
 
 NODES = 2
 
@@ -112,6 +113,19 @@ def test_the_other_nodes_wait_for_the_word_unless_it_has_not_come() -> None:
     for _ in range(4):
         asyncio.run(first.follow())
     assert calls.made == [Get(KEY)] * 4  # Two rounds more without, then with each one.
+
+
+def test_nobody_waits_for_a_coordinator_that_does_not_answer() -> None:
+    async def never(op: StoreOp, timeout_s: float | None) -> StoreResult:
+        await asyncio.sleep(3_600.0)
+        raise AssertionError
+
+    async def scenario() -> float:
+        began_s = asyncio.get_running_loop().time()
+        await Rank0First(never, Machine(after=0).listens).follow()
+        return asyncio.get_running_loop().time() - began_s
+
+    assert run_virtual(scenario()) == pytest.approx(TOLD_S)
 
 
 def test_a_lead_that_is_cut_short_lets_the_others_go() -> None:
