@@ -113,6 +113,27 @@ def test_a_successor_counts_the_seconds_that_were_left_from_its_takeover_on() ->
     assert other.failed(failure("x"), again, 9_199.0) == 2
 
 
+def test_the_same_failure_counts_anew_if_the_program_has_come_further() -> None:
+    settings = RunSettings(same_failure=3)
+
+    def times(*steps: int | None, kept: KeptBlame | None = None) -> list[int]:
+        blame = kept or KeptBlame()
+        return [blame.failed(failure("x"), settings, 0.0, step) for step in steps]
+
+    assert times(100, 100, 100) == [1, 2, 3]
+    assert times(100, 200, 200, 300) == [1, 1, 2, 1]
+    # A round that ends sooner than one before has not come further, nor has the next one.
+    assert times(100, 40, 100) == [1, 2, 3]
+    # Without reports nothing is known of progress.
+    assert times(None, None, None) == [1, 2, 3]
+    assert times(None, 100, None, 200) == [1, 2, 3, 1]
+    before = KeptBlame()
+    times(100, 100, kept=before)
+    after = KeptBlame()
+    after.restore(before.now(2, settings, 0.0), 2, settings, 5.0)
+    assert times(101, 101, kept=after) == [1, 2]
+
+
 @pytest.mark.parametrize(("window_s", "later"), [(None, 2), (600.0, 0)])
 def test_what_an_older_release_has_charged_counts_once_each(
     window_s: float | None, later: int

@@ -29,6 +29,10 @@ class BudgetChecker:
         self._charges: list[tuple[float, int]] = []
         self._row: tuple[str, int, float] = ("", 0, 0.0)
         """The last failure, how often it came in a row, and when the row is forgiven."""
+        self._row_step: int | None = None
+        """The highest step that was reported in the rounds of the row."""
+        self.step: int | None = None
+        """The highest step that was reported in the present round."""
         self._end = ""
         """Why no further round may be formed; "" if one may."""
 
@@ -43,6 +47,7 @@ class BudgetChecker:
         self._charges = [*known, (math.inf, never), (others_until_s, others)]
         row_s = math.inf if blame.row_left_s is None else now_s + blame.row_left_s
         self._row = (blame.fingerprint, blame.repeats, row_s)
+        self._row_step, self.step = blame.row_step, None
 
     def verdict(
         self, change: Change, settings: RunSettings, lasted_s: float | None, now_s: float
@@ -69,7 +74,13 @@ class BudgetChecker:
         if failure is None:
             return 0
         found, (last, times, until_s) = fingerprint(failure), self._row
-        times = times + 1 if found == last and now_s < until_s else 1
+        known, step = self._row_step, self.step
+        came_further = known is not None and step is not None and step > known
+        if found == last and now_s < until_s and not came_further:
+            times += 1
+            self._row_step = max((each for each in (known, step) if each is not None), default=None)
+        else:
+            times, self._row_step = 1, step
         self._row = (found, times, math.inf if window_s is None else now_s + window_s)
         return times
 

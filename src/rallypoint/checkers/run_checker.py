@@ -25,6 +25,7 @@ from rallypoint.core.addresses import literal
 from rallypoint.core.election import RunState
 from rallypoint.core.marking import ranks_in
 from rallypoint.core.orders import NO_ORDERS, Order, order
+from rallypoint.core.progress import Progress
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.suspicion import HOST_GRACE_S
 from rallypoint.core.values import (
@@ -365,6 +366,10 @@ class RunChecker:
         match event:
             case on.NodeReady():
                 self._ready(node, event)
+            case on.NodeProgressed(progress=progress) if self._is_in_published(node):
+                self._advanced(progress)
+            case on.StacksTold(progress=Progress() as progress) if self._is_in_published(node):
+                self._advanced(progress)
             case on.WorkerFailed():
                 self._forbids_restart(node, event)
             case on.NodeDone(round=number):
@@ -437,6 +442,7 @@ class RunChecker:
             self._closed = self._is_closed_in_ledger = True
             return
         self._number = record.head.number
+        self._budget.step = None
         self._digests[self._number] = record.head.digest
 
     def _end_attach_grace(self, now_s: float) -> None:
@@ -676,6 +682,12 @@ class RunChecker:
     def _must_be_paid(self, problem: str) -> None:
         if problem:
             self._fail("budget", problem)
+
+    def _advanced(self, progress: Progress) -> None:
+        """A node of the present round has said how far its workers are."""
+        if self._broken is None and progress.round == self._number and progress.step is not None:
+            known = self._budget.step
+            self._budget.step = progress.step if known is None else max(known, progress.step)
 
     def _forbids_restart(self, node: _Node, event: on.WorkerFailed) -> None:
         """A worker's exit code ends the run, unless its report is too late."""

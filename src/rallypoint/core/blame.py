@@ -81,7 +81,8 @@ class Blame(FrozenStruct, frozen=True):
     `restarts`: how many charged rounds it is about. A release without it may have charged more, and
     each of these counts once. `spent`: what counts against the budget, of which `charges` will be
     forgiven. `fingerprint`: of the last failure, which came `repeats` times in a row; None in
-    `row_left_s`: the row is not forgiven by time.
+    `row_left_s`: the row is not forgiven by time. `row_step`: the highest step in its
+    rounds; None if none was reported.
     """
 
     restarts: int = 0
@@ -91,6 +92,7 @@ class Blame(FrozenStruct, frozen=True):
     repeats: int = 0
     row_left_s: float | None = None
     offenders: tuple[Offender, ...] = ()
+    row_step: int | None = None
 
 
 NO_BLAME: Final = Blame()
@@ -172,6 +174,7 @@ class KeptBlame:
         self._fingerprint = ""
         self._repeats = 0
         self._row_ends_s = _NEVER
+        self._row_step: int | None = None
         self._offences: dict[str, Offence] = {}
         self.at_forming = NO_BLAME
         """What is written with the record that is being written."""
@@ -197,12 +200,29 @@ class KeptBlame:
 
     # -- the same failure ------------------------------------------------------------------------
 
-    def failed(self, failure: Failure | None, settings: RunSettings, now_s: float) -> int:
-        """A charged round ended by this failure. Returns how often in a row it was the same."""
+    def failed(
+        self,
+        failure: Failure | None,
+        settings: RunSettings,
+        now_s: float,
+        step: int | None = None,
+    ) -> int:
+        """A charged round ended by this failure. Returns how often in a row it was the same.
+
+        `step`: the highest that was reported in that round; None if none was. A round that came
+        further than those before it begins a new row.
+        """
         if settings.same_failure is None or failure is None:
             return 0
         found = fingerprint(failure)
-        is_again = found == self._fingerprint and now_s < self._row_ends_s
+        row_step = self._row_step
+        has_advanced = step is not None and row_step is not None and step > row_step
+        is_same = found == self._fingerprint and now_s < self._row_ends_s
+        is_again = is_same and not has_advanced
+        if step is not None:
+            self._row_step = max(step, row_step) if is_again and row_step is not None else step
+        elif not is_again:
+            self._row_step = None
         self._repeats = self._repeats + 1 if is_again else 1
         self._fingerprint = found
         window_s = settings.restart_window_s
@@ -277,6 +297,7 @@ class KeptBlame:
         self._fingerprint, self._repeats = blame.fingerprint, blame.repeats
         left_s = blame.row_left_s
         self._row_ends_s = _NEVER if left_s is None else now_s + left_s
+        self._row_step = blame.row_step
         self._offences = {
             each.name: Offence(
                 each.rounds,
@@ -304,6 +325,7 @@ class KeptBlame:
             tuple(charges),
             *(row if now_s < ends_s else ("", 0)),
             None if ends_s == _NEVER else _left_s(ends_s, now_s),
+            row_step=self._row_step if now_s < ends_s else None,
         )
         return _with_offenders(made, self._offenders(now_s))
 
@@ -333,7 +355,8 @@ class KeptBlame:
         offences = tuple(
             (name, each.rounds, each.is_cooling) for name, each in self._offences.items()
         )
-        return (self._kept, weights, self._fingerprint, self._repeats, offences, self.at_forming)
+        row = (self._fingerprint, self._repeats, self._row_step)
+        return (self._kept, weights, *row, offences, self.at_forming)
 
 
 def cooldown_s(above: int, settings: RunSettings) -> float:

@@ -102,6 +102,8 @@ class RunProgress:
         self.step: int | None = None
         self.pace: Pace | None = None
         """Of the highest step that any node has reported."""
+        self._ended: tuple[int, int | None] = (0, None)
+        """The last round that has ended, and the highest step in it."""
         self.advanced_s = 0.0
         """When a worker of the round advanced last, on the judging clock."""
         self.serial = 0
@@ -146,9 +148,18 @@ class RunProgress:
     def forget(self) -> None:
         """The round is over."""
         self._timers.cancel(TimerKind.HANG)
+        if self.round:
+            self._ended = (self.round, self.step)
         self.round, self.timeout_s, self.step, self.pace = 0, None, None, None
         self.nodes.clear()
         self.stop_asking()
+
+    def step_of(self, number: int) -> int | None:
+        """The highest step that was reported in this round, or in the one that has just ended."""
+        if self.round == number:
+            return self.step
+        ended, step = self._ended
+        return step if ended == number else None
 
     def ago_s(self, node: NodeProgress, now_s: float) -> float:
         """How long ago a worker of this node advanced, in seconds."""

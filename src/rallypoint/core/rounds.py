@@ -246,7 +246,9 @@ def charge(run: MembershipState, change: Change) -> None:
     settings, now_s = run.settings, run._now_s
     lasted_s = run.case.lasted_s if run.case is not None else math.inf
     weight = blame.weight_of(lasted_s, settings)
-    repeats = run._blame.failed(change.failure, settings, now_s)
+    repeats = run._blame.failed(
+        change.failure, settings, now_s, run._progress.step_of(change.round)
+    )
     if blame.ends_at_once(change.failure, settings):
         reason = reasons.no_restart(change)
     elif settings.same_failure is not None and repeats >= settings.same_failure:
