@@ -19,6 +19,7 @@ from rallypoint.checkers.agreement_checker import AgreementChecker
 from rallypoint.checkers.budget_checker import BudgetChecker
 from rallypoint.checkers.cooling_checker import CoolingChecker
 from rallypoint.checkers.violations import HISTORY_LENGTH, InvariantViolation, short, step_line
+from rallypoint.checkers.witness_question import Question
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.addresses import literal
@@ -35,7 +36,6 @@ from rallypoint.core.values import (
     CloseRecord,
     ConnectionEnd,
     FrozenStruct,
-    HostReport,
     Marks,
     NodeId,
     Reachability,
@@ -46,6 +46,8 @@ from rallypoint.core.values import (
 
 TOLERANCE_S: Final = 1e-6
 """The rounding error allowed for sums of floating-point seconds."""
+LOST_WITHIN_S: Final = 2.0
+"""A member is lost so soon after its host was found gone."""
 CLOCKS: Final = 1.2
 """By so much, at most, the clock of the checks may run faster than that of the run."""
 
@@ -73,7 +75,7 @@ class _Node:
         self.has_ended = False
         self.host = ""
         """Where it is, by the address of its connection; "" if that is not known."""
-        self.is_beside = self.is_witness = False
+        self.is_beside = self.is_witness = self.has_missed = False
 
     @property
     def is_awaited(self) -> bool:
@@ -89,27 +91,9 @@ class _Node:
 
     def heard(self) -> None:
         self.probed_s = self.name_probed_s = None
+        self.has_missed = False
         if self.reachability is Reachability.SILENT:
             self.reachability, self.silent_since_s = Reachability.CONNECTED, None
-
-
-class _Question:
-    """What witnesses were asked about a host, and what they said."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.asked: dict[str, bool] = {}
-        """By name: whether it is on the coordinator's machine."""
-        self.said: dict[str, HostReport] = {}
-
-    @property
-    def proves_loss(self) -> bool:
-        """R8: a witness elsewhere is not answered any more, and no witness is."""
-        said = list(self.said.values())
-        silent = [name for name, each in self.said.items() if each is HostReport.NOT_ANSWERED]
-        is_clear = len(silent) > said.count(HostReport.UNSURE)
-        has_other = not all(self.asked[name] for name in silent)
-        return is_clear and has_other and HostReport.ANSWERED not in said
 
 
 class RunChecker:
@@ -174,7 +158,7 @@ class RunChecker:
         self._agreement = AgreementChecker(self._fail)
         self._came: set[str] = set()
         """Which members have attached that were expected after a takeover."""
-        self._questions: dict[int, _Question] = {}
+        self._questions: dict[int, Question] = {}
         """What witnesses are asked about hosts of which no member was heard since."""
         self._attaching: dict[int, on.NodeAttached] = {}
         """By connection: what its node said of itself."""
@@ -201,6 +185,7 @@ class RunChecker:
         self._just_committed, self._guarding = None, None
         self._superseded.clear()
         self._end_attach_grace(now_s)
+        self._must_have_lost(now_s)
         self._agreement.see_event(event)
         self._see_event(event, now_s)
         self._end_attach_grace(now_s)
@@ -335,6 +320,8 @@ class RunChecker:
             case on.LedgerLost(cause=cause) if not self._closed:
                 self._suspended = True
                 self._causes[cause] = None
+                # What was said before an outage does not count after it.
+                self._questions.clear()
             case on.LedgerRestored(cause=cause) if cause in self._causes:
                 del self._causes[cause]
                 if not self._causes and not self._deposed:
@@ -386,6 +373,8 @@ class RunChecker:
                 ):
                     node.reachability, node.closed_s = Reachability.DISCONNECTED, now_s
                     node.has_ended = how is ConnectionEnd.PROCESS_ENDED
+            case on.BeatsMissed():
+                node.has_missed = not self._suspended
             case on.NodeSilent(silent_s=silent_s) if node.reachability is Reachability.CONNECTED:
                 node.reachability, node.silent_since_s = Reachability.SILENT, now_s - silent_s
 
@@ -393,22 +382,50 @@ class RunChecker:
         for number in [n for n, each in self._questions.items() if each.host == node.host]:
             del self._questions[number]
 
-    def _ask_witness(self, effect: do.AskWitness) -> None:
+    def _ask_witness(self, effect: do.AskWitness, now_s: float) -> None:
         node = self._nodes.get(effect.node.name)
         if node is None or node.id != effect.node or not node.is_witness:
             self._fail("R8", f"{effect.node.name} is no witness, and was asked")
         elif node.host == effect.host or node.reachability is not Reachability.CONNECTED:
             self._fail("R8", f"{node.id.name} was asked about its own host, or cannot be heard")
         else:
-            question = self._questions.setdefault(effect.question, _Question(effect.host))
+            question = self._questions.setdefault(effect.question, Question(effect.host, now_s))
             question.asked[node.id.name] = node.is_beside
+
+    def _must_have_lost(self, now_s: float) -> None:
+        """R8: a suspect member whose host answers no witness is lost soon, if all others are well.
+
+        If others cannot be heard either, or the ledger was away, nothing is demanded any more.
+        """
+        for question in self._questions.values():
+            there = [n for n in self._nodes.values() if n.host == question.host and n.is_awaited]
+            others = (n for n in self._nodes.values() if n.host != question.host and n.is_awaited)
+            question.is_void = question.is_void or self._suspended or any(map(_is_missed, others))
+            if question.is_void or not question.is_complete or not question.proves_loss(now_s):
+                continue
+            are_suspect = all(n.reachability is not Reachability.CONNECTED for n in there)
+            if not are_suspect:
+                question.told_s = None
+            elif question.told_s is None:
+                question.told_s = now_s
+            elif there and _passed(question.told_s, CLOCKS * LOST_WITHIN_S, now_s):
+                name = there[0].id.name
+                self._fail("R8", f"the host of {name} answers no witness, and it is still a member")
 
     def _is_witnessed(self, node: _Node, now_s: float) -> bool:
         """R8: whether witnesses have found that the host of a suspect member is gone."""
-        found = any(q.host == node.host and q.proves_loss for q in self._questions.values())
+        found = any(q.host == node.host and q.proves_loss(now_s) for q in self._questions.values())
+        hosts = {each.host for each in self._nodes.values() if each.host}
+        # Most hosts are heard: else the coordinator may be the one that is cut off.
+        found = found and 2 * sum(map(self._is_unheard, hosts)) <= len(hosts)
         since_s, bound_s = node.silent_since_s, self._settings.suspect_after_s
         is_suspect = since_s is not None and _passed(since_s, bound_s, now_s)
         return found and bool(node.host) and (is_suspect or node.closed_s is not None)
+
+    def _is_unheard(self, host: str) -> bool:
+        there = [each for each in self._nodes.values() if each.host == host]
+        is_missed = [n.has_missed or n.reachability is Reachability.SILENT for n in there]
+        return all(is_missed) and any(each.is_awaited for each in there)
 
     def _was_in(self, node: _Node, number: int) -> bool:
         """Whether it may have been in this round: also before it was lost and came back."""
@@ -526,7 +543,7 @@ class RunChecker:
                 if not (_is_again(event) and node.name_probed_s is not None):
                     node.name_probed_s = now_s
             case do.AskWitness():
-                self._ask_witness(effect)
+                self._ask_witness(effect, now_s)
             case do.AskToLeave(order=drain):
                 known = self._nodes.get(drain.node.name)
                 if self._deposed or known is None or known.id != drain.node:
@@ -814,6 +831,8 @@ class RunChecker:
         since_s = self._mass_since_s
         is_over = since_s is None or _passed(since_s, self._settings.mass_grace_s, now_s)
         self._guarding = not is_over
+        if self._guarding:
+            self._questions.clear()
 
     # -- sizes ---------------------------------------------------------------------------------
 
@@ -832,6 +851,10 @@ def _restored_line(register: RunState, now_s: float, effects: Sequence[do.Effect
     told = f"round {register.number}, close {register.close is not None}"
     what = f"restored in term {register.term} from {told}"
     return f"{now_s:10.3f} s  {what} -> {', '.join(map(short, effects))}"
+
+
+def _is_missed(node: _Node) -> bool:
+    return node.has_missed or node.reachability is not Reachability.CONNECTED
 
 
 def _is_again(event: on.Event) -> bool:

@@ -22,6 +22,8 @@ from rallypoint.wire import messages as wire
 
 WHOLE_S: Final = 4.0
 """A way that was whole for so long has carried a connection and its answer."""
+ALONE_S: Final = 2.2
+"""A witness whose network is cut for so long was answered by others in one second at most."""
 LATE_S: Final = 4.0
 """How much later than it may be the loss of a host is noticed: clocks, turns, packets."""
 
@@ -32,6 +34,7 @@ class _Ways:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._broken_s: dict[tuple[str, str], float] = {}
+        self._whole_s: dict[tuple[str, str], float] = {}
 
     def look(self) -> None:
         """Remember which ways are broken now."""
@@ -39,23 +42,31 @@ class _Ways:
         hosts = {each.host for each in self._scene.nodes}
         for one in hosts:
             is_off = not network.host(one).is_on or one in network.walls
-            for other in hosts:
+            for other in hosts - {one}:
                 ways = ((one, other), (other, one))
                 is_poor = network.quality != Quality() or any(
                     way in network.qualities for way in ways
                 )
                 if is_off or is_poor or any(way in network.blocked for way in ways):
                     self._broken_s[one, other] = self._broken_s[other, one] = now_s
+                if not any(way in network.blocked for way in ways):
+                    self._whole_s[one, other] = now_s
 
     def whole_s(self, one: str, other: str) -> float:
         """For how long the way between two hosts has been whole, in seconds."""
         return self._scene.world.now_s - self._broken_s.get((one, other), -WHOLE_S)
 
+    def alone_s(self, host: str) -> float:
+        """For how long every way of the host has been cut, in one direction or in both."""
+        whole_s = (at_s for (one, _), at_s in self._whole_s.items() if one == host)
+        return self._scene.world.now_s - max(whole_s, default=self._scene.world.now_s)
+
 
 class WitnessesAreRight(Oracle):
     """R8: who says that a host does not answer is not answered; and no living host is lost so.
 
-    A host lives as long as at most one other host, besides the coordinator's, does not reach it.
+    A node whose own network is cut does not say so. A host lives as long as at most one other host,
+    besides the coordinator's, does not reach it.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -79,6 +90,21 @@ class WitnessesAreRight(Oracle):
         for effect in effects:
             if isinstance(effect, do.Forget) and HOST_GONE in effect.reason:
                 self._must_be_gone(front, effect)
+
+    def joins(self, here: StartedNode, node: Node) -> None:
+        """See Oracle."""
+        machine: Any = node._machine
+        testify = machine.testify
+
+        def testifies(question: int, report: HostReport) -> Any:
+            self._ways.look()
+            alone_s = self._ways.alone_s(here.host)
+            if report is HostReport.NOT_ANSWERED and alone_s > ALONE_S:
+                what = f"{here.name} says that a host does not answer"
+                self.scene.broke("R8", f"{what}, and its own network is cut for {alone_s:.1f} s")
+            return testify(question, report)
+
+        machine.testify = testifies
 
     def _must_be_true(self, run: HostedRun, event: on.HostReported) -> None:
         asked = [

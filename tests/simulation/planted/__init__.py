@@ -5,7 +5,7 @@
 
 `planting` replaces functions. The bugs are in `protocol_faults` and `mended` (those of earlier
 releases), `literature` (those of other systems), `likely` (those that a change could bring in),
-`nodes`, `agents`, `agreements`, `hanging`, `examined` and `witnesses`.
+`nodes`, `agents`, `agreements`, `hanging`, `guilty`, `examined` and `witnesses`.
 """
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from tests.simulation.planted.agents import AGENTS
 from tests.simulation.planted.agreements import AGREEMENTS
 from tests.simulation.planted.examined import EXAMINED
+from tests.simulation.planted.guilty import GUILTY
 from tests.simulation.planted.hanging import HANGING
 from tests.simulation.planted.known import KNOWN
 from tests.simulation.planted.likely import LIKELY
@@ -35,6 +36,7 @@ _ALL = (
     *WITNESSES,
     *AGREEMENTS,
     *HANGING,
+    *GUILTY,
 )
 BUGS = {
     bug.name: msgspec.structs.replace(bug, seed=KNOWN[bug.name].seed) if bug.name in KNOWN else bug

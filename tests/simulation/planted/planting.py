@@ -23,6 +23,7 @@ import msgspec
 from rallypoint.simulation.job import Job
 from rallypoint.simulation.node_situations import departures
 from rallypoint.simulation.plan import Plan
+from rallypoint.simulation.situations import RARE, Situation, _plain
 
 Tool = Callable[[int], list[str]]
 """Runs one seed. Returns the rules that did not hold, in words."""
@@ -158,7 +159,18 @@ def _departures(seed: int) -> list[str]:
     return Job(seed, plan=departures(plain, random.Random(seed)).sound()).run().problems
 
 
-TOOLS: dict[str, Tool] = {"job": _job, "departures": _departures}
+def _situation(name: str, change: Situation) -> Tool:
+    """Jobs that are all about one situation, which few seeds of `_job` come to."""
+
+    def play(seed: int) -> list[str]:
+        plan = change(_plain(name, Plan(nodes=3, min_nodes=2)), random.Random(seed)).sound()
+        return Job(seed, plan=plan).run().problems
+
+    return play
+
+
+_SITUATIONS = {name: _situation(name, change) for name, (_, change) in RARE.items()}
+TOOLS: dict[str, Tool] = {**_SITUATIONS, "job": _job, "departures": _departures}
 
 
 def failing_tests(bug: Bug | None, tests: tuple[str, ...]) -> list[str]:

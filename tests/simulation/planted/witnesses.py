@@ -66,19 +66,81 @@ def _tries_for_ever(original: Any, self: Any, addresses: Any) -> Any:
     return original(self, addresses)
 
 
-def _in_tests(name: str, test: str, *parts: Replacement) -> Bug:
-    return Bug(name=name, rule="R8", source="witnesses", parts=parts, by="tests", tests=(test,))
+@replaces("rallypoint.core.witnesses:Witnesses._hears_most")
+def _cut_off_itself(original: Any, self: Any) -> bool:
+    """A coordinator that hears few hosts takes the others for gone."""
+    return True
+
+
+@replaces("rallypoint.core.witnesses:Witnesses._is_suspect")
+def _before_suspect(original: Any, self: Any, host: Any) -> bool:
+    """A member is lost as soon as its host is gone, though it may be heard yet."""
+    return True
+
+
+@replaces("rallypoint.core.witnesses:Witnesses._is_missed")
+def _others_on_the_host(original: Any, self: Any, host: Any) -> bool:
+    """That another member on the host is heard does not count."""
+    return any(each.name in self._unheard for each in self.watching.members_at(host))
+
+
+@replaces("rallypoint.core.witnesses:Witnesses.judge_again")
+def _outage_is_no_trouble(original: Any, self: Any, settings: Any) -> Any:
+    """What was said before and during an outage of the ledger counts after it."""
+    return []
+
+
+@replaces("rallypoint.core.watching:_next")
+def _own_witness(original: Any, ring: Any, place: Any, host: Any, count: Any) -> Any:
+    """A host may watch itself."""
+    return [each for _, each in ring[:count]] or original(ring, place, host, count)
+
+
+@replaces("rallypoint.core.witnesses:Witnesses.testified")
+def _first_word_counts(original: Any, self: Any, member: Any, question: Any, said: Any) -> Any:
+    """The first witness that reports decides, whatever the others find."""
+    effects = original(self, member, question, said)
+    for host, each in [*self._open.items()]:
+        if each.number == question:
+            return self._close(host)
+    return effects
+
+
+@replaces("rallypoint.core.witnesses:Witnesses.timer_fired")
+def _asks_once(original: Any, self: Any, host: Any, settings: Any) -> Any:
+    """Reports that prove nothing are the last ones."""
+    return self._close(host) if host in self._open else []
+
+
+@replaces("rallypoint.client.witness:Witness._look")
+async def _says_so_at_once(original: Any, self: Any, question: Any, host: Any) -> None:
+    """A witness says that a host does not answer, and has not tried."""
+    self._testify(question, HostReport.NOT_ANSWERED)
+
+
+def _bug(name: str, *parts: Replacement, tests: str = "") -> Bug:
+    by = "tests" if tests else "silent host"
+    found = (tests,) if tests else ()
+    return Bug(name=name, rule="R8", source="witnesses", parts=parts, by=by, tests=found)
 
 
 _CORE = "tests/core/test_witnesses.py"
 _CLIENT = "tests/client/test_witness.py"
 WITNESSES = (
-    _in_tests("witnesses-lose-nobody", _CORE, _nobody_is_lost),
-    _in_tests("witness-of-silence-wins", _CORE, _silence_outweighs_answers),
-    _in_tests("witness-unsure-counts", _CORE, _the_unsure_count),
-    _in_tests("witness-outlives-a-heartbeat", _CORE, _heard_for_nothing),
-    _in_tests("witness-cut-off-itself", _CLIENT, _own_network_is_whole),
-    _in_tests("witness-takes-refusal-for-silence", _CLIENT, _refused_is_no_answer),
-    _in_tests("witness-dials-without-limit", _CLIENT, _without_limit),
-    _in_tests("witness-tries-for-ever", _CLIENT, _tries_for_ever),
+    _bug("witnesses-lose-nobody", _nobody_is_lost),
+    _bug("witness-of-silence-wins", _silence_outweighs_answers),
+    _bug("witness-unsure-counts", _the_unsure_count),
+    _bug("witness-outlives-a-heartbeat", _heard_for_nothing, tests=_CORE),
+    _bug("witness-cut-off-itself", _own_network_is_whole),
+    _bug("witness-takes-refusal-for-silence", _refused_is_no_answer, tests=_CLIENT),
+    _bug("witness-dials-without-limit", _without_limit),
+    _bug("witness-tries-for-ever", _tries_for_ever, tests=_CLIENT),
+    _bug("witness-of-a-coordinator-cut-off", _cut_off_itself, tests=_CORE),
+    _bug("witness-before-suspect", _before_suspect, tests=_CORE),
+    _bug("witness-and-others-on-the-host", _others_on_the_host, tests=_CORE),
+    _bug("witness-of-before-the-outage", _outage_is_no_trouble, tests=_CORE),
+    _bug("witness-of-itself", _own_witness, tests=_CORE),
+    _bug("witness-first-word-counts", _first_word_counts),
+    _bug("witness-asked-once", _asks_once, tests=_CORE),
+    _bug("witness-says-so-at-once", _says_so_at_once),
 )
