@@ -546,12 +546,12 @@ class NodeMachine:
         if self.desired in (DesiredState.DEPARTING, DesiredState.GONE):
             return []
         said = self._ready if self.desired is DesiredState.READY else None
-        asked = (bootstrap, workers, _text(unfit))
+        asked = (bootstrap, workers, _text(unfit) if unfit else "")
         if said is not None and (said.bootstrap, said.workers, said.unfit) == asked:
             return []
         self.desired = DesiredState.READY
-        self._ready = self._ready_message(*asked)
-        return self._say(self._ready) if self._may_ask(self._ready) else []
+        ready = self._ready = self._ready_message(*asked)
+        return self._say(ready) if not ready.unfit or self._may_ask(ready) else []
 
     def _may_ask(self, ready: wire.Ready) -> bool:
         """Whether this coordinator would not take an unfit node for a fit one."""

@@ -593,9 +593,9 @@ def _ready(run: Run, session: Session, node: NodeId, message: wire.Ready) -> Non
             return
         session.good_host = host
     change = None if message.change is None else reasons.tidy_change(message.change)
-    unfit = reasons.tidy(message.unfit, UNFIT_MAX)
-    ready = (message.leaving_round, message.bootstrap, message.workers, change, unfit)
-    run.post(on.NodeReady(node, *ready))
+    unfit = reasons.tidy(message.unfit, UNFIT_MAX) if message.unfit else ""
+    leaving, workers = message.leaving_round, message.workers
+    run.post(on.NodeReady(node, leaving, message.bootstrap, workers, change, unfit))
 
 
 UNFIT_MAX: Final = 200

@@ -214,9 +214,11 @@ class Member:
     def where(self) -> Bucket:
         """The bucket for this member in its present state."""
         state = self.state
+        # `stays_out`, without a call: each member is looked at several times in each round.
+        stays_out = self.is_cooling or self.unfit
         # R7: a node that cannot be heard is in no round.
         if state is _READY and self.reachability is _CONNECTED:
-            if self.stays_out:
+            if stays_out:
                 return Bucket.COOLING_SURVIVOR if self.survivor else Bucket.COOLING
             # R3: survivors before newcomers.
             return _READY_SURVIVOR if self.survivor else _NEWCOMER
@@ -224,7 +226,7 @@ class Member:
             if not self.survivor:
                 return _IN_ROUND
             # R7: no round waits for it.
-            if self.stays_out:
+            if stays_out:
                 return Bucket.OTHER
             if self.is_absent:
                 return Bucket.ABSENT
@@ -236,7 +238,7 @@ class Member:
         if state is MemberState.DEPARTING:
             return Bucket.DEPARTING
         # R7: no round waits for one that has to stay out.
-        if not self.survivor or self.stays_out:
+        if not self.survivor or stays_out:
             return Bucket.OTHER
         return Bucket.ABSENT if self.is_absent else Bucket.PLACE
 
@@ -266,6 +268,7 @@ class Roster:
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._buckets: dict[Bucket, dict[str, None]] = {bucket: {} for bucket in Bucket}
+        self._ready = tuple(self._buckets[bucket] for bucket in READY)
         self.troubled_names: dict[str, None] = {}
         """Of the members that cannot be heard and are missed."""
         self._arrivals = 0
@@ -351,8 +354,8 @@ class Roster:
     @property
     def ready_count(self) -> int:
         """How many are ready for the next round, also if they have to stay out. O(1)."""
-        buckets = self._buckets
-        return sum(map(len, map(buckets.__getitem__, READY)))
+        first, second, third, fourth = self._ready
+        return len(first) + len(second) + len(third) + len(fourth)
 
     def names(self, bucket: Bucket) -> Iterator[str]:
         """The names in a bucket, in the order in which they came into it."""

@@ -30,6 +30,7 @@ from rallypoint.core.values import (
 
 # Each event uses these. To find a member in its class takes seven times as long (Python 3.11).
 _NEWCOMER = Bucket.NEWCOMER
+_READY_SURVIVOR = Bucket.READY_SURVIVOR
 _STAYS_OUT = (Bucket.COOLING, Bucket.COOLING_SURVIVOR)
 _IS_READY = MemberState.READY
 _IS_ACTIVE = MemberState.ACTIVE
@@ -40,9 +41,12 @@ def consider_newcomer(run: MembershipState, member: Member) -> None:
 
     The node is notified once that it is on standby, and not again in every later round.
     """
-    if member.bucket is _NEWCOMER:
+    bucket = member.bucket
+    if bucket is _READY_SURVIVOR:  # It is nearly always one.
+        return
+    if bucket is _NEWCOMER:
         run._scale_up.newcomer(member)
-    elif member.bucket not in _STAYS_OUT:
+    elif bucket not in _STAYS_OUT:
         return
     if run.is_standby(member) and not member.told_standby:
         member.told_standby = True
