@@ -9,6 +9,7 @@ import pytest
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.agreeing import CLEAR_S
+from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.effects import Effect
 from tests.core.driver import Driver, node_id
 
@@ -235,14 +236,38 @@ def test_a_successor_tells_in_time_that_a_member_takes_no_part() -> None:
 
 
 def test_a_draining_node_that_finishes_does_not_leave_the_others_waiting() -> None:
-    """They have promised, so each of them waits for a step."""
+    """They have promised, so each of them waits. Now none has to stop, and all go on."""
     driver = agreeing()
     driver.draining("b")
     driver.promise("a", step=4)
+    driver.take()
     driver.done("b")
-    driver.promise("c", step=4)
     driver.advance(0.1)
-    assert [each.step for each in told(driver, do.TellStep)] == [5]
+    assert [each.step for each in told(driver, do.TellStep)] == [NO_STEP]
+    driver.promise("c", step=4)
+    driver.draining("c")
+    assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [False]
+    driver.attach("a")
+    assert [each.step for each in told(driver, do.TellStep)] == [NO_STEP]
+
+
+def test_a_successor_releases_who_has_promised_for_a_node_that_has_finished() -> None:
+    driver = agreeing(manual_marks=True)
+    driver.draining("b")
+    driver.promise("a", step=4)
+    driver.fail_over()
+    driver.attach("a", "b", "c")
+    driver.take_part("a", "c")
+    driver.promise("a", step=4)
+    driver.take()
+    driver.done("b")
+    driver.marks_written()
+    driver.advance(CLEAR_S - 0.1)
+    driver.marks_written()
+    assert not told(driver, do.TellStep)
+    driver.advance(0.2)
+    driver.marks_written()
+    assert [each.step for each in told(driver, do.TellStep)] == [NO_STEP]
 
 
 def test_a_draining_node_that_finishes_before_anybody_is_asked_is_forgotten() -> None:
@@ -253,4 +278,6 @@ def test_a_draining_node_that_finishes_before_anybody_is_asked_is_forgotten() ->
     driver.done("b")
     driver.take()
     driver.take_part("c")
+    driver.promise("a", "c", step=4)
     assert not told(driver, do.TellDrain)
+    assert not told(driver, do.TellStep)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.values import Marks, NodeId, RoundRecord
 
 Fail = Callable[[str, str], None]
@@ -118,6 +119,10 @@ class AgreementChecker:
             self._must_be_promised(step)
 
     def _must_be_promised(self, step: int | None) -> None:
+        if step == NO_STEP:
+            if self._draining & self._members:
+                self._fail("R14", "no step is the last, and a node drains")
+            return
         if step is None or step <= self._highest:
             self._fail("R14", f"step {step} was decided, and a worker may have passed it")
         if self._members - self._promised:

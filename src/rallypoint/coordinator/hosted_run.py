@@ -38,6 +38,7 @@ from rallypoint.coordinator.timers import ScheduledCall
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core import reasons
+from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.budget import MemoryBudget
 from rallypoint.core.effects import Effect
 from rallypoint.core.election import RunState
@@ -620,8 +621,10 @@ class HostedRun:
 
     def _tell_step(self, effect: do.TellStep) -> None:
         if effect.to is None:
-            what = "run %s: all workers of round %d stop at step %d"
-            _log.info(what, self.run_id, effect.round, effect.step, extra=self._place())
+            is_none = effect.step == NO_STEP
+            step = "no step: who drained has finished" if is_none else f"step {effect.step}"
+            what = "run %s: all workers of round %d stop at %s"
+            _log.info(what, self.run_id, effect.round, step, extra=self._place())
         told = wire.StopAt(self.stamp, effect.round, effect.step)
         self._tell_agreeing(wire.encode(told), effect.to)
 

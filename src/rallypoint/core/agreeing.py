@@ -16,6 +16,7 @@ from typing import Final
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.printable import shortened
 from rallypoint.core.roster import Bucket, Member
@@ -71,26 +72,42 @@ def advance(run: MembershipState) -> None:
     agreement = run._agreement
     in_round = run.roster.count(_IN_ROUND)
     # R14: only if nobody waits in vain.
-    if not agreement.is_asked and len(agreement.taking_part) == in_round:
+    is_complete = bool(agreement.draining) and len(agreement.taking_part) == in_round
+    if is_complete and not agreement.is_asked:
         agreement.is_asked, agreement.is_told = True, False
     # R14: a node that is told that the others do not take part leaves, and steps are lost.
     is_news = not agreement.is_told and bool(agreement.draining)
     if is_news and (agreement.is_asked or is_clear(run)):
         agreement.is_told = True
         run._do(do.TellDrain(run.number, drain_of(run)))
-    # R14: every member has promised to pass no later step. A step that was decided stays.
-    if agreement.is_asked and agreement.step is None and len(agreement.promises) == in_round:
+    # R14: a step that was decided stays.
+    if agreement.step is not None:
+        return
+    if not agreement.draining:
+        # R14: the node that drained has finished. Who has promised waits, and goes on now.
+        if (agreement.is_asked or is_taken_over(run)) and is_clear(run):
+            decide(run, NO_STEP)
+    # R14: every member has promised to pass no later step.
+    elif agreement.is_asked and len(agreement.promises) == in_round:
         # R14: no worker has passed it.
-        agreement.step = agreement.highest + 1
-        run._marking.stepped(agreement.step, run._now_s)
-        if not run._has_successor:
-            tell_step(run)
+        decide(run, agreement.highest + 1)
+
+
+def decide(run: MembershipState, step: int) -> None:
+    run._agreement.step = step
+    run._marking.stepped(step, run._now_s)
+    if not run._has_successor:
+        tell_step(run)
+
+
+def is_taken_over(run: MembershipState) -> bool:
+    """Whether members of the round may have said something to another coordinator."""
+    return run.number == run._takeover.number
 
 
 def is_clear(run: MembershipState) -> bool:
-    """Whether all members could say whether they take part. Asks again in CLEAR_S if not."""
-    # Only a successor has members that have said it to another coordinator.
-    if run.number != run._takeover.number or run._agreement.is_clear:
+    """Whether all members could say if they take part, and drain. Asks again in CLEAR_S if not."""
+    if not is_taken_over(run) or run._agreement.is_clear:
         return True
     if not run._timers.is_set(TimerKind.DRAIN):
         run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
@@ -141,4 +158,6 @@ def drain_of(run: MembershipState) -> Drain:
     ends_s, reason = min(agreement.draining.values())
     names = tuple(node.name for node in nodes[:NAMES_SHOWN_MAX])
     left_s = max(0.0, ends_s - run._now_s)
-    return Drain(names, len(nodes), left_s, reason, agreement.is_asked)
+    # With NO_STEP no worker stops any more, so nobody waits for that.
+    is_asked = agreement.is_asked and agreement.step != NO_STEP
+    return Drain(names, len(nodes), left_s, reason, is_asked)

@@ -6,7 +6,12 @@ and decided. All of it is about one round. It must not decide anything.
 
 from __future__ import annotations
 
+from typing import Final
+
 from rallypoint.core.values import NodeId
+
+NO_STEP: Final = 2**62
+"""A decided step that no worker reaches: all go on. Steps are below it."""
 
 
 class Agreement:
@@ -32,13 +37,14 @@ class Agreement:
     @property
     def is_open(self) -> bool:
         """Whether there may be something to tell, to ask or to decide."""
+        if self.step is not None:
+            return bool(self.draining) and not self.is_told
         # R14: who has promised waits for the step, also if the node that drained has finished.
-        return (bool(self.draining) or self.is_asked) and (self.step is None or not self.is_told)
+        return bool(self.draining) or self.is_asked or bool(self.promises)
 
     def forget(self, node: NodeId) -> None:
         """The workers of this member have finished: nothing waits for it."""
-        if not self.is_asked:
-            self.draining.pop(node, None)
+        self.draining.pop(node, None)
         self.taking_part.pop(node, None)
         self.promises.pop(node, None)
 
