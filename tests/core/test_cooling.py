@@ -14,7 +14,7 @@ from rallypoint.core.blame import (
 )
 from rallypoint.core.formation import Call, Counts, Decision, decide
 from rallypoint.core.roster import Bucket
-from rallypoint.core.values import Phase, RunSettings
+from rallypoint.core.values import ChangeKind, Phase, RunSettings
 from tests.core.driver import Driver
 
 SETTINGS = RunSettings(max_restarts_per_node=1, cooldown_s=60.0, cooldown_max_s=200.0)
@@ -278,6 +278,37 @@ def test_r7_all_nodes_are_unfit_and_the_run_goes_on() -> None:
     driver.ready("a", "b", unfit="the driver is too old")
     assert sorted(driver.names) == ["a", "b"]
     assert sorted(names_of(driver, do.LetBackIn)) == ["a", "b"]
+
+
+def test_r7_a_newcomer_takes_the_place_of_an_unfit_node_that_was_let_in() -> None:
+    driver = Driver(min=2, max=2, restarts=None)
+    driver.attach("a", "b")
+    driver.ready("a")
+    driver.ready("b", unfit="GPU 3 fell off")
+    assert (driver.phase, set(driver.names)) == (Phase.ACTIVE, {"a", "b"})
+    driver.join("c")
+    driver.advance(10.0)
+    changes = [each.change for _, each in driver.effects if isinstance(each, do.Break)]
+    assert [(each.kind, each.nodes) for each in changes] == [(ChangeKind.NODES_JOINED, ("c",))]
+    driver.ready("a")
+    driver.ready("b", unfit="GPU 3 fell off")
+    driver.advance(1.0)
+    assert (driver.phase, set(driver.names)) == (Phase.ACTIVE, {"a", "c"})
+    # Fit again, it is a newcomer like any other, and there is no free place.
+    driver.ready("b")
+    driver.join("d")
+    driver.advance(60.0)
+    assert len([each for _, each in driver.effects if isinstance(each, do.Break)]) == 1
+
+
+def test_r7_another_unfit_node_takes_no_place() -> None:
+    driver = Driver(min=2, max=2, restarts=None)
+    driver.attach("a", "b", "c")
+    driver.ready("a")
+    driver.ready("b", unfit="GPU 3 fell off")
+    driver.ready("c", unfit="the driver is too old")
+    driver.advance(60.0)
+    assert not [each for _, each in driver.effects if isinstance(each, do.Break)]
 
 
 def test_a_successor_learns_from_the_node_that_it_is_unfit() -> None:

@@ -11,7 +11,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import reasons
 from rallypoint.core.blame import breaker_of
 from rallypoint.core.effects import TimerKind
-from rallypoint.core.roster import Member
+from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import Change
 
@@ -99,9 +99,19 @@ def timer_fired(run: MembershipState) -> list[Member]:
 
 def let_in(run: MembershipState, chosen: list[Member]) -> None:
     """A round is formed. Tell people which of its members should have stayed out."""
-    for member in chosen:
-        if member.stays_out:
-            run._do(do.LetBackIn(member.id, why_out(run, member)))
+    out = [member for member in chosen if member.stays_out]
+    run._let_in = tuple(member.id for member in out)
+    for member in out:
+        run._do(do.LetBackIn(member.id, why_out(run, member)))
+
+
+def places_for_others(run: MembershipState) -> int:
+    """How many members of the active round leave their places to others, if others come."""
+    members = (run.roster.living(node) for node in run._let_in)
+    return sum(
+        member is not None and member.stays_out and member.bucket is Bucket.IN_ROUND
+        for member in members
+    )
 
 
 def why_out(run: MembershipState, member: Member) -> str:

@@ -4,7 +4,16 @@ and whether a round is formed.
 
 from __future__ import annotations
 
-from rallypoint.core import agreeing, causes, member_changes, ordering, reasons, rounds, writing
+from rallypoint.core import (
+    agreeing,
+    causes,
+    cooling,
+    member_changes,
+    ordering,
+    reasons,
+    rounds,
+    writing,
+)
 from rallypoint.core.roster import Bucket, Member
 from rallypoint.core.state import MembershipState
 from rallypoint.core.values import ChangeKind, Outcome, Phase, Reachability, RunSettings
@@ -88,6 +97,9 @@ def advance_active(run: MembershipState, settings: RunSettings) -> None:
         return
     # R3: newcomers get free places only.
     free = settings.max_nodes - in_round
+    # Members that should stay out were let in for want of others, so others get their places.
+    if not free and run._let_in:
+        free = cooling.places_for_others(run)
     # R3: without a free place the round is left alone.
     if run._finished.count or not free or not run.roster.count(_NEWCOMER):
         return

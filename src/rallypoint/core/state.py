@@ -97,6 +97,8 @@ class MembershipState:
         self._finished = Finished()
         self._orders = KeptOrders(is_kept=has_successor)
         self._blame = KeptBlame()
+        self._let_in: tuple[NodeId, ...] = ()
+        """Members of the last round that should stay out, and were let in for want of others."""
         self._agreement = Agreement()
         self._admission = Admission(
             run_id, members_max=members_max, table_bytes_max=table_bytes_max
@@ -281,7 +283,7 @@ class MembershipState:
         return (
             (self.phase_of_work, self.suspension.causes, self.deposed, self.close, self.number),
             (*self._committing.freeze(), tuple(self._suspended_events)),
-            (self.restart_count, self._finished.freeze(), self._blame.freeze()),
+            (self.restart_count, self._finished.freeze(), self._blame.freeze(), self._let_in),
             self.case and (*self.case.freeze(), self._probe.is_settled),
             (*self._gathering.freeze(), self._scale_up.is_due),
             (self._suspicion.guarding, tuple(self._probe.unanswered), self._probe.is_over),
