@@ -66,6 +66,18 @@ def _is_not_woken(original: Any, self: Any, step: Any) -> None:
     self.gate.decide(step)
 
 
+@replaces("rallypoint.core.agreeing:is_clear")
+def _says_too_early_that_not_all_take_part(original: Any, run: Any) -> bool:
+    """A successor has not heard yet that they do, and the node that drains leaves at once."""
+    return True
+
+
+@replaces("rallypoint.core.agreement:Agreement.is_open")
+def _leaves_those_waiting_that_have_promised(original: Any, self: Any) -> bool:
+    """The node that drained has finished, and nobody needs a step any more."""
+    return bool(self.draining) and (self.step is None or not self.is_told)
+
+
 def _bug(name: str, *parts: Replacement, judged: str = "", tests: tuple[str, ...] = ()) -> Bug:
     by = "judged" if judged else "tests" if tests else "departures"
     return Bug(
@@ -79,6 +91,8 @@ def _bug(name: str, *parts: Replacement, judged: str = "", tests: tuple[str, ...
     )
 
 
+_RULES = ("tests/core/test_agreeing.py",)
+
 AGREEMENTS = (
     _bug("goes-on-beyond-its-promise", _goes_on_beyond_its_promise),
     _bug("promises-too-little", _promises_too_little),
@@ -90,5 +104,11 @@ AGREEMENTS = (
         judged="promises never change, so the successor decides the same step again",
     ),
     _bug("promises-no-successor", _promises_no_successor, tests=("tests/client/test_drains.py",)),
+    _bug("says-too-early-that-it-cannot-be", _says_too_early_that_not_all_take_part, tests=_RULES),
+    _bug(
+        "leaves-those-waiting-that-have-promised",
+        _leaves_those_waiting_that_have_promised,
+        tests=_RULES,
+    ),
     _bug("is-not-woken", _waits_without_a_limit, _is_not_woken),
 )
