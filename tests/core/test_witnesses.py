@@ -10,7 +10,7 @@ from rallypoint.core import effects as do
 from rallypoint.core import events as on
 from rallypoint.core.values import Address, ChangeKind, HostReport, Phase
 from rallypoint.core.watching import WATCH_AFTER_S, WATCHED_MAX, WATCHERS_MAX
-from rallypoint.core.witnesses import ANSWER_S, LOOK_S, QUESTIONS_MAX, TRIES_MAX
+from rallypoint.core.witnesses import ANSWER_S, LOOK_S, QUESTIONS_MAX, TRIES_MAX, missed_after_s
 from tests.core.driver import Driver, node_id
 
 NODES = "abcdefgh"
@@ -74,6 +74,12 @@ def test_a_host_that_is_not_answered_any_more_is_lost_once_its_node_is_suspect()
     first, second, third = questions
     said = f"its host did not answer {first}, {second} and {third}, which had reached it before"
     assert change.detail == said
+
+
+def test_what_witnesses_say_is_fresh_when_a_member_is_suspect() -> None:
+    for suspect_after_s in (0.5, 5.0, 12.0, 60.0, 600.0):
+        left_s = suspect_after_s - missed_after_s(suspect_after_s)
+        assert left_s == min(suspect_after_s / 4, LOOK_S)
 
 
 def test_nobody_is_lost_before_it_is_suspect() -> None:

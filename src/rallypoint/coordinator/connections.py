@@ -14,7 +14,7 @@ from rallypoint.core import events as on
 from rallypoint.core.membership import Membership
 from rallypoint.core.reasons import Refusal
 from rallypoint.core.values import NodeId, RoundMember
-from rallypoint.core.witnesses import MISSED_PART
+from rallypoint.core.witnesses import missed_after_s
 from rallypoint.wire import messages as wire
 
 LISTEN_MAX_S: Final = 60.0
@@ -139,7 +139,7 @@ class Connections:
             self._post(on.NodeSilent(node, now_s - session.heard_s))
             return
         is_new = node.name not in self._missed and self._asks_witnesses
-        if is_new and session.heard_s + MISSED_PART * settings.suspect_after_s <= now_s:
+        if is_new and session.heard_s + missed_after_s(settings.suspect_after_s) <= now_s:
             self._missed[node.name] = node
             self._post(on.BeatsMissed(node, now_s - session.heard_s))
         self._listen_until(session, now_s)
@@ -159,7 +159,7 @@ class Connections:
         if settings is not None:
             due_s = session.heard_s + settings.suspect_after_s
             if self._asks_witnesses and session.node and session.node.name not in self._missed:
-                due_s = session.heard_s + MISSED_PART * settings.suspect_after_s
+                due_s = session.heard_s + missed_after_s(settings.suspect_after_s)
             self._listen(session, min(due_s, now_s + LISTEN_MAX_S))
 
     def hears(self, name: str) -> bool:

@@ -37,6 +37,12 @@ TRIES_MAX: Final = 3
 """How often witnesses are asked about a silent host that they cannot tell about."""
 
 
+def missed_after_s(suspect_after_s: float) -> float:
+    """For how long a member has not been heard when witnesses are asked about its host."""
+    # R8: what they say is not old when the member is suspect, so it may be lost for it.
+    return max(MISSED_PART * suspect_after_s, suspect_after_s - LOOK_S)
+
+
 class Evidence(FrozenStruct, frozen=True):
     """What witnesses have found. `lives`: whether the host answered one of these."""
 
