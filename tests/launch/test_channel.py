@@ -38,6 +38,8 @@ from rallypoint.core.values import (
     ChangeKind,
     CloseRecord,
     Drain,
+    Failure,
+    FailureKind,
     Outcome,
     RoundHead,
     RoundMember,
@@ -96,15 +98,20 @@ class FakeNode:
 
 
 class Setup:
-    def __init__(self) -> None:
+    def __init__(self, explain_s: float | None = None) -> None:
         self.node = FakeNode()
         self.asked: list[object] = []
+        self.parted: list[int] = []
         self.channel = Channel(
             cast(Node, self.node),
             Requests(
                 lambda: self.asked.append("regroup"),
                 self.asked.append,
                 lambda outcome, reason: self.asked.append((outcome, reason)),
+                parted=self.parted.append,
+                asked=lambda local_rank, number: self.asked.append((local_rank, number)),
+                raised=lambda local_rank, failure: self.asked.append(failure),
+                explain_s=explain_s,
             ),
         )
         self.sources: list[AgentClient] = []
@@ -134,8 +141,8 @@ class Setup:
 
 
 @asynccontextmanager
-async def setup() -> AsyncIterator[Setup]:
-    made = Setup()
+async def setup(explain_s: float | None = None) -> AsyncIterator[Setup]:
+    made = Setup(explain_s)
     await made.channel.start()
     made.channel.begin_round(a_round())
     try:
@@ -403,6 +410,162 @@ def test_silent_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
             assert await (await made.worker()).members() == (MEMBER,)
             for each in mute:
                 each.close()
+
+    asyncio.run(scenario())
+
+
+# -- workers that are kept -------------------------------------------------------------------------
+
+
+async def until(made: Setup, asked: object) -> None:
+    while asked not in made.asked:  # noqa: ASYNC110 - the list sets no event
+        await asyncio.sleep(0)
+
+
+def begin(made: Setup, number: int, variables: dict[int, dict[str, str]]) -> None:
+    """The agent begins a round, in which these workers go on."""
+    made.node.round, made.node.change = a_round(number), None
+    made.channel.begin_round(a_round(number), tuple(variables))
+    made.channel.go_on(variables)
+
+
+def test_a_worker_that_asks_gets_the_next_world_in_its_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+
+    async def scenario() -> None:
+        async with setup(explain_s=5.0) as made:
+            run = Run(await made.worker())
+            first = await run.next_world()
+            assert first is not None
+            assert await first.store._calls.call(Get("key"), 1.0) == VALUE
+            asking = asyncio.ensure_future(run.next_world())
+            await until(made, (1, 1))
+            # R4: the old world is over for its objects, whatever the agent knows.
+            assert first.change is not None
+            with pytest.raises(errors.RoundBrokenError):
+                await first.store.get("key")
+            begin(made, 2, {1: {"RANK": "7", "RALLYPOINT_AGENT_SECRET": "new"}})
+            second = await asking
+            assert second is not None
+            assert (second.number, second.local_rank, second.change) == (2, 1, None)
+            assert os.environ["RANK"] == "7"
+            assert await second.store._calls.call(Get("key"), 1.0) == VALUE
+            with pytest.raises(errors.RoundBrokenError):
+                await first.store.get("key")
+            assert made.node.calls == [Get("key")] * 2
+            # And so on: a second one, the end of which is told first.
+            made.channel.end_round(msgspec.structs.replace(LOST, round=2))
+            asking = asyncio.ensure_future(run.next_world())
+            await until(made, (1, 2))
+            assert second.change is not None
+            assert second.change.kind is ChangeKind.NODE_LOST
+            begin(made, 3, {1: {}})
+            third = await asking
+            assert third is not None
+            assert third.number == 3
+
+    asyncio.run(scenario())
+
+
+def test_one_that_has_not_asked_or_is_not_kept_loses_its_connection() -> None:
+    async def scenario() -> None:
+        async with setup(explain_s=5.0) as made:
+            busy, asks = await made.worker(local_rank=0), await made.worker(local_rank=1)
+            for each in (busy, asks):
+                await each.next_world(None)
+            asking = asyncio.ensure_future(asks.next_world(None))
+            await until(made, (1, 1))
+            made.node.round = a_round(2)
+            made.channel.begin_round(a_round(2), ())
+            made.channel.go_on({})
+            with pytest.raises(errors.CoordinatorLostError):
+                await asking
+            assert isinstance(await busy.call(Get("key"), 1.0), StoreFailure)
+            assert made.node.calls == []
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_waits_learns_the_end_of_the_run_and_of_its_node() -> None:
+    async def scenario(ends: Callable[[Channel], None]) -> None:
+        async with setup(explain_s=5.0) as made:
+            worker = await made.worker()
+            await worker.next_world(None)
+            asking = asyncio.ensure_future(worker.next_world(None))
+            await until(made, (1, 1))
+            ends(made.channel)
+            assert await asking is None
+
+    asyncio.run(scenario(lambda channel: channel.depart("drained")))
+    asyncio.run(scenario(lambda channel: channel.end_run(CloseRecord(Outcome.SUCCEEDED, "done"))))
+
+
+def test_a_helper_of_a_worker_does_not_ask_for_it() -> None:
+    async def scenario() -> None:
+        async with setup(explain_s=5.0) as made:
+            worker, helper = await made.worker(), await made.worker()
+            for each in (worker, helper):
+                await each.next_world(None)
+            asking = asyncio.ensure_future(helper.next_world(None))
+            await helper.members()
+            assert (1, 1) not in made.asked
+            await helper.aclose()
+            await worker.members()
+            assert made.parted == []
+            asking.cancel()
+            await worker.aclose()
+            while not made.parted:  # noqa: ASYNC110 - the list sets no event
+                await asyncio.sleep(0)
+            assert made.parted == [1]
+
+    asyncio.run(scenario())
+
+
+OWN = Failure(FailureKind.EXCEPTION, "RuntimeError: boom", rank=1, local_rank=1)
+OTHERS = Failure(FailureKind.EXCEPTION, "ValueError: no", rank=0, local_rank=0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_explained"),
+    [
+        (LOST, True),
+        (Change(ChangeKind.WORKER_FAILED, 1, ("b",), 1, failure=OWN), True),
+        (Change(ChangeKind.WORKER_FAILED, 1, ("a",), 1, failure=OTHERS), True),
+        (Change(ChangeKind.WORKER_FAILED, 1, ("a",), 1, failure=OWN), False),
+    ],
+)
+def test_an_error_is_told_and_its_cause_awaited(cause: Change, is_explained: bool) -> None:
+    async def scenario() -> None:
+        async with setup(explain_s=5.0) as made:
+            worker = await made.worker()
+            await worker.next_world(None)
+            error = RuntimeError("boom")
+            asking = asyncio.ensure_future(worker.is_explained(error, 1))
+            while not made.asked:  # noqa: ASYNC110 - the list sets no event
+                await asyncio.sleep(0)
+            (told,) = made.asked
+            assert isinstance(told, Failure)
+            assert (told.rank, told.local_rank) == (1, 1)
+            assert told.last_lines[-1] == "RuntimeError: boom"
+            made.channel.end_round(msgspec.structs.replace(cause, confirmed=False))
+            await worker.members()
+            assert not asking.done()
+            made.channel.end_round(cause)
+            assert await asking == is_explained
+
+    asyncio.run(scenario())
+
+
+def test_an_error_without_a_cause_is_raised() -> None:
+    async def scenario() -> None:
+        async with setup(explain_s=0.05) as made:
+            worker = await made.worker()
+            await worker.next_world(None)
+            assert not await worker.is_explained(RuntimeError("boom"), 1)
+            assert not await worker.is_explained(errors.UsageError("boom"), 1)
+            assert not await worker.is_explained(ValueError("boom"), 1)
 
     asyncio.run(scenario())
 

@@ -129,6 +129,10 @@ class Channel:
         self.secret = secrets.token_hex(16)
         return self.secret
 
+    def first_of(self, local_rank: int) -> WorkerLink | None:
+        """The oldest connection of a worker; None if it has none."""
+        return next((link for link in self.links if link.local_rank == local_rank), None)
+
     def go_on(self, variables: Mapping[int, dict[str, str]]) -> None:
         """Give the workers that were kept the round, with what changes in their environment."""
         for link in list(self.links):
@@ -250,7 +254,7 @@ class WorkerLink(asyncio.Protocol):
         channel = self._channel
         if channel.links.pop(self, self) is None and self._round is channel.round:
             channel.promise_if_all_have()
-            if all(link.local_rank != self.local_rank for link in channel.links):
+            if channel.first_of(self.local_rank) is None:
                 channel.requests.parted(self.local_rank)
         for task in list(self._calls.values()):
             task.cancel()
@@ -355,7 +359,9 @@ class WorkerLink(asyncio.Protocol):
                 assert self._round is not None
                 if number == self._round.head.number:
                     self.waits = True
-                    self._channel.requests.asked(self.local_rank, number)
+                    # A child process that has joined as this worker does not speak for it.
+                    if self._channel.first_of(self.local_rank) is self:
+                        self._channel.requests.asked(self.local_rank, number)
             case local.Raised(failure=failure):
                 assert self._round is not None
                 rank = self._round.seat.first_rank + self.local_rank
