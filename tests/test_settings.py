@@ -414,6 +414,11 @@ def test_a_worker_finds_its_agent() -> None:
     assert "hunter2" not in repr(channel)
 
 
+def test_a_worker_with_a_virtual_local_rank_has_its_own_for_its_agent() -> None:
+    virtual = WORKER | {"LOCAL_RANK": "0", "RALLYPOINT_LOCAL_RANK": "1"}
+    assert settings.worker_channel(virtual) == settings.worker_channel(WORKER)
+
+
 def test_a_process_that_is_no_worker_has_no_agent() -> None:
     assert settings.worker_channel({}) is None
     without = {name: text for name, text in WORKER.items() if name != "RALLYPOINT_AGENT"}

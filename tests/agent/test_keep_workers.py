@@ -149,6 +149,7 @@ def test_a_worker_that_never_asks_is_stopped_and_named(machine: Machine) -> None
     gone([first[0], first[1]])
 
 
+@pytest.mark.verify
 def test_a_frozen_worker_is_stopped_and_started_again(machine: Machine) -> None:
     options = ("--keep-workers", "--set", "unwind=0.5s", "--regroup-stop-timeout", "1")
     program = machine.program(KEPT)
@@ -178,6 +179,7 @@ def test_a_program_that_does_not_join_works_as_before(machine: Machine) -> None:
     assert text.count("has not called rallypoint.join, so each round starts new processes") == 1
 
 
+@pytest.mark.verify
 def test_one_that_waits_for_a_world_gets_the_signal_of_its_agent(machine: Machine) -> None:
     """Between two rounds, it ends by itself within the stop time."""
     ignores = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
@@ -195,6 +197,50 @@ def test_one_that_waits_for_a_world_gets_the_signal_of_its_agent(machine: Machin
     gone([pid])
 
 
+YIELDS = """
+import os, sys, time
+import rallypoint
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+
+step = None
+with rallypoint.join() as run:
+    for world in run.worlds():
+        with world:
+            step = world.newest(step, 60).step or 0
+            say("world", world.number, world.rank, world.size, os.getpid())
+            while not world.change:
+                if world.should_yield(step):
+                    say("yields", step)
+                    world.barrier("saved", 60)
+                    break
+                world.barrier(f"step {step}", 60)
+                if step == 3:
+                    say("all take part")  # They have said so before the barrier.
+                time.sleep(0.02)
+                step += 1
+"""
+
+
+def test_a_departure_that_is_agreed_restarts_no_process(machine: Machine) -> None:
+    options = ("--keep-workers", "--expected-nodes", "2", "--last-call", "60")
+    program = machine.program(YIELDS)
+    a = machine.agent("a", *options, "--nproc-per-node", "2", nnodes="1:2", program=program)
+    b = machine.agent("b", *options, nnodes="1:2", program=program)
+    first = worlds(a, 1, 2)
+    b.line("all take part")
+    b.signal(signal.SIGTERM)
+    steps = {a.line(r"yields (\d+)")[1] for _ in range(2)}
+    b.ends(143)
+    assert len(steps) == 1
+    assert sorted(worlds(a, 2, 2).values()) == sorted(first.values())
+    a.signal(signal.SIGTERM)
+    a.ends(143)
+
+
+@pytest.mark.verify
 def test_the_place_of_a_worker_that_ended_starts_warm(machine: Machine) -> None:
     program = KEPT.replace("def check(", 'say("warm", "colorsys" in sys.modules)\n\ndef check(')
     options = ("--keep-workers", "--preload=colorsys", "--nproc-per-node", "2")
@@ -225,6 +271,7 @@ print("finished", world.number, flush=True)
 """
 
 
+@pytest.mark.verify
 def test_all_that_finish_end_the_run(machine: Machine) -> None:
     options = ("--keep-workers", "--nproc-per-node", "2", "--max-restarts", "1")
     a = machine.agent("a", *options, nnodes="1", program=machine.program(FINISHES))

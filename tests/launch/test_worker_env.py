@@ -50,6 +50,7 @@ OURS = {
     "RALLYPOINT_NODE": "node-17",
     "RALLYPOINT_TERM": "6",
     "RALLYPOINT_ROUND": "9",
+    "RALLYPOINT_LOCAL_RANK": "1",
     "RALLYPOINT_MIN_NODES": "2",
     "RALLYPOINT_MAX_NODES": "4",
     "RALLYPOINT_AGENT": "/tmp/agent.sock",
@@ -113,6 +114,7 @@ def test_a_virtual_local_rank_is_one_gpu(visible: str | None, local_rank: int, g
     base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     env = worker_environment(context, base)
     assert (env["LOCAL_RANK"], env["CUDA_VISIBLE_DEVICES"]) == ("0", gpu)
+    assert env["RALLYPOINT_LOCAL_RANK"] == str(local_rank)
     assert worker_environment(CONTEXT, base)["LOCAL_RANK"] == "1"
 
 

@@ -169,6 +169,8 @@ def _rallypoint(context: WorkerContext) -> dict[str, str]:
         # R13: (term, round) is the fencing token that a program can pass to its own storage.
         "RALLYPOINT_TERM": str(context.term),
         "RALLYPOINT_ROUND": str(context.round_number),
+        # LOCAL_RANK is 0 for all workers with --virtual-local-rank.
+        "RALLYPOINT_LOCAL_RANK": str(context.local_rank),
         "RALLYPOINT_MIN_NODES": str(context.min_nodes),
         "RALLYPOINT_MAX_NODES": str(context.max_nodes),
         "RALLYPOINT_AGENT": context.agent_path,

@@ -41,6 +41,7 @@ _WORKER_NUMBERS: Final = {
     "node_rank": "GROUP_RANK",
     "nodes": "GROUP_WORLD_SIZE",
 }
+_OWN_LOCAL_RANK: Final = "RALLYPOINT_LOCAL_RANK"
 _WORKER_TEXTS: Final = {
     "agent": "RALLYPOINT_AGENT",
     "secret": "RALLYPOINT_AGENT_SECRET",
@@ -59,6 +60,9 @@ def worker_channel(environ: Environ | None = None) -> WorkerChannel | None:
         return None
     texts = {name: _worker_text(environment, each) for name, each in _WORKER_TEXTS.items()}
     numbers = {name: _worker_number(environment, each) for name, each in _WORKER_NUMBERS.items()}
+    # With --virtual-local-rank, LOCAL_RANK is 0 for all workers. Earlier agents set only that.
+    if environment.get(_OWN_LOCAL_RANK):
+        numbers["local_rank"] = _worker_number(environment, _OWN_LOCAL_RANK)
     for place, size in (("rank", "world_size"), ("local_rank", "local_world_size")):
         if numbers[place] >= numbers[size]:
             raise _worker_error(
