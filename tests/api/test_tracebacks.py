@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,8 @@ from tests.ports import free_port
 pytestmark = pytest.mark.processes
 
 PACKAGE = str(Path(rallypoint.__file__).parent)
-INSIDE_MAX = 2
-"""A method of the API, and the one that it calls: their lines tell which call it was."""
+INSIDE_MAX = 1
+"""A method of the API: its line tells which call it was."""
 
 
 def two_sizes(folder: Path) -> None:
@@ -78,9 +78,42 @@ def too_few_for_async(folder: Path) -> None:
     asyncio.run(main())
 
 
+async def alone(body: Callable[[aio.Run, aio.World], Awaitable[object]]) -> None:
+    async with await aio.join("job", max_nodes=1, last_call_s=0.01) as run:
+        world = await run.next_world()
+        assert world is not None
+        await body(run, world)
+
+
+def no_key_for_async(folder: Path) -> None:
+    async def body(run: aio.Run, world: aio.World) -> None:
+        await world.store.wait(["none"], 0.1)
+
+    asyncio.run(alone(body))
+
+
+def over_for_async(folder: Path) -> None:
+    async def body(run: aio.Run, world: aio.World) -> None:
+        await run.close("done")
+        await world.barrier("late")
+
+    asyncio.run(alone(body))
+
+
+def no_world_for_async(folder: Path) -> None:
+    async def main() -> None:
+        endpoint = f"127.0.0.1:{free_port()}"
+        async with await aio.join("job", endpoint, min_nodes=2, join_timeout_s=0.2) as run:
+            async for _ in run.worlds():
+                pass
+
+    asyncio.run(main())
+
+
 ALL = [
     *(two_sizes, nobody_there, no_such_file, no_folder, no_etcd, too_few, over, no_key),
-    *(nobody_there_for_async, too_few_for_async),
+    *(nobody_there_for_async, too_few_for_async, no_key_for_async, over_for_async),
+    no_world_for_async,
 ]
 
 

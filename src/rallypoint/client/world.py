@@ -309,10 +309,11 @@ class Store(OfThisProcess):
 
         Raises the errors of the operation's own method.
         """
-        result = await self._calls.call(op, timeout_s)
-        if isinstance(result, ops.StoreFailure):
-            raise self._error_of(result)
-        return result.value
+        with BORDER:
+            result = await self._calls.call(op, timeout_s)
+            if isinstance(result, ops.StoreFailure):
+                raise self._error_of(result)
+            return result.value
 
     def _call(
         self, op: ops.StoreOp, timeout: timedelta | float | None = None
@@ -536,7 +537,11 @@ class Run(OfThisProcess):
         Each step of the iteration leaves the present world, which ends that world for all its
         members. Raises JoinTimeoutError, RefusedError, CoordinatorLostError.
         """
-        while (world := await self._next_or_none()) is not None:
+        while True:
+            with BORDER:
+                world = await self._next_or_none()
+            if world is None:
+                return
             yield world
 
     async def _next_or_none(self) -> World | None:
@@ -591,12 +596,14 @@ class Run(OfThisProcess):
 
     async def leave(self, reason: str = "the program left the run") -> None:
         """Take this node out of the run. The others regroup at once."""
-        await self._client.leave(reason)
+        with BORDER:
+            await self._client.leave(reason)
 
     async def close(self, reason: str, *, failed: bool = False) -> CloseRecord:
         """End the run for all. Returns how it ended, also if it was closed before."""
         outcome = Outcome.FAILED if failed else Outcome.SUCCEEDED
-        return await self._client.close(outcome, reason)
+        with BORDER:
+            return await self._client.close(outcome, reason)
 
     async def aclose(self) -> None:
         """Leave the run, if this node is in it, and close everything. Idempotent."""
