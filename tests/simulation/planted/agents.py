@@ -14,11 +14,11 @@ from tests.simulation.planted.planting import Bug, replaces
 
 @replaces("rallypoint.launch.machine:AgentMachine._stop")
 def _does_not_stop(
-    original: Any, self: Any, grace_s: Any, after: Any, first_signal: Any = 15
+    original: Any, self: Any, grace_s: Any, after: Any, first_signal: Any = 15, *, kept: Any = ()
 ) -> Any:
     """The next round begins beside the workers of the last."""
     if after is not None:
-        return original(self, grace_s, after, first_signal)
+        return original(self, grace_s, after, first_signal, kept=kept)
     self._running = ()
     return self._ask_round()
 
@@ -95,9 +95,9 @@ def _has_patience(original: Any, self: Any, now_s: Any) -> Any:
 
 @replaces("rallypoint.launch.machine:AgentMachine._stop")
 def _stops_slowly(
-    original: Any, self: Any, grace_s: Any, after: Any, first_signal: Any = 15
+    original: Any, self: Any, grace_s: Any, after: Any, first_signal: Any = 15, *, kept: Any = ()
 ) -> Any:
-    return original(self, self._rules.stop_timeout_s, after, first_signal)
+    return original(self, self._rules.stop_timeout_s, after, first_signal, kept=kept)
 
 
 @replaces("rallypoint.launch.machine:AgentMachine._wait_for_others")

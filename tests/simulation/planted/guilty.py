@@ -21,7 +21,9 @@ def _never_refilled(original: Any, self: Any, weight: Any, settings: Any, now_s:
 
 
 @replaces("rallypoint.core.blame:KeptBlame.failed")
-def _never_the_same(original: Any, self: Any, failure: Any, settings: Any, now_s: Any) -> int:
+def _never_the_same(
+    original: Any, self: Any, failure: Any, settings: Any, now_s: Any, step: Any = None
+) -> int:
     return 0
 
 
