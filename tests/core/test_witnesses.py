@@ -420,6 +420,36 @@ def test_a_coordinator_that_hears_few_hosts_loses_none_of_the_others() -> None:
     assert is_member(run, "e")
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_when_a_cut_is_over_the_last_hosts_to_return_are_not_lost(is_open: bool) -> None:
+    """The coordinator was cut off from most, with witnesses that reach each other."""
+    run = running("abcdefg", mass_min=8)
+    run.take()
+    missing(run, "d", "e", "f", "g")
+    questions = [e for _, e in run.take() if isinstance(e, do.AskWitness)]
+    run.silent("d", "e", "f", "g")
+    if is_open:
+        run.heard("d")
+    for each in questions:
+        if each.node.name in "abc":
+            run.testify(each.node.name, each.question, SILENT)
+    run.advance(2.0)
+    run.heard("d")
+    run.advance(1.0)
+    assert all(is_member(run, each) for each in "defg")
+    run.take()
+
+
+def test_a_host_whose_connection_is_closed_is_not_heard_either() -> None:
+    run = running("abcdefg", mass_min=8, grace=60.0)
+    run.disconnect("d", "e", "f")
+    questions = missing(run, "g")
+    all_say(run, questions, SILENT)
+    run.silent("g")
+    run.advance(1.0)
+    assert is_member(run, "g")
+
+
 def test_an_outage_of_the_ledger_takes_all_testimonies() -> None:
     run = running()
     all_say(run, missing(run, "c"), SILENT)

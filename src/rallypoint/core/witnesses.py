@@ -13,6 +13,7 @@ the member either. This file must not send or connect: `client/witness.py` does.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Final
 
 from rallypoint.core import reasons
@@ -172,8 +173,8 @@ class Witnesses:
 
     def ask_next(self, settings: RunSettings) -> list[Effect]:
         """Ask about the hosts that wait for it, as far as that is possible now."""
-        # R8: nobody is lost while many are silent.
-        if not self._unasked or self._are_many(settings):
+        # R8: nobody is lost while many are silent, or most.
+        if not self._unasked or self._are_many(settings) or not self._hears_most():
             return []
         effects: list[Effect] = []
         for host in list(self._unasked)[: QUESTIONS_MAX - len(self._open)]:
@@ -242,10 +243,12 @@ class Witnesses:
     def lost(self) -> list[tuple[list[Member], str]]:
         """The members of each host that is gone, if all of them are suspect; and the evidence."""
         found: list[tuple[list[Member], str]] = []
-        if not self._evidence:
+        if not self._evidence and not self._open:
             return found
-        # R8: if most hosts cannot be heard, the coordinator is on the wrong side of a cut.
+        # R8: if most hosts cannot be heard, the coordinator is on the wrong side of a cut. When
+        # it is over, the last ones to return must not be lost for what was said during it.
         if not self._hears_most():
+            self.drop()
             return found
         for host, evidence in self._evidence.items():
             # R8: a host that lives keeps its members: only their processes are stopped.
@@ -276,9 +279,16 @@ class Witnesses:
 
     def _hears_most(self) -> bool:
         """Whether at least half of the hosts have a member that is heard."""
-        hosts = dict.fromkeys(map(self.watching.host_of, self._unheard))
-        unheard = sum(host is not None and self._is_missed(host) for host in hosts)
+        # R8: a host whose connections are closed is not heard either.
+        names = chain(self._unheard, self._roster.troubled_names)
+        hosts = dict.fromkeys(map(self.watching.host_of, names))
+        unheard = sum(host is not None and self._is_unheard(host) for host in hosts)
         return 2 * unheard <= self.watching.host_count
+
+    def _is_unheard(self, host: str) -> bool:
+        """Whether no member on the host is heard, and one should be."""
+        members = [*self.watching.members_at(host)]
+        return any(each.is_awaited for each in members) and not any(map(self._is_heard, members))
 
     def _is_heard(self, member: Member) -> bool:
         is_connected = member.reachability is Reachability.CONNECTED
