@@ -85,11 +85,14 @@ def forks() -> None:
     say("joined")
     world = run.next_world()
     assert world is not None
+    world.should_yield(0)
     user = os.fork()
     if not user:
         for use in (
             run.next_world,
             run.leave,
+            # Nobody would tell it the step at which to stop.
+            lambda: world.should_yield(1),
             lambda: world.store.add("n", 1),
             lambda: run.waiting,
         ):

@@ -80,7 +80,7 @@ def test_a_fork_cannot_use_the_run_and_hides_no_death(programs, coordinator):
     forking = programs.start("forks", coordinator, "b")
     assert line(forking) == "joined"
     assert line(peer) == "met 2"
-    assert [line(forking) for _ in range(4)] == ["refused True True"] * 4
+    assert [line(forking) for _ in range(5)] == ["refused True True"] * 5
     assert line(forking) == "known 1 None None"
     programs.children.append(int(line(forking).removeprefix("child ")))
     began_s = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_fork_cannot_use_the_run_and_hides_no_death(programs, coordinator):
 def test_a_fork_has_no_copy_of_the_connection(programs, coordinator):
     peer = programs.start("peer", coordinator, "a")
     forking = programs.start("forks", coordinator, "b")
-    for _ in range(6):
+    for _ in range(7):
         line(forking)
     child = int(line(forking).removeprefix("child "))
     programs.children.append(child)
@@ -177,7 +177,7 @@ def test_a_fork_of_the_host_hides_no_death(programs):
     assert line(forking) == "joined"
     peer = programs.start("peer", endpoint, "b")
     assert line(peer) == "met 2"
-    for _ in range(5):
+    for _ in range(6):
         line(forking)
     programs.children.append(int(line(forking).removeprefix("child ")))
     forking.kill()

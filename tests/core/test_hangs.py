@@ -385,3 +385,13 @@ def test_R15_while_a_member_falls_silent_during_the_question_the_round_does_not_
     driver.advance(AGAIN_S + ASK_S)
     assert len(asked(driver)) == 2
     assert len(broken(driver)) == 1
+
+
+def test_R15_a_node_on_standby_that_nobody_hears_delays_nothing() -> None:
+    driver = in_round("a", "b")
+    driver.join("c")
+    driver.progress("a", "b", step=1)
+    driver.advance(TIMEOUT_S - 1)
+    driver.silent("c")
+    driver.advance(1)
+    assert asked(driver) == [TIMEOUT_S]

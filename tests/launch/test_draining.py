@@ -11,7 +11,7 @@ from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine
 from rallypoint.launch.phases import Phase
-from tests.launch.test_machine import RULES, WORKERS, Played, a_change, an_exit, in_phase
+from tests.launch.test_machine import RULES, SUCCESS, WORKERS, Played, a_change, an_exit, in_phase
 
 TERM = on.Signalled(signal.SIGTERM, can_agree=True)
 BY_ANN = on.Drained("drained by ann", can_agree=True)
@@ -160,3 +160,14 @@ def test_a_signal_after_a_notice_that_was_refused_waits_for_nothing() -> None:
     played.take(on.DrainTold(is_asked=False))
     played.now_s += 5.0
     assert departed(played.take(TERM))
+
+
+@pytest.mark.parametrize("event", [TERM, BY_ANN, NOTICE])
+def test_a_run_that_is_closed_meanwhile_is_how_the_agent_ends(event: on.Event) -> None:
+    played = draining(event)
+    actions = played.take(on.RunClosed(SUCCESS))
+    played.take(*(on.WorkerExited(an_exit(rank, 0)) for rank in range(WORKERS)))
+    played.take(on.Stopped(()))
+    assert not departed(actions)
+    assert played.machine.end is not None
+    assert played.machine.end.code == 0

@@ -89,11 +89,15 @@ class Portal:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Call this in the loop, and do not wait. Raises ForkedProcessError."""
+        self.check_is_here()
+        self._loop.call_soon_threadsafe(callback)
+
+    def check_is_here(self) -> None:
+        """Raises ForkedProcessError in a child made by fork()."""
         if self.is_of_parent:
             problem = self._problem()
             assert problem is not None
             raise problem
-        self._loop.call_soon_threadsafe(callback)
 
     def _problem(self) -> errors.UsageError | None:
         if self.is_of_parent:
@@ -299,9 +303,10 @@ class World(aio.Facts):
         all agree. Rallypoint's thread agrees with the others, also while the program hangs in a
         collective.
 
-        Raises UsageError for a step below that of an earlier call, and RoundBrokenError if the
-        world ends while it waits.
+        Raises UsageError for a step below that of an earlier call, RoundBrokenError if the world
+        ends while it waits, and ForkedProcessError in a child made by fork().
         """
+        self._portal.check_is_here()
         world, client = self._world, self._world._client
         passed = world._begin_step(step, lambda: self._portal.start(_do(world._take_part)))
         if passed is Pass.GO_ON:

@@ -19,7 +19,7 @@ FILE_PREFIX: Final = "stacks-"
 """How the name of a file begins in which an agent gets the stacks of a worker."""
 _FROM_THE_FIRST: Final = 12
 _kept: list[int] = []
-"""The files to which faulthandler writes: they stay open."""
+"""The file to which faulthandler writes: it stays open."""
 
 
 def dump_signal() -> int | None:
@@ -53,7 +53,10 @@ def dump_on_signal(path: str) -> tuple[int, int] | None:
     except (OSError, RuntimeError, ValueError):
         os.close(fd)
         return None
-    _kept.append(fd)
+    # A worker that is kept has another file in each round.
+    earlier, _kept[:] = _kept[:], [fd]
+    for each in earlier:
+        os.close(each)
     return os.getpid(), number
 
 

@@ -366,6 +366,10 @@ class AgentMachine:
         # no round. But a launcher may have signalled the workers as well: then they have stopped.
         if held is None or (held.number is None and self._are_done):
             return []
+        # The run is over, and its end is that of this agent: there is nothing to leave any more.
+        if self._closed is not None:
+            self._held = None
+            return []
         is_vain = held.is_refused and not held.is_patient
         has_stopped = self._wants_regroup or not self._running
         if now_s < held.due_s and self._may_hold and not (is_vain or has_stopped):
