@@ -15,6 +15,8 @@ import pytest
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import preload_process
 from rallypoint.launch.preloader import (
+    LINE_BYTES_MAX,
+    LINES_MAX,
     Preloader,
     PreloadPlan,
     modules_in,
@@ -271,6 +273,20 @@ def test_what_modules_write_is_shown(tmp_path: Path) -> None:
         told.preloader.close()
 
     asyncio.run(lines())
+
+
+def test_a_line_without_an_end_is_not_kept(tmp_path: Path) -> None:
+    a_module(tmp_path, "print('x' * 10_000_000, end='', flush=True)")
+
+    async def lines() -> list[str]:
+        told = Told(tmp_path)
+        told.preloader.start(["mine"])
+        await told.next()
+        await until(lambda: len(told.lines) == LINES_MAX)
+        told.preloader.close()
+        return told.lines
+
+    assert max(map(len, asyncio.run(lines()))) < 2 * LINE_BYTES_MAX
 
 
 def pid_of(folder: Path) -> int:

@@ -50,6 +50,8 @@ REFILL_AFTER_S: Final = 1.0
 """How long after a start new standbys are forked, so that they take no time from its workers."""
 LINES_MAX: Final = 100
 """How many lines that modules write while they are imported are shown."""
+LINE_BYTES_MAX: Final = 4_096
+"""A longer line is shown as several, so that it takes no memory here."""
 _FOLDER: Final = str(Path(preload_process.__file__).with_name("preloading"))
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -442,7 +444,7 @@ class _Started:
 def _read_lines(output: IO[bytes], say: Callable[[str], None]) -> None:
     """Pass on what modules write, up to a limit, and read the rest so that none of them waits."""
     with output:
-        for number, line in enumerate(output):
+        for number, line in enumerate(iter(lambda: output.readline(LINE_BYTES_MAX), b"")):
             if number < LINES_MAX:
                 say(warm_messages.of_output(escaped(line.decode(errors="replace").rstrip())))
 
