@@ -94,8 +94,12 @@ class Program:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that it has started for the script of an example."""
+        return self.workers_of("examples/")
+
+    def workers_of(self, script: str) -> list[psutil.Process]:
+        """The processes that it has started for this script."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [each for each in children if any("examples/" in arg for arg in each.cmdline())]
+        return [each for each in children if any(script in arg for arg in each.cmdline())]
 
 
 class Programs:

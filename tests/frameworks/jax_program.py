@@ -1,7 +1,7 @@
 """Processes with JAX: see test_jax.py.
 
 `jax_program.py worlds ENDPOINT NODE` goes on over several worlds in one process.
-`jax_program.py worker` is a worker of `rallypoint run`.
+`jax_program.py worker` is a worker of `rallypoint run`, and `kept` one that goes on as `worlds` does.
 `jax_program.py late ENDPOINT NODE FOLDER ROUND WHERE`: rank 0 ends JAX first, in each world. In
 this round it fails, "inside" or "outside" of the iteration. In the next the run is closed.
 `jax_program.py alone ENDPOINT` initializes JAX in a world of two, and the other leaves.
@@ -79,13 +79,22 @@ def over_worlds(endpoint: str, node: str) -> None:
         suspect_after_s=4.0,
         lost_after_s=8.0,
     ) as run:
-        for world in rallypoint.jax.worlds(run):
-            is_trained = False
-            with world:
-                is_trained = train(world, 2)
-            say(f"round {world.number} ended: {world.change.kind if world.change else 'trained'}")
-            if is_trained:
-                run.close("trained")
+        train_on(run)
+
+
+def train_on(run: rallypoint.Run) -> None:
+    for world in rallypoint.jax.worlds(run):
+        is_trained = False
+        with world:
+            is_trained = train(world, 2)
+        say(f"round {world.number} ended: {world.change.kind if world.change else 'trained'}")
+        if is_trained:
+            run.close("trained")
+
+
+def kept() -> None:
+    with rallypoint.join() as run:
+        train_on(run)
 
 
 def as_worker() -> None:
@@ -164,6 +173,8 @@ if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
     if command == "worker":
         as_worker()
+    elif command == "kept":
+        kept()
     elif command == "worlds":
         over_worlds(*arguments)
     elif command == "late":

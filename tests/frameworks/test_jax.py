@@ -73,6 +73,24 @@ def test_processes_go_on_without_one_that_is_killed(served: Programs) -> None:
         assert each.end() == 0
 
 
+def test_workers_stay_without_one_that_is_killed(jax: Programs) -> None:
+    options = "--keep-workers --nnodes 2:3 --expected-nodes 3 --last-call 120"
+    host = jax.node("a", options, PROGRAM, "kept", is_host=True, env=ON_CPU)
+    jax.wait_for_coordinator()
+    others = [jax.node(each, options, PROGRAM, "kept", env=ON_CPU) for each in ("b", "c")]
+    line = r"round 1: rank (\d) of 3 trains, pid (\d+)"
+    found = {each: each.wait_for(line) for each in (host, *others)}
+    victim = next(each for each in others if found[each][1] != "0")  # JAX needs rank 0
+    (worker,) = victim.workers_of(PROGRAM)
+    worker.kill()
+    victim.kill()
+    for each in (host, *others):
+        if each is not victim:
+            again = each.wait_for(r"round 2: rank \d of 2 trains, pid (\d+)")
+            assert again[1] == found[each][2]
+            assert each.end() == 0
+
+
 def late(served: Programs, name: str, *fails: str) -> Program:
     """A node of a run in which rank 0 ends JAX before the others: see jax_program.py."""
     where = (f"http://{served.endpoint}", name, str(served.directory))
