@@ -1,7 +1,7 @@
 """Processes with JAX: see test_jax.py.
 
 `jax_program.py worlds ENDPOINT NODE` goes on over several worlds in one process.
-`jax_program.py worker` is a worker of `rallypoint run`, and `kept` one that goes on as `worlds` does.
+`jax_program.py worker` is a worker of `rallypoint run`; `kept` is one that goes on in its process.
 `jax_program.py late ENDPOINT NODE FOLDER ROUND WHERE`: rank 0 ends JAX first, in each world. In
 this round it fails, "inside" or "outside" of the iteration. In the next the run is closed.
 `jax_program.py alone ENDPOINT` initializes JAX in a world of two, and the other leaves.

@@ -194,6 +194,8 @@ class FailuresAreReported(Oracle):
                     self._unreported[here.name] = exit.rank
             case on.RoundEnded() | on.RunClosed() | on.LeaveAsked() | on.RegroupAsked() | on.Gone():
                 self._has_reason[here.name] = None
+            case on.WorldAsked():
+                self._has_reason[here.name] = None
 
     def agent_acted(
         self, here: StartedNode, agent: AgentMachine, actions: Sequence[do.Action]
@@ -305,6 +307,14 @@ class RestartsAreCounted(Oracle):
         """See Oracle."""
         if how.returncode != 0:
             self._failed.setdefault(here.run_id, {})[worker.token] = None
+
+    def agent_told(self, here: StartedNode, event: on.Event) -> None:
+        """See Oracle. A worker that is kept goes on after the failure that its node has reported.
+
+        Any other one of that round is stopped, and is counted then.
+        """
+        if self.scene.plan.keeps and isinstance(event, on.RoundEnded) and event.change.failure:
+            self._failed.setdefault(here.run_id, {})[0, event.change.round] = None
 
     def worker_started(self, here: StartedNode, worker: SimulatedWorker) -> None:
         """See Oracle."""

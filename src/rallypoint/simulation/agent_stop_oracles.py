@@ -17,7 +17,7 @@ from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode
-from rallypoint.simulation.workers import SimulatedWorker
+from rallypoint.simulation.workers import UNWINDS_S, SimulatedWorker
 
 JUDGES_S: Final = 2.0
 """How long an agent may look for a cause before it stops the other workers."""
@@ -95,6 +95,8 @@ class WorkersAreStopped(Oracle):
             if reason is None or not here.is_living:
                 continue
             late_s = here.process.awake_s() - reason.at_s - JUDGES_S
+            if self.scene.plan.keeps:
+                late_s -= max(UNWINDS_S)  # So long they may ask for the next world.
             if late_s > MARGIN_S + 30 * here.process.turn_cost_s:
                 self._judge(here, reason)
 
@@ -102,7 +104,8 @@ class WorkersAreStopped(Oracle):
         work = [
             worker
             for worker in here.system.living
-            if not worker.is_stopping and reason.number in (None, worker.token[1])
+            if not (worker.is_stopping or (worker.waits and reason.number is not None))
+            and reason.number in (None, worker.token[1])
         ]
         if work:
             what = f"{here.name} does not stop a worker of {work[0].token}: {reason.what}"
@@ -160,12 +163,15 @@ class StopsAreShort(Oracle):
         """See Oracle."""
         for here in self.scene.nodes:
             ends_s = self._ends_s.get(here.name)
-            if ends_s is None or not here.is_living or not here.system.living:
+            if ends_s is None or not here.is_living:
+                continue
+            living = [each for each in here.system.living if not each.waits]
+            if not living:
                 continue
             # A clock may be slower by 6 %.
             late_s = 0.94 * here.process.awake_s() - 0.94 * ends_s
             if late_s > MARGIN_S + 30 * here.process.turn_cost_s:
-                count = len(here.system.living)
+                count = len(living)
                 self.scene.broke("stop", f"{here.name} was to stop, and {count} workers run")
 
 

@@ -51,6 +51,7 @@ from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Token
 from rallypoint.simulation.workers import (
     FINISHED,
     GUARDED_S,
+    UNWINDS_S,
     HowItEnds,
     SimulatedWorker,
     SimulatedWorkers,
@@ -67,6 +68,12 @@ PRELOADER_LIVES_S: Final = 20.0
 """How long a preloader lives, on average, in seconds."""
 BROKEN_AFTER_S: Final = (0.001, 0.05)
 """How long after a worker its peers fail with an error of their connections."""
+JOINS: Final = 0.8
+"""The part of the workers that join, if agents keep workers."""
+JOINS_S: Final = (0.001, 0.5)
+"""How long after its start one joins, between these bounds, in seconds."""
+LEAVES: Final = 0.8
+"""How often one leaves its world when it ends."""
 LOADS: Final = "data loading (data.py:9)"
 WAITS: Final = "all_reduce (train.py:41)"
 BROKEN: Final = HowItEnds(
@@ -140,7 +147,8 @@ class SimulatedOutput:
 class SimulatedSocket:
     """See launch.system.LocalSocket. `ask` is what workers send to the agent itself."""
 
-    def __init__(self, node: Node, ask: Requests) -> None:
+    def __init__(self, node: Node, ask: Requests, system: SimulatedSystem) -> None:
+        self.system = system
         self.node = node
         self.ask = ask
         self.path = ""
@@ -159,10 +167,23 @@ class SimulatedSocket:
         return f"secret of round {found.head.number}"
 
     def go_on(self, variables: Mapping[int, dict[str, str]]) -> None:
-        """See LocalSocket. Simulated workers do not join, so none of them is kept."""
+        """See LocalSocket. What a worker does next, it does in the new round."""
+        assert self.round is not None
+        for worker in self.system.living:
+            kept = variables.get(worker.spec.local_rank)
+            if kept is None or not worker.waits:
+                what = f"{self.node.info.name} begins a round beside a worker of {worker.token}"
+                self.system.scene.broke("R13", what)
+                continue
+            worker.go_on(kept)
+            # It has a connection, as before.
+            self.system.scene.tell(Oracle.worker_kept, self.system.here, worker)
 
     def end_round(self, change: Change) -> None:
-        """See LocalSocket."""
+        """See LocalSocket. Some workers leave their world soon, and some never."""
+        for worker in self.system.living:
+            if worker.joins and not worker.waits and worker.token[1] == change.round:
+                self.system.leaves_soon(worker)
 
     def end_run(self, close: CloseRecord) -> None:
         """See LocalSocket."""
@@ -330,7 +351,7 @@ class SimulatedSystem:
 
     def channel(self, node: Node, requests: Requests) -> LocalSocket:
         """See System."""
-        self.socket = SimulatedSocket(node, requests)
+        self.socket = SimulatedSocket(node, requests, self)
         return self.socket
 
     def workers(
@@ -342,7 +363,7 @@ class SimulatedSystem:
         """See System."""
         is_warm = isinstance(forks, SimulatedPreloader) and forks.is_ready
         group = SimulatedWorkers(self, specs, exits, is_warm=is_warm)
-        self.groups = [each for each in self.groups if each.living] + [group]
+        self.groups = [each for each in self.groups if each.living or not each.all] + [group]
         return group
 
     def preloader(
@@ -422,6 +443,35 @@ class SimulatedSystem:
         """See Owner."""
         self.scene.tell(Oracle.worker_started, self.here, worker)
         self._works(worker)
+        draw = self.process.random
+        if self.scene.plan.keeps and draw.random() < JOINS:
+            self.scene.world.after(draw.uniform(*JOINS_S), lambda: self._join(worker))
+
+    def _join(self, worker: SimulatedWorker) -> None:
+        """It connects to its agent, which admits it if its round is still the present one."""
+        socket = self.socket
+        if socket is None or not worker.is_alive or not self.process.is_alive:
+            return
+        found = socket.round
+        if found is not None and (found.head.term, found.head.number) == worker.token:
+            worker.joins = True
+            self.process.soon(socket.ask.joined, worker.spec.local_rank)
+            if socket.node.change is not None and socket.node.round == found:
+                self.leaves_soon(worker)
+
+    def leaves_soon(self, worker: SimulatedWorker) -> None:
+        """It comes out of its block, and asks for the next world; or it never does."""
+        draw = self.process.random
+        if draw.random() < LEAVES:
+            token = worker.token
+            self.scene.world.after(draw.expovariate(1.0), lambda: self._ask_world(worker, token))
+
+    def _ask_world(self, worker: SimulatedWorker, token: Token) -> None:
+        socket = self.socket
+        is_here = worker.is_alive and not worker.waits and worker.token == token
+        if socket is not None and is_here and socket.is_open and self.process.is_alive:
+            worker.waits = True
+            self.process.soon(socket.ask.asked, worker.spec.local_rank, token[1])
 
     def worker_ended(self, worker: SimulatedWorker, how: HowItEnds) -> None:
         """See Owner. Its peers may fail for that: gloo and NCCL notice a lost connection."""
@@ -447,7 +497,7 @@ class SimulatedSystem:
     def _has_worked(self, worker: SimulatedWorker) -> None:
         if not worker.is_alive:
             return
-        if self._stands_still(worker):
+        if self._stands_still(worker) or worker.waits:
             self._works(worker)
             return
         wants = self.process.random.random()
@@ -564,6 +614,7 @@ async def agent_program(scene: Scene, here: StartedNode) -> None:
         ends_at_s=_end_of_the_job(scene, here),
         preload=_preload(scene, here),
         check="check" if scene.plan.has_check else None,
+        unwind_s=draw.choice(UNWINDS_S) if scene.plan.keeps else None,
     )
     system.stop_timeout_s = config.stop_timeout_s
     if config.ends_at_s is not None:

@@ -139,6 +139,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """The setting of each node: for how long its workers go on without a coordinator."""
     preloads: bool = False
     """Whether some agents fork their workers from a preloader."""
+    keeps: bool = False
+    """Whether agents keep the workers that ask for the next world."""
     is_store: bool = False
     """Whether the job is about its rounds' stores: see `calls`."""
     has_steps: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,6 +26,8 @@ START_S: Final = (0.005, 0.3)
 """How long the start of one worker takes, between these bounds, in seconds."""
 STOP_S: Final = (0.001, 0.4)
 """How long a worker that handles a signal takes to end."""
+UNWINDS_S: Final = (0.3, 2.0)
+"""How long workers may take to ask for the next world, if they can be kept: one of these."""
 GUARDED_S: Final = 0.05
 """How long after its agent a worker may live."""
 
@@ -73,6 +75,10 @@ class SimulatedWorker:
         self.step = 0
         self.is_stopping = False
         """Whether its agent has sent it a signal."""
+        self.joins = False
+        """Whether its program has joined, so that it may be kept."""
+        self.waits = False
+        """Whether it has left its round, and waits for the next one."""
         self.how: HowItEnds | None = None
         self.on_end: Callable[[SimulatedWorker], None] = lambda worker: None
         self._owner = owner
@@ -82,6 +88,14 @@ class SimulatedWorker:
         """(term, number) of its round, by its environment."""
         env = self.spec.env
         return int(env["RALLYPOINT_TERM"]), int(env["RALLYPOINT_ROUND"])
+
+    def go_on(self, variables: Mapping[str, str]) -> None:
+        """It is in another round."""
+        env = {**self.spec.env, **variables}
+        rank = int(env["RANK"])
+        self.spec = msgspec.structs.replace(self.spec, env=env, rank=rank)
+        self.waits = False
+        self.step = 0
 
     def end(self, how: HowItEnds) -> None:
         """It ends now. Idempotent."""
