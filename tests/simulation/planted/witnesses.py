@@ -7,6 +7,7 @@ from typing import Any
 from rallypoint.core.values import HostReport
 from rallypoint.core.witnesses import Evidence
 from rallypoint.net import refuses
+from rallypoint.wire import messages as wire
 from tests.simulation.planted.planting import Bug, Replacement, replaces
 
 
@@ -112,6 +113,26 @@ def _asks_once(original: Any, self: Any, host: Any, settings: Any) -> Any:
     return self._close(host) if host in self._open else []
 
 
+@replaces("rallypoint.core.witnesses:Witnesses.lost")
+def _cut_is_forgotten_late(original: Any, self: Any) -> Any:
+    """What was said while most hosts were silent counts when the first of them return."""
+    return original(self) if self._hears_most() else []
+
+
+@replaces("rallypoint.core.witnesses:Witnesses.ask_next")
+def _asks_only_at_first(original: Any, self: Any, settings: Any) -> Any:
+    """Hosts for which there was no room, or no peace, are not asked about later."""
+    effects = original(self, settings)
+    self._unasked.clear()
+    return effects
+
+
+@replaces("rallypoint.client.machine:NodeMachine.testify")
+def _tells_anybody(original: Any, self: Any, asked: Any, report: Any) -> Any:
+    """What one coordinator has asked is told to the next one, under the same number."""
+    return self._say(wire.Witnessed(self.stamp, asked.question, report))
+
+
 @replaces("rallypoint.client.witness:Witness._look")
 async def _says_so_at_once(original: Any, self: Any, question: Any, host: Any) -> None:
     """A witness says that a host does not answer, and has not tried."""
@@ -143,4 +164,7 @@ WITNESSES = (
     _bug("witness-first-word-counts", _first_word_counts),
     _bug("witness-asked-once", _asks_once, tests=_CORE),
     _bug("witness-says-so-at-once", _says_so_at_once),
+    _bug("witness-of-a-cut-that-is-over", _cut_is_forgotten_late, tests=_CORE),
+    _bug("witness-asked-without-room", _asks_only_at_first, tests=_CORE),
+    _bug("witness-tells-anybody", _tells_anybody, tests="tests/client/test_machine_rules.py"),
 )
