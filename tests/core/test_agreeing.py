@@ -281,3 +281,37 @@ def test_a_draining_node_that_finishes_before_anybody_is_asked_is_forgotten() ->
     driver.promise("a", "c", step=4)
     assert not told(driver, do.TellDrain)
     assert not told(driver, do.TellStep)
+
+
+def test_many_nodes_that_drain_at_once_cost_one_message_each_and_a_few_to_all() -> None:
+    """A scheduler signals all nodes of a job at its end."""
+    names = [f"n{index:03}" for index in range(200)]
+    driver = Driver(min=2, max=len(names))
+    driver.join(*names)
+    driver.take_part(*names)
+    driver.take()
+    driver.draining(*names, left_s=30.0)
+    driver.draining(names[7], left_s=9.0)
+    each_of = told(driver, do.TellDrain)
+    assert [each.to for each in each_of] == [None, *(node_id(name) for name in names[1:])]
+    driver.promise(*names, step=4)
+    driver.advance(0.1)
+    assert [each.step for each in told(driver, do.TellStep)] == [5]
+    driver.advance(CLEAR_S)
+    (last,) = told(driver, do.TellDrain)
+    assert (last.to, last.drain.count, last.drain.is_asked) == (None, len(names), True)
+    driver.advance(10 * CLEAR_S)
+    assert not told(driver, do.TellDrain)
+
+
+def test_the_soonest_deadline_is_told_also_when_that_node_has_finished() -> None:
+    driver = agreeing()
+    driver.draining("a", left_s=30.0, reason="late")
+    driver.draining("b", left_s=5.0, reason="soon")
+    driver.advance(CLEAR_S)
+    told_last = told(driver, do.TellDrain)[-1].drain
+    assert (told_last.reason, told_last.left_s) == ("soon", 4.0)
+    driver.done("b")
+    driver.attach("c")
+    told_last = told(driver, do.TellDrain)[-1].drain
+    assert (told_last.reason, told_last.left_s, told_last.nodes) == ("late", 29.0, ("a",))

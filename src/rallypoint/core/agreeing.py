@@ -12,6 +12,7 @@ rule. This file must not decide when a draining node leaves: the node does, at S
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from rallypoint.core import effects as do
@@ -26,7 +27,8 @@ from rallypoint.core.values import NAMES_SHOWN_MAX, Drain, Phase
 _IN_ROUND: Final = Bucket.IN_ROUND
 REASON_CHARACTERS_MAX: Final = 200
 CLEAR_S: Final = 1.0
-"""How long after the last member has attached a successor waits for word that all take part."""
+"""How long after the last member has attached a successor waits for word that all take part; and
+how long further nodes that drain are collected, before all members are told of them."""
 
 
 def on_takes_part(run: MembershipState, event: on.NodeTakesPart) -> None:
@@ -42,10 +44,18 @@ def on_draining(run: MembershipState, event: on.NodeDraining) -> None:
     # R11: a repeat changes nothing.
     if member is None or member.id in run._agreement.draining:
         return
+    agreement = run._agreement
+    is_first = not agreement.draining
     reason = shortened(event.reason, REASON_CHARACTERS_MAX)
-    run._agreement.draining[member.id] = (run._now_s + event.left_s, reason)
-    # `advance` asks for promises in the same message, if all members take part.
-    run._agreement.is_told = False
+    agreement.drains(member.id, run._now_s + event.left_s, reason)
+    if is_first or not agreement.is_told:
+        # `advance` asks for promises in the same message, if all members take part.
+        agreement.is_told = False
+        return
+    # A scheduler may signal thousands of nodes at once: all are told of the others together.
+    run._do(do.TellDrain(run.number, drain_of(run), member.id))
+    agreement.has_news = True
+    look_later(run)
 
 
 def on_promised(run: MembershipState, event: on.StepPromised) -> None:
@@ -109,15 +119,22 @@ def is_clear(run: MembershipState) -> bool:
     """Whether all members could say if they take part, and drain. Asks again in CLEAR_S if not."""
     if not is_taken_over(run) or run._agreement.is_clear:
         return True
-    if not run._timers.is_set(TimerKind.DRAIN):
-        run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
+    look_later(run)
     return False
 
 
+def look_later(run: MembershipState) -> None:
+    if not run._timers.is_set(TimerKind.DRAIN):
+        run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
+
+
 def timer_fired(run: MembershipState) -> None:
-    """Some time has passed since the last member has attached, or none was expected any more."""
+    """CLEAR_S have passed: after a takeover, since the last member has attached."""
+    agreement = run._agreement
     # R14: who has yet to attach has said nothing. It attaches, or is lost.
-    run._agreement.is_clear = run._suspicion.is_quiet
+    agreement.is_clear = run._suspicion.is_quiet
+    if agreement.has_news:
+        agreement.has_news = agreement.is_told = False
 
 
 def step_in_ledger(run: MembershipState) -> None:
@@ -141,7 +158,7 @@ def tell_again(run: MembershipState, member: Member) -> None:
     if run.phase_of_work is not Phase.ACTIVE or member.bucket is not _IN_ROUND:
         return
     # R14: what it says follows.
-    if run._timers.is_set(TimerKind.DRAIN):
+    if run._timers.is_set(TimerKind.DRAIN) and is_taken_over(run):
         run._do(run._timers.set(TimerKind.DRAIN, CLEAR_S, round_number=run.number))
     if agreement.draining and agreement.is_told:
         run._do(do.TellDrain(run.number, drain_of(run), member.id))
@@ -154,10 +171,10 @@ def tell_again(run: MembershipState, member: Member) -> None:
 def drain_of(run: MembershipState) -> Drain:
     """Who drains, for the members."""
     agreement = run._agreement
-    nodes = list(agreement.draining)
-    ends_s, reason = min(agreement.draining.values())
-    names = tuple(node.name for node in nodes[:NAMES_SHOWN_MAX])
+    ends_s, reason = agreement.soonest()
+    # Of thousands only a few are named.
+    names = tuple(node.name for node in islice(agreement.draining, NAMES_SHOWN_MAX))
     left_s = max(0.0, ends_s - run._now_s)
     # With NO_STEP no worker stops any more, so nobody waits for that.
     is_asked = agreement.is_asked and agreement.step != NO_STEP
-    return Drain(names, len(nodes), left_s, reason, is_asked)
+    return Drain(names, len(agreement.draining), left_s, reason, is_asked)

@@ -20,6 +20,7 @@ class Agreement:
     def __init__(self, step: int | None = None) -> None:
         self.draining: dict[NodeId, tuple[float, str]] = {}
         """When each draining node leaves at the latest, on this coordinator's clock, and why."""
+        self._soonest: tuple[float, str] | None = None
         self.is_told = False
         """Whether the members know who drains, and whether they are asked."""
         self.is_asked = step is not None
@@ -31,6 +32,8 @@ class Agreement:
         self.is_step_told = step is not None
         self.taking_part: dict[NodeId, None] = {}
         self.promises: dict[NodeId, None] = {}
+        self.has_news = False
+        """Whether nodes drain of which only they were told, to tell all members at once soon."""
         self.is_clear = False
         """Whether a successor has heard who takes part: each member could say so."""
 
@@ -42,9 +45,22 @@ class Agreement:
         # R14: who has promised waits for the step, also if the node that drained has finished.
         return bool(self.draining) or self.is_asked or bool(self.promises)
 
+    def drains(self, node: NodeId, ends_s: float, reason: str) -> None:
+        """This member is going to leave."""
+        self.draining[node] = (ends_s, reason)
+        if self._soonest is not None:
+            self._soonest = min(self._soonest, (ends_s, reason))
+
+    def soonest(self) -> tuple[float, str]:
+        """When the first of them leaves at the latest, and why. O(1), mostly."""
+        if self._soonest is None:
+            self._soonest = min(self.draining.values())
+        return self._soonest
+
     def forget(self, node: NodeId) -> None:
         """The workers of this member have finished: nothing waits for it."""
-        self.draining.pop(node, None)
+        if self.draining.pop(node, None) == self._soonest:
+            self._soonest = None
         self.taking_part.pop(node, None)
         self.promises.pop(node, None)
 
@@ -52,5 +68,11 @@ class Agreement:
         """The state on which decisions depend, as a hashable value without times."""
         return (
             (tuple(self.draining), self.is_told, self.is_asked, self.highest, self.is_clear),
-            (self.step, self.is_step_told, tuple(self.taking_part), tuple(self.promises)),
+            (
+                self.has_news,
+                self.step,
+                self.is_step_told,
+                tuple(self.taking_part),
+                tuple(self.promises),
+            ),
         )
