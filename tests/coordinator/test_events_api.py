@@ -15,6 +15,7 @@ import pytest
 from rallypoint.coordinator import events_api, replicas, sending
 from rallypoint.coordinator import server as serving
 from rallypoint.coordinator.config import CoordinatorConfig
+from rallypoint.coordinator.event_log import EventLog, Events
 from rallypoint.coordinator.events_api import EventPage
 from rallypoint.coordinator.frames import CLOSE_TIMEOUT_S
 from rallypoint.coordinator.run_events import EventKind
@@ -27,7 +28,7 @@ from rallypoint.runtime import SystemRuntime
 from rallypoint.security.hashed import HashedToken, hash_of
 from rallypoint.security.roles import Role
 from tests.coordinator.replica import SETTINGS, TOKEN, Replica, replica
-from tests.loops import run_clean, until
+from tests.loops import run_clean, run_virtual, until
 
 pytestmark = pytest.mark.sockets
 PATH = "/api/v1/runs/one/events"
@@ -362,3 +363,26 @@ def test_an_unknown_run_is_answered_with_the_nearest_names() -> None:
             assert (await a.ask("/api/v1/runs/quite-different"))[1]["nearest"] == []
 
     run_clean(main)
+
+
+@pytest.mark.parametrize("waited_s", [0.0, 0.2, 0.35])
+def test_what_is_collected_in_a_large_run_is_shown_soon_whenever_it_happens(
+    waited_s: float,
+) -> None:
+    """`waited_s`: how long the stream has waited for an event before there is one."""
+
+    async def main() -> None:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        log = EventLog(Events("h"), "run", 1)
+        log.is_large = True
+        log.listeners[news.set] = None
+        loop.call_later(
+            waited_s, lambda: log.add_node(EventKind.ATTACHED, "n", loop.time(), None, "")
+        )
+        while not await events_api._has_news(news, log, has_end=False):
+            pass
+        (event,) = log.after((0, 0), 10, loop.time())
+        assert event.node == "n"
+        assert loop.time() - 1_000.0 - waited_s < 0.4
+
+    run_virtual(main())

@@ -405,10 +405,11 @@ async def _has_news(news: asyncio.Event, log: EventLog, *, has_end: bool) -> boo
         # A large run does not tell when nodes are ready: look for them.
         async with asyncio.timeout(LOOK_S if log.is_large else look_s):
             await news.wait()
-            # Events that are being collected are shown after this time.
-            await asyncio.sleep(SHOWN_AFTER_S if log.waits else COALESCE_S)
     except TimeoutError:
         return False
+    # Events that are being collected are shown after this time. If this sleep was cut, or a little
+    # too short, they would be shown at the look after the next.
+    await asyncio.sleep(SHOWN_AFTER_S + COALESCE_S if log.waits else COALESCE_S)
     return True
 
 
