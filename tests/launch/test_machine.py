@@ -40,7 +40,7 @@ RULES = Rules(
     culprit_s=0.5,
     signal_settle_s=0.3,
 )
-KEEPING = msgspec.structs.replace(RULES, unwind_s=4.0, node_name="a")
+KEEPING = msgspec.structs.replace(RULES, unwind_s=4.0, explain_s=9.0, node_name="a")
 CHECKED = msgspec.structs.replace(RULES, has_check=True, check_again_s=10.0, check_again_max_s=30.0)
 WORKERS = 2
 SUCCESS = CloseRecord(Outcome.SUCCEEDED, "all have finished")
@@ -950,6 +950,20 @@ def test_an_error_in_a_block_is_reported_and_the_cause_awaited() -> None:
     # All that run have told their error: there is no other cause to wait for here.
     played.take(on.WorkerRaised(1, failure))
     assert played.machine.phase is Phase.UNWINDING
+
+
+def test_a_worker_that_waits_for_the_cause_has_its_time_from_then_on() -> None:
+    played = keeping(0, 1)
+    failure = a_failure(FailureKind.COMMUNICATION)
+    played.take(on.WorldAsked(1, 1), on.WorkerRaised(0, failure))
+    unknown = a_change(confirmed=False, failure=failure)
+    played.take(on.RoundEnded(unknown))
+    assert (played.machine.phase, played.machine.due_s) == (Phase.UNWINDING, played.now_s + 13.0)
+    played.now_s += 6.0
+    played.take(on.RoundEnded(a_change()))
+    assert played.machine.due_s == played.now_s + 4.0
+    played.now_s += 2.0
+    assert played.take(on.WorldAsked(0, 1)) == [do.StopWorkers(5.0, signal.SIGTERM, (0, 1))]
 
 
 def test_the_exit_code_of_an_error_counts_if_it_ends_the_run() -> None:

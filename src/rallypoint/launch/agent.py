@@ -152,6 +152,7 @@ class Agent:
                 check_again_max_s=config.run.cooldown_max_s,
                 preload=config.preload,
                 unwind_s=config.unwind_s,
+                explain_s=explain_s,
                 node_name=self._node.info.name,
             )
         )

@@ -18,13 +18,16 @@ class Keeping:
     """See above. All `now_s` are from one monotonic clock, in seconds.
 
     `unwind_s`: how many seconds a worker has, from the end of its round, to ask for the next world;
-    None: no worker is kept.
+    None: no worker is kept. `explain_s`: how long one that has told an error waits for the cause.
     """
 
-    def __init__(self, unwind_s: float | None) -> None:
+    def __init__(self, unwind_s: float | None, explain_s: float = 0.0) -> None:
         self.ends_s: float | None = None
         """When the present wait for the workers ends; None: there is none."""
         self._unwind_s = unwind_s
+        self._explain_s = explain_s
+        self._cause_ends_s = 0.0
+        self._knows_cause = False
         self._joined: dict[int, None] = {}
         self._asked: dict[int, None] = {}
         self._raised: dict[int, None] = {}
@@ -43,12 +46,13 @@ class Keeping:
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, without times."""
         dicts = (self._joined, self._asked, self._raised)
-        return (self._unwind_s is None, *map(tuple, dicts), self._has_said, self.ends_s is None)
+        flags = (self._unwind_s is None, self._has_said, self.ends_s is None, self._knows_cause)
+        return (*flags, *map(tuple, dicts))
 
     def begin_round(self, kept: Iterable[int]) -> None:
         """A round begins, in which these local ranks have the processes of the last one."""
         self._joined = dict.fromkeys(kept)
-        self._asked, self._raised, self.ends_s = {}, {}, None
+        self._asked, self._raised, self.ends_s, self._knows_cause = {}, {}, None, False
 
     def joined(self, local_rank: int) -> None:
         """The worker has called `join`."""
@@ -88,8 +92,25 @@ class Keeping:
         Only the first time: later ones are no news.
         """
         self.ends_s = now_s + self.unwind_s
+        self._cause_ends_s = self.ends_s + self._explain_s
         strangers = tuple(each for each in running if each not in self._joined)
         if not strangers or self._has_said:
             return ()
         self._has_said = True
         return strangers
+
+    def wait_ends_s(self, late: tuple[int, ...], now_s: float, *, knows_cause: bool) -> float:
+        """When the wait for these workers ends.
+
+        One that has told an error waits for the confirmed cause, which may take the coordinator
+        some seconds. Its time begins then.
+        """
+        assert self.ends_s is not None
+        if not any(each in self._raised for each in late):
+            return self.ends_s
+        if not knows_cause:
+            return self._cause_ends_s
+        if not self._knows_cause:
+            self._knows_cause = True
+            self.ends_s = max(self.ends_s, now_s + self.unwind_s)
+        return self.ends_s

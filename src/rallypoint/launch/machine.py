@@ -69,7 +69,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `no_restart_exit_codes`: those of the run. They end it, so each is reported. `preload`: what
     --preload asks for; None: workers start cold. `has_check`: whether this node is checked before
     each round. `check_again_s`: how long after a failed check it is repeated, twice as long each
-    time, up to `check_again_max_s`. `unwind_s`: see Keeping. `node_name`: of this node.
+    time, up to `check_again_max_s`. `unwind_s`, `explain_s`: see Keeping. `node_name`:
+    of this node.
     """
 
     run_id: str
@@ -85,6 +86,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     check_again_max_s: float = 3_600.0
     preload: Preload | None = None
     unwind_s: float | None = None
+    explain_s: float = 0.0
     node_name: str = ""
 
 
@@ -156,7 +158,7 @@ class AgentMachine:
         """When to repeat it; None: not yet known, or not at all."""
         self._pause_s = rules.check_again_s
         self.warm = WarmStarts(rules.preload)
-        self._keeping = Keeping(rules.unwind_s)
+        self._keeping = Keeping(rules.unwind_s, rules.explain_s)
 
     @property
     def waits_for(self) -> str:
@@ -661,8 +663,9 @@ class AgentMachine:
         left = self._leave_round(now_s)
         if left or self.phase is not Phase.UNWINDING:
             return left
-        late, ends_s = self._keeping.late(self._running), self._keeping.ends_s
-        assert ends_s is not None
+        late = self._keeping.late(self._running)
+        knows_cause = self._change is not None and self._change.confirmed
+        ends_s = self._keeping.wait_ends_s(late, now_s, knows_cause=knows_cause)
         if late and now_s < ends_s:
             self.due_s = ends_s
             return []
