@@ -72,6 +72,7 @@ _BY_CAUSE: Final[dict[tuple[EventKind, str], int]] = {
     (EventKind.CLOSED, Outcome.FAILED.value): logging.WARNING,
     (EventKind.CLOSED, Outcome.NOT_ENOUGH.value): logging.WARNING,
 }
+_READY: Final = EventKind.READY
 
 
 def level_of(event: RunEvent) -> int | None:
@@ -85,6 +86,8 @@ def level_of(event: RunEvent) -> int | None:
 
 def write_line(run_id: str, event: RunEvent) -> None:
     """Log the event. A sink of `Events`."""
+    if event.kind is _READY and not _log.isEnabledFor(logging.DEBUG):
+        return  # Each node has one in each round.
     level = level_of(event)
     if level is None or not _log.isEnabledFor(level):
         return

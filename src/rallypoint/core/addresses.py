@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from rallypoint.core.values import NAMES_SHOWN_MAX, Address, FrozenStruct
@@ -15,11 +16,12 @@ from rallypoint.core.values import NAMES_SHOWN_MAX, Address, FrozenStruct
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@lru_cache(maxsize=1_024)
 def literal(text: str) -> IpAddress | None:
     """The address, in its plain form; None if the text is not an address but a name.
 
     A socket of both families shows IPv4 peers as ::ffff:1.2.3.4. A zone (fe80::1%eth0) names an
-    interface of the machine that uses it.
+    interface of the machine that uses it. Remembered, as each connection asks for the same ones.
     """
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
