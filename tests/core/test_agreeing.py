@@ -315,3 +315,15 @@ def test_the_soonest_deadline_is_told_also_when_that_node_has_finished() -> None
     driver.attach("c")
     told_last = told(driver, do.TellDrain)[-1].drain
     assert (told_last.reason, told_last.left_s, told_last.nodes) == ("late", 29.0, ("a",))
+
+
+def test_a_node_on_standby_that_nobody_hears_delays_no_answer() -> None:
+    driver = agreeing()
+    driver.fail_over()
+    driver.attach("a", "b", "c")
+    driver.join("d")
+    driver.silent("d")
+    driver.take_part("b")
+    driver.draining("b")
+    driver.advance(CLEAR_S)
+    assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [False]

@@ -17,6 +17,7 @@ from typing import Final
 
 from rallypoint.core import effects as do
 from rallypoint.core import events as on
+from rallypoint.core import hangs
 from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.effects import TimerKind
 from rallypoint.core.printable import shortened
@@ -132,7 +133,7 @@ def timer_fired(run: MembershipState) -> None:
     """CLEAR_S have passed: after a takeover, since the last member has attached."""
     agreement = run._agreement
     # R14: who has yet to attach has said nothing. It attaches, or is lost.
-    agreement.is_clear = run._suspicion.is_quiet
+    agreement.is_clear = hangs.are_heard(run)
     if agreement.has_news:
         agreement.has_news = agreement.is_told = False
 

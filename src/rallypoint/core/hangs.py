@@ -111,8 +111,7 @@ def drains_for_s(run: MembershipState) -> float:
 def are_heard(run: MembershipState) -> bool:
     """Whether every member of the round can be heard."""
     # R15: a node on standby that nobody hears has no workers, and delays nothing.
-    troubled = map(run.roster.get, run.roster.troubled_names)
-    return all(member is None or member.bucket is not Bucket.IN_ROUND for member in troubled)
+    return all(member.bucket is not Bucket.IN_ROUND for member in run.roster.troubled())
 
 
 def on_stacks_told(run: MembershipState, event: on.StacksTold) -> None:
