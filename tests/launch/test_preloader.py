@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -15,10 +16,12 @@ import pytest
 from rallypoint.launch import agent_events as on
 from rallypoint.launch import preload_process
 from rallypoint.launch.preloader import (
+    _PR_SET_CHILD_SUBREAPER,
     LINE_BYTES_MAX,
     LINES_MAX,
     Preloader,
     PreloadPlan,
+    become_subreaper,
     modules_in,
     program_folders,
     with_hook,
@@ -55,11 +58,22 @@ class Told:
             "workers": 1,
             **more,
         }
+        self.groups: dict[int, bool] = {}
+        """Each group that was registered, and whether the program had run then."""
         self.preloader = Preloader(
             PreloadPlan(**plan),  # type: ignore[arg-type]
             tell=self.events.append,
             said=self.lines.append,
+            guard=self,
         )
+
+    def add(self, pgid: int) -> None:
+        """As of the guard."""
+        self.groups[pgid] = (self.folder / "ran").exists()
+
+    def remove(self, pgid: int) -> None:
+        """As of the guard."""
+        self.groups.pop(pgid, None)
 
     async def next(self, count: int = 1) -> on.PreloadEvent:
         await until(lambda: len(self.events) >= count)
@@ -318,6 +332,31 @@ def test_a_preloader_that_is_killed_tells_so_while_it_imports_and_after(tmp_path
         told.preloader.close()
 
     asyncio.run(dies())
+
+
+def test_a_worker_is_registered_before_its_program_runs(tmp_path: Path) -> None:
+    """Else what it has started is left if the agent is killed at this moment."""
+    a_module(tmp_path, "")
+
+    async def starts() -> None:
+        told = Told(tmp_path)
+        told.preloader.start(["mine"])
+        await told.next()
+        env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+        spec = WorkerSpec(argv=("x",), env=env, cwd=None, local_rank=0, rank=0)
+        with open(os.devnull, "r+") as file:  # noqa: PTH123
+            process = await asyncio.to_thread(told.preloader.take, spec, *[file.fileno()] * 3)
+        assert process is not None
+        assert told.groups[process.pid] is False
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED)
+        assert (tmp_path / "ran").exists()
+        told.preloader.close()
+
+    become_subreaper()
+    try:
+        asyncio.run(starts())
+    finally:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def test_a_preloader_that_hangs_is_waited_for_once(tmp_path: Path) -> None:

@@ -260,8 +260,7 @@ class _Running:
         with contextlib.closing(started):
             started.begin(self._plan, preload_process.PRELOAD)
             pid = started.pid
-            if self._owner.guard is not None:
-                self._owner.guard.add(pid)
+            self._register(pid)
             try:
                 with self._lock:
                     if self._is_closed:
@@ -276,8 +275,7 @@ class _Running:
                 self.close()
                 with self._lock:
                     self._pid = None
-                if self._owner.guard is not None:
-                    self._owner.guard.remove(pid)
+                self._unregister(pid)
 
     def _follow(self, started: _Started) -> on.PreloadEvent:
         sock, name = started.sock, ""
@@ -347,15 +345,27 @@ class _Running:
             try:
                 message, _ = preload_process.receive_message(gate)
                 pid = message["pid"]
+                # Before its program runs, which may start processes at once: the kernel ends only
+                # the worker itself if the agent is killed.
+                self._register(pid)
                 work = {"env": dict(spec.env), "cwd": spec.cwd}
                 preload_process.send_message(gate, work, files)
                 preload_process.receive_message(gate)
             except (OSError, EOFError) as error:
                 _kill_fork(pid)
+                self._unregister(pid)
                 if isinstance(error, TimeoutError):
                     self._give_up()
                 return None
             return ForkedProcess(pid)
+
+    def _register(self, pid: int) -> None:
+        if self._owner.guard is not None:
+            self._owner.guard.add(pid)
+
+    def _unregister(self, pid: int) -> None:
+        if self._owner.guard is not None:
+            self._owner.guard.remove(pid)
 
     def _give_up(self) -> None:
         """A standby does not answer: the others are not waited for as well, one after the other."""
