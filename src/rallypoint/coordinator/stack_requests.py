@@ -15,6 +15,7 @@ import msgspec
 from rallypoint.coordinator.connections import Connections
 from rallypoint.core import events as on
 from rallypoint.core.membership import Membership
+from rallypoint.core.printable import escaped
 from rallypoint.core.reasons import tidy
 from rallypoint.core.stacks import PLACE_CHARACTERS_MAX, Stacks, WorkerStack
 from rallypoint.core.values import NodeId, Stamp
@@ -98,23 +99,36 @@ class StackRequests:
             asking = self._membership.progress
             if asking.is_asking and request_id == asking.serial:
                 is_new = node.name in asking.unanswered
-                stacks = tuple(map(_tidy, message.stacks)) if is_new else ()
+                stacks = _tidied(message.stacks) if is_new else ()
                 self._post(on.StacksTold(node, request_id, message.progress, stacks))
             return
         question = self._open.get(request_id)
         if question is not None and node.name in question.waits_for:
             del question.waits_for[node.name]
-            question.told[node.name] = tuple(map(_tidy, message.stacks))
+            question.told[node.name] = _tidied(message.stacks)
             if not question.waits_for:
                 question.is_answered.set()
 
 
-def _tidy(each: WorkerStack) -> WorkerStack:
-    """The texts of a node as they are kept and shown: each line escaped."""
+def _tidied(stacks: Stacks) -> Stacks:
+    """The texts of a node as they are kept and shown: bounded in all, and each line escaped.
+
+    A node may send more than it was asked for.
+    """
+    left = NODE_BYTES_MAX
+    found: list[WorkerStack] = []
+    for each in stacks:
+        found.append(_tidy(each, left))
+        left = max(0, left - len(found[-1].text))
+    return tuple(found)
+
+
+def _tidy(each: WorkerStack, characters_max: int) -> WorkerStack:
+    lines = "\n".join(each.text[:characters_max].splitlines())
     return msgspec.structs.replace(
         each,
         state=tidy(each.state, PLACE_CHARACTERS_MAX),
         place=tidy(each.place, PLACE_CHARACTERS_MAX),
         source=tidy(each.source, PLACE_CHARACTERS_MAX),
-        text="\n".join(tidy(line.expandtabs()) for line in each.text.splitlines()),
+        text=escaped(lines.expandtabs()[:characters_max], lines=True)[:characters_max],
     )
