@@ -17,6 +17,7 @@ from rallypoint.core import (
     agreeing,
     formation,
     gathering,
+    hangs,
     ledger_events,
     membership,
     ordering,
@@ -25,6 +26,7 @@ from rallypoint.core import (
     rounds,
     rules,
     suspicion,
+    witnesses,
     writing,
 )
 from rallypoint.core import effects as do
@@ -419,6 +421,37 @@ def _too_large_round_begins(patch: pytest.MonkeyPatch) -> None:
     _replace(patch, Committing, "cannot_begin", lambda self, change: None)
 
 
+def _witnesses_lose_nobody(patch: pytest.MonkeyPatch) -> None:
+    _replace(patch, witnesses.Witnesses, "lost", lambda self: [])
+
+
+def _answers_are_silence(patch: pytest.MonkeyPatch) -> None:
+    evidence = witnesses._Question.evidence
+
+    def gone(self: Any) -> Any:
+        found = evidence(self)
+        return found and witnesses.Evidence(False, found.witnesses)
+
+    _replace(patch, witnesses._Question, "evidence", gone)
+
+
+def _last_answers_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    told = hangs.on_stacks_told
+
+    def overlooked(run: Any, event: on.StacksTold) -> None:
+        told(run, on.StacksTold(event.node, event.serial, None, event.stacks))
+
+    _replace(patch, hangs, "on_stacks_told", overlooked)
+
+
+def _asked_for_ever(patch: pytest.MonkeyPatch) -> None:
+    def conclude(run: Any) -> None:
+        run._progress.stop_asking()
+        run._do(run._progress.watch(1.0))
+
+    _replace(patch, hangs, "conclude", conclude)
+
+
 DRAIN = Limits(
     nodes=2,
     coordinators=1,
@@ -513,6 +546,10 @@ PLANTED: dict[str, tuple[Plant, Limits, str]] = {
     ),
     "a scale that counts for nothing": (_scale_counts_later, WORLDS["scale"], "R7"),
     "a round begun that is too large": (_too_large_round_begins, WORLDS["size"], "R3"),
+    "witnesses who lose nobody": (_witnesses_lose_nobody, WORLDS["power"], "R8"),
+    "an answer taken for silence": (_answers_are_silence, WORLDS["missed"], "R8"),
+    "a hang though a worker advances": (_last_answers_do_not_count, WORLDS["hang"], "R15"),
+    "a hang that does not end": (_asked_for_ever, WORLDS["hang"], "R7"),
     "a round taken twice": (
         _round_taken_when_not_ready,
         Limits(nodes=2, coordinators=1, rounds=1, cuts=1, successes=False),

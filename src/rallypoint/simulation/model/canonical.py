@@ -24,6 +24,7 @@ from rallypoint.core.membership import Membership
 from rallypoint.core.name_conflicts import NameConflicts
 from rallypoint.core.pacing import Pace
 from rallypoint.core.probing import Probe
+from rallypoint.core.progress import RunProgress
 from rallypoint.core.roster import Bucket, Member, Roster
 from rallypoint.core.suspicion import Suspicion
 from rallypoint.core.takeover import Takeover
@@ -173,6 +174,16 @@ def _marking(marking: Marking, clocks: Clocks) -> Any:
     return [has_record, known, serials, waiting, due]
 
 
+def _progress(progress: RunProgress, clocks: Clocks) -> Any:
+    """How far each worker is does not count, nor how long ago it has said so."""
+    left_s = None
+    if progress.timeout_s is not None:
+        left_s = _time(progress.advanced_s + progress.timeout_s, clocks.judged_s)
+    unanswered, told = list(progress.unanswered), sorted(progress.told)
+    known = (progress.round, bool(progress.nodes), progress.is_asking, progress.serial)
+    return [*known, left_s, unanswered, told]
+
+
 def _agreement(agreement: Agreement, clocks: Clocks) -> Any:
     draining = [
         [node, _time(ends_s, clocks.now_s), reason]
@@ -185,6 +196,7 @@ _SPECIAL: Final[dict[type, Any]] = {
     Roster: _roster,
     Marking: _marking,
     Agreement: _agreement,
+    RunProgress: _progress,
     Pace: lambda pace, clocks: pace.freeze(),
     Timers: lambda timers, clocks: None,
 }

@@ -25,9 +25,10 @@ from rallypoint.core.marking import ranks_in
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import Scale
 from rallypoint.core.ranks import seats_of
-from rallypoint.core.reasons import Refusal, RefusalCode
+from rallypoint.core.reasons import HOST_GONE, Refusal, RefusalCode
 from rallypoint.core.suspension import SuspensionCause
 from rallypoint.core.values import (
+    Address,
     ConnectionEnd,
     MemberState,
     NodeId,
@@ -35,6 +36,7 @@ from rallypoint.core.values import (
     Stamp,
     secret_hash,
 )
+from rallypoint.core.witnesses import MISSED_PART
 from rallypoint.simulation.model.canonical import canonical, digest
 from rallypoint.simulation.model.register import Register, Write
 from rallypoint.wire import messages as wire
@@ -73,7 +75,13 @@ class Ended(msgspec.Struct, frozen=True):
     is_answer: bool = False
 
 
-Output = Sent | Ended
+class Lost(msgspec.Struct, frozen=True):
+    """The coordinator has lost a node because witnesses said that its host is gone."""
+
+    node: NodeId
+
+
+Output = Sent | Ended | Lost
 
 ORDERS: Final[dict[str, Callable[[NodeId, str, str], on.Event]]] = {
     "order drain": on.DrainRequested,
@@ -117,6 +125,8 @@ class Coordinator:
         self.unseated: dict[int, None] = {}
         """The connections on which a seat is held back until the lease is confirmed."""
         self.silent: dict[str, None] = {}
+        self.missed: dict[str, None] = {}
+        """The nodes of which two heartbeats are missing."""
         self._queue: list[on.Event] = []
 
     # -- the state -------------------------------------------------------------------------------
@@ -137,6 +147,7 @@ class Coordinator:
             sorted(self.attached.items()),
             sorted(self.unseated),
             sorted(self.silent),
+            sorted(self.missed),
         )
         return digest(
             (
@@ -205,6 +216,8 @@ class Coordinator:
                 slot,
                 shown,
                 takes_orders=message.takes_orders,
+                address=host_of(message.node.id) if message.is_witness else None,
+                is_witness=message.is_witness,
                 agrees=agrees,
             )
             self._post(asked)
@@ -213,8 +226,15 @@ class Coordinator:
         if node is None:
             return  # Another node of its name is probed first, or it is not a member any more.
         self._heard(node)
+        if isinstance(message, wire.Heartbeat) and message.progress is not None:
+            self._progressed(on.NodeProgressed(node, message.progress))
         event = _event(node, message)
         if event is not None:
+            self._post(event)
+
+    def _progressed(self, event: on.NodeProgressed) -> None:
+        assert self.membership is not None
+        if not self.membership.progressed(event, self.now_s):
             self._post(event)
 
     def _ends(self, slot: int, how: str) -> None:
@@ -235,14 +255,23 @@ class Coordinator:
         self.silent[node.name] = None
         self._post(on.NodeSilent(node, membership.settings.suspect_after_s))
 
+    def _misses(self, slot: int) -> None:
+        node, membership = self._node_on(slot), self.membership
+        assert node is not None
+        assert membership is not None
+        assert membership.settings is not None
+        self.missed[node.name] = None
+        self._post(on.BeatsMissed(node, MISSED_PART * membership.settings.suspect_after_s))
+
     def _heartbeat(self, slot: int) -> None:
         node = self._node_on(slot)
         assert node is not None
         self._heard(node)
 
     def _heard(self, node: NodeId) -> None:
-        if node.name in self.silent:
-            del self.silent[node.name]
+        if node.name in self.silent or node.name in self.missed:
+            self.silent.pop(node.name, None)
+            self.missed.pop(node.name, None)
             self._post(on.NodeHeard(node))
 
     def _is_ordered(self, what: str, node: NodeId | None, size: tuple[int, int] | None) -> None:
@@ -317,6 +346,9 @@ class Coordinator:
             self._execute(effects)
             if self._queue:
                 del self._queue[0]
+            if not membership.progress.is_asking:
+                # All messages arrive before it asks again, so its questions need no other numbers.
+                membership.progress.serial = 0
 
     def _execute(self, effects: list[do.Effect]) -> None:
         for effect in effects:
@@ -381,6 +413,7 @@ class Coordinator:
             self._end(before)
         self.attached[node.name] = slot
         self.silent.pop(node.name, None)
+        self.missed.pop(node.name, None)
         standing = effect.standing
         welcome = wire.Welcome(self._stamp, wire.VERSION, HEARTBEAT_S, standing, agrees=True)
         self._send(slot, welcome)
@@ -440,6 +473,15 @@ class Coordinator:
     def _for_people(self, effect: do.Effect) -> None:
         """The coordinator shows it, and does nothing."""
 
+    def _ask_stacks(self, effect: do.AskStacks) -> None:
+        self._tell_round(wire.AskStacks(self._stamp, effect.serial, 0))
+
+    def _watch(self, effect: do.Watch) -> None:
+        self._tell(wire.WatchHosts(self._stamp, effect.addresses), effect.node)
+
+    def _ask_witness(self, effect: do.AskWitness) -> None:
+        self._tell(wire.AskWitness(self._stamp, effect.question, effect.host), effect.node)
+
     def _tell_drain(self, effect: do.TellDrain) -> None:
         self._tell(wire.Drains(self._stamp, effect.round, effect.drain), effect.to)
 
@@ -473,6 +515,9 @@ class Coordinator:
     def _forget(self, effect: do.Forget) -> None:
         slot = self._slot_of(effect.node)
         self.silent.pop(effect.node.name, None)
+        self.missed.pop(effect.node.name, None)
+        if HOST_GONE in effect.reason:
+            self._outputs.append(Lost(effect.node))
         if slot is None:
             return
         # Its messages must not count as those of the next node of its name.
@@ -524,8 +569,14 @@ class Coordinator:
         if self.attached.get(node.name) == slot:
             del self.attached[node.name]
             self.silent.pop(node.name, None)
+            self.missed.pop(node.name, None)
         self.unseated.pop(slot, None)
         self._queue.append(on.ConnectionLost(node, slot, how))
+
+
+def host_of(node: NodeId) -> Address:
+    """The address from which a node connects. Nodes are called n0, n1 and so on."""
+    return Address(f"10.0.0.{int(node.name[1:]) + 1}", 1)
 
 
 def _must_have_taken_over(membership: Membership, register: Register) -> None:
@@ -572,6 +623,10 @@ def _event(node: NodeId, message: wire.FromNode) -> on.Event | None:
             return on.CloseRequested(node.name, message.outcome, message.reason)
         case wire.Alive():
             return on.ProbeAnswered(node)
+        case wire.StacksTold():
+            return on.StacksTold(node, message.request_id, message.progress, message.stacks)
+        case wire.Witnessed():
+            return on.HostReported(node, message.question, message.report)
         case _:
             return None
 
@@ -583,6 +638,7 @@ INPUTS: Final[dict[str, Callable[..., None]]] = {
     "timer": Coordinator._timer,
     "silent": Coordinator._silent,
     "heartbeat": Coordinator._heartbeat,
+    "misses": Coordinator._misses,
     "ordered": Coordinator._is_ordered,
     "decided": Coordinator._write_is_decided,
     "answered": Coordinator._is_answered,
@@ -605,6 +661,10 @@ EFFECTS: Final[dict[type[do.Effect], Callable[[Coordinator, Any], None]]] = {
     do.Verdict: Coordinator._verdict,
     do.AskToLeave: Coordinator._ask_to_leave,
     do.Evict: Coordinator._evict,
+    do.AskStacks: Coordinator._ask_stacks,
+    do.Watch: Coordinator._watch,
+    do.AskWitness: Coordinator._ask_witness,
+    do.HostJudged: Coordinator._for_people,
     do.Readmit: Coordinator._for_people,
     do.Rescale: Coordinator._for_people,
     do.TellDrain: Coordinator._tell_drain,

@@ -26,6 +26,9 @@ FAULTS: Final = (
     "order admit",
     "order scale",
     "order close",
+    "power off",
+    "misses",
+    "hang",
 )
 """The moves that a healthy world does not make. Each has a budget, so that a world is finite."""
 
@@ -79,6 +82,14 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
     sizes: tuple[tuple[int, int], ...] = ((1, 1),)
     """To which numbers of nodes operators scale the run: the minimum and the maximum."""
     close_orders: int = 0
+    power_offs: int = 0
+    """Nodes whose hosts lose power: no kernel says so, and witnesses are asked."""
+    misses: int = 0
+    """Nodes that live, and of which two heartbeats are missing."""
+    has_witnesses: bool = False
+    """Whether nodes are asked about each other's hosts. Each node has a host of its own."""
+    hangs: int = 0
+    """Workers that stand still. All nodes report progress then."""
     steps: int = 0
     """How many steps a worker makes at most in a round; 0: it asks about none."""
     successes: bool = True
@@ -116,6 +127,9 @@ class Limits(FrozenStruct, frozen=True, kw_only=True):
             self.admissions,
             self.scales,
             self.close_orders,
+            self.power_offs,
+            self.misses,
+            self.hangs,
         )
 
     def __str__(self) -> str:

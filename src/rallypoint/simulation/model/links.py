@@ -13,6 +13,8 @@ from msgspec.structs import replace
 
 from rallypoint.core.values import ConnectionEnd
 
+OFF: Final = "off"
+"""How the node's side ended if its host has lost power: the coordinator notices nothing."""
 OPEN: Final = "open"
 CLOSED: Final = "closed"
 """The coordinator closed it with a WebSocket Close."""

@@ -16,6 +16,7 @@ from rallypoint.core.values import (
     Address,
     Failure,
     FailureKind,
+    HostReport,
     NodeInfo,
     Outcome,
     RoundHead,
@@ -31,6 +32,7 @@ SILENCE_S: Final = 10.0
 LEFT_S: Final = 16.0
 BOOTSTRAP: Final = Address("h", 1)
 NO_SLOT: Final = -1
+HANG_TIMEOUT_S: Final = 64.0
 
 
 class Status(enum.StrEnum):
@@ -55,8 +57,17 @@ class Reaction(msgspec.Struct):
 class Node:
     """One node. `react` takes an input, changes the state and returns what it did."""
 
-    def __init__(self, index: int, settings: RunSettings, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        index: int,
+        settings: RunSettings,
+        attempt: int = 0,
+        *,
+        is_witness: bool = False,
+        reports: bool = False,
+    ) -> None:
         self.index = index
+        self.is_witness, self.reports = is_witness, reports
         self.attempt = attempt
         self.settings = settings
         self.status = Status.NEW if attempt == 0 else Status.RUNS
@@ -73,6 +84,9 @@ class Node:
             is_elected=True,
             resume_secret=bytes([10 * attempt + index + 1]) * 32,
             takes_orders=True,
+            tells_stacks=reports,
+            hang_timeout_s=HANG_TIMEOUT_S if reports else None,
+            is_witness=is_witness,
         )
         self.gate = StepGate()
         """Of its one worker, in its present round."""
@@ -85,6 +99,17 @@ class Node:
         self.drains = False
         self.must_leave = False
         """Whether an operator has asked it to leave."""
+        self.machine.progress.counts_from_start = reports
+        self.has_reported = False
+        """Whether its coordinator knows that its workers may hang."""
+        self.hangs = False
+        """Whether its worker stands still."""
+        self.is_off = False
+        """Whether its host has lost power."""
+        self.seen: tuple[str, ...] = ()
+        """The hosts that have answered it."""
+        self.questions: tuple[act.HostReportWanted, ...] = ()
+        self._is_stuck = False
         self._reaction = Reaction()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,14 +125,17 @@ class Node:
     def key(self) -> bytes:
         """The name of this state."""
         if self.status in (Status.DEAD, Status.LEFT):
-            return f"{self.index} {self.attempt} {self.status}".encode()
+            end = f"{self.status} {self.is_off} {self.hangs}"
+            return f"{self.index} {self.attempt} {end}".encode()
         machine = self.machine
         known = (machine.number, machine._was_done)
         place = (self.index, self.attempt, self.status, self.slot)
         gate = self.gate
         steps = (gate._asked, gate._passed, gate._promised, gate._step, self.next_step)
         waits = (self.is_asked, self.is_waiting, self.stopped_at, self.drains, self.must_leave)
-        return digest((place, self.token, known, steps, waits, _plain(machine.freeze())))
+        asked = [(each.question, each.host, each.asked_by) for each in self.questions]
+        others = (self.has_reported, self.hangs, self.seen, asked)
+        return digest((place, self.token, known, steps, waits, others, _plain(machine.freeze())))
 
     def react(self, what: str, *args: Any) -> Reaction:
         """Take one input. Raises InvariantViolation if a rule is broken by it."""
@@ -176,7 +204,26 @@ class Node:
     def _closes(self) -> None:
         self._act(self.machine.close(Outcome.STOPPED, "asked"))
 
-    def _hears(self, message: Any) -> None:
+    def _hangs(self) -> None:
+        self.hangs = True
+
+    def _reports(self) -> None:
+        """Its next heartbeat says that its workers have begun."""
+        self.has_reported = True
+        progress = self.machine.progress.known(0.0)
+        self._act([act.Send(wire.Heartbeat(self.machine.stamp, progress))])
+
+    def _testifies(self, report: HostReport) -> None:
+        """It has tried to reach the host that its coordinator has asked about first."""
+        asked, *rest = self.questions
+        self.questions = tuple(rest)
+        if asked.host not in self.seen:
+            report = HostReport.UNSEEN
+        self._act(self.machine.testify(asked, report))
+
+    def _hears(self, message: Any, is_stuck: bool = False) -> None:
+        """`is_stuck`: no worker of its round has advanced for long."""
+        self._is_stuck = is_stuck
         was_ready = self.machine.desired is DesiredState.READY
         self._act(self.machine.received(message, 0.0))
         seat = self._reaction.seat
@@ -204,9 +251,19 @@ class Node:
     def _dies(self) -> None:
         self.status, self.slot = Status.DEAD, NO_SLOT
 
+    def _loses_power(self) -> None:
+        self._dies()
+        self.is_off = True
+
     def _restarts(self) -> None:
         token = self.token
-        self.__init__(self.index, self.settings, self.attempt + 1)  # type: ignore[misc]
+        self.__init__(  # type: ignore[misc]
+            self.index,
+            self.settings,
+            self.attempt + 1,
+            is_witness=self.is_witness,
+            reports=self.reports,
+        )
         self.token = token
 
     def _act(self, actions: list[act.Action]) -> None:
@@ -221,6 +278,18 @@ class Node:
                     self._reaction.seat = (head, seat)
                     self.gate, self.next_step, self.stopped_at = StepGate(), 0, None
                     self.is_asked = self.is_waiting = self.drains = False
+                    self.has_reported = self.hangs = False
+                case act.Attached():
+                    self.has_reported = False
+                case act.WatchWanted(addresses=addresses):
+                    seen = {*self.seen, *(each.host for each in addresses)}
+                    self.seen = tuple(sorted(seen))
+                case act.HostReportWanted():
+                    others = [each for each in self.questions if each.host != action.host]
+                    self.questions = (*others, action)
+                case act.StacksWanted(request_id=request_id):
+                    now_s = 2 * HANG_TIMEOUT_S if self._is_stuck else 0.0
+                    self._act(self.machine.stacks_told(request_id, (), now_s))
                 case act.LeaveWanted():
                     self.must_leave = True
                 case act.DrainTold(drain=drain):
@@ -231,7 +300,7 @@ class Node:
                         self._enter()
                 case act.RoundEnded():
                     # The worker gets an error.
-                    self.is_asked = self.is_waiting = False
+                    self.is_asked = self.is_waiting = self.hangs = False
                 case _:
                     """For the program: a round ended, or the run."""
 
@@ -271,5 +340,9 @@ INPUTS: Final[dict[str, Callable[..., None]]] = {
     "loses": Node._loses,
     "drops": Node._drops,
     "die": Node._dies,
+    "power off": Node._loses_power,
+    "hang": Node._hangs,
+    "reports": Node._reports,
+    "testifies": Node._testifies,
     "restart": Node._restarts,
 }

@@ -12,7 +12,7 @@ from rallypoint.simulation.model.world import Move, State, World
 
 _OF_LINKS = frozenset(
     {"reads", "hears", "notices the end", "notices the loss", "drops", "cut", "silence"}
-    | {"heartbeat"}
+    | {"heartbeat", "misses", "beats stop", "falls silent"}
 )
 _OF_COORDINATORS = frozenset(
     {"timer", "writes", "is answered", "limit", "lose lease", "restores lease", "freeze", "wakes"}
@@ -96,7 +96,9 @@ def _told_of_link(world: World, state: State, what: str, slot: int) -> str:
             return f"{node} leaves {coordinator}, which does not renew its lease"
         case "cut":
             return f"the connection of {node} and {coordinator} is cut"
-        case "silence":
+        case "misses" | "beats stop":
+            return f"{coordinator} misses two heartbeats of {node}"
+        case "silence" | "falls silent":
             return f"{coordinator} has not heard {node} for suspect_after_s"
         case _:
             return f"{coordinator} gets a heartbeat of {node}"
@@ -123,6 +125,10 @@ _VERBS = {
     "wakes": "goes on",
     "takes over": "takes the run over",
     "crash": "dies",
+    "power off": "is on a host that loses power",
+    "hang": "has a worker that stands still",
+    "reports": "reports that its workers have begun",
+    "testifies": "says whether the host answers",
     "drains as asked": "drains, as an operator wants",
     "departs as asked": "departs, as an operator wants",
 }

@@ -13,6 +13,7 @@ import msgspec
 
 from rallypoint.checkers.violations import InvariantViolation
 from rallypoint.client.machine import DesiredState
+from rallypoint.core.effects import TimerKind
 from rallypoint.core.membership import Membership
 from rallypoint.core.orders import NO_ORDERS, Orders
 from rallypoint.core.reasons import RefusalCode
@@ -20,14 +21,22 @@ from rallypoint.core.roster import Bucket
 from rallypoint.core.values import (
     ConnectionEnd,
     FrozenStruct,
+    HostReport,
     NodeId,
     Phase,
     RoundHead,
     Seat,
 )
-from rallypoint.simulation.model.coordinator import Coordinator, Lease, Output, Sent
+from rallypoint.simulation.model.coordinator import (
+    Coordinator,
+    Ended,
+    Lease,
+    Lost,
+    Sent,
+    host_of,
+)
 from rallypoint.simulation.model.limits import FAULTS, Limits
-from rallypoint.simulation.model.links import ANSWERED, CLOSED, GONE, OPEN, Link, Links
+from rallypoint.simulation.model.links import ANSWERED, CLOSED, GONE, OFF, OPEN, Link, Links
 from rallypoint.simulation.model.node import NO_SLOT, Node, Status
 from rallypoint.simulation.model.parts import Parts, Values
 from rallypoint.simulation.model.register import Register, Write
@@ -61,6 +70,11 @@ class NodeFacts(FrozenStruct, frozen=True):
     """The last step that its worker has passed; -1: none."""
     stopped_at: int | None
     is_waiting: bool
+    is_off: bool
+    """Whether its host has no power."""
+    hangs: bool
+    questions: tuple[str, ...]
+    """The hosts about which it was asked."""
     must_leave: bool
     """Whether an operator has asked it to leave, and it has not departed yet."""
     was_evicted: bool
@@ -81,6 +95,9 @@ class CoordinatorFacts(FrozenStruct, frozen=True):
     referenced: frozenset[int]
     attached: tuple[int, ...]
     silent: tuple[int, ...]
+    missed: tuple[int, ...]
+    waits_for: tuple[int, ...]
+    """The connections on which all messages arrive before the next timer, that of a hang, fires."""
     phase: Phase | None
     number: int
     in_round: tuple[NodeId, ...]
@@ -101,6 +118,7 @@ class CoordinatorFacts(FrozenStruct, frozen=True):
 
 CLOSES: Final = 0
 ANSWERS: Final = -1
+LOSES: Final = -2
 
 
 class NodeStep(msgspec.Struct, frozen=True):
@@ -117,7 +135,8 @@ class CoordinatorStep(msgspec.Struct, frozen=True):
     """What an input makes of a coordinator: its next state, and what it did on connections.
 
     `outputs`: connections and messages; instead of a message, CLOSES: it closed the connection, or
-    ANSWERS: as the answer to a goodbye.
+    ANSWERS: as the answer to a goodbye. LOSES: it has lost the node with this incarnation, in place
+    of a connection, because witnesses say that its host is gone.
     """
 
     number: int
@@ -138,6 +157,8 @@ class World:
         self._node_steps: dict[tuple[object, ...], NodeStep] = {}
         self._of_orders: set[int] = set()
         """The messages that depend on what operators have ordered."""
+        self._of_hangs: set[int] = set()
+        """Those that say that a round has ended as a hang."""
         self._coordinator_steps: dict[tuple[object, ...], CoordinatorStep] = {}
         count = limits.nodes
         self._first_coordinator = count
@@ -149,7 +170,8 @@ class World:
     def first(self) -> State:
         """The state in which a world begins."""
         limits = self.limits
-        nodes = [self.nodes.add(Node(at, limits.settings)) for at in range(limits.nodes)]
+        flags = {"is_witness": limits.has_witnesses, "reports": bool(limits.hangs)}
+        nodes = [self.nodes.add(Node(at, limits.settings, **flags)) for at in range(limits.nodes)]
         has_order = limits.settings.max_nodes < limits.nodes
         new = Coordinator(has_order=has_order)
         coordinators = [self.coordinators.add(new) for _ in range(limits.coordinators)]
@@ -189,7 +211,7 @@ class World:
         for at, each in enumerate(coordinators):
             if each.is_alive:
                 yield from self._moves_of_coordinator(
-                    at, each, coordinators, register, wanted, left
+                    state, at, each, coordinators, register, wanted, left
                 )
 
     def _moves_of_nodes(
@@ -215,6 +237,8 @@ class World:
                     yield (what, at, 0), is_fault
             if node.may_die and left[_BUDGET["die"]]:
                 yield ("die", at, 0), True
+            if node.may_die and left[_BUDGET["power off"]]:
+                yield ("power off", at, 0), True
             may_restart = node.status is Status.DEAD or node.was_evicted
             if may_restart and left[_BUDGET["restart"]]:
                 yield ("restart", at, 0), True
@@ -236,12 +260,15 @@ class World:
             if link.coordinator_side == OPEN and far.lease is not Lease.FROZEN:
                 if link.to_coordinator:
                     yield ("reads", slot, 0), False
+                elif link.node_end == OFF:
+                    if slot in far.attached and slot not in far.missed:
+                        yield ("beats stop", slot, 0), False
+                    elif slot in far.attached and slot not in far.silent:
+                        yield ("falls silent", slot, 0), False
                 elif link.node_end:
                     yield ("notices the end", slot, 0), False
-                elif slot in far.silent:
-                    yield ("heartbeat", slot, 0), False
-                elif slot in far.attached and left[_BUDGET["silence"]]:
-                    yield ("silence", slot, 0), True
+                else:
+                    yield from self._silences_of(slot, far, left)
             if not link.node_end:
                 if link.to_node:
                     yield ("hears", slot, 0), False
@@ -253,8 +280,20 @@ class World:
                 if link.coordinator_side == OPEN and left[_BUDGET["cut"]]:
                     yield ("cut", slot, 0), True
 
+    def _silences_of(
+        self, slot: int, far: CoordinatorFacts, left: tuple[int, ...]
+    ) -> Iterator[tuple[Move, bool]]:
+        """What a coordinator hears, or does not, of a node that lives."""
+        if slot in far.silent or slot in far.missed:
+            yield ("heartbeat", slot, 0), False
+        elif slot in far.attached and left[_BUDGET["misses"]]:
+            yield ("misses", slot, 0), True
+        if slot in far.attached and slot not in far.silent and left[_BUDGET["silence"]]:
+            yield ("silence", slot, 0), True
+
     def _moves_of_coordinator(
         self,
+        state: State,
         at: int,
         each: CoordinatorFacts,
         coordinators: list[CoordinatorFacts],
@@ -277,7 +316,7 @@ class World:
             ):
                 yield ("takes over", at, 0), False
         else:
-            if each.has_timers:
+            if each.has_timers and not self._is_answered_soon(state, each):
                 yield ("timer", at, 0), False
             if each.write is not None and each.is_written is None:
                 yield ("writes", at, 0), False
@@ -294,6 +333,14 @@ class World:
                     yield ("freeze", at, 0), True
         if left[_BUDGET["crash"]] and not self.limits.is_embedded:
             yield ("crash", at, 0), True
+
+    def _is_answered_soon(self, state: State, each: CoordinatorFacts) -> bool:
+        """Whether messages arrive before the next timer: a report that is late does not count."""
+        for slot in each.waits_for:
+            link = self.links.all[state[self._links_at + slot]]
+            if link is not None and (link.to_coordinator or link.to_node):
+                return True
+        return False
 
     def _orders_to(
         self, at: int, each: CoordinatorFacts, left: tuple[int, ...]
@@ -328,14 +375,16 @@ class World:
         match what:
             case "dials":
                 self._dials(parts, who, which)
-            case "die":
-                self._dies(parts, who)
+            case "die" | "power off":
+                self._dies(parts, who, what)
+            case "testifies":
+                self._testifies(parts, who)
             case "reads":
                 link, message = self._take(parts, who, "coordinator reads")
                 self._step(parts, link.coordinator, "reads", who, message)
             case "hears":
                 _, message = self._take(parts, who, "node hears")
-                self._act(parts, who // self.limits.slots_per_node, "hears", message)
+                self._hears(parts, who // self.limits.slots_per_node, message)
             case "notices the end":
                 self._notices_end(parts, who)
             case "notices the loss":
@@ -344,11 +393,10 @@ class World:
                 self._act(parts, who // self.limits.slots_per_node, "drops")
             case "cut":
                 self._cut(parts, who)
-            case "silence" | "heartbeat":
+            case _ if what in _OF_SILENCE:
                 at_link = self.links.all[parts[self._links_at + who]]
                 assert at_link is not None
-                said = "silent" if what == "silence" else "heartbeat"
-                self._step(parts, at_link.coordinator, said, who)
+                self._step(parts, at_link.coordinator, _OF_SILENCE[what], who)
             case "takes over":
                 self._takes_over(parts, who)
             case "writes":
@@ -411,11 +459,31 @@ class World:
         parts[at] = self.links.changed(parts[at], what)
         return link, queue[0]
 
-    def _dies(self, parts: list[int], who: int) -> None:
+    def _hears(self, parts: list[int], who: int, message: int) -> None:
+        if not isinstance(self.messages.all[message], wire.AskStacks):
+            self._act(parts, who, "hears", message)
+            return
+        # While one worker of a round stands still, all others wait for it.
+        number = self.nodes.facts[parts[who]].number
+        nodes = [self.nodes.facts[each] for each in parts[: self._first_coordinator]]
+        is_stuck = any(each.hangs and each.number == number for each in nodes)
+        self._act(parts, who, "hears", message, is_stuck)
+
+    def _testifies(self, parts: list[int], who: int) -> None:
+        """R8: a kernel answers as long as its host has power."""
+        asked = self.nodes.facts[parts[who]].questions[0]
+        nodes = (self.nodes.facts[each] for each in parts[: self._first_coordinator])
+        is_off = any(each.is_off for each in nodes if host_of(each.id).host == asked)
+        self._act(
+            parts, who, "testifies", HostReport.NOT_ANSWERED if is_off else HostReport.ANSWERED
+        )
+
+    def _dies(self, parts: list[int], who: int, how: str) -> None:
         slot = self.nodes.facts[parts[who]].slot
-        self._act(parts, who, "die")
+        self._act(parts, who, how)
         if slot != NO_SLOT:
-            self._change(parts, slot, "node ends", ConnectionEnd.PROCESS_ENDED.value)
+            ended = OFF if how == "power off" else ConnectionEnd.PROCESS_ENDED.value
+            self._change(parts, slot, "node ends", ended)
         if self.limits.is_embedded and who < self.limits.coordinators:
             at = self._first_coordinator + who
             if self.coordinators.facts[parts[at]].is_alive:
@@ -516,7 +584,7 @@ class World:
     def _node_step(self, number: int, what: str, args: tuple[Any, ...]) -> NodeStep:
         node = self.nodes.copy(number)
         if what == "hears":
-            args = (self.messages.all[args[0]],)
+            args = (self.messages.all[args[0]], *args[1:])
         slot = args[0] if what == "dials" else node.slot
         reaction = node.react(what, *args)
         sent = tuple(map(self.messages.number, reaction.sent))
@@ -535,8 +603,13 @@ class World:
             register: Register = self.registers.all[parts[self._register_at]]
             register.must_have_orders(confirmed)
         for slot, message in step.outputs:
+            if message == LOSES:
+                self._must_be_off(parts, slot)
+                continue
             if message in self._of_orders:
                 self._must_be_in_ledger(parts, who, slot, message)
+            if message in self._of_hangs:
+                self._must_hang(parts, message)
             if message > 0:
                 self._change(parts, slot, "to node", message)
             else:
@@ -557,20 +630,44 @@ class World:
             what = f"{node.name} is asked to leave, and the ledger does not have that"
             raise InvariantViolation("R5", what)
 
+    def _must_be_off(self, parts: list[int], incarnation: int) -> None:
+        """R8: no node is lost by witnesses whose host has power."""
+        for number in parts[: self._first_coordinator]:
+            node = self.nodes.facts[number]
+            if node.id.incarnation == incarnation and not node.is_off:
+                what = f"{node.id.name} is lost by witnesses, and its host has power"
+                raise InvariantViolation("R8", what)
+
+    def _must_hang(self, parts: list[int], message: int) -> None:
+        """R15: a round ends as a hang only if a worker of it stands still."""
+        change = self.messages.all[message].change
+        nodes = (self.nodes.facts[number] for number in parts[: self._first_coordinator])
+        if not any(each.hangs and each.number == change.round for each in nodes):
+            raise InvariantViolation("R15", f"{change}, and no worker stands still")
+
     def _coordinator_step(self, number: int, what: str, args: tuple[Any, ...]) -> CoordinatorStep:
         coordinator = self.coordinators.copy(number)
         if what == "reads":
             args = (args[0], self.messages.all[args[1]])
         elif what == "takes over":
             args = (self.registers.all[args[0]], args[1])
-        outputs = [(each.slot, self._number_of(each)) for each in coordinator.react(what, *args)]
+        outputs = [
+            (each.node.incarnation, LOSES)
+            if isinstance(each, Lost)
+            else (each.slot, self._number_of(each))
+            for each in coordinator.react(what, *args)
+        ]
         return CoordinatorStep(self.coordinators.add(coordinator), tuple(outputs))
 
-    def _number_of(self, output: Output) -> int:
+    def _number_of(self, output: Sent | Ended) -> int:
         if isinstance(output, Sent):
             number = self.messages.number(output.message)
             if isinstance(output.message, wire.Welcome | wire.AskedToLeave):
                 self._of_orders.add(number)
+            if isinstance(output.message, wire.Broken):
+                failure = output.message.change.failure
+                if failure is not None and failure.is_hang:
+                    self._of_hangs.add(number)
             return number
         return ANSWERS if output.is_answer else CLOSES
 
@@ -622,6 +719,9 @@ class World:
         done = [each for each in left if each.desired is DesiredState.DONE]
         if len(at_work) + len(ready) + len(done) < len(left):
             return False
+        # R15: a round whose worker stands still ends.
+        if any(each.hangs for each in at_work):
+            return False
         # R14: nobody waits for a decision that does not come.
         if any(each.is_waiting for each in at_work):
             return False
@@ -659,6 +759,9 @@ class World:
             passed=node.next_step - 1,
             stopped_at=node.stopped_at,
             is_waiting=node.is_waiting,
+            is_off=node.is_off,
+            hangs=node.hangs,
+            questions=tuple(each.host for each in node.questions),
             must_leave=node.must_leave and machine.desired in _MAY_LEAVE,
             was_evicted=machine.refused is not None and machine.refused.code is RefusalCode.EVICTED,
         )
@@ -677,6 +780,11 @@ class World:
                 yield "done", False
             if self.limits.steps:
                 yield from self._steps_of(node)
+            if self.limits.hangs:
+                if machine.is_attached and not node.has_reported:
+                    yield "reports", False
+                if not node.hangs:
+                    yield "hang", True
             yield "fail", True
             yield "ready again", True
             yield "leave", True
@@ -684,6 +792,8 @@ class World:
             yield "depart", True
         if machine.is_attached:
             yield "close", True
+        if node.questions:
+            yield "testifies", False
 
     def _leaves(self, node: Node) -> Iterator[tuple[str, bool]]:
         """How it leaves, as an operator wants: at the agreed step, or when its time is over."""
@@ -709,6 +819,13 @@ class World:
 
 _MAY_LEAVE: Final = (DesiredState.NOTHING, DesiredState.READY, DesiredState.IN_ROUND)
 _OF_STEPS: Final = ("step", "hears")
+_OF_SILENCE: Final = {
+    "silence": "silent",
+    "falls silent": "silent",
+    "misses": "misses",
+    "beats stop": "misses",
+    "heartbeat": "heartbeat",
+}
 _OF_A_COORDINATOR: Final = {
     "timer": "timer",
     "is answered": "answered",
@@ -735,6 +852,8 @@ def _facts_of_coordinator(each: Coordinator) -> CoordinatorFacts:
         referenced=each.referenced,
         attached=tuple(each.attached.values()),
         silent=tuple(each.attached[name] for name in each.silent),
+        missed=tuple(each.attached[name] for name in each.missed),
+        waits_for=_waits_for(each),
         phase=membership.phase if membership is not None else None,
         number=membership.number if membership is not None else 0,
         in_round=tuple(m.id for m in membership.roster.members(Bucket.IN_ROUND))
@@ -748,6 +867,14 @@ def _facts_of_coordinator(each: Coordinator) -> CoordinatorFacts:
         confirmed=_confirmed(membership) if membership is not None else NO_ORDERS,
         size=(settings.min_nodes, settings.max_nodes) if settings is not None else (0, 0),
     )
+
+
+def _waits_for(each: Coordinator) -> tuple[int, ...]:
+    membership = each.membership
+    if membership is None or not each.timers:
+        return ()
+    _, _, timer = each.timers[min(each.timers, key=lambda name: each.timers[name][:2])]
+    return tuple(each.attached.values()) if timer.kind is TimerKind.HANG else ()
 
 
 def _has_unwritten(membership: Membership) -> bool:

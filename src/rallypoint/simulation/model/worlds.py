@@ -71,6 +71,20 @@ WORLDS: Final[dict[str, Limits]] = {
         sizes=((1, 1), (2, 2)),
         successes=False,
     ),
+    "hang": Limits(
+        nodes=2, coordinators=1, rounds=2, hangs=1, successes=False, begins_in_round=True
+    ),
+    "hung": Limits(nodes=2, rounds=1, hangs=1, crashes=1, successes=False, begins_in_round=True),
+    "power": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        power_offs=1,
+        has_witnesses=True,
+        successes=False,
+        begins_in_round=True,
+    ),
     "stop": Limits(
         nodes=2, rounds=1, close_orders=1, crashes=1, successes=False, begins_in_round=True
     ),
@@ -131,6 +145,27 @@ WORLDS: Final[dict[str, Limits]] = {
         successes=False,
         begins_in_round=True,
     ),
+    "missed": Limits(
+        nodes=2,
+        coordinators=1,
+        rounds=1,
+        min_nodes=1,
+        misses=1,
+        silences=1,
+        has_witnesses=True,
+        successes=False,
+        begins_in_round=True,
+    ),
+    "witnesses": Limits(
+        rounds=1,
+        min_nodes=1,
+        power_offs=1,
+        misses=1,
+        crashes=1,
+        has_witnesses=True,
+        successes=False,
+        begins_in_round=True,
+    ),
     # Large: by breadth, as far as the time goes.
     "whole": Limits(
         begins_in_round=True,
@@ -179,5 +214,7 @@ MEDIUM: Final = (
     "evicted",
     "ordered",
     "scaled",
+    "missed",
+    "witnesses",
 )
 SMALL: Final = tuple(name for name in WORLDS if name not in (*LARGE, *MEDIUM))
