@@ -176,8 +176,6 @@ class SimulatedSocket:
                 self.system.scene.broke("R13", what)
                 continue
             worker.go_on(kept)
-            # It has a connection, as before.
-            self.system.scene.tell(Oracle.worker_kept, self.system.here, worker)
 
     def end_round(self, change: Change) -> None:
         """See LocalSocket. Some workers leave their world soon, and some never."""

@@ -249,9 +249,6 @@ class Oracle:
     def advanced(self, here: StartedNode, token: Token) -> None:
         """A worker has advanced, and its agent knows it."""
 
-    def worker_kept(self, here: StartedNode, worker: SimulatedWorker) -> None:
-        """A worker goes on in another round."""
-
     def worker_ended(self, here: StartedNode, worker: SimulatedWorker, how: HowItEnds) -> None:
         """A worker has ended. Its agent does not know it yet, and may be dead."""
 
