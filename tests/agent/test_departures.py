@@ -113,3 +113,60 @@ def test_without_workers_that_ask_a_node_leaves_as_before(machine: Machine) -> N
     a.line("round 1 has ended: c left: its agent got SIGTERM")
     c.ends(143)
     assert "yields" not in a.text
+
+
+# A program that is its own node. Its thread promises, whatever the program does; but that of a
+# process that is stopped does not.
+NATIVE = """
+import os, sys, time
+import rallypoint
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+with rallypoint.join("test", ENDPOINT, node_name=sys.argv[1], min_nodes=2, max_nodes=3) as run:
+    for world in run.worlds():
+        say("world", world.number, "of", world.size)
+        step, known = 0, None
+        with world:
+            while not world.change:
+                known = known or world.drain
+                if world.should_yield(step):
+                    say("yields at", step)
+                step += 1
+                if step == 5:
+                    say("trains in", world.number)
+                time.sleep(0.005)
+        if known:
+            say("out of it with", round(known.left_s, 1), "s left:", world.change.kind.value)
+say("over")
+"""
+
+
+def test_a_native_node_leaves_at_its_deadline_if_another_never_promises(machine: Machine) -> None:
+    program = NATIVE.replace("ENDPOINT", repr(machine.endpoint))
+    path = machine.program(program, "native.py")
+    machine.main = (
+        f"import runpy, sys; sys.argv[0] = {path!r}; runpy.run_path({path!r}, None, '__main__')"
+    )
+    # The stopped process is lost much later.
+    env = {"RALLYPOINT_LOST_AFTER": "600", "RALLYPOINT_LAST_CALL": "60"}
+    own = {"RALLYPOINT_EXPECTED_NODES": "3", "RALLYPOINT_HOST_COORDINATOR": "no"}
+    host = machine.command("host", env=env | own | {"RALLYPOINT_HOST_COORDINATOR": "yes"})
+    stopped = machine.command("stopped", env=env | own)
+    leaving = machine.command("leaving", env=env | own | {"RALLYPOINT_DRAIN_TIMEOUT": "3"})
+    for each in (host, stopped, leaving):
+        each.line("trains in 1")
+    machine.freeze(stopped.pid)
+    where = ("--endpoint", f"http://{machine.endpoint}")
+    command = [sys.executable, "-m", "rallypoint", "drain", "test", "leaving", *where]
+    subprocess.run(command, check=True, timeout=60)
+    leaving.line("leaving the run within 3 s")
+    # Its step waits for the decision until then.
+    leaving.line("out of it with 0.0 s left: node_left")
+    leaving.line("over")
+    leaving.ends(0)
+    host.line("out of it with .* left: node_left")
+    machine.thaw(stopped.pid)
+    host.line("world 2 of 2")
+    assert "yields" not in host.text + stopped.text + leaving.text
