@@ -4,6 +4,7 @@
 `jax_program.py worker` is a worker of `rallypoint run`; `kept` is one that goes on in its process.
 `jax_program.py late ENDPOINT NODE FOLDER ROUND WHERE`: rank 0 ends JAX first, in each world. In
 this round it fails, "inside" or "outside" of the iteration. In the next the run is closed.
+`jax_program.py leaves FILE` is a worker that leaves at a step on which all agree.
 `jax_program.py alone ENDPOINT` initializes JAX in a world of two, and the other leaves.
 """
 
@@ -112,6 +113,34 @@ def as_worker() -> None:
         jax.distributed.shutdown()
 
 
+def leaves(file: str) -> None:
+    path = Path(file)
+    with rallypoint.join() as run:
+        for world in run.worlds():
+            with world:
+                rallypoint.jax.initialize(world)
+                if world.rank == 0:
+                    world.claim(path)
+                world.barrier("claimed")
+                first = step = int(path.read_text()) if path.exists() else 0
+                say(f"round {world.number}: rank {world.rank} goes on from step {step}")
+                # The first round goes on until a node leaves.
+                while (world.number == 1 or step < first + 5) and not world.change:
+                    if world.should_yield(step):
+                        say(f"stops at step {step}")
+                        if world.rank == 0:
+                            with world.fenced(path) as saved:
+                                saved.write(str(step).encode())
+                        world.barrier("saved")
+                        break
+                    assert total(1.0) == world.size
+                    step += 1
+                    time.sleep(0.02)
+                jax.distributed.shutdown()
+                if world.number > 1:
+                    run.close("trained")
+
+
 def shut_down_late(folder: Path) -> None:
     """Only when rank 0 has ended JAX, and LATE_S more, as a process that is slow or stopped."""
     shut_down = jax.distributed.shutdown
@@ -177,6 +206,8 @@ if __name__ == "__main__":
         kept()
     elif command == "worlds":
         over_worlds(*arguments)
+    elif command == "leaves":
+        leaves(*arguments)
     elif command == "late":
         late(*arguments)
     else:

@@ -48,6 +48,22 @@ def test_a_node_of_two_processes_is_replaced(jax: Programs) -> None:
     assert len(re.findall(r"\btrained\b", host.text + replacement.text)) == 4
 
 
+def test_a_node_leaves_at_an_agreed_step(jax: Programs, tmp_path: Path) -> None:
+    notice, saved = tmp_path / "notice", str(tmp_path / "saved")
+    options = "--nnodes 1:2 --expected-nodes 2 --last-call 120"
+    host = jax.node("a", options, PROGRAM, "leaves", saved, is_host=True, env=ON_CPU)
+    jax.wait_for_coordinator()
+    noticed = f"{options} --notice-file {notice}"
+    other = jax.node("b", noticed, PROGRAM, "leaves", saved, env=ON_CPU)
+    for each in (host, other):
+        each.wait_for(r"round 1: rank \d goes on from step 0")
+    notice.write_text("the host is needed elsewhere\n")
+    [step] = {each.wait_for(r"stops at step (\d+)")[1] for each in (host, other)}
+    assert other.end() == 0
+    host.wait_for(rf"round 2: rank 0 goes on from step {step}$")
+    assert host.end() == 0
+
+
 @pytest.fixture
 def served(jax: Programs) -> Iterator[Programs]:
     """With a coordinator that outlives all nodes."""
