@@ -179,6 +179,8 @@ def join(
             `rallypoint run` the agent waits, so it is not called.
         options: any other setting that `rallypoint env` lists, by its name there: `node_name`,
             `join_timeout_s`, `last_call_s`, `suspect_after_s`, ... Durations are in seconds.
+            `check` may also be a function: it is called in a thread of its own before each world,
+            and returns why this machine is unfit; None or "": it is fit (docs/restarts.md).
             `rallypoint.JoinOptions` has all of them.
 
     Raises:

@@ -13,8 +13,9 @@ from rallypoint import errors, settings
 from rallypoint.client.agent_client import AgentClient
 from rallypoint.client.options import JoinOptions
 from rallypoint.client.run_client import RunClient, open_node
+from rallypoint.client.self_check import Check, SelfCheck
 from rallypoint.client.waiting import StillWaiting
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import STOP_S_MAX, RunSettings
 from rallypoint.endpoints import parse_ledger
 from rallypoint.settings import Endpoint, NodeSettings, WorkerChannel
 
@@ -26,6 +27,8 @@ class JoinPlan(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeSettings | None = None
     run: RunSettings | None = None
     on_waiting: Callable[[StillWaiting], None] | None = None
+    check: Check | None = None
+    check_timeout_s: float = 0.0
 
     @property
     def join_timeout_s(self) -> float | None:
@@ -93,6 +96,8 @@ def plan(
     channel = settings.worker_channel() if nothing_said else None
     if channel is not None:
         return JoinPlan(channel=channel)
+    check, check_timeout_s = _check_of(options)
+    options = {name: value for name, value in options.items() if name not in _OF_CHECKS}
     node_options: dict[str, Any] = {
         k: v for k, v in options.items() if k in NODE_OPTIONS and v is not None
     }
@@ -107,6 +112,10 @@ def plan(
         # A program that fails ends its own process, and with it the node, so no budget is needed to
         # limit restarts. The other nodes go on without it.
         run_options["max_restarts"] = "any"
+    if check is not None and "stop_s" not in node_options:
+        # Its place is kept while it checks itself, as that of an agent.
+        stop_s = settings.resolve("stop_s", found=found).value
+        node_options["stop_s"] = min(STOP_S_MAX, stop_s + check_timeout_s)
     node = settings.node_settings(
         found=found,
         endpoint=endpoint,
@@ -118,7 +127,21 @@ def plan(
     run = settings.run_settings(
         found=found, min_nodes=min_nodes, max_nodes=max_nodes, **run_options
     )
-    return JoinPlan(node=node, run=run, on_waiting=on_waiting)
+    return JoinPlan(
+        node=node, run=run, on_waiting=on_waiting, check=check, check_timeout_s=check_timeout_s
+    )
+
+
+_OF_CHECKS = ("check", "check_timeout_s")
+
+
+def _check_of(options: Mapping[str, Any]) -> tuple[Check | None, float]:
+    """The program's check, or that of RALLYPOINT_CHECK; and how long it may take, in seconds."""
+    check = options.get("check")
+    limit_s = settings.resolve("check_timeout_s", options.get("check_timeout_s")).value
+    if callable(check):
+        return check, limit_s
+    return settings.resolve("check", check).value, limit_s
 
 
 def _ledger_endpoint(ledger: str, endpoint: str | Endpoint | None) -> Endpoint:
@@ -160,7 +183,18 @@ _KINDS = {
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raises UsageError for an unknown option or a value of a wrong type."""
     kinds = get_type_hints(JoinOptions)
+    check = options.get("check")
+    if not (check is None or isinstance(check, str) or callable(check)) or iscoroutinefunction(
+        check
+    ):
+        what = "a coroutine function" if callable(check) else _shown(check)
+        raise errors.UsageError(
+            f"check must be a function or a command, not {what}",
+            hint="it is called in a thread, and returns why the machine is unfit",
+        )
     for name, value in options.items():
+        if name == "check":
+            continue
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else "`rallypoint env` lists all settings"
@@ -191,4 +225,10 @@ async def open_client(planned: JoinPlan) -> RunClient:
         return await AgentClient.open(planned.channel)
     if planned.node is None or planned.run is None:
         raise errors.UsageError("there is no run to join", hint="pass a run id and an endpoint")
-    return await open_node(planned.node, planned.run, planned.on_waiting)
+    return await open_node(planned.node, planned.run, planned.on_waiting, _self_check(planned))
+
+
+def _self_check(planned: JoinPlan) -> SelfCheck | None:
+    if planned.check is None:
+        return None
+    return SelfCheck(planned.check, planned.check_timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypedDict
 
 
@@ -39,6 +40,9 @@ class JoinOptions(TypedDict, total=False):
     stop_s: float | str | None
     hang_timeout_s: float | str | None
     share_lines: int | str | None
+    # why this machine is unfit for a round ("" or None: it is fit); or a command: see --check
+    check: Callable[[], str | None] | str | None
+    check_timeout_s: float | str | None
     # the run's, on which its nodes must agree
     nnodes: str | None
     expected_nodes: int | str | None

@@ -13,9 +13,10 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from rallypoint import errors, logs
+from rallypoint import errors, logs, runtime
 from rallypoint.client.bootstrap_port import Reservation, reserve_for_rank_0
 from rallypoint.client.node import Node
+from rallypoint.client.self_check import SelfCheck
 from rallypoint.client.sockets import SocketKeeper
 from rallypoint.client.stack_dump import own_stacks
 from rallypoint.client.store_calls import StoreCalls
@@ -146,6 +147,10 @@ class RunClient(StoreCalls, Protocol):
         """Close everything. Idempotent."""
 
 
+def _check_failed(error: BaseException) -> None:
+    _log.error("the check cannot be repeated", exc_info=error)
+
+
 _TAKEN_OUT: Final = (errors.TokenError, errors.EvictedError, errors.SupersededError)
 """The coordinator has taken the node out of its round, and the others go on without it."""
 
@@ -159,8 +164,11 @@ class NodeRunClient:
         run: RunSettings,
         keeper: SocketKeeper | None = None,
         on_waiting: Callable[[StillWaiting], None] | None = None,
+        check: SelfCheck | None = None,
     ) -> None:
-        """`keeper`: see Node. `on_waiting`: see rallypoint.join."""
+        """`keeper`: see Node. `on_waiting`, `check`: see rallypoint.join."""
+        self._check = check
+        self._check_again_s = (run.cooldown_s, run.cooldown_max_s)
         self._on_waiting = on_waiting
         self._reports = Intervals()
         self._waits_since_s = 0.0
@@ -237,15 +245,23 @@ class NodeRunClient:
             self._reservation, self._was_given = reserve_for_rank_0(ports, last), False
         bootstrap = Address(self._node.bootstrap_host, self._reservation.port)
         logs.enter(self._node.place)
+        unfit = await self._check.why_unfit() if self._check is not None else ""
         self._begin_wait()
+        repeat = runtime.spawn(self._check_again(unfit), _check_failed) if unfit else None
         try:
             async with while_waiting(self._node, self._waits):
                 found = await self._node.next_round(
-                    bootstrap, timeout_s=timeout_s, is_given_up=lambda: self._departs
+                    bootstrap,
+                    timeout_s=timeout_s,
+                    is_given_up=lambda: self._departs,
+                    unfit=unfit,
                 )
         except errors.CoordinatorLostError:
             self._check_is_in()  # it may have left meanwhile
             raise
+        finally:
+            if repeat is not None:
+                repeat.cancel()
         self._was_given, self._step = True, None
         self._lines.forget()
         if found is not None and found.seat.node_rank == 0:
@@ -254,6 +270,18 @@ class NodeRunClient:
             return None
         place = self.run_id, self._node.ledger_id
         return WorldFacts(self.node_name, found.head, found.seat, 0, *place)
+
+    async def _check_again(self, unfit: str) -> None:
+        """Repeat a failed check while the node waits, with pauses that grow."""
+        assert self._check is not None
+        pause_s, longest_s = self._check_again_s
+        while unfit:
+            why = reasons.unfit(unfit)
+            _log.warning("%s: %s; it is checked again in %g s", self.node_name, why, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+            unfit = await self._check.why_unfit()
+            self._node.fitness(unfit)
 
     def _asked_to_leave(self, reason: str) -> None:
         """Leave at a step on which all agree; if that cannot be, leave at once."""
@@ -496,8 +524,9 @@ async def open_node(
     settings: NodeSettings,
     run: RunSettings,
     on_waiting: Callable[[StillWaiting], None] | None = None,
+    check: SelfCheck | None = None,
 ) -> NodeRunClient:
     """Open a program's own node. Raises the errors of Node.open."""
-    client = NodeRunClient(settings, run, on_waiting=on_waiting)
+    client = NodeRunClient(settings, run, on_waiting=on_waiting, check=check)
     await client.open()
     return client
