@@ -262,6 +262,7 @@ class NodeRunClient:
         finally:
             if repeat is not None:
                 repeat.cancel()
+                await asyncio.wait({repeat})  # A command is ended before the round begins.
         self._was_given, self._step = True, None
         self._lines.forget()
         if found is not None and found.seat.node_rank == 0:
