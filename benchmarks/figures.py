@@ -33,6 +33,11 @@ Shown = dict[str, Any]
 
 SCENARIOS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "join": (10, ("--nodes 2 --processes 2", "--nodes 64")),
+    "recover": (5, ("--ddp",)),
+    "drain": (5, ("--ddp",)),
+    "first-start": (10, ("",)),
+    "hang": (5, ("",)),
+    "power-loss": (5, ("",)),
     "kill": (20, ("",)),
     "cut": (3, ("",)),
     "preempted": (3, ("",)),
@@ -44,7 +49,8 @@ SCENARIOS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "ledger-away": (1, ("--seconds 20",)),
     "ledger-reads": (1, ("",)),
     "ledger-writes": (1, ("",)),
-    "idle": (1, ("--nodes 128",)),
+    "idle": (1, ("--nodes 128", "--nodes 9000 --progress --seconds 60")),
+    "agree": (3, ("--nodes 9000",)),
 }
 """Scenarios of `rallypoint bench`: how often each is measured, and the options of its commands."""
 HERE: Final[dict[str, tuple[int, Callable[[int], list[Figure]]]]] = {
