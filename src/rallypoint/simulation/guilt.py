@@ -1,4 +1,4 @@
-"""Programs and nodes that fail again and again: a situation, its faults, and what must hold.
+"""Programs and nodes that fail again and again: three situations, a fault, and what must hold.
 
 What each failure costs is checked by `CoordinatorsKeepRules`, at each step of a coordinator.
 """
@@ -16,17 +16,58 @@ from rallypoint.core.blame import NO_BLAME, Blame
 from rallypoint.core.election import decode_run
 from rallypoint.core.values import Failure, FailureKind
 from rallypoint.ledger.keys import RUNS
-from rallypoint.simulation.plan import Plan, merged, some_faults
+from rallypoint.simulation.plan import Plan, PlannedFault, merged, some_faults
 from rallypoint.simulation.scene import Oracle, Scene, StartedNode, Undo
 
 NO_RESTART: Final = 78
 
 
 def guilty(plan: Plan, draw: random.Random) -> Plan:
-    """One node fails in each of its rounds, and others now and then; coordinators die."""
+    """The program fails again and again on one node or two: its run has a budget for that."""
+    return msgspec.structs.replace(
+        _troubled(plan, draw),
+        max_restarts=draw.choice((None, 2, 3, 5)),
+        restart_window_s=draw.choice((None, 5.0, 10.0)),
+        early_s=draw.choice((0.0, 2.0)),
+        same_failure=draw.choice((None, 2, 3)),
+        no_restart_exit_codes=draw.choice(((), (NO_RESTART,))),
+        faults=_failures(draw, draw.choice((1, 2))),
+    )
+
+
+def cooling(plan: Plan, draw: random.Random) -> Plan:
+    """One node or two break too many rounds, and stay out. Spares may take their places."""
+    plan = _troubled(plan, draw)
+    return msgspec.structs.replace(
+        plan,
+        max_nodes=draw.choice((0, plan.nodes - 1)),
+        max_restarts=None,
+        restart_window_s=draw.choice((None, 5.0, 10.0)),
+        max_restarts_per_node=draw.choice((0, 1, 2)),
+        cooldown_s=draw.choice((2.0, 5.0, 30.0)),
+        faults=_failures(draw, draw.choice((1, 2))),
+    )
+
+
+def checked(plan: Plan, draw: random.Random) -> Plan:
+    """Agents whose checks fail at times, and whose workers fail. There may be spares."""
+    plan = _troubled(plan, draw)
+    kinds = ("worker fails", "worker fails", "kill owner", "kill another", "slow ledger")
+    return msgspec.structs.replace(
+        plan,
+        max_nodes=draw.choice((0, plan.nodes - 1)),
+        program="agent",
+        has_check=True,
+        max_restarts=None,
+        max_restarts_per_node=draw.choice((None, 1)),
+        cooldown_s=draw.choice((1.0, 3.0)),
+        faults=some_faults(draw, kinds, draw.randrange(2, 8), 5.0),
+    )
+
+
+def _troubled(plan: Plan, draw: random.Random) -> Plan:
+    """A few nodes, in rounds that are short, whose coordinators may die."""
     nodes = draw.choice((3, 4, 5))
-    troubles = ("kill owner", "kill another", "slow ledger", "fail", "leave another")
-    moments = ("", "", "", "GATHERING", "COMMITTING", "RESTORED")
     return msgspec.structs.replace(
         plan,
         nodes=nodes,
@@ -43,48 +84,16 @@ def guilty(plan: Plan, draw: random.Random) -> Plan:
         stop_s=draw.choice((0.0, 1.0, 5.0)),
         lasting="",
         knobs=None,
-        max_restarts=draw.choice((None, 2, 3, 5)),
-        restart_window_s=draw.choice((None, 5.0, 10.0)),
-        early_s=draw.choice((0.0, 2.0)),
-        same_failure=draw.choice((None, 2, 3)),
-        no_restart_exit_codes=draw.choice(((), (NO_RESTART,))),
-        faults=merged(
-            some_faults(draw, ("always fails",), draw.choice((1, 2)), 1.0),
-            some_faults(draw, troubles, draw.randrange(1, 6), 8.0, moments),
-        ),
     )
 
 
-def cooling(plan: Plan, draw: random.Random) -> Plan:
-    """The same, and nodes that break too many rounds stay out. There may be spares."""
-    nodes = draw.choice((3, 4, 5))
-    return msgspec.structs.replace(
-        guilty(plan, draw),
-        nodes=nodes,
-        min_nodes=draw.choice((1, 2, nodes - 1, nodes)),
-        max_nodes=draw.choice((0, nodes - 1)),
-        max_restarts=None,
-        same_failure=None,
-        no_restart_exit_codes=(),
-        max_restarts_per_node=draw.choice((0, 1, 2)),
-        cooldown_s=draw.choice((2.0, 5.0, 30.0)),
-    )
-
-
-def checked(plan: Plan, draw: random.Random) -> Plan:
-    """Agents whose checks fail at times. There may be spares, and the coordinators die."""
-    nodes = draw.choice((3, 4, 5))
-    kinds = ("worker fails", "worker fails", "kill owner", "kill another", "slow ledger")
-    return msgspec.structs.replace(
-        cooling(plan, draw),
-        nodes=nodes,
-        min_nodes=draw.choice((1, 2, nodes)),
-        max_nodes=draw.choice((0, nodes - 1)),
-        program="agent",
-        has_check=True,
-        max_restarts_per_node=draw.choice((None, 1)),
-        cooldown_s=draw.choice((1.0, 3.0)),
-        faults=some_faults(draw, kinds, draw.randrange(2, 8), 5.0),
+def _failures(draw: random.Random, nodes: int) -> tuple[PlannedFault, ...]:
+    """So many nodes fail in each of their rounds, others now and then, and coordinators die."""
+    troubles = ("kill owner", "kill another", "slow ledger", "fail", "leave another")
+    moments = ("", "", "", "GATHERING", "COMMITTING", "RESTORED")
+    return merged(
+        some_faults(draw, ("always fails",), nodes, 1.0),
+        some_faults(draw, troubles, draw.randrange(1, 6), 8.0, moments),
     )
 
 

@@ -161,6 +161,7 @@ class SurvivorsKeepRanks(Oracle):
 class BreaksAreDue(Oracle):
     """R3, R7: newcomers end a round only if it has room, and no member of it is done.
 
+    A member that should stay out, and was let in for want of others, leaves its place to them.
     The loss of a member that is done ends nothing. What was not the program's fault is not charged
     to the budget, and no run forms a round beyond its budget.
     """
@@ -170,6 +171,8 @@ class BreaksAreDue(Oracle):
         self._rounds: dict[HostedRun, RoundRecord] = {}
         self._done: dict[HostedRun, dict[str, None]] = {}
         """The members of that round that are done."""
+        self._let_in: dict[HostedRun, dict[NodeId, None]] = {}
+        """The members that should stay out: of that round, or of the one that is formed next."""
 
     def stepped(
         self, front: SimulatedFront, run: HostedRun, event: on.Event, effects: list[do.Effect]
@@ -182,8 +185,13 @@ class BreaksAreDue(Oracle):
                 self._done[run][event.node.name] = None
         for effect in effects:
             match effect:
+                case do.LetBackIn(node=node):
+                    self._let_in.setdefault(run, {})[node] = None
                 case do.Publish(record=record):
                     self._rounds[run], self._done[run] = record, {}
+                    inside = {NodeId(row.name, row.incarnation) for row in record.members}
+                    known = self._let_in.get(run, {})
+                    self._let_in[run] = {each: None for each in known if each in inside}
                 case do.Break(change=change) if record is not None:
                     self._must_be_due(front, run, record, change)
                 case do.Verdict(change=change) if change.charged and change.failure is None:
@@ -205,7 +213,8 @@ class BreaksAreDue(Oracle):
         if change.kind is ChangeKind.NODES_JOINED and settings is not None:
             if done:
                 self.scene.broke("R7", f"{name}: {change}, though {', '.join(done)} are done")
-            if record.head.nodes >= settings.max_nodes:
+            places = settings.max_nodes - record.head.nodes + len(self._let_in.get(run, ()))
+            if places <= 0:
                 self.scene.broke("R3", f"{name}: {change}, and the round has no place")
         if change.kind in (ChangeKind.NODE_LOST, ChangeKind.NODE_LEFT):
             ended = [each for each in change.nodes if each in done]
