@@ -278,3 +278,23 @@ def test_all_that_finish_end_the_run(machine: Machine) -> None:
     text = a.ends(0)
     assert "run 'test' has succeeded" in text
     assert text.count("finished 2") == 2
+
+
+CATCHES = """
+import rallypoint
+with rallypoint.join() as run:
+    for world in run.worlds():
+        try:
+            with world:
+                raise ValueError("bad batch in shard 7")
+        except ValueError:
+            pass
+"""
+
+
+def test_a_mistake_that_the_program_catches_costs_a_restart(machine: Machine) -> None:
+    """Its process goes on, so no exit tells of it. Without a cost, it would go on for ever."""
+    options = ("--keep-workers", "--max-restarts", "2")
+    a = machine.agent("a", *options, nnodes="1", program=machine.program(CATCHES))
+    text = a.ends(1)
+    assert text.count("rank 0 failed (ValueError: bad batch in shard 7)") >= 3

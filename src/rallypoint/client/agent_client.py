@@ -82,6 +82,8 @@ class AgentClient(asyncio.Protocol):
         """The number of the last round that this worker has left for the next one."""
         self._raised = 0
         """The number of the last round of which this worker has told its error."""
+        self._untold: local.Raised | None = None
+        """An error of the present round that the agent learns by the end of this process."""
         self._news: asyncio.Event = asyncio.Event()
         """Set by each message that may end a wait."""
         self._has_left = False
@@ -164,6 +166,9 @@ class AgentClient(asyncio.Protocol):
         if self._asked != number:
             self._asked = number
             if self._change is None:
+                if self._untold is not None:
+                    # The program has caught it, and goes on: no end of a process tells of it.
+                    self._send(self._untold)
                 # R4: from now on, no call of this world reaches the store of the next one.
                 self._take_change(Change(ChangeKind.READY_AGAIN, number, (self.node_name,), 1))
             self._send(local.AskWorld(number))
@@ -238,26 +243,32 @@ class AgentClient(asyncio.Protocol):
         cause is not known, this error may be the cause, so the worker must exit with it. If it
         keeps them, it is told of the error, and the worker waits for the cause.
         """
-        if is_programs_own(error):
-            return False
+        is_own = is_programs_own(error)
         is_confirmed = self._change is not None and self._change.confirmed
-        if is_confirmed or isinstance(error, errors.RoundBrokenError):
+        if not is_own and (is_confirmed or isinstance(error, errors.RoundBrokenError)):
             return True
         admitted = self._admitted.result() if self._is_admitted else None
         is_other = isinstance(error, errors.CoordinatorError | errors.UsageError)
-        if admitted is None or admitted.explain_s is None or is_other:
+        if admitted is None or admitted.explain_s is None or is_other or is_confirmed:
             return False
         if admitted.head.number != number or self._raised == number:
             return False
+        told = self._raised_by(error, admitted)
+        if is_own:
+            self._untold = told
+            return False
         self._raised = number
-        lines = "".join(traceback.format_exception(error)).splitlines()[-TRACE_LINES_MAX:]
-        lines = [line[:TEXT_LENGTH_MAX] for line in lines]
-        failure = failure_of(error, admitted.seat.first_rank + self._channel.local_rank)
-        self._send(local.Raised(msgspec.structs.replace(failure, last_lines=tuple(lines))))
+        self._send(told)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(admitted.explain_s):
                 await self._until_confirmed()
         return self._is_explained_by(self._change)
+
+    def _raised_by(self, error: Exception, admitted: local.Admitted) -> local.Raised:
+        lines = "".join(traceback.format_exception(error)).splitlines()[-TRACE_LINES_MAX:]
+        lines = [line[:TEXT_LENGTH_MAX] for line in lines]
+        failure = failure_of(error, admitted.seat.first_rank + self._channel.local_rank)
+        return local.Raised(msgspec.structs.replace(failure, last_lines=tuple(lines)))
 
     async def _until_confirmed(self) -> None:
         while self._change is None or not self._change.confirmed:
@@ -405,7 +416,7 @@ class AgentClient(asyncio.Protocol):
                 node_rank=seat.node_rank,
                 nodes=head.nodes,
             )
-            self._change = self._drain = self._stops_at = self._step = None
+            self._change = self._drain = self._stops_at = self._step = self._untold = None
         self._admitted.set_result(admitted)
         self._offer_stacks(admitted.stacks)
         self._news.set()
