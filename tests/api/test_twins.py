@@ -16,6 +16,7 @@ import pytest
 
 import rallypoint
 from rallypoint import aio, errors
+from rallypoint.client import blocking
 from rallypoint.core.telling import Intervals
 from tests.ports import free_port
 
@@ -185,6 +186,21 @@ def test_a_node_that_waits_for_others_is_told_why() -> None:
     assert why.left_s is not None
     assert why.left_s < 40
     assert msgspec.json.encode(why)
+
+
+@pytest.mark.parametrize("error", [SystemExit("enough"), KeyboardInterrupt()])
+def test_a_callback_cannot_end_the_thread_of_rallypoint(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio ends its loop for these errors, and no call would have an answer any more."""
+    portal = blocking.portal()
+
+    def on_change() -> None:
+        raise error
+
+    portal.post(on_change)
+    assert portal.run(asyncio.sleep(0, "goes on"), 20.0) == "goes on"
+    assert "a callback in Rallypoint's thread cannot end the program" in caplog.text
 
 
 @pytest.mark.sockets

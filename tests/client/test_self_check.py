@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def broken() -> str:
         (lambda: "", ""),
         (lambda: "GPU 3\nfell\x07 off", "GPU 3 fell\\x07 off"),
         (broken, "OSError: [Errno 5] no driver"),
+        (lambda: sys.exit("no driver"), "SystemExit: no driver"),
     ],
 )
 def test_what_a_function_says(check: Callable[[], str | None], why: str) -> None:

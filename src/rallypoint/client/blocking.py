@@ -54,7 +54,16 @@ class Portal:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # From a callback of the program. asyncio ends its loop for these two errors, and
+                # then nothing would answer in this process any more.
+                text = "a callback in Rallypoint's thread cannot end the program"
+                self._loop.call_exception_handler({"message": text, "exception": error})
+            else:
+                return
 
     @property
     def is_of_parent(self) -> bool:

@@ -54,7 +54,7 @@ async def why_unfit(check: Check, limit_s: float) -> str:
             return _line(await called or "")
     except TimeoutError:
         return f"it has not ended within {limit_s:g} s"
-    except Exception as error:  # noqa: BLE001 - the program's own check may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the program's own check
         return _line(f"{type(error).__name__}: {error}")
 
 
