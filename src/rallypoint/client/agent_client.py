@@ -367,9 +367,7 @@ class AgentClient(asyncio.Protocol):
         self._lost = errors.CoordinatorLostError(
             "this worker's agent is gone", hint="the agent of this node has ended or was killed"
         )
-        if not self._admitted.done():
-            self._admitted.set_exception(self._lost)
-            self._admitted.exception()
+        self._refuse(self._lost)
         for _, future in self._results.values():
             if not future.done():
                 future.set_result(self._lost)
@@ -382,9 +380,7 @@ class AgentClient(asyncio.Protocol):
                 if message.ended is not None:
                     self._take_change(message.ended)
             case local.Denied():
-                if not self._admitted.done():
-                    denied = errors.UnreachableError(message.message, hint=_DENIED)
-                    self._admitted.set_exception(denied)
+                self._refuse(errors.UnreachableError(message.message, hint=_DENIED))
             case local.Answer() | local.Members() | local.WaitingIs():
                 self._resolve(message)
             case local.Ended():
@@ -400,6 +396,11 @@ class AgentClient(asyncio.Protocol):
                 self.on_step(message.step)
             case local.Departing():
                 self._depart(message.reason)
+
+    def _refuse(self, error: errors.RallypointError) -> None:
+        if not self._admitted.done():
+            self._admitted.set_exception(error)
+            self._admitted.exception()  # The caller may have given up.
 
     def _take_round(self, admitted: local.Admitted) -> None:
         """This worker has a place in a round: its first one, or it was kept for another."""
