@@ -422,7 +422,8 @@ class Agent:
             output=self._pump,
             system=self._system,
             forks=self._preloader if is_warm else None,
-            kept=(last.places(action.kept) if last is not None else {}) if keeps else None,
+            last=last,
+            kept=action.kept if keeps else None,
         )
         self._channel.go_on(work.news)
         if found.seat.node_rank == 0 and self._reservation is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -33,19 +33,23 @@ class Place:
 
 
 class EachWorker:
-    """See system.Workers. `kept`: workers of the last round that go on, by their local ranks."""
+    """See system.Workers. `kept`: the local ranks of workers of `last` that go on here."""
 
     def __init__(
         self,
         specs: Sequence[WorkerSpec],
         exits: Callable[[WorkerExit], None],
         make: Make,
-        kept: Mapping[int, Place],
+        last: EachWorker | None = None,
+        kept: Sequence[int] = (),
     ) -> None:
         self._places: dict[int, Place] = {}
         self._new: list[Workers] = []
+        before = {} if last is None else last._places
+        self._left = [place.group for each, place in before.items() if each not in kept]
+        """Those of the last round that do not go on."""
         for spec in specs:
-            place = kept.get(spec.local_rank)
+            place = before[spec.local_rank] if spec.local_rank in kept else None
             if place is None:
                 place = Place(spec, exits, make)
                 self._new.append(place.group)
@@ -66,12 +70,11 @@ class EachWorker:
             pids.update(place.group.pids)
         return pids
 
-    def places(self, local_ranks: Sequence[int]) -> dict[int, Place]:
-        """These workers, for the next round."""
-        return {each: self._places[each] for each in local_ranks}
-
     async def start(self, *, is_first_alone: bool = False) -> None:
         """See Workers: the new ones, all or none of them. None of them waits for another one."""
+        # R13: one that ended after the others had been stopped may have left processes.
+        await asyncio.gather(*(group.stop(0) for group in self._left))
+        self._left = []
         starts = (group.start() for group in self._new)
         ends = await asyncio.gather(*starts, return_exceptions=True)
         errors = [each for each in ends if each is not None]

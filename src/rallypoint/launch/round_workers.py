@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ import msgspec
 from rallypoint.client.node import Round
 from rallypoint.core.values import Failure, RunSettings, repr_without
 from rallypoint.launch import failures, preloader
-from rallypoint.launch.kept_processes import EachWorker, Place
+from rallypoint.launch.kept_processes import EachWorker
 from rallypoint.launch.system import Output, System, Workers
 from rallypoint.launch.worker_env import (
     ROLE,
@@ -75,8 +75,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 class RoundWorkers:
     """The workers of one round on this node. `exits` is called whenever one has ended.
 
-    `kept`: None if no worker stays for another round; else those of the last round that go on, by
-    their local ranks.
+    `kept`: None if no worker stays for another round; else the local ranks of those of the `last`
+    round that go on.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class RoundWorkers:
         output: Output,
         system: System,
         forks: Forks | None = None,
-        kept: Mapping[int, Place] | None = None,
+        last: RoundWorkers | None = None,
+        kept: Sequence[int] | None = None,
     ) -> None:
         self.found = found
         self._assignment = assignment
@@ -96,11 +97,12 @@ class RoundWorkers:
         self._system = system
         specs = [self._spec(index) for index in range(found.seat.workers)]
         output.begin_round(self.number, {each: specs[each].rank for each in kept or ()})
-        self._kept = kept or {}
+        self._kept = kept or ()
         self._each: EachWorker | None = None
         if kept is not None:
+            before = last._each if last is not None else None
             self._each = EachWorker(
-                specs, exits, lambda spec, exits: system.workers([spec], exits, forks), kept
+                specs, exits, lambda spec, exits: system.workers([spec], exits, forks), before, kept
             )
         self.group: Workers = self._each or system.workers(specs, exits, forks)
         self._specs = specs
@@ -117,10 +119,6 @@ class RoundWorkers:
         if self._each is not None:
             return await self._each.stop(grace_s, first_signal, kept)
         return await self.group.stop(grace_s, first_signal)
-
-    def places(self, kept: Sequence[int]) -> dict[int, Place]:
-        """These workers, for the next round."""
-        return self._each.places(kept) if self._each is not None else {}
 
     @property
     def news(self) -> dict[int, dict[str, str]]:
