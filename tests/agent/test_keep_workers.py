@@ -298,3 +298,40 @@ def test_a_mistake_that_the_program_catches_costs_a_restart(machine: Machine) ->
     a = machine.agent("a", *options, nnodes="1", program=machine.program(CATCHES))
     text = a.ends(1)
     assert text.count("rank 0 failed (ValueError: bad batch in shard 7)") >= 3
+
+
+OLD_WORLD = """
+import os, sys, time
+import rallypoint
+
+def refused(use):
+    try:
+        use()
+    except rallypoint.errors.RoundBrokenError as error:
+        return error.change.round == 1
+    return False
+
+old = None
+with rallypoint.join() as run:
+    for world in run.worlds():
+        if old is None:
+            old = world
+            continue
+        uses = lambda: old.members, lambda: old.store.get("key"), lambda: old.newest(7)
+        assert all(map(refused, uses)), [refused(use) for use in uses]
+        assert [each.name for each in world.members] == ["a"]
+        old.should_yield(7)
+        sys.stdout.write(f"world {world.number} {world.rank} {world.size} {os.getpid()}\\n")
+        sys.stdout.flush()
+        while not world.change:
+            time.sleep(0.02)
+"""
+
+
+def test_the_objects_of_an_earlier_world_say_nothing_of_the_next_one(machine: Machine) -> None:
+    """A thread that still uses them does not make this node take part in an agreement."""
+    program = machine.program(OLD_WORLD)
+    a = machine.agent("a", "--keep-workers", nnodes="1", program=program)
+    worlds(a, 2, 1)
+    a.signal(signal.SIGTERM)
+    assert "leaving the run; the workers have 25 s to stop" in a.ends(143)

@@ -966,6 +966,24 @@ def test_a_worker_that_waits_for_the_cause_has_its_time_from_then_on() -> None:
     assert played.take(on.WorldAsked(0, 1)) == [do.StopWorkers(5.0, signal.SIGTERM, (0, 1))]
 
 
+def test_one_that_fails_after_another_of_its_node_waits_for_the_cause_too() -> None:
+    """The coordinator may be silent just then. Nobody has confirmed why the round ends."""
+    played = keeping(0, 1)
+    played.take(on.WorkerExited(an_exit(0)))
+    played.take(on.FailuresFound((a_failure(),)))
+    began_s = played.now_s
+    assert (played.machine.phase, played.machine.due_s) == (Phase.UNWINDING, began_s + 4.0)
+    assert played.take(on.WorkerRaised(1, a_failure(FailureKind.COMMUNICATION))) == []
+    assert played.machine.due_s == began_s + 13.0
+    played.now_s += 6.0
+    played.take(on.RoundEnded(a_change()))
+    assert played.machine.due_s == played.now_s + 4.0
+    # Now the cause is known, and an error of that time makes nothing longer.
+    played.now_s += 2.0
+    played.take(on.WorkerRaised(1, a_failure(FailureKind.COMMUNICATION)))
+    assert played.machine.due_s == played.now_s + 2.0
+
+
 def test_the_exit_code_of_an_error_counts_if_it_ends_the_run() -> None:
     rules = msgspec.structs.replace(KEEPING, no_restart_exit_codes=(1,))
     played = Played(rules).working()

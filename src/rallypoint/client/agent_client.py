@@ -195,8 +195,9 @@ class AgentClient(asyncio.Protocol):
     def promise(self, step: int) -> None:
         self._send(local.Promise(step))
 
-    def yielded(self) -> None:
-        self._send(local.Yielded())
+    def yielded(self, number: int) -> None:
+        if number == self._channel.round and number != self._asked:
+            self._send(local.Yielded())
 
     async def call(self, op: StoreOp, timeout_s: float | None) -> StoreResult:
         if self._change is not None:

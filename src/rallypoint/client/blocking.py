@@ -300,7 +300,7 @@ class World(aio.Facts):
         They are fetched at the first access. Raises RoundBrokenError if the round is over by then.
         """
         if self._members is None:
-            self._members = self._portal.run(self._world._client.members())
+            self._members = self._portal.run(self._world._members())
         return self._members
 
     def should_yield(self, step: SupportsIndex) -> bool:
@@ -322,7 +322,7 @@ class World(aio.Facts):
             return False
         is_last = passed is Pass.STOP or self._portal.run(self._steps.is_last(step))
         if is_last:
-            self._portal.run(_do(client.yielded))
+            self._portal.run(_do(lambda: client.yielded(world.number)))
         return is_last
 
     def barrier(self, name: str, timeout: timedelta | float | None = None) -> None:

@@ -116,8 +116,8 @@ class RunClient(StoreCalls, Protocol):
     def promise(self, step: int) -> None:
         """The program passes no later step than this before the decision."""
 
-    def yielded(self) -> None:
-        """The program was told to stop at a step."""
+    def yielded(self, number: int) -> None:
+        """The program was told to stop at a step of round `number`."""
 
     async def members(self) -> tuple[RoundMember, ...]:
         """The members of the round."""
@@ -338,7 +338,7 @@ class NodeRunClient:
     def promise(self, step: int) -> None:
         self._node.promise(step)
 
-    def yielded(self) -> None:
+    def yielded(self, number: int) -> None:
         """Does nothing: the program asks for the next world, or ends."""
 
     def _begin_wait(self) -> None:

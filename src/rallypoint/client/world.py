@@ -378,7 +378,15 @@ class World(Facts):
 
         Use it as `await world.members`. Raises RoundBrokenError if the round is over by then.
         """
-        return Answer("members", self._client.members)
+        return Answer("members", self._members)
+
+    async def _members(self) -> tuple[RoundMember, ...]:
+        if self._change is None:
+            members = await self._client.members()
+        # The client may be in a later round by now.
+        if self._change is not None:
+            raise errors.RoundBrokenError(self._change)
+        return members
 
     async def should_yield(self, step: SupportsIndex) -> bool:
         """Whether to stop at this step: save the state, and ask for the next world.
@@ -394,7 +402,7 @@ class World(Facts):
         passed = self._begin_step(step, self._take_part)
         is_last = await self._steps.is_last(step) if passed is Pass.WAIT else passed is Pass.STOP
         if is_last:
-            self._client.yielded()
+            self._client.yielded(self.number)
         return is_last
 
     def _begin_step(self, step: SupportsIndex, takes_part: Callable[[], object]) -> Pass:
@@ -406,6 +414,9 @@ class World(Facts):
 
     def _take_part(self) -> None:
         """The program has asked for the first time in this world."""
+        # R4: what is said of a world that has ended does not count in the next one.
+        if self._change is not None:
+            return
         self._client.takes_part()
         # R14: a process that joins again in a round may have been asked before.
         if self._steps.is_asked:

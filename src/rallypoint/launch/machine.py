@@ -281,6 +281,9 @@ class AgentMachine:
 
     def _on_raised(self, event: on.WorkerRaised) -> list[do.Action]:
         """Report the error of a worker that goes on, as it may be the cause."""
+        if self.phase is Phase.UNWINDING and not self._knows_cause:
+            self._keeping.raised(event.local_rank)
+            return []
         # If the exit code of a Python error ends the run, the exit has to be awaited.
         is_early = self.phase not in _STARTED or bool(self._signals)
         if is_early or 1 in self._rules.no_restart_exit_codes:
@@ -664,8 +667,7 @@ class AgentMachine:
         if left or self.phase is not Phase.UNWINDING:
             return left
         late = self._keeping.late(self._running)
-        knows_cause = self._change is not None and self._change.confirmed
-        ends_s = self._keeping.wait_ends_s(late, now_s, knows_cause=knows_cause)
+        ends_s = self._keeping.wait_ends_s(late, now_s, knows_cause=self._knows_cause)
         if late and now_s < ends_s:
             self.due_s = ends_s
             return []
@@ -676,6 +678,11 @@ class AgentMachine:
         # R13: who is kept has left this round; the others have ended before the next one starts.
         kept = self._keeping.kept(self._running)
         return [*said, *self._stop(self._rules.regroup_stop_timeout_s, None, kept=kept)]
+
+    @property
+    def _knows_cause(self) -> bool:
+        """Whether the coordinator has said why the round ends."""
+        return self._change is not None and self._change.confirmed
 
     def _ranks(self, local_ranks: tuple[int, ...]) -> tuple[int, ...]:
         assert self.found is not None
