@@ -141,14 +141,16 @@ class AgentClient(asyncio.Protocol):
         if self._has_left:
             raise left_error()
         admitted = await self._admitted
-        if admitted.head.number == self._given and admitted.explain_s is not None:
-            await self._until_next(self._given)
+        given = self._given
+        if admitted.head.number == given and admitted.explain_s is not None:
+            await self._until_next(given)
             if self._has_no_more_worlds():
                 return None
             if self._lost is not None:
                 raise self._lost
             admitted = self._admitted.result()
-        if admitted.head.number != self._given:
+        # Two threads that have asked at once get the same round.
+        if admitted.head.number != given:
             self._given = admitted.head.number
             # Here, as the program waits for this call: C libraries may read variables meanwhile.
             set_variables(admitted.variables)

@@ -575,6 +575,8 @@ class Run(OfThisProcess):
             facts = await self._client.next_world(self._join_timeout_s)
         if facts is None:
             return None
+        if self._world is not None and self._world._facts.head == facts.head:
+            return self._world  # Another thread asked at the same time.
         self._world = World(self._client, facts)
         if self._client.drain is not None:
             self._on_drain(self._client.drain)
