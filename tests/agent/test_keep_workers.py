@@ -337,28 +337,23 @@ def test_the_objects_of_an_earlier_world_say_nothing_of_the_next_one(machine: Ma
     assert "leaving the run; the workers have 25 s to stop" in a.ends(143)
 
 
-TWO_THREADS = """
-import sys, threading
-import rallypoint
+TWO_CALLS = """
+import asyncio
+from rallypoint import aio
 
-with rallypoint.join() as run:
-    first = run.next_world()
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(run.next_world()), daemon=True)
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert [world.number for world in found] == [2, 2], found
-    assert [world.change for world in found] == [None, None]
-    assert [world.store.add("calls", 1) for world in found] == [1, 2]
+async def main():
+    async with await aio.join() as run:
+        await run.next_world()
+        found = await asyncio.gather(run.next_world(), run.next_world())
+        assert [world.number for world in found] == [2, 2], found
+        assert [world.change for world in found] == [None, None]
+        assert [await world.store.add("calls", 1) for world in found] == [1, 2]
+
+asyncio.run(main())
 """
 
 
-def test_two_threads_that_ask_get_the_same_world(machine: Machine) -> None:
-    program = machine.program(TWO_THREADS)
+def test_two_that_ask_at_once_get_the_same_world(machine: Machine) -> None:
+    program = machine.program(TWO_CALLS)
     a = machine.agent("a", "--keep-workers", nnodes="1", program=program)
     assert "run 'test' has succeeded" in a.ends(0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rallypoint.launch.worker_env import WorkerContext, worker_environment
+from rallypoint.launch.worker_env import WorkerContext, changing_variables, worker_environment
 
 CONTEXT = WorkerContext(
     run_id="job-42",
@@ -166,3 +166,10 @@ def test_gloo_uses_the_interface_of_the_address_that_others_have() -> None:
 def test_a_role_has_the_variables_of_torchrun() -> None:
     env = worker_environment(msgspec.structs.replace(CONTEXT, role="trainer"), {})
     assert env["ROLE_NAME"] == "trainer"
+
+
+def test_a_worker_that_is_kept_gets_what_differs_from_the_last_round() -> None:
+    """What the program itself has set stays, such as the interface of its process group."""
+    last = {"RANK": "0", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/a"}
+    new = {"RANK": "1", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/b"}
+    assert changing_variables(new, last) == {"RANK": "1"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -98,14 +98,18 @@ class RoundWorkers:
         specs = [self._spec(index) for index in range(found.seat.workers)]
         output.begin_round(self.number, {each: specs[each].rank for each in kept or ()})
         self._kept = kept or ()
+        self._last = {} if last is None else {each: last.env(each) for each in self._kept}
         self._each: EachWorker | None = None
         if kept is not None:
-            before = last._each if last is not None else None
             self._each = EachWorker(
-                specs, exits, lambda spec, exits: system.workers([spec], exits, forks), before, kept
+                specs,
+                exits,
+                lambda spec, exits: system.workers([spec], exits, forks),
+                last._each if last is not None else None,
+                kept,
             )
         self.group: Workers = self._each or system.workers(specs, exits, forks)
-        self._specs = specs
+        self._specs: list[WorkerSpec] = specs
 
     @property
     def number(self) -> int:
@@ -120,10 +124,16 @@ class RoundWorkers:
             return await self._each.stop(grace_s, first_signal, kept)
         return await self.group.stop(grace_s, first_signal)
 
+    def env(self, local_rank: int) -> Mapping[str, str]:
+        """The environment of this worker in this round."""
+        return self._specs[local_rank].env
+
     @property
     def news(self) -> dict[int, dict[str, str]]:
         """What changes in the environment of the workers that were kept, by their local ranks."""
-        return {each: changing_variables(self._specs[each].env) for each in self._kept}
+        return {
+            each: changing_variables(self._specs[each].env, self._last[each]) for each in self._kept
+        }
 
     # -- failures ------------------------------------------------------------------------------
 

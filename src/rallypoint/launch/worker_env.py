@@ -102,13 +102,17 @@ def worker_variables() -> list[str]:
     return sorted({*facts, *_OF_ANOTHER_AGENT, *_INTERFACES, *devices.NAMES})
 
 
-def changing_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker that is kept has to set for a new round: its place, and all that is new.
+def changing_variables(environment: Mapping[str, str], last: Mapping[str, str]) -> dict[str, str]:
+    """What a worker that is kept has to set for a new round: all that differs from the last one.
 
-    Its local rank stays, and so do its devices.
+    The others stay, also where the program has set another value. So do its devices.
     """
     names = set(worker_variables()) - set(devices.NAMES)
-    return {name: environment[name] for name in sorted(names) if name in environment}
+    return {
+        name: environment[name]
+        for name in sorted(names)
+        if name in environment and environment[name] != last.get(name)
+    }
 
 
 def _is_kept_back(name: str) -> bool:
