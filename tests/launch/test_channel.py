@@ -523,6 +523,25 @@ def test_a_helper_of_a_worker_does_not_ask_for_it() -> None:
     asyncio.run(scenario())
 
 
+def test_a_worker_that_has_asked_and_closes_is_not_kept_for_its_helper() -> None:
+    """Nobody could give it the next world, and its peers would wait for it."""
+
+    async def scenario() -> None:
+        async with setup(explain_s=5.0) as made:
+            worker, helper = await made.worker(), await made.worker()
+            await worker.next_world(None)
+            asking = asyncio.ensure_future(worker.next_world(None))
+            await until(made, (1, 1))
+            asking.cancel()
+            await worker.aclose()
+            while len(made.channel.links) == 2:  # noqa: ASYNC110 - a connection sets no event
+                await asyncio.sleep(0)
+            assert made.parted == [1]
+            await helper.aclose()
+
+    asyncio.run(scenario())
+
+
 OWN = Failure(FailureKind.EXCEPTION, "RuntimeError: boom", rank=1, local_rank=1)
 OTHERS = Failure(FailureKind.EXCEPTION, "ValueError: no", rank=0, local_rank=0)
 

@@ -243,6 +243,8 @@ class WorkerLink(asyncio.Protocol):
         self.local_rank = 0
         self.waits = False
         """Whether the worker has left its round, and waits for the next one."""
+        self._has_asked = False
+        """Whether the worker's process counts as waiting because of this connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A process has connected. Its hello must follow."""
@@ -254,7 +256,7 @@ class WorkerLink(asyncio.Protocol):
         channel = self._channel
         if channel.links.pop(self, self) is None and self._round is channel.round:
             channel.promise_if_all_have()
-            if channel.first_of(self.local_rank) is None:
+            if self._has_asked or channel.first_of(self.local_rank) is None:
                 channel.requests.parted(self.local_rank)
         for task in list(self._calls.values()):
             task.cancel()
@@ -310,7 +312,7 @@ class WorkerLink(asyncio.Protocol):
         """The worker was kept: it gets the present round."""
         for task in list(self._calls.values()):
             task.cancel()
-        self.waits = False
+        self.waits = self._has_asked = False
         assert self._channel.round is not None
         self._tell_round(self._channel.round, variables)
 
@@ -361,6 +363,7 @@ class WorkerLink(asyncio.Protocol):
                     self.waits = True
                     # A child process that has joined as this worker does not speak for it.
                     if self._channel.first_of(self.local_rank) is self:
+                        self._has_asked = True
                         self._channel.requests.asked(self.local_rank, number)
             case local.Raised(failure=failure):
                 assert self._round is not None
