@@ -984,6 +984,23 @@ def test_one_that_fails_after_another_of_its_node_waits_for_the_cause_too() -> N
     assert played.machine.due_s == played.now_s + 2.0
 
 
+def test_the_exit_of_one_that_is_about_to_end_is_awaited_as_the_cause() -> None:
+    """Its peers tell their errors at once, and an interpreter takes its time to end."""
+    played = keeping(0, 1)
+    played.take(on.WorkerParted(1), on.WorkerRaised(0, a_failure(FailureKind.COMMUNICATION)))
+    assert played.machine.due_s == played.now_s + 4.0
+    played.now_s += 3.0
+    assert played.look() == []
+    assert played.take(on.WorkerExited(an_exit(1, 3))) == [do.FindFailures((an_exit(1, 3),))]
+
+
+def test_one_that_has_closed_its_connection_is_not_said_never_to_have_joined() -> None:
+    played = keeping(0, 1)
+    played.take(on.WorkerParted(1))
+    assert played.take(on.RoundEnded(a_change()))[2:] == []
+    assert played.take(on.WorldAsked(0, 1)) == [do.StopWorkers(5.0, signal.SIGTERM, (0,))]
+
+
 def test_the_exit_code_of_an_error_counts_if_it_ends_the_run() -> None:
     rules = msgspec.structs.replace(KEEPING, no_restart_exit_codes=(1,))
     played = Played(rules).working()

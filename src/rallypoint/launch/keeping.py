@@ -31,6 +31,7 @@ class Keeping:
         self._joined: dict[int, None] = {}
         self._asked: dict[int, None] = {}
         self._raised: dict[int, None] = {}
+        self._parted: dict[int, None] = {}
         self._has_said = False
 
     @property
@@ -45,21 +46,25 @@ class Keeping:
 
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, without times."""
-        dicts = (self._joined, self._asked, self._raised)
+        dicts = (self._joined, self._asked, self._raised, self._parted)
         flags = (self._unwind_s is None, self._has_said, self.ends_s is None, self._knows_cause)
         return (*flags, *map(tuple, dicts))
 
     def begin_round(self, kept: Iterable[int]) -> None:
         """A round begins, in which these local ranks have the processes of the last one."""
         self._joined = dict.fromkeys(kept)
-        self._asked, self._raised, self.ends_s, self._knows_cause = {}, {}, None, False
+        self._asked, self._raised, self._parted = {}, {}, {}
+        self.ends_s, self._knows_cause = None, False
 
     def joined(self, local_rank: int) -> None:
         """The worker has called `join`."""
         self._joined[local_rank] = None
+        self._parted.pop(local_rank, None)
 
     def parted(self, local_rank: int) -> None:
         """The worker has closed its connection, so it cannot be told of a next world."""
+        if local_rank in self._joined:
+            self._parted[local_rank] = None
         self._joined.pop(local_rank, None)
         self._asked.pop(local_rank, None)
 
@@ -78,6 +83,10 @@ class Keeping:
             each for each in running if each not in self._raised and each not in self._asked
         )
 
+    def ending(self, running: tuple[int, ...]) -> tuple[int, ...]:
+        """Those that have closed their connection: their program is about to end."""
+        return tuple(each for each in running if each in self._parted)
+
     def kept(self, running: tuple[int, ...]) -> tuple[int, ...]:
         """Those that have asked for the next world."""
         return tuple(each for each in running if each in self._asked)
@@ -93,7 +102,8 @@ class Keeping:
         """
         self.ends_s = now_s + self.unwind_s
         self._cause_ends_s = self.ends_s + self._explain_s
-        strangers = tuple(each for each in running if each not in self._joined)
+        known = self._joined.keys() | self._parted.keys()
+        strangers = tuple(each for each in running if each not in known)
         if not strangers or self._has_said:
             return ()
         self._has_said = True

@@ -762,7 +762,8 @@ class AgentMachine:
     def _may_yet_learn_the_cause(self, now_s: float) -> bool:
         """Cause before consequence: whether a running worker may soon show the cause.
 
-        True if only a communication error is known, for less than `culprit_s`.
+        True if only a communication error is known, for less than `culprit_s`; with --keep-workers
+        for less than the time to unwind, while a worker is about to end.
         """
         known = [failure.kind for failure in self._failures]
         change = self._change
@@ -773,9 +774,14 @@ class AgentMachine:
         if any(kind is not FailureKind.COMMUNICATION for kind in known):
             return False
         self._patience_ends_s = self._patience_ends_s or now_s + self._rules.culprit_s
-        if not self._keeping.unaware(self._running) or now_s >= self._patience_ends_s:
+        ends_s = self._patience_ends_s
+        if self._keeping.ending(self._running):
+            # The others tell their errors at once. An interpreter with large libraries takes a
+            # second to end, and its exit code may be what the run goes by.
+            ends_s = max(ends_s, ends_s - self._rules.culprit_s + self._keeping.unwind_s)
+        if not self._keeping.unaware(self._running) or now_s >= ends_s:
             return False
-        self.due_s = self._patience_ends_s
+        self.due_s = ends_s
         return True
 
     # -- the ends of a round's work ----------------------------------------------------------------
