@@ -235,6 +235,36 @@ def test_a_successor_tells_in_time_that_a_member_takes_no_part() -> None:
     assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [False]
 
 
+def test_the_time_to_say_so_begins_with_the_last_that_attaches() -> None:
+    driver = agreeing()
+    driver.fail_over()
+    driver.attach("b")
+    driver.take_part("b")
+    driver.draining("b")
+    driver.attach("a")
+    driver.advance(CLEAR_S - 0.1)
+    driver.attach("c")
+    driver.advance(CLEAR_S - 0.1)
+    assert not told(driver, do.TellDrain)
+    driver.advance(0.2)
+    assert [each.drain.is_asked for each in told(driver, do.TellDrain)] == [False]
+
+
+def test_without_a_takeover_nodes_that_attach_again_put_off_no_news() -> None:
+    """A second draining node was told alone at first, and the others hear of it soon."""
+    driver = Driver(min=2, max=3)
+    driver.join("a", "b", "c")
+    driver.draining("a")
+    driver.draining("b")
+    driver.take()
+    driver.advance(CLEAR_S - 0.1)
+    driver.attach("c")
+    driver.take()
+    driver.advance(0.2)
+    [news] = told(driver, do.TellDrain)
+    assert news.drain.count == 2
+
+
 def test_a_draining_node_that_finishes_does_not_leave_the_others_waiting() -> None:
     """They have promised, so each of them waits. Now none has to stop, and all go on."""
     driver = agreeing()

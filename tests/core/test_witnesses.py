@@ -357,6 +357,18 @@ def test_the_mass_guard_takes_all_testimonies() -> None:
     assert is_member(run, "c")
 
 
+def test_nobody_is_asked_while_the_guard_holds_because_of_closed_connections() -> None:
+    run = running(mass_min=2, grace=60.0)
+    missing(run, "c")
+    run.disconnect("d", "e", "f")
+    assert run.run._suspicion.guarding
+    run.take()
+    for _ in range(TRIES_MAX + 1):
+        run.advance(1.0)
+    run.silent("c")
+    assert not asked([effect for _, effect in run.take()])
+
+
 def test_all_nodes_of_a_host_are_lost_together() -> None:
     run = Driver(min=1, max=5)
     for token, where in zip("abcde", "abccd", strict=True):
@@ -418,6 +430,13 @@ def test_a_coordinator_that_hears_few_hosts_loses_none_of_the_others() -> None:
     run.silent("c", "d", "e")
     run.advance(5.0)
     assert is_member(run, "e")
+
+
+def test_a_coordinator_that_hears_few_hosts_asks_about_no_more_of_them() -> None:
+    run = running("abcde", mass_min=8)
+    assert missing(run, "c")
+    assert missing(run, "d")
+    assert not missing(run, "e")
 
 
 @pytest.mark.parametrize("is_judged", [False, True])

@@ -83,8 +83,7 @@ def advance(run: MembershipState) -> None:
     agreement = run._agreement
     in_round = run.roster.count(_IN_ROUND)
     # R14: only if nobody waits in vain.
-    is_complete = bool(agreement.draining) and len(agreement.taking_part) == in_round
-    if is_complete and not agreement.is_asked:
+    if not agreement.is_asked and len(agreement.taking_part) == in_round:
         agreement.is_asked, agreement.is_told = True, False
     # R14: a node that is told that the others do not take part leaves, and steps are lost.
     is_news = not agreement.is_told and bool(agreement.draining)
@@ -96,7 +95,7 @@ def advance(run: MembershipState) -> None:
         return
     if not agreement.draining:
         # R14: the node that drained has finished. Who has promised waits, and goes on now.
-        if (agreement.is_asked or is_taken_over(run)) and is_clear(run):
+        if is_clear(run):
             decide(run, NO_STEP)
     # R14: every member has promised to pass no later step.
     elif agreement.is_asked and len(agreement.promises) == in_round:

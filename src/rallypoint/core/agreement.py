@@ -43,7 +43,7 @@ class Agreement:
         if self.step is not None:
             return bool(self.draining) and not self.is_told
         # R14: who has promised waits for the step, also if the node that drained has finished.
-        return bool(self.draining) or self.is_asked or bool(self.promises)
+        return bool(self.draining) or bool(self.promises)
 
     def drains(self, node: NodeId, ends_s: float, reason: str) -> None:
         """This member is going to leave."""

@@ -81,8 +81,9 @@ def look(run: MembershipState) -> None:
     if progress.timeout_s is None:
         return
     left_s = progress.left_s(run._now_s)
-    # R15: who fell silent after the question is lost, or heard again: then all are asked again.
-    if progress.is_asking and not are_heard(run):
+    # R15: a node that cannot be heard may have workers that advance. It is lost, or heard again;
+    # then all are asked, also if they were before.
+    if not are_heard(run):
         progress.stop_asking()
         run._do(progress.watch(AGAIN_S))
     elif progress.is_asking:
@@ -94,9 +95,6 @@ def look(run: MembershipState) -> None:
     # R15: the workers may wait for the step at which a draining node leaves. It leaves in time.
     elif (drains_s := drains_for_s(run)) > 0:
         run._do(progress.watch(drains_s))
-    # R15: a node that cannot be heard may have workers that advance. It is lost, or heard again.
-    elif run._takeover.is_grace_on or not are_heard(run):
-        run._do(progress.watch(AGAIN_S))
     else:
         names = [member.name for member in run.roster.members(Bucket.IN_ROUND)]
         run._do(progress.ask(names), do.AskStacks(progress.serial, run.number))

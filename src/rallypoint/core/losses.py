@@ -71,7 +71,7 @@ def on_beats_missed(run: MembershipState, event: on.BeatsMissed) -> None:
     if member is None or member.reachability is not Reachability.CONNECTED:
         return
     assert run.settings is not None
-    run._do(*run.witnesses.missed(member, run.settings))
+    run.witnesses.missed(member, run.settings)
 
 
 def on_testified(run: MembershipState, event: on.HostReported) -> None:
@@ -89,7 +89,7 @@ def on_silent(run: MembershipState, event: on.NodeSilent) -> None:
     run._do(*run._suspicion.silent(member, run.settings, run._now_s, event.silent_s))
     # R8: who could not be asked before may be there now.
     if not run.suspension:
-        run._do(*run.witnesses.missed(member, run.settings))
+        run.witnesses.missed(member, run.settings)
     else:
         run.witnesses.unheard(member)
 
@@ -146,7 +146,7 @@ def judge_again(run: MembershipState) -> None:
         return
     run._do(*run._suspicion.go_on(settings, run._now_s))
     hangs.go_on(run)
-    run._do(*run.witnesses.judge_again(settings))
+    run.witnesses.judge_again()
     if run._suspicion.has_absent:
         run._do(*run._takeover.go_on(settings, run._now_s))
         if not run._takeover.is_grace_on:

@@ -135,8 +135,8 @@ class Witnesses:
             # R8: a member that answers is not lost.
             self._forget(host)
 
-    def missed(self, member: Member, settings: RunSettings) -> list[Effect]:
-        """Two heartbeats of a member are missing, or more."""
+    def missed(self, member: Member, settings: RunSettings) -> None:
+        """Two heartbeats of a member are missing, or more. `ask_next` follows."""
         self.unheard(member)
         host = self.watching.host_of(member.name)
         if host is not None:
@@ -144,7 +144,6 @@ class Witnesses:
         # R8: when many are silent at once, their network is the likely cause, and none is lost.
         if self._are_many(settings):
             self.drop()
-        return self.ask_next(settings)
 
     def unheard(self, member: Member) -> None:
         """The same while nobody may be judged: witnesses are asked later."""
@@ -156,13 +155,15 @@ class Witnesses:
             self._forget(host)
             self._unasked[host] = None
 
-    def judge_again(self, settings: RunSettings) -> list[Effect]:
-        """The ledger is back: what was said before and during its outage does not count."""
+    def judge_again(self) -> None:
+        """The ledger is back: what was said before and during its outage does not count.
+
+        `ask_next` follows.
+        """
         self.drop()
         for each in map(self.watching.host_of, self._unheard):
             if each is not None:
                 self._unasked[each] = None
-        return self.ask_next(settings)
 
     # -- questions -------------------------------------------------------------------------------
 
@@ -172,9 +173,12 @@ class Witnesses:
         return bool(self._unasked)
 
     def ask_next(self, settings: RunSettings) -> list[Effect]:
-        """Ask about the hosts that wait for it, as far as that is possible now."""
+        """Ask about the hosts that wait for it, as far as that is possible now.
+
+        The mass guard must not hold: what is asked while it does is dropped.
+        """
         # R8: nobody is lost while many are silent, or most.
-        if not self._unasked or self._are_many(settings) or not self._hears_most():
+        if self._are_many(settings) or not self._hears_most():
             return []
         effects: list[Effect] = []
         for host in list(self._unasked)[: QUESTIONS_MAX - len(self._open)]:
