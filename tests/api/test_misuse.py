@@ -84,7 +84,7 @@ def test_the_typed_options_are_all_settings_that_join_takes():
     own = {*settings.NodeSettings.__struct_fields__, "token_file"}
     own -= {"endpoint", "run_id", "token", "token_place", "labels"}
     shared = {*RunSettings.__struct_fields__, "nnodes"} - {"min_nodes", "max_nodes"}
-    assert known == own | shared
+    assert known == own | shared | {"check", "check_timeout_s"}
     assert rallypoint.JoinOptions is options.JoinOptions
 
 

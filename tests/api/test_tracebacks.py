@@ -126,7 +126,9 @@ def test_a_traceback_shows_the_call_and_what_to_do(
     error = caught.value
     frames = [each.filename for each in traceback.extract_tb(error.__traceback__)]
     assert program.__code__.co_filename in frames
-    assert len([each for each in frames if each.startswith(PACKAGE)]) <= INSIDE_MAX, frames
+    # In a program with torch, a store is of torch's class, whose methods have one line more.
+    inside_max = INSIDE_MAX + ("torch.distributed" in sys.modules)
+    assert len([each for each in frames if each.startswith(PACKAGE)]) <= inside_max, frames
     assert not [each for each in frames if "concurrent" in each]
     text = "".join(traceback.format_exception(error))
     assert "During handling" not in text
