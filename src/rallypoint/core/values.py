@@ -280,8 +280,9 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
         _check_duration("early_s", self.early_s)
         if self.cooldown_max_s < self.cooldown_s:
             raise ValueError(
-                f"cooldown_max_s ({self.cooldown_max_s:g}) must not be below "
-                f"cooldown_s ({self.cooldown_s:g})"
+                f"cooldown_s ({self.cooldown_s:g}) must not be above cooldown_max_s "
+                f"({self.cooldown_max_s:g}), the longest cooldown: set both, as in "
+                "`--cooldown 2h:4h`"
             )
         if self.same_failure is not None and self.same_failure < 2:
             raise ValueError(f"same_failure must be at least 2, not {self.same_failure}")
