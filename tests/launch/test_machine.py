@@ -844,6 +844,8 @@ def test_a_repeated_check_ends_when_a_round_is_found() -> None:
     played.look()
     found = played.take(on.RoundFound(a_round()))
     assert do.GiveUpRepeat() in found
+    [warning] = [each for each in found if isinstance(each, do.Say) and "GPU 3" in each.text]
+    assert warning.text.endswith("in this round for want of others")
     assert played.take(on.CheckRepeated("too late")) == []
     assert played.machine.phase is Phase.STARTING
 

@@ -23,6 +23,11 @@ def of_check(unfit: str, again_s: float | None) -> str:
     return f"warning: {reasons.unfit(unfit)}; this node stays out while there are others{again}"
 
 
+def of_let_in(unfit: str) -> str:
+    """A round has begun with this node, though its check has failed."""
+    return f"warning: {reasons.unfit(unfit)}; it is in this round for want of others"
+
+
 def of_round(found: Round) -> str:
     """A round has begun: this node's place in it."""
     return reasons.describe_round(found.head, found.seat)

@@ -571,6 +571,8 @@ class AgentMachine:
         said = do.Say(agent_messages.of_round(found), is_common=True)
         start = self.warm.how_to_start(now_s)
         actions: list[do.Action] = [said, do.StartWorkers(found, start, kept)]
+        if self._unfit:
+            actions.insert(1, do.Say(agent_messages.of_let_in(self._unfit)))
         rank_0 = found.head.bootstrap
         if found.seat.node_rank > 0 and rank_0.host not in self._reached:
             # Beside the start, as gloo would hang there for minutes in silence.

@@ -188,7 +188,8 @@ class Preloader:
         """Make a standby this worker. None if there is none, or it does not answer."""
         running = self._present
         process = running.take(spec, [stdin, stdout, stderr]) if running is not None else None
-        if process is None:
+        # Without a preloader, the reason was said when it was refused or ended.
+        if process is None and running is not None:
             self.say(warm_messages.of_no_standby(spec.local_rank))
         return process
 
