@@ -106,6 +106,14 @@ def test_progress_and_nodes_that_drain_or_stay_out(capsys: pytest.CaptureFixture
     assert said["node3"].endswith("(in 28.0 s): spot notice")
     assert said["node4"] == "node4 stays out: it broke 4"
     assert said["node5"].endswith("(in 58.0 s): y")
+    let_in = {
+        **run,
+        "members": [_member("node6", 5, [5], cooling="x", cooling_why="its check failed")],
+    }
+    assert (
+        "node6 is in the round for want of others, and should stay out: its check failed"
+        in _drawn(let_in, capsys).splitlines()
+    )
     rows = {line.split()[2]: line.split()[6:] for line in lines if "example" in line}
     assert " ".join(rows["node0"]) == "1,842 3.1 steps/s 1.5 s ago"
     assert " ".join(rows["node1"]) == "1,830 (12 behind) 3.1 steps/s 1.5 s ago"

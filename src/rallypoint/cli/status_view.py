@@ -220,7 +220,10 @@ def _orders(run: Status) -> list[RenderableType]:
             lines.append(f"{name} is draining{until}: {each['draining']}")
         elif each.get("drained"):
             lines.append(f"{name} was asked to leave by {each['drained']}")
-        if each.get("cooling_why"):
+        if each.get("cooling") and each.get("node_rank") is not None:
+            why = each.get("cooling_why") or each["cooling"]
+            lines.append(f"{name} is in the round for want of others, and should stay out: {why}")
+        elif each.get("cooling_why"):
             until = _until(run, each.get("cooling_left_s"), "until")
             lines.append(f"{name} stays out{until}: {each['cooling_why']}")
         elif each.get("cooling"):

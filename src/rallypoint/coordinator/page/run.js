@@ -179,6 +179,9 @@ class RunView {
   leaving(member) {
     if (member.draining) return `draining,${this.until(member.draining_left_s, "leaves by")}: ${member.draining}`;
     if (member.drained) return `${member.state}, drained by ${member.drained}`;
+    if (member.cooling && (member.node_rank ?? null) !== null) {
+      return `${member.state}, for want of others: ${member.cooling_why || member.cooling}`;
+    }
     if (member.cooling_why) return `stays out${this.until(member.cooling_left_s, "until")}: ${member.cooling_why}`;
     return member.cooling ? `stays out, ${member.cooling}` : "";
   }
