@@ -156,6 +156,16 @@ def test_the_others_start_when_they_may() -> None:
     asyncio.run(scenario())
 
 
+def test_a_worker_that_has_no_others_waits_for_nobody() -> None:
+    async def scenario() -> None:
+        setup = Setup(spec(SLEEP))
+        async with asyncio.timeout(DEADLINE_S):
+            await setup.group.start(is_first_alone=True)
+        await setup.__aexit__()
+
+    asyncio.run(scenario())
+
+
 def test_a_start_is_given_up_while_the_others_may_not_start() -> None:
     async def scenario() -> None:
         setup = Setup(spec(SLEEP, 0), spec(SLEEP, 1))

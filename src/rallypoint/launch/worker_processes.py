@@ -277,6 +277,8 @@ class WorkerGroup:
         workers: list[Worker] = []
         try:
             for spec in self._specs:
+                if workers:
+                    self._others_may_start.wait()
                 if self._abandoned.is_set():
                     raise WorkerStartError(
                         spec.argv[0],
@@ -284,7 +286,6 @@ class WorkerGroup:
                         hint="the agent was stopped before all workers had started",
                     )
                 workers.append(self._spawn(spec))
-                self._others_may_start.wait()
         except BaseException:
             self._destroy(workers)
             raise
