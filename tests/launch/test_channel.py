@@ -592,6 +592,14 @@ def test_an_error_without_a_cause_is_raised() -> None:
 # -- agreements on a step --------------------------------------------------------------------------
 
 
+async def two_that_take_part(made: Setup) -> tuple[AgentClient, AgentClient]:
+    first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
+    for worker in (first, second):
+        worker.takes_part()
+        await worker.waiting()
+    return first, second
+
+
 def test_a_helper_of_a_worker_ends_no_promise_of_the_worker() -> None:
     """A child process that joins as the same worker ends: the worker may still pass steps (R14)."""
 
@@ -617,10 +625,7 @@ def test_a_helper_of_a_worker_ends_no_promise_of_the_worker() -> None:
 def test_a_worker_that_joins_again_promises_again() -> None:
     async def scenario() -> None:
         async with setup() as made:
-            first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
-            for worker in (first, second):
-                worker.takes_part()
-                await worker.waiting()
+            first, second = await two_that_take_part(made)
             await first.aclose()
             again = await made.worker(local_rank=0)
             again.takes_part()
@@ -638,10 +643,7 @@ def test_a_worker_that_joins_again_promises_again() -> None:
 def test_a_worker_that_has_ended_is_not_waited_for() -> None:
     async def scenario() -> None:
         async with setup() as made:
-            first, second = await made.worker(local_rank=0), await made.worker(local_rank=1)
-            for worker in (first, second):
-                worker.takes_part()
-                await worker.waiting()
+            first, second = await two_that_take_part(made)
             second.promise(4)
             await second.waiting()
             await first.aclose()
