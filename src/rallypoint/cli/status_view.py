@@ -220,18 +220,24 @@ def _orders(run: Status) -> list[RenderableType]:
             lines.append(f"{name} is draining{until}: {each['draining']}")
         elif each.get("drained"):
             lines.append(f"{name} was asked to leave by {each['drained']}")
-        if each.get("cooling") and each.get("node_rank") is not None:
-            why = each.get("cooling_why") or each["cooling"]
-            lines.append(f"{name} is in the round for want of others, and should stay out: {why}")
-        elif each.get("cooling_why"):
-            until = _until(run, each.get("cooling_left_s"), "until")
-            lines.append(f"{name} stays out{until}: {each['cooling_why']}")
-        elif each.get("cooling"):
-            lines.append(f"{name} stays out, {each['cooling']}")
+        if each.get("cooling"):
+            lines.append(f"{name} {_staying_out(run, each)}")
     for each in run.get("evicted") or ():
         why = f": {each['reason']}" if each.get("reason") else ""
         lines.append(f"{each.get('node')} was evicted by {each.get('by')}{why}")
     return [cell(line) for line in lines]
+
+
+def _staying_out(run: Status, member: Any) -> str:
+    """That a member has to stay out of rounds: why, and until when if that is known."""
+    why = member.get("cooling_why")  # an earlier release has only the whole text
+    if member.get("node_rank") is not None:
+        return (
+            f"is in the round for want of others, and should stay out: {why or member['cooling']}"
+        )
+    if not why:
+        return f"stays out, {member['cooling']}"
+    return f"stays out{_until(run, member.get('cooling_left_s'), 'until')}: {why}"
 
 
 def _until(run: Status, left_s: float | None, what: str) -> str:
