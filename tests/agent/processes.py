@@ -92,7 +92,7 @@ class Process:
     ) -> None:
         self.name = name
         self.lines: list[str] = []
-        self._seen = 0
+        self._found: dict[str, int] = {}  # where the search goes on, by source
         self._changed = threading.Condition()
         self._is_over = False
         self.popen = subprocess.Popen(
@@ -127,22 +127,36 @@ class Process:
             self._changed.notify_all()
 
     def line(self, pattern: str, within_s: float = DEADLINE_S) -> re.Match[str]:
-        """The next line, after those that were found before, in which the pattern is found."""
+        """The next line in which the pattern is found.
+
+        The search begins, for each source, after the line of it that was found last. An agent
+        and each of its workers are sources: what they say has no order among them.
+        """
         ends_s = time.monotonic() + within_s
+        searched = 0
         with self._changed:
             while True:
-                while self._seen < len(self.lines):
-                    self._seen += 1
-                    if found := re.search(pattern, self.lines[self._seen - 1]):
+                for place in range(searched, len(self.lines)):
+                    source = self._source(place)
+                    if place < self._found.get(source, 0):
+                        continue
+                    if found := re.search(pattern, self.lines[place]):
+                        self._found[source] = place + 1
                         return found
+                searched = len(self.lines)
                 left_s = ends_s - time.monotonic()
                 if self._is_over or left_s <= 0:
                     raise AssertionError(f"{self.name} did not say {pattern!r}:\n{self.text}")
                 self._changed.wait(left_s)
 
     def rewind(self) -> None:
-        """Search from the first line again: what several processes print has no order."""
-        self._seen = 0
+        """Search from the first line again."""
+        self._found.clear()
+
+    def _source(self, place: int) -> str:
+        """Who said this line, by the prefix that agents give to their lines and their workers'."""
+        prefix = re.match(r"\[[^\]]+\]", self.lines[place])
+        return prefix[0] if prefix else ""
 
     @property
     def text(self) -> str:
