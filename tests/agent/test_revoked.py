@@ -36,7 +36,7 @@ with rallypoint.join() as run:
     world = run.next_world()
     world.on_change(lambda change: told.set())
     signal.signal(signal.SIGTERM, end)
-    line("in round", world.number)
+    line("in a round of", world.size)
     time.sleep(60)
 """
 
@@ -58,14 +58,12 @@ def test_the_workers_of_a_node_are_told_that_its_token_was_revoked(
     stays = agent("stays", state / "token")
     goes = agent("goes", leaky)
     for each in (stays, goes):
-        each.line("in round")
+        each.line("in a round of 2")  # a busy machine may have begun with one
     cli("token", "revoke", "leaky", "--state", str(state))
-    said = goes.line(r"world\.change: (.*)").group(1)
-    assert "goes lost: this node's token leaky was revoked by" in said
+    goes.line(r"world\.change: goes lost: this node's token leaky was revoked by")
     # It stops them, and ends with the same words.
     goes.ends(2)
     assert "error: this node's token leaky was revoked by" in goes.text
     assert "its agent has ended" not in goes.text
-    others = stays.line(r"world\.change: (.*)").group(1)
-    assert "goes lost: its token leaky was revoked by" in others
-    stays.line("in round 2")
+    stays.line(r"world\.change: goes lost: its token leaky was revoked by")
+    stays.line("in a round of 1")
