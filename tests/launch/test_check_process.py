@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,45 @@ def test_a_wait_that_is_cancelled_ends_the_check(tmp_path: Path) -> None:
     asyncio.run(main())
     wait_until(lambda: is_gone(int(pids.read_text())))
     assert not groups.now
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def few_files(free: int) -> Iterator[None]:
+    """In this block, this process may open only so many files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    with contextlib.ExitStack() as closed:
+        for _ in range(free):
+            held.append(os.open(os.devnull, os.O_RDONLY))
+            closed.callback(os.close, held[-1])
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("free", range(8))
+def test_a_check_for_which_no_file_is_left_has_failed(free: int, tmp_path: Path) -> None:
+    """Whichever call is the first that gets none. The next check is like any other."""
+    groups, ran = Groups(), tmp_path / "ran"
+
+    async def main() -> tuple[str, str]:
+        with few_files(free):
+            scarce = await run_check(f"echo > {ran}", LIMIT_S, os.environ, groups)
+        return scarce, await run_check("true", LIMIT_S, os.environ, groups)
+
+    before = open_files()
+    scarce, later = asyncio.run(main())
+    if free < 4:  # its two pipes
+        assert scarce == "it cannot be started: [Errno 24] Too many open files"
+    assert ran.exists() is (scarce == "")
+    assert later == ""
+    assert not groups.now
+    assert open_files() == before

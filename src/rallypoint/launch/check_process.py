@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from rallypoint.core.printable import escaped, shortened
 from rallypoint.launch import guard_process
+from rallypoint.launch.worker_processes import two_pipes
 from rallypoint.threads import call_from_loop
 
 REASON_MAX: Final = 200
@@ -43,10 +44,19 @@ async def run_check(
 ) -> str:
     """Run the command. Returns why the node is unfit: its last line; "" if it ended with 0.
 
-    A command that cannot be started, or has not ended after `limit_s` seconds, has failed.
+    A command that cannot be started, or has not ended after `limit_s` seconds, has failed. So it
+    is repeated, also if this process has no files or threads left for it now.
     """
-    output, written = os.pipe()
-    gate, opener = os.pipe()
+    try:
+        return await _run(command, limit_s, environment, groups)
+    except (OSError, RuntimeError) as error:  # threading raises RuntimeError
+        return f"it cannot be started: {error}"
+
+
+async def _run(command: str, limit_s: float, environment: Mapping[str, str], groups: Groups) -> str:
+    with contextlib.ExitStack() as on_error:
+        (output, written), (gate, opener) = two_pipes(on_error)
+        on_error.pop_all()
     kept = _Kept(output)
     try:
         try:
@@ -58,8 +68,6 @@ async def run_check(
                 env=dict(environment),
                 start_new_session=True,
             )
-        except OSError as error:
-            return f"it cannot be started: {error}"
         finally:
             os.close(written)
             os.close(gate)

@@ -46,14 +46,14 @@ async def notice(plan: NoticePlan, machine: Machine, say: Callable[[str], None])
     said: set[str] = set()
     while True:
         if plan.file is not None:
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError, RuntimeError):  # no file, or no thread to look
                 async with asyncio.timeout(LIMIT_S):
                     text = await machine.read_text(plan.file)
                 return _reason(text, f"a notice in {str(plan.file)!r}")
         if plan.command:
             try:
                 code, text = await machine.run_command(plan.command, LIMIT_S)
-            except (OSError, TimeoutError) as error:
+            except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
                 trouble = f"warning: --notice-command {plan.command[0]!r}: {error}"
                 if trouble not in said:
                     said.add(trouble)

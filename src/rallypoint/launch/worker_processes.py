@@ -294,7 +294,7 @@ class WorkerGroup:
     def _spawn(self, spec: WorkerSpec) -> Worker:
         with contextlib.ExitStack() as on_error:
             try:
-                (stdout_fd, stdout_write), (stderr_fd, stderr_write) = _two_pipes(on_error)
+                (stdout_fd, stdout_write), (stderr_fd, stderr_write) = two_pipes(on_error)
                 process = self._process(spec, stdout_write, stderr_write)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 raise _start_error(spec, error) from error
@@ -467,7 +467,8 @@ def _search_session(session: int, *, kill: bool) -> bool:
 # -- one process ---------------------------------------------------------------------------------
 
 
-def _two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[int, int]]:
+def two_pipes(on_error: contextlib.ExitStack) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both or none, if `on_error` is closed. Raises OSError."""
     pipes = []
     for _ in range(2):
         pipes.append(os.pipe())
