@@ -33,7 +33,9 @@ def both(folder: Path, **env: str) -> list[Any]:
         started = [Process(argv, machine.env | env, folder, f"node{i}") for i in range(2)]
         machine.processes += started
         texts = [process.ends(0, WITHIN_S) for process in started]
-    found = [json.loads(text.splitlines()[-1]) for text in texts]
+    # The node's own log has lines too, and the last one may come after what the program says.
+    said = [[line for line in text.splitlines() if line.startswith("{")] for text in texts]
+    found = [json.loads(line) for [line] in said]
     return sorted(found, key=lambda each: int(each["rounds"][0]["rank"]))
 
 
