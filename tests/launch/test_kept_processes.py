@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.launch.kept_processes import EachWorker
+from rallypoint.launch.oom import OomCounter
 from rallypoint.launch.worker_processes import WorkerExit, WorkerGroup, WorkerSpec
 from tests.launch.child_workers import Exits, Lines, spec, until
 
@@ -56,6 +57,42 @@ def test_what_an_ended_worker_leaves_is_gone_before_another_takes_its_place() ->
             for workers in (first, second):
                 if workers is not None:
                     await workers.stop(0)
+            output.close_all()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("in_the_later_round", [False, True])
+def test_a_kill_for_lack_of_memory_is_a_cause_only_in_its_own_round(
+    in_the_later_round: bool, tmp_path: Path
+) -> None:
+    """The counter is that of the whole machine: in an earlier round it counted another process."""
+    (tmp_path / "proc").mkdir()
+    counted = tmp_path / "proc/vmstat"
+    counted.write_text("oom_kill 1\n")
+
+    async def main() -> None:
+        output, exits = Lines(), Exits()
+
+        def make(each: WorkerSpec, told: Callable[[WorkerExit], None]) -> WorkerGroup:
+            counter = OomCounter(tmp_path)
+            return WorkerGroup([each], output=output, exits=told, oom_counter=counter)
+
+        specs = [spec(HAS_CHILDREN)]
+        first = EachWorker(specs, exits, make)
+        await first.start()
+        second = EachWorker(specs, exits, make, first, (0,))
+        try:
+            assert await output.line(0) == "ready"
+            counted.write_text("oom_kill 2\n")
+            await first.stop(0, kept=(0,))
+            await second.start()
+            if in_the_later_round:
+                counted.write_text("oom_kill 3\n")
+            os.kill(first.pids[0], signal.SIGKILL)
+            assert (await exits.next()).oom is in_the_later_round
+        finally:
+            await second.stop(0)
             output.close_all()
 
     asyncio.run(main())

@@ -45,6 +45,7 @@ class EachWorker:
     ) -> None:
         self._places: dict[int, Place] = {}
         self._new: list[Workers] = []
+        self._old: list[Workers] = []
         before = {} if last is None else last._places
         self._left = [place.group for each, place in before.items() if each not in kept]
         """Those of the last round that do not go on."""
@@ -53,6 +54,8 @@ class EachWorker:
             if place is None:
                 place = Place(spec, exits, make)
                 self._new.append(place.group)
+            else:
+                self._old.append(place.group)
             place.rank, place.exits = spec.rank, exits
             self._places[spec.local_rank] = place
 
@@ -75,7 +78,8 @@ class EachWorker:
         # R13: one that ended after the others had been stopped may have left processes.
         await asyncio.gather(*(group.stop(0) for group in self._left))
         self._left = []
-        starts = (group.start() for group in self._new)
+        starts = [group.start() for group in self._new]
+        starts += [group.go_on() for group in self._old]
         ends = await asyncio.gather(*starts, return_exceptions=True)
         errors = [each for each in ends if each is not None]
         if errors:
@@ -84,6 +88,9 @@ class EachWorker:
 
     def start_others(self) -> None:
         """See Workers. They start at once."""
+
+    async def go_on(self) -> None:
+        """See Workers. `start` does it for those that were kept."""
 
     async def stop(
         self,

@@ -64,6 +64,9 @@ class Workers(Protocol):
     def start_others(self) -> None:
         """Let the workers after the first one start."""
 
+    async def go_on(self) -> None:
+        """Their next round begins: what happened on this machine before is of an earlier one."""
+
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """End every worker. Returns the local ranks of those that cannot be killed."""
 

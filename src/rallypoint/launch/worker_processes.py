@@ -224,6 +224,15 @@ class WorkerGroup:
         """Let the workers after the first one start. Idempotent."""
         self._others_may_start.set()
 
+    async def go_on(self) -> None:
+        """Its workers stay for a round that begins: a kill for lack of memory before is no cause.
+
+        Called when `start` has returned.
+        """
+        counter = self._oom_counter
+        if counter is not None and not all(worker.reaped for worker in self._workers):
+            self._oom_before = await self._in_thread(counter.read)
+
     def signal_all(self, number: int) -> None:
         """Send a signal to every worker's process group."""
         for worker in self._workers:

@@ -186,6 +186,9 @@ class SimulatedWorkers:
         """See Workers."""
         self._others_may_start.set()
 
+    async def go_on(self) -> None:
+        """See Workers. How a worker ends is planned."""
+
     async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
         """See Workers: each gets the signal, and SIGKILL when the grace is over."""
         kill_at_s = asyncio.get_running_loop().time() + grace_s
