@@ -71,6 +71,22 @@ def test_the_status_of_one_run(
     snapshot("status-run", _drawn(DETAIL, capsys))
 
 
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({}, "coordinator: machine (rallypoint 0.1.0)"),
+        ({"node": None}, "coordinator: machine (rallypoint 0.1.0)"),
+        ({"node": "node0"}, "coordinator: machine, in node node0 (rallypoint 0.1.0)"),
+    ],
+)
+def test_a_coordinator_is_shown_with_the_node_that_hosts_it(
+    more: dict[str, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A coordinator of an earlier release does not say it."""
+    about = {**DETAIL["coordinator"], "host": "machine", **more}
+    assert line in _drawn({**DETAIL, "coordinator": about}, capsys).splitlines()
+
+
 def test_the_index_is_shown_if_a_node_has_one(capsys: pytest.CaptureFixture[str]) -> None:
     members = [_member("node1", 1, [1], index=7), _member("node0", 0, [0])]
     lines = _drawn({**DETAIL, "members": members}, capsys).splitlines()

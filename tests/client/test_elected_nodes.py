@@ -12,6 +12,7 @@ import pytest
 
 from rallypoint.client.hosting import EmbeddedCoordinator
 from rallypoint.client.node import Node
+from rallypoint.coordinator import status
 from rallypoint.coordinator.run_ownership import RunOwnership
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.store import Add, Get, Set, StoreValue
@@ -467,3 +468,15 @@ def test_without_an_orphan_limit_a_node_continues() -> None:
         assert [node.change for node in met] == [None, None]
 
     nodes_on(IN_MEMORY, ledger, scenario)
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint(EndpointKind.LOCAL), IN_MEMORY])
+def test_a_hosted_coordinator_names_its_node(endpoint: Endpoint) -> None:
+    async def scenario(nodes: Nodes) -> None:
+        node = nodes.new("alone")
+        await node.open()
+        assert node.hosted is not None
+        coordinator = node.hosted._front.driver.coordinator
+        assert status.coordinator_of(coordinator).node == "alone"
+
+    nodes_on(endpoint, MemoryLedger(), scenario, run=RunSettings())

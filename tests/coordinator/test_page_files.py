@@ -216,6 +216,8 @@ def test_the_leases_of_a_ledger_and_their_ages() -> None:
             assert [each["only_run"] for each in found["coordinators"]] == ["one"]
             limits: dict[str, Any] = {"Rallypoint-Limits": "viewer;team-*"}
             assert (await c.ask("/api/v1/coordinators", **limits))[1]["coordinators"] == []
+            whole, limited = [await c.ask("/api/v1/runs", **each) for each in ({}, limits)]
+            assert [each[1]["coordinator"]["node"] for each in (whole, limited)] == ["n", None]
         async with replica(ledger, own_node=NodeId("n", 1)) as d:
             _, whole = await d.ask("/api/v1/coordinators")
             _, limited = await d.ask("/api/v1/coordinators", **limits)

@@ -134,6 +134,7 @@ def test_the_status_of_a_run_is_served_over_http():
                 "ledger_id",
                 "connections",
                 "host",
+                "node",
                 "memory_bytes",
                 "memory_bytes_max",
             ]

@@ -110,7 +110,7 @@ def _row(
         "is_renewed": is_renewed,
         "problem": answer if isinstance(answer, str) else None,
         "lease_ttl_s": None,
-        "node": None,
+        "node": about.get("node"),
     }
 
 

@@ -200,9 +200,10 @@ def _owner(run: Status) -> list[RenderableType]:
     software = str(coordinator.get("software") or "")
     where = f" at {addresses}" if addresses else ""
     told = f" ({software})" if software else ""
+    hosting = f", in node {coordinator['node']}" if coordinator.get("node") else ""
     shown, on = time_of_day(run.get("shown_at")), run.get("shown_on")
     when = f"; {shown} by the clock of {on}" if shown and on else ""
-    return [cell(f"coordinator: {process}{where}{told}{when}")]
+    return [cell(f"coordinator: {process}{hosting}{where}{told}{when}")]
 
 
 def _orders(run: Status) -> list[RenderableType]:

@@ -52,11 +52,12 @@ class EmbeddedCoordinator:
         *,
         insecure: bool = False,
         token_origin: str = "",
+        node: NodeId | None = None,
     ) -> EmbeddedCoordinator:
         """Bind and serve: on loopback if `host` is loopback, otherwise on all addresses.
 
-        `port` 0: any port. Raises OSError, such as EADDRINUSE. Raises UsageError if other machines
-        could reach the port without a token, unless `insecure`.
+        `port` 0: any port. `node`: the node that hosts it. Raises OSError, such as EADDRINUSE.
+        Raises UsageError if other machines could reach the port without a token, unless `insecure`.
         """
         is_local = is_loopback(host)
         if not (is_local or token or insecure):
@@ -68,6 +69,7 @@ class EmbeddedCoordinator:
             token=token,
             token_origin=token_origin,
             only_run=run_id,
+            own_node=node,
             hosts=(host,),
             memory_bytes_max=_memory_bytes_max(),
         )

@@ -184,6 +184,7 @@ class OwnCoordinator:
             port,
             insecure=self.settings.insecure,
             token_origin=credentials.keys.known.origin,
+            node=self.node,
         )
         return hosted
 

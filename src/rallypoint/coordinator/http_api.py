@@ -208,8 +208,9 @@ async def _runs(request: web.Request) -> web.StreamResponse:
             problem = f"the runs of other coordinators are not listed: {why_unread(error)}"
     lines = page.first(lines, _key_of_line)
     following = lines[page.most - 1]["run_id"] if len(lines) > page.most else None
+    about = status.coordinator_of(coordinator, guard.principal_of(request))
     body = {
-        "coordinator": msgspec.to_builtins(status.coordinator_of(coordinator)),
+        "coordinator": msgspec.to_builtins(about),
         "runs": lines[: page.most],
         "problem": problem,
         "next": following,

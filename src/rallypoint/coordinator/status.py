@@ -75,13 +75,15 @@ class _Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class CoordinatorStatus(_Shown, frozen=True, kw_only=True):
     """The coordinator that answers. The times of day are by the clock of `host`.
 
-    `memory_bytes`: the memory of all runs, which is limited to about `memory_bytes_max`.
+    `node`: the node that hosts it; null for `rallypoint serve`. `memory_bytes`: the memory of all
+    runs, which is limited to about `memory_bytes_max`.
     """
 
     software: str
     ledger_id: str
     connections: int
     host: str
+    node: str | None
     memory_bytes: int
     memory_bytes_max: int
 
@@ -284,13 +286,16 @@ def filled(answer: dict[str, Any], kind: type[_Shown]) -> dict[str, Any]:
 # -- from the run's coordinator --------------------------------------------------------------------
 
 
-def coordinator_of(coordinator: Coordinator) -> CoordinatorStatus:
-    """The status of this coordinator."""
+def coordinator_of(coordinator: Coordinator, principal: Principal = EVERYBODY) -> CoordinatorStatus:
+    """The status of this coordinator for this principal."""
+    config = coordinator.config
+    node = config.own_node if config.only_run and principal.sees(config.only_run) else None
     return CoordinatorStatus(
         software=SOFTWARE,
         ledger_id=coordinator.ledger_id,
         connections=len(coordinator.sessions),
-        host=coordinator.config.clock_host,
+        host=config.clock_host,
+        node=node.name if node is not None else None,
         memory_bytes=coordinator.budget.used,
         memory_bytes_max=coordinator.budget.bytes_max,
     )
@@ -317,7 +322,7 @@ def status_of(
     behind, behind_total = run.progress_view().behind()
     return RunStatus(
         **_summary_fields(run, owner, principal),
-        coordinator=coordinator_of(coordinator),
+        coordinator=coordinator_of(coordinator, principal),
         settings=named(settings) if settings else None,
         bootstrap=str(record.head.bootstrap) if record else None,
         digest=record.head.digest if record else None,

@@ -614,7 +614,7 @@ class RunView {
     const run = this.status;
     if (!coordinators.length) {
       const it = run?.coordinator;
-      fill(this.coordinators, h("p", {}, problem ?? `${it ? `${it.host}, ${it.software}. ` : ""}Without a ledger there is one coordinator, and the run ends with it.`));
+      fill(this.coordinators, h("p", {}, problem ?? `${it ? `${it.host}${it.node ? `, in node ${it.node}` : ""}, ${it.software}. ` : ""}Without a ledger there is one coordinator, and the run ends with it.`));
       return;
     }
     const rows = coordinators.map((each) => {
