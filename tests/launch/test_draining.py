@@ -7,6 +7,7 @@ import signal
 import msgspec
 import pytest
 
+from rallypoint.core import reasons
 from rallypoint.launch import agent_actions as do
 from rallypoint.launch import agent_events as on
 from rallypoint.launch.machine import AgentMachine
@@ -171,3 +172,52 @@ def test_a_run_that_is_closed_meanwhile_is_how_the_agent_ends(event: on.Event) -
     assert not departed(actions)
     assert played.machine.end is not None
     assert played.machine.end.code == 0
+
+
+# -- why a node leaves without an agreed step ----------------------------------------------------
+
+
+def said(played: Played) -> list[str]:
+    return [each.text for each in played.actions if isinstance(each, do.Say)]
+
+
+@pytest.mark.parametrize("all_go_on", [False, True])
+@pytest.mark.parametrize("event", [TERM, BY_ANN, NOTICE])
+def test_it_says_why_the_others_do_not_agree(event: on.Event, all_go_on: bool) -> None:
+    played = draining(event)
+    played.take(on.DrainTold(is_asked=False, all_go_on=all_go_on))
+    played.now_s += 12.0
+    played.look()
+    assert departed(played.actions)
+    assert said(played).count(reasons.no_agreement(all_go_on=all_go_on)) == 1
+
+
+@pytest.mark.parametrize("event", [on.Signalled(signal.SIGTERM), on.Drained("drained by ann")])
+@pytest.mark.parametrize("has_joined", [False, True])
+def test_it_says_that_its_own_workers_have_not_asked(event: on.Event, has_joined: bool) -> None:
+    """Not to users of programs that cannot ask, as they have not joined."""
+    played = Played()
+    played.machine = AgentMachine(msgspec.structs.replace(RULES, drain_timeout_s=12.0))
+    played.look()
+    played.working()
+    played.take(*([on.WorkerJoined(0)] if has_joined else []), event, event)
+    assert departed(played.actions)
+    assert said(played).count(reasons.NOT_ALL_ASK_HERE) == has_joined
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "event"),
+    [
+        (0.0, on.Signalled(signal.SIGTERM)),
+        (0.0, on.Drained("drained by ann")),
+        (12.0, on.Signalled(signal.SIGINT)),
+    ],
+)
+def test_it_does_not_say_so_if_nobody_would_wait(timeout_s: float, event: on.Event) -> None:
+    played = Played()
+    played.machine = AgentMachine(msgspec.structs.replace(RULES, drain_timeout_s=timeout_s))
+    played.look()
+    played.working()
+    played.take(on.WorkerJoined(0), event)
+    assert departed(played.actions)
+    assert reasons.NOT_ALL_ASK_HERE not in said(played)

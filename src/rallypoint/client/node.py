@@ -33,6 +33,7 @@ from rallypoint.client.waiters import Waiters
 from rallypoint.client.waiting import close_unconfirmed, join_timeout, left_run
 from rallypoint.client.witness import Witness
 from rallypoint.core.addresses import OwnAddress
+from rallypoint.core.agreement import NO_STEP
 from rallypoint.core.reasons import RefusalCode, Waiting
 from rallypoint.core.stacks import WorkerStack
 from rallypoint.core.store import BAD_REQUEST, StoreFailure, StoreOp, StoreResult, StoreValue
@@ -211,6 +212,16 @@ class Node:
     def can_agree(self) -> bool:
         """Whether all workers of the node take part in agreements, and the coordinator, too."""
         return self._machine.can_agree
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether a round of this node is active, as far as is known here."""
+        return self._machine.has_workers
+
+    @property
+    def all_go_on(self) -> bool:
+        """Whether the workers of the round were told to go on after a node had drained (R14)."""
+        return self._machine.step == NO_STEP
 
     @property
     def drain(self) -> Drain | None:

@@ -289,6 +289,8 @@ class NodeRunClient:
         if self._has_left or self._departs or self._drains is not None:
             return
         if not self._node.can_agree:
+            if self._node.has_workers:
+                _log.warning("%s: %s", self.node_name, reasons.NOT_ALL_ASK_HERE)
             self._depart(reason)
             return
         self._drains = reason
@@ -299,7 +301,9 @@ class NodeRunClient:
 
     def _told_drain(self, drain: Drain) -> None:
         self.on_drain(drain)
-        if self._drains is not None and not drain.is_asked:
+        if self._drains is not None and not (drain.is_asked or self._departs):
+            why = reasons.no_agreement(all_go_on=self._node.all_go_on)
+            _log.warning("%s: %s", self.node_name, why)
             self._depart(self._drains)
 
     def _ended(self, change: Change) -> None:

@@ -279,6 +279,25 @@ def drained(order: Order) -> str:
     return f"drained by {order}"
 
 
+NOT_ALL_ASK_HERE: Final = (
+    "not all workers of this node have called should_yield in this round, so no last step can be "
+    "agreed on"
+)
+NOT_ALL_ASK: Final = (
+    "not all workers of the round call should_yield, so no last step can be agreed on"
+)
+ALL_GO_ON: Final = (
+    "the workers were asked for a last step once in this round, and told to go on as the node that "
+    "drained had finished: no other last step can be agreed on in it"
+)
+"""Why a node that drains leaves without an agreed step."""
+
+
+def no_agreement(*, all_go_on: bool) -> str:
+    """Why not all workers are asked for a step. `all_go_on`: they have been told to go on."""
+    return ALL_GO_ON if all_go_on else NOT_ALL_ASK
+
+
 def evicted_by(order: Order) -> str:
     """How a member left that an operator has evicted."""
     return f"evicted by {order}"

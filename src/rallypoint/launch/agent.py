@@ -570,7 +570,7 @@ class Agent:
 
     def _told_drain(self, drain: Drain) -> None:
         self._channel.drain(drain)
-        self._take(on.DrainTold(drain.is_asked))
+        self._take(on.DrainTold(drain.is_asked, self._node.all_go_on))
 
     def _tell_departure(self, action: do.TellDeparture) -> None:
         self._channel.depart(action.reason)

@@ -195,9 +195,13 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 class DrainTold(msgspec.Struct, frozen=True):
-    """Nodes of the round drain. `is_asked`: all its workers take part in the agreement (R14)."""
+    """Nodes of the round drain. `is_asked`: all its workers take part in the agreement (R14).
+
+    `all_go_on`: they do not, as they were told to go on after an earlier one.
+    """
 
     is_asked: bool
+    all_go_on: bool = False
 
 
 class Yielded(msgspec.Struct, frozen=True):

@@ -60,11 +60,6 @@ def of_draining(reason: str, left_s: float) -> str:
     return f"leaving within {left_s:.3g} s, at a step on which all workers agree: {reason}"
 
 
-def of_no_agreement() -> str:
-    """Why a node that drains leaves without an agreed step."""
-    return "not all workers of the round call should_yield, so no last step can be agreed on"
-
-
 def of_loss(why: str, orphan_left_s: float | None) -> str:
     """The coordinator is lost for good. `orphan_left_s`: when the workers are stopped, if ever."""
     text = f"warning: {why}; the workers continue, but no other round can form"

@@ -13,7 +13,8 @@ class HeldDeparture(msgspec.Struct):
 
     `number`: the signal that asked for it; None: an operator or a notice did. `left_s`: see
     agent_events.Signalled. `is_patient`: it is held back also if the workers cannot agree, as the
-    machine is there until then. `is_refused`: not all workers of the round take part.
+    machine is there until then. `refused`: why no step can be agreed on, as the coordinator says;
+    "": it has not said so.
     """
 
     reason: str
@@ -22,4 +23,4 @@ class HeldDeparture(msgspec.Struct):
     number: int | None = None
     left_s: float | None = None
     is_patient: bool = False
-    is_refused: bool = False
+    refused: str = ""

@@ -44,6 +44,11 @@ class Keeping:
         """The time to ask for the next world, in seconds; 0 if no worker is kept."""
         return self._unwind_s or 0.0
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether a worker of this round has called `join`, and has not closed it again."""
+        return bool(self._joined)
+
     def freeze(self) -> tuple[object, ...]:
         """The state on which decisions depend, without times."""
         dicts = (self._joined, self._asked, self._raised, self._parted)

@@ -20,6 +20,7 @@ import msgspec
 
 from rallypoint import errors
 from rallypoint.client.node import Round
+from rallypoint.core import reasons
 from rallypoint.core.addresses import OwnAddress
 from rallypoint.core.values import (
     Change,
@@ -184,7 +185,7 @@ class AgentMachine:
             (self._wants_to_leave, self._drained, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
             (tuple(self._reached), self.warm.freeze(), tuple(self._yielded)),
-            self._held and (self._held.reason, self._held.number, self._held.is_refused),
+            self._held and (self._held.reason, self._held.number, self._held.refused),
             (self._unfit, self._is_repeating, self._pause_s, self._keeping.freeze()),
         )
 
@@ -220,9 +221,10 @@ class AgentMachine:
                 self._wants_to_leave = reason
             case on.Drained():
                 return self._on_drained(event, now_s)
-            case on.DrainTold(is_asked=is_asked):
+            case on.DrainTold(is_asked=is_asked, all_go_on=all_go_on):
                 if self._held is not None:
-                    self._held.is_refused = not is_asked
+                    why = reasons.no_agreement(all_go_on=all_go_on)
+                    self._held.refused = "" if is_asked else why
             case on.Yielded(local_rank=local_rank):
                 self._yielded[local_rank] = None
             case on.CloseAsked(outcome=outcome, reason=reason):
@@ -327,13 +329,20 @@ class AgentMachine:
             if limit_s > 0:
                 reason = f"its agent got {signal.Signals(number).name}"
                 # The coordinator says once whether all take part, and not again for this signal.
-                is_refused = held is not None and held.is_refused
+                refused = held.refused if held is not None else ""
                 due_s = now_s + limit_s
                 return self._hold(
-                    HeldDeparture(reason, now_s, due_s, number, left_s, is_refused=is_refused),
+                    HeldDeparture(reason, now_s, due_s, number, left_s, refused=refused),
                     limit_s,
                 )
-        return self._depart_by_signal(number, left_s)
+        is_first = number == signal.SIGTERM and not self._signals and held is None
+        said = [] if event.can_agree or not is_first else self._say_who_does_not_ask()
+        return [*said, *self._depart_by_signal(number, left_s)]
+
+    def _say_who_does_not_ask(self) -> list[do.Action]:
+        """Why this departure is not held back. For programs that have joined: others cannot ask."""
+        is_missed = self._may_hold and self._rules.drain_timeout_s > 0 and self._keeping.has_joined
+        return [do.Say(reasons.NOT_ALL_ASK_HERE)] if is_missed else []
 
     def _depart_by_signal(self, number: int, left_s: float | None) -> list[do.Action]:
         self._signals.append(number)
@@ -352,7 +361,8 @@ class AgentMachine:
         if self._may_hold and limit_s > 0 and (event.can_agree or event.is_notice):
             held = HeldDeparture(event.reason, now_s, now_s + limit_s, is_patient=event.is_notice)
             return self._hold(held, limit_s)
-        return self._depart_drained(event.reason)
+        said = [] if event.can_agree else self._say_who_does_not_ask()
+        return [*said, *self._depart_drained(event.reason)]
 
     @property
     def _may_hold(self) -> bool:
@@ -375,12 +385,13 @@ class AgentMachine:
         if self._closed is not None:
             self._held = None
             return []
-        is_vain = held.is_refused and not held.is_patient
+        is_vain = bool(held.refused) and not held.is_patient
         has_stopped = self._wants_regroup or not self._running
         if now_s < held.due_s and self._may_hold and not (is_vain or has_stopped):
             return []
         self._held = None
-        said = [do.Say(agent_messages.of_no_agreement())] if is_vain else []
+        is_alone = bool(held.refused) and self._may_hold and not has_stopped
+        said = [do.Say(held.refused)] if is_alone else []
         return [*said, *self._release(held, now_s)]
 
     def _release(self, held: HeldDeparture, now_s: float) -> list[do.Action]:
