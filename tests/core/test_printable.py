@@ -17,6 +17,10 @@ from tests.core.driver import Driver
         ((1, 2, 4), "1 of at least 2 nodes ready (at most 4)"),
         # Nobody reads "3 of at least 2 nodes": the minimum is there.
         ((3, 2, 4), "3 of at most 4 nodes ready (at least 2)"),
+        ((4, 2, 4), "4 of at most 4 nodes ready (at least 2)"),
+        # Nor "5 of at most 4 nodes": the others will be on standby.
+        ((5, 2, 4), "5 nodes ready for 4 places"),
+        ((2, 1, 1), "2 nodes ready for 1 place"),
     ],
 )
 def test_how_many_are_ready(counts: tuple[int, int, int], text: str) -> None:

@@ -52,7 +52,9 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def are_ready(ready: int, minimum: int, maximum: int) -> str:
-    """How many of a round's nodes are ready: "1 of 3 nodes ready"."""
+    """How many of a round's nodes are ready: "1 of 3 nodes ready", "4 nodes ready for 3 places"."""
+    if ready > maximum:
+        return f"{counted(ready, 'node')} ready for {counted(maximum, 'place')}"
     if minimum == maximum:
         return f"{ready} of {counted(minimum, 'node')} ready"
     if ready < minimum:
