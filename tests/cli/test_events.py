@@ -169,3 +169,39 @@ def test_the_last_lines_of_a_failure_are_shown_once(capsys: pytest.CaptureFixtur
         *("worker_failed", *failed, "broken", "ready"),
         *("worker_failed", *other, "formed", "cause", "worker_failed", *failed),
     ]
+
+
+FIRST, SECOND = "rank 1 exited with code 1 (ValueError: boom)", "rank 2 was killed by SIGKILL"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_failure_behind_an_end_is_told_once(
+    several: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several, the words say which one was the cause."""
+    cause = f"a worker failed on b: {FIRST}"
+    told = [
+        ("worker_failed", 3, cause, FIRST),
+        *([("worker_failed", 3, f"a worker failed on b: {SECOND}", SECOND)] if several else []),
+        ("broken", 3, f"round 3 has ended: {cause}", cause),
+        ("formed", 4, "round 4 formed with 2 nodes", ""),
+        ("cause", 3, f"round 3 has ended: the cause was: {cause}", cause),
+        ("closed", 3, f"the run was closed: failed: {cause}; no restarts", f"failed: {cause}"),
+        ("cause", 4, f"round 4 has ended: the cause was: {cause}", cause),
+    ]
+    shower = command._Shower(False, None)
+    for seq, (kind, number, text, detail) in enumerate(told, 1):
+        event = {"id": f"1.{seq}", "seq": seq, "kind": kind, "text": text, "detail": detail}
+        shower.show({**event, "round": number}, 0.0)
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    if several:
+        assert shown == [text for _, _, text, _ in told]
+        return
+    assert shown == [
+        f"a worker failed on b: {FIRST}",
+        "round 3 has ended: a worker failed on b",
+        "round 4 formed with 2 nodes",
+        "round 3 has ended: the cause was: a worker failed on b",
+        "the run was closed: failed: a worker failed on b; no restarts",
+        f"round 4 has ended: the cause was: {cause}",
+    ]

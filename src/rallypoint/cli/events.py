@@ -34,6 +34,9 @@ AGAIN_MAX_S: Final = 10.0
 """How long to wait before the coordinator is looked for again, in seconds: the first time, and the
 longest. The pause doubles."""
 
+_FAILURE: Final = "worker_failed"
+_ENDS: Final = ("broken", "cause", "closed")
+
 Event = dict[str, Any]
 
 
@@ -97,7 +100,8 @@ class _Shower:
         self._problem = ""
         self._round: object = None
         self._last_lines: set[tuple[str, ...]] = set()
-        """Those of failures in that round, which are on the screen."""
+        self._failures: set[str] = set()
+        """Those of failures in that round, which are on the screen; and the failures in words."""
 
     def note(self, problem: str) -> None:
         """Say on stderr what is missing, once."""
@@ -126,7 +130,9 @@ class _Shower:
             print(line, flush=True)
 
     def _lines(self, event: Mapping[str, Any]) -> Iterator[str]:
-        at, text = event.get("at"), output.clean(str(event.get("text", "")))
+        if event.get("last_lines") or event.get("kind") in (_FAILURE, *_ENDS):
+            self._look_at_round(event.get("round"))
+        at, text = event.get("at"), output.clean(self._without_repeat(event))
         when = " " * 12
         if isinstance(at, float | int) and at > 0:
             moment = datetime.fromtimestamp(at, UTC).astimezone()
@@ -140,13 +146,26 @@ class _Shower:
         for each in self._new_lines(event):
             yield f"{' ' * 14}| {output.clean(each)}"
 
+    def _look_at_round(self, number: object) -> None:
+        if number != self._round:
+            self._round, self._last_lines, self._failures = number, set(), set()
+
+    def _without_repeat(self, event: Mapping[str, Any]) -> str:
+        """The event in words. The end of a round, its cause and that of the run name a failure.
+
+        They repeat what it was, unless there were several: then its words say which one.
+        """
+        text, kind = str(event.get("text", "")), event.get("kind")
+        if kind == _FAILURE:
+            self._failures.add(str(event.get("detail", "")))
+        elif kind in _ENDS and len(self._failures) == 1:
+            (failure,) = self._failures
+            return text.replace(f": {failure}", "", 1) if failure else text
+        return text
+
     def _new_lines(self, event: Mapping[str, Any]) -> tuple[str, ...]:
         """The last lines of the event's failure. Several events of a round have the same ones."""
-        lines, number = tuple(map(str, event.get("last_lines") or ())), event.get("round")
-        if not lines:
-            return ()
-        if number != self._round:
-            self._round, self._last_lines = number, set()
+        lines = tuple(map(str, event.get("last_lines") or ()))
         is_new = lines not in self._last_lines
         self._last_lines.add(lines)
         return lines if is_new else ()
