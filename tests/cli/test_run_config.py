@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 
 from rallypoint import settings
+from rallypoint.cli import main
 from rallypoint.cli.run_config import build_config, program_argv
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import RUN_OPTIONS, RunSettings
 from rallypoint.errors import EndpointError, ProgramNotFoundError, UsageError
 from rallypoint.launch import affinity
 from rallypoint.launch.agent import AgentConfig
@@ -165,10 +167,20 @@ def test_options_without_effect_are_reported(script: str) -> None:
         ({"endpoint": "node0:1", "nnodes": "2"}, "needs a run id", "--run-id"),
         ({"run_id": ""}, "--run-id must have 1 to 256", ""),
         ({"max_restarts": "-1"}, "--max-restarts must be a number of restarts", ""),
-        ({"join_timeout": "0"}, "join_timeout_s must be more than 0", ""),
+        ({"join_timeout": "0"}, "join_timeout_s must be more than 0", "--join-timeout sets it"),
+        ({"set": ["probe=9999w"]}, "probe_s must be within", "--set probe sets it"),
+        (
+            {"set": ["lost_after=1"]},
+            "lost_after_s (1) must not be below suspect_after_s (5)",
+            "--set lost_after, --set suspect_after=... set them",
+        ),
         ({"rank_policy": "best"}, "--rank-policy must be one of", ""),
         ({"host_coordinator": "x"}, "--host-coordinator must be one of auto, yes, no", ""),
-        ({"expected_nodes": "2"}, "expected_nodes (2) must be within", ""),
+        (
+            {"expected_nodes": "2"},
+            "expected_nodes (2) must be within min_nodes (1) and max_nodes (1)",
+            "--expected-nodes, --nnodes set them",
+        ),
         ({"token_file": "/nonexistent"}, "cannot read token file '/nonexistent'", "chmod"),
         ({"label": ["rack"]}, "--label must be NAME=TEXT, not 'rack'", ""),
         ({"label": ["=7"]}, "--label must be NAME=TEXT, not '=7'", ""),
@@ -393,6 +405,21 @@ def test_a_value_of_torchrun_that_cannot_be_read_names_its_variable_and_the_opti
     with pytest.raises(UsageError, match=variable) as caught:
         _config(script, environ)
     assert override in caught.value.hint
+
+
+def test_each_setting_names_an_option_that_there_is() -> None:
+    """And one that has an option of its own names that."""
+    run = cast(Any, typer.main.get_command(main.app)).commands["run"]
+    options = {each for param in run.params for each in param.opts if not param.hidden}
+    named = {each.name: each.option for each in settings.SETTINGS}
+    for name, option in {**named, **RUN_OPTIONS}.items():
+        stem = name.removesuffix("_s")
+        own = f"--{stem.replace('_', '-')}"
+        if option == f"--set {stem}=...":
+            assert own not in options
+        else:
+            assert option in options
+    assert {*RUN_OPTIONS} <= {*RunSettings.__struct_fields__}
 
 
 def test_each_setting_that_a_launcher_gives_has_the_option_that_overrides_it(script: str) -> None:

@@ -32,6 +32,7 @@ def test_conflicting_settings_show_both_values():
     shown = {c.name: (c.run_value, c.node_value) for c in b.refused.conflicts}
     assert shown == {"max_nodes": ("2", "4"), "last_call_s": ("30.0", "1.0")}
     assert "max_nodes: the run has 2, this node 4" in b.refused.message
+    assert "(--nnodes, --last-call)" in b.refused.hint
 
 
 def test_r5_a_node_of_a_run_that_was_removed_learns_it():

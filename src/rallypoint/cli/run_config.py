@@ -7,6 +7,7 @@ refused with a hint if not.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import shutil
@@ -19,7 +20,7 @@ import msgspec
 
 from rallypoint import settings
 from rallypoint.cli import devices, output
-from rallypoint.core.values import STOP_S_MAX, RunSettings
+from rallypoint.core.values import RUN_OPTIONS, STOP_S_MAX, RunSettings
 from rallypoint.endpoints import asks_for_any_port
 from rallypoint.environments import Found
 from rallypoint.errors import LauncherError, ProgramNotFoundError, UsageError
@@ -33,6 +34,7 @@ from rallypoint.launch.console_rule import (
 from rallypoint.launch.worker_env import ROLE
 from rallypoint.settings import Endpoint, EndpointKind, NodeSettings
 from rallypoint.settings.environment import variables
+from rallypoint.settings.table import BY_NAME
 
 if TYPE_CHECKING:
     from rallypoint.launch.agent import AgentConfig
@@ -60,6 +62,20 @@ def build_config(
         ProgramNotFoundError: the program does not exist here.
     """
     given = _given(options, note)
+    try:
+        return _config(options, given, environ, note)
+    except UsageError as error:
+        named = _options_of(error, given)
+        if not named:
+            raise
+        told = f"{', '.join(named)} {'sets it' if len(named) == 1 else 'set them'}"
+        hint = f"{error.hint}; {told}" if error.hint else told
+        raise UsageError(error.message, hint=hint) from None
+
+
+def _config(
+    options: Options, given: _Given, environ: Mapping[str, str] | None, note: Note
+) -> AgentConfig:
     found = settings.launched(environ, is_node=True, **given)
     run = settings.run_settings(
         environ=environ, found=found, **_named(given, (*RunSettings.__struct_fields__, "nnodes"))
@@ -124,6 +140,17 @@ def build_config(
         notices=_notices(options),
         ends_at_s=found.ends_at_s if _is_default("stop_timeout_s", given, environ) else None,
     )
+
+
+def _options_of(error: UsageError, given: _Given) -> tuple[str, ...]:
+    """The options of the settings that an error names, if it names no option.
+
+    Such a text is also for programs, which have no options.
+    """
+    if type(error) is not UsageError or "--" in str(error):
+        return ()
+    names = re.findall(r"[a-z]+(?:_[a-z]+)+", error.message)
+    return tuple(dict.fromkeys(each for name in names if (each := given.option_of(name))))
 
 
 def _named(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -312,39 +339,12 @@ def _why_cold(options: Options, argv: tuple[str, ...]) -> str:
 
 # -- the given options ---------------------------------------------------------------------------
 
-_OPTIONS: Final = (
-    "nnodes",
-    "nproc_per_node",
-    "endpoint",
-    "run_id",
-    "node_name",
-    "local_addr",
-    "interface",
-    "port_range",
-    "host_coordinator",
-    "token_file",
-    "tls_ca",
-    "tls_cert",
-    "tls_key",
-    "join_timeout",
-    "last_call",
-    "expected_nodes",
-    "rank_policy",
-    "max_restarts",
-    "restart_window",
-    "early",
-    "same_failure",
-    "no_restart_exit_codes",
-    "max_restarts_per_node",
-    "check",
-    "check_timeout",
-    "stop_timeout",
-    "regroup_stop_timeout",
-    "hang",
-    "hang_timeout",
-    "drain_timeout",
-    "log_dir",
-    "share_lines",
+_READ_ELSEWHERE: Final = ("cooldown", "insecure", "log_format")
+_OPTIONS: Final = tuple(
+    stem
+    for each in settings.SETTINGS
+    if (stem := each.name.removesuffix("_s")) not in _READ_ELSEWHERE
+    and each.option == f"--{stem.replace('_', '-')}"
 )
 """Options that are settings, by the same name."""
 _SECRETS: Final = {
@@ -383,6 +383,13 @@ class _Given(dict[str, Any]):
             )
         self[known.name] = text
         self._labels[known.name] = label
+
+    def option_of(self, name: str) -> str:
+        """What has set it, or can set it; "" if that is no setting."""
+        if name in self._labels:
+            return self._labels[name]
+        known = BY_NAME.get(name)
+        return RUN_OPTIONS.get(name, "") if known is None else known.option
 
     def check_endpoint(self) -> None:
         """Refuse port 0 if other nodes have to know the port. Raises EndpointError."""

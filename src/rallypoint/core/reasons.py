@@ -28,6 +28,7 @@ from rallypoint.core.values import (
     RunSettings,
     Seat,
     SettingConflict,
+    run_options,
 )
 
 PROCESS_ENDED: Final = "its process ended: the kernel closed its connection"
@@ -218,9 +219,8 @@ def conflict(
     it can begin again.
     """
     listed = "; ".join(str(each) for each in conflicts)
-    hint = "start every node of a run with the same settings; the first node sets them"
-    if not {"min_nodes", "max_nodes"}.isdisjoint(each.name for each in conflicts):
-        hint += " (--nnodes sets min_nodes and max_nodes)"
+    options = run_options(each.name for each in conflicts)
+    hint = f"start every node of a run with the same settings ({options}); the first node sets them"
     if is_new:
         hint += (
             "; if that node is not part of this job, use another run id, or end its run with "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -306,6 +307,30 @@ class RunSettings(FrozenStruct, frozen=True, kw_only=True):
             for name in self.__struct_fields__
             if getattr(self, name) != getattr(other, name)
         )
+
+
+RUN_OPTIONS: Final = {
+    "min_nodes": "--nnodes",
+    "max_nodes": "--nnodes",
+    "expected_nodes": "--expected-nodes",
+    "max_restarts": "--max-restarts",
+    "rank_policy": "--rank-policy",
+    "last_call_s": "--last-call",
+    "restart_window_s": "--restart-window",
+    "early_s": "--early",
+    "same_failure": "--same-failure",
+    "no_restart_exit_codes": "--no-restart-exit-codes",
+    "max_restarts_per_node": "--max-restarts-per-node",
+    "cooldown_s": "--cooldown",
+    "cooldown_max_s": "--cooldown",
+}
+"""The option of `rallypoint run` for a setting of a run, for texts. The others have `--set`."""
+
+
+def run_options(names: Iterable[str]) -> str:
+    """The options of these settings of a run, in words: each once."""
+    options = (RUN_OPTIONS.get(each, f"--set {each.removesuffix('_s')}=...") for each in names)
+    return ", ".join(dict.fromkeys(options))
 
 
 _DURATIONS: Final = (

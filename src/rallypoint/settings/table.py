@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from rallypoint.core.ranks import POLICIES
-from rallypoint.core.values import RunSettings
+from rallypoint.core.values import RUN_OPTIONS, RunSettings
 from rallypoint.endpoints import Endpoint, EndpointKind, parse_endpoint
 from rallypoint.errors import UsageError
 from rallypoint.settings.values import (
@@ -69,13 +69,22 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def option(self) -> str:
         """The option of `rallypoint run` that sets it."""
-        if self.name in _SET_ONLY:
-            return f"--set {self.name}=..."
-        return f"--{self.name.removesuffix('_s').replace('_', '-')}"
+        if self.name in RUN_OPTIONS:
+            return RUN_OPTIONS[self.name]
+        stem = self.name.removesuffix("_s")
+        return f"--{stem.replace('_', '-')}" if stem in _NODE_OPTIONS else f"--set {stem}=..."
 
 
-_SET_ONLY: Final = ("node_index", "cooldown_max_s")
-"""Settings that have no option of their own."""
+_NODE_OPTIONS: Final = frozenset(
+    {
+        *("nnodes", "nproc_per_node", "endpoint", "run_id", "node_name", "local_addr"),
+        *("interface", "port_range", "host_coordinator", "token_file", "insecure"),
+        *("tls_ca", "tls_cert", "tls_key", "join_timeout", "stop_timeout", "drain_timeout"),
+        *("regroup_stop_timeout", "check", "check_timeout", "hang", "hang_timeout"),
+        *("log_dir", "log_format", "share_lines"),
+    }
+)
+"""Settings that have an option of their own, besides those in RUN_OPTIONS."""
 SECRETS: Final = ("token", "etcd_password")
 USUAL: Final = frozenset(
     {
