@@ -575,6 +575,27 @@ def test_what_is_no_name_of_a_module_cannot_be_preloaded(script: str, names: str
         _config(script, preload_modules=names)
 
 
+@pytest.mark.parametrize(
+    ("program", "hint"),
+    [
+        (["torch", "train.py"], "to name modules, write --preload=torch"),
+        (["torch,my.module", "-m", "train"], "to name modules, write --preload=torch,my.module"),
+        (["no/such/train", "train.py"], "check the path"),
+        (["trian"], "check the path"),
+    ],
+)
+def test_names_of_modules_after_a_space_are_taken_for_the_program(
+    program: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProgramNotFoundError) as caught:
+        _config("", program=program, preload=True)
+    assert caught.value.hint.startswith(hint)
+    with pytest.raises(ProgramNotFoundError) as caught:
+        _config("", program=program)
+    assert "--preload" not in caught.value.hint
+
+
 def test_the_program_itself_cannot_be_preloaded(script: str) -> None:
     for names in ("pkg.train", "torch,pkg.train.__main__"):
         with pytest.raises(UsageError, match="--preload names the program itself"):

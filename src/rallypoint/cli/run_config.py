@@ -309,7 +309,7 @@ def _unwind_s(options: Options, given: _Given, environ: Mapping[str, str] | None
 
 def _check_modules(modules: tuple[str, ...], options: Options) -> None:
     for each in modules:
-        if not each or not all(part.isidentifier() for part in each.split(".")):
+        if not _are_modules([each]):
             raise UsageError(
                 f"--preload must be names of modules such as torch,my.module, not {each!r}",
                 hint="without =NAMES the modules are learned from the first round",
@@ -320,6 +320,10 @@ def _check_modules(modules: tuple[str, ...], options: Options) -> None:
             f"--preload names the program itself, {program}",
             hint="name the modules that it imports",
         )
+
+
+def _are_modules(names: Iterable[str]) -> bool:
+    return all(part.isidentifier() for each in names for part in each.split("."))
 
 
 def _why_cold(options: Options, argv: tuple[str, ...]) -> str:
@@ -561,7 +565,7 @@ def program_argv(options: Options) -> tuple[str, ...]:
     python = _python(options.get("python"))
     if options.get("module"):
         return (python, "-u", "-m", *program)
-    _check_script(program[0])
+    _check_script(program, options)
     return (python, "-u", *program)
 
 
@@ -592,14 +596,17 @@ def _python(path: str | None) -> str:
     return path
 
 
-def _check_script(path: str) -> None:
+def _check_script(program: tuple[str, ...], options: Options) -> None:
     """Check the script.
 
     A directory or a zip file with a __main__.py is one, too; Python checks that.
     """
+    path = program[0]
     if Path(path).exists():
         return
-    raise ProgramNotFoundError(path, hint=_script_hint(path))
+    is_list = options.get("preload") and program[1:] and _are_modules(path.split(","))
+    hint = f"to name modules, write --preload={path}" if is_list else _script_hint(path)
+    raise ProgramNotFoundError(path, hint=hint)
 
 
 def _script_hint(path: str) -> str:
