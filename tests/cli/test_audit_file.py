@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +165,28 @@ def test_serve_writes_it_and_opens_it_again_on_sighup(
         return path.exists() and "job-2" in path.read_text()
 
     wait_until(is_written, says="it was not opened again")
+
+
+_ON_A_FULL_DISK = """
+import resource, sys
+from rallypoint.cli.audit_file import AuditFile
+file = AuditFile(sys.argv[1])
+# As a disk that becomes full, the kernel takes the part of a write that fits.
+resource.setrlimit(resource.RLIMIT_FSIZE, (7, 100))
+for line in (b"one\\n", b"two\\n", b"three\\n"):
+    file.write(line)
+while file._dropped < 2:
+    pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+file.write(b"four\\n")
+file.close()
+"""
+
+
+@pytest.mark.processes
+def test_a_line_of_which_a_part_was_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert path.read_bytes() == b"one\ntwo\nfour\n"
+    assert "records are lost" in done.stderr

@@ -22,7 +22,7 @@ from rallypoint.cli import api, reloading
 from rallypoint.cli.reloading import Reloader
 from rallypoint.errors import UntrustedCoordinatorError, UsageError
 from rallypoint.security.authority import new_host_token
-from rallypoint.security.files import signature
+from rallypoint.security.files import signature, signatures
 from rallypoint.security.state import State
 from rallypoint.security.token_form import credential
 from rallypoint.settings import parse_endpoint
@@ -168,6 +168,35 @@ def test_a_file_that_is_gone_for_a_moment_is_no_change(tmp_path: Path) -> None:
     path.unlink()
     path.write_text("b")
     assert signature(path) != before
+
+
+def test_other_rights_are_a_change(tmp_path: Path) -> None:
+    """Files that others may read are refused with "chmod 600 FILE": then they count."""
+    state = State(tmp_path / "state")
+    state.create()
+    for path in (state.token_file, state.folder):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o070)
+        before = signature(state.folder)
+        path.chmod(mode)
+        assert signature(state.folder) != before
+
+
+def test_a_change_while_the_coordinator_starts_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloading, "WATCH_S", 0.01)
+    path = tmp_path / "token"
+    path.write_text("a")
+    seen = signatures([path])
+    path.write_text("bc")
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watch = reloading.Watch((path,), asked.put, seen)
+    watch.start()
+    assert asked.get(timeout=30) == reloading.CHANGED
+    watch.stop()
+    watch._thread.join(30)
+    assert not watch._thread.is_alive()
 
 
 def _is_missing(path: Path) -> None:

@@ -141,6 +141,23 @@ def test_dropped_events_are_counted() -> None:
     run_clean(main)
 
 
+@pytest.mark.parametrize(
+    "more", ["%20", "%0d%0aX:%20y", "%23", "%00", "%C3%BC", "a+b", "%26last=1"]
+)
+def test_a_query_is_passed_on_to_the_owner_as_it_was_sent(more: str) -> None:
+    async def main() -> None:
+        ledger = MemoryLedger()
+        async with replica(ledger) as a, replica(ledger) as b:
+            await a.has("one")
+            code, body = await b.ask(f"{PATH}?x={more}&limit=1")
+            assert code == 200, body
+            shown = msgspec.convert(body, EventPage)
+            assert (shown.source, shown.problem) == ("coordinator", None)
+            assert len(shown.events) == 1
+
+    run_clean(main)
+
+
 @pytest.mark.parametrize("query", ["?since=x", "?limit=0", "?limit=x", "?last=-1", "?since=1.2.3"])
 def test_bad_questions_are_answered_with_400(query: str) -> None:
     async def main() -> None:

@@ -90,6 +90,21 @@ def test_the_numbers_are_those_of_the_runs() -> None:
 
 
 @pytest.mark.sockets
+@pytest.mark.parametrize("version", ["x", "1.x.0", "-", "1.0.0; escaping=x", '"1', "9" * 5_000])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_none_is_answered_all_the_same(kind: str, version: str) -> None:
+    async def main() -> None:
+        async with in_memory() as a:
+            url = f"http://127.0.0.1:{a.port}/metrics"
+            headers = {"Authorization": f"Bearer {TOKEN}", "Accept": f"{kind}; version={version}"}
+            async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as answer:
+                assert answer.status == 200
+                assert "rallypoint_runs" in await answer.text()
+
+    run_clean(main)
+
+
+@pytest.mark.sockets
 def test_openmetrics_is_given_to_a_client_that_asks_for_it() -> None:
     async def main() -> None:
         async with in_memory() as a:

@@ -62,7 +62,7 @@ def test_without_a_limit_in_the_request_there_is_a_default() -> None:
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "after=%1b"])
+@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "limit=%d9%a1", "after=%1b"])
 def test_a_bad_page_request_is_refused(query: str) -> None:
     async def main() -> None:
         async with replica(MemoryLedger()) as one:
@@ -89,3 +89,28 @@ def test_an_endless_list_is_no_answer_of_a_coordinator(monkeypatch: pytest.Monke
     monkeypatch.setattr(api, "request", lambda *_, **__: page)
     with pytest.raises(CoordinatorError, match="has no end"):
         api.runs(parse_endpoint("http://localhost:1"), "")
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/runs?limit=%s",
+        "/api/v1/runs/one?members=%s",
+        "/api/v1/runs/one/events?limit=%s",
+        "/api/v1/runs/one/events?last=%s",
+    ],
+)
+def test_a_number_is_cut_to_the_most_and_what_is_none_is_refused(path: str) -> None:
+    async def main() -> None:
+        async with replica(MemoryLedger()) as one:
+            await one.has("one")
+            for number in ("1" + "0" * 9, "9" * 30, "0" * 30 + "1", "9" * 5_000):
+                code, body = await one.ask(path % number)
+                assert code == 200, body
+            for text in ("-1", "+1", "1e3", "1_0", "%d9%a1", "", "%00"):
+                code, body = await one.ask(path % text)
+                assert code == 400, text
+                assert "must be a whole number" in body["error"]
+
+    run_clean(main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,47 @@ def test_what_was_revoked_stays_so_when_the_file_is_copied_or_lost(made: s.State
     path.chmod(0o600)
     made.revoke("dash")
     assert s.State(made.folder).revoked() == {claim.id, "dash"}
+
+
+@pytest.mark.parametrize("name", ["revoked", "issued", "tokens.toml"])
+def test_a_last_line_without_an_end_stays_a_line_of_its_own(made: s.State, name: str) -> None:
+    """Editors, and printf, leave out the end of the last line."""
+    first, _ = made.issue(Role.NODE, "*", dt.timedelta(days=1))
+    made.list_new("a", Role.VIEWER, "*", None)
+    made.revoke(first.id, "ann@host7")
+    for each in (made.folder / name, made.folder / "revoked_by"):
+        each.write_text(each.read_text().rstrip("\n"))
+    second, _ = made.issue(Role.NODE, "*", dt.timedelta(days=1))
+    made.list_new("b", Role.VIEWER, "*", None)
+    made.revoke(second.id, "bob@host8")
+    assert {first.id, second.id} == made.revoked()
+    assert made.revoked_by() == {first.id: "ann@host7", second.id: "bob@host8"}
+    assert [each.id for each in made.issued()] == [first.id, second.id]
+    assert [each.id for each in made.hashed_tokens()] == ["a", "b"]
+
+
+_ON_A_FULL_DISK = """
+import pathlib, resource, sys
+from rallypoint.security.state import State, StateError
+state, size = State(pathlib.Path(sys.argv[1])), int(sys.argv[2])
+# As a disk that becomes full, the kernel takes the part of a write that fits.
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+try:
+    state.revoke("the-second-one")
+except StateError as error:
+    print(error)
+"""
+
+
+@pytest.mark.processes
+def test_a_disk_that_becomes_full_keeps_no_half_line(made: s.State) -> None:
+    made.revoke("the-first-one")
+    path = made.folder / "revoked"
+    before = path.read_bytes()
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(made.folder), str(len(before) + 5)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "cannot be written" in done.stdout
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["tokens.toml", "issued", "revoked"])

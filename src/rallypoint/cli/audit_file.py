@@ -47,6 +47,8 @@ class AuditFile:
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MAX)
         self._is_renamed = threading.Event()
         self._dropped = 0
+        self._is_cut = False
+        """Whether the last line in the file has no end."""
         self._thread = threading.Thread(target=self._work, name="rallypoint-audit", daemon=True)
         self._thread.start()
 
@@ -77,7 +79,7 @@ class AuditFile:
                 if self._is_renamed.is_set():
                     self._is_renamed.clear()
                     self._open_again()
-                os.write(self._file, line)
+                self._append(line)
             except OSError as error:
                 self._dropped += 1
                 text = "the audit log %s cannot be written: %s; %d records are lost"
@@ -85,6 +87,16 @@ class AuditFile:
                 _log.error(text, *told, extra=logs.limit(1, 60.0))
         if self._path not in STREAMS:
             os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        """Raises OSError if the line cannot be written, or only a part of it."""
+        if not line:  # It has only waked the thread.
+            return
+        data = b"\n" + line if self._is_cut else line
+        written = os.write(self._file, data)
+        self._is_cut = written < len(data)
+        if self._is_cut:  # A disk that becomes full takes a part.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _open_again(self) -> None:
         try:
@@ -94,7 +106,7 @@ class AuditFile:
             return
         if self._path not in STREAMS:
             os.close(self._file)
-        self._file = file
+        self._file, self._is_cut = file, False
 
 
 def _opened(path: str) -> int:

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 from rallypoint import logs, settings
 from rallypoint.errors import UsageError
 from rallypoint.security.access import CertificateFileError
-from rallypoint.security.files import signature
+from rallypoint.security.files import signatures
 from rallypoint.threads import call_from_loop
 
 S = TypeVar("S", bound=Sized)
@@ -111,11 +111,18 @@ class Watch:
     """Looks at a token file, a state directory and certificates, in a thread of its own.
 
     `ask` is called in that thread with the reason to read it again. A file system that hangs holds
-    up nothing else.
+    up nothing else. `seen`: the `signatures` of `paths` before they were read last; None: as they
+    are at the start.
     """
 
-    def __init__(self, paths: tuple[Path, ...], ask: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        paths: tuple[Path, ...],
+        ask: Callable[[str], object],
+        seen: tuple[object, ...] | None = None,
+    ) -> None:
         self._paths = paths
+        self._before = seen
         self._ask = ask
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="rallypoint-tokens", daemon=True)
@@ -129,9 +136,9 @@ class Watch:
         self._over.set()
 
     def _look(self) -> None:
-        seen, asked_s = self._seen(), time.monotonic()
+        seen, asked_s = self._before or signatures(self._paths), time.monotonic()
         while not self._over.wait(WATCH_S):
-            now, now_s = self._seen(), time.monotonic()
+            now, now_s = signatures(self._paths), time.monotonic()
             has_state = any(settings.is_folder(str(each)) for each in self._paths)
             is_due = has_state and now_s - asked_s >= RENEW_S
             if (now == seen or now is None) and not is_due:
@@ -140,11 +147,6 @@ class Watch:
             seen = now
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._ask(why)
-
-    def _seen(self) -> tuple[object, ...] | None:
-        """What differs once one of them was replaced. None while one is missing."""
-        found = [signature(each) for each in self._paths]
-        return None if None in found else tuple(found)
 
 
 def _not_read(error: BaseException) -> UsageError:

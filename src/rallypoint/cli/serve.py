@@ -35,6 +35,7 @@ from rallypoint.endpoints import Endpoint, parse_endpoint, parse_ledger
 from rallypoint.endpoints import is_loopback as names_loopback
 from rallypoint.errors import EndpointError, UsageError
 from rallypoint.security import token_form
+from rallypoint.security.files import signatures
 from rallypoint.security.identities import Identities, NoIdentityError
 
 EVERY_ADDRESS: Final = ("::", "*")
@@ -146,8 +147,11 @@ def serve(
     host = written_out(host)
     hangups = Hangups()
     with hangups.taken():  # before the file is read, so that no later change is missed
-        accepted = accepted_of(token_file)
         own = own_certificates(tls_cert, tls_key, client_ca)
+        path = settings.resolve("token_file", token_file).value
+        watched = tuple(map(Path, (*([] if path is None else [path]), *own.files)))
+        seen = signatures(watched)
+        accepted = accepted_of(token_file)
         exposure = Exposure(host, is_loopback(host), insecure, own)
         exposure.check(accepted.tokens)
         is_tls = _is_tls(accepted.tokens, own)
@@ -158,15 +162,13 @@ def serve(
         from rallypoint.cli import serving
 
         bound, bound_port = sock.getsockname()[:2]
-        path = settings.resolve("token_file", token_file).value
-        watched = (*([] if path is None else [path]), *own.files)
         serving.run(
             sock,
             endpoint_text(host, bound_port, bound, is_tls=is_tls),
             accepted,
             place,
             advertise or (None if is_everywhere(host) else host),
-            serving.Reloads(hangups, _rereading(token_file, exposure), tuple(map(Path, watched))),
+            serving.Reloads(hangups, _rereading(token_file, exposure), watched, seen),
             memory_bytes_max,
             log,
             audit_path,

@@ -56,12 +56,14 @@ HAND_OVER_WITHIN_S: Final = 5.0
 class Reloads(msgspec.Struct, frozen=True):
     """When and how the tokens are read again. `reread`: see `Reloader`.
 
-    `paths`: their file, and those of certificates. `audit_file`: opened again at each SIGHUP.
+    `paths`: their file, and those of certificates. `seen`: their `signatures` before they were
+    read. `audit_file`: opened again at each SIGHUP.
     """
 
     hangups: Hangups
     reread: Callable[[], settings.Accepted] | None
     paths: tuple[Path, ...] = ()
+    seen: tuple[object, ...] | None = None
     audit_file: AuditFile | None = None
 
 
@@ -234,7 +236,8 @@ async def _serve(
 
         reloads.hangups.pass_on(loop, hung_up)
         if reloads.paths:
-            watch = Watch(reloads.paths, partial(loop.call_soon_threadsafe, reloader.ask))
+            ask = partial(loop.call_soon_threadsafe, reloader.ask)
+            watch = Watch(reloads.paths, ask, reloads.seen)
             ends.callback(watch.stop)
             watch.start()
         _spare_the_collector()

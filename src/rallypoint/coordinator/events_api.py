@@ -19,6 +19,7 @@ from rallypoint.coordinator.event_log import SHOWN_AFTER_S, EventLog
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.http_api import COORDINATOR, json_error
 from rallypoint.coordinator.ledger_view import Kept
+from rallypoint.coordinator.paging import number_in
 from rallypoint.coordinator.replicas import (
     LOOK_ERRORS,
     Caller,
@@ -132,17 +133,10 @@ def asked(query: Mapping[str, str], last_id: str | None = None) -> Asked:
     Raises ValueError with a text that names the fault.
     """
     since = last_id or query.get("since", "")
-    numbers: dict[str, int | None] = {"limit": EVENTS_SHOWN, "last": None}
-    for name in numbers:
-        text = query.get(name)
-        if text is None:
-            continue
-        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
-            raise ValueError(f"{name} must be a whole number above 0")
-        numbers[name] = min(int(text), EVENTS_SHOWN_MAX)
-    most = numbers["limit"]
-    assert most is not None
-    return Asked(position_of(since) if since else (0, 0), most, numbers["last"], not since)
+    most = number_in(query, "limit", EVENTS_SHOWN_MAX)
+    last = number_in(query, "last", EVENTS_SHOWN_MAX)
+    place = position_of(since) if since else (0, 0)
+    return Asked(place, EVENTS_SHOWN if most is None else most, last, not since)
 
 
 # -- pages -----------------------------------------------------------------------------------------
@@ -214,7 +208,8 @@ async def _elsewhere(
     if lease is not None and ONLY_OWN not in request.headers:
         path = api_paths.events_path(run_id)
         if request.query_string:
-            path += f"?{request.query_string}"
+            # As it was sent: what is decoded may have characters that end a line or a path.
+            path += f"?{request.rel_url.raw_query_string}"
         caller = http_api.caller_of(request)
         try:
             if is_stream:

@@ -22,7 +22,7 @@ from rallypoint.coordinator.coordinator import Coordinator
 from rallypoint.coordinator.hosted_run import HostedRun
 from rallypoint.coordinator.hosts import KnownHosts
 from rallypoint.coordinator.nearest import did_you_mean, nearest
-from rallypoint.coordinator.paging import Page, page_of
+from rallypoint.coordinator.paging import Page, number_in, page_of
 from rallypoint.coordinator.replicas import (
     LOOK_ERRORS,
     Answer,
@@ -49,6 +49,8 @@ REPLICAS: web.AppKey[Replicas] = web.AppKey("replicas", Replicas)
 
 MEMBERS_SHOWN_DEFAULT = 1_000
 """How many members `/api/v1/runs/{run_id}` lists unless `?members=` asks for more or fewer."""
+MEMBERS_SHOWN_MAX: Final = 1_000_000
+"""No run has as many."""
 MEMBERS_AT_ONCE = 100
 """How many of them are encoded before other tasks run."""
 
@@ -257,9 +259,10 @@ def _not_claimed(
 async def _run(request: web.Request) -> web.StreamResponse:
     coordinator, run_id = request.app[COORDINATOR], request.match_info["run_id"]
     try:
-        shown = max(0, int(request.query.get("members", MEMBERS_SHOWN_DEFAULT)))
-    except ValueError:
-        return json_error(400, "members must be a whole number")
+        given = number_in(request.query, "members", MEMBERS_SHOWN_MAX, least=0)
+    except ValueError as error:
+        return json_error(400, str(error))
+    shown = MEMBERS_SHOWN_DEFAULT if given is None else given
     replicas, run = replicas_of(request), coordinator.runs.get(run_id)
     if replicas is not None and (run is None or not run.is_claimed):
         try:

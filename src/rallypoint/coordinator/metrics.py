@@ -79,7 +79,12 @@ async def _metrics(request: web.Request) -> web.Response:
         hint = "pip install prometheus-client"
         return json_error(501, "prometheus-client is not installed", hint)
     registry = _registry(request.app, guard.principal_of(request))
-    encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+    try:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+    except (TypeError, ValueError):
+        # The library fails at a version that is no number. RFC 9110, 12.5.1: a server may answer as
+        # if nothing were asked for.
+        encode, content_type = exposition.choose_encoder("")
     body = encode(registry)
     return web.Response(body=body, headers={"Content-Type": content_type})
 

@@ -45,10 +45,25 @@ def page_of(query: Mapping[str, str]) -> Page:
     after = query.get("after", "")
     if not after.isprintable():
         raise ValueError("after must be the id of a run")
-    try:
-        most = int(query.get("limit", RUNS_SHOWN_MAX))
-    except ValueError:
-        most = 0
-    if most < 1:
-        raise ValueError("limit must be a whole number above 0")
-    return Page(after, min(most, RUNS_SHOWN_MAX))
+    most = number_in(query, "limit", RUNS_SHOWN_MAX)
+    return Page(after, RUNS_SHOWN_MAX if most is None else most)
+
+
+def number_in(query: Mapping[str, str], name: str, most: int, *, least: int = 1) -> int | None:
+    """The number that a query names, at most `most`; None if it names none.
+
+    Raises ValueError, with a text that names the fault, unless it is a whole number from `least`
+    on, in ASCII digits. `most` is below 10**9.
+    """
+    text = query.get(name)
+    if text is None:
+        return None
+    fault = ValueError(f"{name} must be a whole number{' above 0' if least else ''}")
+    if not (text.isascii() and text.isdigit()):
+        raise fault
+    digits = text.lstrip("0") or "0"
+    # Python does not read more than 4,300 digits, and few functions take a number above 2**63.
+    number = most if len(digits) > 9 else int(digits)
+    if number < least:
+        raise fault
+    return min(number, most)

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -282,16 +284,17 @@ class State:
         return data
 
     def _append(self, name: str, text: str) -> None:
-        """Add lines to a file, at once, so that of two processes none loses a line.
+        """Add lines to a file: all of them, or none.
 
-        Raises StateError.
+        The file is locked, so that of two processes none loses a line. Raises StateError.
         """
         self._read_list(name)  # checks its mode
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             file = os.open(self.folder / name, flags, 0o600)
             try:
-                os.write(file, text.encode())
+                fcntl.flock(file, fcntl.LOCK_EX)  # ends with the descriptor
+                _add_lines(file, text.encode())
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -371,6 +374,21 @@ def _write(path: Path, data: bytes) -> None:
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def _add_lines(file: int, data: bytes) -> None:
+    """Append to an open file. If not all of it can be written, none of it stays. Raises OSError."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        # Somebody has written the last line by hand, or copied it. It must stay one of its own.
+        data = b"\n" + data
+    try:
+        # A disk that becomes full takes a part.
+        if os.write(file, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(file, size)
+        raise
 
 
 def _remove(paths: list[Path]) -> None:
