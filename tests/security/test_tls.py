@@ -23,6 +23,7 @@ from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import NotACoordinatorError, TokenError, UntrustedCoordinatorError
+from rallypoint.line_limits import LIMITS
 from rallypoint.security import first_look, tls
 from rallypoint.security.access import Access
 from rallypoint.security.authority import Authority, new_host_token, new_secret
@@ -289,6 +290,32 @@ def test_clear_and_tls_do_not_meet_and_are_told() -> None:
                 await dialled(port, token)
 
     run_clean(main)
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_a_client_that_speaks_tls_or_not_as_the_port_does_not_is_logged(
+    has_tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once in a while: a health check repeats it. A client of ours has its own error."""
+    LIMITS.reset()
+
+    async def main() -> None:
+        config = CoordinatorConfig(token=new_host_token()) if has_tls else CoordinatorConfig()
+        async with served(config) as (_, port):
+            context = None if has_tls else tls.looking_context()
+            for _ in range(3):
+                with contextlib.suppress(ssl.SSLError, ConnectionError):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+                    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+                    assert await reader.read() == b""
+                    writer.close()
+
+    run_clean(main)
+    LIMITS.reset()
+    said = [each for each in caplog.messages if each.startswith("a client at 127.0.0.1 speaks")]
+    right = "this port speaks TLS: use https://" if has_tls else "speaks plain HTTP: use http://"
+    assert len(said) == 1
+    assert right in said[0]
 
 
 def test_older_versions_of_tls_are_refused() -> None:

@@ -11,8 +11,10 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.web_protocol import _ErrInfo
 
 from rallypoint.coordinator import response_headers
-from rallypoint.coordinator.strangers import HTTP_LOG
+from rallypoint.coordinator.strangers import HTTP_LOG, other_scheme
 
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+"""The type of a TLS record, and the first byte of its version: RFC 8446, 5.1."""
 HEADERS_MAX: Final = 64
 KEEPALIVE_S: Final = 15.0
 """How long a connection may be idle between two requests."""
@@ -24,16 +26,20 @@ class HttpConnection(web.RequestHandler):
     Bytes after such a request are not read, because aiohttp would keep an error for each piece.
     """
 
-    __slots__ = ("_is_unreadable",)
+    __slots__ = ("_has_begun", "_is_unreadable")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._is_unreadable = False
+        self._is_unreadable = self._has_begun = False
 
     def data_received(self, data: bytes) -> None:
         """Pass on the bytes, unless an earlier request could not be read."""
         if self._is_unreadable:
             return
+        is_first, self._has_begun = not self._has_begun, True
+        if is_first and data.startswith(_TLS_HANDSHAKE) and self.transport is not None:
+            peer = self.transport.get_extra_info("peername")
+            other_scheme(str(peer[0]) if isinstance(peer, tuple) else None, has_tls=False)
         super().data_received(data)
         if self._messages and isinstance(broken := self._messages[-1][0], _ErrInfo):
             self._is_unreadable = True

@@ -21,7 +21,7 @@ import msgspec
 
 from rallypoint import logs
 from rallypoint.clock import StallProofClock
-from rallypoint.coordinator.strangers import login_refused
+from rallypoint.coordinator.strangers import login_refused, other_scheme
 
 _log = logging.getLogger("rallypoint.coordinator")
 
@@ -217,6 +217,8 @@ class Listener:
             login_refused(peer, why, logging.WARNING)
             self._on_refused(peer, why)
         except OSError as error:
+            if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+                other_scheme(str(where[0]) if isinstance(where, tuple) else None, has_tls=True)
             _log.debug("a connection ended before it was accepted: %s", error)
         finally:
             stranger.end_entering()

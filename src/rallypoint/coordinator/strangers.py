@@ -17,6 +17,9 @@ _log = logging.getLogger("rallypoint.coordinator")
 
 LINES_AT_ONCE: Final = 5
 """The most lines of one kind in ten seconds."""
+SCHEME_S: Final = 60.0
+"""One line in this time, in seconds, about clients that speak TLS or not: a health check repeats.
+"""
 
 
 class _BadRequests(logging.Filter):
@@ -49,3 +52,19 @@ def login_refused(peer: str | None, why: str, level: int) -> None:
     where = plain(peer) if peer else "a local peer"
     limit = logs.limit(LINES_AT_ONCE)
     _log.log(level, "a request from %s was refused: %s", where, why, extra=limit)
+
+
+def other_scheme(peer: str | None, *, has_tls: bool) -> None:
+    """Log a connection that cannot be read, as only one side speaks TLS. `has_tls`: this one does.
+
+    With TLS, the client gets no answer: nodes without a token learn from that that they need one.
+    """
+    where = plain(peer) if peer else "a local peer"
+    what = (
+        "a client at %s speaks plain HTTP, and this port speaks TLS: use https://, and in a node "
+        "or a command the coordinator's token"
+        if has_tls
+        else "a client at %s speaks TLS, and this port speaks plain HTTP: use http://, and in a "
+        "node or a command no token that names a certificate authority"
+    )
+    _log.warning(what, where, extra=logs.limit(1, SCHEME_S))
