@@ -212,12 +212,16 @@ class Keys:
         """The same refusal, with both tokens named by fingerprint and origin.
 
         If the coordinator knows this token, it has said what to do; then only the place is added.
+        So it has if there are no tokens, but certificates.
         """
         if refused.reason:
             said = refused.refusal
             place = f" (the token is from {self.known.place})" if self.known.place else ""
             said = Refusal(said.code, f"{said.message}{place}", said.hint)
             return TokenError(said, reason=refused.reason)
+        if not (refused.origin or refused.fingerprint or self.known.token):
+            # There is no token on either side: the coordinator wants a certificate, and says so.
+            return refused
         text = f"{refused.message}: {compared(refused, self.known)}"
         refusal = Refusal(RefusalCode.TOKEN, text, what_to_do(refused, self.known))
         return TokenError(refusal, fingerprint=refused.fingerprint, origin=refused.origin)

@@ -23,7 +23,12 @@ from rallypoint.coordinator.config import CoordinatorConfig
 from rallypoint.coordinator.server import CoordinatorServer
 from rallypoint.core.values import Address, RunSettings
 from rallypoint.endpoints import Endpoint, parse_endpoint
-from rallypoint.errors import TokenError, UntrustedCoordinatorError, UsageError
+from rallypoint.errors import (
+    TokenError,
+    UnreachableError,
+    UntrustedCoordinatorError,
+    UsageError,
+)
 from rallypoint.security import claims, pki
 from rallypoint.security.access import Access, CertificateFileError, Certificates
 from rallypoint.security.authority import new_host_token
@@ -32,6 +37,7 @@ from rallypoint.security.hashed import check_id
 from rallypoint.security.roles import Denial, Principal, Right, Role
 from rallypoint.security.token_form import credential
 from rallypoint.settings import certificates_of_command, node_settings
+from rallypoint.tokens import NONE, Keys
 from rallypoint.wire.messages import ATTACH_PATH
 from tests.loops import BOOTSTRAP, opened, run_clean, served
 from tests.security.pki import DAY, Issuer
@@ -159,8 +165,11 @@ def test_a_certificate_of_another_time_is_told(
 
     async def main() -> None:
         async with served(config(files, token=PLAIN)) as (_, port):
-            with pytest.raises(UntrustedCoordinatorError, match=said):
+            with pytest.raises(UntrustedCoordinatorError, match=f"which {said}") as caught:
                 await dialled(port, trusting(own))
+            shown = pki.fingerprint(der(files[0]))[:16]
+            assert shown in caught.value.message
+            assert "--state" not in caught.value.hint  # It has no state directory.
 
     run_clean(main)
 
@@ -275,6 +284,52 @@ def test_commands_show_a_certificate(own: Issuer, monkeypatch: pytest.MonkeyPatc
             assert (await ask(endpoint, viewer, monkeypatch))["runs"] == []
             with pytest.raises(TokenError, match="names 'cook', which is no role"):
                 await ask(endpoint, shown_by(own, common_name="cook"), monkeypatch)
+
+    run_clean(main)
+
+
+def test_commands_are_told_why_their_certificate_does_not_count(
+    own: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired = shown_by(own, common_name="viewer", begins=-2 * DAY, ends=-DAY)
+    cert, key = Issuer(tmp_path / "other", "Other CA").issue("client", common_name="viewer")
+    foreign = Certificates(str(own.file), str(cert), str(key))
+
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file) as port:
+            endpoint = parse_endpoint(at(port))
+            with pytest.raises(UntrustedCoordinatorError, match="it has expired, on") as caught:
+                await ask(endpoint, expired, monkeypatch)
+            assert "--client-ca" in caught.value.hint
+            with pytest.raises(UnreachableError, match="its log says why") as other:
+                await ask(endpoint, foreign, monkeypatch)
+            assert "--client-ca" in other.value.hint
+
+    run_clean(main)
+
+
+@pytest.mark.parametrize("token", ["", PLAIN], ids=["certificates only", "tokens, too"])
+def test_who_needs_a_certificate_is_not_asked_for_a_token(
+    own: Issuer, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with serving(own, "127.0.0.1", client_ca=own.file, token=token) as port:
+            endpoint = parse_endpoint(at(port))
+            with pytest.raises(TokenError) as refused:
+                await ask(endpoint, shown_by(own, common_name="cook"), monkeypatch)
+            told = Keys(NONE).explained(refused.value)
+            assert "names 'cook', which is no role" in told.message
+            assert "you sent none" not in told.message
+            assert "--tls-cert" in told.hint
+            if token:
+                return
+            monkeypatch.delenv("RALLYPOINT_TLS_CERT")
+            monkeypatch.delenv("RALLYPOINT_TLS_KEY")
+            with pytest.raises(TokenError) as refused:
+                await asyncio.to_thread(api.runs, endpoint, "")
+            told = Keys(NONE).explained(refused.value)
+            assert "you sent none" not in told.message
+            assert "--tls-cert" in told.hint
 
     run_clean(main)
 

@@ -187,9 +187,12 @@ def _as_ours(endpoint: Endpoint, token: str) -> Iterator[None]:
         raise _untrusted(endpoint, token, error) from error
     except CertificateFileError as error:
         raise UsageError(str(error), hint=untrusted.FILES_HINT) from None
-    except ConnectionResetError as error:
+    except (ConnectionResetError, BrokenPipeError) as error:
         # Also if it closes without an answer (RemoteDisconnected), which a coordinator never does,
-        # unless it has TLS, and was asked in clear.
+        # unless it does not accept this side's certificate, or has TLS, and was asked in clear.
+        own = settings.certificates_of_command(endpoint, token)
+        if own is not None:
+            raise _ended_by_pki(endpoint, own, untrusted.closed_by_pki(own)) from error
         if not token_form.names_ca(token) and _authority_at(endpoint) is not None:
             raise untrusted.needs_token(_where(endpoint)) from None
         raise _not_ours(endpoint, "it closed the connection without an answer") from error
@@ -227,8 +230,20 @@ def _untrusted_by_pki(endpoint: Endpoint, own: Certificates, error: ssl.SSLError
             reached = socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S)
             shown = first_look.shown_blocking(reached, endpoint.host)
         return untrusted.by_pki(where, endpoint.host, own, error, shown)
-    failed = untrusted.refused_by_pki(where, own, error)
-    return _not_ours(endpoint, str(failed)) if isinstance(failed, OSError) else failed
+    return _ended_by_pki(endpoint, own, untrusted.refused_by_pki(where, own, error))
+
+
+def _ended_by_pki(endpoint: Endpoint, own: Certificates, failed: Exception) -> Exception:
+    """The error for a connection that the server has closed, or that `failed` otherwise."""
+    if not isinstance(failed, OSError):
+        return failed
+    if own.cert is None:
+        return _not_ours(endpoint, str(failed))
+    return UnreachableError(
+        f"the server at {_where(endpoint)} {failed}",
+        hint=untrusted.NEW_CERTIFICATE,
+        attempts=((_where(endpoint), str(failed)),),
+    )
 
 
 def _authority_at(endpoint: Endpoint) -> str | None:

@@ -26,13 +26,24 @@ _REASONS: Final = {
         "compare the clocks of both machines (`date`): this one may be behind",
     ),
 }
+_REASONS_OF_PKI: Final = {
+    "certificate has expired": (
+        "which has expired",
+        "renew the files of the coordinator's --tls-cert and --tls-key: it reads them again within "
+        "seconds; if they are new, compare the clocks of both machines (`date`)",
+    ),
+    "certificate is not yet valid": (
+        "which is not valid yet",
+        "compare the clocks of both machines (`date`): this one may be behind",
+    ),
+}
 _USE_ITS_TOKEN: Final = (
     "use the coordinator's token: --token-file FILE (torchrun: token_file in --rdzv-conf), or "
     "RALLYPOINT_TOKEN_FILE"
 )
 FILES_HINT: Final = "give PEM files that this user can read: --tls-ca, --tls-cert and --tls-key"
 _OTHER_CERTIFICATE: Final = "have a new certificate issued for the coordinator (--tls-cert)"
-_NEW_CERTIFICATE: Final = (
+NEW_CERTIFICATE: Final = (
     "give one of an authority in the coordinator's --client-ca: --tls-cert FILE, and --tls-key "
     "FILE; if it has expired, compare the clocks of both machines (`date`)"
 )
@@ -104,8 +115,8 @@ def by_pki(
             "coordinator was found through a ledger), or have it issued for this name, too",
         )
     said = error.verify_message
-    what, hint = _REASONS.get(said, (f"it is not accepted: {said}", _OTHER_CERTIFICATE))
-    return UntrustedCoordinatorError(f"{theirs}, and {what}", hint=hint)
+    what, hint = _REASONS_OF_PKI.get(said, (f"and it is not accepted: {said}", _OTHER_CERTIFICATE))
+    return UntrustedCoordinatorError(f"{theirs}, {what}", hint=hint)
 
 
 def refused_by_pki(
@@ -117,10 +128,10 @@ def refused_by_pki(
         what = reason.rpartition("ALERT_")[2].replace("_", " ").lower()
         mine = f"the certificate {own.cert!r}" if own.cert else "a client without a certificate"
         return UntrustedCoordinatorError(
-            f"the coordinator at {where} refused {mine}: {what}", hint=_NEW_CERTIFICATE
+            f"the coordinator at {where} refused {mine}: {what}", hint=NEW_CERTIFICATE
         )
     if isinstance(error, _PASSING):
-        return ConnectionResetError(_CLOSED)
+        return ConnectionResetError(_CLOSED) if own.cert is None else closed_by_pki(own)
     return not_a_coordinator(
         where, f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})"
     )
@@ -138,7 +149,7 @@ def closed_by_pki(own: Certificates) -> NotACoordinatorError | ConnectionResetEr
     why = pki.out_of_date(own)
     if why:
         return UntrustedCoordinatorError(
-            f"the coordinator refused the certificate {own.cert!r}: {why}", hint=_NEW_CERTIFICATE
+            f"the coordinator refused the certificate {own.cert!r}: {why}", hint=NEW_CERTIFICATE
         )
     return ConnectionResetError(
         f"{said}, after {own.cert!r} was shown: its log says why, if its --client-ca does not have "

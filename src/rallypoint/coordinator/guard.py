@@ -96,7 +96,7 @@ def of_certificate(
     try:
         found = client_certificates.principal_of(certificate)
     except client_certificates.UnknownClientError as error:
-        return Denial(str(error), _GIVE_A_CERTIFICATE, "")
+        return Denial(str(error), _GIVE_A_CERTIFICATE, "certificate")
     if claims.has_ended(found, runtime.here().wall_s()):
         # TLS has checked the time only when the connection began.
         assert found.ends_at is not None
