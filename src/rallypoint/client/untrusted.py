@@ -15,6 +15,7 @@ _NEW_TOKEN: Final = (
     "if the coordinator has a new certificate authority (`rallypoint token new`), give this node "
     "its token; else another program answers there, and nothing was said to it"
 )
+_COMPARE: Final = "compare the clocks of both machines (`date`): this one may be behind"
 _REASONS: Final = {
     "certificate has expired": (
         "its certificate has expired",
@@ -23,7 +24,7 @@ _REASONS: Final = {
     ),
     "certificate is not yet valid": (
         "its certificate is not valid yet",
-        "compare the clocks of both machines (`date`): this one may be behind",
+        _COMPARE,
     ),
 }
 _REASONS_OF_PKI: Final = {
@@ -34,7 +35,7 @@ _REASONS_OF_PKI: Final = {
     ),
     "certificate is not yet valid": (
         "which is not valid yet",
-        "compare the clocks of both machines (`date`): this one may be behind",
+        _COMPARE,
     ),
 }
 _USE_ITS_TOKEN: Final = (
