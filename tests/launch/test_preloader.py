@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -357,6 +358,51 @@ def test_a_worker_is_registered_before_its_program_runs(tmp_path: Path) -> None:
         asyncio.run(starts())
     finally:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("own", ["", "of-a-library"])
+def test_a_preloader_and_its_standbys_have_names_and_a_worker_has_its_own(
+    own: str, tmp_path: Path
+) -> None:
+    """Also if a module that is imported has set one, as it does in a cold worker."""
+    named = f"open('/proc/self/comm', 'w').write({own!r})" if own else ""
+    a_module(tmp_path, named)
+    (tmp_path / "cold").mkdir()
+    shows = "from pathlib import Path\nPath('name').write_text(Path('/proc/self/comm').read_text())"
+
+    def names() -> set[str]:
+        found = set()
+        for each in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                head, _, rest = each.read_text().rpartition(") ")
+                if int(rest.split()[1]) == os.getpid():
+                    found.add(head.partition(" (")[2])
+        return found
+
+    async def starts() -> None:
+        told = Told(tmp_path)
+        (tmp_path / "program.py").write_text(shows)
+        told.preloader.start(["mine"])
+        await told.next()
+        wanted = {preload_process.PRELOADER_NAME.decode(), preload_process.STANDBY_NAME.decode()}
+        await until(lambda: wanted <= names())
+        env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+        spec = WorkerSpec(argv=("x",), env=env, cwd=str(tmp_path), local_rank=0, rank=0)
+        with open(os.devnull, "r+") as file:  # noqa: PTH123
+            process = await asyncio.to_thread(told.preloader.take, spec, *[file.fileno()] * 3)
+        assert process is not None
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED)
+        told.preloader.close()
+
+    become_subreaper()
+    try:
+        asyncio.run(starts())
+    finally:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    cold = subprocess.run([sys.executable, "-c", shows], cwd=tmp_path / "cold", check=True)
+    assert cold.returncode == 0
+    expected = own or (tmp_path / "cold/name").read_text().strip()
+    assert (tmp_path / "name").read_text().strip() == expected
 
 
 def test_a_preloader_that_hangs_is_waited_for_once(tmp_path: Path) -> None:

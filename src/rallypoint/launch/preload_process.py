@@ -62,6 +62,9 @@ _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("!I")
 _PAUSE_S = 0.0005
 _LOOK_S = 0.1
+PRELOADER_NAME, STANDBY_NAME = b"rally-preloader", b"rally-standby"
+"""What `ps -o comm` and `top` show: the kernel keeps 15 bytes. Their arguments are a worker's."""
+_NAME_FILE = "/proc/self/comm"
 _SEVERAL = 20
 """Who reads more of the variables in which workers differ reads them all."""
 
@@ -232,6 +235,7 @@ class _Preloader:
     def run(self) -> _Gate:
         """Returns only in a fork that the agent has made a worker."""
         task, _ = receive_message(self._agent)
+        self._name = _named(PRELOADER_NAME)
         before = dict(os.environ)
         began_s = time.monotonic()
         problems = hidden_modules(task["folders"])
@@ -246,6 +250,9 @@ class _Preloader:
                 )
         took_s = time.monotonic() - began_s
         self._changes = _changes(before, dict(os.environ))
+        name = _named(PRELOADER_NAME)
+        if name != PRELOADER_NAME:
+            self._name = name  # An import has set it, as in a cold worker.
         self._flush()
         # What is there now is not looked at by the garbage collector of a fork, so that its memory
         # stays shared (docs of gc.freeze).
@@ -290,7 +297,7 @@ class _Preloader:
         if fork() > 0:
             os._exit(0)
         self._agent.close()
-        gate = _Gate(socket.socket(fileno=fd), self._agent_pid, self._changes)
+        gate = _Gate(socket.socket(fileno=fd), self._agent_pid, self._changes, self._name)
         gate.wait()
         return gate
 
@@ -619,14 +626,19 @@ def _has_children() -> bool:
 class _Gate:
     """Where a fork waits for its work."""
 
-    def __init__(self, sock: socket.socket, agent_pid: int, changes: dict[str, str | None]) -> None:
+    def __init__(
+        self, sock: socket.socket, agent_pid: int, changes: dict[str, str | None], name: bytes
+    ) -> None:
+        """`name`: that of the process when it is a worker."""
         self._sock = sock
         self._agent_pid = agent_pid
         self._changes = changes
+        self._name = name
 
     def wait(self) -> None:
         """Be a child of the agent, and wait. The process ends here if the agent does."""
         os.setsid()
+        _named(STANDBY_NAME)
         ends_s = time.monotonic() + PARENT_WITHIN_S
         while os.getppid() != self._agent_pid:
             if time.monotonic() > ends_s:
@@ -645,6 +657,7 @@ class _Gate:
 
     def pass_through(self) -> None:
         """Take over what the agent has sent."""
+        _named(self._name)
         for number, fd in enumerate(self._fds):
             os.dup2(fd, number)
             os.close(fd)
@@ -659,6 +672,20 @@ class _Gate:
         _set_environment(env)
         send_message(self._sock, {})
         self._sock.close()
+
+
+def _named(name: bytes) -> bytes:
+    """Give this process a name of at most 15 bytes. Returns the one that it had; b"" if unknown."""
+    before = b""
+    try:
+        with open(_NAME_FILE, "rb") as file:
+            before = file.read().removesuffix(b"\n")
+        if name:
+            with open(_NAME_FILE, "wb") as file:
+                file.write(name)
+    except OSError:
+        pass  # It is for people only.
+    return before
 
 
 def _set_environment(env: dict[str, str]) -> None:
