@@ -404,11 +404,17 @@ def refused(refusal: Refusal) -> RefusedError:
     return _REFUSED.get(refusal.code, RefusedError)(refusal)
 
 
-def not_a_coordinator(where: str, answer: str, status: int = 0) -> NotACoordinatorError:
-    """The error for a server at `where` that answers like another program. `status`: of HTTP."""
+def not_a_coordinator(
+    where: str, answer: str, status: int = 0, *, hint: str = ""
+) -> NotACoordinatorError:
+    """The error for a server at `where` that answers like another program. `status`: of HTTP.
+
+    `hint`: what else it may be, and what to do then.
+    """
+    usual = "check the host and the port: another program uses this port"
     return NotACoordinatorError(
         f"the server at {where} is not a Rallypoint coordinator: {answer}",
-        hint="check the host and the port: another program uses this port",
+        hint=f"{usual}; or {hint}" if hint else usual,
         status=status,
     )
 

@@ -286,8 +286,9 @@ def test_clear_and_tls_do_not_meet_and_are_told() -> None:
                 with pytest.raises(UntrustedCoordinatorError, match="uses TLS"):
                     await asyncio.to_thread(api.runs, endpoint, other)
         async with served() as (_, port):
-            with pytest.raises(NotACoordinatorError, match=r"does not speak TLS 1\.3"):
+            with pytest.raises(NotACoordinatorError, match=r"does not speak TLS 1\.3") as told:
                 await dialled(port, token)
+            assert "started without a token" in told.value.hint
 
     run_clean(main)
 

@@ -56,6 +56,8 @@ OTHER_AUTHORITY: Final = (18, 19, 20, 21)
 authority. Source: OpenSSL, x509_vfy.h.
 """
 _CLOSED: Final = "closed the connection during the TLS handshake"
+_IN_CLEAR: Final = "WRONG_VERSION_NUMBER"
+"""OpenSSL's reason if the answer is no TLS record."""
 _PASSING: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
@@ -134,7 +136,11 @@ def refused_by_pki(
     if isinstance(error, _PASSING):
         return ConnectionResetError(_CLOSED) if own.cert is None else closed_by_pki(own)
     return not_a_coordinator(
-        where, f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})"
+        where,
+        f"it does not speak TLS 1.3, which this endpoint asks for ({error.reason or error})",
+        hint="the coordinator has no certificate (`serve --tls-cert`): then use http://"
+        if reason == _IN_CLEAR
+        else "",
     )
 
 
@@ -175,6 +181,9 @@ def failed_handshake(
     return not_a_coordinator(
         where,
         f"it does not speak TLS 1.3, which this token asks for ({error.reason or error})",
+        hint="the coordinator was started without a token: give it this one, or use none here"
+        if error.reason == _IN_CLEAR
+        else "",
     )
 
 
