@@ -80,7 +80,7 @@ def test_the_restart_budget_is_one_for_the_run(machine: Machine) -> None:
     os.kill(second["b"].pid, signal.SIGUSR1)
     for agent in agents:
         text = agent.ends(1)
-        assert "the run's restart budget (1) is spent" in text
+        assert "the run's restart budget (--max-restarts 1) is spent" in text
         assert "bad batch in shard 7" in text
         assert "  | ValueError: bad batch in shard 7" in text
 

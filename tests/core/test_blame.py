@@ -190,7 +190,7 @@ def test_r9_a_takeover_keeps_what_is_spent_and_for_how_long() -> None:
     # The head was written soon after the charge, so the successor counts nearly all of the window.
     driver.advance(500.0)
     break_by(driver, "y")
-    assert "budget (1) is spent within 10 min" in ended(driver)
+    assert "budget (--max-restarts 1) is spent within 10 min" in ended(driver)
 
 
 def test_r11_a_round_that_was_taken_over_is_not_known_to_be_short() -> None:
@@ -210,7 +210,7 @@ def test_a_row_of_the_same_failure_survives_a_takeover() -> None:
         driver.fail_over()
         driver.attach("a", "b")
     break_by(driver, "shape 9 is wrong")
-    assert "failed in the same way 3 times in a row" in ended(driver)
+    assert "failed in the same way 3 times in a row (--same-failure)" in ended(driver)
 
 
 def test_another_failure_begins_a_new_row() -> None:

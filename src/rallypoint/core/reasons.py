@@ -470,7 +470,7 @@ def budget_spent(change: Change, settings: RunSettings, spent: int, weight: int)
     limit = settings.max_restarts
     if not limit:
         return f"{change}; {_NO_RESTARTS}"
-    why = f"the run's restart budget ({limit}) is spent"
+    why = f"the run's restart budget (--max-restarts {limit}) is spent"
     if weight > 1:
         left = max(0, limit - spent)
         why += (
@@ -499,13 +499,15 @@ def stays_out(left_s: float, why: str) -> str:
 
 def same_failure(change: Change, times: int) -> str:
     """Why a run ends with this change: the program fails again and again in the same way."""
-    return f"{change}; the program has failed in the same way {times} times in a row"
+    return (
+        f"{change}; the program has failed in the same way {times} times in a row (--same-failure)"
+    )
 
 
 def no_restart(change: Change) -> str:
     """Why a run ends with this change: the worker's exit code forbids a restart."""
     code = change.failure.exit_code if change.failure is not None else None
-    return f"{change}; the run does not restart after exit code {code}"
+    return f"{change}; the run does not restart after exit code {code} (--no-restart-exit-codes)"
 
 
 def too_few_remain(remaining: int, minimum: int, done: int) -> str:
