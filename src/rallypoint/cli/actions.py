@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from rallypoint import settings
-from rallypoint.cli import api, output, run_locator
+from rallypoint.cli import answers, api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.cli.events import known_events
 from rallypoint.core.printable import size_of
+from rallypoint.endpoints import Endpoint
 from rallypoint.errors import RunClosedError, UsageError
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -229,7 +230,12 @@ def _act(
     where = endpoint_of(endpoint)
     keys = keys_of(where, token_file)
     coordinator = run_locator.coordinator_of(where, keys, run_id)
-    return coordinator.ask(lambda at, secret: api.act(at, secret, run_id, action, body))
+
+    def ask(at: Endpoint, secret: str) -> dict[str, Any]:
+        answer = api.act(at, secret, run_id, action, body)
+        return answers.checked(at, answer, answers.Stacks) if action == "stacks" else answer
+
+    return coordinator.ask(ask)
 
 
 def _confirm(is_sure: bool, question: str) -> None:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from rallypoint import settings
 from rallypoint.client import untrusted
 from rallypoint.core.values import Address
@@ -139,11 +141,8 @@ def _messages(
             if name == "event":
                 kind = value
             elif name == "data":
-                try:
-                    body = json.loads(value)
-                except (ValueError, RecursionError):
-                    body = None
-                if not isinstance(body, dict):
+                body = _object(value)
+                if body is None:
                     raise _not_ours(endpoint, "its events are not JSON")
                 yield kind, body
 
@@ -340,11 +339,8 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(answer)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
+    body = _object(answer)
+    if body is None:
         raise _not_ours(endpoint, f"it answers with status {status} and no JSON")
     if status == 200:
         return body
@@ -357,6 +353,19 @@ def _checked(endpoint: Endpoint, status: int, answer: bytes) -> dict[str, Any]:
         told = (str(body.get("fingerprint") or ""), str(body.get("origin") or ""), reason)
         raise token_error(body["error"], hint, *told)
     raise _refused(status, body["error"], hint)
+
+
+def _object(data: bytes | str) -> dict[str, Any] | None:
+    """The object in this JSON; None if there is none.
+
+    Unlike `json`, msgspec refuses numbers and characters that cannot be written again: infinity,
+    and halves of surrogate pairs.
+    """
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _refused(status: int, message: str, hint: str) -> UsageError | CoordinatorError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
 
-from rallypoint.cli import api, output, run_locator
+from rallypoint.cli import answers, api, output, run_locator
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import (
@@ -124,7 +122,7 @@ class _Shower:
         if is_old and float(at or 0.0) < shown_at - (self._since_s or 0.0):
             return
         if self._as_json:
-            print(json.dumps(event, ensure_ascii=False, allow_nan=False), flush=True)
+            print(output.as_json(event), flush=True)
             return
         for line in self._lines(event):
             print(line, flush=True)
@@ -134,8 +132,8 @@ class _Shower:
             self._look_at_round(event.get("round"))
         at, text = event.get("at"), output.clean(self._without_repeat(event))
         when = " " * 12
-        if isinstance(at, float | int) and at > 0:
-            moment = datetime.fromtimestamp(at, UTC).astimezone()
+        moment = output.moment_of(at)
+        if moment is not None:
             day = f"{moment:%Y-%m-%d}"
             if day != self._day:
                 self._day = day
@@ -209,7 +207,10 @@ def _page(where: Endpoint, keys: Keys, run_id: str, last_id: str) -> dict[str, A
     path += f"&since={last_id}" if last_id else ""
 
     def ask(at: Endpoint, secret: str) -> dict[str, Any]:
-        return api.events(at, secret, path)
+        page = answers.checked(at, api.events(at, secret, path), answers.EventsPage)
+        for each in page["events"]:
+            answers.checked_event(at, each)
+        return page
 
     if where.kind is not EndpointKind.LEDGER:
         return run_locator.coordinator_of(where, keys, run_id).ask(ask)
@@ -260,4 +261,16 @@ def _stream(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     path = api_paths.events_path(run_id)
     coordinator = run_locator.coordinator_of(where, keys, run_id)
-    return coordinator.ask(lambda at, secret: api.stream(at, secret, path, last_id))
+
+    def ask(at: Endpoint, secret: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        # The stream is open when this returns.
+        return _checked(at, api.stream(at, secret, path, last_id))
+
+    return coordinator.ask(ask)
+
+
+def _checked(
+    at: Endpoint, messages: Iterator[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind, body in messages:
+        yield kind, answers.checked_event(at, body) if "id" in body else body

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rallypoint.cli import descriptors
@@ -101,8 +102,31 @@ def tell_result(text: str) -> None:
 
 def print_json(body: Any) -> None:
     """Print one JSON value for programs: indented on a terminal, otherwise on one line."""
-    indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(body, indent=indent, ensure_ascii=False, allow_nan=False), flush=True)
+    print(as_json(body, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def as_json(body: Any, indent: int | None = None) -> str:
+    """The value in JSON. Characters that a terminal may obey are escaped, as names may have them.
+
+    JSON itself escapes only those below 0x20.
+    """
+    text = json.dumps(body, indent=indent, ensure_ascii=False, allow_nan=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    # Outside of strings JSON has none of them, but line breaks.
+    return "".join(
+        each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+    )
+
+
+def moment_of(at: object) -> datetime | None:
+    """A time in seconds since 1970, in the time zone of the terminal; None if it is none."""
+    if not isinstance(at, int | float) or at <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(at, UTC).astimezone()
+    except (OverflowError, ValueError, OSError):  # It is millions of years away.
+        return None
 
 
 def clean(text: str, *, lines: bool = False) -> str:

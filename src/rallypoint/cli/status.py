@@ -6,13 +6,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
 import typer
 
-from rallypoint.cli import api, output, run_locator, status_view
+from rallypoint.cli import answers, api, output, run_locator, status_view
 from rallypoint.cli.common import EndpointOption, TokenFileOption, endpoint_of, keys_of
 from rallypoint.endpoints import Endpoint, EndpointKind
 from rallypoint.errors import CoordinatorError, RallypointError, TokenError
@@ -93,7 +92,7 @@ def one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answ
             answer = _run_of_ledger(where, keys, run_id, shown)
         else:
             asked = run_locator.coordinator_of(where, keys, run_id)
-            answer = Answer(asked.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
+            answer = Answer(asked.ask(_question(run_id, shown)))
     except api.NoSuchRunError as error:
         unknown = fields.unknown(run_id, error.message, socket.gethostname())
         answer = Answer(msgspec.to_builtins(unknown), error)
@@ -106,13 +105,22 @@ def one_run(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answ
     return Answer(status, problem)
 
 
+def _question(run_id: str, shown: int | None) -> Callable[[Endpoint, str], Status]:
+    from rallypoint.coordinator import status as fields
+
+    def ask(at: Endpoint, secret: str) -> Status:
+        return answers.checked(at, api.run(at, secret, run_id, shown), fields.RunStatus)
+
+    return ask
+
+
 def _run_of_ledger(where: Endpoint, keys: Keys, run_id: str, shown: int | None) -> Answer:
     known = run_locator.find(where, keys, run_id, MEMBERS_IN_JSON if shown is None else shown)
     if known.close is not None:  # The coordinator that closed it may have ended.
         return Answer(known.status(""))
     try:
         owner = run_locator.owner_of(known)
-        return Answer(owner.ask(lambda at, secret: api.run(at, secret, run_id, shown)))
+        return Answer(owner.ask(_question(run_id, shown)))
     except (CoordinatorError, api.NoSuchRunError) as error:
         if isinstance(error, TokenError):
             raise
@@ -130,9 +138,13 @@ def _all_runs(where: Endpoint, keys: Keys, as_json: bool, shown: int | None) -> 
     is_ledger = where.kind is EndpointKind.LEDGER
     told: list[Status] = []
     problems: dict[str, str] = {}
+
+    def ask(at: Endpoint, secret: str) -> Status:
+        return answers.checked(at, api.runs(at, secret, only_own=is_ledger), fields.RunList)
+
     for owner in asked:
         try:
-            told.append(owner.ask(partial(api.runs, only_own=is_ledger)))
+            told.append(owner.ask(ask))
         except CoordinatorError as error:
             if not is_ledger or isinstance(error, TokenError):
                 raise

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from rallypoint.cli.output import cell, table
+from rallypoint.cli.output import cell, moment_of, table
 from rallypoint.core import reasons
 from rallypoint.core.printable import size_of, spans
 from rallypoint.core.sizes import size_text
@@ -60,9 +60,9 @@ def order_name(status: Status, order: int) -> str:
 
 def time_of_day(at: object) -> str:
     """A time in seconds since 1970, in the time zone of the terminal; "" if it is unknown."""
-    if not isinstance(at, int | float) or at <= 0:
+    moment = moment_of(at)
+    if moment is None:
         return ""
-    moment = datetime.fromtimestamp(at, UTC).astimezone()
     is_today = moment.date() == datetime.now(UTC).astimezone().date()
     return f"{moment:%H:%M:%S}" if is_today else f"{moment:%Y-%m-%d %H:%M:%S}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
+from rallypoint.errors import UsageError
+
 RUNS: Final = "/api/v1/runs"
 """The list of runs; GET."""
 ME: Final = "/api/v1/me"
@@ -16,7 +18,9 @@ COORDINATORS: Final = "/api/v1/coordinators"
 
 
 def run_path(run_id: str) -> str:
-    """One run in detail; GET."""
+    """One run in detail; GET. Raises UsageError for an empty id, which is no part of a path."""
+    if not run_id:
+        raise UsageError("the id of the run is empty", hint="`rallypoint status` lists the runs")
     return f"{RUNS}/{quoted(run_id)}"
 
 
