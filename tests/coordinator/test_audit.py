@@ -289,6 +289,7 @@ def test_an_action_whose_body_is_too_large_has_its_status() -> None:
     run_clean(main)
     [record] = lines.records()
     assert (record["outcome"], record["status"]) == ("failed", 413)
+    assert record["detail"] == "the body of the request is too long"
 
 
 def test_the_addresses_of_an_ipv6_network_count_as_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 
 import pytest
@@ -248,3 +249,34 @@ def test_a_disconnect_at_any_time_before_the_body_was_read_is_no_error(count: in
     with Watch() as watch:
         run_virtual(main())
         watch.check()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/api/v1/runs/", 404),
+        ("POST", "/api/v1/runs/r/nothing", 404),
+        ("DELETE", "/api/v1/runs", 405),
+        ("POST", "/", 405),
+    ],
+)
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "token"])
+def test_what_aiohttp_refuses_is_an_error_in_json_as_all_others(
+    method: str, path: str, status: int, token: str
+) -> None:
+    request = (
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"Authorization: Bearer {TOKEN}\r\n\r\n"
+    )
+
+    async def main() -> bytes:
+        async with served(CoordinatorConfig(token=token)) as (_, port):
+            return await answer(port, request.encode())
+
+    head, _, body = run_clean(main).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert (b"\r\nAllow: " in head) == (status == 405)
+    found = json.loads(body)
+    assert found["error"]
+    assert found["hint"]

@@ -116,6 +116,6 @@ _PLAIN: Final[dict[type[inspect.Type], type | tuple[type, ...]]] = {
     inspect.BoolType: bool,
     inspect.EnumType: (str, int),
     inspect.FloatType: (int, float),
-    inspect.IntType: int,
+    inspect.IntType: (int, float),  # 1.0 is a whole number, too
     inspect.StrType: str,
 }

@@ -47,7 +47,7 @@ class Requests:
             if request.transport is not None:
                 # With this limit, sending ends only when the kernel has the whole answer.
                 request.transport.set_write_buffer_limits(high=0)
-            response = await handler(request)
+            response = await _answered(request, handler)
             if is_last:
                 response.force_close()
             if not response.prepared:
@@ -55,6 +55,26 @@ class Requests:
             return response
         finally:
             self._open.give_back(account)
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The handler's answer. What aiohttp refuses by itself is an error in JSON as all others."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        message, hint = _REFUSED.get(error.status, (error.reason, ""))
+        response = json_error(error.status, message, hint)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+
+
+_REFUSED: Final = {
+    404: ("there is no such path", "the paths of the API are in docs/http-api.md"),
+    405: ("this path does not take requests of this method", "the header Allow has those it takes"),
+    413: ("the body of the request is too long", "give a shorter reason"),
+}
+"""The error and the hint of a status that aiohttp answers by itself."""
 
 
 async def _send(request: web.Request, response: web.StreamResponse) -> None:
