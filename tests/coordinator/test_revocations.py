@@ -21,6 +21,7 @@ from rallypoint.security import token_form as form
 from rallypoint.security.authority import Authority, new_secret
 from rallypoint.security.hashed import HashedToken, hash_of
 from rallypoint.security.roles import Role
+from tests.coordinator.peers import raw
 from tests.coordinator.replica import replica
 from tests.loops import BOOTSTRAP, node, opened, run_clean, run_virtual, served, until
 
@@ -105,6 +106,41 @@ def test_a_stream_of_events_ends_with_its_token() -> None:
                     await stream.content.read()  # what was sent before, and no more
                 async with http.get(url, headers=shown) as again:
                     assert again.status == 401
+
+    run_clean(main)
+
+
+class Slow(MemoryLedger):
+    """Answers what it is asked once `may_go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+
+    async def read(self, key: str) -> Versioned | None:
+        await self.may_go.wait()
+        return await super().read(key)
+
+
+@pytest.mark.sockets
+def test_a_request_that_waits_while_its_token_is_revoked_is_told_so() -> None:
+    """It has no answer yet, so its connection need not be cut: that would tell it nothing."""
+    text = "the-token-of-a-dashboard"
+    hashed = (HashedToken("dash", hash_of(text), (Role.VIEWER,)),)
+    head = f"GET /api/v1/runs/none HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {text}\r\n\r\n"
+
+    async def main() -> None:
+        ledger = Slow()
+        async with replica(ledger, token="t", hashed_tokens=hashed) as a:
+            ledger.may_go.clear()
+            waits = asyncio.create_task(raw(a.port, head.encode()))  # aiohttp would ask again
+            await until(lambda: len(a.server._answering) == 1, "it was not asked")
+            a.server.replace_tokens(("t",), hashed, frozenset({"dash"}))
+            ledger.may_go.set()
+            answer = await waits
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b'"reason":"revoked"' in answer
 
     run_clean(main)
 

@@ -7,6 +7,7 @@ nodes, and `frames` writes those to them. aiohttp does the handshakes and serves
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import socket
@@ -217,7 +218,7 @@ class CoordinatorServer:
         page_files.add_routes(app)
         metrics.add_routes(app, self.tallies)
         app.router.add_get(wire.ATTACH_PATH, self._attach)
-        app.on_response_prepare.append(response_headers.add)
+        app.on_response_prepare.extend((response_headers.add, _note_beginning))
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_TIMEOUT_S)
         await self._runner.setup()
         server = self._runner.server
@@ -349,7 +350,9 @@ class CoordinatorServer:
 
         self._end_sessions(why)
         for request in list(self._answering.values()):
-            if guard.principal_of(request).id in new and request.transport is not None:
+            # Others have no answer yet: `_read` refuses them, so that they learn why.
+            is_cut = _HAS_BEGUN in request and guard.principal_of(request).id in new
+            if is_cut and request.transport is not None:
                 request.transport.abort()
 
     async def _watch_ends(self) -> None:
@@ -456,7 +459,8 @@ class CoordinatorServer:
                 if guard.right_of(request) is Right.ACT:
                     return await self._audited(request, handler, account)
                 is_last = self._is_crowded()
-                return await self._requests.answer(request, handler, account, is_last=is_last)
+                read = functools.partial(self._read, handler=handler)
+                return await self._requests.answer(request, read, account, is_last=is_last)
             except (ConnectionError, web.RequestPayloadError):
                 # the client disconnected during its request's body, or during the answer
                 return _hung_up()
@@ -522,6 +526,17 @@ class CoordinatorServer:
         if "Authorization" not in request.headers:
             return 0.0
         return self._logins.failed(_account_of(request).address, now_s)
+
+    async def _read(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What a request wants to read, unless its token was revoked meanwhile."""
+        response = await handler(request)
+        principal = guard.principal_of(request)
+        if response.prepared or principal.id not in self.tokens.revoked:
+            return response
+        denied = self.tokens.revocation(principal.id, f"token {principal.label}")
+        assert denied is not None
+        self._audit.login_refused(request.remote, denied.message)
+        return _last(request, http_api.unauthorized(request, self.tokens.first, denied))
 
     async def _audited(
         self, request: web.Request, handler: Handler, account: Account
@@ -632,6 +647,14 @@ class CoordinatorServer:
         finally:
             ended(reader.end)
         return ws
+
+
+_HAS_BEGUN: web.RequestKey[bool] = web.RequestKey("has_begun", bool)
+"""The first bytes of the answer are being sent."""
+
+
+async def _note_beginning(request: web.Request, _: web.StreamResponse) -> None:
+    request[_HAS_BEGUN] = True
 
 
 def _now_s() -> float:
