@@ -20,20 +20,25 @@ from tests.waiting import DEADLINE_S, wait_until
 SRC = Path(__file__).parents[2] / "src"
 MAIN = "from rallypoint.cli.main import main; main()"
 
+# A line in one piece. print writes the words and the end of a line on their own, and what another
+# thread or a forked process says comes between.
+SAY = """
+import sys
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+"""
+
 # Prints its ranks, then follows signals: USR1 raises, USR2 ends well.
-PROGRAM = """
-import os, signal, sys, time
+PROGRAM = f"""{SAY}
+import os, signal, time
 
 def end(*_):
     sys.exit(0)
 
 def fail(*_):
     raise ValueError("bad batch in shard 7")
-
-def say(*words):
-    # In one piece: print writes the end of a line on its own, and another thread comes between.
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
-    sys.stdout.flush()
 
 signal.signal(signal.SIGUSR1, fail)
 signal.signal(signal.SIGUSR2, end)

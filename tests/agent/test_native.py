@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.agent.processes import Machine, gone
+from tests.agent.processes import SAY, Machine, gone
 
 pytestmark = pytest.mark.processes
 
@@ -196,8 +196,8 @@ world.store.get("never")
 
 def test_remains_of_a_worker_are_no_part_of_the_next_round(machine: Machine) -> None:
     """A process in its own session survives its worker, and has the worker's secret."""
-    code = """
-import os, signal, sys, time
+    code = f"""{SAY}
+import os, signal, time
 import rallypoint
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 if os.environ["RALLYPOINT_ROUND"] == "1":
@@ -207,22 +207,22 @@ if os.environ["RALLYPOINT_ROUND"] == "1":
             os._exit(0)
         run = rallypoint.join()
         world = run.next_world()
-        print("orphan", os.getpid(), flush=True)
+        say("orphan", os.getpid())
         changed = False
         while True:
             try:
                 world.store.set("who", "the orphan")
             except rallypoint.RallypointError as error:
                 if not changed:
-                    print("orphan was told", type(error).__name__, flush=True)
+                    say("orphan was told", type(error).__name__)
                 changed = True
             time.sleep(0.01)
-    print("first", os.getpid(), flush=True)
+    say("first", os.getpid())
     signal.pause()
 run = rallypoint.join()
 world = run.next_world()
 world.store.set("who", "the worker")
-print("worker", world.number, world.rank, world.size, os.getpid(), flush=True)
+say("worker", world.number, world.rank, world.size, os.getpid())
 for _ in range(30):
     assert world.store.get("who") == b"the worker", world.store.get("who")
     time.sleep(0.01)

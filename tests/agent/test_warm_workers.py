@@ -271,11 +271,11 @@ if os.fork() == 0:
     if os.fork() == 0:
         while os.getppid() != int(os.environ["AGENT"]):
             time.sleep(0.01)
-        print("daemon", os.getpid(), flush=True)
+        say("daemon", os.getpid())
         os.kill(os.getpid(), signal.SIGSTOP)
     os._exit(0)
 os.wait()
-""").replace("import os,", "import time, os,")
+""")
     child = child.replace('os.environ["AGENT"]', "AGENT").replace(
         "def end", "AGENT = os.getppid()\n\ndef end"
     )
