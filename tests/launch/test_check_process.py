@@ -1,4 +1,4 @@
-"""The check's command: its reason, its limit, and that nothing of it is left."""
+"""Commands of --check and --notice-command: output, limits, and that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rallypoint.launch.check_process import REASON_MAX, run_check
+from rallypoint.launch.check_process import KEPT_BYTES, REASON_MAX, run_check, run_notice
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.processes
@@ -163,3 +163,53 @@ def test_a_check_for_which_no_file_is_left_has_failed(free: int, tmp_path: Path)
     assert later == ""
     assert not groups.now
     assert open_files() == before
+
+
+def notice(command: str, limit_s: float = LIMIT_S) -> tuple[int, str]:
+    known = Groups()
+    try:
+        return asyncio.run(run_notice(("sh", "-c", command), limit_s, os.environ, known))
+    finally:
+        assert len(known.seen) == 1
+        assert not known.now
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("echo gone soon; echo more", (0, "gone soon\nmore\n")),
+        ("exit 7", (7, "")),
+        ("echo unseen >&2; kill -9 $$", (-9, "")),
+    ],
+)
+def test_a_notice_command_tells_its_code_and_its_output(
+    command: str, found: tuple[int, str]
+) -> None:
+    assert notice(command) == found
+
+
+def test_a_notice_command_without_an_end_leaves_no_process(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    command = f"sleep 1000 & echo $! $$ >{pids}; wait; exit 1"
+    with pytest.raises(TimeoutError, match="no answer within 5 s"):
+        notice(command, limit_s=5.0)
+    for pid in map(int, pids.read_text().split()):
+        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+
+
+def test_a_notice_command_that_ends_leaves_no_process(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    assert notice(f"sleep 1000 & echo $! >{pids}; echo go") == (0, "go\n")
+    wait_until(lambda: is_gone(int(pids.read_text())))
+
+
+def test_the_output_of_a_notice_command_takes_a_bounded_memory() -> None:
+    code, text = notice("echo gone soon; head -c 5000000 /dev/zero")
+    assert code == 0
+    assert text.startswith("gone soon\n")
+    assert len(text) == KEPT_BYTES
+
+
+def test_a_notice_command_that_is_missing_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(run_notice(("no-such-command-here",), LIMIT_S, os.environ, Groups()))

@@ -1,7 +1,7 @@
-"""Runs the command of `--check`: whether this node is fit for a round.
+"""Runs the commands of `--check` (is this node fit for a round?) and of `--notice-command`.
 
-The command is a shell's line. It runs in a session of its own, which is ended as a whole when the
-command has ended, at the time limit, and when the wait for it is cancelled.
+A command runs in a session of its own, which is ended as a whole when the command has ended, at the
+time limit, and when the wait for it is cancelled. Its output takes a bounded memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from rallypoint.core.printable import escaped, shortened
@@ -23,7 +23,7 @@ REASON_MAX: Final = 200
 GATE: Final = 'read -r go && exec /bin/sh -c "$1" </dev/null'
 """Begins the command when its group is known to those that end it."""
 KEPT_BYTES: Final = 8_192
-"""How much of the end of the output is kept."""
+"""How much of the output is kept: its end, or its start."""
 REAPED_S: Final = 1.0
 """How many seconds a command that was killed may take to be reaped."""
 READ_BYTES: Final = 65_536
@@ -96,7 +96,7 @@ async def _run(command: str, limit_s: float, environment: Mapping[str, str], gro
     finally:
         os.close(opener)
         kept.close()
-    said = _last_line(kept.end)
+    said = _last_line(kept.bytes)
     if is_late:
         return f"it has not ended within {limit_s:g} s" + (f": {said}" if said else "")
     if process.returncode == 0:
@@ -104,14 +104,56 @@ async def _run(command: str, limit_s: float, environment: Mapping[str, str], gro
     return said or _how(process.returncode)
 
 
+async def run_notice(
+    argv: Sequence[str], limit_s: float, environment: Mapping[str, str], groups: Groups
+) -> tuple[int, str]:
+    """Run the command. Returns its exit code (-N: signal N), and the start of its output.
+
+    Raises OSError if it cannot be started, and TimeoutError if it has not ended after `limit_s`
+    seconds.
+    """
+    output, written = os.pipe()
+    kept = _Kept(output, keeps_start=True)
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=written,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        finally:
+            os.close(written)
+        groups.add(process.pid)
+        leader = guard_process.read_process(process.pid)
+        started = {process.pid: leader.start_time if leader is not None else 0}
+        try:
+            async with asyncio.timeout(limit_s):
+                code = await process.wait()
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {limit_s:g} s") from None
+        finally:
+            try:
+                await call_from_loop(functools.partial(_end_session, started))
+            finally:
+                groups.remove(process.pid)
+        kept.read()
+    finally:
+        kept.close()
+    return code, bytes(kept.bytes).decode(errors="replace")
+
+
 class _Kept:
-    """Reads a pipe in the loop, and keeps the end of what came.
+    """Reads a pipe in the loop, and keeps the end or the start of what came.
 
     It does not wait for the end of the pipe, which a process that has left the session may hold.
     """
 
-    def __init__(self, fd: int) -> None:
-        self.end = bytearray()
+    def __init__(self, fd: int, *, keeps_start: bool = False) -> None:
+        self.bytes = bytearray()
+        self._keeps_start = keeps_start
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         os.set_blocking(fd, False)
@@ -127,8 +169,11 @@ class _Kept:
             if not piece:
                 self._loop.remove_reader(self._fd)
                 return
-            self.end += piece
-            del self.end[:-KEPT_BYTES]
+            self.bytes += piece
+            if self._keeps_start:
+                del self.bytes[KEPT_BYTES:]
+            else:
+                del self.bytes[:-KEPT_BYTES]
 
     def close(self) -> None:
         """Read no more."""

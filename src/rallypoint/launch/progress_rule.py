@@ -1,7 +1,7 @@
 """What shows that a worker advances, without any code in the program: its output, or a file.
 
-The output is looked at in the thread that reads it (logs.py). Regular expressions are the user's,
-and a slow one slows the output, not the agent.
+The output is looked at in the thread that reads it (logs.py). Regular expressions are the user's.
+A search keeps Python's lock until it ends, so one that takes long stops the whole agent meanwhile.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from rallypoint.core.values import Address, Change, CloseRecord, Drain
 from rallypoint.launch.agent_events import PreloadEvent
 from rallypoint.launch.agent_log import AgentLog
 from rallypoint.launch.channel import Channel, Requests
-from rallypoint.launch.check_process import run_check
+from rallypoint.launch.check_process import run_check, run_notice
 from rallypoint.launch.guard import Guard
 from rallypoint.launch.logs import LogPump, check_log_dir
 from rallypoint.launch.machine import STOPPING_SIGNALS
@@ -440,16 +439,4 @@ class LocalSystem:
 
     async def run_command(self, argv: tuple[str, ...], limit_s: float) -> tuple[int, str]:
         """See System."""
-        try:
-            done = await asyncio.to_thread(
-                subprocess.run,
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=limit_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"no answer within {limit_s:g} s") from None
-        return done.returncode, done.stdout.decode("utf-8", "replace")
+        return await run_notice(argv, limit_s, self.environment, self._guard)
