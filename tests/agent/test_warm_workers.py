@@ -287,3 +287,30 @@ os.wait()
     wait_until(lambda: not Path(f"/proc/{daemon}").exists())
     os.kill(worker.pid, signal.SIGUSR2)
     agent.ends(0)
+
+
+LEAVES_OPEN = """
+def unused():
+    pass
+
+class Ends:
+    def __del__(self, mkdir=__import__("os").mkdir):
+        mkdir("destroyed")
+
+ends = Ends()
+file = open("written", "w")
+file.write("to its end")
+"""
+
+
+@pytest.mark.parametrize("is_module", [False, True])
+def test_what_a_program_leaves_open_is_written_at_its_end(
+    machine: Machine, is_module: bool
+) -> None:
+    """Python destroys its module then, although the preloader has frozen what it had."""
+    machine.program(LEAVES_OPEN, "leaves_open.py")
+    what = ("-m", "leaves_open") if is_module else ("leaves_open.py",)
+    agent = machine.command("run", "--standalone", "--preload=fractions", *what)
+    assert "workers start warm" in agent.ends(0)
+    assert (machine.directory / "written").read_text() == "to its end"
+    assert (machine.directory / "destroyed").exists()

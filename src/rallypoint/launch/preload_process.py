@@ -254,9 +254,7 @@ class _Preloader:
         if name != PRELOADER_NAME:
             self._name = name  # An import has set it, as in a cold worker.
         self._flush()
-        # What is there now is not looked at by the garbage collector of a fork, so that its memory
-        # stays shared (docs of gc.freeze).
-        gc.freeze()
+        _freeze()
         if not problems:
             problems += self._canary()
         answer = {
@@ -321,6 +319,23 @@ class _Preloader:
         else:
             why = f"a fork of them failed in a matrix product or a small collective: {codes}"
         return [Problem([], why)]
+
+
+def _freeze() -> None:
+    """Let the garbage collector of a fork leave alone what is there now (docs of gc.freeze).
+
+    So this memory stays shared. But the module of the program is to be destroyed at the end, like
+    that of a cold worker: else its objects are not, and files that it has not closed lose what is
+    in their buffers. Its functions refer to it and it to them, so only the collector does that.
+    """
+    program = sys.modules["__main__"]
+    kept = [each for each in (program, vars(program)) if gc.is_tracked(each)]
+    for each in kept:
+        ctypes.pythonapi.PyObject_GC_UnTrack(ctypes.py_object(each))
+    gc.freeze()
+    for each in kept:
+        if not gc.is_tracked(each):
+            ctypes.pythonapi.PyObject_GC_Track(ctypes.py_object(each))
 
 
 @contextlib.contextmanager
