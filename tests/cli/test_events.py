@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import rallypoint
 from rallypoint.cli import events as command
 from rallypoint.coordinator import run_events
+from tests.waiting import wait_until
 
 from .conftest import COMMAND, Cli, Served
 
@@ -112,6 +114,12 @@ def test_the_command_knows_the_numbers_of_late_events() -> None:
     assert command.FROM_HEAD == run_events.FROM_HEAD
 
 
+def metrics(endpoint: str) -> str:
+    with urllib.request.urlopen(f"{endpoint}/metrics", timeout=60) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def test_follow_goes_on_when_the_coordinator_was_killed(
     cli: Cli, serve: Callable[..., Served], tmp_path: Path
 ) -> None:
@@ -128,6 +136,8 @@ def test_follow_goes_on_when_the_coordinator_was_killed(
             while not any(each["kind"] == "formed" for each in found):
                 found.append(json.loads(following.stdout.readline()))
             serve("--ledger", ledger)
+            # It writes once a second, and what it has not written is lost with it.
+            wait_until(lambda: "\nrallypoint_events_waiting_bytes 0.0\n" in metrics(first.endpoint))
             first.stop(signal.SIGKILL)
             while not any(each["kind"] == "took_over" for each in found):
                 found.append(json.loads(following.stdout.readline()))
