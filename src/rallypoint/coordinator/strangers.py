@@ -58,6 +58,7 @@ def other_scheme(peer: str | None, *, has_tls: bool) -> None:
     """Log a connection that cannot be read, as only one side speaks TLS. `has_tls`: this one does.
 
     With TLS, the client gets no answer: nodes without a token learn from that that they need one.
+    It is no warning, since nodes and `doctor` find out in this way what a port speaks.
     """
     where = plain(peer) if peer else "a local peer"
     what = (
@@ -67,4 +68,4 @@ def other_scheme(peer: str | None, *, has_tls: bool) -> None:
         else "a client at %s speaks TLS, and this port speaks plain HTTP: use http://, and in a "
         "node or a command no token that names a certificate authority"
     )
-    _log.warning(what, where, extra=logs.limit(1, SCHEME_S))
+    _log.info(what, where, extra=logs.limit(1, SCHEME_S))
