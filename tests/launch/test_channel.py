@@ -111,6 +111,7 @@ class Setup:
                 parted=self.parted.append,
                 asked=lambda local_rank, number: self.asked.append((local_rank, number)),
                 raised=lambda local_rank, failure: self.asked.append(failure),
+                fails=lambda pid: self.asked.append(("fails", pid)),
                 explain_s=explain_s,
             ),
         )
@@ -291,6 +292,22 @@ def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (
                 await worker.call(Get("key"), 1.0) == VALUE
             )  # a connection that has said hello stays
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the pid only there")
+def test_the_kernel_tells_which_process_fails() -> None:
+    """It needs no secret, which a worker that was kept gets anew for each round."""
+
+    async def scenario() -> None:
+        async with setup() as made:
+            reader, writer = await asyncio.open_unix_connection(socket_address(made.channel.path))
+            writer.write(local.encode(local.Fails()))
+            assert await reader.read() == b""
+            writer.close()
+            assert made.asked == [("fails", os.getpid())]
+            assert made.parted == []
 
     asyncio.run(scenario())
 

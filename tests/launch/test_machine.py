@@ -193,6 +193,7 @@ NEWS: list[on.Event] = [
     on.WorldAsked(0, 1),
     on.WorldAsked(1, 1),
     on.WorkerRaised(0, a_failure(FailureKind.COMMUNICATION)),
+    on.WorkerFails(1, an_exit(1), a_failure()),
     on.LeaveAsked("enough"),
     on.Drained("drained by ann"),
     on.Gone(EVICTED),
@@ -202,7 +203,7 @@ NEWS: list[on.Event] = [
 ]
 
 
-MAY_BE_NO_NEWS = (on.CloseAsked, on.WorkerParted, on.WorldAsked, on.WorkerRaised)
+MAY_BE_NO_NEWS = (on.CloseAsked, on.WorkerParted, on.WorldAsked, on.WorkerRaised, on.WorkerFails)
 """Without --keep-workers, or outside of a round."""
 
 
@@ -1007,6 +1008,68 @@ def test_the_exit_code_of_an_error_counts_if_it_ends_the_run() -> None:
     rules = msgspec.structs.replace(KEEPING, no_restart_exit_codes=(1,))
     played = Played(rules).working()
     assert played.take(on.WorkerRaised(0, a_failure())) == []
+
+
+# -- a failure that is known before the process has ended ------------------------------------------
+
+
+def fails(local_rank: int = 0, kind: FailureKind = FailureKind.EXCEPTION) -> on.WorkerFails:
+    return on.WorkerFails(1, an_exit(local_rank), a_failure(kind))
+
+
+def test_a_failure_ends_the_round_before_its_process_has_ended() -> None:
+    played = Played().working()
+    said, reported, stopped = played.take(fails())
+    assert isinstance(said, do.Say)
+    assert reported == do.ReportFailure(a_failure())
+    # R13: it is waited for, within the same grace. A signal would cut short what it still does.
+    assert stopped == do.StopWorkers(5.0, signal.SIGTERM, ending=(0,))
+    assert played.take(on.WorkerExited(an_exit(0)), on.WorkerExited(an_exit(1, by=15))) == []
+    assert played.take(on.Stopped(())) == [do.AskRound()]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_failure_that_was_told_is_reported_once_however_its_process_ends(code: int) -> None:
+    played = in_phase(Phase.EXPLAINING)
+    assert do.ReportFailure(a_failure()) in played.take(fails(1))
+    assert played.take(fails(1), on.WorkerExited(an_exit(1, code))) == []
+    played.take(on.FailuresFound((a_failure(FailureKind.COMMUNICATION),)))
+    assert played.machine.phase is Phase.STOPPING
+    assert len([each for each in played.actions if isinstance(each, do.ReportFailure)]) == 1
+
+
+@pytest.mark.parametrize("why", ["its code", "its kind", "signals", "the round", "its end"])
+def test_an_exit_is_awaited_where_it_may_say_more(why: str) -> None:
+    rules = msgspec.structs.replace(RULES, no_restart_exit_codes=(3,))
+    played = Played(rules if why == "its code" else RULES).working()
+    kind = FailureKind.EXCEPTION
+    match why:
+        case "its kind":
+            kind = FailureKind.COMMUNICATION
+        case "signals":
+            played.take(on.WorkerExited(an_exit(1, by=signal.SIGTERM)))
+        case "the round":
+            played.take(on.RoundEnded(a_change()))
+        case "its end":
+            played.take(on.WorkerExited(an_exit(0)))
+    assert played.take(fails(kind=kind)) == []
+    if why in ("its code", "its kind"):
+        assert played.take(on.WorkerExited(an_exit(0))) == [do.FindFailures((an_exit(0),))]
+
+
+def test_a_failure_of_an_earlier_round_changes_nothing() -> None:
+    played = Played().working()
+    assert played.take(on.WorkerFails(7, an_exit(0), a_failure())) == []
+
+
+def test_a_worker_that_fails_is_waited_for_while_others_are_kept() -> None:
+    played = keeping(0, 1)
+    played.take(fails())
+    assert played.machine.phase is Phase.UNWINDING
+    played.take(on.WorldAsked(1, 1))
+    assert played.take(on.WorkerParted(0)) == [
+        do.StopWorkers(5.0, signal.SIGTERM, (1,), ending=(0,))
+    ]
 
 
 def kept_in(phase: Phase) -> Played:

@@ -475,6 +475,35 @@ def test_remaining_processes_are_killed_after_the_grace(how: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_stop_leaves_a_worker_that_ends_by_itself_alone_and_kills_what_it_leaves() -> None:
+    before = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})"
+    ends = "signal.sigwait({signal.SIGUSR1}); sys.exit(1)"
+    code = f"{before}\n{LEAVES_CHILD}\n{ends}"
+
+    async def scenario() -> None:
+        async with Setup(spec(code, 0, "", CHILD_IGNORES_TERM), spec(SLEEP, 1)) as setup:
+            child = int(await setup.output.line(0))
+            stop = asyncio.create_task(setup.group.stop(600, ending=(0,)))
+            assert (await setup.exits.next()).local_rank == 1
+            assert alive(child)
+            setup.group.signal_leaders(signal.SIGUSR1)
+            assert (await setup.exits.next()).returncode == 1
+            assert await stop == ()
+            assert not alive(child)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_does_not_end_by_itself_is_killed_after_the_grace() -> None:
+    async def scenario() -> None:
+        async with Setup(spec(SLEEP)) as setup:
+            await setup.output.line()
+            assert await setup.group.stop(0.1, ending=(0,)) == ()
+            assert (await setup.exits.next()).signal == signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
 def test_a_stop_ends_with_the_last_process_of_the_group() -> None:
     async def scenario() -> None:
         async with Setup(spec(LEAVES_CHILD, 0, "stay", "")) as setup:

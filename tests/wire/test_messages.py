@@ -134,6 +134,7 @@ FROM_WORKER: tuple[local.FromWorker, ...] = (
     local.Regroup(),
     local.AskWorld(7),
     local.Raised(Failure(FailureKind.EXCEPTION, "boom", 0, 0, last_lines=("Traceback", "boom"))),
+    local.Fails(),
     local.Leave("enough"),
     local.Close(Outcome.SUCCEEDED, "trained"),
     local.Progressed(41),

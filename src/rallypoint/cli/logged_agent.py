@@ -27,9 +27,13 @@ def logged_work(log: EventWriter) -> type[RoundWorkers]:
 
     class LoggedWork(RoundWorkers):
         async def stop(
-            self, grace_s: float, first_signal: int = signal.SIGTERM, kept: Sequence[int] = ()
+            self,
+            grace_s: float,
+            first_signal: int = signal.SIGTERM,
+            kept: Sequence[int] = (),
+            ending: Sequence[int] = (),
         ) -> tuple[int, ...]:
-            left = await super().stop(grace_s, first_signal, kept)
+            left = await super().stop(grace_s, first_signal, kept, ending)
             log.write("stopped", round=self.number)
             return left
 

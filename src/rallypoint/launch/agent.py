@@ -202,6 +202,7 @@ class Agent:
                 parted=lambda local_rank: self._take(on.WorkerParted(local_rank)),
                 asked=lambda local_rank, number: self._take(on.WorldAsked(local_rank, number)),
                 raised=lambda local_rank, failure: self._take(on.WorkerRaised(local_rank, failure)),
+                fails=self._fails,
                 explain_s=None if config.unwind_s is None else explain_s,
             ),
         )
@@ -530,6 +531,20 @@ class Agent:
         assert self._work is not None
         return on.FailuresFound(await self._work.failures_of(exits))
 
+    def _fails(self, pid: int) -> None:
+        """An exception has left the program of this process, which still runs."""
+        work = self._work
+        if work is None:
+            return
+        for local_rank, each in work.group.pids.items():
+            if each == pid:
+                self._spawn(self._explain_early(work, local_rank, pid))
+
+    async def _explain_early(self, work: RoundWorkers, local_rank: int, pid: int) -> None:
+        exit = work.exit_by_error(local_rank, pid)
+        (failure,) = await work.failures_of([exit])
+        self._take(on.WorkerFails(work.number, exit, failure))
+
     def _stop_workers(self, action: do.StopWorkers) -> None:
         if self._leading is not None:
             self._leading.cancel()  # Its word is for this round.
@@ -537,7 +552,9 @@ class Agent:
 
     async def _stop(self, action: do.StopWorkers) -> on.Stopped:
         assert self._work is not None
-        left = await self._work.stop(action.grace_s, action.first_signal, action.kept)
+        left = await self._work.stop(
+            action.grace_s, action.first_signal, action.kept, action.ending
+        )
         self._watch.end_round()
         if not action.kept:
             self._work = None

@@ -119,12 +119,14 @@ class FindFailures(msgspec.Struct, frozen=True):
 class StopWorkers(msgspec.Struct, frozen=True):
     """Send a signal to the workers, and SIGKILL after `grace_s` seconds. Stopped follows.
 
-    `kept`: the local ranks of those that wait for the next world, and are left alone.
+    `kept`: the local ranks of those that wait for the next world, and are left alone. `ending`:
+    those that end by themselves, and get no first signal.
     """
 
     grace_s: float
     first_signal: int
     kept: tuple[int, ...] = ()
+    ending: tuple[int, ...] = ()
 
 
 class LengthenStop(msgspec.Struct, frozen=True):

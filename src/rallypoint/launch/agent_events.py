@@ -176,6 +176,17 @@ class WorkerRaised(msgspec.Struct, frozen=True):
     failure: Failure
 
 
+class WorkerFails(msgspec.Struct, frozen=True):
+    """An exception has left the program of a worker, whose process still has to end.
+
+    `exit`: how it will end. `failure`: why, as far as can be seen.
+    """
+
+    round: int
+    exit: WorkerExit
+    failure: Failure
+
+
 class LeaveAsked(msgspec.Struct, frozen=True):
     """A worker asks that its node leaves the run."""
 
@@ -299,6 +310,7 @@ Event: TypeAlias = (
     | WorkerParted
     | WorldAsked
     | WorkerRaised
+    | WorkerFails
     | LeaveAsked
     | Drained
     | DrainTold

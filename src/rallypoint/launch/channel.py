@@ -47,8 +47,8 @@ class Requests(msgspec.Struct, frozen=True):
     `progressed`: the worker of this local rank has come to this step. `dumps_stacks`: with this
     pid, it writes its stacks when it gets this signal, to the file that `stacks_file` names.
     `joined`, `parted`: it has a connection, or none any more. `asked`: it has left this round, and
-    waits for the next one. `raised`: the block of its world has ended with this. `explain_s`: see
-    local.Admitted.
+    waits for the next one. `raised`: the block of its world has ended with this. `fails`: an
+    exception has left the program of the worker with this pid. `explain_s`: see local.Admitted.
     """
 
     regroup: Callable[[], None]
@@ -62,6 +62,7 @@ class Requests(msgspec.Struct, frozen=True):
     parted: Callable[[int], None] = lambda local_rank: None
     asked: Callable[[int, int], None] = lambda local_rank, number: None
     raised: Callable[[int, Failure], None] = lambda local_rank, failure: None
+    fails: Callable[[int], None] = lambda pid: None
     explain_s: float | None = None
 
 
@@ -226,9 +227,15 @@ def is_of_this_user(connection: socket.socket) -> bool:
     """
     if sys.platform != "linux":
         return True
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, user, _ = _UCRED.unpack(credentials)
+    _, user = _peer_of(connection)
     return user in (0, os.geteuid())
+
+
+def _peer_of(connection: socket.socket) -> tuple[int, int]:
+    """The pid and the user of the process that has connected, as the kernel saw it. Linux only."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, user, _ = _UCRED.unpack(credentials)
+    return pid, user
 
 
 class WorkerLink(asyncio.Protocol):
@@ -287,6 +294,8 @@ class WorkerLink(asyncio.Protocol):
     def _take(self, message: local.FromWorker) -> None:
         if isinstance(message, local.Hello):
             self._admit(message)
+        elif isinstance(message, local.Fails):
+            self._pass_on_failure()
         elif self._round is None:
             self.send(local.Denied("the first message of a worker must be Hello"))
             self.cut()
@@ -307,6 +316,13 @@ class WorkerLink(asyncio.Protocol):
         channel.admit(self, self._transport)
         channel.requests.joined(hello.local_rank)
         self._tell_round(current, {})
+
+    def _pass_on_failure(self) -> None:
+        assert self._transport is not None
+        if sys.platform == "linux":
+            pid, _ = _peer_of(self._transport.get_extra_info("socket"))
+            self._channel.requests.fails(pid)
+        self.cut()
 
     def go_on(self, variables: dict[str, str]) -> None:
         """The worker was kept: it gets the present round."""
@@ -385,8 +401,8 @@ class WorkerLink(asyncio.Protocol):
                 self._channel.promised(self, message.step)
             case local.Yielded():
                 self._channel.requests.yielded(self.local_rank)
-            case local.Hello():
-                """A second hello changes nothing."""
+            case local.Hello() | local.Fails():
+                """A second hello changes nothing. The other one needs none: see `_take`."""
 
     def _spawn(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

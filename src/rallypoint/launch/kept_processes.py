@@ -96,11 +96,12 @@ class EachWorker:
         self,
         grace_s: float,
         first_signal: int = signal.SIGTERM,
+        ending: Sequence[int] = (),
         kept: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """See Workers. `kept`: the local ranks of workers that are left alone."""
         stops = [
-            place.group.stop(grace_s, first_signal)
+            place.group.stop(grace_s, first_signal, ending)
             for local_rank, place in self._places.items()
             if local_rank not in kept
         ]

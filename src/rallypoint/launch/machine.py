@@ -149,6 +149,8 @@ class AgentMachine:
         self._unreported: list[WorkerExit] = []
         self._failures: list[Failure] = []
         """The failures of this round so far."""
+        self._ending: dict[int, None] = {}
+        """The local ranks of the workers whose failure was told before their process had ended."""
         self._judged_from_s = 0.0
         self._patience_ends_s = 0.0
         self._unfit = ""
@@ -184,6 +186,7 @@ class AgentMachine:
             (self._goodbye, self._change, self._told_change, self._closed, repr(self._gone)),
             (self._wants_to_leave, self._drained, self._wants_regroup, self._running),
             (tuple(self._exits), tuple(self._unreported), tuple(self._failures)),
+            tuple(self._ending),
             (tuple(self._reached), self.warm.freeze(), tuple(self._yielded)),
             self._held and (self._held.reason, self._held.number, self._held.refused),
             (self._unfit, self._is_repeating, self._pause_s, self._keeping.freeze()),
@@ -217,6 +220,8 @@ class AgentMachine:
                 self._on_world_asked(event)
             case on.WorkerRaised():
                 return self._on_raised(event)
+            case on.WorkerFails():
+                return self._on_fails(event, now_s)
             case on.LeaveAsked(reason=reason):
                 self._wants_to_leave = reason
             case on.Drained():
@@ -267,6 +272,11 @@ class AgentMachine:
         self._running = tuple(each for each in self._running if each != exit.local_rank)
         if self.phase in (*_BETWEEN, *_OVER):
             return
+        if exit.local_rank in self._ending:
+            # Its failure is reported. That stays so if its last code calls os._exit(0).
+            failed = msgspec.structs.replace(exit, returncode=exit.returncode or 1, signal=None)
+            self._exits.append(failed)
+            return
         self._exits.append(exit)
         if exit.returncode != 0:
             self._unreported.append(exit)
@@ -291,6 +301,27 @@ class AgentMachine:
         if is_early or 1 in self._rules.no_restart_exit_codes:
             return []
         self._keeping.raised(event.local_rank)
+        return self._tell_failures([event.failure])
+
+    def _on_fails(self, event: on.WorkerFails, now_s: float) -> list[do.Action]:
+        """Report the error of a worker before its process has ended, which may take a second.
+
+        Wait for the exit if it may say more: its code may end the run; a communication error has a
+        cause, whose process may end first; and if another worker was signalled, this agent may be
+        signalled next.
+        """
+        local_rank = event.exit.local_rank
+        is_known = local_rank not in self._running or local_rank in self._ending
+        may_fail = self.phase in (Phase.WORKING, Phase.EXPLAINING) and not self._is_round_over
+        if event.round != self._number or is_known or not may_fail:
+            return []
+        if (
+            self._rules.no_restart_exit_codes
+            or event.failure.kind is FailureKind.COMMUNICATION
+            or now_s < self._judged_from_s
+        ):
+            return []
+        self._ending[local_rank] = None
         return self._tell_failures([event.failure])
 
     def _on_ended(self, change: Change) -> list[do.Action]:
@@ -578,6 +609,7 @@ class AgentMachine:
         self._wants_regroup = False
         self._yielded = {}
         self._exits, self._unreported, self._failures = [], [], []
+        self._ending = {}
         self._judged_from_s = self._patience_ends_s = 0.0
         said = do.Say(agent_messages.of_round(found), is_common=True)
         start = self.warm.how_to_start(now_s)
@@ -866,7 +898,8 @@ class AgentMachine:
     ) -> list[do.Action]:
         self.phase, self._after_stop, self._is_given_up = Phase.STOPPING, after, False
         self._kept = kept
-        return [do.StopWorkers(grace_s, int(first_signal), kept)]
+        ending = tuple(each for each in self._running if each in self._ending)
+        return [do.StopWorkers(grace_s, int(first_signal), kept, ending)]
 
     def _wait_for_stop(self, now_s: float) -> list[do.Action]:
         """Stop the workers with a grace. A second signal to the agent ends the grace."""

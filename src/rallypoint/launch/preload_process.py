@@ -20,6 +20,7 @@ decide whether warm starts are used; warm_starts.py does.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -58,6 +59,10 @@ PARENT_WITHIN_S = 10.0
 _HARMLESS_DEVICES = frozenset(
     {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
 )
+WORD_S = 1.0
+"""How many seconds a worker that ends may take to tell the agent why."""
+_RUNS_MODULES = ("_run_module_as_main", "runpy")
+"""The function that runs the program of `python -m`, and its module."""
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("!I")
 _PAUSE_S = 0.0005
@@ -137,6 +142,7 @@ def _help(task: dict[str, Any]) -> Exception | None:
     if task["do"] == PROBE:
         send_message(agent, {})
         os._exit(0)
+    atexit.register(_last_word.send_if_failed)
     error = _import_next_sitecustomize()
     _Preloader(agent).run().pass_through()
     return error
@@ -685,6 +691,8 @@ class _Gate:
             else:
                 env[name] = text
         _set_environment(env)
+        if self._given["agent"] is not None:
+            _last_word.keep(**self._given["agent"])
         send_message(self._sock, {})
         self._sock.close()
 
@@ -701,6 +709,57 @@ def _named(name: bytes) -> bytes:
     except OSError:
         pass  # It is for people only.
     return before
+
+
+class _LastWord:
+    """Tells the agent that an exception has left the program, before this process ends.
+
+    Python calls it last of all that was registered with `atexit`, since it was registered first. So
+    all code of the program that may run at its end has run, but destructors. Only Python's own end
+    follows. With large libraries it takes a second, in which the other nodes can stop already.
+    """
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._address = ""
+        self._word = b""
+
+    def keep(self, address: str, word: str) -> None:
+        """This process is a worker now. `word`: what to send to this address, in hex."""
+        self._pid, self._address, self._word = os.getpid(), address, bytes.fromhex(word)
+
+    def send_if_failed(self) -> None:
+        # A process that the worker has forked may end in the same way.
+        if os.getpid() != self._pid or not has_failed():
+            return
+        for stream in (sys.stdout, sys.stderr):  # As Python does next. The agent reads the text.
+            with contextlib.suppress(Exception):
+                stream.flush()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as agent:
+            agent.settimeout(WORD_S)
+            agent.connect(self._address)
+            agent.sendall(self._word)
+
+
+_last_word = _LastWord()
+
+
+def has_failed() -> bool:
+    """Whether an exception has left the program, which makes Python end with exit code 1.
+
+    False for SystemExit and KeyboardInterrupt, which end it otherwise. `sys.last_traceback` alone
+    does not tell: consoles and C code also set it, for errors after which the program goes on.
+    """
+    trace = getattr(sys, "last_traceback", None)
+    error = getattr(sys, "last_value", None)
+    if trace is None or isinstance(error, KeyboardInterrupt) or sys.flags.inspect:
+        return False
+    if os.environ.get("PYTHONINSPECT"):  # Python reads commands now, and ends as these say.
+        return False
+    frame: FrameType = trace.tb_frame
+    is_script = (frame.f_code.co_name, frame.f_globals.get("__name__")) == ("<module>", "__main__")
+    is_module = (frame.f_code.co_name, frame.f_globals.get("__name__")) == _RUNS_MODULES
+    return frame.f_back is None and (is_script or is_module)
 
 
 def _set_environment(env: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
+from rallypoint.client.agent_client import socket_address
 from rallypoint.core.printable import escaped
 from rallypoint.core.values import repr_without
 from rallypoint.launch import agent_events as on
@@ -36,6 +37,8 @@ from rallypoint.launch.worker_processes import (
     before_exec,
     warnings_of_forks_ignored,
 )
+from rallypoint.settings.worker import AGENT_VARIABLE
+from rallypoint.wire import local
 
 PROBE_S: Final = 30.0
 """How many seconds an interpreter may take to answer. It imports no module of the user."""
@@ -138,6 +141,14 @@ class ForkedProcess:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
             time.sleep(_PAUSE_S)
         return 0
+
+
+def _agent_of(spec: WorkerSpec) -> dict[str, str] | None:
+    """Where a worker tells that its program has failed, and with which bytes."""
+    path = spec.env.get(AGENT_VARIABLE)
+    if not path:
+        return None
+    return {"address": socket_address(path), "word": local.encode(local.Fails()).hex()}
 
 
 class Preloader:
@@ -349,7 +360,7 @@ class _Running:
                 # Before its program runs, which may start processes at once: the kernel ends only
                 # the worker itself if the agent is killed.
                 self._register(pid)
-                work = {"env": dict(spec.env), "cwd": spec.cwd}
+                work = {"env": dict(spec.env), "cwd": spec.cwd, "agent": _agent_of(spec)}
                 preload_process.send_message(gate, work, files)
                 preload_process.receive_message(gate)
             except (OSError, EOFError) as error:

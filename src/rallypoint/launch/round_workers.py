@@ -38,6 +38,8 @@ SIGNAL_SETTLE_S: Final = 0.3
 """How many seconds a worker's end by SIGTERM or similar is not judged: Slurm and systemd signal the
 workers and the agent some milliseconds apart, in either order.
 """
+UNCAUGHT_ERROR: Final = 1
+"""Python's exit code after an exception that the program has not caught."""
 NO_LIMIT: Final = 2**31 - 1
 """The value of TORCHELASTIC_MAX_RESTARTS without a limit."""
 
@@ -117,12 +119,16 @@ class RoundWorkers:
         return self.found.head.number
 
     async def stop(
-        self, grace_s: float, first_signal: int = signal.SIGTERM, kept: Sequence[int] = ()
+        self,
+        grace_s: float,
+        first_signal: int = signal.SIGTERM,
+        kept: Sequence[int] = (),
+        ending: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """See WorkerGroup.stop. `kept`: the local ranks of workers that are left alone."""
         if self._each is not None:
-            return await self._each.stop(grace_s, first_signal, kept)
-        return await self.group.stop(grace_s, first_signal)
+            return await self._each.stop(grace_s, first_signal, ending, kept)
+        return await self.group.stop(grace_s, first_signal, ending)
 
     def env(self, local_rank: int) -> Mapping[str, str]:
         """The environment of this worker in this round."""
@@ -136,6 +142,14 @@ class RoundWorkers:
         }
 
     # -- failures ------------------------------------------------------------------------------
+
+    def exit_by_error(self, local_rank: int, pid: int) -> WorkerExit:
+        """How a process ends whose program an exception has left."""
+        rank = self._specs[local_rank].rank
+        code = UNCAUGHT_ERROR
+        return WorkerExit(
+            local_rank=local_rank, rank=rank, pid=pid, returncode=code, signal=None, oom=False
+        )
 
     async def failures_of(self, exits: Sequence[WorkerExit]) -> tuple[Failure, ...]:
         """Why these workers have failed. Takes at most 2 x DRAIN_S."""

@@ -66,8 +66,13 @@ class Workers(Protocol):
     async def go_on(self) -> None:
         """Their next round begins: what happened on this machine before is of an earlier one."""
 
-    async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
-        """End every worker. Returns the local ranks of those that cannot be killed."""
+    async def stop(
+        self, grace_s: float, first_signal: int = signal.SIGTERM, ending: Sequence[int] = ()
+    ) -> tuple[int, ...]:
+        """End every worker. Returns the local ranks of those that cannot be killed.
+
+        `ending`: the local ranks of those that end by themselves, and get no first signal.
+        """
 
     def lengthen_stop(self, grace_s: float) -> None:
         """Give the stop that is under way `grace_s` seconds from now, if it has less."""

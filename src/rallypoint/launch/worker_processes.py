@@ -116,6 +116,8 @@ class Worker:
         self.exited: asyncio.Future[int]
         self.is_told = False
         self.killed_by_us = False
+        self.ends_by_itself = False
+        """Whether the present stop leaves it and its children alone until it has ended."""
         self.reaped = False
 
     def signal_group(self, number: int) -> None:
@@ -250,22 +252,28 @@ class WorkerGroup:
         self,
         grace_s: float,
         first_signal: int = signal.SIGTERM,
+        ending: Sequence[int] = (),
         *,
         kill_wait_s: float = guard_process.KILL_WITHIN_S,
     ) -> tuple[int, ...]:
         """End every worker and its whole session. Returns when all are reaped.
 
         Each group gets `first_signal`, and SIGKILL after `grace_s` seconds, with all processes that
-        its leader has left. A call while a stop is under way may shorten its grace, never lengthens
-        it (see `lengthen_stop`), and sends no further first signal. Idempotent. A cancellation only
-        ends the waiting. Returns the local ranks with a process that could not be killed within
-        `kill_wait_s` (one in uninterruptible sleep), normally none.
+        its leader has left. `ending`: the local ranks of workers that end by themselves: they get
+        no first signal, and what they leave is killed when they have ended. A call while a stop is
+        under way may shorten its grace, never lengthens it (see `lengthen_stop`), and sends no
+        further first signal. Idempotent. A cancellation only ends the waiting. Returns the local
+        ranks with a process that could not be killed within `kill_wait_s` (one in uninterruptible
+        sleep), normally none.
         """
         kill_at = asyncio.get_running_loop().time() + grace_s
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
         self._changed.set()
         if self._stopping is None:
-            self.signal_all(first_signal)
+            for worker in self._workers:
+                worker.ends_by_itself = worker.spec.local_rank in ending
+                if not worker.ends_by_itself:
+                    worker.signal_group(first_signal)
             self.signal_all(signal.SIGCONT)  # a stopped process cannot end on a signal
             self._stopping = asyncio.create_task(self._finish(kill_wait_s))
         return await asyncio.shield(self._stopping)
@@ -392,7 +400,8 @@ class WorkerGroup:
         """Wait until all processes of the worker's session have ended; kill them when due."""
         pause_s = _SEARCH_PAUSE_S
         while True:
-            kill = self._kill_at is None or self._kill_at <= asyncio.get_running_loop().time()
+            is_stopped = self._kill_at is not None and not worker.ends_by_itself
+            kill = not is_stopped or self._is_grace_over
             if kill:
                 worker.signal_group(signal.SIGKILL)
             search = functools.partial(_search_session, worker.pid, kill=kill)
@@ -400,6 +409,11 @@ class WorkerGroup:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _SEARCH_PAUSE_S_MAX)
+
+    @property
+    def _is_grace_over(self) -> bool:
+        kill_at = self._kill_at
+        return kill_at is not None and kill_at <= asyncio.get_running_loop().time()
 
     async def _finish(self, kill_wait_s: float) -> tuple[int, ...]:
         await self._spend_grace()

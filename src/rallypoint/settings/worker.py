@@ -42,8 +42,10 @@ _WORKER_NUMBERS: Final = {
     "nodes": "GROUP_WORLD_SIZE",
 }
 _OWN_LOCAL_RANK: Final = "RALLYPOINT_LOCAL_RANK"
+AGENT_VARIABLE: Final = "RALLYPOINT_AGENT"
+"""The address at which a worker reaches its agent."""
 _WORKER_TEXTS: Final = {
-    "agent": "RALLYPOINT_AGENT",
+    "agent": AGENT_VARIABLE,
     "secret": "RALLYPOINT_AGENT_SECRET",
     "run_id": "RALLYPOINT_RUN_ID",
     "node": "RALLYPOINT_NODE",

@@ -189,7 +189,9 @@ class SimulatedWorkers:
     async def go_on(self) -> None:
         """See Workers. How a worker ends is planned."""
 
-    async def stop(self, grace_s: float, first_signal: int = signal.SIGTERM) -> tuple[int, ...]:
+    async def stop(
+        self, grace_s: float, first_signal: int = signal.SIGTERM, ending: Sequence[int] = ()
+    ) -> tuple[int, ...]:
         """See Workers: each gets the signal, and SIGKILL when the grace is over."""
         kill_at_s = asyncio.get_running_loop().time() + grace_s
         if self._kill_at_s is not None:
@@ -197,7 +199,9 @@ class SimulatedWorkers:
         self._kill_at_s = kill_at_s
         self._changed.set()
         if self._stopping is None:
-            self.signal_leaders(first_signal)
+            for worker in self.living:
+                if worker.spec.local_rank not in ending:
+                    worker.signalled(first_signal)
             self._stopping = asyncio.get_running_loop().create_task(self._finish())
         return await asyncio.shield(self._stopping)
 

@@ -95,6 +95,13 @@ class Raised(LocalMessage, frozen=True, tag="raised"):
     failure: Failure
 
 
+class Fails(LocalMessage, frozen=True, tag="fails"):
+    """An exception has left the worker's program, and its process is about to end.
+
+    It needs no `Hello`: the kernel tells the agent which process has sent it.
+    """
+
+
 class Leave(LocalMessage, frozen=True, tag="leave"):
     """Take this node out of the run."""
 
@@ -144,6 +151,7 @@ FromWorker: TypeAlias = (
     | Regroup
     | AskWorld
     | Raised
+    | Fails
     | Leave
     | Close
     | Progressed
