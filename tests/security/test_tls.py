@@ -299,6 +299,7 @@ def test_a_client_that_speaks_tls_or_not_as_the_port_does_not_is_logged(
 ) -> None:
     """Once in a while: a health check repeats it. A client of ours has its own error."""
     LIMITS.reset()
+    caplog.set_level("INFO", "rallypoint")
 
     async def main() -> None:
         config = CoordinatorConfig(token=new_host_token()) if has_tls else CoordinatorConfig()
