@@ -296,3 +296,15 @@ def test_rounds_are_selected_by_keyboard_and_the_run_is_closed_after_a_question(
     page.locator(".chip", has_text="stopped").wait_for()
     assert close.is_disabled()
     found[0].code()
+
+
+def test_the_colours_may_change_between_two_parts_of_a_drawing(
+    look: Callable[..., Any], machine: Machine, serve: Callable[..., Served]
+) -> None:
+    """The rows are drawn in a frame of their own. `look` fails for an error of the page."""
+    endpoint = serve().endpoint
+    nodes(machine, endpoint, 2)
+    page = look(f"{endpoint}/#/runs/job")
+    page.get_by_role("region", name="Timeline: what each node did").wait_for()
+    for number in range(60):
+        page.emulate_media(color_scheme=("light", "dark")[number % 2])

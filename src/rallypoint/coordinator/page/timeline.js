@@ -303,7 +303,6 @@ export class Timeline {
     const { width } = this;
     if (!width || this.data.start === null) return;
     for (const each of this.modes) each.setAttribute("aria-pressed", String(each.dataset.mode === this.view.mode));
-    this.colours ??= this.readColours();
     const { from, to } = this.range();
     this.left = Math.min(170, Math.max(84, width * 0.16));
     this.plot = Math.max(50, width - this.left - 16);
@@ -333,6 +332,7 @@ export class Timeline {
       canvas.style.width = `${width}px`;
       canvas.style.height = `${height}px`;
     }
+    this.colours ??= this.readColours(); // They may change before the frame in which the rows are drawn.
     const c = canvas.getContext("2d");
     c.setTransform(ratio, 0, 0, ratio, 0, 0);
     c.clearRect(0, 0, width, height);
