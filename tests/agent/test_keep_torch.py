@@ -41,6 +41,7 @@ def test_survivors_of_a_frozen_node_keep_their_processes(machine: Machine) -> No
     options = (
         *("--keep-workers", "--expected-nodes", "3", "--last-call", "60"),
         *("--set", "suspect_after=2s", "--set", "lost_after=6s"),
+        *("--set", "unwind=60s"),  # A busy machine may need longer than the usual time.
     )
     program = machine.program(PROGRAM)
     agents = [machine.agent(n, *options, nnodes="2:3", program=program) for n in ("a", "b", "c")]

@@ -185,7 +185,7 @@ def test_a_signal_ends_all_processes_and_leaves_no_files(
         pids, made = pids_file.read_text().split()[:2], Path(pids_file.read_text().split()[2])
         assert (made / "left").exists()
         comparing.send_signal(number)
-        code = comparing.wait(30)
+        code = comparing.wait(100)
     finally:
         comparing.kill()
         comparing.wait()

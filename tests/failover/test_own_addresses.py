@@ -34,7 +34,8 @@ else:
     until_s = time.monotonic() + 60
     while True:
         try:
-            with socket.create_connection((host, port), timeout=5) as connection:
+            # A second connection would not be accepted, so the first one may take its time.
+            with socket.create_connection((host, port), timeout=60) as connection:
                 assert connection.recv(1) == b"!"
             break
         except OSError as error:

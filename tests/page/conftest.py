@@ -125,8 +125,9 @@ def coordinator() -> Iterator[Callable[..., Coordinator]]:
 
 
 def nodes(machine: Machine, endpoint: str, count: int, *more: str) -> list[Process]:
-    """Agents of one run, with a round."""
-    options = ("--run-id", "job", "--max-restarts", "3", *more)
+    """Agents of one run, with a round. All are in the first one, however busy the machine is."""
+    all_of_them = ("--expected-nodes", str(count), "--last-call", "60")
+    options = ("--run-id", "job", "--max-restarts", "3", *all_of_them, *more)
     found = [
         machine.agent(f"n{number}", *options, nnodes=f"{count - 1}:{count}", endpoint=endpoint)
         for number in range(count)
