@@ -20,6 +20,7 @@ from rallypoint.launch.preloader import (
     _PR_SET_CHILD_SUBREAPER,
     LINE_BYTES_MAX,
     LINES_MAX,
+    ForkedProcess,
     Preloader,
     PreloadPlan,
     become_subreaper,
@@ -335,6 +336,16 @@ def test_a_preloader_that_is_killed_tells_so_while_it_imports_and_after(tmp_path
     asyncio.run(dies())
 
 
+async def worker_of(told: Told, cwd: str | None) -> ForkedProcess:
+    """A worker that its preloader has started in this folder."""
+    env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    spec = WorkerSpec(argv=("x",), env=env, cwd=cwd, local_rank=0, rank=0)
+    with open(os.devnull, "r+") as file:  # noqa: PTH123
+        process = await asyncio.to_thread(told.preloader.take, spec, *[file.fileno()] * 3)
+    assert process is not None
+    return process
+
+
 def test_a_worker_is_registered_before_its_program_runs(tmp_path: Path) -> None:
     """Else what it has started is left if the agent is killed at this moment."""
     a_module(tmp_path, "")
@@ -343,11 +354,7 @@ def test_a_worker_is_registered_before_its_program_runs(tmp_path: Path) -> None:
         told = Told(tmp_path)
         told.preloader.start(["mine"])
         await told.next()
-        env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-        spec = WorkerSpec(argv=("x",), env=env, cwd=None, local_rank=0, rank=0)
-        with open(os.devnull, "r+") as file:  # noqa: PTH123
-            process = await asyncio.to_thread(told.preloader.take, spec, *[file.fileno()] * 3)
-        assert process is not None
+        process = await worker_of(told, None)
         assert told.groups[process.pid] is False
         await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED)
         assert (tmp_path / "ran").exists()
@@ -386,11 +393,7 @@ def test_a_preloader_and_its_standbys_have_names_and_a_worker_has_its_own(
         await told.next()
         wanted = {preload_process.PRELOADER_NAME.decode(), preload_process.STANDBY_NAME.decode()}
         await until(lambda: wanted <= names())
-        env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-        spec = WorkerSpec(argv=("x",), env=env, cwd=str(tmp_path), local_rank=0, rank=0)
-        with open(os.devnull, "r+") as file:  # noqa: PTH123
-            process = await asyncio.to_thread(told.preloader.take, spec, *[file.fileno()] * 3)
-        assert process is not None
+        process = await worker_of(told, str(tmp_path))
         await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED)
         told.preloader.close()
 

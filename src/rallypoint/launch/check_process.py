@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from rallypoint.core.printable import escaped, shortened
@@ -71,23 +71,16 @@ async def _run(command: str, limit_s: float, environment: Mapping[str, str], gro
         finally:
             os.close(written)
             os.close(gate)
-        groups.add(process.pid)
-        leader = guard_process.read_process(process.pid)
-        started = {process.pid: leader.start_time if leader is not None else 0}
-        # If this process ends before, the read fails, and the command never begins.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(opener, b"\n")
         is_late = False
-        try:
-            async with asyncio.timeout(limit_s):
-                await process.wait()
-        except TimeoutError:
-            is_late = True
-        finally:
+        async with _session(process.pid, groups):
+            # If this process ends before, the read fails, and the command never begins.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(opener, b"\n")
             try:
-                await call_from_loop(functools.partial(_end_session, started))
-            finally:
-                groups.remove(process.pid)
+                async with asyncio.timeout(limit_s):
+                    await process.wait()
+            except TimeoutError:
+                is_late = True
         # A process in uninterruptible sleep, because of a broken device, outlives its SIGKILL.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REAPED_S):
@@ -126,23 +119,31 @@ async def run_notice(
             )
         finally:
             os.close(written)
-        groups.add(process.pid)
-        leader = guard_process.read_process(process.pid)
-        started = {process.pid: leader.start_time if leader is not None else 0}
-        try:
-            async with asyncio.timeout(limit_s):
-                code = await process.wait()
-        except TimeoutError:
-            raise TimeoutError(f"no answer within {limit_s:g} s") from None
-        finally:
+        async with _session(process.pid, groups):
             try:
-                await call_from_loop(functools.partial(_end_session, started))
-            finally:
-                groups.remove(process.pid)
+                async with asyncio.timeout(limit_s):
+                    code = await process.wait()
+            except TimeoutError:
+                raise TimeoutError(f"no answer within {limit_s:g} s") from None
         kept.read()
     finally:
         kept.close()
     return code, bytes(kept.bytes).decode(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def _session(leader: int, groups: Groups) -> AsyncIterator[None]:
+    """The guard knows the session of this process meanwhile. At the end, all of it is ended."""
+    groups.add(leader)
+    found = guard_process.read_process(leader)
+    started = {leader: found.start_time if found is not None else 0}
+    try:
+        yield
+    finally:
+        try:
+            await call_from_loop(functools.partial(_end_session, started))
+        finally:
+            groups.remove(leader)
 
 
 class _Kept:
