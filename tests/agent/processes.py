@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,18 @@ class Process:
     """A process whose stdout and stderr are read together, line by line."""
 
     def __init__(
-        self, argv: list[str], env: dict[str, str], cwd: Path, name: str, *, read: bool = True
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        cwd: Path,
+        name: str,
+        *,
+        read: bool = True,
+        beside: Sequence[Process] = (),
     ) -> None:
+        """`beside`: those of the same test, whose lines are shown as well where this one fails."""
         self.name = name
+        self._beside = beside
         self.lines: list[str] = []
         self._found: dict[str, int] = {}  # where the search goes on, by source
         self._changed = threading.Condition()
@@ -151,7 +160,7 @@ class Process:
                 searched = len(self.lines)
                 left_s = ends_s - time.monotonic()
                 if self._is_over or left_s <= 0:
-                    raise AssertionError(f"{self.name} did not say {pattern!r}:\n{self.text}")
+                    raise AssertionError(f"{self.name} did not say {pattern!r}:\n{self._story}")
                 self._changed.wait(left_s)
 
     def rewind(self) -> None:
@@ -166,6 +175,14 @@ class Process:
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def _story(self) -> str:
+        """All that it and those beside it said."""
+        others = [process for process in self._beside if process is not self]
+        return "\n".join(
+            [self.text, *(f"--- {process.name} said:\n{process.text}" for process in others)]
+        )
 
     def workers(self, count: int, round: int | None = None) -> list[Worker]:
         """The next workers that start here (of PROGRAM), in the order of their ranks."""
@@ -188,7 +205,7 @@ class Process:
         try:
             code = self.popen.wait(within_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end:\n{self.text}") from None
+            raise AssertionError(f"{self.name} did not end:\n{self._story}") from None
         if self._reader.ident is not None:
             self._reader.join(within_s)
         return code
@@ -204,7 +221,7 @@ class Process:
     def ends(self, code: int, within_s: float = DEADLINE_S) -> str:
         """All it said, once it has ended with this code."""
         found = self.code(within_s)
-        assert found == code, f"{self.name} ended with {found}, not {code}:\n{self.text}"
+        assert found == code, f"{self.name} ended with {found}, not {code}:\n{self._story}"
         return self.text
 
 
@@ -232,8 +249,14 @@ class Machine:
         self, *arguments: str, name: str = "", env: dict[str, str] | None = None, read: bool = True
     ) -> Process:
         argv = [sys.executable, "-c", self.main, *arguments]
+        environment = self.env | (env or {})
         process = Process(
-            argv, self.env | (env or {}), self.directory, name or arguments[0], read=read
+            argv,
+            environment,
+            self.directory,
+            name or arguments[0],
+            read=read,
+            beside=self.processes,
         )
         self.processes.append(process)
         return process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import rallypoint
+from rallypoint.client.peer_sockets import freed
 from rallypoint.core.values import ChangeKind
 from rallypoint.testing import Cluster, NodeKilledError
 from tests.loops import open_sockets
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 ROOT = Path(__file__).parents[2]
@@ -94,6 +97,20 @@ def test_a_frozen_node_is_lost_and_may_come_back(cluster: Cluster) -> None:
     frozen.thaw()
     frozen.thaw()
     assert [each.size for each in cluster.meet()] == [3, 3, 3]
+
+
+def test_a_block_that_hangs_in_spite_of_all_is_told(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As gloo's sends do in a process that was frozen (peer_sockets.py)."""
+    cluster.start(2, min_nodes=1)
+    worlds = cluster.meet()
+    calls: list[int] = []
+    with caplog.at_level(logging.WARNING), freed(worlds[0], 0.05, lambda: calls.append(1)):
+        cluster.nodes[1].kill()
+        wait_until(lambda: "is still in its block" in caplog.text)
+    assert calls == [1]
+    assert f"round {worlds[0].number} has ended" in caplog.text
 
 
 def test_a_frozen_node_can_be_killed(cluster: Cluster) -> None:

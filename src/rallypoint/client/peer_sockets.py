@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import logging
 import os
 import socket
 import stat
@@ -26,6 +27,8 @@ from typing import Final, Protocol
 
 from rallypoint.client.blocking import World
 from rallypoint.core.values import Change
+
+_log = logging.getLogger("rallypoint.client")
 
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 """Only Linux has it. Elsewhere nothing is found, so nothing is shut down."""
@@ -137,13 +140,27 @@ class ServicePort:
 def freed(world: World, unwind_s: float, free: Callable[[], object]) -> Iterator[None]:
     """A block that may hang when the world ends. If it has not ended `unwind_s` later, call `free`.
 
-    `free` is called in a thread of its own.
+    `free` is called in a thread of its own. If the block has not ended another `unwind_s` later,
+    the program is told: gloo does not end a send that had begun before it saw the end of its
+    connection, as happens to a process that was frozen. Nothing but gloo's own timeout does.
+    Source: gloo, transport/tcp/pair.cc, signalException, which tells the buffers of all operations
+    but of those that wait to be written.
     """
     has_ended = threading.Event()
 
     def wait() -> None:
+        if has_ended.wait(unwind_s):
+            return
+        free()
         if not has_ended.wait(unwind_s):
-            free()
+            _log.warning(
+                "round %s has ended, but this worker is still in its block, %g s after the "
+                "connections of its collectives were ended. It hangs in a collective that its "
+                "library does not end before its own timeout, or in the program's own code. "
+                "`rallypoint run --keep-workers` starts such a worker again",
+                world.number,
+                unwind_s,
+            )
 
     def start(change: Change) -> None:
         threading.Thread(target=wait, name="rallypoint-unwind", daemon=True).start()
