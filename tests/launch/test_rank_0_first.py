@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -142,13 +143,31 @@ def test_a_lead_that_is_cut_short_lets_the_others_go() -> None:
     asyncio.run(scenario())
 
 
+@pytest.fixture(params=["kernel", "connection"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How it is found out: Linux's, and that of other systems."""
+    if request.param == "connection":
+        monkeypatch.setattr(rank_0_first, "_ASKS", 0)
+    elif not hasattr(socket, "AF_NETLINK"):
+        pytest.skip("only Linux lists its sockets")
+    return str(request.param)
+
+
 @pytest.mark.sockets
 @pytest.mark.parametrize("host", ["127.0.0.1", "::", ""])
-def test_a_port_of_this_machine_listens_or_does_not(host: str) -> None:
+def test_a_port_of_this_machine_listens_or_does_not(host: str, way: str) -> None:
     family = socket.AF_INET6 if host == "::" else socket.AF_INET
     with socket.create_server((host, 0), family=family) as server:
         port = server.getsockname()[1]
         assert asyncio.run(rank_0_first.listens(port))
+        server.setblocking(False)
+        with contextlib.ExitStack() as stack:
+            if way == "kernel":  # A program that counts its connections sees none of the agent's.
+                stack.enter_context(pytest.raises(BlockingIOError))
+            server.accept()[0].close()
+        # A port that a client has, in a connection to it, does not listen.
+        with socket.create_connection(server.getsockname()[:2]) as client:
+            assert not asyncio.run(rank_0_first.listens(client.getsockname()[1]))
     with socket.socket() as bound:
         bound.bind(("", 0))  # As a reservation: nobody else has this port, and nobody listens.
         assert not asyncio.run(rank_0_first.listens(bound.getsockname()[1]))
