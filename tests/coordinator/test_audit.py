@@ -181,6 +181,22 @@ def test_a_flood_of_refused_logins_makes_few_records_which_count_all() -> None:
     assert sum(each.get("count", 1) for each in records) == count
 
 
+def test_a_refused_login_is_recorded_with_the_status_of_its_answer() -> None:
+    lines = Lines()
+
+    async def main() -> list[int]:
+        async with audited(lines) as a:
+            first, _ = await a.ask("/api/v1/runs", token="no")
+            now_s = asyncio.get_running_loop().time()
+            while not a.server._logins.failed("127.0.0.1", now_s):
+                pass
+            then, _ = await a.ask("/api/v1/runs", token="no")
+            return [first, then]
+
+    assert run_clean(main) == [401, 429]
+    assert [each["status"] for each in lines.records()] == [401, 429]
+
+
 def test_strangers_at_many_addresses_do_not_hide_who_has_a_token() -> None:
     lines, holder = Lines(), Principal("dash", roles=(Role.VIEWER,))
     denial = Denial("not for this run", "", "run")
@@ -188,7 +204,7 @@ def test_strangers_at_many_addresses_do_not_hide_who_has_a_token() -> None:
     async def main() -> None:
         audit = Audit(lines.append)
         for number in range(2 * KEYS_MAX):
-            audit.login_refused(f"10.0.{number // 256}.{number % 256}", "the token is wrong")
+            audit.login_refused(f"10.0.{number // 256}.{number % 256}", "the token is wrong", 401)
         flood = len(lines)
         for number in range(2 * KEYS_MAX):
             audit.attach_denied(f"10.1.{number // 256}.{number % 256}", holder, "job-1", denial)
@@ -298,7 +314,7 @@ def test_the_addresses_of_an_ipv6_network_count_as_one() -> None:
     async def main() -> None:
         audit = Audit(lines.append)
         for number in range(count):
-            audit.login_refused(f"2001:db8:0:1::{number:x}", "the token is wrong")
+            audit.login_refused(f"2001:db8:0:1::{number:x}", "the token is wrong", 401)
         audit.close()
 
     run_clean(main)

@@ -30,10 +30,10 @@ def logged_work(log: EventWriter) -> type[RoundWorkers]:
             self,
             grace_s: float,
             first_signal: int = signal.SIGTERM,
-            kept: Sequence[int] = (),
             ending: Sequence[int] = (),
+            kept: Sequence[int] = (),
         ) -> tuple[int, ...]:
-            left = await super().stop(grace_s, first_signal, kept, ending)
+            left = await super().stop(grace_s, first_signal, ending, kept)
             log.write("stopped", round=self.number)
             return left
 

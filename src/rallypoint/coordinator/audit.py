@@ -102,9 +102,9 @@ class Audit:
 
     # -- what happened -------------------------------------------------------------------------
 
-    def login_refused(self, address: str | None, why: str) -> None:
-        """A request without an accepted token."""
-        self._refused(LOGIN, _address(address), detail=why, status=401)
+    def login_refused(self, address: str | None, why: str, status: int) -> None:
+        """A request without an accepted token, and the status of its answer."""
+        self._refused(LOGIN, _address(address), detail=why, status=status)
 
     def certificate_refused(self, address: str | None, why: str) -> None:
         """A connection with a certificate that is not accepted. It has sent no request."""

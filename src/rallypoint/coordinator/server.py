@@ -507,12 +507,12 @@ class CoordinatorServer:
             why = denied.message
             self.tallies.logins_refused += not is_asking
             waits_s = self._failed(request, denied)
+            response = http_api.unauthorized(request, self.tokens.first, denied, waits_s)
             if not is_asking:
-                self._audit.login_refused(request.remote, why)
+                self._audit.login_refused(request.remote, why, response.status)
             if not waits_s:
                 level = logging.INFO if is_asking else logging.WARNING
                 login_refused(request.remote, why, level)
-            response = http_api.unauthorized(request, self.tokens.first, denied, waits_s)
         # otherwise its connection would count as a stranger's for ever
         return _last(request, response)
 
@@ -535,8 +535,9 @@ class CoordinatorServer:
             return response
         denied = self.tokens.revocation(principal.id, f"token {principal.label}")
         assert denied is not None
-        self._audit.login_refused(request.remote, denied.message)
-        return _last(request, http_api.unauthorized(request, self.tokens.first, denied))
+        refusal = http_api.unauthorized(request, self.tokens.first, denied)
+        self._audit.login_refused(request.remote, denied.message, refusal.status)
+        return _last(request, refusal)
 
     async def _audited(
         self, request: web.Request, handler: Handler, account: Account

@@ -553,7 +553,7 @@ class Agent:
     async def _stop(self, action: do.StopWorkers) -> on.Stopped:
         assert self._work is not None
         left = await self._work.stop(
-            action.grace_s, action.first_signal, action.kept, action.ending
+            action.grace_s, action.first_signal, action.ending, action.kept
         )
         self._watch.end_round()
         if not action.kept:

@@ -122,8 +122,8 @@ class RoundWorkers:
         self,
         grace_s: float,
         first_signal: int = signal.SIGTERM,
-        kept: Sequence[int] = (),
         ending: Sequence[int] = (),
+        kept: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """See WorkerGroup.stop. `kept`: the local ranks of workers that are left alone."""
         if self._each is not None:
