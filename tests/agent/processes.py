@@ -72,6 +72,13 @@ def is_stopped(pid: int) -> bool:
     return False
 
 
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to processes. The end of one may have ended another before its turn."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def gone(pids: Iterable[int], within_s: float = DEADLINE_S) -> None:
     """Wait until none of these processes is alive."""
     numbers = list(pids)
@@ -292,10 +299,8 @@ class Machine:
         wait_until(lambda: all(map(is_stopped, pids)))
 
     def thaw(self, *pids: int) -> None:
-        for pid in pids:
-            self.frozen.discard(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        self.frozen.difference_update(pids)
+        signal_all(pids, signal.SIGCONT)
 
     def close(self) -> None:
         """End all. A guard ends what its agent leaves behind."""

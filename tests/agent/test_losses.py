@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.agent.processes import MAIN, Machine, alive, gone, program_with
+from tests.agent.processes import MAIN, Machine, alive, gone, program_with, signal_all
 
 pytestmark = pytest.mark.processes
 
@@ -91,8 +91,7 @@ def test_the_cause_is_found_although_communication_errors_come_first(machine: Ma
     names = ("a", "b", "culprit")
     agents = [machine.agent(name, *PATIENT_RUN, nnodes="3", program=program) for name in names]
     pids = [int(agent.line(r"ready (\d+)")[1]) for agent in agents]
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
+    signal_all(pids, signal.SIGUSR1)
     for agent in agents:
         text = agent.ends(1)
         assert "error: run 'test' has ended: failed: a worker failed on culprit" in text
@@ -108,8 +107,7 @@ def test_a_workers_output_stays_on_its_node_if_it_shares_no_lines(machine: Machi
     options = (*PATIENT_RUN, "--share-lines", "0")
     agents = [machine.agent(name, *options, nnodes="3", program=program) for name in names]
     pids = [int(agent.line(r"ready (\d+)")[1]) for agent in agents]
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
+    signal_all(pids, signal.SIGUSR1)
     for name, agent in zip(names, agents, strict=True):
         text = agent.ends(1)
         assert "error: run 'test' has ended: failed: a worker failed on culprit" in text
@@ -124,16 +122,14 @@ def test_the_cause_may_be_another_worker_of_the_same_node(machine: Machine) -> N
     options = ("--nproc-per-node", "3", *PATIENT_RUN)
     agent = machine.agent("a", *options, nnodes="1", program=machine.program(code))
     pids = [int(agent.line(r"ready (\d+)")[1]) for _ in range(3)]  # before the first of them fails
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
+    signal_all(pids, signal.SIGUSR1)
     text = agent.ends(1)
     assert "ValueError: bad batch" in text.rpartition("error: run")[2], text
 
 
 def test_a_program_that_fails_on_every_node_at_once_is_charged_once(machine: Machine) -> None:
     agents = [machine.agent(name, "--max-restarts", "1", nnodes="2") for name in ("a", "b")]
-    for worker in [agent.worker(1) for agent in agents]:
-        os.kill(worker.pid, signal.SIGUSR1)
+    signal_all([agent.worker(1).pid for agent in agents], signal.SIGUSR1)
     for worker in [agent.worker(2) for agent in agents]:
         os.kill(worker.pid, signal.SIGUSR2)
     for agent in agents:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.processes import signal_all
 from tests.ports import free_port
 
 pytestmark = pytest.mark.processes
@@ -40,8 +41,7 @@ class Programs:
         return process
 
     def clean_up(self) -> None:
-        for pid in self.children:
-            os.kill(pid, signal.SIGKILL)
+        signal_all(self.children, signal.SIGKILL)
         for process in self.processes:
             process.kill()
             process.wait()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.bench.processes import PACKAGE_ROOT, tree_of, wait_until
+from tests.agent.processes import signal_all
 
 pytestmark = [
     pytest.mark.processes,
@@ -72,9 +73,7 @@ class Measuring:
         return self.process.returncode, said
 
     def kill(self) -> None:
-        for pid in _with(self.mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        signal_all(_with(self.mark), signal.SIGKILL)
         self.process.communicate()
 
 

@@ -6,7 +6,6 @@ cluster's DNS is a dnsmasq that knows a pod from when it is published.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rallypoint.security.authority import new_host_token
-from tests.agent.processes import Process, gone
+from tests.agent.processes import Process, gone, signal_all
 from tests.clusters.hosts import Hosts, need
 from tests.clusters.programs import STEADY
 from tests.environments.recorded import pod
@@ -81,8 +80,7 @@ class Pods:
         host = self.hosts[self._names[index]]
         host.pull_cable()
         pids = host.pids("rallypoint") + host.pids("steady.py")
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        signal_all(pids, signal.SIGKILL)
         gone(pids)
 
     def come_back(self, index: int, address: str) -> None:

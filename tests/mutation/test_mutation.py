@@ -186,6 +186,6 @@ def test_an_interrupted_campaign_tells_what_survived(
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_a_share_of_the_mutants_is_killed_by_the_known_killers(tmp_path: Path) -> None:
-    done = run("--share", "60", "--state", str(tmp_path / "state.json"))
+    done = run("--share", "120", "--state", str(tmp_path / "state.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert " killed" in done.stdout

@@ -7,7 +7,6 @@ What an agent prints is kept apart from its workers' stderr: a traceback among i
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import sys
@@ -25,7 +24,7 @@ from rallypoint.cli import api
 from rallypoint.cli.api import NoSuchRunError
 from rallypoint.endpoints import parse_endpoint
 from rallypoint.errors import CoordinatorError
-from tests.agent.processes import Machine, Process, alive
+from tests.agent.processes import Machine, Process, alive, signal_all
 from tests.ports import free_port
 from tests.waiting import wait_until
 
@@ -82,8 +81,7 @@ class Node:
     def die(self) -> None:
         """As when a machine is lost: everything on it at once. Workers have sessions of their own,
         so no signal to a group reaches them all."""
-        for pid in self.tree():
-            os.kill(pid, signal.SIGKILL)
+        signal_all(self.tree(), signal.SIGKILL)
         self.process.popen.wait()
 
     def ends_well(self) -> None:
@@ -255,7 +253,5 @@ class Job:
         """End all that is left. Only what was started here carries the mark."""
         until_s = time.monotonic() + 30
         while (pids := self.left()) and time.monotonic() < until_s:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_all(pids, signal.SIGKILL)
         self.machine.close()

@@ -11,7 +11,7 @@ from tests.kinds import seeds
 FILES = 4
 PART = 50
 """How many seeds are one test."""
-PARTS = seeds(0, 16, 160)
+PARTS = seeds(0, 8, 160)
 """The tests of one file."""
 
 
