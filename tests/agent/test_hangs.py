@@ -139,6 +139,27 @@ def test_a_pattern_that_never_matches_is_said_once_and_ends_nothing(machine: Mac
     assert "advanced" not in text
 
 
+def test_a_pattern_that_takes_too_long_for_a_line_stops_no_agent(machine: Machine) -> None:
+    """Python's own re would search for years, and keep its lock: the node would be lost."""
+    setup = """
+import threading
+
+def write():
+    while True:
+        say("a" * 60 + "b")
+        time.sleep(0.05)
+
+threading.Thread(target=write, daemon=True).start()
+"""
+    program = machine.program(program_with(setup), "writes.py")
+    options = ("--hang", "^(?:a|aa)+$", "--hang-timeout", "4s", *QUICK)
+    a = machine.agent("a", *options, nnodes="1", program=program)
+    a.line(r"warning: --hang: the pattern takes more than 0\.1 s for lines such as 'aaaa")
+    os.kill(a.worker(1).pid, signal.SIGUSR2)
+    text = a.ends(0)
+    assert text.count("warning: --hang") == 1
+
+
 @pytest.mark.parametrize(
     ("rule", "why"),
     [

@@ -19,7 +19,7 @@ from rallypoint import runtime
 from rallypoint.client.node import Node, Round
 from rallypoint.client.stack_dump import FILE_PREFIX
 from rallypoint.core.stacks import WorkerStack
-from rallypoint.launch.progress_rule import OutputReader
+from rallypoint.launch.progress_rule import SEARCH_S, OutputReader
 from rallypoint.launch.worker_stacks import Asked, Dump
 from rallypoint.settings import HangRule
 
@@ -67,6 +67,7 @@ class HangWatch:
         self._has_advanced = False
         """Whether a worker of this node has ever advanced."""
         self._has_warned = False
+        self._has_given_up = False
         self._told_back: dict[int, None] = {}
         if rule is not None and rule.is_output:
             node.watch_from_start()
@@ -131,7 +132,7 @@ class HangWatch:
         if reader is None or loop is None or self._rule is None or self._rule.path:
             return
         has_advanced = reader.feed(stream, data)
-        is_odd = reader.went_back is not None or bool(reader.not_a_number)
+        is_odd = reader.went_back is not None or bool(reader.not_a_number or reader.too_slow)
         if not (has_advanced or is_odd) or local_rank in self._pending:
             return
         self._pending.add(local_rank)
@@ -151,8 +152,15 @@ class HangWatch:
                 f"warning: --hang: the group of the pattern matches {reader.not_a_number!r}, which "
                 "is no number, so that is no progress"
             )
+        if reader.too_slow and not self._has_given_up:
+            self._has_given_up = True
+            self._say(
+                f"warning: --hang: the pattern takes more than {SEARCH_S:g} s for lines such as "
+                f"{reader.too_slow!r}, so any output of that worker counts as progress from now "
+                "on"
+            )
         step, last = reader.step, self._steps.get(local_rank)
-        if step is None:
+        if step is None or reader.too_slow:
             if has_advanced:
                 self._advance(None)
         elif last is None or step > last:

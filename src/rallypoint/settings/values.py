@@ -233,14 +233,16 @@ def parse_hang(text: str) -> HangRule:
         if not path or "\0" in path:
             raise ValueError(f"must name a file after file:, not {shortened(text)!r}")
         return HangRule(path=path)
+    import regex  # It searches later: see launch/progress_rule.py. Most processes need no pattern.
+
     try:
-        found = re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        found = regex.compile(text)
+    except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(
             f"must be output, file:PATH or a regular expression, and {shortened(text)!r} does not "
             f"compile: {error}"
         ) from error
-    if found.search("") is not None:
+    if found.search("", timeout=1.0) is not None:
         raise ValueError(f"must be a regular expression that not every line matches, not {text!r}")
     return HangRule(pattern=text)
 
